@@ -1,0 +1,37 @@
+"""What is done before Hydra makes a run's folder: refuse what composing can find, or look first (`plan=true`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from runner.config import check, register_resolvers
+from runner.errors import ConfigError
+from runner.folder import holds_a_run
+
+register_resolvers()
+
+
+class BeforeRun(Callback):
+    """Hydra's callback of a single run; it speaks by SystemExit, for Hydra turns a callback's exceptions into warnings."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            checked = check(config)
+            if checked.plan:
+                from runner.plan import show_plan
+
+                show_plan(checked)
+                raise SystemExit(0)
+            folder = Path(config.hydra.run.dir)
+            if holds_a_run(folder):
+                raise ConfigError(f"hydra.run.dir={folder} holds a run already; give a folder of its own")
+        except ConfigError as error:
+            raise Refused(str(error)) from error
+
+
+class Refused(SystemExit):
+    """The user's mistake, found before anything was written; `code` is the message."""

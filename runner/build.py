@@ -1,0 +1,95 @@
+"""A config node is the object: `{_target_: dotted.path, key: value, ...}` -> what that target returns."""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from runner.errors import ConfigError, did_you_mean
+
+
+def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
+    """Call the node's `_target_` with its keys, after `args`; nested nodes are built first.
+
+    `key` is where the node stands in the config. `_partial_: true` returns the call unmade, `_args_` adds positional
+    arguments. Raises ConfigError where the target does not exist, does not take these arguments (bound against its
+    signature before the call), or answers them with a ValueError; any other exception is the target's own and passes.
+    """
+    path = node.get("_target_")
+    if not isinstance(path, str):
+        raise ConfigError(f"{key}._target_ is {path!r}; give the dotted path of a class or function")
+    target = locate(path, f"{key}._target_")
+    given = {name: _nested(value, f"{key}.{name}") for name, value in node.items() if not _is_directive(name)}
+    args = (*args, *(_nested(value, f"{key}._args_") for value in node.get("_args_", ())))
+    given.update(kwargs)
+    _bind(target, path, key, args, given)
+    if node.get("_partial_"):
+        return partial(target, *args, **given)
+    try:
+        return target(*args, **given)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{key}: {path} refused its arguments: {error}") from error
+
+
+def locate(path: str, key: str) -> Callable[..., Any]:
+    """Import a dotted path to a class or function; ConfigError says which part of it does not exist."""
+    parts = path.split(".")
+    module = None
+    for count in range(len(parts) - 1, 0, -1):
+        try:
+            module = import_module(".".join(parts[:count]))
+            break
+        except ModuleNotFoundError as error:
+            if not f"{path}.".startswith(f"{error.name}."):
+                raise ConfigError(f"{key}: importing {path} needs the module {error.name}, which is not installed") from error
+    if module is None:
+        raise ConfigError(f"{key}: {path!r} does not exist; there is no module {parts[0]!r} here")
+    found: Any = module
+    for depth, name in enumerate(parts[count:], count):
+        if not hasattr(found, name):
+            where = ".".join(parts[:depth])
+            raise ConfigError(f"{key}: {path!r} does not exist; {where} has no {name}{did_you_mean(name, dir(found))}")
+        found = getattr(found, name)
+    if not callable(found):
+        raise ConfigError(f"{key}: {path} is a {type(found).__name__}; it must be a class or function")
+    return found
+
+
+def _is_directive(name: str) -> bool:
+    return name in ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
+
+
+def _nested(value: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(value, key)
+        return {name: _nested(item, f"{key}.{name}") for name, item in value.items()}
+    if isinstance(value, list):
+        return [_nested(item, f"{key}[{index}]") for index, item in enumerate(value)]
+    return value
+
+
+def _bind(target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # some builtins have none to read
+        return
+    parameters = signature.parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in given:
+            if name not in parameters:
+                raise ConfigError(f"{key}.{name}: {path} takes no {name}{did_you_mean(name, parameters)}")
+    try:
+        signature.bind(*args, **given)
+    except TypeError as error:
+        raise ConfigError(f"{key}: {path} cannot be called so: {error}; it takes {signature}") from error
+    for name, value in given.items():
+        default = parameters[name].default if name in parameters else None
+        if isinstance(value, str) and type(default) in (builtins.int, builtins.float, builtins.bool):
+            raise ConfigError(f"{key}.{name} is {value!r}; {path} expects a number or true/false, such as {default!r}")

@@ -1,0 +1,194 @@
+"""The schema of the composed config, what can be checked of it without a model, and its hash. Knows no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Optional
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from runner.errors import ConfigError, did_you_mean
+from runner.patterns import parse_all
+
+_HERE = Path(__file__).resolve().parent
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in a wheel; in a checkout
+
+# What only says where and how a run is carried out; two configs that differ just in these are the same run.
+NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost")
+
+
+class Buffers(Enum):
+    live = "live"
+    frozen = "frozen"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+# OmegaConf reads Optional and Dict, not the newer spellings.
+@dataclass
+class Model:
+    build: dict[str, Any] = MISSING
+    head: Any = "auto"  # a pattern, a list of them, or auto
+    input: list[int] = MISSING
+    classes: int = MISSING
+
+
+@dataclass
+class Freeze:
+    patterns: list[str] = MISSING
+    keep: list[str] = field(default_factory=list)
+    buffers: Buffers = Buffers.live
+
+
+@dataclass
+class PatternLr:
+    pattern: str = MISSING
+    lr: float = MISSING
+
+
+@dataclass
+class Groups:
+    cut: dict[str, Any] = MISSING
+    names: list[str] = field(default_factory=list)
+    lr: list[PatternLr] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    """One run, whole: every key of `conf/config.yaml`, typed."""
+
+    model: Model = field(default_factory=Model)
+    method: dict[str, Any] = MISSING
+    freeze: Freeze = field(default_factory=Freeze)
+    groups: Groups = field(default_factory=Groups)
+    optimizer: dict[str, Any] = MISSING
+    scheduler: dict[str, Any] = MISSING
+    task: dict[str, Any] = MISSING
+    data: dict[str, Any] = MISSING
+    batches: int = 10
+    seed: int = 0
+    device: Device = Device.auto
+    threads: Any = "auto"  # a number, or auto
+    deterministic: bool = False
+    clip: Optional[float] = None  # noqa: UP045
+    zero_grad_to_none: bool = True
+    save: bool = False
+    strict: bool = False
+    plan: bool = False
+
+
+def check(composed: DictConfig) -> Config:
+    """The composed config as typed data, refused where composing alone can tell that it is wrong.
+
+    Raises ConfigError for unknown keys, wrong types, missing values, numbers out of range, malformed patterns and
+    extras that are not installed.
+    """
+    typed = _typed(composed)
+    for key in sorted(OmegaConf.missing_keys(typed)):
+        raise ConfigError(f"{key} is missing; give {key}=...")
+    try:
+        config = OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_said(error)) from error
+    assert isinstance(config, Config)
+    _check_numbers(config)
+    _check_patterns(config)
+    if config.save and find_spec("safetensors") is None:
+        raise ConfigError("save=true needs safetensors; install it with: pip install 'freeze-runner[save]'")
+    return config
+
+
+def known_keys() -> list[str]:
+    """Every key of the schema, dotted, nodes with a `_target_` as one."""
+
+    def below(schema: type, prefix: str) -> list[str]:
+        keys = []
+        for entry in fields(schema):
+            keys.append(prefix + entry.name)
+            if isinstance(entry.default_factory, type) and is_dataclass(entry.default_factory):
+                keys += below(entry.default_factory, f"{prefix}{entry.name}.")
+        return keys
+
+    return below(Config, "")
+
+
+def config_hash(composed: DictConfig) -> str:
+    """The first 8 hex digits of sha256 over the config as JSON, without what only says where and how it runs."""
+    plain = OmegaConf.to_container(_typed(composed), resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    hashed = {key: value for key, value in plain.items() if key not in NOT_HASHED}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_name(composed: DictConfig) -> str:
+    """The folder of one run in a sweep, `METHOD__FREEZE__sSEED__HASH8`; needs the `hydra` node."""
+    choices = composed.hydra.runtime.choices
+    method, freeze = (str(choices.get(noun, "custom")).replace("/", "-") for noun in ("method", "freeze"))
+    return f"{method}__{freeze}__s{composed.seed}__{config_hash(composed)}"
+
+
+def register_resolvers() -> None:
+    """Make `${config_hash:}` and `${run_name:}` known to OmegaConf, in this process and in any worker."""
+    OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(_root_), replace=True)
+    OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+
+
+def _typed(composed: DictConfig) -> DictConfig:
+    # Hydra lets `+typo=1` through even where a schema is declared; merging into the schema again does not.
+    own = {key: composed._get_node(key) for key in composed if key != "hydra"}
+    try:
+        return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(own))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(_said(error)) from error
+
+
+def _said(error: OmegaConfBaseException) -> str:
+    key = error.full_key or str(error.key or "")
+    if isinstance(error, ConfigKeyError):
+        return f"{key}: no such key{did_you_mean(key, known_keys())}"
+    return f"{key}: {(error.msg or str(error)).splitlines()[0]}"
+
+
+def _check_numbers(config: Config) -> None:
+    batch_size = config.data.get("batch_size", 1)
+    for key, value in {"batches": config.batches, "data.batch_size": batch_size, "model.classes": config.model.classes}.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{key} is {value!r}; it must be a whole number of 1 or more")
+    if not config.model.input or min(config.model.input) < 1:
+        raise ConfigError(f"model.input is {config.model.input}; give the shape of one sample, e.g. [3,224,224]")
+    threads = config.threads
+    if threads != "auto" and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise ConfigError(f"threads is {threads!r}; give auto or a whole number of 1 or more")
+    if not 0 <= config.seed < 2**63:
+        raise ConfigError(f"seed is {config.seed}; it must lie between 0 and 2**63 - 1")
+    if config.clip is not None and not config.clip > 0:
+        raise ConfigError(f"clip is {config.clip}; give the largest norm of all gradients together, above 0, or null")
+
+
+def _check_patterns(config: Config) -> None:
+    parse_all(config.freeze.patterns, "freeze.patterns")
+    parse_all(config.freeze.keep, "freeze.keep")
+    for text in config.freeze.keep:
+        if text in config.freeze.patterns:
+            raise ConfigError(f"{text!r} stands in freeze.patterns and in freeze.keep; take it out of one of them")
+    parse_all(config.groups.names, "groups.names")
+    parse_all([entry.pattern for entry in config.groups.lr], "groups.lr")
+    for entry in config.groups.lr:
+        if not entry.lr >= 0:
+            raise ConfigError(f"groups.lr: the learning rate of {entry.pattern!r} is {entry.lr}; it must be 0 or more")
+    if config.model.head != "auto":
+        heads = [config.model.head] if isinstance(config.model.head, str) else config.model.head
+        if not heads or not isinstance(heads, list):
+            raise ConfigError(f"model.head is {config.model.head!r}; give a pattern, a list of patterns, or auto")
+        parse_all(heads, "model.head")

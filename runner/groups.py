@@ -1,0 +1,104 @@
+"""How parameters are cut into the optimizer's groups, and learning rates by pattern.
+
+A group is torch's own: a dict with `params` and options, and always a `name`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from runner.errors import ConfigError
+from runner.patterns import parse
+from runner.selection import Scope, Selection
+
+Group = dict[str, Any]
+Cut = Callable[[nn.Module, Selection], list[Group]]
+
+
+def by_role(model: nn.Module, selection: Selection) -> list[Group]:
+    """Two groups, `frozen` and `trainable`."""
+    parameters = list(model.parameters())
+    return [
+        {"name": "frozen", "params": [p for p in parameters if p in selection]},
+        {"name": "trainable", "params": [p for p in parameters if p not in selection]},
+    ]
+
+
+def all_in_one(model: nn.Module, selection: Selection) -> list[Group]:
+    """One group, `all`."""
+    return [{"name": "all", "params": list(model.parameters())}]
+
+
+def by_parameter(model: nn.Module, selection: Selection) -> list[Group]:
+    """One group a parameter, with its name; a tied parameter is one."""
+    return [{"name": name, "params": [parameter]} for name, parameter in model.named_parameters()]
+
+
+def by_module(model: nn.Module, selection: Selection, names: Sequence[str] = ()) -> list[Group]:
+    """One group a pattern in `names`, first match wins; a parameter that none matches is in no group."""
+    if not names:
+        raise ConfigError("groups=module needs the modules' names, e.g. 'groups.names=[conv1,fc]'")
+    return [{"name": name, "params": params} for name, params in _claims(model, selection, names, "groups.names")]
+
+
+def with_lrs(groups: list[Group], model: nn.Module, selection: Selection, lrs: Sequence[tuple[str, float]]) -> list[Group]:
+    """The groups with learning rates by pattern, first match wins.
+
+    A group whose parameters take different rates becomes `NAME/PATTERN` for each pattern, and `NAME` for the rest.
+    """
+    rate_of, label_of = {}, {}
+    claims = _claims(model, selection, [pattern for pattern, _ in lrs], "groups.lr")
+    for (pattern, params), (_, lr) in zip(claims, lrs, strict=True):
+        for parameter in params:
+            rate_of[id(parameter)], label_of[id(parameter)] = lr, pattern
+    cut = []
+    for group in groups:
+        parts = _partition(group, lambda p: label_of.get(id(p)))
+        for label, part in parts.items():
+            if label is not None:
+                part["lr"] = rate_of[id(part["params"][0])]
+                if len(parts) > 1:
+                    part["name"] = f"{group['name']}/{label}"
+        cut += parts.values()
+    return cut
+
+
+def by_frozen(groups: list[Group], selection: Selection, **options: Any) -> list[Group]:
+    """The groups with each half-frozen one split into `NAME` and `NAME/frozen`; the frozen ones take `options`."""
+    cut = []
+    for group in groups:
+        parts = _partition(group, lambda p: p in selection)
+        for frozen, part in sorted(parts.items()):
+            if frozen:
+                part.update(options)
+                if len(parts) > 1:
+                    part["name"] = f"{group['name']}/frozen"
+            cut.append(part)
+    return cut
+
+
+def without_empty(groups: list[Group]) -> list[Group]:
+    """The groups that hold parameters, or all of them where none does."""
+    return [group for group in groups if group["params"]] or groups
+
+
+def _partition(group: Group, label: Callable[[nn.Parameter], Any]) -> dict[Any, Group]:
+    parts: dict[Any, Group] = {}
+    for parameter in group["params"]:
+        parts.setdefault(label(parameter), {**group, "params": []})["params"].append(parameter)
+    return parts or {None: group}
+
+
+def _claims(
+    model: nn.Module, selection: Selection, patterns: Sequence[str], key: str
+) -> list[tuple[str, list[nn.Parameter]]]:
+    scope = Scope(model, selection.head)
+    parameters, taken, claims = dict(model.named_parameters()), set[str](), []
+    for text in patterns:
+        reached = scope.reach(parse(text, key), key)
+        claims.append((text, [p for name, p in parameters.items() if name in reached - taken]))
+        taken |= reached
+    return claims

@@ -1,0 +1,205 @@
+"""One composed config -> one run, carried out in its folder: the log, the files, and what is said of a failure."""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from torch import nn
+
+from runner.config import CONF, Config, check, config_hash
+from runner.errors import ConfigError, SkippedError
+from runner.experiment import Outcome, experiment
+from runner.folder import CHANGES, LOG, STEPS, WEIGHTS, csv_text, write_record, write_text, write_whole
+from runner.provenance import git, versions
+from runner.train import Step
+from runner.verdict import counts, run_verdict
+from runner.watch import COLUMNS, Row
+
+log = logging.getLogger("runner")
+
+
+@dataclass
+class Result:
+    """A run that ended. `record` is what `run.json` holds; `model` is trained, with its flags and modes restored."""
+
+    folder: Path
+    record: dict[str, Any]
+    exit_code: int
+    rows: list[Row] = field(default_factory=list)
+    model: nn.Module | None = None
+
+    @property
+    def status(self) -> str:
+        return self.record["status"]
+
+    @property
+    def verdict(self) -> str | None:
+        return self.record["verdict"]
+
+
+def run(*overrides: str) -> Result:
+    """One run from Python, as `python -m runner OVERRIDES...` makes it, files included; it never exits.
+
+    Raises ConfigError, a ValueError, for what the command line would refuse with exit code 2, and whatever a run that
+    fails raises.
+    """
+    outer = GlobalHydra.instance().hydra  # `run` may be called inside another Hydra app
+    GlobalHydra.instance().clear()
+    errors: list[BaseException] = []
+    try:
+        with initialize_config_dir(config_dir=str(CONF), job_name="runner", version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            done = hydra.run("config", lambda cfg: perform(cfg, on_error=errors.append), list(overrides), False)
+    except SystemExit as refused:
+        raise ConfigError(str(refused.code)) from refused
+    finally:
+        GlobalHydra.instance().hydra = outer
+    if errors:
+        raise errors[0]
+    return done.return_value
+
+
+def perform(
+    composed: DictConfig,
+    on_step: Callable[[Step], None] = lambda step: None,
+    on_error: Callable[[BaseException], None] = lambda error: None,
+) -> Result:
+    """Carry out one run in the folder that Hydra made for it, and write its files, whatever happens.
+
+    A failure is logged with its traceback, recorded in `run.json`, handed to `on_error`, and not raised.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    config = check(composed)
+    record = {
+        "status": "failed",
+        "reason": "",
+        "verdict": None,
+        "counts": counts(()),
+        "loss_first": None,
+        "loss_last": None,
+        "looks": [],
+        "notes": [],
+        "overrides": list(hydra.overrides.task),
+        "config_hash": config_hash(composed),
+        "seed": config.seed,
+        "threads": None,
+        "device": config.device.value,
+        "trained_digest": None,
+        "cost": {},
+        "versions": versions(),
+        "git": git(),
+    }
+    result = Result(folder, record, exit_code=1)
+    with logging_to(folder / LOG):
+        log.info("%s in %s", " ".join(record["overrides"]) or "(no overrides)", folder)
+        try:
+            outcome = experiment(config, on_step)
+            measured(result, outcome, config)
+        except SkippedError as skipped:
+            record.update(status="skipped", reason=str(skipped))
+            result.exit_code = 2
+        except KeyboardInterrupt:
+            record.update(status="interrupted", reason="interrupted before the first step")
+            result.exit_code = 130
+        except Exception as error:
+            record["reason"] = str(error) if isinstance(error, ConfigError) else brief(error)
+            result.exit_code = 2 if isinstance(error, ConfigError) else 1
+            log.error("%s\n%s", record["reason"], traceback.format_exc())
+            on_error(error)
+        write_record(folder, record)
+        log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
+    return result
+
+
+def measured(result: Result, outcome: Outcome, config: Config) -> None:
+    """Write the files of a run that trained, and complete its record."""
+    losses = outcome.losses
+    notes = [*outcome.selection.notes, *remarks(outcome, losses)]
+    result.rows, result.model = outcome.rows, outcome.model
+    result.record.update(
+        status="interrupted" if outcome.interrupted else "finished",
+        reason=f"interrupted after step {len(losses)} of {config.batches}" if outcome.interrupted else "",
+        verdict=run_verdict(outcome.rows),
+        counts=counts(outcome.rows),
+        loss_first=finite(losses[0]) if losses else None,
+        loss_last=finite(losses[-1]) if losses else None,
+        looks=outcome.looks,
+        notes=notes,
+        threads=outcome.threads,
+        device=outcome.device,
+        trained_digest=outcome.trained_digest,
+    )
+    for note in notes:
+        log.warning("%s", note)
+    write_text(result.folder / CHANGES, csv_text(COLUMNS, outcome.rows))
+    write_text(result.folder / STEPS, steps_text(outcome.steps, losses))
+    if config.save:
+        from safetensors.torch import save_model
+
+        write_whole(result.folder / WEIGHTS, lambda beside: save_model(outcome.model, str(beside)))
+    strayed = result.record["counts"]["leaked"] + result.record["counts"]["idle"]
+    result.exit_code = 130 if outcome.interrupted else 3 if config.strict and strayed else 0
+
+
+def steps_text(steps: list[Step], losses: list[float]) -> str:
+    """`steps.csv`: a row a step, a column a group that the run had at any time."""
+    names = dict.fromkeys(name for step in steps for name in step.lrs)
+    rows = [
+        {"step": step.number, "loss": loss, "seconds": step.seconds, **{f"lr/{n}": lr for n, lr in step.lrs.items()}}
+        for step, loss in zip(steps, losses, strict=True)
+    ]
+    return csv_text(["step", "loss", "seconds", *(f"lr/{name}" for name in names)], rows)
+
+
+def remarks(outcome: Outcome, losses: list[float]) -> Iterator[str]:
+    """What the user should be told though nothing stopped."""
+    parameters = [row for row in outcome.rows if row["kind"] == "parameter"]
+    if parameters and all(row["frozen"] for row in parameters):
+        yield "every parameter is declared frozen: nothing trains"
+    broken = next((number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
+    if broken is not None:
+        yield f"the loss became {losses[broken - 1]} at step {broken}"
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is NaN or infinite, which JSON cannot hold; `steps.csv` has it as it was."""
+    return value if math.isfinite(value) else None
+
+
+def brief(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Send this project's log, and other libraries' warnings, to a file for as long as the block lasts."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root, level, propagate = logging.getLogger(), log.level, log.propagate
+    root.addHandler(handler)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # the terminal has the summary
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
+        handler.close()

@@ -1,0 +1,50 @@
+"""What a run sets of the machine: device, threads, determinism, random state. All but the device is put back."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy
+import torch
+
+from runner.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `auto`, `cpu`, `cuda` or `mps`; ConfigError where it is not there."""
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if name == "auto":
+        return torch.device(next((kind for kind, is_there in there.items() if is_there()), "cpu"))
+    if name in there and not there[name]():
+        raise ConfigError(f"device={name} is not available here; give device=cpu or device=auto")
+    return torch.device(name)
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch on every device."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def machine(threads: int | str, deterministic: bool) -> Iterator[None]:
+    """Set threads and determinism; on leaving, put them and the random state back as they were."""
+    was_threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    was_random = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    if threads != "auto":
+        torch.set_num_threads(int(threads))
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(was_threads)
+        torch.use_deterministic_algorithms(was_deterministic)
+        random.setstate(was_random[0])
+        numpy.random.set_state(was_random[1])
+        torch.set_rng_state(was_random[2])

@@ -1,0 +1,1 @@
+"""Ways to freeze, one file a method."""

@@ -1,0 +1,30 @@
+"""A small model that has what matters for freezing: BatchNorm, a tied pair of weights, and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """`body` -> BatchNorm -> two layers that share one weight -> `head`.
+
+    `features`: shape of one sample, flattened on entry; `width`: hidden units; `classes`: outputs.
+    """
+
+    def __init__(self, features: Sequence[int], width: int = 32, classes: int = 10) -> None:
+        super().__init__()
+        self.body = nn.Linear(prod(features), width)
+        self.norm = nn.BatchNorm1d(width)
+        self.there = nn.Linear(width, width)
+        self.back = nn.Linear(width, width)
+        self.back.weight = self.there.weight
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, *features) -> (N, classes)."""
+        x = self.norm(self.body(x.flatten(1))).relu()
+        x = self.back(self.there(x).relu()).relu()
+        return self.head(x)

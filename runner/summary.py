@@ -1,0 +1,100 @@
+"""What a person reads on the terminal when a run has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+COLOURS = {"held": "green", "leaked": "bold red", "idle": "yellow", "returned": "yellow"}
+
+
+class Ended(Protocol):
+    """A result, as far as a summary reads it."""
+
+    folder: Any
+    record: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+@contextmanager
+def progress(batches: int, console: Console) -> Iterator[Any]:
+    """A progress bar on a terminal, nothing in a pipe; yields what to call after each step."""
+    if not console.is_terminal:
+        yield lambda step: None
+        return
+    columns = TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("train", total=batches)
+        yield lambda step: bar.advance(task)
+
+
+def show(result: Ended, title: str, console: Console) -> None:
+    """The whole summary: what was asked, held or leaked, the largest mover of each verdict, where the files are."""
+    record, rows = result.record, result.rows
+    console.print(f"[bold]{escape(title)}[/]")
+    if record["status"] in ("failed", "skipped") or not rows:
+        console.print(f"{record['status'].upper()}  {escape(record['reason'])}")
+        console.print(f"log and record in {escape(str(result.folder))}")
+        return
+    console.print(answer(record, rows))
+    table = Table("verdict", "count", "largest mover", "change", "of its start", "cause", box=None, pad_edge=False)
+    for verdict, count in record["counts"].items():
+        if count:
+            table.add_row(*_mover(verdict, [row for row in rows if row["verdict"] == verdict]))
+    print_table(table, console)
+    first, last = ("not finite" if loss is None else f"{loss:.4g}" for loss in (record["loss_first"], record["loss_last"]))
+    console.print(f"loss {first} -> {last}, bits compared after steps {', '.join(map(str, record['looks'])) or '(none)'}")
+    for note in [*record["notes"], *filter(None, [record["reason"]])]:
+        console.print(f"[yellow]note:[/] {escape(note)}")
+    console.print(f"files: {escape(str(result.folder))}")
+
+
+def answer(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Held or leaked, in one line."""
+    frozen = [row for row in rows if row["frozen"]]
+    drifted = record["counts"]["drifted"]
+    beside = f"; {drifted} live buffers drifted, as PyTorch's do" if drifted else ""
+    if not frozen:
+        return f"[bold]NOTHING FROZEN[/]  no parameter was declared frozen{beside}"
+    leaks = [row for row in frozen if row["verdict"] == "leaked"]
+    if leaks:
+        worst = max(leaks, key=_distance)
+        return (
+            f"[bold red]LEAKED[/]  {len(leaks)} of {len(frozen)} frozen tensors changed, most of all "
+            f"{escape(worst['name'])}{beside}"
+        )
+    return f"[bold green]HELD[/]  all {len(frozen)} frozen tensors kept every bit{beside}"
+
+
+def line(result: Ended) -> str:
+    """One run of a sweep, in one line."""
+    record = result.record
+    word = record["verdict"] or record["status"]
+    return f"{result.folder.name}  {word}{'  ' + record['reason'] if record['reason'] else ''}"
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table; in a pipe, which has no width, no cell is cut."""
+    console.print(table, width=None if console.is_terminal else max(80, console.measure(table).maximum))
+
+
+def _mover(verdict: str, rows: list[dict[str, Any]]) -> list[str]:
+    most = max(rows, key=_distance)
+    colour = COLOURS.get(verdict)
+    causes = ", ".join(sorted({row["cause"] for row in rows if row["cause"]}))
+    label = f"[{colour}]{verdict}[/]" if colour else verdict
+    if not most["moved"]:
+        return [label, str(len(rows)), "", "", "", causes]
+    share = "" if most["change_rel"] is None else f"{most['change_rel']:.2%}"
+    return [label, str(len(rows)), escape(most["name"]), f"{most['change_l2']:.4g}", share, causes]
+
+
+def _distance(row: dict[str, Any]) -> tuple[bool, float]:
+    change = row["change_rel"] if row["change_rel"] is not None else row["change_l2"]
+    return row["moved"], float("inf") if change != change else change

@@ -1,0 +1,106 @@
+"""A sweep: the grid's cells, checked before any runs; duplicates dropped; one table, read back from files, at the end."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from runner.config import check, config_hash, run_name
+from runner.errors import ConfigError
+from runner.report.read import Record, read_record
+
+if TYPE_CHECKING:
+    from hydra_plugins.freeze_sweeper import FreezeSweeper
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep: its overrides, its folder, and whether leaking or idling makes its exit code 3."""
+
+    overrides: list[str]
+    folder: Path
+    strict: bool
+
+    @property
+    def record(self) -> Record | None:
+        return read_record(self.folder)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.record and self.record["status"] == "finished")
+
+
+def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
+    """Run the grid that `arguments` span, write the sweep's files, and leave by SystemExit where not all is well.
+
+    Raises ConfigError before anything is written where any cell cannot be composed.
+    """
+    assert sweeper.config is not None
+    assert sweeper.launcher is not None
+    folder = Path(sweeper.config.hydra.sweep.dir)
+    cells, dropped = grid(sweeper, arguments, folder)
+    if dropped:
+        print(f"{dropped} of {dropped + len(cells)} runs dropped: the same config as another in the grid")
+    if sweeper.config.plan:
+        for cell in cells:
+            print(f"{'finished' if cell.finished else 'to run  '}  {cell.folder}  {' '.join(cell.overrides)}")
+        return
+    kept = [cell for cell in cells if cell.finished]
+    if kept:
+        print(f"{len(kept)} of {len(cells)} runs are finished already and kept")
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(sweeper.config, folder / "multirun.yaml")
+    interrupted = False
+    try:
+        left = [cell.overrides for cell in cells if not cell.finished]
+        if left:
+            sweeper.launcher.launch(left, initial_job_idx=0)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        conclude(folder)
+    if code := 130 if interrupted else exit_code(cells):
+        sys.exit(code)
+
+
+def grid(sweeper: FreezeSweeper, arguments: list[str], folder: Path) -> tuple[list[Cell], int]:
+    """The distinct cells, each composed and checked, and how many were dropped as duplicates."""
+    assert sweeper.hydra_context is not None
+    assert sweeper.config is not None
+    loader = sweeper.hydra_context.config_loader
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*sweeper._parse_config(), *arguments])
+    (spanned,) = sweeper.split_arguments(parsed, max_batch_size=None)
+    cells: dict[str, Cell] = {}
+    for overrides in spanned:
+        composed = loader.load_sweep_config(sweeper.config, list(overrides))
+        try:
+            strict = check(composed).strict
+        except ConfigError as error:
+            raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
+        cells.setdefault(config_hash(composed), Cell(overrides, folder / run_name(composed), strict))
+    return list(cells.values()), len(spanned) - len(cells)
+
+
+def conclude(folder: Path) -> None:
+    """Write the sweep's tables from its run folders, and print one."""
+    from rich.console import Console
+
+    from runner.report.table import print_comparison, write_tables
+
+    comparison = write_tables(folder)
+    print_comparison(comparison, Console(highlight=False, soft_wrap=True))
+    print(f"files: {folder}")
+
+
+def exit_code(cells: list[Cell]) -> int:
+    """1 where a run failed, else 3 where a strict one leaked or idled, else 0; a skipped run is a row and no failure."""
+    records = [(cell, cell.record) for cell in cells]
+    if any(record is None or record["status"] == "failed" for _, record in records):
+        return 1
+    strayed = [cell for cell, record in records if record and record["counts"]["leaked"] + record["counts"]["idle"]]
+    return 3 if any(cell.strict for cell in strayed) else 0

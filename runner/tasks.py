@@ -1,0 +1,36 @@
+"""How a batch becomes a loss: any callable `task(model, batch) -> loss`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from runner.data import Batch
+from runner.errors import ConfigError
+
+
+class Classification:
+    """Mean cross entropy of (N, classes) logits against (N,) targets.
+
+    Raises ConfigError for targets outside the head's classes (on a CPU; a GPU reports them from its own assertion) and
+    for a batch of one that BatchNorm cannot normalise.
+    """
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        x, y = batch
+        try:
+            logits = model(x)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise ConfigError(
+                    f"data.batch_size={len(x)}: BatchNorm cannot normalise one value per channel; give 2 or more, "
+                    "or hold it in inference mode with freeze.buffers=frozen"
+                ) from error
+            raise
+        try:
+            return functional.cross_entropy(logits, y)
+        except IndexError as error:
+            raise ConfigError(
+                f"data: a target lies outside the head's {logits.shape[1]} classes (targets run from {int(y.min())} to "
+                f"{int(y.max())}); give model.classes"
+            ) from error

@@ -1,0 +1,93 @@
+"""The tensors of a model: every parameter and buffer once, with all its names, in the order of registration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from runner.errors import ConfigError
+
+_WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put before a name
+
+
+@dataclass
+class Entry:
+    """One tensor of a model. `name` is the first it was registered under, `aliases` are the others (tied tensors)."""
+
+    name: str
+    kind: Literal["parameter", "buffer"]
+    owner: str
+    module_type: str
+    tensor: Tensor
+    aliases: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [self.name, *self.aliases]
+
+
+def entries(model: nn.Module) -> dict[str, Entry]:
+    """Every parameter and buffer by name: each module in `named_modules()` order, its parameters, then its buffers.
+
+    Non-persistent buffers are included. A tensor is told by identity, never by value: one that is registered under
+    several names is one entry.
+    """
+    found: dict[int, Entry] = {}
+    for owner, module in model.named_modules(remove_duplicate=False):
+        own = [("parameter", name, value) for name, value in module._parameters.items()]
+        own += [("buffer", name, value) for name, value in module._buffers.items()]
+        for kind, name, value in own:
+            if value is None:
+                continue
+            full = f"{owner}.{name}" if owner else name
+            if id(value) in found:
+                found[id(value)].aliases.append(full)
+            else:
+                found[id(value)] = Entry(full, kind, owner, type(module).__name__, value)  # type: ignore[arg-type]
+    return {entry.name: entry for entry in found.values()}
+
+
+def look_through(name: str) -> str:
+    """The name without the prefixes that wrappers add (`module.`, `_orig_mod.`)."""
+    parts = name.split(".")
+    while parts and parts[0] in _WRAPPERS:
+        parts = parts[1:]
+    return ".".join(part for part in parts if part != "_orig_mod")
+
+
+def refuse_unless_dense(model: nn.Module) -> None:
+    """Raise ConfigError unless every tensor is dense, whole in this process, and holds values."""
+    for name, entry in entries(model).items():
+        tensor = entry.tensor
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            what = "not initialised yet (a lazy module); run one batch through the model in the function that builds it"
+        elif tensor.is_meta:
+            what = "on the meta device and holds no values; build the model on a real one"
+        elif tensor.layout is not torch.strided or tensor.is_quantized:
+            what = f"{'quantised' if tensor.is_quantized else 'sparse'}; only dense tensors can be watched bit by bit"
+        elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            what = f"a {type(tensor).__name__} (sharded or quantised); one process and dense tensors are needed"
+        else:
+            continue
+        raise ConfigError(f"model: {name} is {what}")
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of any dtype hold the same bits; -0.0 and 0.0 differ, equal NaN bits do not."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(bits(one), bits(other))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The tensor's bits as a flat integer tensor, without a copy where its memory is contiguous."""
+    flat = tensor.detach().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
+    return flat.view(_INTEGER_OF_SIZE[flat.element_size()])
+
+
+_INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -1,0 +1,63 @@
+"""Evidence -> a word, and a cause. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PARAMETER_VERDICTS = ("held", "returned", "leaked", "trained", "idle")
+BUFFER_VERDICTS = ("still", "drifted")
+VERDICTS = PARAMETER_VERDICTS + BUFFER_VERDICTS
+
+
+@dataclass
+class Evidence:
+    """What was seen of one tensor at the looks.
+
+    `differed`: its bits were not those of the start at one look or more. `gradients`: of each look while it had not
+    moved, `none`, `zero` or `present`. `lrs`: its group's rates at those looks.
+    """
+
+    differed: bool = False
+    gradients: set[str] = field(default_factory=set)
+    lrs: set[float] = field(default_factory=set)
+
+
+def verdict(kind: str, frozen: bool, moved: bool, differed: bool) -> str:
+    """The word of the contract for a parameter or buffer, declared frozen or not."""
+    if kind == "buffer" and not frozen:
+        return "drifted" if moved or differed else "still"
+    if moved:
+        return "leaked" if frozen else "trained"
+    if differed:
+        return "returned"
+    return "held" if frozen else "idle"
+
+
+def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) -> str:
+    """Why a trainable parameter did not move by a bit."""
+    if optimizer_known and not in_optimizer:
+        return "not_in_optimizer"
+    if not evidence.gradients:
+        return "unknown"  # nothing was looked at while gradients were there
+    if evidence.gradients == {"none"}:
+        return "no_gradient"
+    if "present" not in evidence.gradients:
+        return "zero_gradient"
+    if evidence.lrs == {0.0}:
+        return "lr_zero"
+    return "rounded_away"
+
+
+def run_verdict(rows: Iterable[Mapping[str, Any]]) -> str:
+    """`leaked` where anything declared frozen leaked, otherwise `held`."""
+    return "leaked" if any(row["verdict"] == "leaked" for row in rows) else "held"
+
+
+def counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many rows have each verdict."""
+    count = dict.fromkeys(VERDICTS, 0)
+    for row in rows:
+        count[row["verdict"]] += 1
+    return count

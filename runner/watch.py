@@ -1,0 +1,174 @@
+"""The audit: watches anyone's training loop, changes nothing, and says of every tensor what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from runner.changes import Snapshot, change, snapshot
+from runner.errors import ConfigError
+from runner.selection import Selection, from_flags, select
+from runner.tensors import entries, refuse_unless_dense, same_bits
+from runner.verdict import Evidence, idle_cause, verdict
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Row = dict[str, Any]
+
+COLUMNS = (
+    "name", "aliases", "kind", "module_type", "shape", "numel", "dtype", "frozen", "group", "lr", "requires_grad",
+    "initial_l2", "change_l2", "change_rel", "change_max", "moved", "verdict", "cause",
+)  # fmt: skip
+
+
+class LeakError(AssertionError):
+    """A tensor declared frozen changed."""
+
+
+@dataclass
+class Report:
+    """What an audit saw; filled when it ends. `looks` are the numbers of the steps after which bits were compared."""
+
+    rows: list[Row] = field(default_factory=list)
+    looks: list[int] = field(default_factory=list)
+
+    @property
+    def frame(self) -> DataFrame:
+        """The rows as a pandas DataFrame with the columns of `changes.csv`."""
+        from pandas import DataFrame
+
+        return DataFrame(self.rows, columns=list(COLUMNS))
+
+    @property
+    def leaks(self) -> list[str]:
+        """The names of what was declared frozen and moved."""
+        return [row["name"] for row in self.rows if row["verdict"] == "leaked"]
+
+    def raise_if_leaked(self) -> None:
+        """Raise LeakError with the names and causes of all leaks, if there are any."""
+        leaks = [f"{row['name']} ({row['cause']})" for row in self.rows if row["verdict"] == "leaked"]
+        if leaks:
+            raise LeakError(f"{len(leaks)} frozen tensors changed: {', '.join(leaks)}")
+
+
+@contextmanager
+def audit(
+    model: nn.Module,
+    frozen: Selection | Sequence[str] | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    every: int | None = None,
+    *,
+    before: Snapshot | None = None,
+) -> Iterator[Report]:
+    """Watch the training inside the `with` block; the report is complete when the block is left.
+
+    `frozen`: patterns, a Selection, or None for whatever has `requires_grad` False on entry. `optimizer`: one, several,
+    or None; their steps are counted, and bits are compared after steps 1, 2, 4, 8, ... or each `every` steps, and on
+    leaving. `before`: a snapshot to compare with, where one was taken earlier. Raises ConfigError, a ValueError, for bad
+    patterns and for tensors that are not dense.
+    """
+    refuse_unless_dense(model)
+    if every is not None and every < 1:
+        raise ConfigError(f"every is {every}; give the number of steps between looks, 1 or more")
+    if isinstance(frozen, str):
+        raise ConfigError(f"frozen is {frozen!r}; give a list of patterns, [{frozen!r}]")
+    if frozen is None:
+        frozen = from_flags(model)
+    elif not isinstance(frozen, Selection):
+        frozen = select(model, frozen)
+    optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    watch = _Watch(model, frozen, optimizers, every, before or snapshot(model))
+    hooks = [one.register_step_post_hook(partial(watch.after_step, index)) for index, one in enumerate(optimizers)]
+    try:
+        yield watch.report
+    finally:
+        for hook in hooks:
+            hook.remove()
+        watch.finish()
+
+
+class _Watch:
+    def __init__(
+        self, model: nn.Module, selection: Selection, optimizers: list[Optimizer], every: int | None, before: Snapshot
+    ) -> None:
+        self.model, self.selection, self.optimizers, self.every, self.before = model, selection, optimizers, every, before
+        self.report = Report()
+        self.evidence = {name: Evidence() for name in before.entries}
+        self.steps = [0] * len(optimizers)
+
+    def after_step(self, index: int, *_: Any) -> None:
+        self.steps[index] += 1
+        step = self.steps[index]
+        if step % self.every == 0 if self.every else step & (step - 1) == 0:
+            self.look(step)
+
+    def look(self, step: int) -> None:
+        if step not in self.report.looks:
+            self.report.looks.append(step)
+        group_of = self.groups()
+        for name, entry in entries(self.model).items():
+            seen = self.evidence.get(name)
+            if seen is None or seen.differed:
+                continue
+            seen.differed = not same_bits(self.before.values[name], entry.tensor)
+            if not seen.differed and entry.kind == "parameter":
+                grad = entry.tensor.grad
+                seen.gradients.add("none" if grad is None else "present" if bool(grad.any()) else "zero")
+                seen.lrs.add(group_of.get(id(entry.tensor), ("", 0.0))[1])
+
+    def finish(self) -> None:
+        last = max(self.steps, default=0)
+        if last and last not in self.report.looks:
+            self.look(last)
+        now, group_of = entries(self.model), self.groups()
+        for name, was in self.before.entries.items():
+            after = now.get(name)
+            self.report.rows.append(self.row(was, after.tensor if after else None, group_of))
+
+    def row(self, was: Any, after: Any, group_of: dict[int, tuple[str, float]]) -> Row:
+        moved_by = change(self.before.values[was.name], after)
+        seen = self.evidence[was.name]
+        declared = self.selection.parameters if was.kind == "parameter" else self.selection.buffers
+        frozen = was.name in declared
+        word = verdict(was.kind, frozen, moved_by.moved, seen.differed)
+        group, lr = group_of.get(id(was.tensor), ("", None))
+        cause = "unknown" if word == "leaked" else ""
+        if word == "idle":
+            cause = idle_cause(seen, bool(self.optimizers), group != "")
+        return {
+            "name": was.name,
+            "aliases": "|".join(was.aliases),
+            "kind": was.kind,
+            "module_type": was.module_type,
+            "shape": "x".join(map(str, was.tensor.shape)),
+            "numel": was.tensor.numel(),
+            "dtype": str(was.tensor.dtype).removeprefix("torch."),
+            "frozen": frozen,
+            "group": group,
+            "lr": lr,
+            "requires_grad": bool(after is not None and after.requires_grad),
+            "initial_l2": moved_by.initial_l2,
+            "change_l2": moved_by.change_l2,
+            "change_rel": moved_by.change_rel,
+            "change_max": moved_by.change_max,
+            "moved": moved_by.moved,
+            "verdict": word,
+            "cause": cause,
+        }
+
+    def groups(self) -> dict[int, tuple[str, float]]:
+        """Of each tensor in an optimizer, by identity: its group's name (its position where it has none) and rate."""
+        found = {}
+        for number, optimizer in enumerate(self.optimizers):
+            for position, group in enumerate(optimizer.param_groups):
+                place = f"{number}.{position}" if len(self.optimizers) > 1 else str(position)
+                for parameter in group["params"]:
+                    found[id(parameter)] = (str(group.get("name", place)), float(group.get("lr", float("nan"))))
+        return found
