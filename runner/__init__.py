@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runner.methods.base import FreezingMethod as FreezingMethod
     from runner.job import run as run
+    from runner.methods.base import FreezingMethod as FreezingMethod
     from runner.selection import select as select
     from runner.watch import audit as audit
 

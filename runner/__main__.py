@@ -40,7 +40,7 @@ def main() -> int:
     try:
         job()
     except KeyboardInterrupt:
-        print("interrupted; what was measured is written", file=sys.stderr)
+        print("freeze-runner: interrupted", file=sys.stderr)
         return 130
     except Refused as refused:
         return refuse(str(refused.code))

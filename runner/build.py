@@ -47,7 +47,9 @@ def locate(path: str, key: str) -> Callable[..., Any]:
             break
         except ModuleNotFoundError as error:
             if not f"{path}.".startswith(f"{error.name}."):
-                raise ConfigError(f"{key}: importing {path} needs the module {error.name}, which is not installed") from error
+                raise ConfigError(
+                    f"{key}: importing {path} needs the module {error.name}, which is not installed"
+                ) from error
     if module is None:
         raise ConfigError(f"{key}: {path!r} does not exist; there is no module {parts[0]!r} here")
     found: Any = module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from math import inf, nan, sqrt
 
 import torch
@@ -12,6 +13,7 @@ from runner.tensors import Entry, entries, same_bits
 
 CHUNK = {"cpu": 1 << 16}  # elements that fit a core's cache, so that memory is read once; elsewhere launches cost more
 CHUNK_ELSEWHERE = 1 << 24
+SMALLEST_SQUARE = 1e-30  # below it the squares of a float32 tensor's elements may have lost digits
 
 
 @dataclass(frozen=True)
@@ -43,52 +45,54 @@ def snapshot(model: nn.Module) -> Snapshot:
     return Snapshot(found, {name: entry.tensor.detach().clone() for name, entry in found.items()})
 
 
-@torch.no_grad()
 def change(before: Tensor, after: Tensor | None) -> Change:
     """How far one tensor moved. One that is gone, or has another shape or type, has moved by NaN.
 
-    Norms are computed in float32 or wider and summed over chunks in float64; integers, booleans and float64 in float64.
-    Extra memory: one chunk.
+    Norms are computed in float32 or wider over chunks and summed in float64; those of integers, booleans and float64,
+    and whatever float32 would let overflow or vanish, in float64. Extra memory: one chunk.
     """
     if after is None or after.shape != before.shape or after.dtype != before.dtype:
         return Change(nan, nan, nan, moved=True)
-    size = CHUNK.get(before.device.type, CHUNK_ELSEWHERE)
-    pairs = zip(_flat(before, before).split(size), _flat(after, before).split(size), strict=True)
-    parts, moved = [], False
-    for old, new in pairs:
-        old_wide = _wide(old)
-        start = torch.linalg.vector_norm(old_wide)
-        if same_bits(old, new):
-            parts.append(torch.stack([start, start.new_zeros(()), start.new_zeros(()), start.new_zeros(())]))
-            continue
-        moved = True
-        difference = _wide(new) - old_wide
-        low, high = torch.aminmax(difference)
-        parts.append(torch.stack([start, torch.linalg.vector_norm(difference), high, -low]))
-    initial_l2, change_l2, change_max = 0.0, 0.0, 0.0
-    for start_norm, norm, high_value, low_value in torch.stack(parts).tolist() if parts else ():
-        initial_l2 += start_norm * start_norm
-        change_l2 += norm * norm
-        change_max = _largest(change_max, high_value, low_value)
-    return Change(_root(initial_l2), _root(change_l2), change_max, moved)
+    old, new = _flat(before, before), _flat(after, before)
+    moved = not same_bits(old, new)
+    exact = not before.is_floating_point() or before.dtype is torch.float64
+    start, distance, largest = _norms(old, new if moved else None, exact)
+    if not exact and (_lost_digits(start) or (moved and _lost_digits(distance))):
+        start, distance, largest = _norms(old, new if moved else None, exact=True)
+    return Change(sqrt(start), sqrt(distance), largest, moved)
+
+
+def _norms(old: Tensor, new: Tensor | None, exact: bool) -> tuple[float, float, float]:
+    """The squared norms of the start and of the difference, and the largest difference; `new` is None where it is equal."""
+    size = CHUNK.get(old.device.type, CHUNK_ELSEWHERE)
+    new_parts = new.split(size) if new is not None else repeat(None)
+    squares, distances, extremes = [], [], []
+    for part, new_part in zip(old.split(size), new_parts, strict=False):
+        start = _wide(part, exact)
+        squares.append(torch.dot(start, start))
+        if new_part is not None:
+            difference = _wide(new_part, exact).sub(start)
+            distances.append(torch.dot(difference, difference))
+            extremes += torch.aminmax(difference)
+    found = torch.stack([*squares, *distances, *extremes]).tolist()  # one transfer from the device
+    chunks, moved = len(squares), len(squares) + len(distances)
+    return sum(found[:chunks]), sum(found[chunks:moved]), _largest(found[moved:])
 
 
 def _flat(tensor: Tensor, like: Tensor) -> Tensor:
-    # In the order of memory, so that a channels_last tensor is not copied.
-    order = sorted(range(like.dim()), key=lambda dim: like.stride(dim), reverse=True)
-    flat = tensor.detach().permute(order).reshape(-1)
+    if not like.is_contiguous():  # in the order of memory, so that a channels_last tensor is not copied
+        tensor = tensor.permute(sorted(range(like.dim()), key=lambda dim: like.stride(dim), reverse=True))
+    flat = tensor.detach().reshape(-1)
     return torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
 
 
-def _wide(chunk: Tensor) -> Tensor:
-    if chunk.is_floating_point() and chunk.dtype is not torch.float64:
-        return chunk.float()
-    return chunk.cpu().double()  # mps has no float64
+def _wide(chunk: Tensor, exact: bool) -> Tensor:
+    return chunk.cpu().double() if exact else chunk.float()  # on the CPU, for mps has no float64
 
 
-def _largest(*values: float) -> float:
-    return nan if any(value != value for value in values) else max(values)
+def _largest(values: list[float]) -> float:
+    return nan if any(value != value for value in values) else max(map(abs, values), default=0.0)
 
 
-def _root(square: float) -> float:
-    return square if square != square or square == inf else sqrt(square)
+def _lost_digits(square: float) -> bool:
+    return square < SMALLEST_SQUARE or square == inf

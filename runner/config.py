@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -35,7 +35,6 @@ class Device(Enum):
     mps = "mps"
 
 
-# OmegaConf reads Optional and Dict, not the newer spellings.
 @dataclass
 class Model:
     build: dict[str, Any] = MISSING
@@ -81,7 +80,7 @@ class Config:
     device: Device = Device.auto
     threads: Any = "auto"  # a number, or auto
     deterministic: bool = False
-    clip: Optional[float] = None  # noqa: UP045
+    clip: float | None = None
     zero_grad_to_none: bool = True
     save: bool = False
     strict: bool = False
@@ -157,12 +156,19 @@ def _said(error: OmegaConfBaseException) -> str:
     key = error.full_key or str(error.key or "")
     if isinstance(error, ConfigKeyError):
         return f"{key}: no such key{did_you_mean(key, known_keys())}"
-    return f"{key}: {(error.msg or str(error)).splitlines()[0]}"
+    said = (error.msg or str(error)).splitlines()[0]
+    if "ListConfig" in said:
+        said = f"expected a list, e.g. {key}=[...]"
+    return f"{key}: {said}"
 
 
 def _check_numbers(config: Config) -> None:
     batch_size = config.data.get("batch_size", 1)
-    for key, value in {"batches": config.batches, "data.batch_size": batch_size, "model.classes": config.model.classes}.items():
+    for key, value in {
+        "batches": config.batches,
+        "data.batch_size": batch_size,
+        "model.classes": config.model.classes,
+    }.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{key} is {value!r}; it must be a whole number of 1 or more")
     if not config.model.input or min(config.model.input) < 1:

@@ -47,14 +47,18 @@ class Digits:
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise ConfigError("data=digits needs scikit-learn; install it with: pip install 'freeze-runner[data]'") from error
+            raise ConfigError(
+                "data=digits needs scikit-learn; install it with: pip install 'freeze-runner[data]'"
+            ) from error
         _check_classes("data=digits", 10, classes)
         if len(input) == 3:
             channels, height, width = input
         elif list(input) == [64]:
             channels, height, width = 1, 8, 8
         else:
-            raise ConfigError(f"data=digits holds pictures, model.input is {list(input)}; give [channels,height,width] or [64]")
+            raise ConfigError(
+                f"data=digits holds pictures, model.input is {list(input)}; give [channels,height,width] or [64]"
+            )
         digits = load_digits()
         pictures, targets = torch.from_numpy(digits.images).float() / 16, torch.from_numpy(digits.target).long()
         for chosen in _shuffled(len(targets), self.batch_size, count, seed):

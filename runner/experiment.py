@@ -16,6 +16,7 @@ from runner.build import build
 from runner.changes import Snapshot, snapshot
 from runner.config import Config
 from runner.errors import SkippedError
+from runner.folder import Row
 from runner.groups import with_lrs, without_empty
 from runner.inference import hold_in_inference
 from runner.machine import machine, pick_device, seed_all
@@ -23,7 +24,7 @@ from runner.methods.base import FreezingMethod
 from runner.selection import Selection, select
 from runner.tensors import refuse_unless_dense
 from runner.train import Step, train
-from runner.watch import Row, audit
+from runner.watch import audit
 
 
 @dataclass
@@ -70,9 +71,7 @@ def assembled(config: Config) -> Iterator[Line]:
         model = build(config.model.build, "model.build").to(device)
         refuse_unless_dense(model)
         before = snapshot(model)
-        selection = select(
-            model, config.freeze.patterns, config.freeze.keep, config.freeze.buffers.value, config.model.head
-        )
+        selection = select(model, config.freeze.patterns, config.freeze.keep, config.freeze.buffers.value, config.model.head)
         method: FreezingMethod = build(config.method, "method")
         if reason := method.skip(model, selection):
             raise SkippedError(reason)
@@ -129,5 +128,5 @@ def trained_digest(before: Snapshot, selection: Selection) -> str:
         if entry.kind == "parameter" and entry.tensor not in selection:
             tensor = entry.tensor.detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

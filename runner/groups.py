@@ -54,7 +54,7 @@ def with_lrs(groups: list[Group], model: nn.Module, selection: Selection, lrs: S
     for (pattern, params), (_, lr) in zip(claims, lrs, strict=True):
         for parameter in params:
             rate_of[id(parameter)], label_of[id(parameter)] = lr, pattern
-    cut = []
+    cut: list[Group] = []
     for group in groups:
         parts = _partition(group, lambda p: label_of.get(id(p)))
         for label, part in parts.items():

@@ -9,22 +9,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from torch import nn
 
 from runner.config import CONF, Config, check, config_hash
 from runner.errors import ConfigError, SkippedError
-from runner.experiment import Outcome, experiment
-from runner.folder import CHANGES, LOG, STEPS, WEIGHTS, csv_text, write_record, write_text, write_whole
+from runner.folder import CHANGES, COLUMNS, LOG, STEPS, WEIGHTS, Row, csv_text, write_record, write_text, write_whole
 from runner.provenance import git, versions
-from runner.train import Step
 from runner.verdict import counts, run_verdict
-from runner.watch import COLUMNS, Row
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from runner.experiment import Outcome
+    from runner.train import Step
 
 log = logging.getLogger("runner")
 
@@ -83,7 +85,7 @@ def perform(
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     config = check(composed)
-    record = {
+    record: dict[str, Any] = {
         "status": "failed",
         "reason": "",
         "verdict": None,
@@ -106,6 +108,8 @@ def perform(
     with logging_to(folder / LOG):
         log.info("%s in %s", " ".join(record["overrides"]) or "(no overrides)", folder)
         try:
+            from runner.experiment import experiment  # here, for importing torch takes seconds and may be interrupted
+
             outcome = experiment(config, on_step)
             measured(result, outcome, config)
         except SkippedError as skipped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy
@@ -15,7 +15,7 @@ from runner.errors import ConfigError
 
 def pick_device(name: str) -> torch.device:
     """The device of `auto`, `cpu`, `cuda` or `mps`; ConfigError where it is not there."""
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    there: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if name == "auto":
         return torch.device(next((kind for kind, is_there in there.items() if is_there()), "cpu"))
     if name in there and not there[name]():

@@ -20,13 +20,12 @@ def short_message(error: Exception, arguments: Sequence[str]) -> str:
     text = "\n".join(str(link) for link in chain)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
-    if found := re.search(r"(?:Could not find '|Could not load '|override ')?([\w/]+)/([^/'\s]+)'", text) if "ould not find '" in text else None:
+    if found := re.search(r"Could not find '([\w/]+)/([^/'\s]+)'", text):
         return _no_choice(found[1], found[2])
-    if found := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text) or re.search(r"Key '([^']+)' is not in struct", text):
-        key = found[found.lastindex or 1]
-        return f"{key}: no such key{did_you_mean(key, _all_keys())}"
-    if found := re.search(r"Could not override '([^']+)'", text):
+    if found := re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: no such key{did_you_mean(found[1], _all_keys())}"
+    if found := re.search(r"Ambiguous value for argument '(.+)'", text):
+        return f"{found[1]} names several values; add -m for a sweep over them, or [...] for a list"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return " ".join(text.split("\n")[0].split())
     return str(error)

@@ -145,16 +145,19 @@ class Scope:
             kinds = {type(module).__name__ for module in self.modules.values()}
             if touched:
                 return f"{what}: those modules have none of their own; freeze.buffers=frozen would hold their buffers"
-            return f"{what}: the model has no such module{did_you_mean(pattern.text[5:], kinds) or '; it has ' + _few(kinds)}"
+            near = did_you_mean(pattern.text[5:], kinds) or "; it has " + _few(kinds)
+            return f"{what}: the model has no such module{near}"
         if pattern.kind == "head":
-            return f"{what}: the classifier, model.head={list(self.head_names)}, is not in the model{self._near(self.head_names[0])}"
+            head = ",".join(self.head_names)
+            return f"{what}: the classifier, model.head={head}, is not in the model{self._near(head)}"
         if pattern.kind == "regex":
             return f"{what}; a regular expression must match a parameter's whole name, such as {self._first()}"
         if any(self._matcher(pattern)(name) for name, entry in self.entries.items() if entry.kind == "buffer"):
             return f"{what}, only buffers; freeze.buffers=frozen holds the buffers of the modules that a pattern matches"
         if touched:
             return f"{what}: {touched[0]} has none; name a module or parameter that has"
-        return f"{what} or module of the model{self._near(pattern.text) or '; it has ' + _few(n for n in self.modules if n)}"
+        near = self._near(pattern.text) or "; it has " + _few(name for name in self.modules if name)
+        return f"{what} or module of the model{near}"
 
     def _near(self, text: str) -> str:
         return did_you_mean(text, [*filter(None, self.modules), *(name for e in self.parameters for name in e.names)])
@@ -200,5 +203,6 @@ def _few(names: Iterable[str]) -> str:
 
 def from_flags(model: nn.Module) -> Selection:
     """The selection that a model's own flags declare: whatever has `requires_grad` False now."""
-    return Selection({e.name: e.tensor for e in entries(model).values() if e.kind == "parameter" and not e.tensor.requires_grad})
-
+    return Selection(
+        {e.name: e.tensor for e in entries(model).values() if e.kind == "parameter" and not e.tensor.requires_grad}
+    )

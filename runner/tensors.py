@@ -62,7 +62,7 @@ def refuse_unless_dense(model: nn.Module) -> None:
     """Raise ConfigError unless every tensor is dense, whole in this process, and holds values."""
     for name, entry in entries(model).items():
         tensor = entry.tensor
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             what = "not initialised yet (a lazy module); run one batch through the model in the function that builds it"
         elif tensor.is_meta:
             what = "on the meta device and holds no values; build the model on a real one"
@@ -79,7 +79,10 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of any dtype hold the same bits; -0.0 and 0.0 differ, equal NaN bits do not."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return torch.equal(bits(one), bits(other))
+    left, right = bits(one), bits(other)
+    if left.dtype != right.dtype:  # a view that begins off the eight bytes
+        left, right = left.clone().view(torch.uint8), right.clone().view(torch.uint8)
+    return torch.equal(left, right)
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -87,7 +90,9 @@ def bits(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
-    return flat.view(_INTEGER_OF_SIZE[flat.element_size()])
+    size = flat.element_size()
+    fits = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
+    return flat.view(torch.int64 if fits else _INTEGER_OF_SIZE[size])  # eight bytes at a time compare fastest
 
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

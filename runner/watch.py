@@ -13,19 +13,13 @@ from torch.optim import Optimizer
 
 from runner.changes import Snapshot, change, snapshot
 from runner.errors import ConfigError
+from runner.folder import COLUMNS, Row
 from runner.selection import Selection, from_flags, select
 from runner.tensors import entries, refuse_unless_dense, same_bits
 from runner.verdict import Evidence, idle_cause, verdict
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-Row = dict[str, Any]
-
-COLUMNS = (
-    "name", "aliases", "kind", "module_type", "shape", "numel", "dtype", "frozen", "group", "lr", "requires_grad",
-    "initial_l2", "change_l2", "change_rel", "change_max", "moved", "verdict", "cause",
-)  # fmt: skip
 
 
 class LeakError(AssertionError):
@@ -98,7 +92,13 @@ class _Watch:
     def __init__(
         self, model: nn.Module, selection: Selection, optimizers: list[Optimizer], every: int | None, before: Snapshot
     ) -> None:
-        self.model, self.selection, self.optimizers, self.every, self.before = model, selection, optimizers, every, before
+        self.model, self.selection, self.optimizers, self.every, self.before = (
+            model,
+            selection,
+            optimizers,
+            every,
+            before,
+        )
         self.report = Report()
         self.evidence = {name: Evidence() for name in before.entries}
         self.steps = [0] * len(optimizers)

@@ -46,7 +46,7 @@ def print_comparison(table: DataFrame, console: Console) -> None:
     shown = [name for name in VERDICTS if len(table) and table[name].any()]
     view = Table(*(keys or ["run"]), "answer", *shown, "loss", box=None, pad_edge=False)
     for row in table.to_dict("records"):
-        word = row["verdict"] or row["status"]
+        word = row["verdict"] if isinstance(row["verdict"], str) else row["status"]
         loss = "" if row["loss_last"] != row["loss_last"] or row["loss_last"] is None else f"{row['loss_last']:.4g}"
         cells = [escape(str(row[key])) for key in keys or ["run"]]
         view.add_row(*cells, f"[{COLOURS.get(word, 'default')}]{word}[/]", *(str(row[name]) for name in shown), loss)
