@@ -66,7 +66,8 @@ def _norms(old: Tensor, new: Tensor | None, exact: bool) -> tuple[float, float, 
     """The squared norms of the start and of the difference, and the largest difference; `new` is None where it is equal."""
     size = CHUNK.get(old.device.type, CHUNK_ELSEWHERE)
     new_parts = new.split(size) if new is not None else repeat(None)
-    squares, distances, extremes = [], [], []
+    squares, distances = [], []
+    extremes: list[Tensor] = []
     for part, new_part in zip(old.split(size), new_parts, strict=False):
         start = _wide(part, exact)
         squares.append(torch.dot(start, start))
