@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import runner
 from runner.before import Refused
-from runner.config import CONF
-from runner.errors import ConfigError
+from runner.config import CONF, CUSTOM, freeze_name
+from runner.folder import LOG
 from runner.refusal import short_message
 
 
@@ -26,16 +26,18 @@ def main() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"freeze-runner {runner.__version__}")
         return 0
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's own `_target_`, under the console script too
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would otherwise print, and exit 1 for
     codes: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def job(config: DictConfig) -> int:
-        code = carry_out(config)
-        codes.append(code)
-        return code
+    def job(config: DictConfig) -> None:
+        try:
+            codes.append(carry_out(config))
+        except BrokenPipeError:
+            raise
+        except Exception:  # ours: what a run itself does wrong, `perform` records
+            traceback.print_exc()
+            codes.append(1)
 
     try:
         job()
@@ -44,8 +46,11 @@ def main() -> int:
         return 130
     except Refused as refused:
         return refuse(str(refused.code))
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        return refuse(short_message(error, sys.argv[1:]))
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: ConfigError, and Hydra's flags
+        return refuse(short_message(error))
     except OSError as error:
         return refuse(f"cannot write {error.filename or 'the output folder'}: {error.strerror}; give hydra.run.dir=DIR")
     except SystemExit as left:
@@ -57,31 +62,34 @@ def main() -> int:
 
 
 def carry_out(config: DictConfig) -> int:
-    """One run of this process, its progress and summary; returns its exit code."""
-    from rich.console import Console
-
+    """One run of this process, its progress and summary; returns its exit code, 0 in a sweep, which reads it from files."""
     from runner import job, summary
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = summary.terminal()
     with summary.progress(config.batches, console) as on_step:
         result = job.perform(config, on_step)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep:
         print(summary.line(result), flush=True)
     elif result.rows:
-        summary.show(result, title(), console)
+        summary.show(result, title(config), console)
     else:
-        print(f"{result.record['reason']}\n(log: {result.folder / 'runner.log'})", file=sys.stderr)
+        refuse(f"{result.record['status']}: {result.record['reason']} (log: {summary.shown(result.folder / LOG)})")
     if result.status == "interrupted":
         raise KeyboardInterrupt
-    return result.exit_code
+    return 0 if in_sweep else result.exit_code
 
 
-def title() -> str:
+def title(config: DictConfig) -> str:
     """What was asked, in one line: the choices that make a run, then whatever else was overridden."""
     choices: dict[str, Any] = dict(HydraConfig.get().runtime.choices)
+    choices["freeze"] = freeze_name(config.freeze, choices["freeze"])
     nouns = ("method", "freeze", "model", "optimizer", "groups", "data")
-    said = [f"{noun}={choices[noun]}" for noun in nouns if noun in choices]
-    rest = [text for text in HydraConfig.get().overrides.task if text.split("=")[0].lstrip("+~") not in nouns]
+    said = [f"{noun}={choices[noun]}" for noun in nouns]
+    if choices["freeze"] == CUSTOM:
+        said[1] = f"freeze.patterns=[{','.join(config.freeze.patterns)}] freeze.keep=[{','.join(config.freeze.keep)}]"
+    told = (*nouns, "freeze.patterns", "freeze.keep")
+    rest = [text for text in HydraConfig.get().overrides.task if text.split("=")[0].lstrip("+~") not in told]
     return " ".join([*said, *rest])
 
 

@@ -35,6 +35,9 @@ class Device(Enum):
     mps = "mps"
 
 
+CUSTOM = "custom"  # what a run's patterns are called when no file of conf/freeze names them
+
+
 @dataclass
 class Model:
     build: dict[str, Any] = MISSING
@@ -132,9 +135,20 @@ def config_hash(composed: DictConfig) -> str:
 
 def run_name(composed: DictConfig) -> str:
     """The folder of one run in a sweep, `METHOD__FREEZE__sSEED__HASH8`; needs the `hydra` node."""
-    choices = composed.hydra.runtime.choices
-    method, freeze = (str(choices.get(noun, "custom")).replace("/", "-") for noun in ("method", "freeze"))
+    method = str(composed.hydra.runtime.choices.method).replace("/", "-")
+    freeze = freeze_name(composed.freeze, composed.hydra.runtime.choices.freeze)
     return f"{method}__{freeze}__s{composed.seed}__{config_hash(composed)}"
+
+
+def freeze_name(freeze: DictConfig, choice: str) -> str:
+    """The choice of `freeze` that a run was made with, or `custom` where its patterns are not that file's."""
+    file = CONF / "freeze" / f"{choice}.yaml"
+    if file.is_file():
+        was = OmegaConf.load(file)
+        assert isinstance(was, DictConfig)
+        if (was.patterns, was.keep) != (freeze.patterns, freeze.keep):
+            return CUSTOM
+    return choice.replace("/", "-")
 
 
 def register_resolvers() -> None:

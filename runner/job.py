@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
+from runner.before import Refused
 from runner.config import CONF, Config, check, config_hash
 from runner.errors import ConfigError, SkippedError
 from runner.folder import CHANGES, COLUMNS, LOG, STEPS, WEIGHTS, Row, csv_text, write_record, write_text, write_whole
 from runner.provenance import git, versions
+from runner.refusal import short_message
 from runner.verdict import counts, run_verdict
 
 if TYPE_CHECKING:
@@ -64,8 +70,10 @@ def run(*overrides: str) -> Result:
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             done = hydra.run("config", lambda cfg: perform(cfg, on_error=errors.append), list(overrides), False)
-    except SystemExit as refused:
+    except Refused as refused:
         raise ConfigError(str(refused.code)) from refused
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(short_message(error)) from error
     finally:
         GlobalHydra.instance().hydra = outer
     if errors:
@@ -82,6 +90,8 @@ def perform(
 
     A failure is logged with its traceback, recorded in `run.json`, handed to `on_error`, and not raised.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a user's own `_target_`, under the console script too
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     config = check(composed)
@@ -106,7 +116,7 @@ def perform(
     }
     result = Result(folder, record, exit_code=1)
     with logging_to(folder / LOG):
-        log.info("%s in %s", " ".join(record["overrides"]) or "(no overrides)", folder)
+        log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
         try:
             from runner.experiment import experiment  # here, for importing torch takes seconds and may be interrupted
 

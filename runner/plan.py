@@ -8,13 +8,13 @@ from rich.table import Table
 from runner.config import Config
 from runner.errors import ConfigError, SkippedError
 from runner.experiment import assembled
-from runner.summary import print_table
+from runner.summary import terminal
 from runner.tensors import entries
 
 
 def show_plan(config: Config, console: Console | None = None) -> None:
     """Print every parameter with its shape, group, learning rate, `requires_grad` and whether it is declared frozen."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or terminal()
     try:
         with assembled(config) as line:
             group_of = {id(p): group for group in line.optimizer.param_groups for p in group["params"]}
@@ -30,7 +30,7 @@ def show_plan(config: Config, console: Console | None = None) -> None:
                         str(entry.tensor.requires_grad),
                         "frozen" if entry.tensor in line.selection else "",
                     )
-            print_table(table, console)
+            console.print(table)
             total = sum(1 for entry in entries(line.model).values() if entry.kind == "parameter")
             console.print(
                 f"{len(line.selection.parameters)} of {total} parameters would be frozen, "

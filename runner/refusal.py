@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -12,7 +12,7 @@ from runner.config import CONF, known_keys
 from runner.errors import did_you_mean
 
 
-def short_message(error: Exception, arguments: Sequence[str]) -> str:
+def short_message(error: Exception) -> str:
     """One line for an error of composing: what was given, what there is, what to do."""
     chain = [error]
     while isinstance(chain[-1].__cause__, Exception):

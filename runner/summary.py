@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -17,9 +19,14 @@ COLOURS = {"held": "green", "leaked": "bold red", "idle": "yellow", "returned": 
 class Ended(Protocol):
     """A result, as far as a summary reads it."""
 
-    folder: Any
+    folder: Path
     record: dict[str, Any]
     rows: list[dict[str, Any]]
+
+
+def terminal() -> Console:
+    """Where a run speaks to a person; a pipe has no width, so that no cell is cut there."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
 
 
 @contextmanager
@@ -35,24 +42,20 @@ def progress(batches: int, console: Console) -> Iterator[Any]:
 
 
 def show(result: Ended, title: str, console: Console) -> None:
-    """The whole summary: what was asked, held or leaked, the largest mover of each verdict, where the files are."""
+    """A run that trained: what was asked, held or leaked, the largest mover of each verdict, where the files are."""
     record, rows = result.record, result.rows
     console.print(f"[bold]{escape(title)}[/]")
-    if record["status"] in ("failed", "skipped") or not rows:
-        console.print(f"{record['status'].upper()}  {escape(record['reason'])}")
-        console.print(f"log and record in {escape(str(result.folder))}")
-        return
     console.print(answer(record, rows))
     table = Table("verdict", "count", "largest mover", "change", "of its start", "cause", box=None, pad_edge=False)
     for verdict, count in record["counts"].items():
         if count:
             table.add_row(*_mover(verdict, [row for row in rows if row["verdict"] == verdict]))
-    print_table(table, console)
+    console.print(table)
     first, last = ("not finite" if loss is None else f"{loss:.4g}" for loss in (record["loss_first"], record["loss_last"]))
     console.print(f"loss {first} -> {last}, bits compared after steps {', '.join(map(str, record['looks'])) or '(none)'}")
     for note in [*record["notes"], *filter(None, [record["reason"]])]:
         console.print(f"[yellow]note:[/] {escape(note)}")
-    console.print(f"files: {escape(str(result.folder))}")
+    console.print(f"files: {escape(shown(result.folder))}")
 
 
 def answer(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -69,7 +72,12 @@ def answer(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             f"[bold red]LEAKED[/]  {len(leaks)} of {len(frozen)} frozen tensors changed, most of all "
             f"{escape(worst['name'])}{beside}"
         )
-    return f"[bold green]HELD[/]  all {len(frozen)} frozen tensors kept every bit{beside}"
+    return f"[bold green]HELD[/]  {len(frozen)} of {len(frozen)} frozen tensors kept every bit{beside}"
+
+
+def shown(path: Path) -> str:
+    """A path as a person reads it: relative where it lies below the current folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def line(result: Ended) -> str:
@@ -77,11 +85,6 @@ def line(result: Ended) -> str:
     record = result.record
     word = record["verdict"] or record["status"]
     return f"{result.folder.name}  {word}{'  ' + record['reason'] if record['reason'] else ''}"
-
-
-def print_table(table: Table, console: Console) -> None:
-    """Print a table; in a pipe, which has no width, no cell is cut."""
-    console.print(table, width=None if console.is_terminal else max(80, console.measure(table).maximum))
 
 
 def _mover(verdict: str, rows: list[dict[str, Any]]) -> list[str]:

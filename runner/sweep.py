@@ -88,12 +88,10 @@ def grid(sweeper: FreezeSweeper, arguments: list[str], folder: Path) -> tuple[li
 
 def conclude(folder: Path) -> None:
     """Write the sweep's tables from its run folders, and print one."""
-    from rich.console import Console
-
     from runner.report.table import print_comparison, write_tables
+    from runner.summary import terminal
 
-    comparison = write_tables(folder)
-    print_comparison(comparison, Console(highlight=False, soft_wrap=True))
+    print_comparison(write_tables(folder), terminal())
     print(f"files: {folder}")
 
 

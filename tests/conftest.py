@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from runner.__main__ import main
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,3 +34,18 @@ def command(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def door(monkeypatch, capsys):
+    """Call the door in this process, which has torch already; returns the exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["runner", *arguments])
+        code = main()
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    yield call
+    for name in ("mine", "buggy"):  # modules that tests write into their own folders
+        sys.modules.pop(name, None)

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from runner.folder import CHANGES, write_text, write_whole
 from runner.report.read import Record, read_record, run_folders
-from runner.summary import print_table
 from runner.verdict import VERDICTS
 
 COLOURS = {"held": "green", "leaked": "bold red", "failed": "red", "skipped": "yellow"}
@@ -50,7 +49,7 @@ def print_comparison(table: DataFrame, console: Console) -> None:
         loss = "" if row["loss_last"] != row["loss_last"] or row["loss_last"] is None else f"{row['loss_last']:.4g}"
         cells = [escape(str(row[key])) for key in keys or ["run"]]
         view.add_row(*cells, f"[{COLOURS.get(word, 'default')}]{word}[/]", *(str(row[name]) for name in shown), loss)
-    print_table(view, console)
+    console.print(view)
     for row in table.to_dict("records"):
         if row["reason"]:
             console.print(f"{escape(row['run'])}: {row['status']}: {escape(row['reason'])}")

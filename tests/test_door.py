@@ -1,0 +1,256 @@
+"""The command line, in processes of its own: output, files, exit codes, and one short message for each mistake."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import runner
+from runner.folder import COLUMNS
+from tests.conftest import ROOT
+
+QUICK = ("model=mlp", "batches=3")
+
+REFUSED_BEFORE_TORCH = {
+    ("model=resnet19",): "did you mean resnet18",
+    ("nosuchgroup=1",): "nosuchgroup: no such key",
+    ("batchs=3",): "did you mean batches",
+    ("+typo=1",): "typo: no such key",
+    ("+freeze.typo=1",): "freeze.typo: no such key",
+    ("freeze.pattrens=[fc]",): "did you mean freeze.patterns",
+    ("batches=abc",): "'abc'",
+    ("batches=0",): "batches is 0",
+    ("batches=1.5",): "batches",
+    ("data.batch_size=0",): "data.batch_size is 0",
+    ("clip=-1",): "clip is -1",
+    ("threads=none",): "threads is 'none'",
+    ("device=tpu",): "expected one of",
+    ("freeze.patterns=fc",): "expected a list",
+    ("freeze.patterns=['']",): "is not a pattern",
+    ("freeze.patterns=[a..b]",): "empty part",
+    ("freeze.patterns=['re:layer[']",): "is not a regular expression",
+    (r"freeze.patterns=[re:layer[12]\..*bias]",): "quote the pattern",
+    ("freeze.patterns=[fc]", "freeze.keep=[fc]"): "take it out of one of them",
+    ("groups.lr=[{pattern: fc, lr: -1}]",): "must be 0 or more",
+    ("model=custom",): "model.build._target_ is missing",
+    ("data=image_folder",): "data.root is missing",
+    ("optimizer=custom",): "optimizer._target_ is missing",
+    ("method=zero_lr,none",): "add -m",
+    ("-m", "method=zero_lr,nosuch"): "no such choice",
+    ("-m", "batches=1,0"): "batches is 0",
+    ("hydra.run.dir=file/below",): "cannot write",
+}
+
+REFUSED_WITH_THE_MODEL = {
+    ("freeze=fc",): "'fc' matches no parameter or module of the model",
+    ("freeze.patterns=[Head]",): "did you mean head",
+    ("freeze.patterns=[head]", "freeze.keep=[body]"): "exempts nothing",
+    ("freeze.patterns=[head.bias,body]", "freeze.keep=[head,body.weight]"): "exempts all of it",
+    ("groups=module",): "groups.names",
+    ("groups.lr=[{pattern: nosuch, lr: 1}]",): "groups.lr: 'nosuch' matches no parameter",
+    ("+optimizer.lrr=0.1",): "takes no lrr; did you mean lr",
+    ("optimizer.lr=abc",): "expects a number",
+    ("optimizer.momentum=-1",): "Invalid momentum value",
+    ("optimizer._target_=torch.optim.SGDD",): "did you mean SGD",
+    ("optimizer._target_=nosuch.Sgd",): "no module 'nosuch'",
+    ("data.batch_size=1",): "BatchNorm cannot normalise",
+    ("data=digits", "model.classes=4"): "give model.classes=10",
+    ("data=image_folder", "data.root=nosuch", "model.input=[3,8,8]"): "which is not a folder",
+    ("device=cuda",): "not available here",
+}
+
+
+def folders() -> list[Path]:
+    return sorted(path.parent for path in Path("outputs").rglob(".hydra"))
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED_BEFORE_TORCH.items(), ids=map(" ".join, REFUSED_BEFORE_TORCH))
+def test_what_composing_can_refuse_is_one_line_code_2_no_folder_and_no_torch(command, arguments, said):
+    Path("file").write_text("")
+    done = command(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert not Path("outputs").exists()
+
+
+def test_refusing_leaves_torch_unimported():
+    code = "import sys, runner.__main__ as door; sys.argv = ['', 'batches=0']; print(door.main(), 'torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "2 False\n"
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED_WITH_THE_MODEL.items(), ids=map(" ".join, REFUSED_WITH_THE_MODEL))
+def test_what_needs_the_model_is_one_line_code_2_and_a_folder_that_says_failed(door, arguments, said):
+    code, _, err = door(*QUICK, *arguments)
+    assert code == 2
+    assert said in err
+    assert len(err.splitlines()) == 1
+    (folder,) = folders()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert said in record["reason"]
+    assert sorted(os.listdir(folder)) == [".hydra", "run.json", "runner.log"]
+
+
+def test_one_run_writes_the_files_of_the_contract_and_says_the_answer(command):
+    done = command("method=zero_lr", "freeze=head", *QUICK)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "HELD  2 of 2 frozen tensors kept every bit" in done.stdout
+    assert "\x1b" not in done.stdout  # no colour, no bar in a pipe
+    (folder,) = folders()
+    assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}", str(folder))
+    assert sorted(os.listdir(folder)) == [".hydra", "changes.csv", "run.json", "runner.log", "steps.csv"]
+    rows = list(csv.DictReader((folder / "changes.csv").open()))
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["name"] for row in rows if row["verdict"] == "held"] == ["head.weight", "head.bias"]
+    steps = list(csv.DictReader((folder / "steps.csv").open()))
+    assert list(steps[0]) == ["step", "loss", "seconds", "lr/frozen", "lr/trainable"]
+    assert [(row["step"], row["lr/frozen"], row["lr/trainable"]) for row in steps] == [
+        (str(number), "0.0", "0.1") for number in (1, 2, 3)
+    ]
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["verdict"] == "held"
+    assert record["looks"] == [1, 2, 3]
+    assert record["overrides"] == ["method=zero_lr", "freeze=head", *QUICK]
+    assert record["config_hash"] == folder.name[-8:]
+    assert {"reason", "counts", "loss_first", "loss_last", "seed", "threads", "device", "trained_digest", "cost"} <= set(
+        record
+    )
+    assert set(record["git"]) == {"commit", "dirty"}
+    assert "torch" in record["versions"]
+
+
+def test_version_and_help_name_the_version_and_the_choices(command):
+    assert command("--version").stdout == f"freeze-runner {runner.__version__}\n"
+    said = command("--help").stdout
+    for group in ("data", "experiment", "freeze", "groups", "method", "model", "optimizer", "scheduler", "task"):
+        choices = ", ".join(sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")))
+        assert f"{group}: {choices}\n" in said
+
+
+def test_a_plan_shows_every_parameter_and_writes_nothing(door):
+    code, out, _ = door("plan=true", "model=mlp", "freeze=bias", "method=zero_lr", "groups=one")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["body.weight", "32x64", "all", "0.1", "True"] in lines
+    assert ["head.bias", "10", "all/frozen", "0.0", "True", "frozen"] in lines
+    assert "there.weight = back.weight" in out
+    assert "5 of 9 parameters would be frozen" in out
+    assert not Path("outputs").exists()
+
+
+def test_a_plan_with_a_wrong_pattern_is_code_2_and_leaves_no_folder(door):
+    code, _, err = door("plan=true", "model=mlp", "freeze=fc")
+    assert (code, "matches no parameter" in err, Path("outputs").exists()) == (2, True, False)
+
+
+def test_a_bug_in_the_users_class_is_code_1_shown_in_one_line_with_the_traceback_in_the_log(door):
+    Path("buggy.py").write_text("class Net:\n    def __init__(self):\n        raise KeyError('oh')\n")
+    code, _, err = door("model=custom", "model.build._target_=buggy.Net", "model.input=[8]", "model.classes=4")
+    assert code == 1
+    assert "KeyError: 'oh'" in err
+    assert len(err.splitlines()) == 1
+    (folder,) = folders()
+    assert json.loads((folder / "run.json").read_text())["reason"] == "KeyError: 'oh'"
+    log = (folder / "runner.log").read_text()
+    assert "Traceback" in log
+    assert 'buggy.py", line 3' in log
+
+
+def test_custom_choices_take_the_users_own_classes_from_the_current_folder(door):
+    Path("mine.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Sequential):\n"
+        "    def __init__(self): super().__init__(torch.nn.Linear(8, 4), torch.nn.Linear(4, 4))\n"
+        "class Sgd(torch.optim.SGD): pass\n"
+    )
+    code, out, _ = door(
+        "model=custom", "model.build._target_=mine.Net", "model.input=[8]", "model.classes=4",
+        "optimizer=custom", "optimizer._target_=mine.Sgd", "++optimizer.lr=0.1", "batches=2",
+    )  # fmt: skip
+    assert code == 0
+    assert "HELD  2 of 2" in out  # head=auto found the last layer
+
+
+def test_strict_makes_a_leak_code_3_and_an_idle_parameter_too(door):
+    assert door("method=none", "freeze=head", "strict=true", *QUICK)[0] == 3
+    assert door("method=none", "freeze=none", "groups=module", "groups.names=[head]", "strict=true", *QUICK)[0] == 3
+    assert door("method=requires_grad", "freeze=head", "strict=true", *QUICK)[0] == 0
+
+
+def test_a_loss_that_is_not_finite_stops_nothing_and_is_said_and_recorded(door):
+    code, out, _ = door("optimizer.lr=1e30", *QUICK)
+    assert code == 0
+    assert "note: the loss became nan at step 2" in out
+    (folder,) = folders()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["loss_last"] is None
+    assert record["notes"] == ["the loss became nan at step 2"]
+    assert [row["loss"] for row in csv.DictReader((folder / "steps.csv").open())][1:] == ["nan", "nan"]
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_was(door):
+    assert door("hydra.run.dir=here", *QUICK)[0] == 0
+    before = {path: path.read_bytes() for path in Path("here").iterdir() if path.is_file()}
+    code, _, err = door("hydra.run.dir=here", *QUICK)
+    assert code == 2
+    assert "holds a run already" in err
+    assert before == {path: path.read_bytes() for path in Path("here").iterdir() if path.is_file()}
+
+
+def test_save_writes_the_trained_weights(door):
+    from safetensors.torch import load_model
+
+    from runner.models import MLP
+
+    assert door("save=true", "hydra.run.dir=here", *QUICK)[0] == 0
+    missing, unexpected = load_model(MLP([64]), "here/model.safetensors")
+    assert not missing
+    assert not unexpected
+
+
+def test_an_interrupt_writes_what_was_measured_and_leaves_with_130():
+    Path("mine.py").write_text(
+        "from pathlib import Path\n"
+        "from runner.models import MLP\n"
+        "class Net(MLP):\n"
+        "    def forward(self, x):\n"
+        "        if Path('once').exists(): Path('twice').touch()\n"
+        "        Path('once').touch()\n"
+        "        return super().forward(x)\n"
+    )
+    arguments = ["model=mlp", "model.build._target_=mine.Net", "batches=10000000", "hydra.run.dir=here"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runner", *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
+    )
+    while not Path("twice").exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    record = json.loads(Path("here/run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert len(Path("here/steps.csv").read_text().splitlines()) >= 2
+    assert record["verdict"] == "held"
+
+
+def test_two_runs_started_at_once_get_two_folders():
+    start = [sys.executable, "-m", "runner", *QUICK]
+    both = [
+        subprocess.Popen(start, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL) for _ in range(2)
+    ]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert len(folders()) == 2

@@ -1,0 +1,83 @@
+"""From Python: `run` as in a notebook, on synthetic and on real input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner import run
+from runner.errors import ConfigError
+
+QUICK = ("model=mlp", "batches=2")
+
+
+def test_run_returns_rows_verdict_model_and_folder():
+    result = run("method=zero_lr", "freeze=head", *QUICK)
+    assert (result.status, result.verdict, result.exit_code) == ("finished", "held", 0)
+    assert isinstance(result.model, torch.nn.Module)
+    assert (result.folder / "changes.csv").is_file()
+    assert len(result.rows) == 12
+
+
+def test_the_model_comes_back_trained_with_its_flags_and_modes_restored():
+    result = run("method=requires_grad", "freeze=backbone", "freeze.buffers=frozen", *QUICK)
+    assert all(parameter.requires_grad for parameter in result.model.parameters())
+    assert "train" not in vars(result.model.norm)
+
+
+@pytest.mark.parametrize("bad", ["batches=0", "+typo=1", "freeze=fc", "optimizer._target_=no.such"])
+def test_a_mistake_is_a_value_error_and_never_an_exit(bad):
+    with pytest.raises(ConfigError):
+        run(bad, *QUICK[:1])
+
+
+def test_an_unknown_choice_is_a_value_error_too():
+    with pytest.raises(ValueError, match="did you mean resnet18"):
+        run("model=resnet19")
+
+
+def test_a_bug_in_the_users_class_is_raised_as_it_is():
+    Path("mine_too.py").write_text("class Net:\n    def __init__(self):\n        raise KeyError('oh')\n")
+    with pytest.raises(KeyError, match="oh"):
+        run("model=custom", "model.build._target_=mine_too.Net", "model.input=[8]", "model.classes=4")
+
+
+def test_run_can_be_called_inside_another_hydra_app():
+    from hydra import compose, initialize_config_dir
+
+    from runner.config import CONF
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert run(*QUICK).status == "finished"
+        assert compose("config", ["model=mlp"]).batches == 10
+
+
+@pytest.fixture
+def pictures():
+    """A folder of pictures, two classes."""
+    from PIL import Image
+
+    for index, kind in enumerate(("cats", "dogs")):
+        Path("pictures", kind).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (20, 16), (40 * number, 90 * index, 30)).save(f"pictures/{kind}/{number}.png")
+    return "data.root=pictures"
+
+
+@pytest.mark.parametrize("method", ["requires_grad", "zero_lr"])
+def test_the_main_job_on_scanned_digits(method):
+    result = run(f"method={method}", "freeze=fc", "data=digits", "model.input=[3,32,32]", "model.classes=10", "batches=3")
+    assert result.verdict == "held"
+    assert result.record["counts"]["held"] == 2
+    assert len(result.rows) == 122
+
+
+@pytest.mark.parametrize("method", ["requires_grad", "zero_lr"])
+def test_the_main_job_on_a_folder_of_pictures(method, pictures):
+    more = ("data=image_folder", pictures, "model.input=[3,40,40]", "model.classes=2", "batches=3")
+    result = run(f"method={method}", "freeze=backbone", *more)
+    assert result.verdict == "held"
+    assert result.record["counts"]["held"] == 60
+    assert result.record["counts"]["trained"] == 2

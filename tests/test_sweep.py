@@ -1,0 +1,132 @@
+"""Sweeps: the grid in one process, one folder a run, and tables that one failing run never costs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+QUICK = ("model=mlp", "batches=2", "hydra.sweep.dir=sweep")
+SWEEP = Path("sweep")
+
+
+def comparison():
+    return list(csv.DictReader((SWEEP / "comparison.csv").open()))
+
+
+def test_a_sweep_makes_a_folder_a_run_and_joins_their_tables(door):
+    code, out, err = door("-m", "method=requires_grad,zero_lr", "freeze=head,backbone", *QUICK)
+    assert (code, err) == (0, "")
+    folders = sorted(path.parent for path in SWEEP.rglob("run.json"))
+    assert len(folders) == 4
+    assert all(re.fullmatch(r"(requires_grad|zero_lr)__(head|backbone)__s0__[0-9a-f]{8}", f.name) for f in folders)
+    rows = comparison()
+    assert [row["run"] for row in rows] == [folder.name for folder in folders]
+    assert list(rows[0])[:6] == ["run", "method", "freeze", "status", "reason", "verdict"]
+    assert {row["verdict"] for row in rows} == {"held"}
+    joined = (SWEEP / "changes.csv").read_text().splitlines()
+    assert joined[0].startswith("run,name,aliases,")
+    assert joined[1:] == [
+        f"{folder.name},{line}" for folder in folders for line in (folder / "changes.csv").read_text().splitlines()[1:]
+    ]
+    assert "requires_grad  backbone  held" in out
+
+
+def test_every_method_is_one_glob(door):
+    assert door("-m", "method=glob(*)", "freeze=backbone", *QUICK)[0] == 0
+    assert {row["method"]: row["verdict"] for row in comparison()} == {
+        "none": "leaked",
+        "requires_grad": "held",
+        "zero_lr": "held",
+    }
+
+
+def test_a_failing_run_costs_neither_the_others_nor_the_table(door):
+    code, out, _ = door("-m", "freeze=head,fc,bias", *QUICK)
+    assert code == 1
+    assert [(row["freeze"], row["status"], row["verdict"]) for row in comparison()] == [
+        ("bias", "finished", "held"),
+        ("fc", "failed", ""),
+        ("head", "finished", "held"),
+    ]
+    assert "'fc' matches no parameter or module of the model" in out
+
+
+@pytest.mark.parametrize("bad", ["batches=1,0", "method=zero_lr,nosuch", "freeze.patterns=[head],[a..b]", "+typo=1,2"])
+def test_a_cell_that_cannot_be_composed_is_refused_before_any_run(door, bad):
+    code, _, err = door("-m", "model=mlp", "hydra.sweep.dir=sweep", bad)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert not SWEEP.exists()
+
+
+def test_duplicates_are_dropped_and_said(door):
+    code, out, _ = door("-m", "seed=0,0,1", "freeze.patterns=[head],['@head']", *QUICK)
+    assert code == 0
+    assert "2 of 6 runs dropped" in out
+    assert len(comparison()) == 4
+
+
+def test_a_sweep_takes_the_worst_exit_code_and_strict_counts(door):
+    assert door("-m", "method=none,zero_lr", "freeze=head", "strict=true", *QUICK)[0] == 3
+    assert door("-m", "method=none", "freeze=head,fc", "strict=true", "model=mlp", "hydra.sweep.dir=other")[0] == 1
+
+
+def test_a_second_start_keeps_what_is_finished_untouched(door):
+    door("-m", "freeze=head", *QUICK)
+    (first,) = SWEEP.rglob("run.json")
+    stamp = first.stat().st_mtime_ns
+    code, out, _ = door("-m", "freeze=head,bias", *QUICK)
+    assert code == 0
+    assert "1 of 2 runs are finished already and kept" in out
+    assert first.stat().st_mtime_ns == stamp
+    assert len(comparison()) == 2
+
+
+def test_a_plan_of_a_sweep_lists_the_runs_and_writes_nothing(door):
+    door("-m", "freeze=head", *QUICK)
+    before = sorted(SWEEP.rglob("*"))
+    code, out, _ = door("-m", "freeze=head,bias", "plan=true", *QUICK)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["finished", "to"]
+    assert "freeze=bias" in out
+    assert sorted(SWEEP.rglob("*")) == before
+
+
+def test_a_run_folder_without_a_record_is_a_failed_row():
+    from runner.report.table import write_tables
+
+    (SWEEP / "zero_lr__fc__s0__00000000" / ".hydra").mkdir(parents=True)
+    write_tables(SWEEP)
+    (row,) = comparison()
+    assert (row["status"], row["reason"]) == ("failed", "the run left no run.json; it was killed")
+
+
+def test_an_interrupted_sweep_keeps_its_table_and_leaves_with_130(door):
+    Path("mine.py").write_text(
+        "import runner.models\nclass Net(runner.models.MLP):\n    def forward(self, x):\n        raise KeyboardInterrupt\n"
+    )
+    code, _, _ = door("-m", "model.build._target_=runner.models.MLP,mine.Net", "seed=0,1", *QUICK)
+    assert code == 130
+    assert [row["status"] for row in comparison()].count("interrupted") == 1
+    assert [row["status"] for row in comparison()].count("finished") == 2  # the fourth was never begun
+
+
+def test_a_skipped_run_is_a_row_and_no_failure(door):
+    Path("mine.py").write_text(
+        "from runner import FreezingMethod\n"
+        "class Never(FreezingMethod):\n"
+        "    def skip(self, model, selection):\n"
+        "        return 'never serves'\n"
+    )
+    methods = "method._target_=mine.Never,runner.methods.zero_lr.ZeroLr"
+    code, out, _ = door("-m", methods, *QUICK)
+    assert code == 0
+    assert sorted(row["status"] for row in comparison()) == ["finished", "skipped"]
+    assert "never serves" in out
+    code, _, err = door("method._target_=mine.Never", "model=mlp", "hydra.run.dir=alone")
+    assert (code, "skipped: never serves" in err) == (2, True)
+    assert json.loads(Path("alone/run.json").read_text())["status"] == "skipped"
