@@ -92,28 +92,9 @@ def perform(
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own `_target_`, under the console script too
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
+    folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed)
-    record: dict[str, Any] = {
-        "status": "failed",
-        "reason": "",
-        "verdict": None,
-        "counts": counts(()),
-        "loss_first": None,
-        "loss_last": None,
-        "looks": [],
-        "notes": [],
-        "overrides": list(hydra.overrides.task),
-        "config_hash": config_hash(composed),
-        "seed": config.seed,
-        "threads": None,
-        "device": config.device.value,
-        "trained_digest": None,
-        "cost": {},
-        "versions": versions(),
-        "git": git(),
-    }
+    record = unmeasured(config, config_hash(composed))
     result = Result(folder, record, exit_code=1)
     with logging_to(folder / LOG):
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
@@ -126,16 +107,39 @@ def perform(
             record.update(status="skipped", reason=str(skipped))
             result.exit_code = 2
         except KeyboardInterrupt:
-            record.update(status="interrupted", reason="interrupted before the first step")
+            record.update(status="interrupted", reason="interrupted")
             result.exit_code = 130
         except Exception as error:
-            record["reason"] = str(error) if isinstance(error, ConfigError) else brief(error)
+            record["reason"] = " ".join(str(error).split()) if isinstance(error, ConfigError) else brief(error)
             result.exit_code = 2 if isinstance(error, ConfigError) else 1
             log.error("%s\n%s", record["reason"], traceback.format_exc())
             on_error(error)
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
     return result
+
+
+def unmeasured(config: Config, hashed: str) -> dict[str, Any]:
+    """The record of a run that has measured nothing yet."""
+    return {
+        "status": "failed",
+        "reason": "",
+        "verdict": None,
+        "counts": counts(()),
+        "loss_first": None,
+        "loss_last": None,
+        "looks": [],
+        "notes": [],
+        "overrides": list(HydraConfig.get().overrides.task),
+        "config_hash": hashed,
+        "seed": config.seed,
+        "threads": None,
+        "device": config.device.value,
+        "trained_digest": None,
+        "cost": {},
+        "versions": versions(),
+        "git": git(),
+    }
 
 
 def measured(result: Result, outcome: Outcome, config: Config) -> None:

@@ -63,13 +63,8 @@ def select(
     with_modules = buffers == "frozen"
     reached = {pattern.text: scope.reach(pattern, "freeze.patterns", with_modules) for pattern in wanted}
     exempt = {pattern.text: scope.reach(pattern, "freeze.keep", with_modules) for pattern in kept}
-    matched, spared = set().union(*reached.values()), set().union(*exempt.values())
-    for text, names in exempt.items():
-        if not names & matched:
-            raise ConfigError(f"freeze.keep: {text!r} exempts nothing, for no entry of freeze.patterns reaches it; drop it")
-    for text, names in reached.items():
-        if not names - spared:
-            raise ConfigError(f"freeze.patterns: {text!r} freezes nothing, for freeze.keep exempts all of it; drop it")
+    matched, spared = set[str]().union(*reached.values()), set[str]().union(*exempt.values())
+    _refuse_entries_without_effect(reached, exempt)
     frozen = matched - spared
     modules = {name: module for name, module in scope.modules.items() if f"{name}/" in frozen}
     held = {id(module) for module in modules.values()}
@@ -84,6 +79,16 @@ def select(
         head=head,
         notes=tuple(scope.ties_kept(wanted, kept, matched & spared)),
     )
+
+
+def _refuse_entries_without_effect(reached: Mapping[str, set[str]], exempt: Mapping[str, set[str]]) -> None:
+    matched, spared = set[str]().union(*reached.values()), set[str]().union(*exempt.values())
+    for text, names in exempt.items():
+        if not names & matched:
+            raise ConfigError(f"freeze.keep: {text!r} exempts nothing, for no entry of freeze.patterns reaches it; drop it")
+    for text, names in reached.items():
+        if not names - spared:
+            raise ConfigError(f"freeze.patterns: {text!r} freezes nothing, for freeze.keep exempts all of it; drop it")
 
 
 class Scope:

@@ -1,0 +1,292 @@
+"""How far a tensor moved: every norm against a slow float64 one, and the cases where zero or NaN is the claim."""
+
+from __future__ import annotations
+
+from math import fsum, inf, isnan, nan, sqrt
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from runner.changes import CHUNK, Change, change, snapshot
+from runner.models import MLP
+
+CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
+NARROW = [torch.float32, torch.bfloat16, torch.float16]
+BORDER = CHUNK["cpu"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine two would spend their time waiting for each other
+    yield
+    torch.set_num_threads(threads)
+
+
+def slow(before: Tensor, after: Tensor) -> tuple[float, float, float]:
+    """Norms of the start and the difference and the largest difference, of Python numbers, one element at a time."""
+    start = before.detach().reshape(-1).tolist()
+    moves = [abs(new - old) for old, new in zip(start, after.detach().reshape(-1).tolist(), strict=True)]
+    return sqrt(fsum(abs(x) ** 2 for x in start)), sqrt(fsum(x * x for x in moves)), max(moves, default=0.0)
+
+
+def agree(found: Change, expected: tuple[float, float, float], relative: float) -> None:
+    got = (found.initial_l2, found.change_l2, found.change_max)
+    assert got == pytest.approx(expected, rel=relative, abs=0)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+# Norms
+
+
+@pytest.mark.parametrize("count", [1, 5, 1000, 2 * BORDER + 3])
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_norms_of_random_values_are_those_of_float64_to_a_millionth(dtype, count):
+    before = noise(count, dtype=dtype)
+    after = before + 0.1 * noise(count, seed=1, dtype=dtype)
+    agree(change(before, after), slow(before, after), 1e-6)
+
+
+@pytest.mark.parametrize("count", [1000, BORDER + 3])
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize(("start", "step"), [(0.7, 1e-3), (1.1, 0.01), (3.3, 0.3)])
+def test_norms_are_as_exact_where_every_element_moves_alike_as_in_the_first_step_of_adam(dtype, count, start, step):
+    before = torch.full((count,), start, dtype=dtype)
+    after = before - torch.tensor(step, dtype=dtype)
+    agree(change(before, after), slow(before, after), 1e-6)
+
+
+@CHECKED
+@given(
+    st.sampled_from(NARROW),
+    st.lists(st.tuples(st.floats(-60000, 60000, width=32), st.floats(-60000, 60000, width=32)), min_size=1, max_size=40),
+)
+def test_norms_of_any_values_are_those_of_float64(dtype, pairs):
+    before, after = (torch.tensor(values, dtype=dtype) for values in zip(*pairs, strict=True))
+    agree(change(before, after), slow(before, after), 1e-6)
+
+
+def test_float64_is_measured_in_float64():
+    before = noise(1000, dtype=torch.float64)
+    after = before * (1 + 1e-13)
+    agree(change(before, after), slow(before, after), 1e-12)
+
+
+@pytest.mark.parametrize("position", [0, BORDER - 1, BORDER, 2 * BORDER])
+def test_one_element_that_moved_is_found_on_either_side_of_a_chunk(position):
+    before = torch.zeros(2 * BORDER + 1)
+    after = before.clone()
+    after[position] = -0.5
+    assert change(before, after) == Change(0.0, 0.5, 0.5, moved=True)
+
+
+@pytest.mark.parametrize("value", [1e30, 3e38, 1e-25, 1e-38, 1e-44])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_values_whose_squares_float32_cannot_hold_have_exact_norms_all_the_same(dtype, value):
+    before = torch.tensor([value, 0.0, -value, value], dtype=dtype)
+    after = torch.tensor([value, value, value, 0.0], dtype=dtype)
+    agree(change(before, after), slow(before, after), 1e-6)
+
+
+@pytest.mark.parametrize("value", [1e30, 1e-25])
+def test_a_huge_or_tiny_move_is_measured_whatever_it_starts_from(value):
+    before = torch.full((7,), 1.0)
+    before[3] = 0.0
+    after = before.clone()
+    after[3] = value
+    assert change(before, after).change_l2 == change(before, after).change_max == torch.tensor(value).item()
+
+
+def test_the_relative_change_is_the_change_over_the_start_and_nothing_where_the_start_is_zero():
+    assert change(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])).change_rel == 0.2
+    assert change(torch.zeros(2), torch.ones(2)).change_rel is None
+    assert change(torch.zeros(0), torch.zeros(0)).change_rel is None
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (torch.tensor([True, False]), torch.tensor([False, True]), Change(1.0, sqrt(2), 1.0, True)),
+        (
+            torch.tensor([0, 3], dtype=torch.uint8),
+            torch.tensor([255, 3], dtype=torch.uint8),
+            Change(3.0, 255.0, 255.0, True),
+        ),
+        (torch.tensor([-128], dtype=torch.int8), torch.tensor([127], dtype=torch.int8), Change(128.0, 255.0, 255.0, True)),
+        (torch.tensor([3, 4]), torch.tensor([6, 8]), Change(5.0, 5.0, 4.0, True)),
+        (torch.tensor(2**40), torch.tensor(2**40 + 1), Change(2.0**40, 1.0, 1.0, True)),
+        (torch.tensor(7, dtype=torch.int32), torch.tensor(7, dtype=torch.int32), Change(7.0, 0.0, 0.0, False)),
+        (torch.tensor(1.5), torch.tensor(-1.0), Change(1.5, 2.5, 2.5, True)),
+        (torch.tensor(1.5, dtype=torch.bfloat16), torch.tensor(1.75, dtype=torch.bfloat16), Change(1.5, 0.25, 0.25, True)),
+        (torch.zeros(0), torch.zeros(0), Change(0.0, 0.0, 0.0, False)),
+        (torch.zeros(3, 0, 2), torch.zeros(3, 0, 2), Change(0.0, 0.0, 0.0, False)),
+        (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), Change(0.0, 0.0, 0.0, False)),
+    ],
+)
+def test_booleans_integers_scalars_and_empty_tensors_have_exact_norms(before, after, expected):
+    assert change(before, after) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_complex_tensors_are_measured_by_the_modulus(dtype):
+    before = torch.tensor([3 + 4j, 1 + 1j], dtype=dtype)
+    after = torch.tensor([0 + 0j, 1 + 1j], dtype=dtype)
+    found = change(before, after)
+    assert (found.initial_l2, found.change_l2, found.moved) == (sqrt(27), 5.0, True)
+
+
+def test_the_largest_difference_of_a_complex_tensor_is_a_modulus_too():
+    before, after = torch.zeros(2, dtype=torch.complex64), torch.tensor([3 + 4j, 1j])
+    assert change(before, after).change_max == slow(before, after)[2] == 5.0
+
+
+# Bits
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [*NARROW, torch.float64, torch.complex64, torch.bool, torch.uint8, torch.int64, torch.float8_e4m3fn],
+    ids=str,
+)
+def test_what_did_not_move_has_a_change_of_exactly_zero(dtype):
+    before = noise(33).to(dtype)
+    found = change(before, before.clone())
+    assert (found.change_l2, found.change_max, found.moved) == (0.0, 0.0, False)
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float64, torch.complex64], ids=str)
+def test_minus_zero_has_moved_by_nothing(dtype):
+    zero = torch.zeros(5, dtype=dtype)
+    assert change(zero, -zero) == Change(0.0, 0.0, 0.0, moved=True)
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("position", [0, 2, BORDER + 4])
+def test_a_tensor_that_became_nan_has_moved_by_nan(dtype, position):
+    before = torch.ones(BORDER + 5, dtype=dtype)
+    after = before.clone()
+    after[position] = nan
+    found = change(before, after)
+    assert found.moved
+    assert isnan(found.change_l2)
+    assert isnan(found.change_max)
+    assert isnan(found.change_rel)
+    assert found.initial_l2 == pytest.approx(sqrt(BORDER + 5), rel=1e-6)
+
+
+def test_equal_nan_bits_have_not_moved_and_other_nan_bits_have():
+    quiet, other = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32).split(1)
+    same = change(quiet, quiet.clone())
+    assert (same.moved, same.change_l2, same.change_max) == (False, 0.0, 0.0)
+    assert isnan(same.initial_l2)
+    assert change(quiet, other).moved
+    assert isnan(change(quiet, other).change_l2)
+
+
+def test_what_became_infinite_has_moved_by_infinity():
+    assert change(torch.ones(3), torch.tensor([1.0, 1.0, -inf])) == Change(sqrt(3), inf, inf, moved=True)
+
+
+@pytest.mark.parametrize(
+    "after", [None, torch.ones(3), torch.ones(2, 1), torch.ones(()), torch.ones(2, dtype=torch.float64)], ids=str
+)
+def test_what_is_gone_or_has_another_shape_or_type_has_moved_by_nan(after):
+    found = change(torch.ones(2), after)
+    assert found.moved
+    assert isnan(found.initial_l2)
+    assert isnan(found.change_l2)
+    assert isnan(found.change_max)
+
+
+# Layouts
+
+WIDE = noise(4, 6, 5, 3)
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(0, 3).contiguous().transpose(0, 3),
+    "strided": lambda t: torch.stack([t, t + 1], -1)[..., 0],
+    "offset": lambda t: torch.cat([torch.zeros(1), t.reshape(-1)])[1:].view(t.shape),
+}
+
+
+@pytest.mark.parametrize("new", LAYOUTS)
+@pytest.mark.parametrize("old", LAYOUTS)
+def test_neither_layout_changes_the_answer(old, new):
+    moved = WIDE + 0.1 * noise(4, 6, 5, 3, seed=1)
+    still = change(LAYOUTS[old](WIDE), LAYOUTS[new](WIDE))
+    assert (still.change_l2, still.change_max, still.moved) == (0.0, 0.0, False)
+    agree(change(LAYOUTS[old](WIDE), LAYOUTS[new](moved)), slow(WIDE, moved), 1e-6)
+
+
+def test_an_expanded_tensor_counts_each_of_its_elements():
+    before, after = torch.tensor([3.0]).expand(4), torch.tensor([1.0]).expand(4)
+    assert change(before, after) == Change(6.0, 4.0, 2.0, moved=True)
+
+
+# Snapshots
+
+
+def test_a_snapshot_is_a_copy_of_every_parameter_and_buffer_that_training_does_not_touch():
+    model = MLP([3])
+    model.norm.register_buffer("mask", torch.ones(2), persistent=False)
+    before = snapshot(model)
+    values = {name: entry.tensor.detach().clone() for name, entry in before.entries.items()}
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.add_(1)
+    assert list(before.values) == list(before.entries)
+    assert "norm.mask" in before.values
+    assert all(torch.equal(before.values[name], value) for name, value in values.items())
+    assert all(change(before.values[name], entry.tensor).moved for name, entry in before.entries.items())
+    assert not any(value.requires_grad for value in before.values.values())
+
+
+def test_a_snapshot_changes_nothing_in_the_model_nor_in_the_state_of_the_random_numbers():
+    model = MLP([3])
+    state, flags = torch.get_rng_state(), [parameter.requires_grad for parameter in model.parameters()]
+    versions = [tensor._version for tensor in model.state_dict(keep_vars=True).values()]
+    snapshot(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert [tensor._version for tensor in model.state_dict(keep_vars=True).values()] == versions
+
+
+def peak_bytes(work) -> int:
+    """The most memory that was allocated at once inside `work`, from the allocator's own events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+        work()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize(
+    ("layout", "value"), [("channels_last", 0.5), ("contiguous", 1e30)]
+)  # the huge one is measured in float64
+def test_snapshot_and_change_take_at_most_a_twentieth_more_than_the_parameters(layout, value):
+    model = nn.ParameterList(LAYOUTS[layout](torch.full((512, 512, 3, 3), value)) for _ in range(5))  # resnet18's size
+    found: list[Change] = []
+
+    def measure() -> None:
+        before = snapshot(model)
+        for parameter in model:
+            parameter.data.mul_(1.5)
+        found.extend(change(before.values[name], entry.tensor) for name, entry in before.entries.items())
+
+    size = sum(parameter.nbytes for parameter in model)
+    assert size <= peak_bytes(measure) <= 1.05 * size
+    assert [one.moved for one in found] == [True] * 5

@@ -1,0 +1,140 @@
+"""Files appear whole or not at all, and say numbers exactly."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.folder import COLUMNS, csv_text, holds_a_run, write_record, write_text, write_whole
+
+
+def test_the_columns_are_those_of_the_contract_in_order():
+    assert ", ".join(COLUMNS) == (
+        "name, aliases, kind, module_type, shape, numel, dtype, frozen, group, lr, requires_grad, "
+        "initial_l2, change_l2, change_rel, change_max, moved, verdict, cause"
+    )
+
+
+def torn(error):
+    def write(path):
+        path.write_text("half of")
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
+def test_a_writer_that_raises_leaves_no_file(error, tmp_path):
+    with pytest.raises(type(error)):
+        write_whole(tmp_path / "changes.csv", torn(error))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_writer_that_raises_leaves_the_file_that_stood_there(tmp_path):
+    (tmp_path / "changes.csv").write_text("the first")
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "changes.csv", torn(OSError("disk full")))
+    assert os.listdir(tmp_path) == ["changes.csv"]
+    assert (tmp_path / "changes.csv").read_text() == "the first"
+
+
+def test_while_it_is_written_a_file_does_not_stand_under_its_name(tmp_path):
+    seen = []
+
+    def write(path):
+        path.write_text("whole")
+        seen.append(((tmp_path / "x.csv").exists(), path.parent))
+
+    write_whole(tmp_path / "x.csv", write)
+    assert seen == [(False, tmp_path)]
+    assert os.listdir(tmp_path) == ["x.csv"]
+    assert (tmp_path / "x.csv").read_text() == "whole"
+
+
+def test_a_new_file_replaces_an_old_one(tmp_path):
+    for text in ("old and longer", "new"):
+        write_text(tmp_path / "a", text)
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_text_is_written_in_utf8_with_its_line_ends_as_given(tmp_path):
+    write_text(tmp_path / "a", "é\r\nb\n")
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\r\nb\n"
+
+
+def test_a_record_reads_back_as_it_was(tmp_path):
+    record = {"status": "finished", "loss_first": 0.1, "verdict": None, "looks": [1, 2], "counts": {"held": 2}}
+    write_record(tmp_path, record)
+    assert json.loads((tmp_path / "run.json").read_text()) == record
+    assert list(json.loads((tmp_path / "run.json").read_text())) == list(record)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_record_with_a_number_that_json_cannot_hold_is_not_written(value, tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_record(tmp_path, {"loss_first": value})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (0.1, "0.1"),
+        (1e-5, "1e-05"),
+        (0.1 + 0.2, "0.30000000000000004"),
+        (1.0, "1.0"),
+        (-0.0, "-0.0"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (3, "3"),
+        (True, "True"),
+        (False, "False"),
+        (None, ""),
+        ("", ""),
+        ("a,b", '"a,b"'),
+    ],
+    ids=repr,
+)
+def test_a_field_is_printed_so(value, field):
+    assert csv_text(["x", "y"], [{"x": value, "y": 0}]) == f"x,y\n{field},0\n"
+
+
+def test_a_key_that_a_row_lacks_is_an_empty_field_and_one_that_no_column_names_is_an_error():
+    assert csv_text(["x", "y"], [{"y": 1}]) == "x,y\n,1\n"
+    with pytest.raises(ValueError, match="z"):
+        csv_text(["x", "y"], [{"z": 1}])
+
+
+def test_without_rows_the_header_stands_alone():
+    assert csv_text(COLUMNS, []) == ",".join(COLUMNS) + "\n"
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(st.characters(codec="utf-8", exclude_characters="\r")), st.floats(allow_nan=False)), max_size=5
+    )
+)
+def test_names_and_floats_read_back_exactly(pairs):
+    text = csv_text(["name", "value"], [{"name": name, "value": value} for name, value in pairs])
+    read = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [(row["name"], float(row["value"])) for row in read] == pairs
+
+
+@pytest.mark.parametrize("name", ["run.json", "changes.csv", "steps.csv", "runner.log", ".hydra"])
+def test_a_folder_with_any_file_of_a_run_holds_a_run(name, tmp_path):
+    folder = Path(tmp_path)
+    (folder / "notes.txt").write_text("mine")
+    assert not holds_a_run(folder)
+    (folder / name).mkdir()
+    assert holds_a_run(folder)
+
+
+def test_a_folder_that_is_not_there_holds_no_run(tmp_path):
+    assert not holds_a_run(tmp_path / "nowhere")

@@ -1,0 +1,254 @@
+"""How parameters are cut into groups: each at most once, by name, with its rate."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models import resnet18
+
+from runner.errors import ConfigError
+from runner.groups import all_in_one, by_frozen, by_module, by_parameter, by_role, with_lrs, without_empty
+from runner.models import MLP
+from runner.selection import select
+
+CHECKED = settings(max_examples=150, deadline=None, database=None, derandomize=True)
+NOTHING: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return resnet18()
+
+
+def named(model: nn.Module, groups: list[dict]) -> dict[str, list[str]]:
+    """Each group's name and the names of its parameters."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {group["name"]: [name_of[id(parameter)] for parameter in group["params"]] for group in groups}
+
+
+def names(model: nn.Module, *prefixes: str) -> list[str]:
+    return [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
+
+
+def rates(groups: list[dict]) -> dict[str, float | None]:
+    return {group["name"]: group.get("lr") for group in groups}
+
+
+# Cuts
+
+
+def test_roles_are_frozen_and_trainable_in_the_order_of_the_model():
+    model = MLP([3])
+    frozen = names(model, "body", "there")
+    trainable = [name for name in names(model, "") if name not in frozen]
+    assert named(model, by_role(model, select(model, ["body", "there"]))) == {"frozen": frozen, "trainable": trainable}
+
+
+def test_one_group_holds_everything_once_a_tied_parameter_too():
+    model = MLP([3])
+    assert named(model, all_in_one(model, select(model, NOTHING))) == {"all": names(model, "")}
+
+
+def test_a_group_a_parameter_is_62_groups_for_resnet18_with_the_parameters_names(resnet):
+    groups = by_parameter(resnet, select(resnet, ["fc"]))
+    assert len(groups) == 62
+    assert named(resnet, groups) == {name: [name] for name, _ in resnet.named_parameters()}
+
+
+def test_a_group_a_parameter_has_one_for_a_tied_pair():
+    model = MLP([3])
+    assert [group["name"] for group in by_parameter(model, select(model, NOTHING))] == names(model, "")
+
+
+def test_a_group_a_module_holds_what_its_pattern_matches_and_nothing_else_is_in_a_group(resnet):
+    groups = by_module(resnet, select(resnet, NOTHING), ["conv1", "fc"])
+    assert named(resnet, groups) == {"conv1": ["conv1.weight"], "fc": ["fc.weight", "fc.bias"]}
+
+
+def test_of_two_modules_names_that_match_the_first_wins(resnet):
+    first = by_module(resnet, select(resnet, NOTHING), ["layer1.0", "layer1", "**.bias"])
+    below = names(resnet, "layer1.0")
+    assert named(resnet, first) == {
+        "layer1.0": below,
+        "layer1": [name for name in names(resnet, "layer1") if name not in below],
+        "**.bias": [name for name in names(resnet, "") if name.endswith(".bias") and not name.startswith("layer1.")],
+    }
+    assert named(resnet, by_module(resnet, select(resnet, NOTHING), ["layer1", "layer1.0"]))["layer1.0"] == []
+
+
+def test_groups_names_take_every_kind_of_pattern_and_the_models_head():
+    model = MLP([3])
+    groups = by_module(model, select(model, NOTHING, head="body"), ["@head", "type:BatchNorm1d", r"re:back\..*"])
+    assert named(model, groups) == {
+        "@head": ["body.weight", "body.bias"],
+        "type:BatchNorm1d": ["norm.weight", "norm.bias"],
+        r"re:back\..*": ["there.weight", "back.bias"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        (partial(by_module, names=["fc", "conv2"]), ["groups.names", "'conv2'", "did you mean", "conv1"]),
+        (partial(by_module, names=["FC"]), ["groups.names", "fc"]),
+        (partial(by_module, names=["fc."]), ["groups.names", "empty part"]),
+        (partial(by_module, names=[]), ["groups.names"]),
+        (by_module, ["groups.names"]),
+        (lambda model, selection: with_lrs([], model, selection, [("fcc", 0.1)]), ["groups.lr", "'fcc'", "fc"]),
+        (lambda model, selection: with_lrs([], model, selection, [("fc", 0.1), ("relu", 0.1)]), ["groups.lr", "relu"]),
+        (lambda model, selection: with_lrs([], model, selection, [("", 0.1)]), ["groups.lr"]),
+    ],
+)
+def test_a_pattern_of_groups_that_matches_nothing_is_refused_under_its_key_with_the_nearest_names(resnet, cut, said):
+    with pytest.raises(ConfigError) as caught:
+        cut(resnet, select(resnet, NOTHING))
+    assert [part for part in said if part not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+
+
+# Rates
+
+
+def test_a_group_with_two_rates_becomes_name_slash_pattern_and_name_for_the_rest():
+    model = MLP([3])
+    selection = select(model, NOTHING)
+    groups = with_lrs(all_in_one(model, selection), model, selection, [("head", 0.5), ("**.bias", 0.25)])
+    biases = [name for name in names(model, "") if name.endswith("bias") and name != "head.bias"]
+    rest = [name for name in names(model, "") if name.endswith("weight") and name != "head.weight"]
+    assert named(model, groups) == {"all/head": names(model, "head"), "all/**.bias": biases, "all": rest}
+    assert rates(groups) == {"all/head": 0.5, "all/**.bias": 0.25, "all": None}
+
+
+def test_of_two_rates_that_match_the_first_wins():
+    model = MLP([3])
+    selection = select(model, NOTHING)
+    groups = with_lrs(
+        by_parameter(model, selection), model, selection, [("head.bias", 1.0), ("head", 2.0), ("**.bias", 3.0)]
+    )
+    found = rates(groups)
+    assert (found["head.bias"], found["head.weight"], found["body.bias"], found["body.weight"]) == (1.0, 2.0, 3.0, None)
+
+
+def test_a_group_whose_parameters_take_one_rate_keeps_its_name():
+    model = MLP([3])
+    selection = select(model, ["head"])
+    groups = with_lrs(by_role(model, selection), model, selection, [("head", 0.5)])
+    assert rates(groups) == {"frozen": 0.5, "trainable": None}
+
+
+def test_without_rates_the_groups_stay_as_they_are():
+    model = MLP([3])
+    selection = select(model, ["head"])
+    assert with_lrs(by_role(model, selection), model, selection, []) == by_role(model, selection)
+
+
+def test_a_rate_for_one_name_of_a_tied_parameter_is_its_rate():
+    model = MLP([3])
+    selection = select(model, NOTHING)
+    groups = with_lrs(by_parameter(model, selection), model, selection, [("back.weight", 0.5)])
+    assert rates(groups)["there.weight"] == 0.5
+
+
+def test_a_rate_of_zero_is_a_rate():
+    model = MLP([3])
+    selection = select(model, NOTHING)
+    assert rates(with_lrs(all_in_one(model, selection), model, selection, [("head", 0.0)]))["all/head"] == 0.0
+
+
+# Roles
+
+
+def test_a_half_frozen_group_becomes_name_and_name_slash_frozen():
+    model = MLP([3])
+    selection = select(model, ["body", "head.bias"])
+    groups = by_frozen(by_module(model, selection, ["body", "head", "norm"]), selection, lr=0.0)
+    assert named(model, groups) == {
+        "body": names(model, "body"),
+        "head": ["head.weight"],
+        "head/frozen": ["head.bias"],
+        "norm": names(model, "norm"),
+    }
+    assert rates(groups) == {"body": 0.0, "head": None, "head/frozen": 0.0, "norm": None}
+
+
+def test_what_the_method_sets_for_frozen_groups_beats_groups_lr():
+    model = MLP([3])
+    selection = select(model, ["**"], keep=["@head"])
+    groups = by_frozen(with_lrs(all_in_one(model, selection), model, selection, [("**.bias", 0.5)]), selection, lr=0.0)
+    assert rates(groups) == {"all": None, "all/frozen": 0.0, "all/**.bias": 0.5, "all/**.bias/frozen": 0.0}
+
+
+def test_splitting_keeps_a_groups_other_options_and_leaves_the_groups_it_was_given():
+    model = MLP([3])
+    selection = select(model, ["body"])
+    given = [{**group, "weight_decay": 0.1, "lr": 0.3} for group in all_in_one(model, selection)]
+    before = [{**group, "params": list(group["params"])} for group in given]
+    cut = by_frozen(with_lrs(given, model, selection, [("head", 0.5)]), selection, lr=0.0, weight_decay=0)
+    assert {group["name"]: (group["lr"], group["weight_decay"]) for group in cut} == {
+        "all": (0.3, 0.1),
+        "all/frozen": (0.0, 0),
+        "all/head": (0.5, 0.1),
+    }
+    assert given == before
+
+
+# Empty groups
+
+
+@pytest.mark.parametrize(
+    ("patterns", "kept"), [(["head"], ["frozen", "trainable"]), (["**"], ["frozen"]), (NOTHING, ["trainable"])], ids=str
+)
+def test_empty_groups_are_dropped(patterns, kept):
+    model = MLP([3])
+    assert [group["name"] for group in without_empty(by_role(model, select(model, patterns)))] == kept
+
+
+def test_where_all_groups_are_empty_all_stay():
+    model = nn.Sequential(nn.ReLU())
+    groups = by_role(model, select(model, NOTHING))
+    assert without_empty(groups) == groups == [{"name": "frozen", "params": []}, {"name": "trainable", "params": []}]
+
+
+def test_an_empty_group_survives_every_cut_with_its_name():
+    model = MLP([3])
+    selection = select(model, ["**"])
+    groups = by_frozen(with_lrs(by_role(model, selection), model, selection, [("head", 0.5)]), selection, lr=0.0)
+    assert {group["name"] for group in groups} == {"frozen", "frozen/head", "trainable"}
+
+
+# All of it together
+
+MODEL = MLP([3], width=4, classes=2)
+PREFIXES = ["body", "norm", "there", "back", "head", "head.bias", "norm.weight", "back.weight", "there.weight", "body.bias"]
+SOME = st.lists(st.sampled_from(PREFIXES), unique=True, max_size=4)
+
+
+def covers(prefix: str, parameter: nn.Parameter) -> bool:
+    """Slow and obvious: one of the parameter's names is the prefix or stands below it."""
+    named = MODEL.named_parameters(remove_duplicate=False)
+    return any(other is parameter and (name == prefix or name.startswith(f"{prefix}.")) for name, other in named)
+
+
+@CHECKED
+@given(SOME, SOME, st.sampled_from(["role", "one", "parameter", "module"]), st.lists(st.sampled_from(PREFIXES), min_size=1))
+def test_each_parameter_is_in_at_most_one_group_of_one_role_with_the_first_rate_that_matches(frozen, lrs, cut, modules):
+    selection = select(MODEL, frozen)
+    cuts = {"role": by_role, "one": all_in_one, "parameter": by_parameter, "module": partial(by_module, names=modules)}
+    rate_of = {pattern: 1.0 + number for number, pattern in enumerate(lrs)}
+    groups = with_lrs(cuts[cut](MODEL, selection), MODEL, selection, list(rate_of.items()))
+    groups = without_empty(by_frozen(groups, selection, lr=0.0))
+    placed = [id(parameter) for group in groups for parameter in group["params"]]
+    wanted = [p for p in MODEL.parameters() if cut != "module" or any(covers(name, p) for name in modules)]
+    assert sorted(placed) == sorted(map(id, wanted))
+    for group in groups:
+        assert len({parameter in selection for parameter in group["params"]}) == 1
+        for parameter in group["params"]:
+            first = next((rate_of[pattern] for pattern in lrs if covers(pattern, parameter)), None)
+            assert group.get("lr") == (0.0 if parameter in selection else first)
+    assert len({group["name"] for group in groups}) == len(groups)
+    assert [group["name"] for group in torch.optim.SGD(groups, lr=0.1).param_groups] == [g["name"] for g in groups]

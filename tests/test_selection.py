@@ -1,0 +1,492 @@
+"""Patterns against models: what is selected, by identity, and every mistake with its message."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from itertools import permutations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models import resnet18
+
+from runner.errors import ConfigError
+from runner.models import MLP
+from runner.selection import find_head, from_flags, select
+
+CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
+
+
+class Doubled(nn.Linear):
+    """A user's own subclass."""
+
+
+def net() -> nn.Sequential:
+    """`body` (a linear layer and BatchNorm), `drop`, `fc`, `fc2`."""
+    body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    return nn.Sequential(OrderedDict(body=body, drop=nn.Dropout(), fc=nn.Linear(4, 2), fc2=Doubled(2, 2)))
+
+
+def frozen(model: nn.Module, *args, **kwargs) -> list[str]:
+    return list(select(model, *args, **kwargs).parameters)
+
+
+def message(*args, **kwargs) -> str:
+    """What `select` says when it refuses; always a ValueError, always one line."""
+    with pytest.raises(ConfigError) as caught:
+        select(*args, **kwargs)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return resnet18()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "slow", "count"),
+    [
+        ("fc", lambda name: name in ("fc.weight", "fc.bias"), 2),
+        ("layer1.0", lambda name: name.startswith("layer1.0."), 6),
+        ("fc.weight", lambda name: name == "fc.weight", 1),
+        ("layer*.*.bn?", lambda name: name.startswith("layer") and name.split(".")[2] in ("bn1", "bn2"), 32),
+        ("*", lambda name: True, 62),
+        ("**.bias", lambda name: name.split(".")[-1] == "bias", 21),
+        ("**", lambda name: True, 62),
+        (r"re:layer[12]\..*bias", lambda name: name[:7] in ("layer1.", "layer2.") and name.endswith("bias"), 9),
+        ("type:BatchNorm2d", lambda name: "bn" in name or "downsample.1" in name, 40),
+        ("type:BasicBlock", lambda name: name.startswith("layer"), 57),
+        ("@head", lambda name: name.startswith("fc."), 2),
+    ],
+)
+def test_every_row_of_the_pattern_table_selects_from_resnet18_what_a_slow_predicate_selects(resnet, pattern, slow, count):
+    expected = [name for name, _ in resnet.named_parameters() if slow(name)]
+    assert frozen(resnet, [pattern]) == expected
+    assert len(expected) == count
+
+
+def test_the_backbone_is_all_but_the_head_for_every_model(resnet):
+    for model, head in [(resnet, "fc."), (net(), "fc2."), (MLP([3]), "head.")]:
+        expected = [name for name, _ in model.named_parameters() if not name.startswith(head)]
+        assert frozen(model, ["**"], keep=["@head"]) == expected
+
+
+def test_no_pattern_freezes_nothing_and_all_may_be_frozen():
+    assert frozen(net(), []) == []
+    assert frozen(net(), ["**"]) == [name for name, _ in net().named_parameters()]
+
+
+def test_a_selection_tells_parameters_by_identity():
+    model, twin = net(), net()
+    twin.load_state_dict(model.state_dict())
+    selection = select(model, ["fc"])
+    assert model.fc.weight in selection
+    assert selection.parameters["fc.weight"] is model.fc.weight
+    assert model.fc2.weight not in selection
+    assert twin.fc.weight not in selection
+    assert model.fc.weight.detach() not in selection
+    assert "fc.weight" not in selection
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("patterns", "keep", "said"),
+    [
+        (["fcc"], [], ["freeze.patterns", "'fcc'", "did you mean", "fc"]),
+        (["fc", "bodi.0"], [], ["freeze.patterns", "'bodi.0'", "body.0"]),
+        (["fc.wait"], [], ["fc.weight"]),
+        (["FC"], [], ["'FC'", "did you mean", "fc"]),
+        (["Body"], [], ["did you mean", "body"]),
+        (["nothing_like_it"], [], ["body", "fc", "fc2"]),
+        (["re:fc"], [], ["re:fc", "whole name", "body.0.weight"]),
+        (["re:FC.*"], [], ["whole name"]),
+        (["type:BatchNorm2d"], [], ["BatchNorm1d"]),
+        (["type:linear"], [], ["did you mean", "Linear"]),
+        (["type:torch.nn.Conv2d"], [], ["type:torch.nn.Conv2d"]),
+        (["drop"], [], ["drop"]),
+        (["type:Dropout"], [], ["type:Dropout", "freeze.buffers=frozen"]),
+        (["body.1.running_mean"], [], ["only buffers", "freeze.buffers=frozen"]),
+        (["fc"], ["fcc"], ["freeze.keep", "'fcc'", "did you mean"]),
+        (["fc"], ["FC.weight"], ["freeze.keep", "fc.weight"]),
+        (["fc"], ["body"], ["freeze.keep", "'body'", "exempts nothing"]),
+        (["**"], ["body", "drop"], ["freeze.keep", "'drop'"]),
+        ([], ["body"], ["freeze.keep", "'body'", "exempts nothing"]),
+        (["fc", "body"], ["fc.*"], ["freeze.patterns", "'fc'", "freezes nothing"]),
+        (["**"], ["*"], ["freeze.patterns", "'**'", "freezes nothing"]),
+        (["**", "fc.weight"], ["fc"], ["'fc.weight'", "freezes nothing"]),
+        (["fc", "body"], ["fc"], ["'fc'", "in patterns and in keep"]),
+        (["**"], ["**"], ["'**'", "in patterns and in keep"]),
+        ([""], [], ["freeze.patterns", "''"]),
+        (["fc"], [" "], ["freeze.keep", "' '"]),
+        (["fc", None], [], ["freeze.patterns", "None"]),
+        (["re:fc("], [], ["freeze.patterns", "not a regular expression"]),
+        (["**"], ["fc."], ["freeze.keep", "empty part"]),
+        ("fc", [], ["freeze.patterns", "[fc]"]),
+        (["**"], "fc", ["freeze.keep", "[fc]"]),
+    ],
+)
+def test_every_mistake_is_refused_with_where_it_stands_what_was_given_and_the_nearest_names(patterns, keep, said):
+    text = message(net(), patterns, keep)
+    assert [part for part in said if part not in text] == []
+
+
+def test_buffers_are_live_or_frozen_and_nothing_else():
+    assert "live or frozen" in message(net(), ["fc"], buffers="held")
+
+
+def test_a_mistake_is_the_same_mistake_when_buffers_are_frozen():
+    assert "fc" in message(net(), ["fcc"], buffers="frozen")
+    assert "exempts nothing" in message(net(), ["fc"], ["body"], buffers="frozen")
+    assert "freezes nothing" in message(net(), ["fc", "body"], ["fc.**"], buffers="frozen")
+
+
+# Ties
+
+
+def test_tied_parameters_are_one_tensor_that_either_name_selects():
+    model = MLP([3])
+    for name in ("there.weight", "back.weight"):
+        selection = select(model, [name])
+        assert list(selection.parameters) == ["there.weight"]
+        assert model.there.weight in selection
+        assert model.back.weight in selection
+    assert frozen(model, ["back"]) == ["there.weight", "back.bias"]
+
+
+def test_keep_wins_by_identity_and_says_where_a_tie_keeps_a_tensor_under_another_name():
+    model = MLP([3])
+    selection = select(model, ["there"], keep=["back.weight"])
+    assert list(selection.parameters) == ["there.bias"]
+    (note,) = selection.notes
+    assert note.startswith("there.weight is not frozen")
+    assert "back.weight" in note
+
+
+def test_the_head_may_be_tied_to_the_embedding_and_then_keeps_it():
+    model = nn.Sequential(OrderedDict(embed=nn.Embedding(5, 4), mix=nn.Linear(4, 4), out=nn.Linear(4, 5, bias=False)))
+    model.out.weight = model.embed.weight
+    selection = select(model, ["**"], keep=["@head"])
+    assert list(selection.parameters) == ["mix.weight", "mix.bias"]
+    assert len(selection.notes) == 1
+    assert "embed.weight" in selection.notes[0]
+    assert "out.weight" in selection.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "keep"), [(["there"], []), (["**"], ["head"]), (["**"], ["there", "back"]), (["body"], ["body.bias"])]
+)
+def test_where_no_tie_keeps_a_tensor_nothing_is_said(patterns, keep):
+    assert select(MLP([3]), patterns, keep).notes == ()
+
+
+def test_a_module_under_two_names_is_selected_by_either_and_kept_by_either():
+    shared = nn.Linear(2, 2)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(2, 2))
+    assert frozen(model, ["2"]) == frozen(model, ["0"]) == ["0.weight", "0.bias"]
+    assert frozen(model, ["**"], keep=["2"]) == ["3.weight", "3.bias"]
+
+
+def test_two_parameters_of_equal_values_are_not_confused():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    selection = select(model, ["0"])
+    assert torch.equal(model[0].weight, model[1].weight)
+    assert model[0].weight in selection
+    assert model[1].weight not in selection
+    assert frozen(model, ["**"], keep=["1"]) == ["0.weight", "0.bias"]
+    assert select(model, ["**"], keep=["1"]).notes == ()
+
+
+# Wrappers
+
+
+def compiled_within(model: nn.Module) -> nn.Module:
+    model.body = torch.compile(model.body)
+    return model
+
+
+WRAPPERS = {
+    "module.": nn.DataParallel,
+    "_orig_mod.": torch.compile,
+    "_orig_mod.module.": lambda model: torch.compile(nn.DataParallel(model)),
+    "module._orig_mod.": lambda model: nn.DataParallel(torch.compile(model)),
+    "body._orig_mod.": compiled_within,
+}
+ASKED = [
+    (["fc"], []),
+    (["body.0", "fc2.bias"], []),
+    (["*.weight"], []),
+    (["**.bias"], ["fc"]),
+    ([r"re:body\.[01]\.weight"], []),
+    (["type:BatchNorm1d"], []),
+    (["**"], ["@head"]),
+    (["@head", "body"], ["body.1"]),
+]
+
+
+@pytest.mark.parametrize(("patterns", "keep"), ASKED)
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_prefixes_that_wrappers_add_are_looked_through(prefix, patterns, keep):
+    model = net()
+    plain = [id(tensor) for tensor in select(model, patterns, keep).parameters.values()]
+    wrapped = WRAPPERS[prefix](model)
+    selection = select(wrapped, patterns, keep)
+    assert [id(tensor) for tensor in selection.parameters.values()] == plain
+    assert set(selection.parameters) <= {name for name, _ in wrapped.named_parameters()}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_a_name_with_its_wrapper_is_a_name_too(prefix):
+    assert frozen(WRAPPERS[prefix](net()), [f"{prefix}fc"]) == [f"{prefix}fc.weight", f"{prefix}fc.bias"]
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_modules_are_held_inside_a_wrapper_as_they_are_outside(prefix):
+    model = net()
+    bare = select(model, ["body"], buffers="frozen").buffers
+    wrapped = WRAPPERS[prefix](model)
+    selection = select(wrapped, ["body"], buffers="frozen")
+    assert [id(buffer) for buffer in selection.buffers.values()] == [id(buffer) for buffer in bare.values()]
+    assert model.fc not in selection.modules.values()
+    assert wrapped not in selection.modules.values()
+
+
+def test_a_module_that_is_only_called_module_is_no_wrapper():
+    model = nn.Sequential(OrderedDict(module=nn.Sequential(OrderedDict(fc=nn.Linear(2, 2))), fc=nn.Linear(2, 2)))
+    assert frozen(model, ["fc"]) == ["fc.weight", "fc.bias"]
+
+
+# @head
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("fc", ["fc.weight", "fc.bias"]),
+        ("fc.bias", ["fc.bias"]),
+        ("f*", ["fc.weight", "fc.bias", "fc2.weight", "fc2.bias"]),
+        (["fc2", "body.1"], ["body.1.weight", "body.1.bias", "fc2.weight", "fc2.bias"]),
+        ("auto", ["fc2.weight", "fc2.bias"]),
+        (None, ["fc2.weight", "fc2.bias"]),
+    ],
+)
+def test_the_head_is_what_was_given_or_what_auto_finds(head, expected):
+    assert frozen(net(), ["@head"], head=head) == expected
+    everything = [name for name, _ in net().named_parameters()]
+    assert frozen(net(), ["**"], keep=["@head"], head=head) == [name for name in everything if name not in expected]
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), "2"),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Softmax(1)), "0"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.Conv2d(2, 4, 1), nn.Flatten())), "1.0"),
+        (MLP([3]), "head"),
+    ],
+)
+def test_auto_finds_the_last_module_with_parameters_of_its_own_and_an_output_size(model, head):
+    assert find_head(model) == head
+
+
+def test_a_head_that_is_not_there_is_refused_with_the_nearest_name():
+    assert "fc2" in message(net(), ["@head"], head="fc3")
+    assert "model.head" in message(net(), ["**"], keep=["@head"], head="classifier")
+    assert "give model.head=NAME" in message(nn.Sequential(nn.BatchNorm1d(2)), ["@head"])
+    assert message(net(), ["@head"], head="fc..0").startswith("model.head: ")
+
+
+# type:
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("BatchNorm1d", ["body.1.weight", "body.1.bias"]),
+        ("torch.nn.BatchNorm1d", ["body.1.weight", "body.1.bias"]),
+        ("torch.nn.modules.batchnorm.BatchNorm1d", ["body.1.weight", "body.1.bias"]),
+        ("_BatchNorm", ["body.1.weight", "body.1.bias"]),
+        ("torch.nn.modules.batchnorm._BatchNorm", ["body.1.weight", "body.1.bias"]),
+        ("Doubled", ["fc2.weight", "fc2.bias"]),
+        (f"{__name__}.Doubled", ["fc2.weight", "fc2.bias"]),
+    ],
+)
+def test_a_type_is_named_by_its_class_or_its_dotted_path_public_or_defining(kind, expected):
+    assert frozen(net(), [f"type:{kind}"]) == expected
+
+
+@pytest.mark.parametrize("kind", ["Linear", "torch.nn.Linear", "torch.nn.modules.linear.Linear"])
+def test_a_type_matches_its_subclasses_too(kind):
+    expected = [f"{module}.{own}" for module in ("body.0", "fc", "fc2") for own in ("weight", "bias")]
+    assert frozen(net(), [f"type:{kind}"]) == expected
+
+
+def test_a_type_matches_all_below_its_modules():
+    model = nn.Sequential(nn.Linear(2, 2), nn.TransformerEncoderLayer(4, 2, 4))
+    below = [name for name, _ in model.named_parameters() if name.startswith("1.")]
+    assert frozen(model, ["type:TransformerEncoderLayer"]) == below
+    assert frozen(model, ["type:Sequential"]) == [name for name, _ in model.named_parameters()]
+
+
+@pytest.mark.parametrize("kind", ["Lin", "linear", "Linear2", "torch.nn.linear.Linear", "nn.Linear", "os.path.join"])
+def test_a_type_is_never_a_part_of_a_name_another_case_or_another_path(kind):
+    assert f"type:{kind}" in message(net(), [f"type:{kind}"])
+
+
+# Buffers
+
+
+@pytest.mark.parametrize(
+    ("patterns", "keep", "held"),
+    [
+        (["body"], [], ["body", "body.0", "body.1"]),
+        (["body.1"], [], ["body.1"]),
+        (["**.1"], [], ["body.1"]),
+        (["type:BatchNorm1d"], [], ["body.1"]),
+        (["**"], [], ["", "body", "body.0", "body.1", "drop", "fc", "fc2"]),
+        (["**"], ["@head"], ["", "body", "body.0", "body.1", "drop", "fc"]),
+        (["**"], ["body"], ["", "drop", "fc", "fc2"]),
+        (["**"], ["body.1"], ["", "body", "body.0", "drop", "fc", "fc2"]),
+        (["**"], ["body.1.weight"], ["", "body", "body.0", "body.1", "drop", "fc", "fc2"]),
+        (["**"], ["drop"], ["", "body", "body.0", "body.1", "fc", "fc2"]),
+        (["drop"], [], ["drop"]),
+        (["**.weight"], [], []),
+        ([], [], []),
+        (["re:body"], [], ["body", "body.0", "body.1"]),
+        (["**"], ["re:body"], ["", "drop", "fc", "fc2"]),
+    ],
+)
+def test_a_module_is_held_if_a_pattern_matches_it_or_an_ancestor_and_no_keep_does(patterns, keep, held):
+    model = net()
+    selection = select(model, patterns, keep, buffers="frozen")
+    assert list(selection.modules) == held
+    assert all(module is model.get_submodule(name) for name, module in selection.modules.items())
+    owned = [name for name, _ in model.named_buffers() if name.rpartition(".")[0] in held]
+    assert list(selection.buffers) == owned
+    assert all(buffer is model.get_buffer(name) for name, buffer in selection.buffers.items())
+
+
+@pytest.mark.parametrize(("patterns", "keep"), [(["body"], []), (["**"], ["@head"]), (["**"], ["body.1"]), (["fc"], [])])
+def test_how_buffers_are_treated_does_not_change_which_parameters_are_frozen(patterns, keep):
+    model = net()
+    assert frozen(model, patterns, keep, "live") == frozen(model, patterns, keep, "frozen")
+
+
+def test_live_buffers_hold_no_module():
+    selection = select(net(), ["**"])
+    assert selection.modules == {}
+    assert selection.buffers == {}
+
+
+def test_modules_without_parameters_can_be_held_but_not_frozen():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
+    selection = select(model, ["type:BatchNorm1d"], buffers="frozen")
+    assert list(selection.modules) == ["1"]
+    assert selection.parameters == {}
+    assert list(selection.buffers) == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
+    assert "freeze.buffers=frozen" in message(model, ["type:BatchNorm1d"])
+
+
+def test_a_module_under_two_names_is_held_and_exempt_as_a_whole():
+    shared = nn.BatchNorm1d(2)
+    model = nn.Sequential(shared, nn.Linear(2, 2), shared)
+    assert all(list(select(model, [name], buffers="frozen").modules) == ["0", "2"] for name in ("0", "2"))
+    assert shared not in select(model, ["**"], keep=["2"], buffers="frozen").modules.values()
+    assert select(model, ["**"], keep=["2"], buffers="frozen").buffers == {}
+
+
+# Properties, over all ways to ask a model with a tied pair for something
+
+MODEL = MLP([3], width=4, classes=2)
+NAMES = [name for name, _ in MODEL.named_parameters(remove_duplicate=False)]  # both names of the tied tensor
+LINEAR = ("body", "there", "back", "head")
+SLOW = {
+    **{name: re.compile(rf"{re.escape(name)}(\..*)?") for name in [*NAMES, "body", "norm", "there", "back", "head"]},
+    "**": re.compile(".*"),
+    "**.bias": re.compile(r".*\.bias"),
+    "?o*.weight": re.compile(r"(body|norm)\.weight"),
+    "re:.*a.*weight": re.compile(r"(back|head)\.weight"),
+    "type:Linear": re.compile(rf"({'|'.join(LINEAR)})\..*"),
+    "@head": re.compile(r"head\..*"),
+}
+ENTRIES = st.lists(st.sampled_from(sorted(SLOW)), max_size=4)
+
+
+def ids(pattern: str) -> set[int]:
+    """Slow and obvious: the identity of every parameter that has a name which the expression in `SLOW` matches."""
+    named = MODEL.named_parameters(remove_duplicate=False)
+    return {id(parameter) for name, parameter in named if SLOW[pattern].fullmatch(name)}
+
+
+def slowly(patterns: list[str], keep: list[str]) -> set[int] | None:
+    """The identities of what is frozen, or None where the contract asks for a refusal."""
+    wanted, kept = set().union(*map(ids, patterns)), set().union(*map(ids, keep))
+    refused = set(patterns) & set(keep) or any(not ids(k) & wanted for k in keep) or any(ids(p) <= kept for p in patterns)
+    return None if refused else wanted - kept
+
+
+def quickly(patterns: list[str], keep: list[str]) -> set[int] | None:
+    try:
+        return {id(tensor) for tensor in select(MODEL, patterns, keep).parameters.values()}
+    except ConfigError:
+        return None
+
+
+@CHECKED
+@given(ENTRIES, ENTRIES)
+def test_a_selection_is_what_sets_of_identities_give_and_is_refused_where_they_say_so(patterns, keep):
+    assert quickly(patterns, keep) == slowly(patterns, keep)
+
+
+@CHECKED
+@given(ENTRIES, ENTRIES)
+def test_keep_wins_and_frozen_and_trainable_partition_the_parameters(patterns, keep):
+    if slowly(patterns, keep) is None:
+        return
+    selection = select(MODEL, patterns, keep)
+    parameters = {id(parameter) for parameter in MODEL.parameters()}
+    declared = {id(parameter) for parameter in MODEL.parameters() if parameter in selection}
+    trainable = {id(parameter) for parameter in MODEL.parameters() if parameter not in selection}
+    assert declared == {id(tensor) for tensor in selection.parameters.values()}
+    assert declared | trainable == parameters
+    assert not declared & trainable
+    assert not declared & set().union(*map(ids, keep))
+
+
+@CHECKED
+@given(ENTRIES, ENTRIES)
+def test_selecting_what_was_selected_selects_it_again(patterns, keep):
+    if not slowly(patterns, keep):
+        return
+    once = frozen(MODEL, patterns, keep)
+    assert frozen(MODEL, once) == once
+
+
+@CHECKED
+@given(st.lists(st.sampled_from(sorted(SLOW)), max_size=3), st.lists(st.sampled_from(sorted(SLOW)), max_size=2))
+def test_the_order_and_the_repetition_of_patterns_do_not_matter(patterns, keep):
+    first = quickly(patterns, keep)
+    assert all(quickly(list(order), keep[::-1]) == first for order in permutations(patterns))
+    assert quickly(patterns * 2, keep * 2) == first
+
+
+# Flags
+
+
+def test_the_selection_of_a_models_own_flags_is_whatever_has_requires_grad_false():
+    model = MLP([3])
+    assert from_flags(model).parameters == {}
+    model.back.weight.requires_grad_(False)
+    model.norm.bias.requires_grad_(False)
+    selection = from_flags(model)
+    assert list(selection.parameters) == ["norm.bias", "there.weight"]
+    assert model.back.weight in selection
+    assert model.norm.weight not in selection
+    assert selection.buffers == {}
+    assert selection.modules == {}

@@ -1,0 +1,56 @@
+"""How a batch becomes a loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from runner.errors import ConfigError
+from runner.tasks import Classification
+
+
+class Stubborn(nn.Module):
+    """Has a mistake of its own."""
+
+    def forward(self, x):
+        raise ValueError("a bug of mine")
+
+
+def test_the_loss_is_the_mean_over_the_batch_of_minus_log_softmax_at_the_target():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 4), torch.randn(5, 3), torch.tensor([0, 3, 1, 1, 2])
+    logits = model(x).double()
+    by_hand = sum(logits[row].exp().sum().log() - logits[row, target] for row, target in enumerate(y.tolist())) / 5
+    assert torch.allclose(Classification()(model, (x, y)).double(), by_hand)
+    assert torch.equal(Classification()(model, (x, y)), nn.functional.cross_entropy(model(x), y))
+
+
+def test_the_loss_is_one_number_with_a_gradient():
+    model = nn.Linear(3, 4)
+    loss = Classification()(model, (torch.ones(2, 3), torch.tensor([0, 1])))
+    assert (loss.shape, loss.requires_grad) == ((), True)
+
+
+def test_a_batch_may_be_a_list():
+    loss = Classification()(nn.Linear(3, 4), [torch.ones(2, 3), torch.tensor([0, 1])])
+    assert loss.shape == ()
+
+
+@pytest.mark.parametrize("target", [4, 9])
+def test_a_target_outside_the_heads_classes_is_the_users_mistake(target):
+    with pytest.raises(ConfigError, match=rf"the head's 4 classes \(targets run from 1 to {target}\); give model.classes"):
+        Classification()(nn.Linear(3, 4), (torch.ones(2, 3), torch.tensor([1, target])))
+
+
+def test_a_batch_of_one_that_batchnorm_cannot_normalise_is_the_users_mistake():
+    model, batch = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)), (torch.ones(1, 3), torch.tensor([0]))
+    with pytest.raises(ConfigError, match=r"data.batch_size=1: BatchNorm .*freeze.buffers=frozen"):
+        Classification()(model, batch)
+    assert Classification()(model.eval(), batch).shape == ()
+
+
+def test_any_other_error_of_the_model_passes_unchanged():
+    with pytest.raises(ValueError, match=r"^a bug of mine$") as caught:
+        Classification()(Stubborn(), (torch.ones(2, 3), torch.tensor([0, 1])))
+    assert type(caught.value) is ValueError

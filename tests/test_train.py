@@ -1,0 +1,165 @@
+"""The loop is plain PyTorch: it gives, bit by bit, what a loop written by hand gives."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from runner import train as module
+from runner.train import train
+
+LR, MOMENTUM, DECAY = 0.1, 0.9, 0.01
+
+
+class TwoPaths(nn.Module):
+    """Uses one of its two layers only."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def loss_of(model, batch):
+    x, y = batch
+    return nn.functional.cross_entropy(model(x), y)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def batches(count=5):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        yield torch.randn(4, 3, generator=generator), torch.randint(2, (4,), generator=generator)
+
+
+def sgd(model, name="all", **options):
+    return torch.optim.SGD([{"name": name, "params": list(model.parameters())}], lr=LR, **options)
+
+
+def by_hand(model, clip=None, rate=lambda step: LR, count=5):
+    """SGD with momentum and weight decay, written out; returns the losses."""
+    model.train()
+    parameters, velocities, losses = list(model.parameters()), {}, []
+    for step, batch in enumerate(batches(count)):
+        loss = loss_of(model, batch)
+        losses.append(loss.detach())
+        gradients = torch.autograd.grad(loss, parameters)
+        if clip is not None:
+            total = torch.stack([gradient.norm() for gradient in gradients]).norm()
+            scale = min(torch.tensor(1.0), clip / (total + 1e-6))
+            gradients = [gradient * scale for gradient in gradients]
+        with torch.no_grad():
+            for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+                slope = gradient.add(parameter, alpha=DECAY)
+                was = velocities.get(index)
+                velocities[index] = slope if was is None else was.mul(MOMENTUM).add(slope)
+                parameter.copy_(parameter.add(velocities[index], alpha=-rate(step)))
+    return losses
+
+
+def assert_same(one, other):
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("clip", [None, 0.05, 1e9])
+def test_the_loop_is_sgd_by_hand_bit_by_bit(clip, to_none):
+    model, oracle = net(), net()
+    optimizer = sgd(model, momentum=MOMENTUM, weight_decay=DECAY)
+    steps = list(train(model, optimizer, loss_of, batches(), clip=clip, zero_grad_to_none=to_none))
+    losses = by_hand(oracle, clip)
+    assert_same(model, oracle)
+    assert all(torch.equal(step.loss, loss) for step, loss in zip(steps, losses, strict=True))
+
+
+def test_clipping_bounds_the_norm_of_all_gradients_together():
+    model = net()
+    for _ in train(model, sgd(model), loss_of, batches(), clip=0.05):
+        total = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+        assert total <= 0.05
+
+
+def test_a_scheduler_steps_after_each_step_and_a_step_tells_the_rate_that_it_used():
+    model, oracle = net(), net()
+    optimizer = sgd(model, name="mine", momentum=MOMENTUM, weight_decay=DECAY)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    steps = list(train(model, optimizer, loss_of, batches(), scheduler))
+    assert [step.lrs for step in steps] == [{"mine": LR * 0.5**step} for step in range(5)]
+    assert optimizer.param_groups[0]["lr"] == LR * 0.5**5
+    by_hand(oracle, rate=lambda step: LR * 0.5**step)
+    assert_same(model, oracle)
+
+
+def test_every_group_tells_its_rate():
+    model = net()
+    groups = [{"name": "a", "params": model[0].parameters()}, {"name": "b", "params": model[3].parameters(), "lr": 0.0}]
+    (step,) = train(model, torch.optim.SGD(groups, lr=LR), loss_of, batches(1))
+    assert step.lrs == {"a": LR, "b": 0.0}
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_gradients_are_cleared_to_none_or_kept_as_zeros(to_none):
+    model = TwoPaths()
+    model.unused.weight.grad = torch.ones(2, 3)
+    before = model.unused.weight.detach().clone()
+    list(train(model, sgd(model, weight_decay=DECAY), loss_of, batches(1), zero_grad_to_none=to_none))
+    assert (model.unused.weight.grad is None) is to_none
+    assert torch.equal(model.unused.weight, before) is to_none
+    assert to_none or not model.unused.weight.grad.any()
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_where_everything_is_frozen_the_loop_runs_and_moves_no_parameter(clip, to_none):
+    model = net().requires_grad_(False)
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = sgd(model, momentum=MOMENTUM, weight_decay=DECAY)
+    steps = list(train(model, optimizer, loss_of, batches(), clip=clip, zero_grad_to_none=to_none))
+    assert [step.number for step in steps] == [1, 2, 3, 4, 5]
+    assert all(torch.equal(was, now) for was, now in zip(before, model.parameters(), strict=True))
+
+
+def test_a_step_has_its_number_a_loss_without_a_graph_and_a_duration():
+    model = net()
+    steps = list(train(model, sgd(model), loss_of, batches(3)))
+    assert [step.number for step in steps] == [1, 2, 3]
+    assert all(not step.loss.requires_grad and step.loss.shape == () and step.seconds > 0 for step in steps)
+
+
+def test_a_step_is_told_when_it_is_done_and_the_next_batch_is_not_drawn_before():
+    model, drawn = net(), []
+
+    def counted():
+        for number, batch in enumerate(batches(), 1):
+            drawn.append(number)
+            yield batch
+
+    for step in train(model, sgd(model), loss_of, counted()):
+        assert drawn == list(range(1, step.number + 1))
+
+
+def test_the_model_is_put_in_training_mode():
+    model = net().eval()
+    list(train(model, sgd(model), loss_of, batches(1)))
+    assert model.training
+    assert model[1].num_batches_tracked.item() == 1
+
+
+def test_without_a_batch_there_is_no_step():
+    model = net()
+    assert list(train(model, sgd(model), loss_of, [])) == []
+
+
+def test_the_loop_imports_nothing_of_this_project_for_it_knows_nothing_of_freezing():
+    imports = [line for line in inspect.getsource(module).splitlines() if line.startswith(("import ", "from "))]
+    assert imports
+    assert not any("runner" in line for line in imports)

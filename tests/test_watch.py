@@ -1,0 +1,698 @@
+"""The audit in hand-written loops: every verdict, every idle cause, and that watching changes nothing."""
+
+from __future__ import annotations
+
+import random
+from contextlib import nullcontext
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from runner.changes import snapshot
+from runner.errors import ConfigError
+from runner.folder import COLUMNS
+from runner.selection import select
+from runner.watch import LeakError, Report, audit
+
+
+class Net(nn.Module):
+    """A layer, a BatchNorm and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.drop(self.norm(self.body(x)).relu()))
+
+
+class Oddities(nn.Module):
+    """One parameter for each way to stay idle, and one that trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.trains = nn.Parameter(torch.ones(2))
+        self.outside = nn.Parameter(torch.ones(2))
+        self.unused = nn.Parameter(torch.ones(2))
+        self.multiplied_by_zero = nn.Parameter(torch.ones(2))
+        self.at_rate_zero = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return x * (self.trains + self.outside + 0 * self.multiplied_by_zero + self.at_rate_zero)
+
+
+class Wrapper(nn.Module):
+    """Puts `module.` before every name, as DataParallel does."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), lr=0.1, **options)
+
+
+def train(model, optimizer, steps=4, before_step=None, x=None):
+    """A plain loop; `before_step` maps a step's number to what is done just before the optimizer's step."""
+    x = torch.arange(12.0).reshape(4, 3) if x is None else x
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        (before_step or {}).get(step, lambda: None)()
+        optimizer.step()
+
+
+def write(tensor, value):
+    def writing():
+        with torch.no_grad():
+            tensor.copy_(torch.as_tensor(value))
+
+    return writing
+
+
+def word(report, name):
+    (row,) = [row for row in report.rows if row["name"] == name]
+    return row["verdict"]
+
+
+def cause(report, name):
+    (row,) = [row for row in report.rows if row["name"] == name]
+    return row["cause"]
+
+
+def hooks(model, *optimizers):
+    kept = [vars(one) for one in (*model.modules(), *optimizers)]
+    return [(key, list(value)) for names in kept for key, value in names.items() if key.endswith("hooks")]
+
+
+def spoiled_then_put_back(tensor, at=2):
+    was = tensor.detach().clone()
+    return {at: write(tensor, was + 1), at + 1: write(tensor, was)}
+
+
+# Verdicts of parameters
+
+
+@pytest.mark.parametrize("every", [None, 1, 3])
+def test_a_frozen_parameter_that_keeps_its_bits_held_and_one_that_does_not_leaked(every):
+    model = net()
+    model.head.requires_grad_(False)
+    with audit(model, ["head", "body.bias"], sgd(model), every) as report:
+        train(model, sgd(model))
+    assert [word(report, name) for name in ("head.weight", "head.bias", "body.bias")] == ["held", "held", "leaked"]
+
+
+def test_a_trainable_parameter_trained_where_it_moved_and_is_idle_where_it_did_not():
+    model = net()
+    model.body.bias.requires_grad_(False)
+    with audit(model, [], sgd(model)) as report:
+        train(model, sgd(model))
+    assert (word(report, "body.weight"), word(report, "body.bias")) == ("trained", "idle")
+
+
+@pytest.mark.parametrize("frozen", [["body"], []])
+def test_a_parameter_that_is_put_back_returned_whether_declared_frozen_or_not(frozen):
+    model = net()
+    model.body.requires_grad_(False)
+    optimizer = sgd(model)
+    with audit(model, frozen, optimizer) as report:
+        train(model, optimizer, before_step=spoiled_then_put_back(model.body.weight))
+    row = next(row for row in report.rows if row["name"] == "body.weight")
+    assert (row["verdict"], row["moved"], row["change_l2"]) == ("returned", False, 0.0)
+
+
+def test_what_returned_is_no_leak():
+    model = net()
+    model.body.requires_grad_(False)
+    optimizer = sgd(model)
+    with audit(model, ["body"], optimizer) as report:
+        train(model, optimizer, before_step=spoiled_then_put_back(model.body.weight))
+    assert report.leaks == []
+    report.raise_if_leaked()
+
+
+def test_looking_always_sees_what_looks_at_powers_of_two_miss():
+    words = []
+    for every in (None, 1):
+        model = net()
+        model.body.requires_grad_(False)
+        optimizer = sgd(model)
+        with audit(model, ["body"], optimizer, every) as report:
+            train(model, optimizer, before_step=spoiled_then_put_back(model.body.weight, at=3))
+        words.append(word(report, "body.weight"))
+    assert words == ["held", "returned"]
+
+
+def test_a_write_after_the_last_step_is_a_leak():
+    model = net()
+    model.body.requires_grad_(False)
+    optimizer = sgd(model)
+    with audit(model, ["body"], optimizer) as report:
+        train(model, optimizer)
+        write(model.body.bias, 7.0)()
+    assert report.leaks == ["body.bias"]
+
+
+def test_minus_zero_is_not_zero_to_the_last_bit():
+    model = net()
+    write(model.head.bias, [0.0, 0.0])()
+    with audit(model, ["head"]) as report:
+        write(model.head.bias, [0.0, -0.0])()
+    row = next(row for row in report.rows if row["name"] == "head.bias")
+    assert (row["verdict"], row["moved"], row["change_l2"], row["change_max"]) == ("leaked", True, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("frozen", "expected"), [(["body"], "leaked"), ([], "trained")])
+def test_weights_that_became_nan_have_moved_and_their_norms_are_nan(frozen, expected):
+    model = net()
+    with audit(model, frozen, sgd(model)) as report:
+        write(model.body.bias, float("nan"))()
+    row = next(row for row in report.rows if row["name"] == "body.bias")
+    assert (row["verdict"], row["moved"]) == (expected, True)
+    assert all(row[key] != row[key] for key in ("change_l2", "change_rel", "change_max"))
+
+
+def test_weights_that_were_nan_and_stay_so_held():
+    model = net()
+    write(model.body.bias, float("nan"))()
+    with audit(model, ["body"]) as report:
+        pass
+    assert word(report, "body.bias") == "held"
+
+
+# Verdicts of buffers
+
+
+@pytest.mark.parametrize(
+    ("buffers", "training", "expected"),
+    [("live", True, "drifted"), ("live", False, "still"), ("frozen", True, "leaked"), ("frozen", False, "held")],
+)
+def test_a_buffer_is_judged_by_whether_it_was_declared_frozen(buffers, training, expected):
+    model = net().train(training)
+    selection = select(model, ["norm"], buffers=buffers)
+    with audit(model, selection, sgd(model)) as report:
+        train(model, sgd(model))
+    names = ["norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
+    assert [word(report, name) for name in names] == [expected] * 3
+
+
+@pytest.mark.parametrize(("buffers", "expected"), [("live", "drifted"), ("frozen", "returned")])
+def test_a_buffer_that_is_put_back_drifted_where_live_and_returned_where_frozen(buffers, expected):
+    model = net().eval()
+    optimizer = sgd(model)
+    with audit(model, select(model, ["norm"], buffers=buffers), optimizer) as report:
+        train(model, optimizer, before_step=spoiled_then_put_back(model.norm.running_mean))
+    assert word(report, "norm.running_mean") == expected
+
+
+# Looks
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.integers(0, 40), every=st.none() | st.integers(1, 12))
+def test_looks_follow_steps_one_two_four_eight_or_each_nth_and_always_the_last(steps, every):
+    model = nn.Linear(1, 1)
+    optimizer = sgd(model)
+    with audit(model, [], optimizer, every) as report:
+        for _ in range(steps):
+            optimizer.step()
+    wanted = range(every, steps + 1, every) if every else [2**power for power in range(10) if 2**power <= steps]
+    assert report.looks == sorted({*wanted, *([steps] if steps else [])})
+
+
+def test_the_rows_are_there_when_the_block_is_left_and_not_before():
+    model = net()
+    with audit(model) as report:
+        assert report.rows == []
+    assert len(report.rows) == len(model.state_dict())
+
+
+# What is declared frozen
+
+
+def test_patterns_and_a_selection_of_the_same_patterns_give_the_same_rows():
+    reports = []
+    for as_selection in (False, True):
+        model = net()
+        optimizer = sgd(model)
+        with audit(model, select(model, ["**.bias"]) if as_selection else ["**.bias"], optimizer) as report:
+            train(model, optimizer)
+        reports.append(report)
+    assert reports[0].rows == reports[1].rows
+    assert [row["name"] for row in reports[0].rows if row["frozen"]] == ["body.bias", "norm.bias", "head.bias"]
+
+
+def test_without_a_declaration_what_has_requires_grad_false_on_entry_is_frozen_whatever_the_flag_becomes():
+    model = net()
+    model.head.requires_grad_(False)
+    optimizer = sgd(model)
+    with audit(model, None, optimizer) as report:
+        train(model, optimizer, steps=1)
+        model.head.requires_grad_(True)
+        model.body.requires_grad_(False)
+        train(model, optimizer, steps=1)
+    assert [row["name"] for row in report.rows if row["frozen"]] == ["head.weight", "head.bias"]
+    assert report.leaks == ["head.weight", "head.bias"]
+    assert [row["name"] for row in report.rows if row["requires_grad"]] == [
+        "norm.weight",
+        "norm.bias",
+        "head.weight",
+        "head.bias",
+    ]
+
+
+def test_nothing_declared_is_nothing_frozen():
+    model = net()
+    with audit(model) as report:
+        pass
+    assert not any(row["frozen"] for row in report.rows)
+
+
+def test_a_tied_parameter_is_one_row_with_its_aliases_and_frozen_under_either_name():
+    model = nn.ModuleDict({"there": nn.Linear(2, 2), "back": nn.Linear(2, 2)})
+    model["back"].weight = model["there"].weight
+    with audit(model, ["back.weight"]) as report:
+        pass
+    assert [(row["name"], row["aliases"], row["frozen"]) for row in report.rows] == [
+        ("there.weight", "back.weight", True),
+        ("there.bias", "", False),
+        ("back.bias", "", False),
+    ]
+
+
+def test_patterns_look_through_the_prefix_that_a_wrapper_adds():
+    model = Wrapper(net())
+    with audit(model, ["head"]) as report:
+        pass
+    assert [row["name"] for row in report.rows if row["frozen"]] == ["module.head.weight", "module.head.bias"]
+
+
+def test_a_selection_tells_its_tensors_by_identity_so_that_a_wrapper_changes_nothing():
+    model = net()
+    selection = select(model, ["norm"], buffers="frozen")
+    with audit(Wrapper(model), selection) as report:
+        pass
+    assert [row["name"] for row in report.rows if row["frozen"]] == [
+        "module.norm.weight",
+        "module.norm.bias",
+        "module.norm.running_mean",
+        "module.norm.running_var",
+        "module.norm.num_batches_tracked",
+    ]
+
+
+def test_a_selection_made_before_the_model_took_another_type_still_declares_the_same():
+    model = net()
+    selection = select(model, ["norm"], buffers="frozen")
+    with audit(model.double(), selection) as report:
+        pass
+    assert [row["name"] for row in report.rows if row["frozen"]] == [
+        "norm.weight",
+        "norm.bias",
+        "norm.running_mean",
+        "norm.running_var",
+        "norm.num_batches_tracked",
+    ]
+
+
+def test_a_snapshot_taken_earlier_shows_what_moved_before_the_block():
+    model = net()
+    before = snapshot(model)
+    write(model.body.bias, 3.0)()
+    with audit(model, ["body"], before=before) as report:
+        pass
+    assert report.leaks == ["body.bias"]
+
+
+# Optimizers
+
+
+def test_without_an_optimizer_nothing_is_looked_at_on_the_way_and_the_ends_are_still_compared():
+    model = net()
+    model.head.requires_grad_(False)
+    with audit(model, ["head", "body.bias"]) as report:
+        train(model, sgd(model))
+    assert report.looks == []
+    assert report.leaks == ["body.bias"]
+    assert (word(report, "head.weight"), word(report, "body.weight")) == ("held", "trained")
+    assert {(row["group"], row["lr"]) for row in report.rows} == {("", None)}
+
+
+def test_several_optimizers_are_watched_and_their_groups_told_apart():
+    model = net()
+    one = torch.optim.SGD([model.body.weight, model.norm.weight], lr=0.1)
+    other = torch.optim.Adam([{"params": [model.head.weight]}, {"params": [model.head.bias], "name": "mine"}], lr=0.25)
+    with audit(model, [], [one, other]) as report:
+        for optimizer in (one, other, other):
+            train(model, optimizer, steps=1)
+    assert report.looks == [1, 2]
+    placed = {row["name"]: (row["group"], row["lr"], row["verdict"]) for row in report.rows if row["kind"] == "parameter"}
+    assert placed == {
+        "body.weight": ("0.0", 0.1, "trained"),
+        "body.bias": ("", None, "idle"),
+        "norm.weight": ("0.0", 0.1, "trained"),
+        "norm.bias": ("", None, "idle"),
+        "head.weight": ("1.0", 0.25, "trained"),
+        "head.bias": ("mine", 0.25, "trained"),
+    }
+    assert cause(report, "body.bias") == "not_in_optimizer"
+
+
+def test_a_named_group_keeps_its_name_and_an_unnamed_one_gets_its_position():
+    model = net()
+    groups = [{"params": model.body.parameters()}, {"params": model.head.parameters(), "name": "top", "lr": 0.5}]
+    with audit(model, [], torch.optim.SGD(groups, lr=0.1)) as report:
+        pass
+    groups = [(row["group"], row["lr"]) for row in report.rows if row["kind"] == "parameter"]
+    assert groups == [("0", 0.1), ("0", 0.1), ("", None), ("", None), ("top", 0.5), ("top", 0.5)]
+
+
+def test_the_rate_of_a_row_is_the_last_of_its_group():
+    model = net()
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    with audit(model, [], optimizer) as report:
+        for _ in range(3):
+            train(model, optimizer, steps=1)
+            scheduler.step()
+    assert report.rows[0]["lr"] == optimizer.param_groups[0]["lr"] == 0.0125
+
+
+# Causes of being idle
+
+
+def idle_causes(report):
+    return {row["name"]: row["cause"] for row in report.rows if row["verdict"] == "idle"}
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_each_idle_parameter_has_its_own_cause(every):
+    model = Oddities()
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [model.trains, model.unused, model.multiplied_by_zero], "lr": 0.1},
+            {"params": [model.at_rate_zero], "lr": 0.0},
+        ]
+    )
+    with audit(model, [], optimizer, every) as report:
+        train(model, optimizer, x=torch.ones(2))
+    assert idle_causes(report) == {
+        "outside": "not_in_optimizer",
+        "unused": "no_gradient",
+        "multiplied_by_zero": "zero_gradient",
+        "at_rate_zero": "lr_zero",
+    }
+    assert word(report, "trains") == "trained"
+
+
+def test_bfloat16_weights_of_one_under_adamw_are_rounded_away():
+    model = nn.Linear(3, 2).to(torch.bfloat16)
+    nn.init.ones_(model.weight)
+    nn.init.ones_(model.bias)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with audit(model, [], optimizer) as report:
+        train(model, optimizer, steps=10, x=torch.ones(4, 3, dtype=torch.bfloat16))
+    assert idle_causes(report) == {"weight": "rounded_away", "bias": "rounded_away"}
+
+
+@pytest.mark.parametrize("name", ["trains", "unused"])
+def test_a_parameter_that_is_not_declared_frozen_and_whose_flag_is_off_is_idle_without_a_gradient(name):
+    model = Oddities()
+    model.get_parameter(name).requires_grad_(False)
+    optimizer = sgd(model)
+    with audit(model, [], optimizer) as report:
+        train(model, optimizer, x=torch.ones(2))
+    assert idle_causes(report)[name] == "no_gradient"
+
+
+def test_gradients_cleared_at_the_end_of_each_step_do_not_hide_why_a_parameter_is_idle():
+    model = Oddities()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with audit(model, ["outside"], optimizer, every=10) as report:
+        for _ in range(3):
+            train(model, optimizer, steps=1, x=torch.ones(2))
+            optimizer.zero_grad()
+    assert idle_causes(report) == {
+        "trains": "lr_zero",
+        "unused": "no_gradient",
+        "multiplied_by_zero": "zero_gradient",
+        "at_rate_zero": "lr_zero",
+    }
+
+
+def test_a_rate_that_rises_after_the_last_step_does_not_hide_that_all_steps_used_rate_zero():
+    model = Oddities()
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step >= 3))
+    with audit(model, [], optimizer) as report:
+        for _ in range(3):
+            train(model, optimizer, steps=1, x=torch.ones(2))
+            scheduler.step()
+    assert idle_causes(report)["trains"] == "lr_zero"
+
+
+def test_a_parameter_that_held_trained_or_returned_has_no_cause():
+    model = net()
+    model.norm.requires_grad_(False)
+    optimizer = sgd(model)
+    with audit(model, ["norm"], optimizer) as report:
+        train(model, optimizer, before_step=spoiled_then_put_back(model.norm.bias))
+    assert {row["cause"] for row in report.rows if row["verdict"] in ("held", "returned", "trained", "drifted")} == {""}
+
+
+# Watching changes nothing
+
+
+def everything(optimizer_of, watched):
+    """All that a training leaves behind, to the last bit: one flat list of tensors and plain values."""
+    random.seed(0)
+    numpy.random.seed(0)
+    model, losses = net(), []
+    optimizer = optimizer_of(model.parameters())
+    generator = torch.Generator().manual_seed(1)
+    with audit(model, ["head"], optimizer, every=1) if watched else nullcontext():
+        for _ in range(5):
+            x = torch.randn(4, 3, generator=generator)
+
+            def closure(x=x):
+                optimizer.zero_grad()
+                loss = model(x).square().mean()
+                loss.backward()
+                losses.append(loss.detach())
+                return loss
+
+            optimizer.step(closure)
+    tensors = [*model.parameters(), *model.buffers()]
+    gradients = [parameter.grad for parameter in model.parameters()]
+    versions = [tensor._version for tensor in tensors]
+    chance = [torch.get_rng_state(), random.random(), float(numpy.random.rand())]
+    left = [tensors, gradients, versions, losses, optimizer.state_dict(), chance, hooks(model, optimizer)]
+    return tree_leaves(left)
+
+
+@pytest.mark.parametrize(
+    "optimizer_of",
+    [
+        lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01),
+        lambda params: torch.optim.AdamW(params, lr=0.1),
+        lambda params: torch.optim.Adam(params, lr=0.1, foreach=True),
+        lambda params: torch.optim.LBFGS(params, lr=0.1, max_iter=3),
+    ],
+    ids=["SGD", "AdamW", "foreach", "LBFGS"],
+)
+def test_an_audit_changes_no_bit_of_the_training_it_watches(optimizer_of):
+    alone, watched = everything(optimizer_of, watched=False), everything(optimizer_of, watched=True)
+    assert len(alone) == len(watched)
+    for one, other in zip(alone, watched, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_an_audit_takes_no_number_from_any_random_state():
+    model = net()
+    random.seed(0)
+    numpy.random.seed(0)
+    was = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state()
+    optimizer = sgd(model.eval())
+    with audit(model, ["head"], optimizer, every=1):
+        train(model, optimizer)
+    assert random.getstate() == was[0]
+    assert numpy.random.get_state()[1].tobytes() == was[1]
+    assert torch.equal(torch.get_rng_state(), was[2])
+
+
+def test_no_hook_is_left_behind():
+    model = net()
+    one, other = sgd(model), sgd(model)
+    was = hooks(model, one, other)
+    with audit(model, [], [one, other]):
+        train(model, one)
+    assert hooks(model, one, other) == was
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_in_the_block_passes_and_leaves_the_rows_and_no_hook(error):
+    model = net()
+    optimizer = sgd(model)
+    was, raised, reports = hooks(model, optimizer), error("mine"), []
+
+    def interrupted():
+        with audit(model, ["head"], optimizer) as report:
+            reports.append(report)
+            train(model, optimizer, steps=3)
+            raise raised
+
+    with pytest.raises(error) as caught:
+        interrupted()
+    (report,) = reports
+    assert caught.value is raised
+    assert hooks(model, optimizer) == was
+    assert report.looks == [1, 2, 3]
+    assert report.leaks == ["head.weight", "head.bias"]
+
+
+def test_after_the_block_steps_are_watched_no_more():
+    model = net()
+    optimizer = sgd(model)
+    with audit(model, [], optimizer) as report:
+        train(model, optimizer, steps=1)
+    rows = [dict(row) for row in report.rows]
+    train(model, optimizer, steps=4)
+    assert report.looks == [1]
+    assert report.rows == rows
+
+
+def test_two_audits_of_one_training_agree():
+    model = net()
+    optimizer = sgd(model)
+    with audit(model, ["body"], optimizer) as outer, audit(model, ["body"], optimizer, every=1) as inner:
+        train(model, optimizer)
+    assert outer.rows == inner.rows
+    assert (outer.looks, inner.looks) == ([1, 2, 4], [1, 2, 3, 4])
+
+
+def test_sparse_gradients_are_watched_like_any_other():
+    model = nn.Sequential(nn.Embedding(5, 2, sparse=True), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with audit(model, [], optimizer) as report:
+        train(model, optimizer, x=torch.tensor([1, 2]))
+    assert {row["verdict"] for row in report.rows} == {"trained"}
+
+
+# The report
+
+
+def test_a_row_has_the_columns_of_the_contract_in_order():
+    model = net()
+    optimizer = sgd(model)
+    with audit(model, ["head"], optimizer) as report:
+        train(model, optimizer)
+    assert {tuple(row) for row in report.rows} == {COLUMNS}
+    assert list(report.frame.columns) == list(COLUMNS)
+    assert report.frame["name"].tolist() == [row["name"] for row in report.rows]
+    assert report.frame["verdict"].tolist() == [row["verdict"] for row in report.rows]
+
+
+def test_rows_come_module_by_module_with_parameters_before_buffers_and_non_persistent_ones_too():
+    model = net()
+    model.register_buffer("scale", torch.tensor(2.0), persistent=False)
+    with audit(model) as report:
+        pass
+    assert [
+        (row["name"], row["kind"], row["module_type"], row["shape"], row["numel"], row["dtype"]) for row in report.rows
+    ] == [
+        ("scale", "buffer", "Net", "", 1, "float32"),
+        ("body.weight", "parameter", "Linear", "4x3", 12, "float32"),
+        ("body.bias", "parameter", "Linear", "4", 4, "float32"),
+        ("norm.weight", "parameter", "BatchNorm1d", "4", 4, "float32"),
+        ("norm.bias", "parameter", "BatchNorm1d", "4", 4, "float32"),
+        ("norm.running_mean", "buffer", "BatchNorm1d", "4", 4, "float32"),
+        ("norm.running_var", "buffer", "BatchNorm1d", "4", 4, "float32"),
+        ("norm.num_batches_tracked", "buffer", "BatchNorm1d", "", 1, "int64"),
+        ("head.weight", "parameter", "Linear", "2x4", 8, "float32"),
+        ("head.bias", "parameter", "Linear", "2", 2, "float32"),
+    ]
+
+
+def test_the_change_relative_to_nothing_is_empty():
+    model = net()
+    write(model.body.bias, 0.0)()
+    with audit(model) as report:
+        write(model.body.bias, 2.0)()
+    row = next(row for row in report.rows if row["name"] == "body.bias")
+    assert (row["initial_l2"], row["change_l2"], row["change_rel"], row["change_max"]) == (0.0, 4.0, None, 2.0)
+
+
+def test_a_frame_without_rows_still_has_the_columns():
+    assert list(Report().frame.columns) == list(COLUMNS)
+
+
+def test_raising_names_every_leak_with_its_cause():
+    model = net()
+    optimizer = sgd(model)
+    with audit(model, ["head"], optimizer) as report:
+        train(model, optimizer)
+    with pytest.raises(LeakError) as caught:
+        report.raise_if_leaked()
+    assert report.leaks == ["head.weight", "head.bias"]
+    for name in report.leaks:
+        assert cause(report, name) != ""
+        assert f"{name} ({cause(report, name)})" in str(caught.value)
+
+
+def test_raising_is_silent_where_nothing_leaked():
+    model = net()
+    with audit(model, ["head"]) as report:
+        pass
+    report.raise_if_leaked()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"every": 0}, "every is 0"),
+        ({"every": -1}, "every is -1"),
+        ({"frozen": "head"}, r"\['head'\]"),
+        ({"frozen": ["haed"]}, "did you mean head"),
+        ({"frozen": ["body", ""]}, "not a pattern"),
+        ({"frozen": ["re:("]}, "not a regular expression"),
+    ],
+    ids=str,
+)
+def test_a_bad_argument_is_refused_before_the_block_begins_and_no_hook_is_left(arguments, said):
+    model = net()
+    optimizer = sgd(model)
+    was = hooks(model, optimizer)
+    with pytest.raises(ConfigError, match=said), audit(model, optimizer=optimizer, **arguments):
+        raise AssertionError("the block began")
+    assert hooks(model, optimizer) == was
+
+
+def test_what_is_no_optimizer_is_refused_and_leaves_no_hook_on_the_ones_before_it():
+    model = net()
+    optimizer = sgd(model)
+    was = hooks(model, optimizer)
+    with pytest.raises((ConfigError, TypeError, AttributeError)), audit(model, [], [optimizer, None]):
+        raise AssertionError("the block began")
+    assert hooks(model, optimizer) == was
+
+
+def test_a_model_without_values_is_refused():
+    with pytest.raises(ConfigError, match=r"body\.weight is on the meta device"), audit(Net().to("meta")):
+        raise AssertionError("the block began")
