@@ -52,7 +52,8 @@ def main() -> int:
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: ConfigError, and Hydra's flags
         return refuse(short_message(error))
     except OSError as error:
-        return refuse(f"cannot write {error.filename or 'the output folder'}: {error.strerror}; give hydra.run.dir=DIR")
+        where = error.filename or "the output folder"
+        return refuse(f"cannot write {where}: {error.strerror}; give hydra.run.dir=DIR (hydra.sweep.dir in a sweep)")
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 0 if left.code is None else refuse(str(left.code))
     except Exception:

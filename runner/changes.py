@@ -45,6 +45,13 @@ def snapshot(model: nn.Module) -> Snapshot:
     return Snapshot(found, {name: entry.tensor.detach().clone() for name, entry in found.items()})
 
 
+def with_added(before: Snapshot, model: nn.Module) -> Snapshot:
+    """The snapshot, followed by copies of whatever the model has now and had not then."""
+    added = {name: entry for name, entry in entries(model).items() if name not in before.entries}
+    copies = {name: entry.tensor.detach().clone() for name, entry in added.items()}
+    return Snapshot({**before.entries, **added}, {**before.values, **copies})
+
+
 def change(before: Tensor, after: Tensor | None) -> Change:
     """How far one tensor moved. One that is gone, or has another shape or type, has moved by NaN.
 

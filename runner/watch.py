@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.changes import Snapshot, change, snapshot
+from runner.changes import Snapshot, change, snapshot, with_added
 from runner.errors import ConfigError
 from runner.folder import COLUMNS, Row
 from runner.selection import Selection, from_flags, select
-from runner.tensors import entries, refuse_unless_dense, same_bits
+from runner.tensors import Entry, entries, refuse_unless_dense, same_bits
 from runner.verdict import Evidence, idle_cause, verdict
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ def audit(
     elif not isinstance(frozen, Selection):
         frozen = select(model, frozen)
     optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    watch = _Watch(model, frozen, optimizers, every, before or snapshot(model))
+    for one in optimizers:
+        if not isinstance(one, Optimizer):
+            raise ConfigError(f"optimizer holds a {type(one).__name__}; give torch optimizers")
+    watch = _Watch(model, frozen, optimizers, every, with_added(before, model) if before else snapshot(model))
     hooks = [one.register_step_post_hook(partial(watch.after_step, index)) for index, one in enumerate(optimizers)]
     try:
         yield watch.report
@@ -89,56 +92,64 @@ def audit(
 
 
 class _Watch:
+    """Looks at one model after its optimizers' steps, and writes the report at the end."""
+
     def __init__(
         self, model: nn.Module, selection: Selection, optimizers: list[Optimizer], every: int | None, before: Snapshot
     ) -> None:
-        self.model, self.selection, self.optimizers, self.every, self.before = (
-            model,
-            selection,
-            optimizers,
-            every,
-            before,
-        )
-        self.report = Report()
+        self.model, self.optimizers, self.every, self.before = model, optimizers, every, before
+        declared = {**selection.parameters, **selection.buffers}
+        self.frozen = {*declared, *map(id, declared.values())}
         self.evidence = {name: Evidence() for name in before.entries}
         self.steps = [0] * len(optimizers)
+        self.report = Report()
 
     def after_step(self, index: int, *_: Any) -> None:
         self.steps[index] += 1
         step = self.steps[index]
-        if step % self.every == 0 if self.every else step & (step - 1) == 0:
+        doubled = step & (step - 1) == 0
+        due = step % self.every == 0 if self.every else doubled
+        if due:
             self.look(step)
+        if due or doubled:  # while the step's gradients and rates are still there
+            self.ask_why_idle()
 
     def look(self, step: int) -> None:
         if step not in self.report.looks:
             self.report.looks.append(step)
-        group_of = self.groups()
+        for name, entry, seen in self.unmoved():
+            seen.differed = not same_bits(self.before.values[name], entry.tensor)
+
+    def ask_why_idle(self) -> None:
+        group_of = _groups(self.optimizers)
+        for _, entry, seen in self.unmoved():
+            if entry.kind == "parameter" and not self.declared(entry):
+                seen.gradients.add(_gradient(entry.tensor))
+                seen.lrs.add(group_of.get(id(entry.tensor), ("", 0.0))[1])
+
+    def unmoved(self) -> Iterator[tuple[str, Entry, Evidence]]:
         for name, entry in entries(self.model).items():
             seen = self.evidence.get(name)
-            if seen is None or seen.differed:
-                continue
-            seen.differed = not same_bits(self.before.values[name], entry.tensor)
-            if not seen.differed and entry.kind == "parameter":
-                grad = entry.tensor.grad
-                seen.gradients.add("none" if grad is None else "present" if bool(grad.any()) else "zero")
-                seen.lrs.add(group_of.get(id(entry.tensor), ("", 0.0))[1])
+            if seen and not seen.differed:
+                yield name, entry, seen
+
+    def declared(self, entry: Entry) -> bool:
+        """Whether it is declared frozen: by identity, or by name, since `model.double()` makes new buffers."""
+        return id(entry.tensor) in self.frozen or entry.name in self.frozen
 
     def finish(self) -> None:
         last = max(self.steps, default=0)
         if last and last not in self.report.looks:
             self.look(last)
-        now, group_of = entries(self.model), self.groups()
+        now, group_of = entries(self.model), _groups(self.optimizers)
         for name, was in self.before.entries.items():
-            after = now.get(name)
-            self.report.rows.append(self.row(was, after.tensor if after else None, group_of))
+            after = now[name].tensor if name in now else None
+            self.report.rows.append(self.row(was, after, *group_of.get(id(was.tensor), ("", None))))
 
-    def row(self, was: Any, after: Any, group_of: dict[int, tuple[str, float]]) -> Row:
+    def row(self, was: Entry, after: Tensor | None, group: str, lr: float | None) -> Row:
         moved_by = change(self.before.values[was.name], after)
-        seen = self.evidence[was.name]
-        declared = self.selection.parameters if was.kind == "parameter" else self.selection.buffers
-        frozen = was.name in declared
+        seen, frozen = self.evidence[was.name], self.declared(was)
         word = verdict(was.kind, frozen, moved_by.moved, seen.differed)
-        group, lr = group_of.get(id(was.tensor), ("", None))
         cause = "unknown" if word == "leaked" else ""
         if word == "idle":
             cause = idle_cause(seen, bool(self.optimizers), group != "")
@@ -163,12 +174,21 @@ class _Watch:
             "cause": cause,
         }
 
-    def groups(self) -> dict[int, tuple[str, float]]:
-        """Of each tensor in an optimizer, by identity: its group's name (its position where it has none) and rate."""
-        found = {}
-        for number, optimizer in enumerate(self.optimizers):
-            for position, group in enumerate(optimizer.param_groups):
-                place = f"{number}.{position}" if len(self.optimizers) > 1 else str(position)
-                for parameter in group["params"]:
-                    found[id(parameter)] = (str(group.get("name", place)), float(group.get("lr", float("nan"))))
-        return found
+
+def _gradient(parameter: Tensor) -> str:
+    gradient = parameter.grad
+    if gradient is None:
+        return "none"
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return "present" if bool(values.any()) else "zero"
+
+
+def _groups(optimizers: list[Optimizer]) -> dict[int, tuple[str, float]]:
+    """Of each tensor in an optimizer, by identity: its group's name (its position where it has none) and rate."""
+    found = {}
+    for number, optimizer in enumerate(optimizers):
+        for position, group in enumerate(optimizer.param_groups):
+            place = f"{number}.{position}" if len(optimizers) > 1 else str(position)
+            for parameter in group["params"]:
+                found[id(parameter)] = (str(group.get("name", place)), float(group.get("lr", float("nan"))))
+    return found
