@@ -40,8 +40,11 @@ def move(model: nn.Module) -> None:
 
 def memory(name: str) -> float:
     """This process's peak over what it held before the snapshot, against the parameters' bytes; call it once a process."""
-    small = nn.Linear(1000, 1000)
-    measure_all(snapshot(small), small)  # loads what is loaded once
+    small = nn.Sequential(nn.Linear(1000, 1000), nn.BatchNorm1d(1000))
+    untouched = snapshot(small)
+    measure_all(untouched, small)
+    move(small)
+    measure_all(untouched, small)  # by now all code that is used has been read from disk
     model = models.get_model(name, weights=None)
     held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     before = snapshot(model)

@@ -41,24 +41,24 @@ def pair(batches: int, samples: int, threads: int | None, ours_first: bool) -> t
 
 
 def check_same(ours: Path, hand: Path) -> None:
-    """Both tables hold the same rows: every column equal, norms to four digits."""
+    """Both tables hold the same rows: every column equal, norms to three digits."""
     with ours.open(newline="") as first, hand.open(newline="") as second:
         for one, other in zip(csv.DictReader(first), csv.DictReader(second), strict=True):
             assert list(one) == list(other), f"columns {list(one)} and {list(other)}"
             for column, value in one.items():
                 same = value == other[column]
                 if column in NORMS and value and other[column]:
-                    same = isclose(float(value), float(other[column]), rel_tol=1e-4)
+                    same = isclose(float(value), float(other[column]), rel_tol=1e-3)
                 assert same, f"{one['name']}: {column} is {value} and {other[column]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one pair instead of five; only the short run")
+    parser.add_argument("--quick", action="store_true", help="one pair instead of five")
     parser.add_argument("--threads", type=int, help="threads of both; where not given, torch's own choice")
     args = parser.parse_args()
     pair(1, 2, args.threads, ours_first=True)  # fills the file cache
-    for batches, samples, target in SETTINGS[:1] if args.quick else SETTINGS:
+    for batches, samples, target in SETTINGS:
         pairs = [
             pair(batches, samples, args.threads, ours_first=number % 2 == 0) for number in range(1 if args.quick else 5)
         ]

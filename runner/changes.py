@@ -9,9 +9,9 @@ from math import inf, nan, sqrt
 import torch
 from torch import Tensor, nn
 
-from runner.tensors import Entry, entries, same_bits
+from runner.tensors import Entry, entries, flat, same_bits
 
-CHUNK = {"cpu": 1 << 16}  # elements that fit a core's cache, so that memory is read once; elsewhere launches cost more
+CHUNK = {"cpu": 1 << 15}  # elements that fit a core's cache, so that memory is read once; elsewhere launches cost more
 CHUNK_ELSEWHERE = 1 << 24
 SMALLEST_SQUARE = 1e-30  # below it the squares of a float32 tensor's elements may have lost digits
 
@@ -60,12 +60,12 @@ def change(before: Tensor, after: Tensor | None) -> Change:
     """
     if after is None or after.shape != before.shape or after.dtype != before.dtype:
         return Change(nan, nan, nan, moved=True)
-    old, new = _flat(before, before), _flat(after, before)
-    moved = not same_bits(old, new)
+    moved = not same_bits(before, after)
     exact = not before.is_floating_point() or before.dtype is torch.float64
-    start, distance, largest = _norms(old, new if moved else None, exact)
+    old, new = flat(before, like=before), flat(after, like=before) if moved else None
+    start, distance, largest = _norms(old, new, exact)
     if not exact and (_lost_digits(start) or (moved and _lost_digits(distance))):
-        start, distance, largest = _norms(old, new if moved else None, exact=True)
+        start, distance, largest = _norms(old, new, exact=True)
     return Change(sqrt(start), sqrt(distance), largest, moved)
 
 
@@ -73,33 +73,32 @@ def _norms(old: Tensor, new: Tensor | None, exact: bool) -> tuple[float, float, 
     """The squared norms of the start and of the difference, and the largest difference; `new` is None where it is equal."""
     size = CHUNK.get(old.device.type, CHUNK_ELSEWHERE)
     new_parts = new.split(size) if new is not None else repeat(None)
-    squares, distances = [], []
-    extremes: list[Tensor] = []
+    squares, distances, largest = [], [], []
     for part, new_part in zip(old.split(size), new_parts, strict=False):
         start = _wide(part, exact)
-        squares.append(torch.dot(start, start))
+        squares.append(_square(start))
         if new_part is not None:
-            difference = _wide(new_part, exact).sub(start)
-            distances.append(torch.dot(difference, difference))
-            extremes += torch.aminmax(difference)
-    found = torch.stack([*squares, *distances, *extremes]).tolist()  # one transfer from the device
+            difference = (_wide(new_part, exact) - start).abs()
+            distances.append(_square(difference))
+            largest.append(difference.max())
+    found = torch.stack([*squares, *distances, *largest]).tolist()  # one transfer from the device
     chunks, moved = len(squares), len(squares) + len(distances)
     return sum(found[:chunks]), sum(found[chunks:moved]), _largest(found[moved:])
 
 
-def _flat(tensor: Tensor, like: Tensor) -> Tensor:
-    if not like.is_contiguous():  # in the order of memory, so that a channels_last tensor is not copied
-        tensor = tensor.permute(sorted(range(like.dim()), key=lambda dim: like.stride(dim), reverse=True))
-    flat = tensor.detach().reshape(-1)
-    return torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
-
-
 def _wide(chunk: Tensor, exact: bool) -> Tensor:
+    if chunk.is_complex():
+        return chunk.cpu().to(torch.complex128)
     return chunk.cpu().double() if exact else chunk.float()  # on the CPU, for mps has no float64
 
 
+def _square(values: Tensor) -> Tensor:
+    # `sum` adds in pairs and keeps its digits; `dot` loses four of them where all elements are alike.
+    return (torch.view_as_real(values) if values.is_complex() else values).square().sum()
+
+
 def _largest(values: list[float]) -> float:
-    return nan if any(value != value for value in values) else max(map(abs, values), default=0.0)
+    return nan if any(value != value for value in values) else max(values, default=0.0)
 
 
 def _lost_digits(square: float) -> bool:

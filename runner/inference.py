@@ -17,10 +17,14 @@ def hold_in_inference(selection: Selection, undo: ExitStack) -> None:
     children that are not selected follow `train()` as usual.
     """
     for module in selection.modules.values():
-        if "train" in vars(module):  # one module under two names
+        own = vars(module).get("train")  # some pin a BatchNorm by giving it a `train` of its own
+        if getattr(own, "__func__", None) is _train_others:  # one module under two names
             continue
         undo.callback(setattr, module, "training", module.training)
-        undo.callback(vars(module).pop, "train")
+        if own is None:
+            undo.callback(vars(module).pop, "train")
+        else:
+            undo.callback(setattr, module, "train", own)
         # A bound method on the instance: `copy.deepcopy(model)` binds it to the copy, a closure would not.
         vars(module)["train"] = MethodType(_train_others, module)
         module.training = False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runner.errors import ConfigError, did_you_mean
 from runner.patterns import Pattern, parse, parse_all
-from runner.tensors import entries, look_through
+from runner.tensors import entries
 
 Matcher = Callable[[str], bool]
 
@@ -118,7 +118,7 @@ class Scope:
         touched = [name for name in self.modules if matches(name)]
         if with_modules:
             # One module under two names is held, or exempt, as a whole.
-            held = {id(self.modules[name]) for name in touched}
+            held = {id(module) for name, module in self.modules.items() if any(map(matches, _and_above(name)))}
             found |= {f"{name}/" for name, module in self.modules.items() if id(module) in held}
         if not found:
             raise ConfigError(self._nothing(pattern, key, touched))
@@ -142,7 +142,20 @@ class Scope:
             wanted = pattern.text[5:]
             roots = {name for name, module in self.modules.items() if _is_a(module, wanted)}
             return lambda name: any(above in roots for above in _and_above(name))
-        return lambda name: pattern.matches(name) or pattern.matches(look_through(name))
+        return lambda name: pattern.matches(name) or pattern.matches(self._unwrapped(name))
+
+    def _unwrapped(self, name: str) -> str:
+        """The name without the parts that wrappers add (`module.` by DataParallel, `_orig_mod.` by torch.compile)."""
+        parts = name.split(".")
+        return ".".join(part for count, part in enumerate(parts, 1) if ".".join(parts[:count]) not in self._wrapped)
+
+    @cached_property
+    def _wrapped(self) -> set[str]:
+        # A wrapper is told by having nothing of its own but this one child; a user's module may be called `module`, too.
+        only = {name: list(module._modules) for name, module in self.modules.items() if not module._parameters}
+        return {
+            f"{name}.{children[0]}".lstrip(".") for name, children in only.items() if children in (["module"], ["_orig_mod"])
+        }
 
     def _nothing(self, pattern: Pattern, key: str, touched: list[str]) -> str:
         what = f"{key}: {pattern.text!r} matches no parameter"

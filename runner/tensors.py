@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from runner.errors import ConfigError
 
-_WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put before a name
-
 
 @dataclass
 class Entry:
@@ -50,14 +48,6 @@ def entries(model: nn.Module) -> dict[str, Entry]:
     return {entry.name: entry for entry in found.values()}
 
 
-def look_through(name: str) -> str:
-    """The name without the prefixes that wrappers add (`module.`, `_orig_mod.`)."""
-    parts = name.split(".")
-    while parts and parts[0] in _WRAPPERS:
-        parts = parts[1:]
-    return ".".join(part for part in parts if part != "_orig_mod")
-
-
 def refuse_unless_dense(model: nn.Module) -> None:
     """Raise ConfigError unless every tensor is dense, whole in this process, and holds values."""
     for name, entry in entries(model).items():
@@ -66,6 +56,8 @@ def refuse_unless_dense(model: nn.Module) -> None:
             what = "not initialised yet (a lazy module); run one batch through the model in the function that builds it"
         elif tensor.is_meta:
             what = "on the meta device and holds no values; build the model on a real one"
+        elif tensor.is_nested:
+            what = "nested; only dense tensors can be watched bit by bit"
         elif tensor.layout is not torch.strided or tensor.is_quantized:
             what = f"{'quantised' if tensor.is_quantized else 'sparse'}; only dense tensors can be watched bit by bit"
         elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
@@ -79,20 +71,26 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of any dtype hold the same bits; -0.0 and 0.0 differ, equal NaN bits do not."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    left, right = bits(one), bits(other)
+    left, right = bits(flat(one, like=one)), bits(flat(other, like=one))
     if left.dtype != right.dtype:  # a view that begins off the eight bytes
         left, right = left.clone().view(torch.uint8), right.clone().view(torch.uint8)
     return torch.equal(left, right)
 
 
-def bits(tensor: Tensor) -> Tensor:
-    """The tensor's bits as a flat integer tensor, without a copy where its memory is contiguous."""
-    flat = tensor.detach().reshape(-1)
+def flat(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor's elements in the order in which `like` lies in memory, so that a channels_last one is not copied."""
+    if not like.is_contiguous():
+        tensor = tensor.permute(sorted(range(like.dim()), key=lambda dim: like.stride(dim), reverse=True))
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
+
+
+def bits(flat: Tensor) -> Tensor:
+    """The bits of a contiguous flat tensor as integers, without a copy."""
     if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
+        flat = torch.view_as_real(flat).view(-1)
     size = flat.element_size()
-    fits = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
-    return flat.view(torch.int64 if fits else _INTEGER_OF_SIZE[size])  # eight bytes at a time compare fastest
+    eights = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
+    return flat.view(torch.int64 if eights else _INTEGER_OF_SIZE[size])  # eight bytes at a time compare fastest
 
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -274,9 +274,7 @@ def peak_bytes(work) -> int:
     return most
 
 
-@pytest.mark.parametrize(
-    ("layout", "value"), [("channels_last", 0.5), ("contiguous", 1e30)]
-)  # the huge one is measured in float64
+@pytest.mark.parametrize(("layout", "value"), [("channels_last", 0.5), ("contiguous", 1e30)])  # huge: in float64
 def test_snapshot_and_change_take_at_most_a_twentieth_more_than_the_parameters(layout, value):
     model = nn.ParameterList(LAYOUTS[layout](torch.full((512, 512, 3, 3), value)) for _ in range(5))  # resnet18's size
     found: list[Change] = []

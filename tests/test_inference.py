@@ -200,6 +200,19 @@ def test_a_module_with_a_train_of_its_own_still_has_it_called():
         assert torch.equal(model(torch.ones(50)), torch.ones(50))
 
 
+def test_a_module_whose_train_was_replaced_by_hand_is_held_too_and_gets_it_back():
+    model = net()
+    own = vars(model[1])["train"] = lambda mode=True: model[1]  # a common way to pin a module, here while it trains
+    before = buffers(model)
+    with ExitStack() as undo:
+        held(model, undo, "1")
+        model.train()
+        model(batch())
+        assert same_bits(before["1.running_mean"], model[1].running_mean)
+    assert vars(model[1])["train"] is own
+    assert model[1].training
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
 def test_what_is_held_inside_a_wrapper_stays_when_the_wrapper_calls_train(wrap):
     model = net()

@@ -15,7 +15,7 @@ from torchvision.models import resnet18
 
 from runner.errors import ConfigError
 from runner.models import MLP
-from runner.tensors import entries, look_through, refuse_unless_dense, same_bits
+from runner.tensors import entries, refuse_unless_dense, same_bits
 
 CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 FLOATS = [
@@ -113,24 +113,6 @@ def test_non_persistent_buffers_are_entries_and_absent_tensors_are_not():
     model.register_buffer("nothing", None)
     assert list(entries(model)) == ["weight", "mask"]
     assert "mask" not in model.state_dict()
-
-
-@pytest.mark.parametrize(
-    ("name", "seen"),
-    [
-        ("module.fc.weight", "fc.weight"),
-        ("_orig_mod.fc.weight", "fc.weight"),
-        ("_orig_mod.module.fc", "fc"),
-        ("module._orig_mod.fc", "fc"),
-        ("body._orig_mod.fc", "body.fc"),
-        ("fc.weight", "fc.weight"),
-        ("modules.fc", "modules.fc"),
-        ("module", ""),
-        ("", ""),
-    ],
-)
-def test_the_prefixes_of_wrappers_are_left_out_of_a_name(name, seen):
-    assert look_through(name) == seen
 
 
 # What cannot be watched

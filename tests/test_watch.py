@@ -409,7 +409,7 @@ def test_each_idle_parameter_has_its_own_cause(every):
         ]
     )
     with audit(model, [], optimizer, every) as report:
-        train(model, optimizer, x=torch.ones(2))
+        train(model, optimizer, x=torch.tensor([1.0, 0.0]))
     assert idle_causes(report) == {
         "outside": "not_in_optimizer",
         "unused": "no_gradient",
@@ -427,6 +427,18 @@ def test_bfloat16_weights_of_one_under_adamw_are_rounded_away():
     with audit(model, [], optimizer) as report:
         train(model, optimizer, steps=10, x=torch.ones(4, 3, dtype=torch.bfloat16))
     assert idle_causes(report) == {"weight": "rounded_away", "bias": "rounded_away"}
+
+
+def test_a_rate_of_zero_at_some_of_the_looks_only_is_not_why_a_parameter_is_idle():
+    model = nn.Linear(3, 2, bias=False).to(torch.bfloat16)
+    nn.init.ones_(model.weight)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step >= 2))
+    with audit(model, [], optimizer) as report:
+        for _ in range(4):
+            train(model, optimizer, steps=1, x=torch.ones(4, 3, dtype=torch.bfloat16))
+            scheduler.step()
+    assert idle_causes(report) == {"weight": "rounded_away"}
 
 
 @pytest.mark.parametrize("name", ["trains", "unused"])
