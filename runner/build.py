@@ -26,8 +26,9 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     given = {name: _nested(value, f"{key}.{name}") for name, value in node.items() if not _is_directive(name)}
     args = (*args, *(_nested(value, f"{key}._args_") for value in node.get("_args_", ())))
     given.update(kwargs)
-    _bind(target, path, key, args, given)
-    if node.get("_partial_"):
+    unmade = bool(node.get("_partial_"))
+    _bind(target, path, key, args, given, unmade)
+    if unmade:
         return partial(target, *args, **given)
     try:
         return target(*args, **given)
@@ -40,6 +41,8 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
 def locate(path: str, key: str) -> Callable[..., Any]:
     """Import a dotted path to a class or function; ConfigError says which part of it does not exist."""
     parts = path.split(".")
+    if not all(parts):
+        raise ConfigError(f"{key}: {path!r} is malformed; give the dotted path of a class or function")
     module = None
     for count in range(len(parts) - 1, 0, -1):
         try:
@@ -77,7 +80,9 @@ def _nested(value: Any, key: str) -> Any:
     return value
 
 
-def _bind(target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+def _bind(
+    target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...], given: dict[str, Any], unmade: bool
+) -> None:
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):  # some builtins have none to read
@@ -88,7 +93,7 @@ def _bind(target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...]
             if name not in parameters:
                 raise ConfigError(f"{key}.{name}: {path} takes no {name}{did_you_mean(name, parameters)}")
     try:
-        signature.bind(*args, **given)
+        (signature.bind_partial if unmade else signature.bind)(*args, **given)
     except TypeError as error:
         raise ConfigError(f"{key}: {path} cannot be called so: {error}; it takes {signature}") from error
     for name, value in given.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from importlib.util import find_spec
@@ -90,6 +91,9 @@ class Config:
     plan: bool = False
 
 
+_SCHEMA = OmegaConf.structured(Config)
+
+
 def check(composed: DictConfig) -> Config:
     """The composed config as typed data, refused where composing alone can tell that it is wrong.
 
@@ -127,9 +131,7 @@ def known_keys() -> list[str]:
 
 def config_hash(composed: DictConfig) -> str:
     """The first 8 hex digits of sha256 over the config as JSON, without what only says where and how it runs."""
-    plain = OmegaConf.to_container(_typed(composed), resolve=True, enum_to_str=True)
-    assert isinstance(plain, dict)
-    hashed = {key: value for key, value in plain.items() if key not in NOT_HASHED}
+    hashed = {key: value for key, value in _plain(composed).items() if key not in NOT_HASHED}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -159,21 +161,48 @@ def register_resolvers() -> None:
 
 def _typed(composed: DictConfig) -> DictConfig:
     # Hydra lets `+typo=1` through even where a schema is declared; merging into the schema again does not.
-    own = {key: composed._get_node(key) for key in composed if key != "hydra"}
+    own = {str(key): composed._get_node(key) for key in composed if key != "hydra"}
     try:
-        return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(own))  # type: ignore[return-value]
+        return OmegaConf.merge(_SCHEMA, OmegaConf.create(own))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        raise ConfigError(_said(error)) from error
+        raise ConfigError(_said(error, own)) from error
 
 
-def _said(error: OmegaConfBaseException) -> str:
+def _plain(composed: DictConfig) -> dict[str, Any]:
+    """The config without Hydra's own node, as plain values, interpolations resolved."""
+    return {
+        str(key): OmegaConf.to_container(composed[key], resolve=True)
+        if OmegaConf.is_config(composed[key])
+        else composed[key]
+        for key in composed
+        if key != "hydra"
+    }
+
+
+def _said(error: OmegaConfBaseException, own: dict[str, Any] | None = None) -> str:
     key = error.full_key or str(error.key or "")
+    if own and key.split(".")[0] not in own:  # inside a list, where OmegaConf knows no more than the item's key
+        key = next((f"{where}: {key}" for where, part in _parts(own) if _is_refused(part)), key)
     if isinstance(error, ConfigKeyError):
         return f"{key}: no such key{did_you_mean(key, known_keys())}"
     said = (error.msg or str(error)).splitlines()[0]
     if "ListConfig" in said:
         said = f"expected a list, e.g. {key}=[...]"
     return f"{key}: {said}"
+
+
+def _parts(own: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, node in own.items():
+        for inner in node if OmegaConf.is_dict(node) else ():
+            yield f"{key}.{inner}", {key: {inner: node._get_node(inner)}}
+
+
+def _is_refused(part: dict[str, Any]) -> bool:
+    try:
+        OmegaConf.merge(_SCHEMA, part)
+    except OmegaConfBaseException:
+        return True
+    return False
 
 
 def _check_numbers(config: Config) -> None:

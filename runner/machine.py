@@ -34,6 +34,7 @@ def seed_all(seed: int) -> None:
 def machine(threads: int | str, deterministic: bool) -> Iterator[None]:
     """Set threads and determinism; on leaving, put them and the random state back as they were."""
     was_threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     was_random = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     if threads != "auto":
         torch.set_num_threads(int(threads))
@@ -44,7 +45,7 @@ def machine(threads: int | str, deterministic: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(was_threads)
-        torch.use_deterministic_algorithms(was_deterministic)
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warn_only)
         random.setstate(was_random[0])
         numpy.random.set_state(was_random[1])
         torch.set_rng_state(was_random[2])

@@ -17,6 +17,7 @@ def test_a_config_error_is_a_value_error_and_a_skip_is_not():
     [
         ("bacthes", ["batches", "seed"], "; did you mean batches?"),
         ("batchnorm1d", ["BatchNorm1d", "Linear"], "; did you mean BatchNorm1d?"),
+        ("BATCHNORM", ["batchnorm", "linear"], "; did you mean batchnorm?"),
         ("layer9", ["layer1", "layer2"], "; did you mean layer1 or layer2?"),
         ("xyzzy", ["batches", "seed"], ""),
         ("batches", [], ""),

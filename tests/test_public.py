@@ -45,7 +45,9 @@ def test_an_unknown_word_cannot_be_imported():
         from runner import audits  # noqa: F401
 
 
-def test_dir_lists_the_words_and_the_version_sorted():
+def test_dir_lists_the_version_and_the_words_sorted_and_before_they_are_imported(monkeypatch):
+    for word in WORDS:
+        monkeypatch.delitem(vars(runner), word, raising=False)
     assert {*WORDS, "__version__"} <= set(dir(runner))
     assert dir(runner) == sorted(dir(runner))
     assert runner.__version__.count(".") == 2

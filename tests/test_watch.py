@@ -20,6 +20,15 @@ from runner.selection import select
 from runner.watch import LeakError, Report, audit
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tensors as small as these only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Net(nn.Module):
     """A layer, a BatchNorm and a head."""
 
