@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runner.tensors import Entry, entries, flat, same_bits
 
-CHUNK = {"cpu": 1 << 15}  # elements that fit a core's cache, so that memory is read once; elsewhere launches cost more
+CHUNK = {"cpu": 1 << 16}  # elements that fit a core's cache, so that memory is read once; elsewhere launches cost more
 CHUNK_ELSEWHERE = 1 << 24
 SMALLEST_SQUARE = 1e-30  # below it the squares of a float32 tensor's elements may have lost digits
 
@@ -55,14 +55,15 @@ def with_added(before: Snapshot, model: nn.Module) -> Snapshot:
 def change(before: Tensor, after: Tensor | None) -> Change:
     """How far one tensor moved. One that is gone, or has another shape or type, has moved by NaN.
 
-    Norms are computed in float32 or wider over chunks and summed in float64; those of integers, booleans and float64,
-    and whatever float32 would let overflow or vanish, in float64. Extra memory: one chunk.
+    A complex number counts as two real ones. Norms are computed in float32 or wider over chunks and summed in float64;
+    those of integers, booleans and float64, and whatever float32 would let overflow or vanish, in float64. Extra memory:
+    a few chunks.
     """
     if after is None or after.shape != before.shape or after.dtype != before.dtype:
         return Change(nan, nan, nan, moved=True)
     moved = not same_bits(before, after)
     exact = not before.is_floating_point() or before.dtype is torch.float64
-    old, new = flat(before, like=before), flat(after, like=before) if moved else None
+    old, new = _reals(flat(before, like=before)), _reals(flat(after, like=before)) if moved else None
     start, distance, largest = _norms(old, new, exact)
     if not exact and (_lost_digits(start) or (moved and _lost_digits(distance))):
         start, distance, largest = _norms(old, new, exact=True)
@@ -72,29 +73,27 @@ def change(before: Tensor, after: Tensor | None) -> Change:
 def _norms(old: Tensor, new: Tensor | None, exact: bool) -> tuple[float, float, float]:
     """The squared norms of the start and of the difference, and the largest difference; `new` is None where it is equal."""
     size = CHUNK.get(old.device.type, CHUNK_ELSEWHERE)
-    new_parts = new.split(size) if new is not None else repeat(None)
     squares, distances, largest = [], [], []
-    for part, new_part in zip(old.split(size), new_parts, strict=False):
-        start = _wide(part, exact)
-        squares.append(_square(start))
+    scratch = _wide(old[:0], exact).new_empty(min(size, len(old)))  # reused, for fresh memory costs more than the sums
+    for part, new_part in zip(old.split(size), new.split(size) if new is not None else repeat(None), strict=False):
+        start, room = _wide(part, exact), scratch[: len(part)]
+        # `sum` adds in pairs and keeps its digits; `dot` loses four of them where all elements are alike.
+        squares.append(torch.square(start, out=room).sum())
         if new_part is not None:
-            difference = (_wide(new_part, exact) - start).abs()
-            distances.append(_square(difference))
+            difference = torch.sub(_wide(new_part, exact), start, out=room).abs_()
             largest.append(difference.max())
+            distances.append(difference.square_().sum())
     found = torch.stack([*squares, *distances, *largest]).tolist()  # one transfer from the device
     chunks, moved = len(squares), len(squares) + len(distances)
     return sum(found[:chunks]), sum(found[chunks:moved]), _largest(found[moved:])
 
 
+def _reals(flat: Tensor) -> Tensor:
+    return torch.view_as_real(flat).view(-1) if flat.is_complex() else flat
+
+
 def _wide(chunk: Tensor, exact: bool) -> Tensor:
-    if chunk.is_complex():
-        return chunk.cpu().to(torch.complex128)
     return chunk.cpu().double() if exact else chunk.float()  # on the CPU, for mps has no float64
-
-
-def _square(values: Tensor) -> Tensor:
-    # `sum` adds in pairs and keeps its digits; `dot` loses four of them where all elements are alike.
-    return (torch.view_as_real(values) if values.is_complex() else values).square().sum()
 
 
 def _largest(values: list[float]) -> float:
