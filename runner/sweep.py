@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
 
 from runner.config import check, config_hash, run_name
 from runner.errors import ConfigError
@@ -20,11 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: its overrides, its folder, and whether leaking or idling makes its exit code 3."""
+    """One run of a sweep: its overrides, its folder, its config, and whether leaking or idling makes its exit code 3."""
 
     overrides: list[str]
     folder: Path
     strict: bool
+    composed: bytes
 
     @property
     def record(self) -> Record | None:
@@ -57,9 +62,12 @@ def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
     OmegaConf.save(sweeper.config, folder / "multirun.yaml")
     interrupted = False
     try:
-        left = [cell.overrides for cell in cells if not cell.finished]
+        left = [cell for cell in cells if not cell.finished]
         if left:
-            sweeper.launcher.launch(left, initial_job_idx=0)
+            if isinstance(sweeper.launcher, BasicLauncher):
+                assert sweeper.launcher.hydra_context is not None
+                sweeper.launcher.hydra_context = Composed.instead_of(sweeper.launcher.hydra_context, left)
+            sweeper.launcher.launch([cell.overrides for cell in left], initial_job_idx=0)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -82,8 +90,29 @@ def grid(sweeper: FreezeSweeper, arguments: list[str], folder: Path) -> tuple[li
             strict = check(composed).strict
         except ConfigError as error:
             raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
-        cells.setdefault(config_hash(composed), Cell(overrides, folder / run_name(composed), strict))
+        cell = Cell(overrides, folder / run_name(composed), strict, pickle.dumps(composed))
+        cells.setdefault(config_hash(composed), cell)
     return list(cells.values()), len(spanned) - len(cells)
+
+
+class Composed:
+    """A config loader that hands the local launcher what the grid has composed: composing costs more than a small run."""
+
+    def __init__(self, loader: ConfigLoader, cells: list[Cell]) -> None:
+        self.loader, self.cells = loader, {tuple(cell.overrides): cell.composed for cell in cells}
+
+    @classmethod
+    def instead_of(cls, context: HydraContext, cells: list[Cell]) -> HydraContext:
+        loader: Any = cls(context.config_loader, cells)
+        return HydraContext(config_loader=loader, callbacks=context.callbacks)
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        config = pickle.loads(self.cells[tuple(sweep_overrides)])
+        OmegaConf.copy_cache(master_config, config)  # the sweep's time, which its folder is named by
+        return config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
 
 
 def conclude(folder: Path) -> None:
