@@ -7,16 +7,23 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from runner import run
 from runner.build import build
 from runner.config import CONF
 from runner.groups import by_role
-from runner.methods.base import FreezingMethod
+from runner.methods.base import TRAPS, FreezingMethod
 from runner.models import MLP
 from runner.selection import select
+from runner.verdict import run_verdict
+from tests.measure import measure
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-BASELINE = "none"
+PROVOKED = {
+    "any_step": (),
+    "weight_decay": ("optimizer.weight_decay=0.1",),
+    "optimizer_rule": ("optimizer=asgd",),
+    "optimizer_ignores_lr": ("optimizer=rprop",),
+    "scheduler": ("scheduler=one_cycle", "batches=5"),
+}
 
 
 def build_method(name: str) -> FreezingMethod:
@@ -27,7 +34,8 @@ def build_method(name: str) -> FreezingMethod:
 
 def state(model):
     return (
-        {name: (id(p), p.requires_grad) for name, p in model.named_parameters()},
+        [(name, id(p), p.requires_grad, not p._backward_hooks) for name, p in model.named_parameters()],
+        [(name, id(b)) for name, b in model.named_buffers()],
         {name: (id(m), m.training, sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in
          model.named_modules()},
     )  # fmt: skip
@@ -38,14 +46,27 @@ def test_a_method_claims_what_it_does_and_confesses_what_it_does_not(method):
     assert len(type(build_method(method)).__doc__.split()) > 5
 
 
+def test_every_trap_is_provoked_here():
+    assert set(PROVOKED) == set(TRAPS)
+
+
+@pytest.mark.parametrize("trap", PROVOKED)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("freeze", ["head", "backbone", "bias", "batchnorm", "all"])
+def test_a_method_leaks_under_just_the_traps_that_it_confesses(method, trap):
+    result = measure(f"method={method}", "freeze=head", *PROVOKED[trap])
+    leaks = trap in build_method(method).leaks_under
+    assert {row["verdict"] for row in result.rows if row["frozen"]} <= ({"leaked"} if leaks else {"held", "returned"})
+    assert run_verdict(result.rows) == ("leaked" if leaks else "held")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("freeze", ["backbone", "bias", "batchnorm", "all"])
 @pytest.mark.parametrize("buffers", ["live", "frozen"])
 def test_a_method_holds_what_is_frozen_and_trains_the_rest(method, freeze, buffers):
-    result = run(f"method={method}", f"freeze={freeze}", f"freeze.buffers={buffers}", "model=mlp", "batches=3")
+    result = measure(f"method={method}", f"freeze={freeze}", f"freeze.buffers={buffers}")
     parameters = [row for row in result.rows if row["kind"] == "parameter"]
-    stays = "leaked" if method == BASELINE else "held"
-    assert {row["verdict"] for row in parameters if row["frozen"]} == {stays}
+    stays = {"leaked"} if "any_step" in build_method(method).leaks_under else {"held", "returned"}
+    assert {row["verdict"] for row in parameters if row["frozen"]} <= stays
     assert {row["verdict"] for row in parameters if not row["frozen"]} <= {"trained"}
     frozen_buffers = [row for row in result.rows if row["kind"] == "buffer" and row["frozen"]]
     assert {row["verdict"] for row in frozen_buffers} <= {"held"}
@@ -66,20 +87,17 @@ def test_leaving_undoes_all_that_a_method_did(method):
     assert state(model) == before
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop"])
 @pytest.mark.parametrize("freeze", ["head", "backbone", "bias", "batchnorm"])
 def test_methods_that_hold_train_the_rest_bit_by_bit_alike(optimizer, freeze):
-    digests = {
-        method: run(f"method={method}", f"freeze={freeze}", f"optimizer={optimizer}", "model=mlp", "batches=4")
-        .record["trained_digest"]
-        for method in METHODS
-        if method != BASELINE
-    }  # fmt: skip
-    assert len(set(digests.values())) == 1
+    more = (f"freeze={freeze}", f"optimizer={optimizer}", "optimizer.weight_decay=0", "batches=4")
+    results = [measure(f"method={method}", *more) for method in METHODS]
+    held = [result.trained_digest for result in results if run_verdict(result.rows) == "held"]
+    assert len(set(held)) == 1
+    assert len(held) == len(METHODS) - 1
 
 
 @pytest.mark.parametrize("groups", ["role", "one", "parameter"])
 def test_how_groups_are_cut_changes_no_bit(groups):
-    alone = run("method=zero_lr", "freeze=bias", "model=mlp", "batches=3", "groups=role")
-    result = run("method=zero_lr", "freeze=bias", "model=mlp", "batches=3", f"groups={groups}")
-    assert result.record["trained_digest"] == alone.record["trained_digest"]
+    one, other = (measure("method=zero_lr", "freeze=bias", f"groups={cut}") for cut in ("role", groups))
+    assert one.trained_digest == other.trained_digest

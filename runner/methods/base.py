@@ -1,8 +1,9 @@
-"""What a freezing method may do, and the baseline that does nothing."""
+"""What a freezing method may do, and the traps under which it may leak."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -10,13 +11,24 @@ from torch.optim import Optimizer
 from runner.groups import Group
 from runner.selection import Selection
 
+TRAPS = {
+    "any_step": "a plain optimizer step",
+    "weight_decay": "an optimizer with weight decay",
+    "optimizer_rule": "an optimizer that moves a parameter on a zero gradient, without decay or state (ASGD)",
+    "optimizer_ignores_lr": "an optimizer that steps at a learning rate of 0 (Rprop)",
+    "scheduler": "a scheduler that raises the learning rate of a group from 0 (OneCycleLR, CyclicLR, SWALR)",
+}
+
 
 class FreezingMethod:
-    """Freezes nothing: the baseline, and the three stages at which a method may act.
+    """The three stages at which a method may act; each does nothing unless it is overridden.
 
     A method overrides the stage where it acts and nothing else, uses torch's own means (flags, groups, hooks, module
     swaps), and puts a callback on `undo` for whatever it changes in the model, so that leaving the stack restores it.
     """
+
+    leaks_under: ClassVar[frozenset[str]] = frozenset()
+    """The traps of TRAPS under which what this method froze moves; the conformance tests hold it against the outcome."""
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         """The reason why this method cannot serve this model, or None."""

@@ -16,5 +16,7 @@ class ZeroLr(FreezingMethod):
     Source: https://docs.pytorch.org/docs/stable/optim.html#per-parameter-options
     """
 
+    leaks_under = frozenset({"scheduler", "optimizer_ignores_lr"})
+
     def groups(self, groups: list[Group], selection: Selection) -> list[Group]:
         return by_frozen(groups, selection, lr=0.0)

@@ -35,7 +35,7 @@ def comparison(folders: list[Path]) -> DataFrame:
         {"run": name, **{key: given[name].get(key, "") for key in _differing(given)}, **_measured(record)}
         for name, record in records.items()
     ]
-    return DataFrame(rows)
+    return DataFrame(rows).sort_values([*_differing(given), "run"], ignore_index=True) if rows else DataFrame(rows)
 
 
 def print_comparison(table: DataFrame, console: Console) -> None:

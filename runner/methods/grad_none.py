@@ -1,0 +1,30 @@
+"""Freezing by dropping gradients."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from torch import Tensor, nn
+
+from runner.methods.base import FreezingMethod
+from runner.selection import Selection
+
+
+class GradNone(FreezingMethod):
+    """Sets a frozen parameter's gradient to None as soon as backward has accumulated it, before clipping and the step.
+
+    The optimizer passes over a parameter without a gradient: no weight decay, no momentum. Backward's work is not saved.
+    Does not hold for a parameter that has no part in the loss while gradients are kept as zeros, nor against writes in
+    the forward pass.
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_post_accumulate_grad_hook.html
+    """
+
+    def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
+        for parameter in selection.parameters.values():
+            if parameter.requires_grad:
+                undo.callback(parameter.register_post_accumulate_grad_hook(_drop).remove)
+        return model
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -1,0 +1,31 @@
+"""Freezing by copying back."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from runner.methods.base import FreezingMethod
+from runner.selection import Selection
+
+
+class Restore(FreezingMethod):
+    """Copies frozen parameters back after each step of the optimizer, from a copy taken when it is attached.
+
+    They move within a step and return (the verdict says so), at the price of a second copy, and optimizer state keeps
+    gathering. Does not undo what is written between a step and the next forward pass.
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.register_step_post_hook.html
+    """
+
+    def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
+        copies = [(parameter, parameter.detach().clone()) for parameter in selection.parameters.values()]
+
+        @torch.no_grad()
+        def put_back(*_: Any) -> None:
+            for parameter, copy in copies:
+                parameter.copy_(copy)
+
+        undo.callback(optimizer.register_step_post_hook(put_back).remove)

@@ -1,0 +1,29 @@
+"""The straight line on its own: a run as from the command line, without Hydra's composing and without files."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from runner.config import CONF, check
+from runner.experiment import Outcome, experiment
+
+
+@lru_cache(maxsize=1)
+def defaults() -> DictConfig:
+    """The config of `model=mlp batches=3`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", ["model=mlp", "batches=3"])
+
+
+def measure(*overrides: str) -> Outcome:
+    """Run the default config with `group=choice` and `key=value` overrides; composing is what most of a small run costs."""
+    config = OmegaConf.create(OmegaConf.to_container(defaults()))
+    for override in overrides:
+        key, value = override.split("=", 1)
+        file = CONF / key / f"{value}.yaml"
+        OmegaConf.update(config, key, OmegaConf.load(file) if file.is_file() else yaml.safe_load(value), merge=False)
+    return experiment(check(config))
