@@ -10,12 +10,14 @@ from hydra.core.config_store import ConfigStore
 @dataclass
 class FreezeSweeperConf:
     _target_: str = "hydra_plugins.freeze_sweeper.FreezeSweeper"
-    max_batch_size: int | None = None
     params: dict[str, str] | None = None
 
 
 class FreezeSweeper(BasicSweeper):
     """Hydra's grid, with duplicates dropped, what is finished kept, and one table at the end."""
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> Any:
         from runner.sweep import sweep

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 import runner
 from runner.before import Refused
 from runner.config import CONF, CUSTOM, freeze_name
+from runner.errors import ConfigError
 from runner.folder import LOG
 from runner.refusal import short_message
 
@@ -49,14 +50,16 @@ def main() -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: ConfigError, and Hydra's flags
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return refuse(short_message(error))
     except OSError as error:
         where = error.filename or "the output folder"
         return refuse(f"cannot write {where}: {error.strerror}; give hydra.run.dir=DIR (hydra.sweep.dir in a sweep)")
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 0 if left.code is None else refuse(str(left.code))
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ValueError) and "Only one of --" in str(error):  # Hydra's flags
+            return refuse(str(error))
         traceback.print_exc()
         return 1
     return max(codes, default=0)
@@ -74,7 +77,7 @@ def carry_out(config: DictConfig) -> int:
         print(summary.line(result), flush=True)
     elif result.rows:
         summary.show(result, title(config), console)
-    else:
+    elif result.status != "interrupted":
         refuse(f"{result.record['status']}: {result.record['reason']} (log: {summary.shown(result.folder / LOG)})")
     if result.status == "interrupted":
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ class BeforeRun(Callback):
             if checked.plan:
                 from runner.plan import show_plan
 
-                show_plan(checked)
+                try:
+                    show_plan(checked)
+                except ConfigError:
+                    raise
+                except Exception as error:  # a bug in the user's class; there is no log to hold its traceback
+                    traceback.print_exc()
+                    raise SystemExit(1) from error
                 raise SystemExit(0)
             folder = Path(config.hydra.run.dir)
             if holds_a_run(folder):

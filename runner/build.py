@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
@@ -11,13 +13,15 @@ from typing import Any
 
 from runner.errors import ConfigError, did_you_mean
 
+LIBRARIES = ("runner", "torch", "torchvision")  # their ValueErrors tell what is wrong with an argument
+
 
 def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     """Call the node's `_target_` with its keys, after `args`; nested nodes are built first.
 
     `key` is where the node stands in the config. `_partial_: true` returns the call unmade, `_args_` adds positional
     arguments. Raises ConfigError where the target does not exist, does not take these arguments (bound against its
-    signature before the call), or answers them with a ValueError; any other exception is the target's own and passes.
+    signature before the call), or is a library's and answers them with a ValueError; whatever else it raises passes.
     """
     path = node.get("_target_")
     if not isinstance(path, str):
@@ -35,6 +39,8 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     except ConfigError:
         raise
     except ValueError as error:
+        if path.split(".")[0] not in LIBRARIES:  # a bug in the user's own class is no mistake in the config
+            raise
         raise ConfigError(f"{key}: {path} refused its arguments: {error}") from error
 
 
@@ -43,10 +49,12 @@ def locate(path: str, key: str) -> Callable[..., Any]:
     parts = path.split(".")
     if not all(parts):
         raise ConfigError(f"{key}: {path!r} is malformed; give the dotted path of a class or function")
-    module = None
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a user's own module in the current folder, under the console script too
+    module, depth = None, 0
     for count in range(len(parts) - 1, 0, -1):
         try:
-            module = import_module(".".join(parts[:count]))
+            module, depth = import_module(".".join(parts[:count])), count
             break
         except ModuleNotFoundError as error:
             if not f"{path}.".startswith(f"{error.name}."):
@@ -56,9 +64,9 @@ def locate(path: str, key: str) -> Callable[..., Any]:
     if module is None:
         raise ConfigError(f"{key}: {path!r} does not exist; there is no module {parts[0]!r} here")
     found: Any = module
-    for depth, name in enumerate(parts[count:], count):
+    for place, name in enumerate(parts[depth:], depth):
         if not hasattr(found, name):
-            where = ".".join(parts[:depth])
+            where = ".".join(parts[:place])
             raise ConfigError(f"{key}: {path!r} does not exist; {where} has no {name}{did_you_mean(name, dir(found))}")
         found = getattr(found, name)
     if not callable(found):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from runner.tensors import Entry, entries, flat, same_bits
 
 CHUNK = {"cpu": 1 << 16}  # elements that fit a core's cache, so that memory is read once; elsewhere launches cost more
-CHUNK_ELSEWHERE = 1 << 24
+CHUNK_ELSEWHERE = 1 << 18
 SMALLEST_SQUARE = 1e-30  # below it the squares of a float32 tensor's elements may have lost digits
 
 
@@ -47,7 +47,10 @@ def snapshot(model: nn.Module) -> Snapshot:
 
 def with_added(before: Snapshot, model: nn.Module) -> Snapshot:
     """The snapshot, followed by copies of whatever the model has now and had not then."""
-    added = {name: entry for name, entry in entries(model).items() if name not in before.entries}
+    known = {id(entry.tensor) for entry in before.entries.values()}
+    added = {
+        name: entry for name, entry in entries(model).items() if id(entry.tensor) not in known and name not in before.entries
+    }
     copies = {name: entry.tensor.detach().clone() for name, entry in added.items()}
     return Snapshot({**before.entries, **added}, {**before.values, **copies})
 
@@ -61,6 +64,7 @@ def change(before: Tensor, after: Tensor | None) -> Change:
     """
     if after is None or after.shape != before.shape or after.dtype != before.dtype:
         return Change(nan, nan, nan, moved=True)
+    after = after.to(before.device)
     moved = not same_bits(before, after)
     exact = not before.is_floating_point() or before.dtype is torch.float64
     old, new = _reals(flat(before, like=before)), _reals(flat(after, like=before)) if moved else None

@@ -15,7 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from runner.errors import ConfigError, did_you_mean
-from runner.patterns import parse_all
+from runner.patterns import parse_all, refuse_entries_in_both
 
 _HERE = Path(__file__).resolve().parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in a wheel; in a checkout
@@ -110,8 +110,7 @@ def check(composed: DictConfig) -> Config:
     assert isinstance(config, Config)
     _check_numbers(config)
     _check_patterns(config)
-    if config.save and find_spec("safetensors") is None:
-        raise ConfigError("save=true needs safetensors; install it with: pip install 'freeze-runner[save]'")
+    _check_extras(config)
     return config
 
 
@@ -148,7 +147,7 @@ def freeze_name(freeze: DictConfig, choice: str) -> str:
     if file.is_file():
         was = OmegaConf.load(file)
         assert isinstance(was, DictConfig)
-        if (was.patterns, was.keep) != (freeze.patterns, freeze.keep):
+        if any(list(was.get(key) or []) != list(freeze[key]) for key in ("patterns", "keep")):
             return CUSTOM
     return choice.replace("/", "-")
 
@@ -205,6 +204,14 @@ def _is_refused(part: dict[str, Any]) -> bool:
     return False
 
 
+def _check_extras(config: Config) -> None:
+    asked = {"save=true": config.save, "data=digits": config.data.get("_target_") == "runner.data.Digits"}
+    needs = {"save=true": ("safetensors", "save"), "data=digits": ("sklearn", "data")}
+    for key, (module, extra) in needs.items():
+        if asked[key] and find_spec(module) is None:
+            raise ConfigError(f"{key} needs {module}; install it with: pip install 'freeze-runner[{extra}]'")
+
+
 def _check_numbers(config: Config) -> None:
     batch_size = config.data.get("batch_size", 1)
     for key, value in {
@@ -228,9 +235,7 @@ def _check_numbers(config: Config) -> None:
 def _check_patterns(config: Config) -> None:
     parse_all(config.freeze.patterns, "freeze.patterns")
     parse_all(config.freeze.keep, "freeze.keep")
-    for text in config.freeze.keep:
-        if text in config.freeze.patterns:
-            raise ConfigError(f"{text!r} stands in freeze.patterns and in freeze.keep; take it out of one of them")
+    refuse_entries_in_both(config.freeze.patterns, config.freeze.keep)
     parse_all(config.groups.names, "groups.names")
     parse_all([entry.pattern for entry in config.groups.lr], "groups.lr")
     for entry in config.groups.lr:

@@ -44,12 +44,8 @@ class Digits:
 
     def batches(self, count: int, input: Sequence[int], classes: int, seed: int) -> Iterator[Batch]:
         """Yields x (N, *input) float32 in [0, 1] and y (N,) int64; raises ConfigError where they cannot fit the model."""
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise ConfigError(
-                "data=digits needs scikit-learn; install it with: pip install 'freeze-runner[data]'"
-            ) from error
+        from sklearn.datasets import load_digits
+
         _check_classes("data=digits", 10, classes)
         if len(input) == 3:
             channels, height, width = input

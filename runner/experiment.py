@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from torch.optim import Optimizer
 from runner.build import build
 from runner.changes import Snapshot, snapshot
 from runner.config import Config
-from runner.errors import SkippedError
-from runner.folder import Row
+from runner.errors import ConfigError, SkippedError
 from runner.groups import with_lrs, without_empty
 from runner.inference import hold_in_inference
 from runner.machine import machine, pick_device, seed_all
 from runner.methods.base import FreezingMethod
+from runner.rows import Row
 from runner.selection import Selection, select
 from runner.tensors import refuse_unless_dense
 from runner.train import Step, train
@@ -31,7 +32,8 @@ from runner.watch import audit
 class Line:
     """Everything that stands before the first step."""
 
-    model: nn.Module
+    built: nn.Module  # as the config declares it
+    model: nn.Module  # as the method prepared it, to train
     before: Snapshot
     selection: Selection
     method: FreezingMethod
@@ -68,11 +70,18 @@ def assembled(config: Config) -> Iterator[Line]:
         undo.enter_context(machine(config.threads, config.deterministic))
         device = pick_device(config.device.value)
         seed_all(config.seed)
-        model = build(config.model.build, "model.build").to(device)
+        built = build(config.model.build, "model.build")
+        if not isinstance(built, nn.Module):
+            raise ConfigError(f"model.build gave a {type(built).__name__}; it must give a torch.nn.Module")
+        model = built = built.to(device)
         refuse_unless_dense(model)
+        for module in model.modules():
+            undo.callback(setattr, module, "training", module.training)
         before = snapshot(model)
         selection = select(model, config.freeze.patterns, config.freeze.keep, config.freeze.buffers.value, config.model.head)
-        method: FreezingMethod = build(config.method, "method")
+        method = build(config.method, "method")
+        if not isinstance(method, FreezingMethod):
+            raise ConfigError(f"method gave a {type(method).__name__}; it must give a runner.FreezingMethod")
         if reason := method.skip(model, selection):
             raise SkippedError(reason)
         hold_in_inference(selection, undo)
@@ -82,7 +91,7 @@ def assembled(config: Config) -> Iterator[Line]:
         groups = without_empty(method.groups(groups, selection))
         optimizer = build(config.optimizer, "optimizer", groups)
         scheduler = build(config.scheduler, "scheduler", optimizer) if config.scheduler else None
-        yield Line(model, before, selection, method, optimizer, scheduler, device, undo)
+        yield Line(built, model, before, selection, method, optimizer, scheduler, device, undo)
 
 
 def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: None) -> Outcome:
@@ -99,7 +108,7 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
             line.method.attach(line.optimizer, line.selection, line.undo)
             seed_all(config.seed)
             batches = data.batches(config.batches, config.model.input, config.model.classes, config.seed)
-            on_device = ([part.to(line.device) for part in batch] for batch in batches)
+            on_device = (to_device(batch, line.device) for batch in islice(batches, config.batches))
             try:
                 for step in train(
                     line.model, line.optimizer, task, on_device, line.scheduler, config.clip, config.zero_grad_to_none
@@ -109,7 +118,7 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
             except KeyboardInterrupt:
                 interrupted = True
         return Outcome(
-            model=line.model,
+            model=line.built,
             selection=line.selection,
             rows=report.rows,
             steps=steps,
@@ -119,6 +128,15 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
             trained_digest=trained_digest(line.before, line.selection),
             interrupted=interrupted,
         )
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with every tensor in its tuples, lists and dicts on the device."""
+    if isinstance(batch, Mapping):
+        return {key: to_device(part, device) for key, part in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [to_device(part, device) for part in batch]
+    return batch.to(device) if isinstance(batch, torch.Tensor) else batch
 
 
 def trained_digest(before: Snapshot, selection: Selection) -> str:

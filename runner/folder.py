@@ -12,13 +12,6 @@ from typing import Any
 
 CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "runner.log", "model.safetensors"
 
-Row = dict[str, Any]  # one parameter or buffer; its keys are the columns
-
-COLUMNS = (
-    "name", "aliases", "kind", "module_type", "shape", "numel", "dtype", "frozen", "group", "lr", "requires_grad",
-    "initial_l2", "change_l2", "change_rel", "change_max", "moved", "verdict", "cause",
-)  # fmt: skip
-
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a file beside `path`, then give it its name: a torn file never stands under a final name."""

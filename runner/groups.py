@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from runner.errors import ConfigError
 from runner.patterns import parse
 from runner.selection import Scope, Selection
 
 Group = dict[str, Any]
-Cut = Callable[[nn.Module, Selection], list[Group]]
 
 
 def by_role(model: nn.Module, selection: Selection) -> list[Group]:
@@ -50,8 +50,11 @@ def with_lrs(groups: list[Group], model: nn.Module, selection: Selection, lrs: S
     A group whose parameters take different rates becomes `NAME/PATTERN` for each pattern, and `NAME` for the rest.
     """
     rate_of, label_of = {}, {}
+    grouped = {id(parameter) for group in groups for parameter in group["params"]}
     claims = _claims(model, selection, [pattern for pattern, _ in lrs], "groups.lr")
     for (pattern, params), (_, lr) in zip(claims, lrs, strict=True):
+        if params and not any(id(parameter) in grouped for parameter in params):
+            raise ConfigError(f"groups.lr: {pattern!r} sets the rate of nothing, for what it matches is in no group")
         for parameter in params:
             rate_of[id(parameter)], label_of[id(parameter)] = lr, pattern
     cut: list[Group] = []
@@ -98,7 +101,18 @@ def _claims(
     scope = Scope(model, selection.head)
     parameters, taken, claims = dict(model.named_parameters()), set[str](), []
     for text in patterns:
-        reached = scope.reach(parse(text, key), key)
-        claims.append((text, [p for name, p in parameters.items() if name in reached - taken]))
-        taken |= reached
+        left = scope.reach(parse(text, key), key) - taken
+        claims.append((text, [parameter for name, parameter in parameters.items() if name in left]))
+        taken |= left
     return claims
+
+
+def placed(optimizers: Sequence[Optimizer]) -> dict[int, tuple[str, Group]]:
+    """Of each tensor in an optimizer, by identity: its group, and the group's name, or its position where it has none."""
+    found = {}
+    for number, optimizer in enumerate(optimizers):
+        for position, group in enumerate(optimizer.param_groups):
+            place = f"{number}.{position}" if len(optimizers) > 1 else str(position)
+            for parameter in group["params"]:
+                found[id(parameter)] = (str(group.get("name", place)), group)
+    return found

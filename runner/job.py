@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,10 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.before import Refused
 from runner.config import CONF, Config, check, config_hash
 from runner.errors import ConfigError, SkippedError
-from runner.folder import CHANGES, COLUMNS, LOG, STEPS, WEIGHTS, Row, csv_text, write_record, write_text, write_whole
+from runner.folder import CHANGES, LOG, RECORD, STEPS, WEIGHTS, csv_text, write_record, write_text, write_whole
 from runner.provenance import git, versions
 from runner.refusal import short_message
-from runner.verdict import counts, run_verdict
+from runner.rows import COLUMNS, Row
+from runner.verdict import counts, run_verdict, strayed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from runner.train import Step
 
 log = logging.getLogger("runner")
+MEASURED = (CHANGES, STEPS, WEIGHTS)  # what only a run that trained leaves
 
 
 @dataclass
@@ -60,8 +62,10 @@ def run(*overrides: str) -> Result:
     """One run from Python, as `python -m runner OVERRIDES...` makes it, files included; it never exits.
 
     Raises ConfigError, a ValueError, for what the command line would refuse with exit code 2, and whatever a run that
-    fails raises.
+    fails raises. A run that is skipped or interrupted returns and says so in its status.
     """
+    if any(text.lstrip("+") == "plan=true" for text in overrides):
+        raise ConfigError("plan=true makes no run; look first on the command line: python -m runner plan=true ...")
     outer = GlobalHydra.instance().hydra  # `run` may be called inside another Hydra app
     GlobalHydra.instance().clear()
     errors: list[BaseException] = []
@@ -90,13 +94,13 @@ def perform(
 
     A failure is logged with its traceback, recorded in `run.json`, handed to `on_error`, and not raised.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's own `_target_`, under the console script too
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed)
     record = unmeasured(config, config_hash(composed))
     result = Result(folder, record, exit_code=1)
-    with logging_to(folder / LOG):
+    for name in (RECORD, *MEASURED):  # of an earlier try, in a sweep that is started again
+        (folder / name).unlink(missing_ok=True)
+    with logging_to(folder / LOG), one_interrupt():
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
         try:
             from runner.experiment import experiment  # here, for importing torch takes seconds and may be interrupted
@@ -110,6 +114,9 @@ def perform(
             record.update(status="interrupted", reason="interrupted")
             result.exit_code = 130
         except Exception as error:
+            for name in MEASURED:
+                (folder / name).unlink(missing_ok=True)
+            record["status"] = "failed"
             record["reason"] = " ".join(str(error).split()) if isinstance(error, ConfigError) else brief(error)
             result.exit_code = 2 if isinstance(error, ConfigError) else 1
             log.error("%s\n%s", record["reason"], traceback.format_exc())
@@ -145,11 +152,17 @@ def unmeasured(config: Config, hashed: str) -> dict[str, Any]:
 def measured(result: Result, outcome: Outcome, config: Config) -> None:
     """Write the files of a run that trained, and complete its record."""
     losses = outcome.losses
-    notes = [*outcome.selection.notes, *remarks(outcome, losses)]
+    notes = [*outcome.selection.notes, *remarks(outcome, losses, config.batches)]
+    for note in notes:
+        log.warning("%s", note)
+    write_text(result.folder / CHANGES, csv_text(COLUMNS, outcome.rows))
+    write_text(result.folder / STEPS, steps_text(outcome.steps, losses))
+    if config.save:
+        from safetensors.torch import save_model
+
+        write_whole(result.folder / WEIGHTS, lambda beside: save_model(outcome.model, str(beside)))
     result.rows, result.model = outcome.rows, outcome.model
     result.record.update(
-        status="interrupted" if outcome.interrupted else "finished",
-        reason=f"interrupted after step {len(losses)} of {config.batches}" if outcome.interrupted else "",
         verdict=run_verdict(outcome.rows),
         counts=counts(outcome.rows),
         loss_first=finite(losses[0]) if losses else None,
@@ -160,16 +173,12 @@ def measured(result: Result, outcome: Outcome, config: Config) -> None:
         device=outcome.device,
         trained_digest=outcome.trained_digest,
     )
-    for note in notes:
-        log.warning("%s", note)
-    write_text(result.folder / CHANGES, csv_text(COLUMNS, outcome.rows))
-    write_text(result.folder / STEPS, steps_text(outcome.steps, losses))
-    if config.save:
-        from safetensors.torch import save_model
-
-        write_whole(result.folder / WEIGHTS, lambda beside: save_model(outcome.model, str(beside)))
-    strayed = result.record["counts"]["leaked"] + result.record["counts"]["idle"]
-    result.exit_code = 130 if outcome.interrupted else 3 if config.strict and strayed else 0
+    if outcome.interrupted:
+        result.record.update(status="interrupted", reason=f"interrupted after step {len(losses)} of {config.batches}")
+        result.exit_code = 130
+    else:
+        result.record["status"] = "finished"
+        result.exit_code = 3 if config.strict and strayed(result.record["counts"]) else 0
 
 
 def steps_text(steps: list[Step], losses: list[float]) -> str:
@@ -182,11 +191,13 @@ def steps_text(steps: list[Step], losses: list[float]) -> str:
     return csv_text(["step", "loss", "seconds", *(f"lr/{name}" for name in names)], rows)
 
 
-def remarks(outcome: Outcome, losses: list[float]) -> Iterator[str]:
+def remarks(outcome: Outcome, losses: list[float], batches: int) -> Iterator[str]:
     """What the user should be told though nothing stopped."""
     parameters = [row for row in outcome.rows if row["kind"] == "parameter"]
     if parameters and all(row["frozen"] for row in parameters):
         yield "every parameter is declared frozen: nothing trains"
+    if len(losses) < batches and not outcome.interrupted:
+        yield f"the data ended after {len(losses)} of {batches} batches"
     broken = next((number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
     if broken is not None:
         yield f"the loss became {losses[broken - 1]} at step {broken}"
@@ -204,8 +215,26 @@ def brief(error: BaseException) -> str:
 
 
 @contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Let the first Ctrl-C end the training; further ones wait until what was measured is written."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    was = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, was)
+
+
+@contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Send this project's log, and other libraries' warnings, to a file for as long as the block lasts."""
+    """Send this project's log, and what others log as a warning or worse, to a file for as long as the block lasts."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, level, propagate = logging.getLogger(), log.level, log.propagate

@@ -36,6 +36,8 @@ def machine(threads: int | str, deterministic: bool) -> Iterator[None]:
     was_threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     was_random = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    was_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    was_mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     if threads != "auto":
         torch.set_num_threads(int(threads))
     if deterministic:
@@ -49,3 +51,7 @@ def machine(threads: int | str, deterministic: bool) -> Iterator[None]:
         random.setstate(was_random[0])
         numpy.random.set_state(was_random[1])
         torch.set_rng_state(was_random[2])
+        if was_cuda:
+            torch.cuda.set_rng_state_all(was_cuda)
+        if was_mps is not None:
+            torch.mps.set_rng_state(was_mps)

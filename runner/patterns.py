@@ -67,6 +67,13 @@ def parse_all(texts: Sequence[object], key: str) -> tuple[Pattern, ...]:
     return tuple(parse(text, key) for text in texts)
 
 
+def refuse_entries_in_both(patterns: Sequence[str], keep: Sequence[str]) -> None:
+    """Raise ConfigError for an entry that is to be frozen and exempt."""
+    for text in patterns:
+        if text in keep:
+            raise ConfigError(f"{text!r} stands in freeze.patterns and in freeze.keep; take it out of one of them")
+
+
 def _regex(text: str, key: str) -> re.Pattern[str]:
     if text == "re:":
         raise ConfigError(f"{key}: 're:' is empty; a regular expression must match a parameter's whole name, e.g. re:.*bias")

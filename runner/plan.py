@@ -8,8 +8,9 @@ from rich.table import Table
 from runner.config import Config
 from runner.errors import ConfigError, SkippedError
 from runner.experiment import assembled
+from runner.groups import placed
 from runner.summary import terminal
-from runner.tensors import entries
+from runner.tensors import entries, now
 
 
 def show_plan(config: Config, console: Console | None = None) -> None:
@@ -17,23 +18,23 @@ def show_plan(config: Config, console: Console | None = None) -> None:
     console = console or terminal()
     try:
         with assembled(config) as line:
-            group_of = {id(p): group for group in line.optimizer.param_groups for p in group["params"]}
+            group_of, resolve = placed([line.optimizer]), now(entries(line.model))
+            parameters = [entry for entry in line.before.entries.values() if entry.kind == "parameter"]
             table = Table("parameter", "shape", "group", "lr", "requires_grad", "frozen", box=None, pad_edge=False)
-            for name, entry in entries(line.model).items():
-                if entry.kind == "parameter":
-                    group = group_of.get(id(entry.tensor))
-                    table.add_row(
-                        " = ".join([name, *entry.aliases]),
-                        "x".join(map(str, entry.tensor.shape)),
-                        group["name"] if group else "(none)",
-                        str(float(group["lr"])) if group else "",
-                        str(entry.tensor.requires_grad),
-                        "frozen" if entry.tensor in line.selection else "",
-                    )
+            for entry in parameters:
+                name, group = group_of.get(id(entry.tensor), ("(none)", None))
+                tensor = resolve(entry)
+                table.add_row(
+                    " = ".join([entry.name, *entry.aliases]),
+                    "x".join(map(str, entry.tensor.shape)),
+                    name,
+                    str(float(group["lr"])) if group and "lr" in group else "",
+                    str(tensor is not None and tensor.requires_grad),
+                    "frozen" if entry.tensor in line.selection else "",
+                )
             console.print(table)
-            total = sum(1 for entry in entries(line.model).values() if entry.kind == "parameter")
             console.print(
-                f"{len(line.selection.parameters)} of {total} parameters would be frozen, "
+                f"{len(line.selection.parameters)} of {len(parameters)} parameters would be frozen, "
                 f"{len(line.selection.modules)} modules held in inference mode; nothing was trained or written."
             )
             for note in line.selection.notes:

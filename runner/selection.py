@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from runner.errors import ConfigError, did_you_mean
-from runner.patterns import Pattern, parse, parse_all
+from runner.patterns import Pattern, parse, parse_all, refuse_entries_in_both
 from runner.tensors import entries
 
 Matcher = Callable[[str], bool]
@@ -56,9 +56,7 @@ def select(
     if buffers not in ("live", "frozen"):
         raise ConfigError(f"buffers is {buffers!r}; give live or frozen")
     wanted, kept = parse_all(patterns, "freeze.patterns"), parse_all(keep, "freeze.keep")
-    for pattern in wanted:
-        if pattern in kept:
-            raise ConfigError(f"{pattern.text!r} stands in patterns and in keep; take it out of one of them")
+    refuse_entries_in_both(patterns, keep)
     scope = Scope(model, head)
     with_modules = buffers == "frozen"
     reached = {pattern.text: scope.reach(pattern, "freeze.patterns", with_modules) for pattern in wanted}

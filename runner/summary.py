@@ -13,7 +13,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-COLOURS = {"held": "green", "leaked": "bold red", "idle": "yellow", "returned": "yellow"}
+COLOURS = {
+    "held": "green",
+    "leaked": "bold red",
+    "failed": "red",
+    "idle": "yellow",
+    "returned": "yellow",
+    "skipped": "yellow",
+}
 
 
 class Ended(Protocol):
@@ -32,7 +39,7 @@ def terminal() -> Console:
 @contextmanager
 def progress(batches: int, console: Console) -> Iterator[Any]:
     """A progress bar on a terminal, nothing in a pipe; yields what to call after each step."""
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         yield lambda step: None
         return
     columns = TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -72,6 +79,9 @@ def answer(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             f"[bold red]LEAKED[/]  {len(leaks)} of {len(frozen)} frozen tensors changed, most of all "
             f"{escape(worst['name'])}{beside}"
         )
+    returned = sum(row["verdict"] == "returned" for row in frozen)
+    if returned:
+        return f"[bold green]HELD[/]  {len(frozen)} frozen tensors; {returned} of them moved and returned{beside}"
     return f"[bold green]HELD[/]  {len(frozen)} of {len(frozen)} frozen tensors kept every bit{beside}"
 
 

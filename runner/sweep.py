@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config import check, config_hash, run_name
 from runner.errors import ConfigError
 from runner.report.read import Record, read_record
+from runner.verdict import strayed
 
 if TYPE_CHECKING:
     from hydra_plugins.freeze_sweeper import FreezeSweeper
@@ -90,6 +91,7 @@ def grid(sweeper: FreezeSweeper, arguments: list[str], folder: Path) -> tuple[li
             strict = check(composed).strict
         except ConfigError as error:
             raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
+        # Pickled, for a thousand live configs take a gigabyte.
         cell = Cell(overrides, folder / run_name(composed), strict, pickle.dumps(composed))
         cells.setdefault(config_hash(composed), cell)
     return list(cells.values()), len(spanned) - len(cells)
@@ -129,5 +131,4 @@ def exit_code(cells: list[Cell]) -> int:
     records = [(cell, cell.record) for cell in cells]
     if any(record is None or record["status"] == "failed" for _, record in records):
         return 1
-    strayed = [cell for cell, record in records if record and record["counts"]["leaked"] + record["counts"]["idle"]]
-    return 3 if any(cell.strict for cell in strayed) else 0
+    return 3 if any(cell.strict and record and strayed(record["counts"]) for cell, record in records) else 0

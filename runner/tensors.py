@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,8 +49,25 @@ def entries(model: nn.Module) -> dict[str, Entry]:
     return {entry.name: entry for entry in found.values()}
 
 
+def now(found: Mapping[str, Entry]) -> Callable[[Entry], Tensor | None]:
+    """Where an entry of before is among the entries found now: the same tensor under any name, else one of its name."""
+    here = {id(entry.tensor) for entry in found.values()}
+
+    def resolve(was: Entry) -> Tensor | None:
+        if id(was.tensor) in here:
+            return was.tensor
+        return found[was.name].tensor if was.name in found else None
+
+    return resolve
+
+
 def refuse_unless_dense(model: nn.Module) -> None:
-    """Raise ConfigError unless every tensor is dense, whole in this process, and holds values."""
+    """Raise ConfigError unless there is one process, and every tensor is dense, whole and holds values."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise ConfigError("model: torch.distributed runs several processes; one process and dense tensors are needed")
+    for name, module in model.named_modules():
+        if ".quantized" in type(module).__module__:
+            raise ConfigError(f"model: {name} is a quantised {type(module).__name__}; only dense tensors can be watched")
     for name, entry in entries(model).items():
         tensor = entry.tensor
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):

@@ -55,6 +55,11 @@ def run_verdict(rows: Iterable[Mapping[str, Any]]) -> str:
     return "leaked" if any(row["verdict"] == "leaked" for row in rows) else "held"
 
 
+def strayed(count: Mapping[str, int]) -> bool:
+    """Whether anything declared frozen leaked or anything trainable stayed idle: what `strict=true` does not let pass."""
+    return count["leaked"] + count["idle"] > 0
+
+
 def counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """How many rows have each verdict."""
     count = dict.fromkeys(VERDICTS, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from runner.changes import Snapshot, change, snapshot, with_added
 from runner.errors import ConfigError
-from runner.folder import COLUMNS, Row
+from runner.groups import Group, placed
+from runner.rows import COLUMNS, Row
 from runner.selection import Selection, from_flags, select
-from runner.tensors import Entry, entries, refuse_unless_dense, same_bits
+from runner.tensors import Entry, entries, now, refuse_unless_dense, same_bits
 from runner.verdict import Evidence, idle_cause, verdict
 
 if TYPE_CHECKING:
@@ -85,10 +86,15 @@ def audit(
     hooks = [one.register_step_post_hook(partial(watch.after_step, index)) for index, one in enumerate(optimizers)]
     try:
         yield watch.report
+    except BaseException:
+        with suppress(Exception):  # what the block raised matters more
+            watch.finish()
+        raise
+    else:
+        watch.finish()
     finally:
         for hook in hooks:
             hook.remove()
-        watch.finish()
 
 
 class _Watch:
@@ -99,13 +105,15 @@ class _Watch:
     ) -> None:
         self.model, self.optimizers, self.every, self.before = model, optimizers, every, before
         declared = {**selection.parameters, **selection.buffers}
-        self.frozen = {*declared, *map(id, declared.values())}
+        self.frozen_names, self.frozen_ids = set(declared), {id(tensor) for tensor in declared.values()}
         self.evidence = {name: Evidence() for name in before.entries}
+        self.lrs: dict[int, float] = {}  # of each group, by identity: the rate of its last step
         self.steps = [0] * len(optimizers)
         self.report = Report()
 
     def after_step(self, index: int, *_: Any) -> None:
         self.steps[index] += 1
+        self.lrs.update((id(group), _rate(group)) for group in self.optimizers[index].param_groups)
         step = self.steps[index]
         doubled = step & (step - 1) == 0
         due = step % self.every == 0 if self.every else doubled
@@ -117,34 +125,39 @@ class _Watch:
     def look(self, step: int) -> None:
         if step not in self.report.looks:
             self.report.looks.append(step)
-        for name, entry, seen in self.unmoved():
-            seen.differed = not same_bits(self.before.values[name], entry.tensor)
+        for was, tensor, seen in self.unmoved():
+            seen.differed = not same_bits(self.before.values[was.name], tensor)
 
     def ask_why_idle(self) -> None:
-        group_of = _groups(self.optimizers)
-        for _, entry, seen in self.unmoved():
-            if entry.kind == "parameter" and not self.declared(entry):
-                seen.gradients.add(_gradient(entry.tensor))
-                seen.lrs.add(group_of.get(id(entry.tensor), ("", 0.0))[1])
+        group_of = placed(self.optimizers)
+        for was, tensor, seen in self.unmoved():
+            if was.kind == "parameter" and not self.declared(was):
+                seen.gradients.add(_gradient(tensor))
+                if id(tensor) in group_of:
+                    seen.lrs.add(_rate(group_of[id(tensor)][1]))
 
-    def unmoved(self) -> Iterator[tuple[str, Entry, Evidence]]:
-        for name, entry in entries(self.model).items():
-            seen = self.evidence.get(name)
-            if seen and not seen.differed:
-                yield name, entry, seen
+    def unmoved(self) -> Iterator[tuple[Entry, Tensor, Evidence]]:
+        resolve = now(entries(self.model))
+        for name, was in self.before.entries.items():
+            tensor, seen = resolve(was), self.evidence[name]
+            if tensor is not None and not seen.differed:
+                yield was, tensor, seen
 
     def declared(self, entry: Entry) -> bool:
         """Whether it is declared frozen: by identity, or by name, since `model.double()` makes new buffers."""
-        return id(entry.tensor) in self.frozen or entry.name in self.frozen
+        return id(entry.tensor) in self.frozen_ids or entry.name in self.frozen_names
 
     def finish(self) -> None:
         last = max(self.steps, default=0)
         if last and last not in self.report.looks:
             self.look(last)
-        now, group_of = entries(self.model), _groups(self.optimizers)
-        for name, was in self.before.entries.items():
-            after = now[name].tensor if name in now else None
-            self.report.rows.append(self.row(was, after, *group_of.get(id(was.tensor), ("", None))))
+        if not last:  # no step was seen: the gradients that are still there are all there is to tell why
+            self.ask_why_idle()
+        resolve, group_of = now(entries(self.model)), placed(self.optimizers)
+        for was in self.before.entries.values():
+            name, group = group_of.get(id(was.tensor), ("", None))
+            lr = None if group is None else self.lrs.get(id(group), _rate(group))
+            self.report.rows.append(self.row(was, resolve(was), name, lr))
 
     def row(self, was: Entry, after: Tensor | None, group: str, lr: float | None) -> Row:
         moved_by = change(self.before.values[was.name], after)
@@ -183,12 +196,5 @@ def _gradient(parameter: Tensor) -> str:
     return "present" if bool(values.any()) else "zero"
 
 
-def _groups(optimizers: list[Optimizer]) -> dict[int, tuple[str, float]]:
-    """Of each tensor in an optimizer, by identity: its group's name (its position where it has none) and rate."""
-    found = {}
-    for number, optimizer in enumerate(optimizers):
-        for position, group in enumerate(optimizer.param_groups):
-            place = f"{number}.{position}" if len(optimizers) > 1 else str(position)
-            for parameter in group["params"]:
-                found[id(parameter)] = (str(group.get("name", place)), float(group.get("lr", float("nan"))))
-    return found
+def _rate(group: Group) -> float:
+    return float(group.get("lr", float("nan")))

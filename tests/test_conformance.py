@@ -66,8 +66,10 @@ def test_a_method_holds_what_is_frozen_and_trains_the_rest(method, freeze, buffe
     result = measure(f"method={method}", f"freeze={freeze}", f"freeze.buffers={buffers}")
     parameters = [row for row in result.rows if row["kind"] == "parameter"]
     stays = {"leaked"} if "any_step" in build_method(method).leaks_under else {"held", "returned"}
-    assert {row["verdict"] for row in parameters if row["frozen"]} <= stays
-    assert {row["verdict"] for row in parameters if not row["frozen"]} <= {"trained"}
+    became = {row["verdict"] for row in parameters if row["frozen"]}
+    assert became
+    assert became <= stays
+    assert {row["verdict"] for row in parameters if not row["frozen"]} == ({"trained"} if freeze != "all" else set())
     frozen_buffers = [row for row in result.rows if row["kind"] == "buffer" and row["frozen"]]
     assert {row["verdict"] for row in frozen_buffers} <= {"held"}
     assert bool(frozen_buffers) == (buffers == "frozen" and freeze in ("backbone", "batchnorm", "all"))
@@ -97,7 +99,7 @@ def test_methods_that_hold_train_the_rest_bit_by_bit_alike(optimizer, freeze):
     assert len(held) == len(METHODS) - 1
 
 
-@pytest.mark.parametrize("groups", ["role", "one", "parameter"])
+@pytest.mark.parametrize("groups", ["one", "parameter"])
 def test_how_groups_are_cut_changes_no_bit(groups):
     one, other = (measure("method=zero_lr", "freeze=bias", f"groups={cut}") for cut in ("role", groups))
     assert one.trained_digest == other.trained_digest

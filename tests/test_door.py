@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import runner
-from runner.folder import COLUMNS
+from runner.rows import COLUMNS
 from tests.conftest import ROOT
 
 QUICK = ("model=mlp", "batches=3")
@@ -254,3 +254,31 @@ def test_two_runs_started_at_once_get_two_folders():
     ]
     assert [process.wait(120) for process in both] == [0, 0]
     assert len(folders()) == 2
+
+
+def test_files_that_cannot_be_written_make_a_failed_run_without_tables(door):
+    Path("here/model.safetensors").mkdir(parents=True)
+    code, _, err = door("save=true", "hydra.run.dir=here", *QUICK)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert json.loads(Path("here/run.json").read_text())["status"] == "failed"
+    assert not Path("here/changes.csv").exists()
+
+
+def test_a_plan_that_meets_a_bug_is_code_1_and_makes_no_run(door):
+    Path("buggy.py").write_text("class Net:\n    def __init__(self):\n        raise KeyError('oh')\n")
+    code, _, err = door("plan=true", "model=custom", "model.build._target_=buggy.Net", "model.input=[8]", "model.classes=4")
+    assert code == 1
+    assert "KeyError: 'oh'" in err
+    assert not Path("outputs").exists()
+
+
+def test_a_plan_shows_parameters_that_a_method_turns_into_buffers(door):
+    _, out, _ = door("plan=true", "method=to_buffer", "freeze=backbone", "model=mlp")
+    assert "7 of 9 parameters would be frozen" in out
+    assert ["body.weight", "32x64", "(none)", "False", "frozen"] in [line.split() for line in out.splitlines()]
+
+
+def test_what_moved_and_returned_is_not_said_to_have_kept_every_bit(door):
+    _, out, _ = door("method=restore", "freeze=head", *QUICK)
+    assert "HELD  2 frozen tensors; 2 of them moved and returned" in out

@@ -240,7 +240,11 @@ def test_each_parameter_is_in_at_most_one_group_of_one_role_with_the_first_rate_
     selection = select(MODEL, frozen)
     cuts = {"role": by_role, "one": all_in_one, "parameter": by_parameter, "module": partial(by_module, names=modules)}
     rate_of = {pattern: 1.0 + number for number, pattern in enumerate(lrs)}
-    groups = with_lrs(cuts[cut](MODEL, selection), MODEL, selection, list(rate_of.items()))
+    try:
+        groups = with_lrs(cuts[cut](MODEL, selection), MODEL, selection, list(rate_of.items()))
+    except ConfigError:
+        assert cut == "module"  # a rate for what `groups.names` leaves out
+        return
     groups = without_empty(by_frozen(groups, selection, lr=0.0))
     placed = [id(parameter) for group in groups for parameter in group["params"]]
     wanted = [p for p in MODEL.parameters() if cut != "module" or any(covers(name, p) for name in modules)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,51 @@ def test_run_returns_rows_verdict_model_and_folder():
     assert len(result.rows) == 12
 
 
-def test_the_model_comes_back_trained_with_its_flags_and_modes_restored():
-    result = run("method=requires_grad", "freeze=backbone", "freeze.buffers=frozen", *QUICK)
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_model_comes_back_trained_with_its_flags_and_modes_restored(mode):
+    Path("in_mode.py").write_text(f"import runner.models\ndef net(**kw): return runner.models.MLP(**kw).train({mode})\n")
+    target = "model.build._target_=in_mode.net"
+    result = run(target, "method=requires_grad", "freeze=backbone", "freeze.buffers=frozen", *QUICK)
+    sys.modules.pop("in_mode")
     assert all(parameter.requires_grad for parameter in result.model.parameters())
+    assert {module.training for module in result.model.modules()} == {mode}
     assert "train" not in vars(result.model.norm)
+
+
+def test_a_method_that_wraps_the_model_leaves_the_rows_and_gives_the_model_back_as_built():
+    Path("wraps.py").write_text(
+        "import torch\n"
+        "from runner.methods.requires_grad import RequiresGrad\n"
+        "class Wraps(RequiresGrad):\n"
+        "    def prepare(self, model, selection, undo):\n"
+        "        return torch.nn.DataParallel(super().prepare(model, selection, undo))\n"
+    )
+    result = run("method._target_=wraps.Wraps", "freeze=backbone", *QUICK)
+    assert result.verdict == "held"
+    assert len(result.rows) == 12
+    assert type(result.model).__name__ == "MLP"
+
+
+def test_a_plan_from_python_is_refused_and_does_not_exit():
+    with pytest.raises(ConfigError, match="command line"):
+        run("plan=true", *QUICK)
+
+
+def test_data_that_ends_early_is_said_and_data_that_does_not_is_cut():
+    Path("ends.py").write_text(
+        "from runner.data import Synthetic\n"
+        "class Source(Synthetic):\n"
+        "    def __init__(self, share=1.0, batch_size=4):\n"
+        "        super().__init__(batch_size)\n"
+        "        self.share = share\n"
+        "    def batches(self, count, input, classes, seed):\n"
+        "        return super().batches(int(count * self.share), input, classes, seed)\n"
+    )
+    common = ("model=mlp", "batches=4", "data=custom", "data._target_=ends.Source")
+    assert run(*common, "++data.share=0.5").record["notes"] == ["the data ended after 2 of 4 batches"]
+    result = run(*common, "++data.share=3.0")
+    assert result.record["notes"] == []
+    assert len((result.folder / "steps.csv").read_text().splitlines()) == 5
 
 
 @pytest.mark.parametrize("bad", ["batches=0", "+typo=1", "freeze=fc", "optimizer._target_=no.such"])

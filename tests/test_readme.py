@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+import torchvision
 
 from runner import audit, run
 from tests.conftest import ROOT
@@ -24,16 +25,16 @@ def test_the_method_that_the_readme_adds_holds_and_leaves_frozen_parameters_out(
 
 def test_the_audit_that_the_readme_shows_works_in_a_loop_of_ones_own():
     (code,) = re.findall(r"```python\n(from runner import audit.*?)```", README, re.S)
-    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(4, 4), "norm": torch.nn.BatchNorm2d(2)})
+    model = torchvision.models.resnet18()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
 
     def train(model, optimizer):
-        model["backbone"](torch.ones(1, 4)).sum().backward()
+        model(torch.ones(1, 3, 64, 64)).sum().backward()
         optimizer.step()
 
     names = {"model": model, "optimizer": optimizer, "train": train, "audit": audit}
     exec(code, names)
-    assert set(names["report"].frame.verdict) == {"held", "still"}
+    assert set(names["report"].frame.verdict) == {"held", "idle", "drifted"}
 
 
 def test_the_readme_lists_every_choice_of_freeze():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from torchvision.models import resnet18
 
 from runner import run
 from runner.config import CONF
@@ -17,6 +19,13 @@ def recipe(request):
     return lambda name, *more: run(f"experiment={name}", "batches=3", "hydra.run.dir=here", *more)
 
 
+def same_bits_as_built(result, classes=1000):
+    """The names of the parameters that still are, bit by bit, those of the model that seed 0 builds."""
+    torch.manual_seed(0)
+    fresh = dict(resnet18(num_classes=classes).named_parameters())
+    return [name for name, parameter in result.model.named_parameters() if torch.equal(parameter, fresh[name])]
+
+
 def named(result, **wanted):
     return [row["name"] for row in result.rows if all(row[key] == value for key, value in wanted.items())]
 
@@ -27,6 +36,7 @@ def test_freeze_one_stops_one_weight_and_trains_all_others(recipe):
     assert named(result, verdict="held") == named(result, moved=False) == ["fc.weight"]
     assert len(named(result, verdict="trained")) == 61
     assert len(named(result, verdict="drifted")) == 60
+    assert same_bits_as_built(result) == ["fc.weight"]
 
 
 def test_freeze_all_trains_nothing_and_says_so(recipe):
@@ -35,6 +45,7 @@ def test_freeze_all_trains_nothing_and_says_so(recipe):
     assert named(result, moved=True, kind="parameter") == []
     assert result.record["notes"] == ["every parameter is declared frozen: nothing trains"]
     assert result.verdict == "held"
+    assert len(same_bits_as_built(result)) == 62
 
 
 def test_train_conv1_and_fc_moves_just_these_two(recipe):
@@ -42,6 +53,7 @@ def test_train_conv1_and_fc_moves_just_these_two(recipe):
     assert named(result, kind="parameter", moved=True) == ["conv1.weight", "fc.weight"]
     assert named(result, kind="parameter", requires_grad=True) == ["conv1.weight", "fc.weight"]
     assert len(named(result, verdict="held")) == 60
+    assert same_bits_as_built(result) == [name for name in names(result) if name not in ("conv1.weight", "fc.weight")]
     shapes = {row["name"]: row["shape"] for row in result.rows}
     assert shapes["fc.weight"] == "1000x512"
 
@@ -56,6 +68,7 @@ def test_module_groups_steps_two_groups_and_leaves_every_other_parameter_idle_wi
     gradients = {name: parameter.grad for name, parameter in result.model.named_parameters()}
     assert all(gradients[name] is not None and gradients[name].any() for name in idle)
     assert named(result, frozen=True) == []
+    assert same_bits_as_built(result) == idle
 
 
 def test_zero_lr_fc_has_a_group_a_parameter_and_fc_weight_keeps_every_bit(recipe):
@@ -65,10 +78,20 @@ def test_zero_lr_fc_has_a_group_a_parameter_and_fc_weight_keeps_every_bit(recipe
     assert len(names) == 62
     assert named(result, lr=0.0) == named(result, verdict="held") == ["fc.weight"]
     assert len(named(result, lr=0.1, verdict="trained")) == 61
-    torch.manual_seed(0)
-    from torchvision.models import resnet18
+    assert same_bits_as_built(result) == ["fc.weight"]
 
-    assert torch.equal(result.model.fc.weight, resnet18().fc.weight)
+
+def names(result):
+    return [row["name"] for row in result.rows if row["kind"] == "parameter"]
+
+
+@pytest.mark.parametrize(
+    ("name", "input", "batch_size"), [("train_conv1_and_fc", [3, 128, 128], 1), ("zero_lr_fc", [3, 256, 256], 1)]
+)
+def test_a_recipe_declares_the_sizes_of_the_article(name, input, batch_size):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"experiment={name}"])
+    assert (config.model.input, config.data.batch_size, config.model.classes) == (input, batch_size, 1000)
 
 
 @pytest.mark.parametrize("name", RECIPES)

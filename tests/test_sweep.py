@@ -103,7 +103,7 @@ def test_a_run_folder_without_a_record_is_a_failed_row():
     (SWEEP / "zero_lr__fc__s0__00000000" / ".hydra").mkdir(parents=True)
     write_tables(SWEEP)
     (row,) = comparison()
-    assert (row["status"], row["reason"]) == ("failed", "the run left no run.json; it was killed")
+    assert (row["status"], row["reason"]) == ("failed", "the run left no run.json that can be read; it was killed")
 
 
 def test_an_interrupted_sweep_keeps_its_table_and_leaves_with_130(door):
@@ -131,3 +131,34 @@ def test_a_skipped_run_is_a_row_and_no_failure(door):
     code, _, err = door("method._target_=mine.Never", "model=mlp", "hydra.run.dir=alone")
     assert (code, "skipped: never serves" in err) == (2, True)
     assert json.loads(Path("alone/run.json").read_text())["status"] == "skipped"
+
+
+def test_a_run_that_fails_where_it_was_interrupted_leaves_no_rows(door):
+    Path("mine.py").write_text(
+        "from pathlib import Path\n"
+        "import runner.models\n"
+        "class Net(runner.models.MLP):\n"
+        "    def forward(self, x):\n"
+        "        if Path('again').exists(): raise KeyError('now it fails')\n"
+        "        if Path('once').exists(): raise KeyboardInterrupt\n"
+        "        Path('once').touch()\n"
+        "        return super().forward(x)\n"
+    )
+    cell = ("-m", "model.build._target_=mine.Net", *QUICK)
+    assert door(*cell)[0] == 130
+    (folder,) = (path.parent for path in SWEEP.rglob("run.json"))
+    assert (folder / "changes.csv").exists()
+    Path("again").touch()
+    assert door(*cell)[0] == 1
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert not (folder / "changes.csv").exists()
+    assert (SWEEP / "changes.csv").read_text() == ""
+
+
+def test_a_corrupt_record_is_a_failed_row_and_costs_no_table(door):
+    door("-m", "freeze=head", *QUICK)
+    (record,) = SWEEP.rglob("run.json")
+    record.write_text("{ torn")
+    code, _, _ = door("-m", "freeze=head,bias", *QUICK)
+    assert code == 0  # it was run again
+    assert [row["status"] for row in comparison()] == ["finished", "finished"]

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from runner.changes import snapshot
 from runner.errors import ConfigError
-from runner.folder import COLUMNS
+from runner.rows import COLUMNS
 from runner.selection import select
+from runner.tensors import entries
 from runner.watch import LeakError, Report, audit
 
 
@@ -390,7 +391,7 @@ def test_a_named_group_keeps_its_name_and_an_unnamed_one_gets_its_position():
     assert groups == [("0", 0.1), ("0", 0.1), ("", None), ("", None), ("top", 0.5), ("top", 0.5)]
 
 
-def test_the_rate_of_a_row_is_the_last_of_its_group():
+def test_the_rate_of_a_row_is_the_one_that_its_groups_last_step_used():
     model = net()
     optimizer = sgd(model)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -398,7 +399,8 @@ def test_the_rate_of_a_row_is_the_last_of_its_group():
         for _ in range(3):
             train(model, optimizer, steps=1)
             scheduler.step()
-    assert report.rows[0]["lr"] == optimizer.param_groups[0]["lr"] == 0.0125
+    assert report.rows[0]["lr"] == 0.025
+    assert optimizer.param_groups[0]["lr"] == 0.0125  # the scheduler had its say, no step followed
 
 
 # Causes of being idle
@@ -717,3 +719,25 @@ def test_what_is_no_optimizer_is_refused_and_leaves_no_hook_on_the_ones_before_i
 def test_a_model_without_values_is_refused():
     with pytest.raises(ConfigError, match=r"body\.weight is on the meta device"), audit(Net().to("meta")):
         raise AssertionError("the block began")
+
+
+# Identity
+
+
+def test_a_tensor_that_a_wrapper_renames_is_one_row_and_held():
+    model = net()
+    with audit(model, ["norm"], sgd(model)) as report:
+        model.norm = torch.nn.Sequential(model.norm)
+    assert [row["verdict"] for row in report.rows if row["frozen"]] == ["held", "held"]
+    assert len({row["name"] for row in report.rows}) == len(report.rows) == len(entries(model))
+
+
+def test_a_failure_inside_the_block_is_what_the_user_sees():
+    model = net()
+
+    def fail():
+        model.to("meta")  # what the audit would look at is gone, too
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"), audit(model, ["norm"], sgd(model)):
+        fail()

@@ -13,9 +13,8 @@ from rich.table import Table
 
 from runner.folder import CHANGES, write_text, write_whole
 from runner.report.read import Record, read_record, run_folders
+from runner.summary import COLOURS
 from runner.verdict import VERDICTS
-
-COLOURS = {"held": "green", "leaked": "bold red", "failed": "red", "skipped": "yellow"}
 
 
 def write_tables(sweep: Path) -> DataFrame:
@@ -64,7 +63,7 @@ def _measured(record: Record) -> dict[str, Any]:
 def _unrecorded() -> Record:
     return {
         "status": "failed",
-        "reason": "the run left no run.json; it was killed",
+        "reason": "the run left no run.json that can be read; it was killed",
         "verdict": None,
         "counts": dict.fromkeys(VERDICTS, 0),
         "loss_first": None,
@@ -85,7 +84,8 @@ def _join_changes(folders: list[Path], target: Path) -> None:
         header: list[str] = []
         for folder in folders:
             path = folder / CHANGES
-            if path.is_file():
+            record = read_record(folder)
+            if record and record["status"] in ("finished", "interrupted") and path.is_file():
                 with path.open(encoding="utf-8", newline="") as source:
                     header = _append(folder.name, source, out, header)
 
