@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import runner
 from runner.before import Refused
-from runner.config import CONF, CUSTOM, freeze_name
+from runner.config import CONF, CUSTOM, freeze_name, method_name
 from runner.errors import ConfigError
 from runner.folder import LOG
 from runner.refusal import short_message
@@ -36,6 +36,9 @@ def main() -> int:
             codes.append(carry_out(config))
         except BrokenPipeError:
             raise
+        except OSError as error:
+            print(f"freeze-runner: failed: the record cannot be written: {error}", file=sys.stderr)
+            codes.append(1)
         except Exception:  # ours: what a run itself does wrong, `perform` records
             traceback.print_exc()
             codes.append(1)
@@ -75,9 +78,9 @@ def carry_out(config: DictConfig) -> int:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep:
         print(summary.line(result), flush=True)
-    elif result.rows:
+    elif result.status in ("finished", "interrupted"):
         summary.show(result, title(config), console)
-    elif result.status != "interrupted":
+    else:
         refuse(f"{result.record['status']}: {result.record['reason']} (log: {summary.shown(result.folder / LOG)})")
     if result.status == "interrupted":
         raise KeyboardInterrupt
@@ -88,6 +91,7 @@ def title(config: DictConfig) -> str:
     """What was asked, in one line: the choices that make a run, then whatever else was overridden."""
     choices: dict[str, Any] = dict(HydraConfig.get().runtime.choices)
     choices["freeze"] = freeze_name(config.freeze, choices["freeze"])
+    choices["method"] = method_name(config.method, choices["method"])
     nouns = ("method", "freeze", "model", "optimizer", "groups", "data")
     said = [f"{noun}={choices[noun]}" for noun in nouns]
     if choices["freeze"] == CUSTOM:

@@ -38,7 +38,7 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
         return target(*args, **given)
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         if path.split(".")[0] not in LIBRARIES:  # a bug in the user's own class is no mistake in the config
             raise
         raise ConfigError(f"{key}: {path} refused its arguments: {error}") from error

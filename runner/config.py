@@ -100,6 +100,8 @@ def check(composed: DictConfig) -> Config:
     Raises ConfigError for unknown keys, wrong types, missing values, numbers out of range, malformed patterns and
     extras that are not installed.
     """
+    if "hydra" in composed:
+        _check_choices(composed.hydra)
     typed = _typed(composed)
     for key in sorted(OmegaConf.missing_keys(typed)):
         raise ConfigError(f"{key} is missing; give {key}=...")
@@ -136,9 +138,18 @@ def config_hash(composed: DictConfig) -> str:
 
 def run_name(composed: DictConfig) -> str:
     """The folder of one run in a sweep, `METHOD__FREEZE__sSEED__HASH8`; needs the `hydra` node."""
-    method = str(composed.hydra.runtime.choices.method).replace("/", "-")
+    method = method_name(composed.method, composed.hydra.runtime.choices.method)
     freeze = freeze_name(composed.freeze, composed.hydra.runtime.choices.freeze)
     return f"{method}__{freeze}__s{composed.seed}__{config_hash(composed)}"
+
+
+def method_name(method: DictConfig, choice: str) -> str:
+    """The choice of `method` that a run was made with, or its class where that is not that file's."""
+    file = CONF / "method" / f"{choice}.yaml"
+    target = str(method.get("_target_"))
+    if file.is_file() and OmegaConf.select(OmegaConf.load(file), "_target_") != target:
+        return target.rpartition(".")[2]
+    return choice.replace("/", "-")
 
 
 def freeze_name(freeze: DictConfig, choice: str) -> str:
@@ -202,6 +213,15 @@ def _is_refused(part: dict[str, Any]) -> bool:
     except OmegaConfBaseException:
         return True
     return False
+
+
+def _check_choices(hydra: DictConfig) -> None:
+    for noun in ("model", "method", "freeze", "groups", "optimizer", "scheduler", "task", "data"):
+        if not isinstance(hydra.runtime.choices.get(noun), str):
+            more = "; for several patterns give freeze.patterns=[A,B]" if noun == "freeze" else ""
+            raise ConfigError(f"{noun} takes one choice, not a list; add -m and write {noun}=A,B for a sweep over two{more}")
+    if OmegaConf.to_container(hydra.sweep)["subdir"] != "${run_name:}":  # type: ignore[call-overload,index]
+        raise ConfigError("hydra.sweep.subdir names each run's folder and is not to be set; give hydra.sweep.dir")
 
 
 def _check_extras(config: Config) -> None:

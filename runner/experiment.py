@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -21,8 +21,9 @@ from runner.groups import with_lrs, without_empty
 from runner.inference import hold_in_inference
 from runner.machine import machine, pick_device, seed_all
 from runner.methods.base import FreezingMethod
+from runner.patterns import HEAD
 from runner.rows import Row
-from runner.selection import Selection, select
+from runner.selection import Selection, find_head, select
 from runner.tensors import refuse_unless_dense
 from runner.train import Step, train
 from runner.watch import audit
@@ -78,7 +79,12 @@ def assembled(config: Config) -> Iterator[Line]:
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(model)
-        selection = select(model, config.freeze.patterns, config.freeze.keep, config.freeze.buffers.value, config.model.head)
+        head, notes = config.model.head, list[str]()
+        if head == "auto" and HEAD in (*config.freeze.patterns, *config.freeze.keep):
+            head = find_head(model, config.model.classes)
+            notes = [f"model.head=auto took {head} for the classifier"]
+        selection = select(model, config.freeze.patterns, config.freeze.keep, config.freeze.buffers.value, head)
+        selection = replace(selection, notes=(*notes, *selection.notes))
         method = build(config.method, "method")
         if not isinstance(method, FreezingMethod):
             raise ConfigError(f"method gave a {type(method).__name__}; it must give a runner.FreezingMethod")
@@ -90,6 +96,8 @@ def assembled(config: Config) -> Iterator[Line]:
         groups = with_lrs(groups, model, selection, [(entry.pattern, entry.lr) for entry in config.groups.lr])
         groups = without_empty(method.groups(groups, selection))
         optimizer = build(config.optimizer, "optimizer", groups)
+        if not isinstance(optimizer, Optimizer):
+            raise ConfigError(f"optimizer gave a {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
         scheduler = build(config.scheduler, "scheduler", optimizer) if config.scheduler else None
         yield Line(built, model, before, selection, method, optimizer, scheduler, device, undo)
 

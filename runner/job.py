@@ -8,7 +8,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,8 @@ def run(*overrides: str) -> Result:
     Raises ConfigError, a ValueError, for what the command line would refuse with exit code 2, and whatever a run that
     fails raises. A run that is skipped or interrupted returns and says so in its status.
     """
+    if not all(isinstance(text, str) for text in overrides):
+        raise ConfigError(f"run takes texts, run('method=zero_lr', 'freeze=fc'), not {overrides!r}")
     if any(text.lstrip("+") == "plan=true" for text in overrides):
         raise ConfigError("plan=true makes no run; look first on the command line: python -m runner plan=true ...")
     outer = GlobalHydra.instance().hydra  # `run` may be called inside another Hydra app
@@ -98,8 +100,7 @@ def perform(
     config = check(composed)
     record = unmeasured(config, config_hash(composed))
     result = Result(folder, record, exit_code=1)
-    for name in (RECORD, *MEASURED):  # of an earlier try, in a sweep that is started again
-        (folder / name).unlink(missing_ok=True)
+    discard(folder, RECORD, *MEASURED)  # of an earlier try, in a sweep that is started again
     with logging_to(folder / LOG), one_interrupt():
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
         try:
@@ -113,9 +114,8 @@ def perform(
         except KeyboardInterrupt:
             record.update(status="interrupted", reason="interrupted")
             result.exit_code = 130
-        except Exception as error:
-            for name in MEASURED:
-                (folder / name).unlink(missing_ok=True)
+        except (Exception, SystemExit) as error:  # a user's `sys.exit()` ends its run, not the sweep
+            discard(folder, *MEASURED)
             record["status"] = "failed"
             record["reason"] = " ".join(str(error).split()) if isinstance(error, ConfigError) else brief(error)
             result.exit_code = 2 if isinstance(error, ConfigError) else 1
@@ -124,6 +124,13 @@ def perform(
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
     return result
+
+
+def discard(folder: Path, *names: str) -> None:
+    """Remove files of a run, those that are there and can be removed."""
+    for name in names:
+        with suppress(OSError):
+            (folder / name).unlink()
 
 
 def unmeasured(config: Config, hashed: str) -> dict[str, Any]:

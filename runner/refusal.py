@@ -21,27 +21,30 @@ def short_message(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if found := re.search(r"Could not find '([\w/]+)/([^/'\s]+)'", text):
-        return _no_choice(found[1], found[2])
+        return _no_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.M))
     if found := re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: no such key{did_you_mean(found[1], _all_keys())}"
     if found := re.search(r"Ambiguous value for argument '(.+)'", text):
-        return f"{found[1]} names several values; add -m for a sweep over them, or [...] for a list"
+        is_noun = found[1].split("=")[0] in _groups()
+        return f"{found[1]} names several values; add -m for a sweep over them{'' if is_noun else ', or [...] for a list'}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return " ".join(text.split("\n")[0].split())
     return str(error)
 
 
 def _unreadable(override: str) -> str:
-    key, _, value = override.partition("=")
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override!r} is no argument; write key=value, or see --help"
     inside = value.strip("[]\"'") or "..."
-    return (
-        f"cannot read the argument {override}; quote the pattern (or text), once for the shell and once for Hydra: "
-        f"'{key}=[\"{inside}\"]'"
-    )
+    if key.startswith(("freeze.", "groups.", "model.head")):
+        quoted, what = f'["{inside}"]', "pattern"
+    else:
+        quoted, what = f'"{inside}"', "text"
+    return f"cannot read the argument {override}; quote the {what}, once for the shell and once for Hydra: '{key}={quoted}'"
 
 
-def _no_choice(group: str, choice: str) -> str:
-    choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+def _no_choice(group: str, choice: str, choices: list[str]) -> str:
     if not choices:
         return f"{group}={choice}: there is no group {group}{did_you_mean(group, _groups())}"
     return f"{group}={choice}: no such choice{did_you_mean(choice, choices) or ';'} there are {', '.join(choices)}"

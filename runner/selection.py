@@ -160,7 +160,7 @@ class Scope:
         if pattern.kind == "type":
             kinds = {type(module).__name__ for module in self.modules.values()}
             if touched:
-                return f"{what}: those modules have none of their own; freeze.buffers=frozen would hold their buffers"
+                return f"{what}: those modules have none; freeze.buffers=frozen would hold them in inference mode"
             near = did_you_mean(pattern.text[5:], kinds) or "; it has " + _few(kinds)
             return f"{what}: the model has no such module{near}"
         if pattern.kind == "head":
@@ -172,6 +172,8 @@ class Scope:
             return f"{what}, only buffers; freeze.buffers=frozen holds the buffers of the modules that a pattern matches"
         if touched:
             return f"{what}: {touched[0]} has none; name a module or parameter that has"
+        if pattern.text in ("head", "backbone"):
+            return f"{what} or module of the model; @head is its classifier, and freeze={pattern.text} needs no name"
         near = self._near(pattern.text) or "; it has " + _few(name for name in self.modules if name)
         return f"{what} or module of the model{near}"
 
@@ -182,21 +184,22 @@ class Scope:
         return self.parameters[0].name if self.parameters else "(the model has no parameters)"
 
 
-def find_head(model: nn.Module) -> str:
+def find_head(model: nn.Module, classes: int | None = None) -> str:
     """The name of the model's classifier: the last module, by registration, with parameters of its own and an output size.
 
-    Linear and convolutional modules have one (`out_features`, `out_channels`). Raises ConfigError where none has.
+    Linear and convolutional modules have one (`out_features`, `out_channels`); where `classes` is given, those with just
+    that many outputs come first. Raises ConfigError where none has a size.
     """
-    sized = [
-        name
+    sized = {
+        name: getattr(module, "out_features", getattr(module, "out_channels", None))
         for name, module in model.named_modules()
-        if name
-        and (hasattr(module, "out_features") or hasattr(module, "out_channels"))
-        and any(True for _ in module.parameters(recurse=False))
-    ]
+        if name and any(True for _ in module.parameters(recurse=False))
+    }
+    sized = {name: size for name, size in sized.items() if size is not None}
     if not sized:
         raise ConfigError("model.head=auto finds no classifier (no named module has an output size); give model.head=NAME")
-    return sized[-1]
+    fitting = [name for name, size in sized.items() if size == classes]
+    return fitting[-1] if fitting else [*sized][-1]
 
 
 def _is_a(module: nn.Module, wanted: str) -> bool:

@@ -52,15 +52,19 @@ def show(result: Ended, title: str, console: Console) -> None:
     """A run that trained: what was asked, held or leaked, the largest mover of each verdict, where the files are."""
     record, rows = result.record, result.rows
     console.print(f"[bold]{escape(title)}[/]")
-    console.print(answer(record, rows))
+    if record["status"] != "finished":
+        console.print(f"[yellow]{record['status'].upper()}[/]  {escape(record['reason'])}")
+    if record["looks"]:
+        console.print(answer(record, rows))
     table = Table("verdict", "count", "largest mover", "change", "of its start", "cause", box=None, pad_edge=False)
     for verdict, count in record["counts"].items():
         if count:
             table.add_row(*_mover(verdict, [row for row in rows if row["verdict"] == verdict]))
     console.print(table)
-    first, last = ("not finite" if loss is None else f"{loss:.4g}" for loss in (record["loss_first"], record["loss_last"]))
-    console.print(f"loss {first} -> {last}, bits compared after steps {', '.join(map(str, record['looks'])) or '(none)'}")
-    for note in [*record["notes"], *filter(None, [record["reason"]])]:
+    if record["looks"]:
+        first, last = ("not finite" if x is None else f"{x:.4g}" for x in (record["loss_first"], record["loss_last"]))
+        console.print(f"loss {first} -> {last}, bits compared after steps {', '.join(map(str, record['looks']))}")
+    for note in record["notes"]:
         console.print(f"[yellow]note:[/] {escape(note)}")
     console.print(f"files: {escape(shown(result.folder))}")
 
@@ -93,7 +97,7 @@ def shown(path: Path) -> str:
 def line(result: Ended) -> str:
     """One run of a sweep, in one line."""
     record = result.record
-    word = record["verdict"] or record["status"]
+    word = record["verdict"] if record["status"] == "finished" else record["status"]
     return f"{result.folder.name}  {word}{'  ' + record['reason'] if record['reason'] else ''}"
 
 
@@ -103,7 +107,8 @@ def _mover(verdict: str, rows: list[dict[str, Any]]) -> list[str]:
     causes = ", ".join(sorted({row["cause"] for row in rows if row["cause"]}))
     label = f"[{colour}]{verdict}[/]" if colour else verdict
     if not most["moved"]:
-        return [label, str(len(rows)), "", "", "", causes]
+        told = ", ".join(row["name"] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+        return [label, str(len(rows)), escape(told) if verdict == "idle" else "", "", "", causes]
     share = "" if most["change_rel"] is None else f"{most['change_rel']:.2%}"
     return [label, str(len(rows)), escape(most["name"]), f"{most['change_l2']:.4g}", share, causes]
 

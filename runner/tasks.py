@@ -27,6 +27,11 @@ class Classification:
                     "or hold it in inference mode with freeze.buffers=frozen"
                 ) from error
             raise
+        if not isinstance(logits, Tensor):
+            raise ConfigError(
+                f"the model gave a {type(logits).__name__}; this task needs a tensor of (N, classes) logits: "
+                "write a function (model, batch) -> loss, and give task=custom task._target_=..."
+            )
         try:
             return functional.cross_entropy(logits, y)
         except IndexError as error:

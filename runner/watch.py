@@ -33,24 +33,32 @@ class Report:
 
     rows: list[Row] = field(default_factory=list)
     looks: list[int] = field(default_factory=list)
+    ended: bool = False
 
     @property
     def frame(self) -> DataFrame:
         """The rows as a pandas DataFrame with the columns of `changes.csv`."""
         from pandas import DataFrame
 
+        self._must_have_ended()
         return DataFrame(self.rows, columns=list(COLUMNS))
 
     @property
     def leaks(self) -> list[str]:
         """The names of what was declared frozen and moved."""
+        self._must_have_ended()
         return [row["name"] for row in self.rows if row["verdict"] == "leaked"]
 
     def raise_if_leaked(self) -> None:
         """Raise LeakError with the names and causes of all leaks, if there are any."""
+        self._must_have_ended()
         leaks = [f"{row['name']} ({row['cause']})" for row in self.rows if row["verdict"] == "leaked"]
         if leaks:
             raise LeakError(f"{len(leaks)} frozen tensors changed: {', '.join(leaks)}")
+
+    def _must_have_ended(self) -> None:
+        if not self.ended:
+            raise RuntimeError("the audit has not ended: read its report after the with block, not in it")
 
 
 @contextmanager
@@ -69,16 +77,19 @@ def audit(
     leaving. `before`: a snapshot to compare with, where one was taken earlier. Raises ConfigError, a ValueError, for bad
     patterns and for tensors that are not dense.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     refuse_unless_dense(model)
-    if every is not None and every < 1:
-        raise ConfigError(f"every is {every}; give the number of steps between looks, 1 or more")
-    if isinstance(frozen, str):
-        raise ConfigError(f"frozen is {frozen!r}; give a list of patterns, [{frozen!r}]")
+    if every is not None and (not isinstance(every, int) or every < 1):
+        raise ConfigError(f"every is {every!r}; give the number of steps between looks, 1 or more")
+    if isinstance(frozen, (str, Optimizer)):
+        raise ConfigError(f"frozen is {frozen!r}; give a list of patterns, a Selection or None")
     if frozen is None:
         frozen = from_flags(model)
     elif not isinstance(frozen, Selection):
         frozen = select(model, frozen)
-    optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    given: Any = [] if optimizer is None else optimizer
+    optimizers = list(given) if isinstance(given, (list, tuple)) else [given]
     for one in optimizers:
         if not isinstance(one, Optimizer):
             raise ConfigError(f"optimizer holds a {type(one).__name__}; give torch optimizers")
@@ -158,6 +169,7 @@ class _Watch:
             name, group = group_of.get(id(was.tensor), ("", None))
             lr = None if group is None else self.lrs.get(id(group), _rate(group))
             self.report.rows.append(self.row(was, resolve(was), name, lr))
+        self.report.ended = True
 
     def row(self, was: Entry, after: Tensor | None, group: str, lr: float | None) -> Row:
         moved_by = change(self.before.values[was.name], after)

@@ -48,6 +48,9 @@ REFUSED_BEFORE_TORCH = {
     ("-m", "method=zero_lr,nosuch"): "no such choice",
     ("-m", "batches=1,0"): "batches is 0",
     ("hydra.run.dir=file/below",): "cannot write",
+    ("freeze=[fc,conv1]",): "freeze.patterns=[A,B]",
+    ("foo",): "'foo' is no argument",
+    ("-m", "hydra.sweep.subdir=x"): "hydra.sweep.dir",
 }
 
 REFUSED_WITH_THE_MODEL = {
@@ -282,3 +285,44 @@ def test_a_plan_shows_parameters_that_a_method_turns_into_buffers(door):
 def test_what_moved_and_returned_is_not_said_to_have_kept_every_bit(door):
     _, out, _ = door("method=restore", "freeze=head", *QUICK)
     assert "HELD  2 frozen tensors; 2 of them moved and returned" in out
+
+
+def test_a_choice_given_beside_a_recipe_wins(door):
+    _, out, _ = door("plan=true", "experiment=freeze_one", "freeze=conv1", "model.input=[3,64,64]")
+    frozen = [line.split()[0] for line in out.splitlines() if line.endswith("frozen") and line.startswith(("conv", "fc"))]
+    assert frozen == ["conv1.weight"]
+
+
+def test_auto_takes_the_module_with_the_classes_outputs_for_the_head_and_says_so(door):
+    Path("mine.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.body, self.top, self.unused = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4), torch.nn.Linear(3, 3)\n"
+        "    def forward(self, x):\n"
+        "        return self.top(self.body(x))\n"
+    )
+    code, out, _ = door("model=custom", "model.build._target_=mine.Net", "model.input=[8]", "model.classes=4", "batches=2")
+    assert code == 0
+    assert "note: model.head=auto took top for the classifier" in out
+    (folder,) = folders()
+    rows = list(csv.DictReader((folder / "changes.csv").open()))
+    assert [row["name"] for row in rows if row["frozen"] == "True"] == ["top.weight", "top.bias"]
+
+
+def test_a_users_exit_ends_its_run_and_is_recorded(door):
+    Path("buggy.py").write_text("import sys\nclass Net:\n    def __init__(self):\n        sys.exit(7)\n")
+    code, _, err = door("model=custom", "model.build._target_=buggy.Net", "model.input=[8]", "model.classes=4")
+    assert (code, "SystemExit: 7" in err) == (1, True)
+
+
+def test_a_model_that_gives_no_tensor_is_told_to_bring_its_task(door):
+    Path("mine.py").write_text(
+        "import runner.models\n"
+        "class Net(runner.models.MLP):\n"
+        "    def forward(self, x):\n"
+        "        return (super().forward(x),)\n"
+    )
+    code, _, err = door(*QUICK, "model.build._target_=mine.Net")
+    assert (code, "task=custom" in err) == (2, True)

@@ -34,7 +34,8 @@ def comparison(folders: list[Path]) -> DataFrame:
         {"run": name, **{key: given[name].get(key, "") for key in _differing(given)}, **_measured(record)}
         for name, record in records.items()
     ]
-    return DataFrame(rows).sort_values([*_differing(given), "run"], ignore_index=True) if rows else DataFrame(rows)
+    keys = _differing(given)
+    return DataFrame(sorted(rows, key=lambda row: [_natural(row[key]) for key in (*keys, "run")]))
 
 
 def print_comparison(table: DataFrame, console: Console) -> None:
@@ -44,7 +45,7 @@ def print_comparison(table: DataFrame, console: Console) -> None:
     shown = [name for name in VERDICTS if len(table) and table[name].any()]
     view = Table(*(keys or ["run"]), "answer", *shown, "loss", box=None, pad_edge=False)
     for row in table.to_dict("records"):
-        word = row["verdict"] if isinstance(row["verdict"], str) else row["status"]
+        word = row["verdict"] if row["status"] == "finished" else row["status"]
         loss = "" if row["loss_last"] != row["loss_last"] or row["loss_last"] is None else f"{row['loss_last']:.4g}"
         cells = [escape(str(row[key])) for key in keys or ["run"]]
         view.add_row(*cells, f"[{COLOURS.get(word, 'default')}]{word}[/]", *(str(row[name]) for name in shown), loss)
@@ -52,6 +53,13 @@ def print_comparison(table: DataFrame, console: Console) -> None:
     for row in table.to_dict("records"):
         if row["reason"]:
             console.print(f"{escape(row['run'])}: {row['status']}: {escape(row['reason'])}")
+
+
+def _natural(value: str) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("inf"), value
 
 
 def _measured(record: Record) -> dict[str, Any]:
