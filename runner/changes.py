@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from math import inf, nan, sqrt
@@ -9,10 +10,11 @@ from math import inf, nan, sqrt
 import torch
 from torch import Tensor, nn
 
-from runner.tensors import Entry, entries, flat, same_bits
+from runner.tensors import Entry, entries, equal_bits, flat
 
-CHUNK = {"cpu": 1 << 16}  # elements that fit a core's cache, so that memory is read once; elsewhere launches cost more
+CHUNK = {"cpu": 1 << 17}  # elements that fit a core's cache, so that memory is read once; elsewhere launches cost more
 CHUNK_ELSEWHERE = 1 << 18
+SMALL = 1 << 12  # elements for which float64 costs no more than a second look at what float32 may have lost
 SMALLEST_SQUARE = 1e-30  # below it the squares of a float32 tensor's elements may have lost digits
 
 
@@ -65,21 +67,22 @@ def change(before: Tensor, after: Tensor | None) -> Change:
     if after is None or after.shape != before.shape or after.dtype != before.dtype:
         return Change(nan, nan, nan, moved=True)
     after = after.to(before.device)
-    moved = not same_bits(before, after)
-    exact = not before.is_floating_point() or before.dtype is torch.float64
-    old, new = _reals(flat(before, like=before)), _reals(flat(after, like=before)) if moved else None
-    start, distance, largest = _norms(old, new, exact)
+    old, new = flat(before, like=before), flat(after, like=before)
+    moved = not equal_bits(old, new)
+    exact = not before.is_floating_point() or before.dtype is torch.float64 or len(old) <= SMALL
+    old, new = _reals(old), _reals(new)
+    start, distance, largest = _norms(old, new if moved else None, exact)
     if not exact and (_lost_digits(start) or (moved and _lost_digits(distance))):
-        start, distance, largest = _norms(old, new, exact=True)
+        start, distance, largest = _norms(old, new if moved else None, exact=True)
     return Change(sqrt(start), sqrt(distance), largest, moved)
 
 
 def _norms(old: Tensor, new: Tensor | None, exact: bool) -> tuple[float, float, float]:
     """The squared norms of the start and of the difference, and the largest difference; `new` is None where it is equal."""
-    size = CHUNK.get(old.device.type, CHUNK_ELSEWHERE)
+    size = CHUNK.get(old.device.type, CHUNK_ELSEWHERE) // (4 if exact else 1)  # which copies what it widens
     squares, distances, largest = [], [], []
     scratch = _wide(old[:0], exact).new_empty(min(size, len(old)))  # reused, for fresh memory costs more than the sums
-    for part, new_part in zip(old.split(size), new.split(size) if new is not None else repeat(None), strict=False):
+    for part, new_part in zip(_split(old, size), repeat(None) if new is None else _split(new, size), strict=False):
         start, room = _wide(part, exact), scratch[: len(part)]
         # `sum` adds in pairs and keeps its digits; `dot` loses four of them where all elements are alike.
         squares.append(torch.square(start, out=room).sum())
@@ -90,6 +93,10 @@ def _norms(old: Tensor, new: Tensor | None, exact: bool) -> tuple[float, float, 
     found = torch.stack([*squares, *distances, *largest]).tolist()  # one transfer from the device
     chunks, moved = len(squares), len(squares) + len(distances)
     return sum(found[:chunks]), sum(found[chunks:moved]), _largest(found[moved:])
+
+
+def _split(flat: Tensor, size: int) -> Sequence[Tensor]:
+    return (flat,) if len(flat) <= size else flat.split(size)
 
 
 def _reals(flat: Tensor) -> Tensor:

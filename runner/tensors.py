@@ -89,7 +89,12 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of any dtype hold the same bits; -0.0 and 0.0 differ, equal NaN bits do not."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    left, right = bits(flat(one, like=one)), bits(flat(other, like=one))
+    return equal_bits(flat(one, like=one), flat(other, like=one))
+
+
+def equal_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two contiguous flat tensors of one type and size hold the same bits."""
+    left, right = bits(one), bits(other)
     if left.dtype != right.dtype:  # a view that begins off the eight bytes
         left, right = left.clone().view(torch.uint8), right.clone().view(torch.uint8)
     return torch.equal(left, right)
