@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hand-runs", type=int, default=len(GRID), help="hand-written runs; fewer are scaled to all 24")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--size", type=int, default=224, help="height and width of a sample")
+    parser.add_argument("--size", type=int, default=128, help="height and width of a sample")
     args = parser.parse_args()
     pairs = [(sweep(args.size), by_hand(args.hand_runs, args.size)) for _ in range(args.repeats)]
     ours, hand = pairs[-1]
