@@ -113,6 +113,7 @@ def _mover(verdict: str, rows: list[dict[str, Any]]) -> list[str]:
     return [label, str(len(rows)), escape(most["name"]), f"{most['change_l2']:.4g}", share, causes]
 
 
-def _distance(row: dict[str, Any]) -> tuple[bool, float]:
+def _distance(row: dict[str, Any]) -> tuple[bool, bool, float]:
     change = row["change_rel"] if row["change_rel"] is not None else row["change_l2"]
-    return row["moved"], float("inf") if change != change else change
+    counts = row["dtype"].startswith(("int", "uint", "bool"))  # BatchNorm's number of batches tells nobody anything
+    return row["moved"], not counts, float("inf") if change != change else change

@@ -1,0 +1,51 @@
+"""Freezing by running the frozen prefix without a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.methods.base import FreezingMethod
+from runner.prefix import frozen_prefix
+from runner.selection import Selection
+
+
+class Detach(FreezingMethod):
+    """Runs the frozen prefix without a graph, as `with torch.no_grad()` around a backbone does.
+
+    Nothing of the prefix is saved for backward and none of its parameters gets a gradient, so that the optimizer passes
+    them over. Serves a frozen prefix alone: a frozen part in the middle or at the end is skipped. Does not stop writes in
+    the forward pass. `input`: shape of one sample.
+    Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#locally-disabling-gradient-computation
+    """
+
+    def __init__(self, input: Sequence[int]) -> None:
+        self.input = input
+        self.boundary: str | None = None  # found by `skip`
+
+    def skip(self, model: nn.Module, selection: Selection) -> str | None:
+        if not selection.parameters:
+            return None
+        self.boundary, reason = frozen_prefix(model, selection, self.input)
+        return reason or None
+
+    def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
+        if self.boundary is not None:
+            was: list[bool] = []
+
+            def begin(*_: Any) -> None:
+                was.append(torch.is_grad_enabled())
+                torch.set_grad_enabled(False)
+
+            def end(*_: Any) -> None:
+                if was:
+                    torch.set_grad_enabled(was.pop())
+
+            undo.callback(model.register_forward_pre_hook(begin).remove)
+            undo.callback(model.get_submodule(self.boundary).register_forward_hook(end).remove)
+            undo.callback(model.register_forward_hook(end, always_call=True).remove)  # the forward pass may raise
+        return model

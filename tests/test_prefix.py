@@ -1,0 +1,88 @@
+"""The frozen prefix, found by experiment: where one module's output is all that crosses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from runner.models import MLP
+from runner.prefix import frozen_prefix
+from runner.selection import select
+from tests.measure import measure
+
+
+class Residual(nn.Module):
+    """`first`, then `inner` around which `first`'s output crosses, then `last`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x + self.inner(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("patterns", "boundary"),
+    [
+        (["first"], "first"),
+        (["first", "inner"], None),  # the sum of both crosses, and no module gives it
+        (["inner"], None),
+        (["last"], None),
+        (["first", "last"], None),
+        (["**"], ""),
+    ],
+)
+def test_the_boundary_is_the_module_whose_output_alone_crosses(patterns, boundary):
+    model = Residual()
+    found, reason = frozen_prefix(model, select(model, patterns), [4])
+    assert found == boundary
+    assert bool(reason) == (boundary is None)
+
+
+def test_a_tied_weight_that_trains_behind_the_boundary_is_no_prefix():
+    model = MLP([8])
+    assert frozen_prefix(model, select(model, ["body", "norm", "there"]), [8])[0] is None
+    assert frozen_prefix(model, select(model, ["body", "norm"]), [8])[0] == "norm"
+
+
+def test_looking_for_the_prefix_changes_nothing():
+    model = MLP([8])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    frozen_prefix(model, select(model, ["body"]), [8])
+    assert torch.equal(torch.rand(2), expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("freeze", ["freeze=backbone", "freeze.patterns=[body, norm]"])
+def test_detach_trains_the_rest_as_requires_grad_does_and_gives_the_prefix_no_gradient(freeze):
+    one, other = (measure(f"method={method}", freeze) for method in ("detach", "requires_grad"))
+    assert one.trained_digest == other.trained_digest
+    assert all(one.model.get_parameter(name).grad is None for name in one.selection.parameters)
+
+
+def test_a_forward_pass_that_raises_leaves_gradients_enabled():
+    class Raises(MLP):
+        def forward(self, x):
+            raise KeyError("mine")
+
+    from contextlib import ExitStack
+
+    from runner.methods.detach import Detach
+
+    model = Raises([8])
+    method = Detach([8])
+    method.boundary = "norm"
+    with ExitStack() as undo:
+        method.prepare(model, select(model, ["body", "norm"]), undo)
+        with pytest.raises(KeyError):
+            model(torch.zeros(2, 8))
+        assert torch.is_grad_enabled()
