@@ -36,11 +36,7 @@ def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) 
         handle.remove()
         if reached == wanted:
             return name, ""
-    behind = [name for name in names if name in _reached(twin, sample)]
-    return (
-        None,
-        f"{behind[0] if behind else 'nothing'} is frozen, but no single module's output parts what is frozen from the rest",
-    )
+    return None, f"{names[0]} is frozen, but no single module's output parts what is frozen from what trains"
 
 
 def _cut(module: nn.Module, args: Any, output: Any) -> Any:
