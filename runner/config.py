@@ -103,7 +103,7 @@ def check(composed: DictConfig) -> Config:
     if "hydra" in composed:
         _check_choices(composed.hydra)
     typed = _typed(composed)
-    for key in sorted(OmegaConf.missing_keys(typed)):
+    for key in sorted(_missing(OmegaConf.to_container(typed))):  # unresolved, for another key may refer to it
         raise ConfigError(f"{key} is missing; give {key}=...")
     try:
         config = OmegaConf.to_object(typed)
@@ -176,6 +176,17 @@ def _typed(composed: DictConfig) -> DictConfig:
         return OmegaConf.merge(_SCHEMA, OmegaConf.create(own))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(_said(error, own)) from error
+
+
+def _missing(value: Any, key: str = "") -> Iterator[str]:
+    if value == MISSING:
+        yield key
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _missing(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _missing(inner, f"{key}[{place}]")
 
 
 def _plain(composed: DictConfig) -> dict[str, Any]:
