@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import check, register_resolvers
 from runner.errors import ConfigError
@@ -25,19 +26,16 @@ class BeforeRun(Callback):
             if checked.plan:
                 from runner.plan import show_plan
 
-                try:
-                    show_plan(checked)
-                except ConfigError:
-                    raise
-                except Exception as error:  # a bug in the user's class; there is no log to hold its traceback
-                    traceback.print_exc()
-                    raise SystemExit(1) from error
+                show_plan(checked)
                 raise SystemExit(0)
             folder = Path(config.hydra.run.dir)
             if holds_a_run(folder):
                 raise ConfigError(f"hydra.run.dir={folder} holds a run already; give a folder of its own")
-        except ConfigError as error:
-            raise Refused(str(error)) from error
+        except (ConfigError, OmegaConfBaseException) as error:
+            raise Refused(" ".join(str(error).split())) from error
+        except Exception as error:  # a bug in the user's class, met by a plan; there is no log to hold its traceback
+            traceback.print_exc()
+            raise SystemExit(1) from error
 
 
 class Refused(SystemExit):

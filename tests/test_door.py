@@ -327,3 +327,9 @@ def test_a_model_that_gives_no_tensor_is_told_to_bring_its_task(door):
     )
     code, _, err = door(*QUICK, "model.build._target_=mine.Net")
     assert (code, "task=custom" in err) == (2, True)
+
+
+def test_an_interpolation_that_leads_nowhere_is_refused_before_a_folder_is_made(door):
+    code, _, err = door("model=mlp", "data.batch_size=${nowhere}")
+    assert (code, "nowhere" in err, len(err.splitlines())) == (2, True, 1)
+    assert not Path("outputs").exists()
