@@ -54,3 +54,14 @@ def door(monkeypatch, capsys):
     yield call
     for name in ("mine", "buggy"):  # modules that tests write into their own folders
         sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tensors as small as most tests' only wait for a second thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -16,13 +16,7 @@ from runner.errors import ConfigError
 COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "cat": (0, 0, 255)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tensors as small as these only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -14,13 +14,7 @@ from runner.train import train
 LR, MOMENTUM, DECAY = 0.1, 0.9, 0.01
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tensors as small as these only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TwoPaths(nn.Module):

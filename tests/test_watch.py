@@ -20,14 +20,7 @@ from runner.selection import select
 from runner.tensors import entries
 from runner.watch import LeakError, Report, audit
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tensors as small as these only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Module):
