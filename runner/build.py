@@ -21,7 +21,7 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
 
     `key` is where the node stands in the config. `_partial_: true` returns the call unmade, `_args_` adds positional
     arguments. Raises ConfigError where the target does not exist, does not take these arguments (bound against its
-    signature before the call), or is a library's and answers them with a ValueError; whatever else it raises passes.
+    signature before the call), or is a library's and answers them with a ValueError or TypeError; whatever else passes.
     """
     path = node.get("_target_")
     if not isinstance(path, str):

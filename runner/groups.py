@@ -6,6 +6,7 @@ A group is torch's own: a dict with `params` and options, and always a `name`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 from typing import Any
 
 from torch import nn
@@ -116,3 +117,8 @@ def placed(optimizers: Sequence[Optimizer]) -> dict[int, tuple[str, Group]]:
             for parameter in group["params"]:
                 found[id(parameter)] = (str(group.get("name", place)), group)
     return found
+
+
+def rate(group: Group) -> float:
+    """The learning rate of a group; NaN where its optimizer knows none."""
+    return float(group.get("lr", nan))

@@ -66,8 +66,6 @@ def run(*overrides: str) -> Result:
     """
     if not all(isinstance(text, str) for text in overrides):
         raise ConfigError(f"run takes texts, run('method=zero_lr', 'freeze=fc'), not {overrides!r}")
-    if any(text.lstrip("+") == "plan=true" for text in overrides):
-        raise ConfigError("plan=true makes no run; look first on the command line: python -m runner plan=true ...")
     outer = GlobalHydra.instance().hydra  # `run` may be called inside another Hydra app
     GlobalHydra.instance().clear()
     errors: list[BaseException] = []
@@ -78,6 +76,10 @@ def run(*overrides: str) -> Result:
             done = hydra.run("config", lambda cfg: perform(cfg, on_error=errors.append), list(overrides), False)
     except Refused as refused:
         raise ConfigError(str(refused.code)) from refused
+    except SystemExit as left:  # a plan, which prints and makes no run, or a bug in the user's class that it met
+        if isinstance(left.__cause__, Exception):
+            raise left.__cause__ from None
+        raise ConfigError("plan=true makes no run to return; look first on the command line") from left
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(short_message(error)) from error
     finally:

@@ -8,7 +8,7 @@ from rich.table import Table
 from runner.config import Config
 from runner.errors import ConfigError, SkippedError
 from runner.experiment import assembled
-from runner.groups import placed
+from runner.groups import placed, rate
 from runner.summary import terminal
 from runner.tensors import entries, now
 
@@ -28,7 +28,7 @@ def show_plan(config: Config, console: Console | None = None) -> None:
                     " = ".join([entry.name, *entry.aliases]),
                     "x".join(map(str, entry.tensor.shape)),
                     name,
-                    str(float(group["lr"])) if group and "lr" in group else "",
+                    str(rate(group)) if group else "",
                     str(tensor is not None and tensor.requires_grad),
                     "frozen" if entry.tensor in line.selection else "",
                 )

@@ -62,7 +62,7 @@ def select(
     reached = {pattern.text: scope.reach(pattern, "freeze.patterns", with_modules) for pattern in wanted}
     exempt = {pattern.text: scope.reach(pattern, "freeze.keep", with_modules) for pattern in kept}
     matched, spared = set[str]().union(*reached.values()), set[str]().union(*exempt.values())
-    _refuse_entries_without_effect(reached, exempt)
+    _refuse_entries_without_effect(reached, exempt, matched, spared)
     frozen = matched - spared
     modules = {name: module for name, module in scope.modules.items() if f"{name}/" in frozen}
     held = {id(module) for module in modules.values()}
@@ -79,8 +79,9 @@ def select(
     )
 
 
-def _refuse_entries_without_effect(reached: Mapping[str, set[str]], exempt: Mapping[str, set[str]]) -> None:
-    matched, spared = set[str]().union(*reached.values()), set[str]().union(*exempt.values())
+def _refuse_entries_without_effect(
+    reached: Mapping[str, set[str]], exempt: Mapping[str, set[str]], matched: set[str], spared: set[str]
+) -> None:
     for text, names in exempt.items():
         if not names & matched:
             raise ConfigError(f"freeze.keep: {text!r} exempts nothing, for no entry of freeze.patterns reaches it; drop it")

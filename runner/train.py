@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from inspect import Parameter, signature
+from math import nan
 from time import perf_counter
 from typing import Any
 
@@ -35,10 +36,12 @@ def train(
 ) -> Iterator[Step]:
     """Train for one step a batch and yield each."""
     model.train()
-    needs_closure = signature(optimizer.step).parameters["closure"].default is Parameter.empty  # LBFGS
+    closure_argument = signature(optimizer.step).parameters.get("closure")
+    needs_closure = closure_argument is not None and closure_argument.default is Parameter.empty  # LBFGS
     for number, batch in enumerate(batches, 1):
         start = perf_counter()
-        lrs = {str(group.get("name", place)): float(group["lr"]) for place, group in enumerate(optimizer.param_groups)}
+        groups = enumerate(optimizer.param_groups)
+        lrs = {str(group.get("name", place)): float(group.get("lr", nan)) for place, group in groups}
 
         def closure(batch: Any = batch) -> Any:
             optimizer.zero_grad(set_to_none=zero_grad_to_none)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from runner.changes import Snapshot, change, snapshot, with_added
 from runner.errors import ConfigError
-from runner.groups import Group, placed
+from runner.groups import placed, rate
 from runner.rows import COLUMNS, Row
 from runner.selection import Selection, from_flags, select
 from runner.tensors import Entry, entries, now, refuse_unless_dense, same_bits
@@ -124,7 +124,7 @@ class _Watch:
 
     def after_step(self, index: int, *_: Any) -> None:
         self.steps[index] += 1
-        self.lrs.update((id(group), _rate(group)) for group in self.optimizers[index].param_groups)
+        self.lrs.update((id(group), rate(group)) for group in self.optimizers[index].param_groups)
         step = self.steps[index]
         doubled = step & (step - 1) == 0
         due = step % self.every == 0 if self.every else doubled
@@ -145,7 +145,7 @@ class _Watch:
             if was.kind == "parameter" and not self.declared(was):
                 seen.gradients.add(_gradient(tensor))
                 if id(tensor) in group_of:
-                    seen.lrs.add(_rate(group_of[id(tensor)][1]))
+                    seen.lrs.add(rate(group_of[id(tensor)][1]))
 
     def unmoved(self) -> Iterator[tuple[Entry, Tensor, Evidence]]:
         resolve = now(entries(self.model))
@@ -167,7 +167,7 @@ class _Watch:
         resolve, group_of = now(entries(self.model)), placed(self.optimizers)
         for was in self.before.entries.values():
             name, group = group_of.get(id(was.tensor), ("", None))
-            lr = None if group is None else self.lrs.get(id(group), _rate(group))
+            lr = None if group is None else self.lrs.get(id(group), rate(group))
             self.report.rows.append(self.row(was, resolve(was), name, lr))
         self.report.ended = True
 
@@ -206,7 +206,3 @@ def _gradient(parameter: Tensor) -> str:
         return "none"
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     return "present" if bool(values.any()) else "zero"
-
-
-def _rate(group: Group) -> float:
-    return float(group.get("lr", float("nan")))

@@ -47,9 +47,10 @@ def test_a_method_that_wraps_the_model_leaves_the_rows_and_gives_the_model_back_
     assert type(result.model).__name__ == "MLP"
 
 
-def test_a_plan_from_python_is_refused_and_does_not_exit():
+@pytest.mark.parametrize("said", ["plan=true", "plan=True", "++plan=yes"])
+def test_a_plan_from_python_is_refused_and_does_not_exit(said):
     with pytest.raises(ConfigError, match="command line"):
-        run("plan=true", *QUICK)
+        run(said, *QUICK)
 
 
 def test_data_that_ends_early_is_said_and_data_that_does_not_is_cut():

@@ -166,3 +166,21 @@ def test_the_loop_imports_nothing_of_this_project_for_it_knows_nothing_of_freezi
     imports = [line for line in inspect.getsource(module).splitlines() if line.startswith(("import ", "from "))]
     assert imports
     assert not any("runner" in line for line in imports)
+
+
+def test_an_optimizer_whose_step_takes_no_closure_and_whose_groups_have_no_rate_is_served():
+    class Halves(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+
+        @torch.no_grad()
+        def step(self):
+            for parameter in self.param_groups[0]["params"]:
+                parameter.mul_(0.5)
+
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    batches = [(torch.ones(2, 3), torch.zeros(2, dtype=torch.long))] * 2
+    steps = list(train(model, Halves(model.parameters()), loss_of, batches))
+    assert torch.equal(model.weight, before / 4)
+    assert [list(step.lrs) for step in steps] == [["0"], ["0"]]
