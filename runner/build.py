@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from runner.errors import ConfigError, did_you_mean
 
+Kind = TypeVar("Kind")
 LIBRARIES = ("runner", "torch", "torchvision")  # their ValueErrors tell what is wrong with an argument
 
 
@@ -42,6 +43,14 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
         if path.split(".")[0] not in LIBRARIES:  # a bug in the user's own class is no mistake in the config
             raise
         raise ConfigError(f"{key}: {path} refused its arguments: {error}") from error
+
+
+def build_a(kind: type[Kind], node: Mapping[str, Any], key: str, *args: Any) -> Kind:
+    """Build a node as `build` does, and refuse what is not of this kind by ConfigError."""
+    built = build(node, key, *args)
+    if not isinstance(built, kind):
+        raise ConfigError(f"{key} gave a {type(built).__name__}; it must give a {kind.__module__}.{kind.__qualname__}")
+    return built
 
 
 def locate(path: str, key: str) -> Callable[..., Any]:

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from runner.build import build
+from runner.build import build, build_a
 from runner.changes import Snapshot, snapshot
 from runner.config import Config
-from runner.errors import ConfigError, SkippedError
+from runner.errors import SkippedError
 from runner.groups import with_lrs, without_empty
 from runner.inference import hold_in_inference
 from runner.machine import machine, pick_device, seed_all
@@ -71,23 +71,13 @@ def assembled(config: Config) -> Iterator[Line]:
         undo.enter_context(machine(config.threads, config.deterministic))
         device = pick_device(config.device.value)
         seed_all(config.seed)
-        built = build(config.model.build, "model.build")
-        if not isinstance(built, nn.Module):
-            raise ConfigError(f"model.build gave a {type(built).__name__}; it must give a torch.nn.Module")
-        model = built = built.to(device)
+        model = built = build_a(nn.Module, config.model.build, "model.build").to(device)
         refuse_unless_dense(model)
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(model)
-        head, notes = config.model.head, list[str]()
-        if head == "auto" and HEAD in (*config.freeze.patterns, *config.freeze.keep):
-            head = find_head(model, config.model.classes)
-            notes = [f"model.head=auto took {head} for the classifier"]
-        selection = select(model, config.freeze.patterns, config.freeze.keep, config.freeze.buffers.value, head)
-        selection = replace(selection, notes=(*notes, *selection.notes))
-        method = build(config.method, "method")
-        if not isinstance(method, FreezingMethod):
-            raise ConfigError(f"method gave a {type(method).__name__}; it must give a runner.FreezingMethod")
+        selection = select_as_declared(model, config)
+        method = build_a(FreezingMethod, config.method, "method")
         if reason := method.skip(model, selection):
             raise SkippedError(reason)
         hold_in_inference(selection, undo)
@@ -95,9 +85,7 @@ def assembled(config: Config) -> Iterator[Line]:
         groups = build(config.groups.cut, "groups.cut", model, selection)
         groups = with_lrs(groups, model, selection, [(entry.pattern, entry.lr) for entry in config.groups.lr])
         groups = without_empty(method.groups(groups, selection))
-        optimizer = build(config.optimizer, "optimizer", groups)
-        if not isinstance(optimizer, Optimizer):
-            raise ConfigError(f"optimizer gave a {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
+        optimizer = build_a(Optimizer, config.optimizer, "optimizer", groups)
         scheduler = build(config.scheduler, "scheduler", optimizer) if config.scheduler else None
         yield Line(built, model, before, selection, method, optimizer, scheduler, device, undo)
 
@@ -136,6 +124,16 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
             trained_digest=trained_digest(line.before, line.selection),
             interrupted=interrupted,
         )
+
+
+def select_as_declared(model: nn.Module, config: Config) -> Selection:
+    """The config's selection; where it leaves the head to be found, by its number of outputs, a note says which it is."""
+    freeze, head = config.freeze, config.model.head
+    if head != "auto" or HEAD not in (*freeze.patterns, *freeze.keep):
+        return select(model, freeze.patterns, freeze.keep, freeze.buffers.value, head)
+    head = find_head(model, config.model.classes)
+    selection = select(model, freeze.patterns, freeze.keep, freeze.buffers.value, head)
+    return replace(selection, notes=(f"model.head=auto took {head} for the classifier", *selection.notes))
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.build import build, locate
+from runner.build import build, build_a, locate
 from runner.errors import ConfigError
 
 
@@ -194,3 +194,12 @@ def test_a_target_in_a_package_of_the_current_folder_is_found_by_its_whole_path(
     assert type(build({"_target_": "user_package.nets.Net.Inner"}, "model.build")).__name__ == "Inner"
     with pytest.raises(ConfigError, match="user_package has no netz; did you mean nets"):
         build({"_target_": "user_package.netz.Net"}, "model.build")
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_what_is_not_of_the_kind_that_is_needed_is_refused_by_its_key(kind):
+    with pytest.raises(
+        ConfigError, match=r"^model\.build gave a (int|float); it must give a torch\.nn\.modules\.module\.Module"
+    ):
+        build_a(torch.nn.Module, {"_target_": f"builtins.{kind.__name__}"}, "model.build")
+    assert isinstance(build_a(torch.nn.Module, {"_target_": "torch.nn.ReLU"}, "model.build"), torch.nn.ReLU)
