@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from runner.selection import Selection
 
 
+@torch.random.fork_rng()  # a forward pass may draw
 def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) -> tuple[str | None, str]:
     """The name of the module whose single output is all that crosses from the frozen prefix to the rest.
 

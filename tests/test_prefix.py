@@ -69,6 +69,19 @@ def test_detach_trains_the_rest_as_requires_grad_does_and_gives_the_prefix_no_gr
     assert all(one.model.get_parameter(name).grad is None for name in one.selection.parameters)
 
 
+def test_looking_at_a_model_that_draws_in_its_forward_pass_leaves_the_random_state():
+    class Noisy(MLP):
+        def forward(self, x):
+            return super().forward(x + torch.rand_like(x))
+
+    model = Noisy([8])
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    assert frozen_prefix(model, select(model, ["body"]), [8])[0] == "body"
+    assert torch.equal(torch.rand(2), expected)
+
+
 def test_a_forward_pass_that_raises_leaves_gradients_enabled():
     class Raises(MLP):
         def forward(self, x):

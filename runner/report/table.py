@@ -30,11 +30,11 @@ def comparison(folders: list[Path]) -> DataFrame:
     """One row a run: its folder's name, the overrides in which the runs differ, status, verdict, counts, losses, costs."""
     records = {folder.name: read_record(folder) or _unrecorded() for folder in folders}
     given = {name: dict(text.split("=", 1) for text in record["overrides"]) for name, record in records.items()}
+    keys = _differing(given)
     rows = [
-        {"run": name, **{key: given[name].get(key, "") for key in _differing(given)}, **_measured(record)}
+        {"run": name, **{key: given[name].get(key, "") for key in keys}, **_measured(record)}
         for name, record in records.items()
     ]
-    keys = _differing(given)
     return DataFrame(sorted(rows, key=lambda row: [_natural(row[key]) for key in (*keys, "run")]))
 
 
