@@ -77,6 +77,7 @@ class Config:
     groups: Groups = field(default_factory=Groups)
     optimizer: dict[str, Any] = MISSING
     scheduler: dict[str, Any] = MISSING
+    schedule: dict[str, Any] = MISSING
     task: dict[str, Any] = MISSING
     data: dict[str, Any] = MISSING
     batches: int = 10
@@ -86,6 +87,7 @@ class Config:
     deterministic: bool = False
     clip: float | None = None
     zero_grad_to_none: bool = True
+    autocast: bool = False  # the forward pass in bfloat16
     save: bool = False
     strict: bool = False
     plan: bool = False
@@ -227,7 +229,7 @@ def _is_refused(part: dict[str, Any]) -> bool:
 
 
 def _check_choices(hydra: DictConfig) -> None:
-    for noun in ("model", "method", "freeze", "groups", "optimizer", "scheduler", "task", "data"):
+    for noun in ("model", "method", "freeze", "groups", "optimizer", "scheduler", "schedule", "task", "data"):
         if not isinstance(hydra.runtime.choices.get(noun), str):
             more = "; for several patterns give freeze.patterns=[A,B]" if noun == "freeze" else ""
             raise ConfigError(f"{noun} takes one choice, not a list; add -m and write {noun}=A,B for a sweep over two{more}")
@@ -259,6 +261,9 @@ def _check_numbers(config: Config) -> None:
         raise ConfigError(f"threads is {threads!r}; give auto or a whole number of 1 or more")
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"seed is {config.seed}; it must lie between 0 and 2**63 - 1")
+    first = config.schedule.get("step", 1)
+    if isinstance(first, int) and first > config.batches:
+        raise ConfigError(f"schedule.step is {first} and batches is {config.batches}: nothing would ever be frozen")
     if config.clip is not None and not config.clip > 0:
         raise ConfigError(f"clip is {config.clip}; give the largest norm of all gradients together, above 0, or null")
 

@@ -17,13 +17,15 @@ from runner.build import build, build_a
 from runner.changes import Snapshot, snapshot
 from runner.config import Config
 from runner.errors import SkippedError
-from runner.groups import with_lrs, without_empty
+from runner.groups import Group, refined, regroup, with_lrs, without_empty
 from runner.inference import hold_in_inference
 from runner.machine import machine, pick_device, seed_all
 from runner.methods.base import FreezingMethod
 from runner.patterns import HEAD
 from runner.rows import Row
+from runner.schedule import Phase, spans
 from runner.selection import Selection, find_head, select
+from runner.tasks import in_bfloat16
 from runner.tensors import refuse_unless_dense
 from runner.train import Step, train
 from runner.watch import audit
@@ -31,15 +33,16 @@ from runner.watch import audit
 
 @dataclass
 class Line:
-    """Everything that stands before the first step."""
+    """Everything that stands before the first step. `phases` say what is frozen when, `selection` what ever is."""
 
     built: nn.Module  # as the config declares it
     model: nn.Module  # as the method prepared it, to train
     before: Snapshot
     selection: Selection
+    phases: list[Phase]
     method: FreezingMethod
+    groups: list[Group]
     optimizer: Optimizer
-    scheduler: Any
     device: torch.device
     undo: ExitStack
 
@@ -53,6 +56,7 @@ class Outcome:
     rows: list[Row]
     steps: list[Step]
     looks: list[int]
+    notes: list[str]
     device: str
     threads: int
     trained_digest: str
@@ -80,14 +84,16 @@ def assembled(config: Config) -> Iterator[Line]:
         method = build_a(FreezingMethod, config.method, "method")
         if reason := method.skip(model, selection):
             raise SkippedError(reason)
-        hold_in_inference(selection, undo)
-        model = method.prepare(model, selection, undo)
-        groups = build(config.groups.cut, "groups.cut", model, selection)
-        groups = with_lrs(groups, model, selection, [(entry.pattern, entry.lr) for entry in config.groups.lr])
-        groups = without_empty(method.groups(groups, selection))
-        optimizer = build_a(Optimizer, config.optimizer, "optimizer", groups)
-        scheduler = build(config.scheduler, "scheduler", optimizer) if config.scheduler else None
-        yield Line(built, model, before, selection, method, optimizer, scheduler, device, undo)
+        phases = build(config.schedule, "schedule", selection)
+        now = phases[0].selection
+        hold_in_inference(now, undo)
+        model = method.prepare(model, now, undo)
+        cut = cut_groups(config, model, selection)
+        groups = without_empty(method.groups(cut, now))
+        if len(phases) > 1:
+            groups = refined(groups, method.groups(cut, selection))
+        optimizer = build_a(Optimizer, config.optimizer, "optimizer", [dict(group) for group in groups])
+        yield Line(built, model, before, selection, phases, method, groups, optimizer, device, undo)
 
 
 def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: None) -> Outcome:
@@ -98,19 +104,25 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
     """
     task, data = build(config.task, "task"), build(config.data, "data")
     with assembled(config) as line:
+        task = in_bfloat16(task, line.device) if config.autocast else task
         steps: list[Step] = []
         interrupted = False
-        with audit(line.model, line.selection, line.optimizer, before=line.before) as report:
-            line.method.attach(line.optimizer, line.selection, line.undo)
+        with audit(line.model, line.phases[0].selection, line.optimizer, before=line.before) as report:
+            scheduler = build_scheduler(config, line.optimizer)  # here, for the audit has to see the declared rates
+            line.method.attach(line.optimizer, line.phases[0].selection, line.undo)
             seed_all(config.seed)
             batches = data.batches(config.batches, config.model.input, config.model.classes, config.seed)
             on_device = (to_device(batch, line.device) for batch in islice(batches, config.batches))
             try:
-                for step in train(
-                    line.model, line.optimizer, task, on_device, line.scheduler, config.clip, config.zero_grad_to_none
-                ):
-                    steps.append(step)
-                    on_step(step)
+                for phase, count in spans(line.phases, config.batches):
+                    if phase is not line.phases[0]:
+                        freeze_now(line, config, phase)
+                        report.freeze(phase.selection)
+                    of_phase = islice(on_device, count)
+                    how = scheduler, config.clip, config.zero_grad_to_none, phase.first
+                    for step in train(line.model, line.optimizer, task, of_phase, *how):
+                        steps.append(step)
+                        on_step(step)
             except KeyboardInterrupt:
                 interrupted = True
         return Outcome(
@@ -119,11 +131,31 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
             rows=report.rows,
             steps=steps,
             looks=report.looks,
+            notes=report.notes,
             device=str(line.device),
             threads=torch.get_num_threads(),
             trained_digest=trained_digest(line.before, line.selection),
             interrupted=interrupted,
         )
+
+
+def freeze_now(line: Line, config: Config, phase: Phase) -> None:
+    """Begin a later phase: the method acts again, and the one optimizer is regrouped."""
+    hold_in_inference(phase.selection, line.undo)
+    line.model = line.method.prepare(line.model, phase.selection, line.undo)
+    regroup(line.optimizer, line.groups, line.method.groups(cut_groups(config, line.model, line.selection), phase.selection))
+    line.method.attach(line.optimizer, phase.selection, line.undo)
+
+
+def cut_groups(config: Config, model: nn.Module, selection: Selection) -> list[Group]:
+    """The optimizer's groups as the config declares them, before the method has a say."""
+    groups = build(config.groups.cut, "groups.cut", model, selection)
+    return with_lrs(groups, model, selection, [(entry.pattern, entry.lr) for entry in config.groups.lr])
+
+
+def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
+    """The learning rate's scheduler, or None."""
+    return build(config.scheduler, "scheduler", optimizer) if config.scheduler else None
 
 
 def select_as_declared(model: nn.Module, config: Config) -> Selection:

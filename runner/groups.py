@@ -84,6 +84,32 @@ def by_frozen(groups: list[Group], selection: Selection, **options: Any) -> list
     return cut
 
 
+def refined(groups: list[Group], later: list[Group]) -> list[Group]:
+    """The groups, cut so that `later` takes none of them apart, and named as there: a scheduler counts groups only once.
+
+    What `later` leaves out becomes `NAME/frozen`.
+    """
+    name_of = {id(parameter): group["name"] for group in later for parameter in group["params"]}
+    cut = []
+    for group in groups:
+        for name, part in _partition(group, lambda p: name_of.get(id(p))).items():
+            cut.append({**part, "name": name or f"{group['name']}/frozen"})
+    return cut
+
+
+def regroup(optimizer: Optimizer, was: list[Group], groups: list[Group]) -> None:
+    """Give a running optimizer's groups the parameters of `groups`, by name, and the options that differ from `was`.
+
+    State stays with its parameter, stale state included, and so does whatever a scheduler has set meanwhile.
+    """
+    then = {group["name"]: group for group in groups}
+    for live, before in zip(optimizer.param_groups, was, strict=True):
+        after = then.get(live["name"], {**before, "params": []})
+        live.update({key: value for key, value in after.items() if key != "params" and value != before.get(key)})
+        if [id(p) for p in live["params"]] != [id(p) for p in after["params"]]:
+            live["params"] = list(after["params"])
+
+
 def without_empty(groups: list[Group]) -> list[Group]:
     """The groups that hold parameters, or all of them where none does."""
     return [group for group in groups if group["params"]] or groups

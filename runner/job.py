@@ -161,7 +161,7 @@ def unmeasured(config: Config, hashed: str) -> dict[str, Any]:
 def measured(result: Result, outcome: Outcome, config: Config) -> None:
     """Write the files of a run that trained, and complete its record."""
     losses = outcome.losses
-    notes = [*outcome.selection.notes, *remarks(outcome, losses, config.batches)]
+    notes = [*outcome.selection.notes, *outcome.notes, *remarks(outcome, losses, config.batches)]
     for note in notes:
         log.warning("%s", note)
     write_text(result.folder / CHANGES, csv_text(COLUMNS, outcome.rows))

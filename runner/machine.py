@@ -35,22 +35,31 @@ def machine(threads: int | str, deterministic: bool) -> Iterator[None]:
     """Set threads and determinism; on leaving, put them and the random state back as they were."""
     was_threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    was_random = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    was_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    was_mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     if threads != "auto":
         torch.set_num_threads(int(threads))
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with kept_random_state():
+            yield
     finally:
         torch.set_num_threads(was_threads)
         torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warn_only)
-        random.setstate(was_random[0])
-        numpy.random.set_state(was_random[1])
-        torch.set_rng_state(was_random[2])
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """On leaving, put the random state of Python, numpy and torch, on every device, back as it was."""
+    was = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    was_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    was_mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(was[0])
+        numpy.random.set_state(was[1])
+        torch.set_rng_state(was[2])
         if was_cuda:
             torch.cuda.set_rng_state_all(was_cuda)
         if was_mps is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """`body` -> BatchNorm -> two layers that share one weight -> `head`.
+    """`body`, a ReLU -> BatchNorm -> two layers that share one weight -> `head`.
 
     `features`: shape of one sample, flattened on entry; `width`: hidden units; `classes`: outputs.
     """
@@ -25,6 +25,6 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, *features) -> (N, classes)."""
-        x = self.norm(self.body(x.flatten(1))).relu()
+        x = self.norm(self.body(x.flatten(1)).relu())  # a bias right before a BatchNorm would get rounding noise
         x = self.back(self.there(x).relu()).relu()
         return self.head(x)

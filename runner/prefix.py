@@ -20,10 +20,13 @@ def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) 
     `input` is the shape of one sample. Found on a copy of the model, in inference mode: hooks note the order in which
     modules end, and each that ended before the first trainable one began is tried as the cut, the latest first; it is one
     if no frozen parameter gets a gradient past it and every trainable one that had a gradient still does. Gives
-    (None, reason) where there is none. The model and its random state stay as they are.
+    (None, reason) where there is none, or no copy can be made. The model and its random state stay as they are.
     """
     names = [name for name, parameter in model.named_parameters() if parameter in selection]
-    twin = copy.deepcopy(model).eval()
+    try:
+        twin = copy.deepcopy(model).eval()
+    except RuntimeError as error:  # a tensor that is computed and kept as an attribute, as the old weight_norm does
+        return None, f"the model cannot be copied to look for its frozen prefix: {error}"
     parameters = dict(twin.named_parameters())
     for name, parameter in parameters.items():
         parameter.requires_grad_(name not in names)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from runner.data import Batch
 from runner.errors import ConfigError
+
+
+def in_bfloat16(task: Callable[[nn.Module, Any], Tensor], device: torch.device) -> Callable[[nn.Module, Any], Tensor]:
+    """The task under autocast: matrix products in bfloat16, parameters as they are.
+
+    Source: https://docs.pytorch.org/docs/stable/amp.html
+    """
+
+    def under_autocast(model: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return task(model, batch)
+
+    return under_autocast
 
 
 class Classification:

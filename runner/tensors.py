@@ -100,6 +100,20 @@ def equal_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(left, right)
 
 
+def share_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie in the same storage, with bytes from the first to the last element of each in common."""
+    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not one.numel() or not other.numel():
+        return False
+    (begin, end), (start, stop) = _extent(one), _extent(other)
+    return begin < stop and start < end
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    begin = int(tensor.storage_offset()) * tensor.element_size()
+    return begin, begin + (last + 1) * tensor.element_size()
+
+
 def flat(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor's elements in the order in which `like` lies in memory, so that a channels_last one is not copied."""
     if not like.is_contiguous():

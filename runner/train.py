@@ -33,15 +33,14 @@ def train(
     scheduler: Any = None,
     clip: float | None = None,
     zero_grad_to_none: bool = True,
+    first: int = 1,
 ) -> Iterator[Step]:
-    """Train for one step a batch and yield each."""
+    """Train for one step a batch and yield each; `first` is the number of the first."""
     model.train()
     closure_argument = signature(optimizer.step).parameters.get("closure")
     needs_closure = closure_argument is not None and closure_argument.default is Parameter.empty  # LBFGS
-    for number, batch in enumerate(batches, 1):
+    for number, batch in enumerate(batches, first):
         start = perf_counter()
-        groups = enumerate(optimizer.param_groups)
-        lrs = {str(group.get("name", place)): float(group.get("lr", nan)) for place, group in groups}
 
         def closure(batch: Any = batch) -> Any:
             optimizer.zero_grad(set_to_none=zero_grad_to_none)
@@ -57,6 +56,8 @@ def train(
         else:
             loss = closure()
             optimizer.step()
+        groups = enumerate(optimizer.param_groups)  # before the scheduler sets the rates of the next step
+        lrs = {str(group.get("name", place)): float(group.get("lr", nan)) for place, group in groups}
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(loss)
         elif scheduler is not None:

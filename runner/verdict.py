@@ -16,12 +16,16 @@ class Evidence:
     """What was seen of one tensor at the looks.
 
     `differed`: its bits were not those of the start at one look or more. `gradients`: of each look while it had not
-    moved, `none`, `zero` or `present`. `lrs`: its group's rates at those looks.
+    moved, `none`, `zero` or `present`. `lrs`: its group's rates at those looks. `cause`: who moved it, once a step has
+    told; `guess`: who would have, by the gradients after the step at which the leak was found; `reason`: why one could not.
     """
 
     differed: bool = False
     gradients: set[str] = field(default_factory=set)
     lrs: set[float] = field(default_factory=set)
+    cause: str = ""
+    guess: str = ""
+    reason: str = ""
 
 
 def verdict(kind: str, frozen: bool, moved: bool, differed: bool) -> str:

@@ -4,61 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from runner.cause import Witness, try_causes
 from runner.changes import Snapshot, change, snapshot, with_added
 from runner.errors import ConfigError
+from runner.findings import Report, needs
 from runner.groups import placed, rate
-from runner.rows import COLUMNS, Row
+from runner.replay import gradient
+from runner.rows import Row
 from runner.selection import Selection, from_flags, select
 from runner.tensors import Entry, entries, now, refuse_unless_dense, same_bits
 from runner.verdict import Evidence, idle_cause, verdict
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-
-class LeakError(AssertionError):
-    """A tensor declared frozen changed."""
-
-
-@dataclass
-class Report:
-    """What an audit saw; filled when it ends. `looks` are the numbers of the steps after which bits were compared."""
-
-    rows: list[Row] = field(default_factory=list)
-    looks: list[int] = field(default_factory=list)
-    ended: bool = False
-
-    @property
-    def frame(self) -> DataFrame:
-        """The rows as a pandas DataFrame with the columns of `changes.csv`."""
-        from pandas import DataFrame
-
-        self._must_have_ended()
-        return DataFrame(self.rows, columns=list(COLUMNS))
-
-    @property
-    def leaks(self) -> list[str]:
-        """The names of what was declared frozen and moved."""
-        self._must_have_ended()
-        return [row["name"] for row in self.rows if row["verdict"] == "leaked"]
-
-    def raise_if_leaked(self) -> None:
-        """Raise LeakError with the names and causes of all leaks, if there are any."""
-        self._must_have_ended()
-        leaks = [f"{row['name']} ({row['cause']})" for row in self.rows if row["verdict"] == "leaked"]
-        if leaks:
-            raise LeakError(f"{len(leaks)} frozen tensors changed: {', '.join(leaks)}")
-
-    def _must_have_ended(self) -> None:
-        if not self.ended:
-            raise RuntimeError("the audit has not ended: read its report after the with block, not in it")
 
 
 @contextmanager
@@ -74,25 +35,14 @@ def audit(
 
     `frozen`: patterns, a Selection, or None for whatever has `requires_grad` False on entry. `optimizer`: one, several,
     or None; their steps are counted, and bits are compared after steps 1, 2, 4, 8, ... or each `every` steps, and on
-    leaving. `before`: a snapshot to compare with, where one was taken earlier. Raises ConfigError, a ValueError, for bad
-    patterns and for tensors that are not dense.
+    leaving. The step that follows a look which found a leak is replayed on copies for its cause; a rate that a scheduler
+    set before the block was entered passes for the declared one. `every=1` watches every step for who writes, at the price
+    of a copy of what is frozen. `before`: a snapshot to compare with, where one was taken earlier. Raises ConfigError, a
+    ValueError, for bad patterns and for tensors that are not dense.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    refuse_unless_dense(model)
-    if every is not None and (not isinstance(every, int) or every < 1):
-        raise ConfigError(f"every is {every!r}; give the number of steps between looks, 1 or more")
-    if isinstance(frozen, (str, Optimizer)):
-        raise ConfigError(f"frozen is {frozen!r}; give a list of patterns, a Selection or None")
-    if frozen is None:
-        frozen = from_flags(model)
-    elif not isinstance(frozen, Selection):
-        frozen = select(model, frozen)
-    given: Any = [] if optimizer is None else optimizer
-    optimizers = list(given) if isinstance(given, (list, tuple)) else [given]
-    for one in optimizers:
-        if not isinstance(one, Optimizer):
-            raise ConfigError(f"optimizer holds a {type(one).__name__}; give torch optimizers")
+    optimizers = _checked(model, frozen, optimizer, every)
+    if not isinstance(frozen, Selection):
+        frozen = from_flags(model) if frozen is None else select(model, frozen)
     watch = _Watch(model, frozen, optimizers, every, with_added(before, model) if before else snapshot(model))
     hooks = [one.register_step_post_hook(partial(watch.after_step, index)) for index, one in enumerate(optimizers)]
     try:
@@ -104,8 +54,26 @@ def audit(
     else:
         watch.finish()
     finally:
+        watch.dismiss()
         for hook in hooks:
             hook.remove()
+
+
+def _checked(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[Optimizer]:
+    """The optimizers as a list, where all arguments are of their kind."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    refuse_unless_dense(model)
+    if every is not None and (not isinstance(every, int) or every < 1):
+        raise ConfigError(f"every is {every!r}; give the number of steps between looks, 1 or more")
+    if isinstance(frozen, (str, Optimizer)):
+        raise ConfigError(f"frozen is {frozen!r}; give a list of patterns, a Selection or None")
+    given: Any = [] if optimizer is None else optimizer
+    optimizers = list(given) if isinstance(given, (list, tuple)) else [given]
+    for one in optimizers:
+        if not isinstance(one, Optimizer):
+            raise ConfigError(f"optimizer holds a {type(one).__name__}; give torch optimizers")
+    return optimizers
 
 
 class _Watch:
@@ -114,13 +82,35 @@ class _Watch:
     def __init__(
         self, model: nn.Module, selection: Selection, optimizers: list[Optimizer], every: int | None, before: Snapshot
     ) -> None:
-        self.model, self.optimizers, self.every, self.before = model, optimizers, every, before
-        declared = {**selection.parameters, **selection.buffers}
-        self.frozen_names, self.frozen_ids = set(declared), {id(tensor) for tensor in declared.values()}
+        self.model, self.optimizers, self.every = model, optimizers, every
+        self.before = Snapshot(before.entries, dict(before.values))
         self.evidence = {name: Evidence() for name in before.entries}
         self.lrs: dict[int, float] = {}  # of each group, by identity: the rate of its last step
         self.steps = [0] * len(optimizers)
-        self.report = Report()
+        self.witness: Witness | None = None
+        self.report = Report(declare=self.declare)
+        self.frozen_names, self.frozen_ids = set[str](), set[int]()
+        self.name_frozen(selection)
+
+    def name_frozen(self, selection: Selection) -> None:
+        declared = {**selection.parameters, **selection.buffers}
+        self.frozen_names, self.frozen_ids = set(declared), {id(tensor) for tensor in declared.values()}
+        self.rates = [[rate(group) for group in one.param_groups] for one in self.optimizers]  # as declared
+        self.dismiss()
+        if self.every == 1:
+            self.call_witness(self.frozen())
+
+    def declare(self, frozen: Selection | Sequence[str]) -> None:
+        """Hold what is frozen from now on against what it is now."""
+        selection = frozen if isinstance(frozen, Selection) else select(self.model, frozen)
+        known = self.frozen_names
+        self.name_frozen(selection)
+        for name, (_, tensor) in self.frozen().items():
+            if name not in known:
+                self.before.values[name] = tensor.detach().clone()
+                self.evidence[name] = Evidence()
+        if self.every == 1:
+            self.call_witness(self.frozen())
 
     def after_step(self, index: int, *_: Any) -> None:
         self.steps[index] += 1
@@ -131,7 +121,41 @@ class _Watch:
         if due:
             self.look(step)
         if due or doubled:  # while the step's gradients and rates are still there
-            self.ask_why_idle()
+            self.ask_why_idle([index])
+        if self.witness:
+            self.hear(self.witness, index)
+        if due and not self.witness and (leaked := self.leaked()):
+            self.guess(index, leaked)
+            self.call_witness(leaked)
+
+    def call_witness(self, suspects: dict[str, tuple[Entry, Tensor]]) -> None:
+        self.dismiss()
+        self.witness = Witness(self.model, self.optimizers, suspects, self.before.values, self.rates)
+
+    def hear(self, witness: Witness, index: int) -> None:
+        witness.step_ended(index)
+        for name, cause in witness.causes.items():
+            self.evidence[name].cause = cause
+        for name, reason in witness.reasons.items():
+            self.evidence[name].reason = reason
+        if witness.done and self.every != 1:
+            self.dismiss()
+
+    def dismiss(self) -> None:
+        if self.witness:
+            self.witness.close()
+        self.witness = None
+
+    def frozen(self) -> dict[str, tuple[Entry, Tensor]]:
+        """The tensors declared frozen, as they were and as they are."""
+        resolve = now(entries(self.model))
+        found = {name: (was, resolve(was)) for name, was in self.before.entries.items() if self.declared(was)}
+        return {name: (was, tensor) for name, (was, tensor) in found.items() if tensor is not None}
+
+    def leaked(self) -> dict[str, tuple[Entry, Tensor]]:
+        """Those declared frozen that had moved at a look, and whose cause is not known."""
+        seen = self.evidence
+        return {name: pair for name, pair in self.frozen().items() if seen[name].differed and not seen[name].cause}
 
     def look(self, step: int) -> None:
         if step not in self.report.looks:
@@ -139,13 +163,14 @@ class _Watch:
         for was, tensor, seen in self.unmoved():
             seen.differed = not same_bits(self.before.values[was.name], tensor)
 
-    def ask_why_idle(self) -> None:
-        group_of = placed(self.optimizers)
+    def ask_why_idle(self, stepped: Sequence[int]) -> None:
+        """Of what one of these optimizers might have moved, the gradient and the rate."""
+        group_of = placed([self.optimizers[index] for index in stepped])
         for was, tensor, seen in self.unmoved():
-            if was.kind == "parameter" and not self.declared(was):
-                seen.gradients.add(_gradient(tensor))
-                if id(tensor) in group_of:
-                    seen.lrs.add(rate(group_of[id(tensor)][1]))
+            held = id(tensor) in group_of
+            if was.kind == "parameter" and not self.declared(was) and (held or not self.optimizers):
+                seen.gradients.add(gradient(tensor))
+                seen.lrs.update([rate(group_of[id(tensor)][1])] if held else ())
 
     def unmoved(self) -> Iterator[tuple[Entry, Tensor, Evidence]]:
         resolve = now(entries(self.model))
@@ -162,20 +187,32 @@ class _Watch:
         last = max(self.steps, default=0)
         if last and last not in self.report.looks:
             self.look(last)
-        if not last:  # no step was seen: the gradients that are still there are all there is to tell why
-            self.ask_why_idle()
+        if not self.optimizers:  # the gradients that are still there are all there is to tell why
+            self.ask_why_idle([])
+        if leaked := self.leaked():
+            for index in range(len(self.optimizers)):
+                self.guess(index, leaked)
         resolve, group_of = now(entries(self.model)), placed(self.optimizers)
         for was in self.before.entries.values():
             name, group = group_of.get(id(was.tensor), ("", None))
             lr = None if group is None else self.lrs.get(id(group), rate(group))
             self.report.rows.append(self.row(was, resolve(was), name, lr))
+        self.report.notes = needs(self.report.rows, {name: seen.reason for name, seen in self.evidence.items()})
         self.report.ended = True
+
+    def guess(self, index: int, leaked: dict[str, tuple[Entry, Tensor]]) -> None:
+        """Replay a step from the gradients that are still there: what counts where no later step tells more."""
+        tensors = {name: tensor for name, (_, tensor) in leaked.items()}
+        found, reason = try_causes(self.optimizers[index], tensors, self.rates[index])
+        for name in tensors:
+            seen = self.evidence[name]
+            seen.guess, seen.reason = seen.guess or found.get(name, ""), reason or seen.reason
 
     def row(self, was: Entry, after: Tensor | None, group: str, lr: float | None) -> Row:
         moved_by = change(self.before.values[was.name], after)
         seen, frozen = self.evidence[was.name], self.declared(was)
         word = verdict(was.kind, frozen, moved_by.moved, seen.differed)
-        cause = "unknown" if word == "leaked" else ""
+        cause = (seen.cause or seen.guess or "unknown") if word == "leaked" else ""
         if word == "idle":
             cause = idle_cause(seen, bool(self.optimizers), group != "")
         return {
@@ -198,11 +235,3 @@ class _Watch:
             "verdict": word,
             "cause": cause,
         }
-
-
-def _gradient(parameter: Tensor) -> str:
-    gradient = parameter.grad
-    if gradient is None:
-        return "none"
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    return "present" if bool(values.any()) else "zero"

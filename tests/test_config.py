@@ -52,7 +52,7 @@ def test_the_default_run_is_what_the_contract_says(default):
     assert (config.freeze.patterns, config.freeze.keep, config.freeze.buffers.value) == (["@head"], [], "live")
     assert config.model.build["_target_"] == "torchvision.models.resnet18"
     assert config.model.build["num_classes"] == config.model.classes
-    assert config.method == {"_target_": "runner.methods.requires_grad.RequiresGrad"}
+    assert config.method == {"_target_": "runner.methods.requires_grad.RequiresGrad", "clean": False}
 
 
 def test_checking_changes_nothing(default):

@@ -75,7 +75,7 @@ def test_pandas_matplotlib_and_jinja2_live_in_the_report_and_inside_frame(path):
     heavy = {"pandas", "matplotlib", "jinja2"}
     if home(path) != "report":
         everywhere = roots(imports(path, everywhere=True)) & heavy
-        assert everywhere <= ({"pandas"} if home(path) == "watch" else set())
+        assert everywhere <= ({"pandas"} if home(path) == "findings" else set())
         assert not roots(imports(path, everywhere=False)) & heavy
 
 

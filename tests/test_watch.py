@@ -18,7 +18,8 @@ from runner.errors import ConfigError
 from runner.rows import COLUMNS
 from runner.selection import select
 from runner.tensors import entries
-from runner.watch import LeakError, Report, audit
+from runner.findings import LeakError, Report
+from runner.watch import audit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

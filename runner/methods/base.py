@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,6 +15,10 @@ TRAPS = {
     "weight_decay": "an optimizer with weight decay",
     "optimizer_rule": "an optimizer that moves a parameter on a zero gradient, without decay or state (ASGD)",
     "optimizer_ignores_lr": "an optimizer that steps at a learning rate of 0 (Rprop)",
+    "mid_run": "freezing in mid-run, gradients dropped to None: state that was gathered before",
+    "zeros_mid_run": "freezing in mid-run while gradients are kept as zeros",
+    "lbfgs_mid_run": "freezing in mid-run under LBFGS, whose direction spans all parameters",
+    "scheduler_mid_run": "a scheduler that computes the rate from the initial one (LambdaLR), freezing in mid-run",
     "scheduler": "a scheduler that raises the learning rate of a group from 0 (OneCycleLR, CyclicLR, SWALR)",
 }
 
@@ -27,7 +30,7 @@ class FreezingMethod:
     swaps), and puts a callback on `undo` for whatever it changes in the model, so that leaving the stack restores it.
     """
 
-    leaks_under: ClassVar[frozenset[str]] = frozenset()
+    leaks_under: frozenset[str] = frozenset()
     """The traps of TRAPS under which what this method froze moves; the conformance tests hold it against the outcome."""
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:

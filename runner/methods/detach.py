@@ -18,10 +18,13 @@ class Detach(FreezingMethod):
     """Runs the frozen prefix without a graph, as `with torch.no_grad()` around a backbone does.
 
     Nothing of the prefix is saved for backward and none of its parameters gets a gradient, so that the optimizer passes
-    them over. Serves a frozen prefix alone: a frozen part in the middle or at the end is skipped. Does not stop writes in
-    the forward pass. `input`: shape of one sample.
+    them over. Serves a frozen prefix alone: a frozen part in the middle or at the end is skipped. Begun in mid-run, it does
+    not hold where gradients are kept as zeros, nor under LBFGS. Does not stop writes in the forward pass. `input`: shape
+    of one sample.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#locally-disabling-gradient-computation
     """
+
+    leaks_under = frozenset({"zeros_mid_run", "lbfgs_mid_run"})
 
     def __init__(self, input: Sequence[int]) -> None:
         self.input = input
@@ -34,7 +37,7 @@ class Detach(FreezingMethod):
         return reason or None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
-        if self.boundary is not None:
+        if self.boundary is not None and selection.parameters:
             was: list[bool] = []
 
             def begin(*_: Any) -> None:
@@ -46,6 +49,8 @@ class Detach(FreezingMethod):
                     torch.set_grad_enabled(was.pop())
 
             undo.callback(model.register_forward_pre_hook(begin).remove)
-            undo.callback(model.get_submodule(self.boundary).register_forward_hook(end).remove)
-            undo.callback(model.register_forward_hook(end, always_call=True).remove)  # the forward pass may raise
+            undo.callback(model.get_submodule(self.boundary).register_forward_hook(end, prepend=True).remove)
+            undo.callback(
+                model.register_forward_hook(end, prepend=True, always_call=True).remove
+            )  # the forward pass may raise
         return model

@@ -15,9 +15,11 @@ class GradNone(FreezingMethod):
 
     The optimizer passes over a parameter without a gradient: no weight decay, no momentum. Backward's work is not saved.
     Does not hold for a parameter that has no part in the loss while gradients are kept as zeros, nor against writes in
-    the forward pass.
+    the forward pass, nor, begun in mid-run, under LBFGS.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_post_accumulate_grad_hook.html
     """
+
+    leaks_under = frozenset({"lbfgs_mid_run"})
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         for parameter in selection.parameters.values():

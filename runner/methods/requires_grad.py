@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from torch import nn
+from torch.optim import Optimizer
 
 from runner.methods.base import FreezingMethod
 from runner.selection import Selection
@@ -13,13 +14,27 @@ from runner.selection import Selection
 class RequiresGrad(FreezingMethod):
     """Sets `requires_grad` False, so that backward computes no gradient and the optimizer passes the parameter over.
 
-    Holds exactly under every dense torch optimizer when set before the first step with gradients as None. Does not
-    stop what is written in the forward pass: BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
+    Holds exactly under every dense torch optimizer when set before the first step. Set in mid-run, a gradient that is
+    kept as zeros lets weight decay and the moments gathered before go on moving it, and LBFGS moves it along with the
+    rest; `clean` drops gradients and optimizer state at that moment. Does not stop what is written in the forward pass:
+    BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#setting-requires-grad
     """
+
+    leaks_under = frozenset({"zeros_mid_run", "lbfgs_mid_run"})
+
+    def __init__(self, clean: bool = False) -> None:
+        self.clean = clean
+        if clean:
+            self.leaks_under = self.leaks_under - {"zeros_mid_run"}
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         for parameter in selection.parameters.values():
             undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(False)
         return model
+
+    def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
+        for parameter in selection.parameters.values() if self.clean else ():
+            parameter.grad = None
+            optimizer.state.pop(parameter, None)

@@ -15,9 +15,12 @@ class ToBuffer(FreezingMethod):
     """Registers frozen parameters as buffers of their modules, as frozen-BatchNorm classes do.
 
     They are no parameters any more: no gradient, no optimizer, no weight decay, under every optimizer. They share the
-    parameters' memory and names. Does not stop writes in the forward pass.
+    parameters' memory and names. Begun in mid-run, it does not hold under LBFGS, which goes on with what it was built with.
+    Does not stop writes in the forward pass.
     Source: https://docs.pytorch.org/vision/stable/generated/torchvision.ops.FrozenBatchNorm2d.html
     """
+
+    leaks_under = frozenset({"lbfgs_mid_run"})
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         flat = [name for name, module in model.named_modules() if isinstance(module, nn.RNNBase)]

@@ -20,7 +20,7 @@ class ZeroGrad(FreezingMethod):
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_hook.html
     """
 
-    leaks_under = frozenset({"weight_decay", "optimizer_rule"})
+    leaks_under = frozenset({"weight_decay", "optimizer_rule", "mid_run", "zeros_mid_run", "lbfgs_mid_run"})
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         for parameter in selection.parameters.values():

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from typing import Any
+
+from torch.optim import Optimizer
+
 from runner.groups import Group, by_frozen
 from runner.methods.base import FreezingMethod
 from runner.selection import Selection
@@ -11,12 +16,29 @@ class ZeroLr(FreezingMethod):
     """Gives frozen parameters a group of their own with a learning rate of 0, as users who write `lr=0` do.
 
     Gradients are still computed, so nothing is saved, and they enter a global-norm clip. Does not hold against
-    schedulers that set the rate (OneCycleLR, CyclicLR, SWALR, cosine with `eta_min`), optimizers that move at rate 0
-    (Rprop), or writes in the forward pass.
+    schedulers that set the rate (OneCycleLR, CyclicLR, SWALR, cosine with `eta_min`; in mid-run all that compute it from
+    the initial one), optimizers that move at rate 0 (Rprop), or writes in the forward pass. `guard` puts lr 0 and weight
+    decay 0 back before each step, which stops schedulers.
     Source: https://docs.pytorch.org/docs/stable/optim.html#per-parameter-options
     """
 
-    leaks_under = frozenset({"scheduler", "optimizer_ignores_lr"})
+    leaks_under = frozenset({"scheduler", "scheduler_mid_run", "optimizer_ignores_lr"})
+
+    def __init__(self, guard: bool = False) -> None:
+        self.guard = guard
+        if guard:
+            self.leaks_under = self.leaks_under - {"scheduler", "scheduler_mid_run"}
 
     def groups(self, groups: list[Group], selection: Selection) -> list[Group]:
         return by_frozen(groups, selection, lr=0.0)
+
+    def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
+        if not self.guard:
+            return
+
+        def put_back(*_: Any) -> None:
+            for group in optimizer.param_groups:
+                if any(parameter in selection for parameter in group["params"]):
+                    group.update({key: 0.0 for key in ("lr", "weight_decay") if key in group})
+
+        undo.callback(optimizer.register_step_pre_hook(put_back).remove)

@@ -1,0 +1,179 @@
+"""Who wrote it: a witness of one step tells whether a forward pass, the optimizer, or somebody else changed a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.optim import Optimizer
+
+from runner.replay import causes_in_step
+from runner.tensors import Entry, same_bits
+
+
+@dataclass
+class Suspect:
+    """A tensor declared frozen. `writers` are those seen to change it since the witness began."""
+
+    places: list[tuple[nn.Module, str]]
+    mark: Tensor
+    writers: set[str] = field(default_factory=set)
+    inside: int = 0  # how many forward passes of its modules are under way
+
+    @property
+    def now(self) -> Tensor | None:
+        """The tensor as registered now; a module may put another in its place."""
+        for module, key in self.places:
+            for registry in (module._parameters, module._buffers):
+                if registry.get(key) is not None:
+                    return registry[key]
+        return None
+
+
+class Witness:
+    """Watches suspects from one step's end to the next one's, with hooks of its own, and changes nothing.
+
+    `start`: what they were when they were frozen; `declared`: the rates that each optimizer's groups were given. `causes`
+    fills as steps end; `reasons` says why an experiment failed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        suspects: Mapping[str, tuple[Entry, Tensor]],
+        start: Mapping[str, Tensor],
+        declared: Sequence[Sequence[float]],
+    ) -> None:
+        self.optimizers, self.start, self.declared = optimizers, start, declared
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self.suspects = {
+            name: Suspect(
+                [
+                    (modules[owner], key)
+                    for owner, _, key in (full.rpartition(".") for full in was.names)
+                    if owner in modules
+                ],
+                tensor.detach().clone(),
+            )
+            for name, (was, tensor) in suspects.items()
+        }
+        self.below: dict[int, set[str]] = {}  # of each module, the suspects that it or a module below it owns
+        for name, (was, _) in suspects.items():
+            for full in was.names:
+                parts = full.split(".")[:-1]
+                for count in range(len(parts) + 1):
+                    self.below.setdefault(id(modules.get(".".join(parts[:count]))), set()).add(name)
+        self.stepping = self.replayed = self.evaluates = False
+        self.stepped: set[int] = set()
+        self.in_step: dict[str, str] = {}
+        self.causes: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
+        # Hooks for all modules, for those of a module would turn off the fast path of a transformer in inference mode.
+        self.hooks = [
+            register_module_forward_pre_hook(self._forward_begins),
+            register_module_forward_hook(self._forward_ends, always_call=True),
+            *(one.register_step_pre_hook(partial(self._step_begins, index)) for index, one in enumerate(optimizers)),
+        ]
+
+    @property
+    def done(self) -> bool:
+        """Whether every optimizer has stepped since the witness began."""
+        return len(self.stepped) == len(self.optimizers)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def step_ended(self, index: int) -> None:
+        """To be called when an optimizer's step has ended: tells the causes of what was written since the last one."""
+        self._look(self.suspects)
+        self.stepping = False
+        self.stepped.add(index)
+        leaked = self._leaked()
+        if not self.replayed and any("step" in self.suspects[name].writers for name in leaked):
+            self._replay(index)  # it moved at this step first
+        self.replayed = False
+        for name in leaked:
+            writers = self.suspects[name].writers
+            if writers and (cause := self._told(name, writers)):
+                self.causes[name] = cause
+        for suspect in self.suspects.values():
+            suspect.writers.clear()
+
+    def _leaked(self) -> dict[str, Tensor]:
+        """Those without a cause that are not now what they were at the start."""
+        now = {name: suspect.now for name, suspect in self.suspects.items() if name not in self.causes}
+        return {name: at for name, at in now.items() if at is not None and not same_bits(self.start[name], at)}
+
+    def _told(self, name: str, writers: set[str]) -> str:
+        for outside in ("forward_write", "outside_write"):
+            if outside in writers:
+                return outside
+        if name in self.in_step or name in self.reasons:
+            return self.in_step.get(name, "")
+        if self.evaluates:
+            self.reasons[name] = "the step evaluates a closure at several points, and a replay of the first does not move it"
+            return ""
+        return "outside_write"  # a hook around the step
+
+    def _step_begins(self, index: int, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._look(self.suspects)
+        self.stepping = True
+        closure: Any = args[1] if len(args) > 1 else kwargs.get("closure")
+        self.evaluates = closure is not None
+        if not self.evaluates:
+            self._replay(index)
+            return None
+
+        def evaluated() -> Any:
+            loss = closure()
+            if not self.replayed:  # it has just made the step's gradients, and nothing has been stepped
+                self._replay(index)
+            return loss
+
+        return ((args[0], evaluated, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": evaluated})
+
+    def _replay(self, index: int) -> None:
+        leaked = self._leaked()
+        if leaked:
+            self.replayed = True
+            found, reason = try_causes(self.optimizers[index], leaked, self.declared[index])
+            self.in_step.update(found)
+            self.reasons.update(dict.fromkeys(leaked if reason else (), reason))
+
+    def _forward_begins(self, module: nn.Module, args: Any) -> None:
+        names = self.below.get(id(module), ())
+        self._look(names)
+        for name in names:
+            self.suspects[name].inside += 1
+
+    def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
+        names = self.below.get(id(module), ())
+        self._look(names)
+        for name in names:
+            self.suspects[name].inside = max(0, self.suspects[name].inside - 1)
+
+    def _look(self, names: Any) -> None:
+        for name in names:
+            suspect = self.suspects[name]
+            tensor = suspect.now
+            if tensor is not None and not same_bits(suspect.mark, tensor):
+                outside = "step" if self.stepping else "outside_write"
+                suspect.writers.add("forward_write" if suspect.inside else outside)
+                suspect.mark = tensor.detach().clone()
+
+
+def try_causes(
+    optimizer: Optimizer, suspects: Mapping[str, Tensor], declared: Sequence[float]
+) -> tuple[dict[str, str], str]:
+    """The causes that a replay of the step finds, and, where it cannot be replayed, none and the reason."""
+    try:
+        return causes_in_step(optimizer, suspects, declared), ""
+    except Exception as error:  # of anyone's optimizer; the training must go on
+        return {}, f"a step of {type(optimizer).__name__} could not be replayed ({type(error).__name__}: {error})"
