@@ -73,13 +73,20 @@ def carry_out(config: DictConfig) -> int:
     from runner import job, summary
 
     console = summary.terminal()
-    with summary.progress(config.batches, console) as on_step:
-        result = job.perform(config, on_step)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    warned: list[str] = []
+
+    def on_warning(text: str) -> None:
+        warned.append(text)
+        if not in_sweep:
+            print(f"freeze-runner: warning: {text}", file=sys.stderr)
+
+    with summary.progress(config.batches, console) as on_step:
+        result = job.perform(config, on_step, on_warning=on_warning)
     if in_sweep:
         print(summary.line(result), flush=True)
     elif result.status in ("finished", "interrupted"):
-        summary.show(result, title(config), console)
+        summary.show(result, title(config), console, said=warned)
     else:
         refuse(f"{result.record['status']}: {result.record['reason']} (log: {summary.shown(result.folder / LOG)})")
     if result.status == "interrupted":

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
 
     `key` is where the node stands in the config. `_partial_: true` returns the call unmade, `_args_` adds positional
     arguments. Raises ConfigError where the target does not exist, does not take these arguments (bound against its
-    signature before the call), or is a library's and answers them with a ValueError or TypeError; whatever else passes.
+    signature before the call), or is a library's and answers them with an error of its own; whatever else passes.
     """
     path = node.get("_target_")
     if not isinstance(path, str):
@@ -39,7 +39,7 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
         return target(*args, **given)
     except ConfigError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
         if path.split(".")[0] not in LIBRARIES:  # a bug in the user's own class is no mistake in the config
             raise
         raise ConfigError(f"{key}: {path} refused its arguments: {error}") from error
@@ -97,11 +97,16 @@ def _nested(value: Any, key: str) -> Any:
     return value
 
 
+@lru_cache(maxsize=256)
+def _signature(target: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(target)
+
+
 def _bind(
     target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...], given: dict[str, Any], unmade: bool
 ) -> None:
     try:
-        signature = inspect.signature(target)
+        signature = _signature(target)
     except (TypeError, ValueError):  # some builtins have none to read
         return
     parameters = signature.parameters

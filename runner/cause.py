@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,9 +21,11 @@ class Suspect:
     """A tensor declared frozen. `writers` are those seen to change it since the witness began."""
 
     places: list[tuple[nn.Module, str]]
+    tensor: Tensor
     mark: Tensor
     writers: set[str] = field(default_factory=set)
     inside: int = 0  # how many forward passes of its modules are under way
+    lent: bool = False  # its place, to another tensor for one pass: torch.func.functional_call
 
     @property
     def now(self) -> Tensor | None:
@@ -37,6 +40,7 @@ class Suspect:
 class Witness:
     """Watches suspects from one step's end to the next one's, with hooks of its own, and changes nothing.
 
+    A `wary` one replays the first step of each optimizer for all suspects, and not just for those that have leaked.
     `start`: what they were when they were frozen; `declared`: the rates that each optimizer's groups were given. `causes`
     fills as steps end; `reasons` says why an experiment failed.
     """
@@ -48,8 +52,9 @@ class Witness:
         suspects: Mapping[str, tuple[Entry, Tensor]],
         start: Mapping[str, Tensor],
         declared: Sequence[Sequence[float]],
+        wary: bool = False,
     ) -> None:
-        self.optimizers, self.start, self.declared = optimizers, start, declared
+        self.optimizers, self.start, self.declared, self.wary = optimizers, start, declared, wary
         modules = dict(model.named_modules(remove_duplicate=False))
         self.suspects = {
             name: Suspect(
@@ -58,7 +63,8 @@ class Witness:
                     for owner, _, key in (full.rpartition(".") for full in was.names)
                     if owner in modules
                 ],
-                tensor.detach().clone(),
+                tensor,
+                start[name] if same_bits(start[name], tensor) else tensor.detach().clone(),
             )
             for name, (was, tensor) in suspects.items()
         }
@@ -68,8 +74,9 @@ class Witness:
                 parts = full.split(".")[:-1]
                 for count in range(len(parts) + 1):
                     self.below.setdefault(id(modules.get(".".join(parts[:count]))), set()).add(name)
-        self.stepping = self.replayed = self.evaluates = False
+        self.stepping = self.evaluates = self.hooked = False
         self.stepped: set[int] = set()
+        self.replayed: set[str] = set()  # those whose move the replay of this step has sought
         self.in_step: dict[str, str] = {}
         self.causes: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
@@ -92,19 +99,23 @@ class Witness:
 
     def step_ended(self, index: int) -> None:
         """To be called when an optimizer's step has ended: tells the causes of what was written since the last one."""
-        self._look(self.suspects)
+        self._look(self.suspects.values())
         self.stepping = False
         self.stepped.add(index)
-        leaked = self._leaked()
-        if not self.replayed and any("step" in self.suspects[name].writers for name in leaked):
-            self._replay(index)  # it moved at this step first
-        self.replayed = False
-        for name in leaked:
+        for name in self._leaked():
             writers = self.suspects[name].writers
             if writers and (cause := self._told(name, writers)):
                 self.causes[name] = cause
+        self.replayed.clear()
+        self.in_step.clear()
         for suspect in self.suspects.values():
             suspect.writers.clear()
+
+    def _sought(self, index: int) -> dict[str, Tensor]:
+        if self.wary and index not in self.stepped:
+            now = {name: suspect.now for name, suspect in self.suspects.items()}
+            return {name: tensor for name, tensor in now.items() if tensor is not None}
+        return self._leaked()
 
     def _leaked(self) -> dict[str, Tensor]:
         """Those without a cause that are not now what they were at the start."""
@@ -115,65 +126,83 @@ class Witness:
         for outside in ("forward_write", "outside_write"):
             if outside in writers:
                 return outside
-        if name in self.in_step or name in self.reasons:
+        if name not in self.replayed or name in self.in_step or name in self.reasons:
             return self.in_step.get(name, "")
-        if self.evaluates:
-            self.reasons[name] = "the step evaluates a closure at several points, and a replay of the first does not move it"
-            return ""
-        return "outside_write"  # a hook around the step
+        if self.hooked and not self.evaluates:
+            return "outside_write"
+        several = "the step evaluates a closure at several points, and a replay of the first does not move it"
+        self.reasons[name] = several if self.evaluates else "the step moves it, and a replay of the step on copies does not"
+        return ""
 
     def _step_begins(self, index: int, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._look(self.suspects)
+        self._look(self.suspects.values())
         self.stepping = True
+        own = 2  # the audit's
+        self.hooked = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks) > own
         closure: Any = args[1] if len(args) > 1 else kwargs.get("closure")
-        self.evaluates = closure is not None
+        self.evaluates = callable(closure)
         if not self.evaluates:
-            self._replay(index)
+            self._replay(index, self._sought(index))
             return None
 
         def evaluated() -> Any:
             loss = closure()
             if not self.replayed:  # it has just made the step's gradients, and nothing has been stepped
-                self._replay(index)
+                self._replay(index, self._sought(index))
             return loss
 
         return ((args[0], evaluated, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": evaluated})
 
-    def _replay(self, index: int) -> None:
-        leaked = self._leaked()
+    def _replay(self, index: int, leaked: dict[str, Tensor]) -> None:
         if leaked:
-            self.replayed = True
-            found, reason = try_causes(self.optimizers[index], leaked, self.declared[index])
+            self.replayed.update(leaked)
+            found, reason = try_causes(self.optimizers[index], leaked, self.declared[index], self.evaluates)
             self.in_step.update(found)
             self.reasons.update(dict.fromkeys(leaked if reason else (), reason))
 
     def _forward_begins(self, module: nn.Module, args: Any) -> None:
-        names = self.below.get(id(module), ())
-        self._look(names)
-        for name in names:
-            self.suspects[name].inside += 1
+        passed = self._passed(module)
+        for suspect in passed:
+            if not suspect.inside:
+                suspect.lent = suspect.now is not suspect.tensor
+        self._look(suspect for suspect in passed if not suspect.lent)
+        for suspect in passed:
+            suspect.inside += 1
 
     def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        names = self.below.get(id(module), ())
-        self._look(names)
-        for name in names:
-            self.suspects[name].inside = max(0, self.suspects[name].inside - 1)
+        passed = self._passed(module)
+        self._look(suspect for suspect in passed if not suspect.lent)
+        for suspect in passed:
+            suspect.inside = max(0, suspect.inside - 1)
 
-    def _look(self, names: Any) -> None:
-        for name in names:
-            suspect = self.suspects[name]
+    def _passed(self, module: nn.Module) -> list[Suspect]:
+        compiled = getattr(module, "_orig_mod", module)  # which does not call what it has compiled
+        return [self.suspects[name] for name in self.below.get(id(compiled), ())]
+
+    def _look(self, suspects: Iterable[Suspect]) -> None:
+        for suspect in suspects:
             tensor = suspect.now
             if tensor is not None and not same_bits(suspect.mark, tensor):
                 outside = "step" if self.stepping else "outside_write"
                 suspect.writers.add("forward_write" if suspect.inside else outside)
                 suspect.mark = tensor.detach().clone()
+            suspect.tensor = suspect.tensor if tensor is None else tensor
 
 
 def try_causes(
-    optimizer: Optimizer, suspects: Mapping[str, Tensor], declared: Sequence[float]
+    optimizer: Optimizer, suspects: Mapping[str, Tensor], declared: Sequence[float], with_closure: bool = False
 ) -> tuple[dict[str, str], str]:
     """The causes that a replay of the step finds, and, where it cannot be replayed, none and the reason."""
     try:
-        return causes_in_step(optimizer, suspects, declared), ""
+        return causes_in_step(optimizer, suspects, declared, with_closure), ""
     except Exception as error:  # of anyone's optimizer; the training must go on
         return {}, f"a step of {type(optimizer).__name__} could not be replayed ({type(error).__name__}: {error})"
+
+
+def compiled_somewhere() -> bool:
+    """Whether anything was given to torch.compile in this process: a hook on modules would have it compiled once more.
+
+    Told from what torch keeps for itself; where a version of torch keeps it elsewhere, False.
+    """
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    return any(backend is not None for backend in getattr(frames, "cached_backends", {}).values())

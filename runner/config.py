@@ -96,16 +96,19 @@ class Config:
 _SCHEMA = OmegaConf.structured(Config)
 
 
-def check(composed: DictConfig) -> Config:
+def check(composed: DictConfig, method: str | None = None) -> Config:
     """The composed config as typed data, refused where composing alone can tell that it is wrong.
 
-    Raises ConfigError for unknown keys, wrong types, missing values, numbers out of range, malformed patterns and
-    extras that are not installed.
+    `method` is the choice of that name, where the `hydra` node is cut off. Raises ConfigError for unknown keys, wrong types,
+    missing values, numbers out of range, malformed patterns and extras that are not installed.
     """
     if "hydra" in composed:
         _check_choices(composed.hydra)
+        method = composed.hydra.runtime.choices.method
     typed = _typed(composed)
-    for key in sorted(_missing(OmegaConf.to_container(typed))):  # unresolved, for another key may refer to it
+    if method is not None:
+        _drop_options_of_another_method(typed, method)
+    for key in sorted(_missing(OmegaConf.to_container(typed))):  # another key may refer to it
         raise ConfigError(f"{key} is missing; give {key}=...")
     try:
         config = OmegaConf.to_object(typed)
@@ -180,6 +183,17 @@ def _typed(composed: DictConfig) -> DictConfig:
         raise ConfigError(_said(error, own)) from error
 
 
+def _drop_options_of_another_method(typed: DictConfig, choice: str) -> None:
+    """Where `method._target_` was given, the options of the file that it stood in are not its own."""
+    file, given = CONF / "method" / f"{choice}.yaml", OmegaConf.to_container(typed.method)
+    was: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    assert isinstance(given, dict)
+    if was.get("_target_") != given.get("_target_"):
+        for key in was.keys() & given.keys() - {"_target_"}:
+            if was[key] == given[key]:
+                del typed.method[key]
+
+
 def _missing(value: Any, key: str = "") -> Iterator[str]:
     if value == MISSING:
         yield key
@@ -245,24 +259,26 @@ def _check_extras(config: Config) -> None:
             raise ConfigError(f"{key} needs {module}; install it with: pip install 'freeze-runner[{extra}]'")
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_numbers(config: Config) -> None:
     batch_size = config.data.get("batch_size", 1)
-    for key, value in {
-        "batches": config.batches,
-        "data.batch_size": batch_size,
-        "model.classes": config.model.classes,
-    }.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    counts = {"batches": config.batches, "data.batch_size": batch_size, "model.classes": config.model.classes}
+    for key, value in counts.items():
+        if not _is_whole(value) or value < 1:
             raise ConfigError(f"{key} is {value!r}; it must be a whole number of 1 or more")
     if not config.model.input or min(config.model.input) < 1:
         raise ConfigError(f"model.input is {config.model.input}; give the shape of one sample, e.g. [3,224,224]")
-    threads = config.threads
-    if threads != "auto" and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise ConfigError(f"threads is {threads!r}; give auto or a whole number of 1 or more")
+    if config.threads != "auto" and (not _is_whole(config.threads) or config.threads < 1):
+        raise ConfigError(f"threads is {config.threads!r}; give auto or a whole number of 1 or more")
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"seed is {config.seed}; it must lie between 0 and 2**63 - 1")
     first = config.schedule.get("step", 1)
-    if isinstance(first, int) and first > config.batches:
+    if config.schedule.get("_target_") == "runner.schedule.after" and (not _is_whole(first) or first < 1):
+        raise ConfigError(f"schedule.step is {first!r}; give the first step that is frozen, a whole number of 1 or more")
+    if _is_whole(first) and first > config.batches:
         raise ConfigError(f"schedule.step is {first} and batches is {config.batches}: nothing would ever be frozen")
     if config.clip is not None and not config.clip > 0:
         raise ConfigError(f"clip is {config.clip}; give the largest norm of all gradients together, above 0, or null")

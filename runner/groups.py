@@ -34,8 +34,8 @@ def all_in_one(model: nn.Module, selection: Selection) -> list[Group]:
 
 
 def by_parameter(model: nn.Module, selection: Selection) -> list[Group]:
-    """One group a parameter, with its name; a tied parameter is one."""
-    return [{"name": name, "params": [parameter]} for name, parameter in model.named_parameters()]
+    """One group a parameter, with its name; a tied parameter is one. Without parameters it is one empty group, `all`."""
+    return [{"name": n, "params": [parameter]} for n, parameter in model.named_parameters()] or all_in_one(model, selection)
 
 
 def by_module(model: nn.Module, selection: Selection, names: Sequence[str] = ()) -> list[Group]:
@@ -87,13 +87,14 @@ def by_frozen(groups: list[Group], selection: Selection, **options: Any) -> list
 def refined(groups: list[Group], later: list[Group]) -> list[Group]:
     """The groups, cut so that `later` takes none of them apart, and named as there: a scheduler counts groups only once.
 
-    What `later` leaves out becomes `NAME/frozen`.
+    What `later` leaves out of a group becomes `NAME/frozen`.
     """
     name_of = {id(parameter): group["name"] for group in later for parameter in group["params"]}
     cut = []
     for group in groups:
-        for name, part in _partition(group, lambda p: name_of.get(id(p))).items():
-            cut.append({**part, "name": name or f"{group['name']}/frozen"})
+        parts = _partition(group, lambda p: name_of.get(id(p)))
+        left_out = f"{group['name']}/frozen" if len(parts) > 1 else group["name"]
+        cut += [{**part, "name": name or left_out} for name, part in parts.items()]
     return cut
 
 
@@ -102,8 +103,9 @@ def regroup(optimizer: Optimizer, was: list[Group], groups: list[Group]) -> None
 
     State stays with its parameter, stale state included, and so does whatever a scheduler has set meanwhile.
     """
-    then = {group["name"]: group for group in groups}
-    for live, before in zip(optimizer.param_groups, was, strict=True):
+    were, then = ({group["name"]: group for group in cut} for cut in (was, groups))
+    for live in optimizer.param_groups:
+        before = were.get(live["name"], {})
         after = then.get(live["name"], {**before, "params": []})
         live.update({key: value for key, value in after.items() if key != "params" and value != before.get(key)})
         if [id(p) for p in live["params"]] != [id(p) for p in after["params"]]:

@@ -93,13 +93,14 @@ def perform(
     composed: DictConfig,
     on_step: Callable[[Step], None] = lambda step: None,
     on_error: Callable[[BaseException], None] = lambda error: None,
+    on_warning: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Carry out one run in the folder that Hydra made for it, and write its files, whatever happens.
 
     A failure is logged with its traceback, recorded in `run.json`, handed to `on_error`, and not raised.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    config = check(composed)
+    config = check(composed, HydraConfig.get().runtime.choices["method"])
     record = unmeasured(config, config_hash(composed))
     result = Result(folder, record, exit_code=1)
     discard(folder, RECORD, *MEASURED)  # of an earlier try, in a sweep that is started again
@@ -108,7 +109,12 @@ def perform(
         try:
             from runner.experiment import experiment  # here, for importing torch takes seconds and may be interrupted
 
-            outcome = experiment(config, on_step)
+            def warn(text: str) -> None:
+                log.warning("%s", text)
+                record["notes"].append(text)
+                on_warning(text)
+
+            outcome = experiment(config, on_step, warn)
             measured(result, outcome, config)
         except SkippedError as skipped:
             record.update(status="skipped", reason=str(skipped))
@@ -152,6 +158,7 @@ def unmeasured(config: Config, hashed: str) -> dict[str, Any]:
         "threads": None,
         "device": config.device.value,
         "trained_digest": None,
+        "couplings": [],
         "cost": {},
         "versions": versions(),
         "git": git(),
@@ -177,10 +184,11 @@ def measured(result: Result, outcome: Outcome, config: Config) -> None:
         loss_first=finite(losses[0]) if losses else None,
         loss_last=finite(losses[-1]) if losses else None,
         looks=outcome.looks,
-        notes=notes,
+        notes=[*result.record["notes"], *notes],
         threads=outcome.threads,
         device=outcome.device,
         trained_digest=outcome.trained_digest,
+        couplings=outcome.couplings,
     )
     if outcome.interrupted:
         result.record.update(status="interrupted", reason=f"interrupted after step {len(losses)} of {config.batches}")

@@ -27,7 +27,10 @@ def seed_all(seed: int) -> None:
     """Seed Python, numpy and torch on every device."""
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        torch.manual_seed(seed)
+    else:  # which would note the call, with its stack, for devices that are not there
+        torch.default_generator.manual_seed(seed)
 
 
 @contextmanager

@@ -1,43 +1,83 @@
-"""Look first: what a run would do, without a step and without a folder."""
+"""Look first: what a run would do and what would go wrong, without training and without a folder."""
 
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from runner.build import build
 from runner.config import Config
 from runner.errors import ConfigError, SkippedError
-from runner.experiment import assembled
+from runner.experiment import Line, assembled, freeze_now, labels, rehearsed, task_of, to_device
 from runner.groups import placed, rate
+from runner.hazards import drifts, idles, leaks
+from runner.preflight import Rehearsal, pulls_of_a_batch
 from runner.summary import terminal
 from runner.tensors import entries, now
 
 
+def foresee(line: Line, config: Config) -> Rehearsal:
+    """What will become of every tensor, by one batch through each phase of the line and a rehearsal of its steps.
+
+    The line is used up: its model has seen a batch, and is frozen as in its last phase. Cannot foresee what depends on
+    more than one batch: rows of an `Embedding(max_norm=...)` that a later one looks up, gradients that die or are rounded
+    away. Raises what the run would raise.
+    """
+    task, data = task_of(config, line.device), build(config.data, "data")
+    batches = data.batches(config.batches, config.model.input, config.model.classes, config.seed)
+    batch = next(iter(batches), None)
+    if batch is not None:
+        for phase in line.phases:
+            if phase is not line.phases[0]:
+                freeze_now(line, phase)
+            line.model.train()
+            stage = line.stages[-1]
+            stage.pulls, stage.written = pulls_of_a_batch(line.model, line.parameters, task, to_device(batch, line.device))
+    return rehearsed(line, config)
+
+
 def show_plan(config: Config, console: Console | None = None) -> None:
-    """Print every parameter with its shape, group, learning rate, `requires_grad` and whether it is declared frozen."""
+    """Print every parameter with its shape, group, learning rate and whether it is declared frozen, then the hazards."""
     console = console or terminal()
     try:
         with assembled(config) as line:
-            group_of, resolve = placed([line.optimizer]), now(entries(line.model))
-            parameters = [entry for entry in line.before.entries.values() if entry.kind == "parameter"]
-            table = Table("parameter", "shape", "group", "lr", "requires_grad", "frozen", box=None, pad_edge=False)
-            for entry in parameters:
-                name, group = group_of.get(id(entry.tensor), ("(none)", None))
-                tensor = resolve(entry)
-                table.add_row(
-                    " = ".join([entry.name, *entry.aliases]),
-                    "x".join(map(str, entry.tensor.shape)),
-                    name,
-                    str(rate(group)) if group else "",
-                    str(tensor is not None and tensor.requires_grad),
-                    "frozen" if entry.tensor in line.selection else "",
-                )
-            console.print(table)
+            console.print(_parameters(line))
+            modules = len(line.selection.modules)
             console.print(
-                f"{len(line.selection.parameters)} of {len(parameters)} parameters would be frozen, "
-                f"{len(line.selection.modules)} modules held in inference mode; nothing was trained or written."
+                f"{len(line.selection.parameters)} of {len(line.parameters)} parameters would be frozen, "
+                f"{modules} modules held in inference mode; nothing was trained or written."
             )
             for note in line.selection.notes:
-                console.print(f"note: {note}")
+                console.print(f"note: {escape(note)}")
+            foreseen = foresee(line, config)
+            owners = {name: entry.owner for name, entry in line.before.entries.items()}
+            hazards = [
+                *leaks(foreseen, *labels(line, config)),
+                *drifts(foreseen, list(line.selection.parameters), owners),
+                *idles(foreseen),
+            ]
+            for hazard in hazards:
+                console.print(f"[yellow]hazard:[/] {escape(hazard)}")
+            if not hazards:
+                console.print("no hazard is foreseen: what is frozen would hold, and the rest would train")
     except SkippedError as skipped:
         raise ConfigError(f"skipped: {skipped}") from skipped
+
+
+def _parameters(line: Line) -> Table:
+    group_of, resolve = placed([line.optimizer]), now(entries(line.model))
+    table = Table("parameter", "shape", "group", "lr", "requires_grad", "frozen", box=None, pad_edge=False)
+    first = line.phases[-1].first
+    for entry in (entry for entry in line.before.entries.values() if entry.kind == "parameter"):
+        name, group = group_of.get(id(entry.tensor), ("(none)", None))
+        tensor = resolve(entry)
+        table.add_row(
+            " = ".join([entry.name, *entry.aliases]),
+            "x".join(map(str, entry.tensor.shape)),
+            name,
+            str(rate(group)) if group else "",
+            str(tensor is not None and tensor.requires_grad),
+            "" if entry.tensor not in line.selection else "frozen" if first == 1 else f"from step {first} on",
+        )
+    return table

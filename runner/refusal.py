@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import CONF, known_keys
@@ -55,4 +56,6 @@ def _groups() -> Iterable[str]:
 
 
 def _all_keys() -> list[str]:
-    return [*known_keys(), *_groups(), "data.batch_size", "optimizer.lr"]
+    files = [(path.parent.name, OmegaConf.load(path)) for path in CONF.glob("*/*.yaml")]
+    options = {f"{group}.{key!s}" for group, node in files if group != "experiment" for key in node}
+    return [*known_keys(), *_groups(), *sorted(options)]

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from runner.groups import placed, rate
+from runner.groups import rate
 from runner.machine import kept_random_state
 from runner.tensors import same_bits, share_memory
 
@@ -26,14 +28,16 @@ Change = Callable[[Optimizer], None]
 DECAY = re.compile(r"(^|_)(weight_?decay|wd)$")  # what optimizers call it; the replay shows whether it is to blame
 
 
-def causes_in_step(optimizer: Optimizer, suspects: Mapping[str, Tensor], declared: Sequence[float]) -> dict[str, str]:
+def causes_in_step(
+    optimizer: Optimizer, suspects: Mapping[str, Tensor], declared: Sequence[float], with_closure: bool = False
+) -> dict[str, str]:
     """Why a step, from the gradients and the state that are there now, moves each suspect; what it leaves is left out.
 
-    `declared` are the rates that the groups were given, by position. Nothing real is stepped, and no random state is
-    drawn from. Raises whatever the optimizer or its copy raises.
+    `declared` are the rates that the groups were given, by position; `with_closure`: the step is given one. Nothing real
+    is stepped, and no random state is drawn from. Raises whatever the optimizer or its copy raises.
     """
     with kept_random_state():
-        moves = partial(moved, optimizer, suspects)
+        moves = partial(moved, optimizer, suspects, with_closure=with_closure)
         moving = moves()
         pulled = {name for name in moving if gradient(suspects[name]) == "present"}
         found = _of_the_pulled(optimizer, {name: suspects[name] for name in pulled}, moves, declared)
@@ -50,12 +54,17 @@ def _of_the_pulled(
 ) -> dict[str, str]:
     """With a gradient: the scheduler, if the declared rate stops it; a rule that needs no rate; else the gradient itself."""
     rates = [rate(group) for group in optimizer.param_groups]
-    raised = bool(pulled) and len(rates) == len(declared) and rates != list(declared)
-    left = moves(partial(_with_rates, list(declared))) if raised else set(pulled)
-    group_of = placed([optimizer])
+    known = list(declared) if len(declared) == len(rates) else rates  # a group was added since
+    left = moves(partial(_with_rates, known)) if pulled and known != rates else set(pulled)
+    at_zero = {
+        id(parameter)
+        for group, lr, was in zip(optimizer.param_groups, rates, known, strict=True)
+        for parameter in group["params"]
+        if lr == 0 or was == 0
+    }
     found = {}
     for name, tensor in pulled.items():
-        stepped_anyway = "optimizer_ignores_lr" if rate(group_of[id(tensor)][1]) == 0 else "gradient"
+        stepped_anyway = "optimizer_ignores_lr" if id(tensor) in at_zero else "gradient"
         found[name] = stepped_anyway if name in left else "scheduler"
     return found
 
@@ -77,13 +86,13 @@ def _of_the_pushed(pushed: set[str], moves: Callable[..., set[str]]) -> dict[str
     return found
 
 
-def moved(optimizer: Optimizer, suspects: Mapping[str, Tensor], *changes: Change) -> set[str]:
+def moved(optimizer: Optimizer, suspects: Mapping[str, Tensor], *changes: Change, with_closure: bool = False) -> set[str]:
     """Which suspects a step would move by a bit, with these changes made to the copy that is stepped."""
     twin, twin_of = copied(optimizer)
     for change in changes:
         change(twin)
     try:
-        step(twin)
+        step(twin, with_closure)
     except Exception:
         if _with_fresh_state not in changes:
             raise
@@ -91,10 +100,27 @@ def moved(optimizer: Optimizer, suspects: Mapping[str, Tensor], *changes: Change
         for change in (*changes, _with_zeroed_state):
             if change is not _with_fresh_state:
                 change(twin)
-        step(twin)
+        step(twin, with_closure)
     return {
         name for name, tensor in suspects.items() if id(tensor) in twin_of and not same_bits(tensor, twin_of[id(tensor)])
     }
+
+
+def couples_with(optimizer: Optimizer, frozen: Sequence[Tensor]) -> bool:
+    """Whether the gradients of what is frozen change what a step makes of the rest."""
+    if all(gradient(tensor) != "present" for tensor in frozen):
+        return False
+    steps = []
+    for dropped in ((), frozen):
+        with kept_random_state():
+            twin, twin_of = copied(optimizer)
+            for tensor in dropped:
+                if id(tensor) in twin_of:
+                    twin_of[id(tensor)].grad = None
+            step(twin)
+            steps.append(twin_of)
+    rest = steps[0].keys() - {id(tensor) for tensor in frozen}
+    return any(not same_bits(steps[0][it], steps[1][it]) for it in rest)
 
 
 def copied(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
@@ -109,48 +135,87 @@ def copied(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
         twin.grad = None if parameter.grad is None else parameter.grad.detach().clone()
         memo[id(parameter)] = twin
     twins = {id(parameter): memo[id(parameter)] for parameter in parameters}
-    return _twin(optimizer, memo), twins
+    ones = _with_inner(optimizer)
+    memo.update({id(one): object.__new__(type(one)) for one in ones})
+    for one in ones:
+        _copy_into(memo[id(one)], one, memo)
+    return memo[id(optimizer)], twins
+
+
+def _with_inner(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer and those that it wraps."""
+    ones = [optimizer]
+    for one in ones:  # which grows meanwhile
+        inner = [value for kept in vars(one).values() for value in _values(kept) if isinstance(value, Optimizer)]
+        ones += [value for value in inner if not any(value is known for known in ones)]
+    return ones
+
+
+def _values(kept: Any) -> Iterable[Any]:
+    return kept.values() if isinstance(kept, dict) else kept if isinstance(kept, (list, tuple)) else (kept,)
 
 
 def _stepped(optimizer: Optimizer) -> list[Tensor]:
     """What an optimizer steps: its groups, and what it lists elsewhere (LBFGS goes on with what its group once held)."""
-    lists = [group["params"] for group in optimizer.param_groups]
-    lists += [value for value in vars(optimizer).values() if isinstance(value, list)]
+    lists = []
+    for one in _with_inner(optimizer):
+        lists += [group["params"] for group in one.param_groups]
+        lists += [value for value in vars(one).values() if isinstance(value, list)]
     return list({id(tensor): tensor for found in lists for tensor in found if isinstance(tensor, Tensor)}.values())
 
 
-def _twin(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
-    twin = memo[id(optimizer)] = object.__new__(type(optimizer))
-    for value in vars(optimizer).values():
-        if isinstance(value, Optimizer) and id(value) not in memo:  # one that wraps another
-            _twin(value, memo)
+def _copy_into(twin: Optimizer, optimizer: Optimizer, memo: dict[int, Any]) -> None:
     # A scheduler leaves on the optimizer a `step` that is bound to the real one.
     kept = {name: value for name, value in vars(optimizer).items() if name != "step" and not name.endswith("_hooks")}
+    for name, value in kept.items():
+        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        held = [one for content in cells for one in (getattr(content, "__self__", content), *_values(content))]
+        if any(id(one) in memo for one in held):
+            raise TypeError(f"its {name} is a function that holds the real one, which a copy would step")
     vars(twin).update(copy.deepcopy(kept, memo))
+    for value in vars(twin).values():
+        if isinstance(value, dict):  # where it keeps what it knows of a tensor by the tensor's id
+            for key in [key for key in value if isinstance(key, int) and isinstance(memo.get(key), Tensor)]:
+                value[id(memo[key])] = value.pop(key)
     vars(twin).update({name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")})
-    return twin
 
 
-def step(optimizer: Optimizer) -> None:
+def step(optimizer: Optimizer, with_closure: bool = False) -> None:
     """One step of a copy by its class's own rule, from the gradients it has.
 
-    A closure, where it needs one, gives the loss to first order: a line search has to see it fall.
+    A closure, where it is given or needs one, makes these and the loss to first order: a line search has to see it fall.
     """
     rule: Any = type(optimizer).step
     if getattr(rule, "hooked", False):  # torch's wrapper calls the hooks that were registered for all optimizers
         rule = rule.__wrapped__
     argument = signature(rule).parameters.get("closure")
-    if argument is not None and argument.default is Parameter.empty:  # LBFGS
-        rule(optimizer, _first_order(optimizer))
+    if argument is not None and (with_closure or argument.default is Parameter.empty):  # LBFGS
+        rule(optimizer, closure=_first_order(optimizer))
     else:
         rule(optimizer)
 
 
+def within_a_step(optimizer: Optimizer) -> bool:
+    """Whether the hook that asks was called for a step within a step: an overridden `step` that calls its parent's.
+
+    torch wraps each of the two, and calls the hooks for both.
+    """
+    wrapper = getattr(type(optimizer).step, "__code__", None)
+    frame: FrameType | None = sys._getframe(1)
+    count = 0
+    while frame is not None:
+        count += frame.f_code is wrapper and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return count > 1
+
+
 def _first_order(optimizer: Optimizer) -> Callable[[], Tensor]:
-    start = [(one, one.detach().clone(), one.grad) for one in _stepped(optimizer) if one.grad is not None]
+    start = [(one, one.detach().clone(), one.grad.clone()) for one in _stepped(optimizer) if one.grad is not None]
 
     @torch.no_grad()
     def loss() -> Tensor:
+        for parameter, _, slope in start:
+            parameter.grad = slope.clone()  # some clear it on the way (SAM)
         terms = [(slope * (parameter - was)).sum() for parameter, was, slope in start]
         return torch.stack([term.float() for term in terms]).sum() if terms else torch.zeros(())
 
@@ -172,20 +237,41 @@ def _with_rates(rates: list[float], twin: Optimizer) -> None:
 
 
 def _without_decay(twin: Optimizer) -> None:
-    for options in (*twin.param_groups, twin.defaults, vars(twin)):
-        for name in options:
-            if DECAY.search(name):
-                options[name] = 0.0
+    for one in _with_inner(twin):
+        for options in (*one.param_groups, one.defaults, vars(one)):
+            for name in options:
+                if DECAY.search(name):
+                    options[name] = 0.0
 
 
 def _with_fresh_state(twin: Optimizer) -> None:
-    twin.state.clear()
+    for one in _with_inner(twin):
+        one.state.clear()
+    _zero_what_is_kept_elsewhere(twin)
 
 
 def _with_zeroed_state(twin: Optimizer) -> None:
-    for state in twin.state.values():
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                value.zero_()
-            elif isinstance(value, (int, float)):
-                state[name] = type(value)(0)
+    for one in _with_inner(twin):
+        _zeroed(one.state)
+    _zero_what_is_kept_elsewhere(twin)
+
+
+def _zero_what_is_kept_elsewhere(twin: Optimizer) -> None:
+    """Zero the tensors in attributes: a velocity, say. One without a dimension is rather a rate or a count."""
+    ones = _with_inner(twin)
+    stepped = {id(parameter) for one in ones for group in one.param_groups for parameter in group["params"]}
+    for kept in (kept for one in ones for kept in vars(one).values()):
+        for value in _values(kept):
+            if type(value) is Tensor and value.dim() and id(value) not in stepped:
+                value.detach().zero_()
+
+
+def _zeroed(value: Any) -> Any:
+    """Tensors and numbers set to 0, however deep."""
+    if isinstance(value, Tensor):
+        value.detach().zero_()
+    elif isinstance(value, dict):
+        value.update({key: _zeroed(kept) for key, kept in value.items()})
+    elif isinstance(value, list):
+        value[:] = map(_zeroed, value)
+    return type(value)(0) if isinstance(value, (int, float)) else value

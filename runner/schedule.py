@@ -25,7 +25,7 @@ def constant(selection: Selection) -> list[Phase]:
 def after(selection: Selection, step: int) -> list[Phase]:
     """Frozen from `step` on; everything trains before. Raises ConfigError unless `step` is a whole number of 1 or more."""
     if not isinstance(step, int) or isinstance(step, bool) or step < 1:
-        raise ConfigError(f"schedule.step is {step!r}; give the first step that is trained frozen, 1 or more")
+        raise ConfigError(f"schedule.step is {step!r}; give the first step to train frozen, a whole number of 1 or more")
     nothing = replace(selection, parameters={}, buffers={}, modules={}, notes=())
     return [Phase(1, nothing), Phase(step, selection)] if step > 1 else constant(selection)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,8 +48,11 @@ def progress(batches: int, console: Console) -> Iterator[Any]:
         yield lambda step: bar.advance(task)
 
 
-def show(result: Ended, title: str, console: Console) -> None:
-    """A run that trained: what was asked, held or leaked, the largest mover of each verdict, where the files are."""
+def show(result: Ended, title: str, console: Console, said: Sequence[str] = ()) -> None:
+    """A run that trained: what was asked, held or leaked, the largest mover of each verdict, where the files are.
+
+    `said` are the notes that were told before the training.
+    """
     record, rows = result.record, result.rows
     console.print(f"[bold]{escape(title)}[/]")
     if record["status"] != "finished":
@@ -64,7 +67,7 @@ def show(result: Ended, title: str, console: Console) -> None:
     if record["looks"]:
         first, last = ("not finite" if x is None else f"{x:.4g}" for x in (record["loss_first"], record["loss_last"]))
         console.print(f"loss {first} -> {last}, bits compared after steps {', '.join(map(str, record['looks']))}")
-    for note in record["notes"]:
+    for note in (note for note in record["notes"] if note not in said):
         console.print(f"[yellow]note:[/] {escape(note)}")
     console.print(f"files: {escape(shown(result.folder))}")
 

@@ -89,7 +89,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of any dtype hold the same bits; -0.0 and 0.0 differ, equal NaN bits do not."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return equal_bits(flat(one, like=one), flat(other, like=one))
+    return equal_bits(flat(one, like=one), flat(other.to(one.device), like=one))  # a model may move to another device
 
 
 def equal_bits(one: Tensor, other: Tensor) -> bool:

@@ -38,6 +38,7 @@ def train(
     """Train for one step a batch and yield each; `first` is the number of the first."""
     model.train()
     closure_argument = signature(optimizer.step).parameters.get("closure")
+    parameters = list(model.parameters())
     needs_closure = closure_argument is not None and closure_argument.default is Parameter.empty  # LBFGS
     for number, batch in enumerate(batches, first):
         start = perf_counter()
@@ -47,8 +48,8 @@ def train(
             loss = task(model, batch)
             if loss.requires_grad:  # False where everything is frozen
                 loss.backward()
-            if clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            if clip is not None and parameters:
+                torch.nn.utils.clip_grad_norm_(parameters, clip)
             return loss
 
         if needs_closure:
@@ -59,7 +60,7 @@ def train(
         groups = enumerate(optimizer.param_groups)  # before the scheduler sets the rates of the next step
         lrs = {str(group.get("name", place)): float(group.get("lr", nan)) for place, group in groups}
         if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(loss)
+            scheduler.step(torch.as_tensor(loss).detach())
         elif scheduler is not None:
             scheduler.step()
         yield Step(number, torch.as_tensor(loss).detach(), perf_counter() - start, lrs)

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.cause import Witness, try_causes
+from runner.cause import Witness, compiled_somewhere, try_causes
 from runner.changes import Snapshot, change, snapshot, with_added
 from runner.errors import ConfigError
 from runner.findings import Report, needs
 from runner.groups import placed, rate
-from runner.replay import gradient
+from runner.replay import gradient, within_a_step
 from runner.rows import Row
 from runner.selection import Selection, from_flags, select
 from runner.tensors import Entry, entries, now, refuse_unless_dense, same_bits
@@ -91,14 +91,13 @@ class _Watch:
         self.report = Report(declare=self.declare)
         self.frozen_names, self.frozen_ids = set[str](), set[int]()
         self.name_frozen(selection)
+        if every == 1 or (optimizers and not compiled_somewhere()):
+            self.call_witness(self.frozen())  # who writes in the first forward pass may have no reason to write again
 
     def name_frozen(self, selection: Selection) -> None:
         declared = {**selection.parameters, **selection.buffers}
         self.frozen_names, self.frozen_ids = set(declared), {id(tensor) for tensor in declared.values()}
         self.rates = [[rate(group) for group in one.param_groups] for one in self.optimizers]  # as declared
-        self.dismiss()
-        if self.every == 1:
-            self.call_witness(self.frozen())
 
     def declare(self, frozen: Selection | Sequence[str]) -> None:
         """Hold what is frozen from now on against what it is now."""
@@ -109,10 +108,12 @@ class _Watch:
             if name not in known:
                 self.before.values[name] = tensor.detach().clone()
                 self.evidence[name] = Evidence()
-        if self.every == 1:
-            self.call_witness(self.frozen())
+        if self.optimizers:  # what state is left from before may move it just once
+            self.call_witness(self.frozen(), wary=True)
 
     def after_step(self, index: int, *_: Any) -> None:
+        if within_a_step(self.optimizers[index]):
+            return
         self.steps[index] += 1
         self.lrs.update((id(group), rate(group)) for group in self.optimizers[index].param_groups)
         step = self.steps[index]
@@ -124,13 +125,14 @@ class _Watch:
             self.ask_why_idle([index])
         if self.witness:
             self.hear(self.witness, index)
-        if due and not self.witness and (leaked := self.leaked()):
+        if due and (leaked := self.leaked()):
             self.guess(index, leaked)
-            self.call_witness(leaked)
+            if not self.witness:
+                self.call_witness(leaked)
 
-    def call_witness(self, suspects: dict[str, tuple[Entry, Tensor]]) -> None:
+    def call_witness(self, suspects: dict[str, tuple[Entry, Tensor]], wary: bool = False) -> None:
         self.dismiss()
-        self.witness = Witness(self.model, self.optimizers, suspects, self.before.values, self.rates)
+        self.witness = Witness(self.model, self.optimizers, suspects, self.before.values, self.rates, wary)
 
     def hear(self, witness: Witness, index: int) -> None:
         witness.step_ended(index)
@@ -189,20 +191,24 @@ class _Watch:
             self.look(last)
         if not self.optimizers:  # the gradients that are still there are all there is to tell why
             self.ask_why_idle([])
-        if leaked := self.leaked():
-            for index in range(len(self.optimizers)):
-                self.guess(index, leaked)
+        for index in range(len(self.optimizers)):
+            self.guess(index, self.leaked())
         resolve, group_of = now(entries(self.model)), placed(self.optimizers)
         for was in self.before.entries.values():
             name, group = group_of.get(id(was.tensor), ("", None))
             lr = None if group is None else self.lrs.get(id(group), rate(group))
             self.report.rows.append(self.row(was, resolve(was), name, lr))
+        if not self.optimizers:
+            for seen in self.evidence.values():
+                seen.reason = "it needs the optimizer, whose steps would tell: audit(model, frozen, optimizer)"
         self.report.notes = needs(self.report.rows, {name: seen.reason for name, seen in self.evidence.items()})
         self.report.ended = True
 
     def guess(self, index: int, leaked: dict[str, tuple[Entry, Tensor]]) -> None:
         """Replay a step from the gradients that are still there: what counts where no later step tells more."""
-        tensors = {name: tensor for name, (_, tensor) in leaked.items()}
+        tensors = {name: tensor for name, (_, tensor) in leaked.items() if not self.evidence[name].guess}
+        if not tensors:
+            return
         found, reason = try_causes(self.optimizers[index], tensors, self.rates[index])
         for name in tensors:
             seen = self.evidence[name]

@@ -8,7 +8,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config import CONF, check
+from runner.config import CONF, Config, check
 from runner.experiment import Outcome, experiment
 
 
@@ -19,11 +19,16 @@ def defaults() -> DictConfig:
         return compose("config", ["model=mlp", "batches=3"])
 
 
-def measure(*overrides: str) -> Outcome:
-    """Run the default config with `group=choice` and `key=value` overrides; composing is what most of a small run costs."""
+def configured(*overrides: str) -> Config:
+    """The default config with `group=choice` and `key=value` overrides."""
     config = OmegaConf.create(OmegaConf.to_container(defaults()))
     for override in overrides:
         key, value = override.split("=", 1)
         file = CONF / key / f"{value}.yaml"
         OmegaConf.update(config, key, OmegaConf.load(file) if file.is_file() else yaml.safe_load(value), merge=False)
-    return experiment(check(config))
+    return check(config)
+
+
+def measure(*overrides: str) -> Outcome:
+    """Run that config; composing is what most of a small run costs."""
+    return experiment(configured(*overrides))

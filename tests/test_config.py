@@ -378,7 +378,7 @@ def test_every_file_composes_as_a_choice_of_its_group_and_what_it_leaves_open_is
         with pytest.raises(ConfigError, match=r"(\S+) is missing; give \1=\.\.\.") as caught:
             check(config)
         named.add(key := str(caught.value).split(" ")[0])
-        config = changed(config, **{key: {"model.input": [8], "model.classes": 4}.get(key, "given")})
+        config = changed(config, **{key: {"model.input": [8], "model.classes": 4, "schedule.step": 2}.get(key, "given")})
     check(config)
     assert named == left
 

@@ -333,3 +333,40 @@ def test_an_interpolation_that_leads_nowhere_is_refused_before_a_folder_is_made(
     code, _, err = door("model=mlp", "data.batch_size=${nowhere}")
     assert (code, "nowhere" in err, len(err.splitlines())) == (2, True, 1)
     assert not Path("outputs").exists()
+
+
+def test_a_plan_names_each_hazard_and_who_would_be_to_blame(door):
+    code, out, _ = door("plan=true", "model=mlp", "freeze=backbone", "method=zero_lr", "scheduler=one_cycle", "batches=20")
+    assert code == 0
+    assert (
+        "hazard: zero_lr with OneCycleLR: the learning rate of the group frozen becomes 0.1 at step 6: "
+        "body.weight and 6 more would leak\n" in out
+    )
+    assert "hazard: BatchNorm1d norm will drift, for its buffers are live; freeze.buffers=frozen holds them\n" in out
+
+
+def test_a_plan_says_what_would_stay_idle(door):
+    _, out, _ = door("plan=true", "model=mlp", "freeze=none", "groups=module", "groups.names=[head]")
+    assert "hazard: body.weight and 6 more would stay idle: in no group of the optimizer\n" in out
+
+
+def test_a_plan_without_hazard_says_so(door):
+    _, out, _ = door("plan=true", "model=mlp", "freeze=backbone", "freeze.buffers=frozen")
+    assert "no hazard is foreseen" in out
+    assert "hazard:" not in out
+
+
+def test_a_plan_of_a_method_that_cannot_serve_is_code_2(door):
+    code, _, err = door("plan=true", "model=mlp", "method=detach", "freeze=head")
+    assert code == 2
+    assert "skipped: " in err
+
+
+def test_a_run_warns_on_stderr_before_it_trains_and_keeps_the_warning_in_its_record(door, tmp_path):
+    given = ("model=mlp", "freeze=backbone", "method=zero_lr", "optimizer=rprop", "hydra.run.dir=here")
+    code, out, err = door(*given)
+    warning = "Rprop moves at lr 0: body.weight and 6 more would leak"
+    assert (code, err) == (0, f"freeze-runner: warning: {warning}\n")
+    assert warning not in out
+    assert json.loads((tmp_path / "here" / "run.json").read_text())["notes"] == [warning]
+    assert warning in (tmp_path / "here" / "runner.log").read_text().split("finished")[0]

@@ -12,7 +12,17 @@ from torch import nn
 from torchvision.models import resnet18
 
 from runner.errors import ConfigError
-from runner.groups import all_in_one, by_frozen, by_module, by_parameter, by_role, with_lrs, without_empty
+from runner.groups import (
+    all_in_one,
+    by_frozen,
+    by_module,
+    by_parameter,
+    by_role,
+    refined,
+    regroup,
+    with_lrs,
+    without_empty,
+)
 from runner.models import MLP
 from runner.selection import select
 
@@ -221,6 +231,135 @@ def test_an_empty_group_survives_every_cut_with_its_name():
     assert {group["name"] for group in groups} == {"frozen", "frozen/head", "trainable"}
 
 
+def test_without_a_parameter_a_group_a_parameter_is_one_empty_group():
+    model = nn.Sequential(nn.ReLU())
+    assert by_parameter(model, select(model, NOTHING)) == [{"name": "all", "params": []}]
+
+
+# Cut so that a later freeze takes no group apart
+
+
+def without_frozen(groups: list[dict], selection) -> list[dict]:
+    """What a method leaves that hands nothing frozen to the optimizer."""
+    return [{**group, "params": [p for p in group["params"] if p not in selection]} for group in groups]
+
+
+def test_refining_by_the_same_groups_changes_nothing():
+    model = MLP([3])
+    groups = by_role(model, select(model, ["head"]))
+    assert refined(groups, groups) == groups
+
+
+def test_a_group_that_will_be_split_is_split_under_the_names_to_come_with_the_options_of_now():
+    model = MLP([3])
+    selection = select(model, ["body", "head.bias"])
+    groups = [{**group, "lr": 0.3} for group in by_module(model, selection, ["body", "head", "norm"])]
+    cut = refined(groups, by_frozen(groups, selection, lr=0.0))
+    assert named(model, cut) == {
+        "body": names(model, "body"),
+        "head": ["head.weight"],
+        "head/frozen": ["head.bias"],
+        "norm": names(model, "norm"),
+    }
+    assert rates(cut) == dict.fromkeys(named(model, cut), 0.3)
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"),
+    [
+        (all_in_one, {"all/frozen": ["body.weight", "body.bias"], "all": None}),
+        (by_role, {"frozen": ["body.weight", "body.bias"], "trainable": None}),
+    ],
+)
+def test_what_will_be_left_out_is_a_group_of_its_own_named_as_what_is_frozen_is_elsewhere(cut, expected):
+    model = MLP([3])
+    selection = select(model, ["body"])
+    groups = cut(model, selection)
+    rest = [name for name in names(model, "") if not name.startswith("body")]
+    found = named(model, refined(groups, without_frozen(groups, selection)))
+    assert found == {name: members or rest for name, members in expected.items()}
+
+
+def test_an_empty_group_stays_one_when_it_is_refined():
+    groups = [{"name": "frozen", "params": []}]
+    assert refined(groups, []) == groups
+
+
+# Regrouping a running optimizer
+
+
+def adamw(groups: list[dict]) -> torch.optim.AdamW:
+    """After one step, so that every parameter has state."""
+    optimizer = torch.optim.AdamW([dict(group) for group in groups], lr=0.1)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[int, list[int]]:
+    """The identities of what the state of each parameter holds."""
+    return {id(parameter): list(map(id, state.values())) for parameter, state in optimizer.state.items()}
+
+
+def test_regrouping_moves_parameters_between_the_groups_that_are_there_and_keeps_their_state():
+    model = MLP([3])
+    selection = select(model, ["body"])
+    was = by_role(model, select(model, ["head"]))
+    optimizer = adamw(was)
+    live, state = list(optimizer.param_groups), moments(optimizer)
+    regroup(optimizer, was, by_role(model, selection))
+    assert [id(group) for group in optimizer.param_groups] == [id(group) for group in live]
+    assert named(model, optimizer.param_groups) == named(model, by_role(model, selection))
+    assert moments(optimizer) == state
+
+
+def test_regrouping_sets_only_the_options_that_differ_from_before():
+    model = MLP([3])
+    selection = select(model, ["body"])
+    was = [{**group, "lr": 0.3, "weight_decay": 0.5} for group in by_role(model, selection)]
+    optimizer = adamw(was)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.07  # as a scheduler sets it
+    regroup(optimizer, was, by_frozen(was, selection, lr=0.0))
+    assert rates(optimizer.param_groups) == {"frozen": 0.0, "trainable": 0.07}
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_a_group_that_is_no_more_is_emptied_and_stays_for_a_scheduler_counts_it():
+    model = MLP([3])
+    selection = select(model, ["body"])
+    was = refined(all_in_one(model, selection), without_frozen(all_in_one(model, selection), selection))
+    optimizer = adamw(was)
+    state = moments(optimizer)
+    regroup(optimizer, was, without_frozen(all_in_one(model, selection), selection))
+    rest = [name for name in names(model, "") if not name.startswith("body")]
+    assert named(model, optimizer.param_groups) == {"all/frozen": [], "all": rest}
+    assert moments(optimizer) == state
+
+
+def test_regrouping_twice_goes_by_name_whatever_was_left_out_meanwhile():
+    model = MLP([3])
+    some, more = select(model, ["body"]), select(model, ["body", "norm"])
+    start = refined(all_in_one(model, more), without_frozen(all_in_one(model, more), more))
+    optimizer = adamw(start)
+    first, then = (without_frozen(all_in_one(model, frozen), frozen) for frozen in (some, more))
+    regroup(optimizer, start, first)
+    assert named(model, optimizer.param_groups)["all"][0] == "norm.weight"
+    regroup(optimizer, first, then)
+    assert named(model, optimizer.param_groups) == {"all/frozen": [], "all": names(model, "there", "back", "head")}
+
+
+def test_regrouping_to_what_is_there_leaves_even_the_lists_for_lbfgs_holds_on_to_its_own():
+    model = MLP([3])
+    groups = all_in_one(model, select(model, NOTHING))
+    optimizer = torch.optim.LBFGS([dict(group) for group in groups])
+    held = optimizer.param_groups[0]["params"]
+    regroup(optimizer, groups, all_in_one(model, select(model, NOTHING)))
+    assert optimizer.param_groups[0]["params"] is held
+
+
 # All of it together
 
 MODEL = MLP([3], width=4, classes=2)
@@ -256,3 +395,31 @@ def test_each_parameter_is_in_at_most_one_group_of_one_role_with_the_first_rate_
             assert group.get("lr") == (0.0 if parameter in selection else first)
     assert len({group["name"] for group in groups}) == len(groups)
     assert [group["name"] for group in torch.optim.SGD(groups, lr=0.1).param_groups] == [g["name"] for g in groups]
+
+
+@CHECKED
+@given(SOME, SOME, st.sampled_from(["role", "one", "parameter"]), st.booleans())
+def test_refining_parts_every_group_by_what_comes_and_regrouping_gives_what_came(frozen, lrs, cut, leaves_out):
+    selection = select(MODEL, frozen)
+    cuts = {"role": by_role, "one": all_in_one, "parameter": by_parameter}
+    rate_of = [(pattern, 1.0 + number) for number, pattern in enumerate(lrs)]
+    groups = with_lrs(cuts[cut](MODEL, selection), MODEL, selection, rate_of)
+    later = without_frozen(groups, selection) if leaves_out else by_frozen(groups, selection, lr=0.0)
+    start = refined(without_empty(groups), later)
+    assert len({group["name"] for group in start}) == len(start)
+    assert sorted(id(p) for group in start for p in group["params"]) == sorted(map(id, MODEL.parameters()))
+    for group in start:
+        members = set(map(id, group["params"]))
+        assert any(members <= {id(p) for p in other["params"]} for other in groups)
+        for other in later:
+            assert members <= {id(p) for p in other["params"]} or not members & {id(p) for p in other["params"]}
+    optimizer = torch.optim.SGD([dict(group) for group in start], lr=0.1)
+    regroup(optimizer, start, later)
+    found = {group["name"]: group for group in optimizer.param_groups}
+    assert list(found) == [group["name"] for group in start]
+    for group in later:
+        if group["params"]:
+            assert list(map(id, found[group["name"]]["params"])) == list(map(id, group["params"]))
+            assert found[group["name"]]["lr"] == group.get("lr", 0.1)
+    placed = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert placed == {id(p) for group in later for p in group["params"]}

@@ -16,10 +16,20 @@ from runner.build import locate
 from tests.conftest import ROOT
 
 MODULES = sorted(chain((ROOT / "runner").rglob("*.py"), (ROOT / "hydra_plugins").glob("*.py")))
-DOORS = {"__main__", "before", "job", "refusal", "sweep"}  # they alone know Hydra
-AFTER_THE_LINE = {"job", "plan", "sweep", "__main__"}  # they alone import what comes after the straight line
-WITHOUT_TORCH = DOORS | {"__init__", "config", "errors", "folder", "patterns", "provenance", "summary", "verdict", "report"}
-FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", ".ci")
+DOORS = {"__main__", "before", "job", "refusal", "sweep", "truth_table"}  # they alone know Hydra
+AFTER_THE_LINE = {"job", "plan", "sweep", "truth_table", "__main__"}  # they alone import what comes after the straight line
+WITHOUT_TORCH = DOORS - {"truth_table"} | {
+    "__init__",
+    "config",
+    "errors",
+    "folder",
+    "patterns",
+    "provenance",
+    "summary",
+    "verdict",
+    "report",
+}
+FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "docs", ".ci")
 TEXTS = [
     path
     for path in chain(ROOT.glob("*.*"), *((ROOT / folder).rglob("*") for folder in FOLDERS))

@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from runner.changes import snapshot
 from runner.errors import ConfigError
+from runner.findings import LeakError, Report
 from runner.rows import COLUMNS
 from runner.selection import select
 from runner.tensors import entries
-from runner.findings import LeakError, Report
 from runner.watch import audit
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from runner.groups import Group
 from runner.methods.base import FreezingMethod
 from runner.selection import Selection
 
@@ -15,17 +16,17 @@ class ToBuffer(FreezingMethod):
     """Registers frozen parameters as buffers of their modules, as frozen-BatchNorm classes do.
 
     They are no parameters any more: no gradient, no optimizer, no weight decay, under every optimizer. They share the
-    parameters' memory and names. Begun in mid-run, it does not hold under LBFGS, which goes on with what it was built with.
-    Does not stop writes in the forward pass.
+    parameters' memory and names. Does not stop writes in the forward pass.
     Source: https://docs.pytorch.org/vision/stable/generated/torchvision.ops.FrozenBatchNorm2d.html
     """
-
-    leaks_under = frozenset({"lbfgs_mid_run"})
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         flat = [name for name, module in model.named_modules() if isinstance(module, nn.RNNBase)]
         holds = [name for name in selection.parameters if any(name.startswith(f"{rnn}.") for rnn in flat)]
         return f"{holds[0]} belongs to a recurrent module, which keeps its parameters in lists of its own" if holds else None
+
+    def groups(self, groups: list[Group], selection: Selection) -> list[Group]:
+        return [{**group, "params": [p for p in group["params"] if p not in selection]} for group in groups]
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         buffers = {id(parameter): parameter.detach() for parameter in selection.parameters.values()}  # a tie stays a tie

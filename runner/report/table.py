@@ -13,6 +13,7 @@ from rich.table import Table
 
 from runner.folder import CHANGES, write_text, write_whole
 from runner.report.read import Record, read_record, run_folders
+from runner.report.rest import rests
 from runner.summary import COLOURS
 from runner.verdict import VERDICTS
 
@@ -31,8 +32,9 @@ def comparison(folders: list[Path]) -> DataFrame:
     records = {folder.name: read_record(folder) or _unrecorded() for folder in folders}
     given = {name: dict(text.split("=", 1) for text in record["overrides"]) for name, record in records.items()}
     keys = _differing(given)
+    rest = rests(records)
     rows = [
-        {"run": name, **{key: given[name].get(key, "") for key in keys}, **_measured(record)}
+        {"run": name, **{key: given[name].get(key, "") for key in keys}, **_measured(record, *rest[name])}
         for name, record in records.items()
     ]
     return DataFrame(sorted(rows, key=lambda row: [_natural(row[key]) for key in (*keys, "run")]))
@@ -40,15 +42,18 @@ def comparison(folders: list[Path]) -> DataFrame:
 
 def print_comparison(table: DataFrame, console: Console) -> None:
     """Print what tells the runs apart, and how each ended."""
-    fixed = {"run", "reason", "loss_first", "status", "verdict", "loss_last", *VERDICTS}
+    fixed = {"run", "reason", "loss_first", "status", "verdict", "loss_last", "rest", "rest_why", *VERDICTS}
     keys = [column for column in table.columns if column not in fixed and not column.startswith("cost/")]
     shown = [name for name in VERDICTS if len(table) and table[name].any()]
-    view = Table(*(keys or ["run"]), "answer", *shown, "loss", box=None, pad_edge=False)
+    compared = ["rest"] if len(table) and table["rest"].any() else []
+    view = Table(*(keys or ["run"]), "answer", *shown, "loss", *compared, box=None, pad_edge=False)
     for row in table.to_dict("records"):
         word = row["verdict"] if row["status"] == "finished" else row["status"]
         loss = "" if row["loss_last"] != row["loss_last"] or row["loss_last"] is None else f"{row['loss_last']:.4g}"
         cells = [escape(str(row[key])) for key in keys or ["run"]]
-        view.add_row(*cells, f"[{COLOURS.get(word, 'default')}]{word}[/]", *(str(row[name]) for name in shown), loss)
+        counts = [str(row[name]) for name in shown]
+        rest = [": ".join(filter(None, (row["rest"], row["rest_why"])))] if compared else []
+        view.add_row(*cells, f"[{COLOURS.get(word, 'default')}]{word}[/]", *counts, loss, *map(escape, rest))
     console.print(view)
     for row in table.to_dict("records"):
         if row["reason"]:
@@ -62,10 +67,17 @@ def _natural(value: str) -> tuple[float, str]:
         return float("inf"), value
 
 
-def _measured(record: Record) -> dict[str, Any]:
+def _measured(record: Record, rest: str, why: str) -> dict[str, Any]:
     picked = {key: record[key] for key in ("status", "reason", "verdict")}
     losses = {key: record[key] for key in ("loss_first", "loss_last")}
-    return {**picked, **record["counts"], **losses, **{f"cost/{key}": value for key, value in record["cost"].items()}}
+    compared = {"rest": rest, "rest_why": why}
+    return {
+        **picked,
+        **record["counts"],
+        **losses,
+        **compared,
+        **{f"cost/{key}": value for key, value in record["cost"].items()},
+    }
 
 
 def _unrecorded() -> Record:
@@ -77,6 +89,7 @@ def _unrecorded() -> Record:
         "loss_first": None,
         "loss_last": None,
         "overrides": [],
+        "trained_digest": None,
         "cost": {},
     }
 

@@ -1,0 +1,94 @@
+"""Which methods trained the rest as `requires_grad` does, told from run folders, and why others did not."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from runner.report.rest import rests
+from tests.measure import measure
+
+QUICK = ("model=mlp", "batches=3", "data.batch_size=4", "freeze=backbone")
+
+
+def record(*overrides: str, digest: str | None = "a", **more):
+    same = {"verdict": "held", "device": "cpu", "threads": 1, "versions": {"torch": "2"}, "couplings": []}
+    return {"overrides": list(overrides), "trained_digest": digest, **same, **more}
+
+
+def told(**records):
+    return rests(records)
+
+
+def compared(door, tmp_path, *arguments: str) -> dict[str, tuple[str, str]]:
+    assert door("-m", *QUICK, "hydra.sweep.dir=here", *arguments)[0] == 0
+    with (tmp_path / "here" / "comparison.csv").open() as file:
+        return {row["method"]: (row["rest"], row["rest_why"]) for row in csv.DictReader(file)}
+
+
+def test_without_clipping_every_method_that_holds_trains_the_rest_as_requires_grad_does(door, tmp_path):
+    found = compared(door, tmp_path, "method=glob(*)")
+    assert found.pop("none") == ("differs", "the frozen part leaked")
+    assert set(found.values()) == {("identical", "")}
+    assert len(found) == 8
+
+
+def test_clipping_couples_the_rest_to_the_gradients_of_what_is_frozen(door, tmp_path):
+    found = compared(door, tmp_path, "method=requires_grad,zero_lr,exclude,restore,grad_none,detach,to_buffer", "clip=0.5")
+    why = "clipping: the frozen part's gradients enter the norm"
+    assert {name for name, end in found.items() if end == ("differs", why)} == {"zero_lr", "exclude", "restore"}
+    assert {end for name, end in found.items() if name not in ("zero_lr", "exclude", "restore")} == {("identical", "")}
+
+
+def test_an_optimizer_that_looks_across_tensors_couples_them_too(door, tmp_path):
+    found = compared(door, tmp_path, "method=requires_grad,restore,exclude", "optimizer=lbfgs", "groups=one")
+    assert found["restore"] == (
+        "differs",
+        "the optimizer's step looks across tensors, the frozen part's gradients among them",
+    )
+    assert found["exclude"] == ("identical", "")
+
+
+def test_the_table_on_the_terminal_says_so(door):
+    _, out, _ = door("-m", *QUICK, "method=requires_grad,zero_lr", "clip=0.5")
+    assert "differs: clipping: the frozen part's gradients enter the norm" in out
+
+
+def test_without_a_run_of_requires_grad_there_is_nothing_to_say(door, tmp_path):
+    assert set(compared(door, tmp_path, "method=zero_lr,exclude").values()) == {("", "")}
+
+
+@pytest.mark.parametrize(
+    ("baseline", "other", "expected"),
+    [
+        (record(), record("method=zero_lr"), ("identical", "")),
+        (record("method=requires_grad", "seed=1"), record("method=zero_lr", "seed=2"), ("", "")),
+        (record("seed=1"), record("method=zero_lr", "seed=1"), ("identical", "")),
+        (record("method.clean=true"), record("method=zero_lr"), ("", "")),
+        (record(digest=None), record("method=zero_lr"), ("", "")),
+        (record(), record("method=zero_lr", digest=None), ("", "")),
+        (record(), record("method=zero_lr", digest="b"), ("differs", "unknown")),
+        (record(), record("method=zero_lr", digest="b", verdict="leaked"), ("differs", "the frozen part leaked")),
+        (
+            record(verdict="leaked"),
+            record("method=zero_lr", digest="b"),
+            ("differs", "the frozen part leaked under requires_grad"),
+        ),
+        (record(), record("method=zero_lr", digest="b", threads=2), ("differs", "run with other threads")),
+        (
+            record(),
+            record("method=zero_lr", "freeze.buffers=frozen", digest="b"),
+            ("differs", "BatchNorm and dropout in inference mode (freeze.buffers) in one of the two"),
+        ),
+    ],
+)
+def test_the_rest_is_held_against_the_run_that_differs_in_the_method_alone(baseline, other, expected):
+    assert told(one=baseline, two=other)["two"] == expected
+
+
+@pytest.mark.parametrize("clip", ["null", "0.5"])
+@pytest.mark.parametrize("method", ["requires_grad", "zero_lr", "exclude", "zero_grad"])
+def test_a_run_says_through_what_the_frozen_gradients_reached_the_rest(method, clip):
+    enters = clip != "null" and method in ("zero_lr", "exclude")
+    assert measure(f"method={method}", "freeze=backbone", f"clip={clip}").couplings == (["clip"] if enters else [])
