@@ -39,7 +39,7 @@ class Report:
         `frozen`: patterns or a Selection; it takes the place of what was declared before. Raises ConfigError for bad
         patterns, and RuntimeError when the audit has ended.
         """
-        if self.ended or self.declare is None:
+        if self.declare is None:
             raise RuntimeError("the audit has ended: declare what is frozen inside the with block")
         self.declare(frozen)
 

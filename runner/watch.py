@@ -55,6 +55,7 @@ def audit(
         watch.finish()
     finally:
         watch.dismiss()
+        watch.report.declare = None  # which holds the copy of the model
         for hook in hooks:
             hook.remove()
 

@@ -9,7 +9,9 @@ import torch
 import torchvision
 
 from runner import audit, run
+from runner.methods.base import TRAPS
 from tests.conftest import ROOT
+from tests.test_conformance import METHODS, build_method
 
 README = (ROOT / "README.md").read_text()
 
@@ -35,6 +37,14 @@ def test_the_audit_that_the_readme_shows_works_in_a_loop_of_ones_own():
     names = {"model": model, "optimizer": optimizer, "train": train, "audit": audit}
     exec(code, names)
     assert set(names["report"].frame.verdict) == {"held", "idle", "drifted"}
+
+
+def test_the_readme_says_of_each_method_under_which_traps_it_leaks():
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*)\|$", README.split("## How\n")[1].split("## When")[0], re.M))
+    assert rows.keys() == set(METHODS)
+    for method, told in rows.items():
+        leaks = set(TRAPS) if told.strip() == "everything" else set(re.findall(r"`(\w+)`", told))
+        assert leaks == build_method(method).leaks_under, method
 
 
 def test_the_readme_lists_every_choice_of_freeze():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from contextlib import nullcontext
 
 import numpy
@@ -744,3 +746,15 @@ def test_a_report_is_not_read_before_its_audit_has_ended():
             with pytest.raises(RuntimeError, match="after the with block"):
                 read()
     assert report.leaks == []
+
+
+def test_a_report_that_is_kept_keeps_neither_the_model_nor_the_copy_of_it():
+    model = net()
+    optimizer = sgd(model)
+    with audit(model, ["head"], optimizer) as report:
+        train(model, optimizer)
+    kept = weakref.ref(model)
+    del model, optimizer
+    gc.collect()
+    assert kept() is None
+    assert report.ended
