@@ -16,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 import runner
 from runner.before import Refused
-from runner.config import CONF, CUSTOM, freeze_name, method_name
+from runner.config import CONF
 from runner.errors import ConfigError
 from runner.folder import LOG
+from runner.identity import CUSTOM, freeze_name, method_name
 from runner.refusal import short_message
 
 

@@ -10,9 +10,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config import check, register_resolvers
+from runner.config import check
 from runner.errors import ConfigError
 from runner.folder import holds_a_run
+from runner.identity import register_resolvers
 
 register_resolvers()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
+from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
@@ -75,7 +76,7 @@ class Witness:
                 for count in range(len(parts) + 1):
                     self.below.setdefault(id(modules.get(".".join(parts[:count]))), set()).add(name)
         self.stepping = self.evaluates = self.hooked = False
-        self.stepped: set[int] = set()
+        self.stepped: list[int] = []  # the optimizer of each step that has ended
         self.replayed: set[str] = set()  # those whose move the replay of this step has sought
         self.in_step: dict[str, str] = {}
         self.causes: dict[str, str] = {}
@@ -89,8 +90,8 @@ class Witness:
 
     @property
     def done(self) -> bool:
-        """Whether every optimizer has stepped since the witness began."""
-        return len(self.stepped) == len(self.optimizers)
+        """Whether every optimizer has stepped since the witness began, or the others often enough to stop waiting."""
+        return len(set(self.stepped)) == len(self.optimizers) or len(self.stepped) >= 4 * len(self.optimizers)
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -101,7 +102,7 @@ class Witness:
         """To be called when an optimizer's step has ended: tells the causes of what was written since the last one."""
         self._look(self.suspects.values())
         self.stepping = False
-        self.stepped.add(index)
+        self.stepped.append(index)
         for name in self._leaked():
             writers = self.suspects[name].writers
             if writers and (cause := self._told(name, writers)):
@@ -139,19 +140,23 @@ class Witness:
         self.stepping = True
         own = 2  # the audit's
         self.hooked = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks) > own
-        closure: Any = args[1] if len(args) > 1 else kwargs.get("closure")
+        named = "closure" in list(signature(type(optimizer).step).parameters)[1:2]
+        closure: Any = args[1] if named and len(args) > 1 else kwargs.get("closure")
         self.evaluates = callable(closure)
         if not self.evaluates:
             self._replay(index, self._sought(index))
             return None
 
-        def evaluated() -> Any:
-            loss = closure()
+        @wraps(closure)
+        def evaluated(*given: Any, **options: Any) -> Any:
+            loss = closure(*given, **options)
             if not self.replayed:  # it has just made the step's gradients, and nothing has been stepped
                 self._replay(index, self._sought(index))
             return loss
 
-        return ((args[0], evaluated, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": evaluated})
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": evaluated}
+        return (args[0], evaluated, *args[2:]), kwargs
 
     def _replay(self, index: int, leaked: dict[str, Tensor]) -> None:
         if leaked:
@@ -161,6 +166,8 @@ class Witness:
             self.reasons.update(dict.fromkeys(leaked if reason else (), reason))
 
     def _forward_begins(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():  # a graph must not hold what watches it
+            return
         passed = self._passed(module)
         for suspect in passed:
             if not suspect.inside:
@@ -170,6 +177,8 @@ class Witness:
             suspect.inside += 1
 
     def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         passed = self._passed(module)
         self._look(suspect for suspect in passed if not suspect.lent)
         for suspect in passed:
@@ -199,10 +208,6 @@ def try_causes(
         return {}, f"a step of {type(optimizer).__name__} could not be replayed ({type(error).__name__}: {error})"
 
 
-def compiled_somewhere() -> bool:
-    """Whether anything was given to torch.compile in this process: a hook on modules would have it compiled once more.
-
-    Told from what torch keeps for itself; where a version of torch keeps it elsewhere, False.
-    """
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    return any(backend is not None for backend in getattr(frames, "cached_backends", {}).values())
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a part of it was given to torch.compile: hooks on modules would have it compiled once more."""
+    return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -10,6 +11,7 @@ from math import inf, nan, sqrt
 import torch
 from torch import Tensor, nn
 
+from runner.selection import Selection
 from runner.tensors import Entry, entries, equal_bits, flat
 
 CHUNK = {"cpu": 1 << 17}  # elements that fit a core's cache, so that memory is read once; elsewhere launches cost more
@@ -113,3 +115,14 @@ def _largest(values: list[float]) -> float:
 
 def _lost_digits(square: float) -> bool:
     return square < SMALLEST_SQUARE or square == inf
+
+
+def trained_digest(before: Snapshot, selection: Selection) -> str:
+    """sha256 over name, dtype, shape and bytes, by name, of the parameters declared trainable, as they are now."""
+    digest = hashlib.sha256()
+    for name, entry in sorted(before.entries.items()):
+        if entry.kind == "parameter" and entry.tensor not in selection:
+            tensor = entry.tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,9 +1,7 @@
-"""The schema of the composed config, what can be checked of it without a model, and its hash. Knows no torch."""
+"""The schema of the composed config, and what can be checked of it without a model. Knows no torch."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -20,9 +18,6 @@ from runner.patterns import parse_all, refuse_entries_in_both
 _HERE = Path(__file__).resolve().parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in a wheel; in a checkout
 
-# What only says where and how a run is carried out; two configs that differ just in these are the same run.
-NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost")
-
 
 class Buffers(Enum):
     live = "live"
@@ -34,9 +29,6 @@ class Device(Enum):
     cpu = "cpu"
     cuda = "cuda"
     mps = "mps"
-
-
-CUSTOM = "custom"  # what a run's patterns are called when no file of conf/freeze names them
 
 
 @dataclass
@@ -135,45 +127,6 @@ def known_keys() -> list[str]:
     return below(Config, "")
 
 
-def config_hash(composed: DictConfig) -> str:
-    """The first 8 hex digits of sha256 over the config as JSON, without what only says where and how it runs."""
-    hashed = {key: value for key, value in _plain(composed).items() if key not in NOT_HASHED}
-    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def run_name(composed: DictConfig) -> str:
-    """The folder of one run in a sweep, `METHOD__FREEZE__sSEED__HASH8`; needs the `hydra` node."""
-    method = method_name(composed.method, composed.hydra.runtime.choices.method)
-    freeze = freeze_name(composed.freeze, composed.hydra.runtime.choices.freeze)
-    return f"{method}__{freeze}__s{composed.seed}__{config_hash(composed)}"
-
-
-def method_name(method: DictConfig, choice: str) -> str:
-    """The choice of `method` that a run was made with, or its class where that is not that file's."""
-    file = CONF / "method" / f"{choice}.yaml"
-    target = str(method.get("_target_"))
-    if file.is_file() and OmegaConf.select(OmegaConf.load(file), "_target_") != target:
-        return target.rpartition(".")[2]
-    return choice.replace("/", "-")
-
-
-def freeze_name(freeze: DictConfig, choice: str) -> str:
-    """The choice of `freeze` that a run was made with, or `custom` where its patterns are not that file's."""
-    file = CONF / "freeze" / f"{choice}.yaml"
-    if file.is_file():
-        was = OmegaConf.load(file)
-        assert isinstance(was, DictConfig)
-        if any(list(was.get(key) or []) != list(freeze[key]) for key in ("patterns", "keep")):
-            return CUSTOM
-    return choice.replace("/", "-")
-
-
-def register_resolvers() -> None:
-    """Make `${config_hash:}` and `${run_name:}` known to OmegaConf, in this process and in any worker."""
-    OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(_root_), replace=True)
-    OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
-
-
 def _typed(composed: DictConfig) -> DictConfig:
     # Hydra lets `+typo=1` through even where a schema is declared; merging into the schema again does not.
     own = {str(key): composed._get_node(key) for key in composed if key != "hydra"}
@@ -203,17 +156,6 @@ def _missing(value: Any, key: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for place, inner in enumerate(value):
             yield from _missing(inner, f"{key}[{place}]")
-
-
-def _plain(composed: DictConfig) -> dict[str, Any]:
-    """The config without Hydra's own node, as plain values, interpolations resolved."""
-    return {
-        str(key): OmegaConf.to_container(composed[key], resolve=True)
-        if OmegaConf.is_config(composed[key])
-        else composed[key]
-        for key in composed
-        if key != "hydra"
-    }
 
 
 def _said(error: OmegaConfBaseException, own: dict[str, Any] | None = None) -> str:

@@ -7,9 +7,10 @@ global random state does not change the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,3 +114,12 @@ def _shuffled(samples: int, batch_size: int, count: int, seed: int) -> Iterator[
         pending = torch.cat([pending, *epochs])
         yield pending[:batch_size]
         pending = pending[batch_size:]
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with every tensor in its tuples, lists and dicts on the device."""
+    if isinstance(batch, Mapping):
+        return {key: to_device(part, device) for key, part in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [to_device(part, device) for part in batch]
+    return batch.to(device) if isinstance(batch, torch.Tensor) else batch

@@ -36,7 +36,8 @@ class Report:
     def freeze(self, frozen: Selection | Sequence[str]) -> None:
         """From here on, hold what is declared frozen against what it is now: for a loop that freezes in mid-run.
 
-        `frozen`: patterns or a Selection; it takes the place of what was declared before. Raises ConfigError for bad
+        `frozen`: patterns or a Selection; it takes the place of what was declared before. Freeze first, a rate of 0
+        included, for the rates that the groups have now are those declared. Raises ConfigError for bad
         patterns, and RuntimeError when the audit has ended.
         """
         if self.declare is None:

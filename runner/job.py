@@ -21,9 +21,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.before import Refused
-from runner.config import CONF, Config, check, config_hash
+from runner.config import CONF, Config, check
 from runner.errors import ConfigError, SkippedError
 from runner.folder import CHANGES, LOG, RECORD, STEPS, WEIGHTS, csv_text, write_record, write_text, write_whole
+from runner.identity import config_hash, setting_hash
 from runner.provenance import git, versions
 from runner.refusal import short_message
 from runner.rows import COLUMNS, Row
@@ -101,7 +102,7 @@ def perform(
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed, HydraConfig.get().runtime.choices["method"])
-    record = unmeasured(config, config_hash(composed))
+    record = unmeasured(config, config_hash(composed), setting_hash(composed))
     result = Result(folder, record, exit_code=1)
     discard(folder, RECORD, *MEASURED)  # of an earlier try, in a sweep that is started again
     with logging_to(folder / LOG), one_interrupt():
@@ -141,7 +142,7 @@ def discard(folder: Path, *names: str) -> None:
             (folder / name).unlink()
 
 
-def unmeasured(config: Config, hashed: str) -> dict[str, Any]:
+def unmeasured(config: Config, hashed: str, setting: str) -> dict[str, Any]:
     """The record of a run that has measured nothing yet."""
     return {
         "status": "failed",
@@ -154,6 +155,9 @@ def unmeasured(config: Config, hashed: str) -> dict[str, Any]:
         "notes": [],
         "overrides": list(HydraConfig.get().overrides.task),
         "config_hash": hashed,
+        "method": dict(config.method),
+        "buffers": config.freeze.buffers.value,
+        "setting": setting,
         "seed": config.seed,
         "threads": None,
         "device": config.device.value,

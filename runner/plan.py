@@ -8,12 +8,15 @@ from rich.table import Table
 
 from runner.build import build
 from runner.config import Config
+from runner.data import to_device
 from runner.errors import ConfigError, SkippedError
-from runner.experiment import Line, assembled, freeze_now, labels, rehearsed, task_of, to_device
+from runner.experiment import Line, assembled, freeze_now
+from runner.foresight import labels, rehearsed
 from runner.groups import placed, rate
 from runner.hazards import drifts, idles, leaks
 from runner.preflight import Rehearsal, pulls_of_a_batch
 from runner.summary import terminal
+from runner.tasks import task_of
 from runner.tensors import entries, now
 
 
@@ -53,7 +56,7 @@ def show_plan(config: Config, console: Console | None = None) -> None:
             foreseen = foresee(line, config)
             owners = {name: entry.owner for name, entry in line.before.entries.items()}
             hazards = [
-                *leaks(foreseen, *labels(line, config)),
+                *leaks(foreseen, *labels(line)),
                 *drifts(foreseen, list(line.selection.parameters), owners),
                 *idles(foreseen),
             ]

@@ -6,6 +6,8 @@ forward pass writes what the real one writes, and the audit watches it as it wil
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -41,7 +43,7 @@ class Stage:
 
     phase: Phase
     groups: list[Group]
-    pulls: Mapping[int, str]
+    pulls: Mapping[int, str] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
 
 
@@ -80,15 +82,21 @@ def pulls_of_a_batch(
 
 
 def pulls_of_flags(parameters: Sequence[Tensor]) -> dict[int, str]:
-    """The same without a batch: what backward would do to each parameter by its flag and its hooks alone."""
-    hooked = [p for p in parameters if p.requires_grad and (p._backward_hooks or p._post_accumulate_grad_hooks)]
+    """The same without a batch: what backward would do to each parameter by its flag and its hooks alone.
 
-    def pull() -> None:
-        for parameter in hooked:
-            parameter.sum().backward()
+    Hooks are tried on a copy of one element, for they may be anybody's.
+    """
+    return {id(p): _pull_of(p) if p.requires_grad else "untouched" for p in parameters}
 
-    pulls = {id(parameter): "present" if parameter.requires_grad else "untouched" for parameter in parameters}
-    return {**pulls, **_pulls(hooked, pull)}
+
+def _pull_of(parameter: Tensor) -> str:
+    if not (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
+        return "present"
+    copied = parameter.detach().reshape(-1)[:1].clone().requires_grad_()
+    copied._backward_hooks = OrderedDict(parameter._backward_hooks or {})
+    copied._post_accumulate_grad_hooks = OrderedDict(parameter._post_accumulate_grad_hooks or {})
+    with kept_random_state():
+        return _pulls([copied], lambda: copied.sum().backward())[id(copied)]
 
 
 def _pulls(parameters: Sequence[Tensor], pull: Callable[[], None]) -> dict[int, str]:
@@ -170,6 +178,7 @@ def rehearse(
 
     Draws no random state. Raises what the optimizer, scheduler or method raises.
     """
+    method = copy.copy(method)  # one that keeps what it is attached to must not lose the real optimizer
     with kept_random_state(), ExitStack() as undo:
         classes = alike(found, stages)
         double = Double({name: members[0] for name, members in classes.items()})
@@ -195,13 +204,14 @@ def rehearse(
         double(batches + 1, stages[-1].pulls, set()).backward()
         with suppress(Exception):  # a step that cannot be replayed tells nothing of it
             couples = couples_with(optimizer, list(frozen.parameters.values()))
-    fates = {row["name"].replace("/", "."): row for row in report.rows}
-    told = {
-        entry.name: {**fates[name], "name": entry.name, "module_type": entry.module_type}
-        for name, members in classes.items()
-        for entry in members
-    }
-    return Rehearsal(stages, [told[name] for name in found], steps, scheduler, couples)
+    return Rehearsal(stages, _told(report.rows, found, classes), steps, scheduler, couples)
+
+
+def _told(rows: list[Row], found: Mapping[str, Entry], classes: Mapping[str, list[Entry]]) -> list[Row]:
+    """What became of each tensor, which is what became of the double of its class."""
+    fates = {row["name"].replace("/", "."): row for row in rows}
+    fate_of = {entry.name: fates[name] for name, members in classes.items() for entry in members}
+    return [{**fate_of[name], "name": name, "module_type": entry.module_type} for name, entry in found.items()]
 
 
 def _played(

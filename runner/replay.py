@@ -24,8 +24,10 @@ from runner.groups import rate
 from runner.machine import kept_random_state
 from runner.tensors import same_bits, share_memory
 
-Change = Callable[[Optimizer], None]
-DECAY = re.compile(r"(^|_)(weight_?decay|wd)$")  # what optimizers call it; the replay shows whether it is to blame
+Edit = Callable[[Optimizer], None]
+DECAY = re.compile(
+    r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$"
+)  # what optimizers call it; the replay shows whether it is to blame
 
 
 def causes_in_step(
@@ -54,7 +56,7 @@ def _of_the_pulled(
 ) -> dict[str, str]:
     """With a gradient: the scheduler, if the declared rate stops it; a rule that needs no rate; else the gradient itself."""
     rates = [rate(group) for group in optimizer.param_groups]
-    known = list(declared) if len(declared) == len(rates) else rates  # a group was added since
+    known = [*declared, *rates[len(declared) :]]  # groups may have been added since
     left = moves(partial(_with_rates, known)) if pulled and known != rates else set(pulled)
     at_zero = {
         id(parameter)
@@ -71,7 +73,7 @@ def _of_the_pulled(
 
 def _of_the_pushed(pushed: set[str], moves: Callable[..., set[str]]) -> dict[str, str]:
     """Without a gradient: weight decay, what the state had gathered, both together, or the rule itself."""
-    trials: dict[str, tuple[Change, ...]] = {
+    trials: dict[str, tuple[Edit, ...]] = {
         "weight_decay": (_without_decay,),
         "optimizer_state": (_with_fresh_state,),
         "weight_decay|optimizer_state": (_without_decay, _with_fresh_state),
@@ -86,7 +88,7 @@ def _of_the_pushed(pushed: set[str], moves: Callable[..., set[str]]) -> dict[str
     return found
 
 
-def moved(optimizer: Optimizer, suspects: Mapping[str, Tensor], *changes: Change, with_closure: bool = False) -> set[str]:
+def moved(optimizer: Optimizer, suspects: Mapping[str, Tensor], *changes: Edit, with_closure: bool = False) -> set[str]:
     """Which suspects a step would move by a bit, with these changes made to the copy that is stepped."""
     twin, twin_of = copied(optimizer)
     for change in changes:

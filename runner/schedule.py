@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from runner.build import build
+from runner.config import Config
 from runner.errors import ConfigError
 from runner.selection import Selection
 
@@ -36,3 +38,11 @@ def spans(phases: Sequence[Phase], batches: int) -> Iterator[tuple[Phase, int]]:
     for phase, end in zip(phases, ends, strict=True):
         if phase.first <= batches:
             yield phase, min(end, batches) - phase.first + 1
+
+
+def build_phases(config: Config, selection: Selection) -> list[Phase]:
+    """What is frozen when."""
+    phases = build(config.schedule, "schedule", selection)
+    if not isinstance(phases, list) or not phases or not all(isinstance(phase, Phase) for phase in phases):
+        raise ConfigError(f"schedule gave a {type(phases).__name__}; it must give a list of runner.schedule.Phase")
+    return phases

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -10,6 +12,10 @@ from torch.optim.lr_scheduler import (
     LinearLR,
     SequentialLR,
 )
+
+from runner.build import build
+from runner.config import Config
+from runner.errors import ConfigError
 
 
 def inverse_square_root(step: int) -> float:
@@ -31,3 +37,11 @@ def warm_up_then_cosine(optimizer: Optimizer, warm_up: int, steps: int) -> Seque
 def warm_up_and_decay(optimizer: Optimizer, warm_up: int, gamma: float) -> ChainedScheduler:
     """Linear from a tenth of the rate over `warm_up` steps, times an exponential decay."""
     return ChainedScheduler([LinearLR(optimizer, 0.1, total_iters=warm_up), ExponentialLR(optimizer, gamma)], optimizer)
+
+
+def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
+    """The learning rate's scheduler, or None."""
+    scheduler = build(config.scheduler, "scheduler", optimizer) if config.scheduler else None
+    if scheduler is not None and not callable(getattr(scheduler, "step", None)):
+        raise ConfigError(f"scheduler gave a {type(scheduler).__name__}; it must give something with a `step`")
+    return scheduler

@@ -14,8 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config import check, config_hash, run_name
+from runner.config import check
 from runner.errors import ConfigError
+from runner.identity import config_hash, run_name
 from runner.report.read import Record, read_record
 from runner.verdict import strayed
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.cause import Witness, compiled_somewhere, try_causes
+from runner.cause import Witness, is_compiled, try_causes
 from runner.changes import Snapshot, change, snapshot, with_added
 from runner.errors import ConfigError
 from runner.findings import Report, needs
@@ -37,7 +37,8 @@ def audit(
     or None; their steps are counted, and bits are compared after steps 1, 2, 4, 8, ... or each `every` steps, and on
     leaving. The step that follows a look which found a leak is replayed on copies for its cause; a rate that a scheduler
     set before the block was entered passes for the declared one. `every=1` watches every step for who writes, at the price
-    of a copy of what is frozen. `before`: a snapshot to compare with, where one was taken earlier. Raises ConfigError, a
+    of comparing all that is frozen around each module. A replay copies the optimizer's parameters, gradients and state,
+    for as long as it takes. `before`: a snapshot to compare with, where one was taken earlier. Raises ConfigError, a
     ValueError, for bad patterns and for tensors that are not dense.
     """
     optimizers = _checked(model, frozen, optimizer, every)
@@ -74,6 +75,11 @@ def _checked(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[
     for one in optimizers:
         if not isinstance(one, Optimizer):
             raise ConfigError(f"optimizer holds a {type(one).__name__}; give torch optimizers")
+        if not hasattr(one, "_optimizer_step_post_hooks"):
+            raise ConfigError(
+                f"optimizer holds a {type(one).__name__} that has not called torch's Optimizer.__init__; "
+                "give the optimizer that it wraps"
+            )
     return optimizers
 
 
@@ -92,7 +98,7 @@ class _Watch:
         self.report = Report(declare=self.declare)
         self.frozen_names, self.frozen_ids = set[str](), set[int]()
         self.name_frozen(selection)
-        if every == 1 or (optimizers and not compiled_somewhere()):
+        if every == 1 or (optimizers and not is_compiled(model)):
             self.call_witness(self.frozen())  # who writes in the first forward pass may have no reason to write again
 
     def name_frozen(self, selection: Selection) -> None:

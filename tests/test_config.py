@@ -17,8 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 import runner
-from runner.config import CONF, NOT_HASHED, Config, check, config_hash, known_keys, register_resolvers
+from runner.config import CONF, Config, check, known_keys
 from runner.errors import ConfigError
+from runner.identity import NOT_HASHED, config_hash, register_resolvers
 
 
 @pytest.fixture(autouse=True, scope="module")

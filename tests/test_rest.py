@@ -12,9 +12,13 @@ from tests.measure import measure
 QUICK = ("model=mlp", "batches=3", "data.batch_size=4", "freeze=backbone")
 
 
-def record(*overrides: str, digest: str | None = "a", **more):
+def record(method: str = "requires_grad.RequiresGrad", digest: str | None = "a", **more):
     same = {"verdict": "held", "device": "cpu", "threads": 1, "versions": {"torch": "2"}, "couplings": []}
-    return {"overrides": list(overrides), "trained_digest": digest, **same, **more}
+    node = {"_target_": f"runner.methods.{method}", **more.pop("options", {})}
+    return {"trained_digest": digest, "method": node, "setting": "1", "buffers": "live", **same, **more}
+
+
+ZERO_LR = "zero_lr.ZeroLr"
 
 
 def told(**records):
@@ -62,25 +66,26 @@ def test_without_a_run_of_requires_grad_there_is_nothing_to_say(door, tmp_path):
 @pytest.mark.parametrize(
     ("baseline", "other", "expected"),
     [
-        (record(), record("method=zero_lr"), ("identical", "")),
-        (record("method=requires_grad", "seed=1"), record("method=zero_lr", "seed=2"), ("", "")),
-        (record("seed=1"), record("method=zero_lr", "seed=1"), ("identical", "")),
-        (record("method.clean=true"), record("method=zero_lr"), ("", "")),
-        (record(digest=None), record("method=zero_lr"), ("", "")),
-        (record(), record("method=zero_lr", digest=None), ("", "")),
-        (record(), record("method=zero_lr", digest="b"), ("differs", "unknown")),
-        (record(), record("method=zero_lr", digest="b", verdict="leaked"), ("differs", "the frozen part leaked")),
+        (record(), record(ZERO_LR), ("identical", "")),
+        (record(setting="2"), record(ZERO_LR), ("", "")),
+        (record(options={"clean": True}), record(ZERO_LR), ("", "")),
+        (record("exclude.Exclude"), record(ZERO_LR), ("", "")),
+        (record(digest=None), record(ZERO_LR), ("", "")),
+        (record(), record(ZERO_LR, digest=None), ("", "")),
+        (record(), record(ZERO_LR, digest="b"), ("differs", "unknown")),
+        (record(), record(ZERO_LR, digest="b", verdict="leaked"), ("differs", "the frozen part leaked")),
         (
             record(verdict="leaked"),
-            record("method=zero_lr", digest="b"),
+            record(ZERO_LR, digest="b"),
             ("differs", "the frozen part leaked under requires_grad"),
         ),
-        (record(), record("method=zero_lr", digest="b", threads=2), ("differs", "run with other threads")),
+        (record(), record(ZERO_LR, digest="b", threads=2), ("differs", "run with other threads")),
         (
             record(),
-            record("method=zero_lr", "freeze.buffers=frozen", digest="b"),
+            record(ZERO_LR, buffers="frozen", digest="b"),
             ("differs", "BatchNorm and dropout in inference mode (freeze.buffers) in one of the two"),
         ),
+        (record(), {"overrides": [], "trained_digest": "b"}, ("", "")),  # of an older version
     ],
 )
 def test_the_rest_is_held_against_the_run_that_differs_in_the_method_alone(baseline, other, expected):
@@ -92,3 +97,10 @@ def test_the_rest_is_held_against_the_run_that_differs_in_the_method_alone(basel
 def test_a_run_says_through_what_the_frozen_gradients_reached_the_rest(method, clip):
     enters = clip != "null" and method in ("zero_lr", "exclude")
     assert measure(f"method={method}", "freeze=backbone", f"clip={clip}").couplings == (["clip"] if enters else [])
+
+
+def test_a_recipe_is_taken_for_the_method_that_it_chooses(door, tmp_path):
+    recipe = ("experiment=zero_lr_fc", "model.input=[3,32,32]", "batches=1", "seed=0,1", "hydra.sweep.dir=here")
+    assert door("-m", *recipe)[0] == 0
+    with (tmp_path / "here" / "comparison.csv").open() as file:
+        assert {row["rest"] for row in csv.DictReader(file)} == {""}

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from runner.errors import SkippedError
 from runner.methods.base import FreezingMethod
 from runner.prefix import frozen_prefix
 from runner.selection import Selection
@@ -28,15 +30,22 @@ class Detach(FreezingMethod):
 
     def __init__(self, input: Sequence[int]) -> None:
         self.input = input
-        self.boundary: str | None = None  # found by `skip`
+        self.boundary: str | None = None
+        self.found_for: Selection | None = None
+        self.hooks: list[RemovableHandle] = []
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         if not selection.parameters:
             return None
         self.boundary, reason = frozen_prefix(model, selection, self.input)
+        self.found_for = selection
         return reason or None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
+        if selection is not self.found_for and (reason := self.skip(model, selection)):
+            raise SkippedError(reason)
+        for hook in self.hooks:  # of an earlier phase, whose prefix was shorter
+            hook.remove()
         if self.boundary is not None and selection.parameters:
             was: list[bool] = []
 
@@ -48,9 +57,11 @@ class Detach(FreezingMethod):
                 if was:
                     torch.set_grad_enabled(was.pop())
 
-            undo.callback(model.register_forward_pre_hook(begin).remove)
-            undo.callback(model.get_submodule(self.boundary).register_forward_hook(end, prepend=True).remove)
-            undo.callback(
-                model.register_forward_hook(end, prepend=True, always_call=True).remove
-            )  # the forward pass may raise
+            self.hooks = [
+                model.register_forward_pre_hook(begin),
+                model.get_submodule(self.boundary).register_forward_hook(end, prepend=True),
+                model.register_forward_hook(end, prepend=True, always_call=True),  # the forward pass may raise
+            ]
+            for hook in self.hooks:
+                undo.callback(hook.remove)
         return model

@@ -16,7 +16,7 @@ class Restore(FreezingMethod):
     """Copies frozen parameters back after each step of the optimizer, from a copy taken when it is attached.
 
     They move within a step and return (the verdict says so), at the price of a second copy, and optimizer state keeps
-    gathering. Does not undo what is written between a step and the next forward pass.
+    gathering. What is written between two steps stays until the next one, and what is written after the last stays.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.register_step_post_hook.html
     """
 

@@ -12,7 +12,7 @@ from runner.selection import Selection
 
 
 class ZeroGrad(FreezingMethod):
-    """Multiplies a frozen parameter's gradient by nothing: a hook returns zeros in its place.
+    """Replaces a frozen parameter's gradient by zeros, in a hook.
 
     A zero gradient is not None, so the optimizer steps the parameter all the same. It stays only where a step on a zero
     gradient is no step: not with weight decay (any optimizer), not where momentum or moments were gathered before, not
