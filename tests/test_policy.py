@@ -22,6 +22,7 @@ WITHOUT_TORCH = DOORS - {"truth_table"} | {
     "__init__",
     "config",
     "errors",
+    "identity",
     "folder",
     "patterns",
     "provenance",

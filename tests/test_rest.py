@@ -100,7 +100,7 @@ def test_a_run_says_through_what_the_frozen_gradients_reached_the_rest(method, c
 
 
 def test_a_recipe_is_taken_for_the_method_that_it_chooses(door, tmp_path):
-    recipe = ("experiment=zero_lr_fc", "model.input=[3,32,32]", "batches=1", "seed=0,1", "hydra.sweep.dir=here")
+    recipe = ("experiment=zero_lr_fc", "model.input=[3,64,64]", "batches=1", "seed=0,1", "hydra.sweep.dir=here")
     assert door("-m", *recipe)[0] == 0
     with (tmp_path / "here" / "comparison.csv").open() as file:
         assert {row["rest"] for row in csv.DictReader(file)} == {""}
