@@ -62,7 +62,7 @@ def main() -> int:
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 0 if left.code is None else refuse(str(left.code))
     except Exception as error:
-        if isinstance(error, ValueError) and "Only one of --" in str(error):  # Hydra's flags
+        if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "Config group override")):  # Hydra's
             return refuse(str(error))
         traceback.print_exc()
         return 1

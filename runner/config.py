@@ -211,10 +211,10 @@ def _check_numbers(config: Config) -> None:
     for key, value in counts.items():
         if not _is_whole(value) or value < 1:
             raise ConfigError(f"{key} is {value!r}; it must be a whole number of 1 or more")
-    if not config.model.input or min(config.model.input) < 1:
+    if not config.model.input or not all(_is_whole(size) and size >= 1 for size in config.model.input):
         raise ConfigError(f"model.input is {config.model.input}; give the shape of one sample, e.g. [3,224,224]")
-    if config.threads != "auto" and (not _is_whole(config.threads) or config.threads < 1):
-        raise ConfigError(f"threads is {config.threads!r}; give auto or a whole number of 1 or more")
+    if config.threads != "auto" and (not _is_whole(config.threads) or not 1 <= config.threads <= 1024):
+        raise ConfigError(f"threads is {config.threads!r}; give auto or a whole number from 1 to 1024")
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"seed is {config.seed}; it must lie between 0 and 2**63 - 1")
     first = config.schedule.get("step", 1)

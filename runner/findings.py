@@ -12,7 +12,7 @@ from runner.selection import Selection
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-NEED = "it needs one more step that writes it, after the one at which the change was found"
+NEED = "it needs one more step that writes it, after the one at which the change was found, or audit(every=1)"
 
 
 class LeakError(AssertionError):
@@ -36,7 +36,7 @@ class Report:
     def freeze(self, frozen: Selection | Sequence[str]) -> None:
         """From here on, hold what is declared frozen against what it is now: for a loop that freezes in mid-run.
 
-        `frozen`: patterns or a Selection; it takes the place of what was declared before. Freeze first, a rate of 0
+        `frozen`: patterns or a Selection; what was declared before stays declared. Freeze first, a rate of 0
         included, for the rates that the groups have now are those declared. Raises ConfigError for bad
         patterns, and RuntimeError when the audit has ended.
         """

@@ -9,7 +9,6 @@ from torch.optim import Optimizer
 
 from runner.build import build_a
 from runner.config import Config
-from runner.errors import ConfigError, SkippedError
 from runner.hazards import FORESEEN_BY_FLAGS, leaks
 from runner.preflight import Rehearsal, pulls_of_flags, rehearse
 from runner.replay import gradient
@@ -25,8 +24,6 @@ def warn(line: Line, config: Config, on_warning: Callable[[str], None]) -> None:
     if line.stages[-1].phase.selection.parameters:
         try:
             rehearsal = rehearsed(line, config)
-        except (ConfigError, SkippedError):
-            raise
         except Exception as error:  # of anyone's optimizer, built on other tensors than its own; the run itself will tell
             line.notes.append(f"what would leak could not be foreseen: {type(error).__name__}: {error}")
             return

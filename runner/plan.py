@@ -53,7 +53,11 @@ def show_plan(config: Config, console: Console | None = None) -> None:
             )
             for note in line.selection.notes:
                 console.print(f"note: {escape(note)}")
-            foreseen = foresee(line, config)
+            try:
+                foreseen = foresee(line, config)
+            except SkippedError as skipped:  # by an optimizer that does not step dummies, as it may not step the real ones
+                console.print(f"hazards cannot be foreseen: {escape(str(skipped))}")
+                return
             owners = {name: entry.owner for name, entry in line.before.entries.items()}
             hazards = [
                 *leaks(foreseen, *labels(line)),
@@ -63,7 +67,7 @@ def show_plan(config: Config, console: Console | None = None) -> None:
             for hazard in hazards:
                 console.print(f"[yellow]hazard:[/] {escape(hazard)}")
             if not hazards:
-                console.print("no hazard is foreseen: what is frozen would hold, and the rest would train")
+                console.print("no hazard is foreseen: by this batch, what is frozen would hold and the rest would train")
     except SkippedError as skipped:
         raise ConfigError(f"skipped: {skipped}") from skipped
 

@@ -24,7 +24,7 @@ def short_message(error: Exception) -> str:
     if found := re.search(r"Could not find '([\w/]+)/([^/'\s]+)'", text):
         return _no_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.M))
     if found := re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text):
-        return f"{found[1]}: no such key{did_you_mean(found[1], _all_keys())}"
+        return f"{found[1]}: no such key{_near(found[1])}"
     if found := re.search(r"Ambiguous value for argument '(.+)'", text):
         is_noun = found[1].split("=")[0] in _groups()
         return f"{found[1]} names several values; add -m for a sweep over them{'' if is_noun else ', or [...] for a list'}"
@@ -49,6 +49,14 @@ def _no_choice(group: str, choice: str, choices: list[str]) -> str:
     if not choices:
         return f"{group}={choice}: there is no group {group}{did_you_mean(group, _groups())}"
     return f"{group}={choice}: no such choice{did_you_mean(choice, choices) or ';'} there are {', '.join(choices)}"
+
+
+def _near(key: str) -> str:
+    if key in _all_keys():  # of another choice
+        group = key.partition(".")[0]
+        have = sorted(path.stem for path in (CONF / group).glob("*.yaml") if key.partition(".")[2] in OmegaConf.load(path))
+        return f" of this {group}; {' and '.join(have)} have it" if have else ""
+    return did_you_mean(key, _all_keys())
 
 
 def _groups() -> Iterable[str]:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
-from types import FrameType
+from types import FrameType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -57,7 +57,11 @@ def _of_the_pulled(
     """With a gradient: the scheduler, if the declared rate stops it; a rule that needs no rate; else the gradient itself."""
     rates = [rate(group) for group in optimizer.param_groups]
     known = [*declared, *rates[len(declared) :]]  # groups may have been added since
-    left = moves(partial(_with_rates, known)) if pulled and known != rates else set(pulled)
+    left = set(pulled)
+    if pulled and known != rates:
+        declared_rates = partial(_with_rates, known)
+        left = moves(declared_rates)
+        left &= moves(declared_rates, _with_fresh_state) if left else left  # some keep a rate in their state (ASGD)
     at_zero = {
         id(parameter)
         for group, lr, was in zip(optimizer.param_groups, rates, known, strict=True)
@@ -170,10 +174,9 @@ def _copy_into(twin: Optimizer, optimizer: Optimizer, memo: dict[int, Any]) -> N
     # A scheduler leaves on the optimizer a `step` that is bound to the real one.
     kept = {name: value for name, value in vars(optimizer).items() if name != "step" and not name.endswith("_hooks")}
     for name, value in kept.items():
-        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-        held = [one for content in cells for one in (getattr(content, "__self__", content), *_values(content))]
-        if any(id(one) in memo for one in held):
-            raise TypeError(f"its {name} is a function that holds the real one, which a copy would step")
+        own = isinstance(value, MethodType) and id(value.__self__) in memo
+        if isinstance(value, (FunctionType, MethodType, partial)) and not own:  # a copy shares its closure and globals
+            raise TypeError(f"its {name} is a function, which a copy would call on what is real")
     vars(twin).update(copy.deepcopy(kept, memo))
     for value in vars(twin).values():
         if isinstance(value, dict):  # where it keeps what it knows of a tensor by the tensor's id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from runner.build import build
 from runner.config import Config
@@ -45,4 +46,12 @@ def build_phases(config: Config, selection: Selection) -> list[Phase]:
     phases = build(config.schedule, "schedule", selection)
     if not isinstance(phases, list) or not phases or not all(isinstance(phase, Phase) for phase in phases):
         raise ConfigError(f"schedule gave a {type(phases).__name__}; it must give a list of runner.schedule.Phase")
+    firsts = [phase.first for phase in phases]
+    frozen = [set(phase.selection.parameters) for phase in phases]
+    if firsts[0] != 1 or firsts != sorted(set(firsts)):
+        raise ConfigError(f"schedule gave phases that begin at the steps {firsts}; they must begin at 1 and go up")
+    if any(not before <= later for before, later in pairwise(frozen)):
+        raise ConfigError(
+            "schedule thaws what an earlier phase froze; each phase must freeze what the one before did, or more"
+        )
     return phases

@@ -51,6 +51,8 @@ def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
     assert sweeper.launcher is not None
     folder = Path(sweeper.config.hydra.sweep.dir)
     cells, dropped = grid(sweeper, arguments, folder)
+    if not cells:
+        raise ConfigError("the sweep has no run: a glob or a range in it is empty")
     if dropped:
         print(f"{dropped} of {dropped + len(cells)} runs dropped: the same config as another in the grid")
     if sweeper.config.plan:

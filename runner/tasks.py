@@ -49,7 +49,7 @@ class Classification:
         if not isinstance(logits, Tensor):
             raise ConfigError(
                 f"the model gave a {type(logits).__name__}; this task needs a tensor of (N, classes) logits: "
-                "write a function (model, batch) -> loss, and give task=custom task._target_=..."
+                "write a function (model, batch) -> loss, and give task=custom task._target_=my.task ++task._partial_=true"
             )
         try:
             return functional.cross_entropy(logits, y)

@@ -42,9 +42,11 @@ def audit(
     ValueError, for bad patterns and for tensors that are not dense.
     """
     optimizers = _checked(model, frozen, optimizer, every)
-    if not isinstance(frozen, Selection):
-        frozen = from_flags(model) if frozen is None else select(model, frozen)
-    watch = _Watch(model, frozen, optimizers, every, with_added(before, model) if before else snapshot(model))
+    if isinstance(frozen, Selection):
+        selection = frozen
+    else:
+        selection = from_flags(model) if frozen is None else select(model, _patterns(frozen))
+    watch = _Watch(model, selection, optimizers, every, with_added(before, model) if before else snapshot(model))
     hooks = [one.register_step_post_hook(partial(watch.after_step, index)) for index, one in enumerate(optimizers)]
     try:
         yield watch.report
@@ -54,6 +56,8 @@ def audit(
         raise
     else:
         watch.finish()
+        if frozen is None and not watch.frozen_names:
+            watch.report.notes.append("nothing had requires_grad False when the audit began, so nothing was held")
     finally:
         watch.dismiss()
         watch.report.declare = None  # which holds the copy of the model
@@ -68,8 +72,6 @@ def _checked(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[
     refuse_unless_dense(model)
     if every is not None and (not isinstance(every, int) or every < 1):
         raise ConfigError(f"every is {every!r}; give the number of steps between looks, 1 or more")
-    if isinstance(frozen, (str, Optimizer)):
-        raise ConfigError(f"frozen is {frozen!r}; give a list of patterns, a Selection or None")
     given: Any = [] if optimizer is None else optimizer
     optimizers = list(given) if isinstance(given, (list, tuple)) else [given]
     for one in optimizers:
@@ -81,6 +83,13 @@ def _checked(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[
                 "give the optimizer that it wraps"
             )
     return optimizers
+
+
+def _patterns(frozen: Any) -> list[str]:
+    if not isinstance(frozen, (list, tuple, set)) or not all(isinstance(pattern, str) for pattern in frozen):
+        given = repr(frozen) if isinstance(frozen, (str, list, tuple)) else f"a {type(frozen).__name__}"
+        raise ConfigError(f"frozen is {given}; give a list of patterns, a Selection or None")
+    return list(frozen)
 
 
 class _Watch:
@@ -103,14 +112,14 @@ class _Watch:
 
     def name_frozen(self, selection: Selection) -> None:
         declared = {**selection.parameters, **selection.buffers}
-        self.frozen_names, self.frozen_ids = set(declared), {id(tensor) for tensor in declared.values()}
+        self.frozen_names |= set(declared)
+        self.frozen_ids |= {id(tensor) for tensor in declared.values()}
         self.rates = [[rate(group) for group in one.param_groups] for one in self.optimizers]  # as declared
 
     def declare(self, frozen: Selection | Sequence[str]) -> None:
-        """Hold what is frozen from now on against what it is now."""
-        selection = frozen if isinstance(frozen, Selection) else select(self.model, frozen)
-        known = self.frozen_names
-        self.name_frozen(selection)
+        """Hold what is newly frozen against what it is now, and what was declared before against what it was."""
+        known = set(self.frozen())
+        self.name_frozen(frozen if isinstance(frozen, Selection) else select(self.model, _patterns(frozen)))
         for name, (_, tensor) in self.frozen().items():
             if name not in known:
                 self.before.values[name] = tensor.detach().clone()
@@ -208,6 +217,9 @@ class _Watch:
         if not self.optimizers:
             for seen in self.evidence.values():
                 seen.reason = "it needs the optimizer, whose steps would tell: audit(model, frozen, optimizer)"
+        elif not last:
+            for seen in self.evidence.values():
+                seen.reason = "it needs a step of the optimizer that was given, which made none"
         self.report.notes = needs(self.report.rows, {name: seen.reason for name, seen in self.evidence.items()})
         self.report.ended = True
 

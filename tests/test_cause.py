@@ -660,7 +660,7 @@ def test_what_lies_in_the_memory_of_what_trains_moves_with_it(share, inside, eve
     assert just(report, "shared_tensor", "leaky.weight")
 
 
-NEEDS_A_STEP = "it needs one more step that writes it, after the one at which the change was found"
+NEEDS_A_STEP = "it needs one more step that writes it, after the one at which the change was found, or audit(every=1)"
 
 
 @LOOKS
@@ -1025,7 +1025,7 @@ def test_what_they_do_on_gradients_of_zeros_after_a_freeze_is_told_too(of, cause
     ("of", "error"),
     [
         (Locked, "TypeError: cannot pickle '_thread.lock' object"),
-        (Bound, "TypeError: its stepping is a function that holds the real one, which a copy would step"),
+        (Bound, "TypeError: its stepping is a function, which a copy would call on what is real"),
     ],
 )
 def test_what_cannot_be_copied_trains_on_and_the_reason_is_told(of, error, every):

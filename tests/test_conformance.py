@@ -48,8 +48,8 @@ def became(*overrides: str) -> str:
 
 
 def said(name: str, method: FreezingMethod, trap: str) -> str:
-    if trap == "lbfgs_mid_run" and name in ("zero_lr", "exclude", "to_buffer"):
-        return "skipped"  # they need a second group, and LBFGS takes one
+    if trap == "lbfgs_mid_run" and type(method).groups is not FreezingMethod.groups:
+        return "skipped"  # it needs a second group, and LBFGS takes one
     return "leaked" if trap in method.leaks_under else "held"
 
 

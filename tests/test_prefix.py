@@ -93,9 +93,9 @@ def test_a_forward_pass_that_raises_leaves_gradients_enabled():
 
     model = Raises([8])
     method = Detach([8])
-    method.boundary = "norm"
+    method.boundary, method.found_for = "norm", select(model, ["body", "norm"])
     with ExitStack() as undo:
-        method.prepare(model, select(model, ["body", "norm"]), undo)
+        method.prepare(model, method.found_for, undo)
         with pytest.raises(KeyError):
             model(torch.zeros(2, 8))
         assert torch.is_grad_enabled()

@@ -57,8 +57,9 @@ def page(table: DataFrame, torch_version: str) -> str:
             for method in methods
         },
         leaks=[
-            (method, cause.replace("|", " and "), ", ".join(rows.optimizer.unique()), _settings(rows, table))
+            (method, cause.replace("|", " and "), ", ".join(optimizers), settings)
             for (method, cause), rows in leaked.groupby(["method", "causes"], sort=False)
+            for settings, optimizers in _by_settings(rows, table).items()
         ],
         rests=[
             (method, *(_runs(rows[rows.rest == word]) for word in ("identical", "differs")), _where(rows, table))
@@ -78,7 +79,8 @@ def _word(cell: DataFrame) -> str:
         return "skipped"
     if leaked:
         return f"{leaked}/{_runs(ran)}"
-    return "*returned*" if (ran.outcome == "returned").any() else "**held**"
+    word = "*returned*" if (ran.outcome == "returned").any() else "**held**"
+    return f"{word}, {_runs(cell) - _runs(ran)} skipped" if len(ran) < len(cell) else word
 
 
 def _where(rows: DataFrame, table: DataFrame) -> str:
@@ -86,13 +88,22 @@ def _where(rows: DataFrame, table: DataFrame) -> str:
     return f"{', '.join(differing.optimizer.unique())}: {_settings(differing, table)}" if len(differing) else ""
 
 
+def _by_settings(rows: DataFrame, table: DataFrame) -> dict[str, list[str]]:
+    """The optimizers that have the same settings in common."""
+    found: dict[str, list[str]] = {}
+    for optimizer, part in rows.groupby("optimizer", sort=False):
+        found.setdefault(_settings(part, table), []).append(str(optimizer))
+    return found
+
+
 def _settings(rows: DataFrame, table: DataFrame) -> str:
-    """What the rows have in common that the whole table has not."""
-    used, there = (sorted(set("|".join(part.schedulers).split("|"))) for part in (rows, table))
+    """What the rows have in common that not all runs with these optimizers have."""
+    among = table[table.optimizer.isin(rows.optimizer.unique())]
+    used, there = (sorted(set("|".join(part.schedulers).split("|"))) for part in (rows, among))
     told = [f"scheduler {', '.join(used)}"] if used != there else []
     for column, words in SETTINGS.items():
-        values = [value for value in rows[column].unique() if value in words]
-        told += [words[values[0]]] if len(values) == 1 else []
+        values, all_values = (set(part[column]) & words.keys() for part in (rows, among))
+        told += [words[value] for value in values if len(values) < len(all_values)]
     return ", ".join(told) or "any"
 
 
