@@ -55,7 +55,7 @@ def _near(key: str) -> str:
     if key in _all_keys():  # of another choice
         group = key.partition(".")[0]
         have = sorted(path.stem for path in (CONF / group).glob("*.yaml") if key.partition(".")[2] in OmegaConf.load(path))
-        return f" of this {group}; {' and '.join(have)} have it" if have else ""
+        return f" of this {group}; it is one of {', '.join(have)}" if have else ""
     return did_you_mean(key, _all_keys())
 
 

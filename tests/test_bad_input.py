@@ -246,3 +246,70 @@ def test_a_sweep_has_a_row_for_each_optimizer_and_method_and_skips_those_that_ca
 def test_where_everything_is_frozen_a_note_says_that_nothing_trains(door, method):
     assert door(*QUICK, "hydra.run.dir=here", "freeze=all", f"method={method}")[0] == 0
     assert "every parameter is declared frozen: nothing trains" in json.loads(Path("here/run.json").read_text())["notes"]
+
+
+SCHEDULES = """
+from dataclasses import replace
+from runner.schedule import Phase
+
+
+def late(selection):
+    return [Phase(3, selection)]
+
+
+def thaws(selection):
+    return [Phase(1, selection), Phase(2, replace(selection, parameters={}))]
+
+
+def nothing(selection):
+    return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [("late", "must begin at 1"), ("thaws", "thaws what an earlier phase froze"), ("nothing", "must give a list")],
+)
+def test_a_schedule_of_ones_own_that_cannot_be_is_refused_in_one_line(door, schedule, said):
+    Path("mine.py").write_text(SCHEDULES)
+    code, _, err = door("model=mlp", "batches=4", "schedule=custom", f"schedule._target_=mine.{schedule}")
+    assert (code, said in err, err.count("\n")) == (2, True, 1)
+
+
+@pytest.mark.parametrize("empty", ["method=glob(qq*)", "seed=range(0,0)"])
+def test_a_sweep_without_a_run_is_code_2(door, empty):
+    code, _, err = door("-m", "model=mlp", empty)
+    assert (code, err) == (2, "freeze-runner: the sweep has no run: a glob or a range in it is empty\n")
+
+
+@pytest.mark.parametrize("given", ["optimizer=null", "model.input=[[8]]", "threads=100000"])
+def test_what_once_ended_in_a_traceback_is_one_line(door, given):
+    code, _, err = door("model=mlp", given)
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_an_option_of_another_method_is_told_whose_it_is(door):
+    _, _, err = door("model=mlp", "method.guard=true")
+    assert err == "freeze-runner: method.guard: no such key of this method; it is one of zero_lr\n"
+
+
+def test_a_method_of_ones_own_does_not_get_the_options_of_the_one_it_replaces(door):
+    Path("mine.py").write_text("from runner import FreezingMethod\nclass Own(FreezingMethod):\n    pass\n")
+    assert door("model=mlp", "batches=2", "method._target_=mine.Own")[0] == 0
+
+
+def test_sparse_embeddings_alone_are_stepped_by_sparse_adam(door):
+    Path("mine.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Embedding(4, 3, sparse=True), nn.Embedding(4, 3, sparse=True)\n"
+        "    def forward(self, x):\n"
+        "        tokens = (x[:, :2] > 0).long()\n"
+        "        return self.a(tokens).mean(1) + self.b(tokens).mean(1)\n"
+    )
+    model = ("model=custom", "model.build._target_=mine.Net", "model.input=[4]", "model.classes=3", "batches=3")
+    code, out, _ = door(*model, "optimizer=sparse_adam", "freeze.patterns=[a]")
+    assert (code, "HELD" in out) == (0, True)
+    assert door(*model, "optimizer=sparse_adam", "freeze.patterns=[a]", "plan=true")[0] == 0

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from runner.experiment import assembled, experiment
-from runner.methods.base import TRAPS
+from runner.groups import by_frozen
+from runner.methods.base import TRAPS, FreezingMethod
 from runner.plan import foresee
 from runner.preflight import Double, pulls_of_a_batch, pulls_of_flags
 from runner.tensors import entries
+from runner.verdict import run_verdict
 from tests.measure import configured, measure
 from tests.test_conformance import METHODS, PROVOKED
 
@@ -187,3 +189,37 @@ def test_a_double_stands_for_tensors_of_every_type_and_shape_and_writes_them(dty
     for name, tensor in double.named.items():
         assert tensor.dim() == getattr(model, name).dim()
         assert not tensor.numel() or not torch.equal(tensor, before[name])
+
+
+class Keeps(FreezingMethod):
+    """Puts the rate of what is frozen back by the optimizer that it was attached to, and not by that of the hook."""
+
+    def groups(self, groups, selection):
+        return by_frozen(groups, selection, lr=0.0)
+
+    def attach(self, optimizer, selection, undo):
+        self.optimizer = optimizer
+        undo.callback(optimizer.register_step_pre_hook(self.put_back).remove)
+
+    def put_back(self, *_):
+        self.optimizer.param_groups[0]["lr"] = 0.0
+
+
+def test_a_method_that_keeps_its_optimizer_keeps_the_real_one_while_a_double_is_rehearsed():
+    given = ("method={_target_: tests.test_preflight.Keeps}", "freeze=backbone", "scheduler=one_cycle", "batches=5")
+    told: list[str] = []
+    watched, plain = experiment(configured(*given), on_warning=told.append), experiment(configured(*given))
+    assert run_verdict(watched.rows) == run_verdict(plain.rows) == "held"
+    assert watched.trained_digest == plain.trained_digest
+
+
+def test_looking_ahead_calls_no_hook_of_anybody_on_what_is_real():
+    model = nn.Linear(2, 2)
+    seen = []
+    model.weight.register_hook(lambda gradient: gradient * torch.rand(()))
+    model.weight.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter is model.weight))
+    state = torch.get_rng_state()
+    assert pulls_of_flags([model.weight]) == {id(model.weight): "present"}
+    assert seen == [False]
+    assert model.weight.grad is None
+    assert torch.equal(state, torch.get_rng_state())

@@ -758,3 +758,84 @@ def test_a_report_that_is_kept_keeps_neither_the_model_nor_the_copy_of_it():
     gc.collect()
     assert kept() is None
     assert report.ended
+
+
+class CallsItsParent(torch.optim.SGD):
+    """Overrides `step`; torch wraps both that and its parent's, and calls the hooks for both."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_a_step_that_calls_its_parents_is_counted_once():
+    sgd(net())  # torch wraps a class when it is first built
+    model = net()
+    optimizer = CallsItsParent(model.parameters(), lr=0.1)
+    with audit(model, ["head"], optimizer) as report:
+        train(model, optimizer, steps=3)
+    assert report.looks == [1, 2, 3]
+
+
+def test_freezing_more_in_mid_run_lets_go_of_nothing_that_was_declared_before():
+    model = net()
+    optimizer = sgd(model)
+    with audit(model, ["head"], optimizer) as report:
+        train(model, optimizer, steps=2)
+        model.body.requires_grad_(False)
+        report.freeze(["body"])
+        train(model, optimizer, steps=2)
+    assert word(report, "head.weight") == "leaked"
+    assert word(report, "body.weight") == "held"
+
+
+def test_an_audit_to_which_nothing_was_frozen_says_so():
+    model = net()
+    with audit(model) as report:
+        model.head.requires_grad_(False)
+    assert report.notes == ["nothing had requires_grad False when the audit began, so nothing was held"]
+    with audit(model, []) as report:
+        pass
+    assert report.notes == []
+
+
+@pytest.mark.parametrize("frozen", [nn.Linear(1, 1), torch.ones(2), [nn.Linear(1, 1)], 3])
+def test_what_is_no_list_of_patterns_is_refused_in_one_line(frozen):
+    said = r"^frozen is .*; give a list of patterns, a Selection or None$"
+    with pytest.raises(ConfigError, match=said), audit(net(), frozen):
+        pass
+
+
+def test_an_optimizer_that_only_wraps_another_is_refused_and_leaves_no_hook():
+    class Wraps(torch.optim.Optimizer):
+        def __init__(self, inner):
+            self.inner, self.param_groups = inner, inner.param_groups
+
+    before = dict(torch.nn.modules.module._global_forward_hooks)
+    with pytest.raises(ConfigError, match="give the optimizer that it wraps"), audit(net(), ["head"], Wraps(sgd(net()))):
+        pass
+    assert dict(torch.nn.modules.module._global_forward_hooks) == before
+
+
+class Passes(torch.optim.SGD):
+    """Calls its closure with an argument, or takes something else in its place."""
+
+    def step(self, closure=None):
+        closure(backward=True)
+        return super().step()
+
+
+def test_a_closure_that_takes_arguments_is_called_with_them():
+    model = net()
+    optimizer = Passes(model.parameters(), lr=0.1)
+
+    def closure(backward):
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 3)).square().mean()
+        if backward:
+            loss.backward()
+        return loss
+
+    with audit(model, ["head"], optimizer) as report:
+        for _ in range(3):
+            optimizer.step(closure)
+    assert cause(report, "head.weight") == "gradient"
