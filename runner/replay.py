@@ -218,7 +218,7 @@ def _first_order(optimizer: Optimizer) -> Callable[[], Tensor]:
     start = [(one, one.detach().clone(), one.grad.clone()) for one in _stepped(optimizer) if one.grad is not None]
 
     @torch.no_grad()
-    def loss(*_: Any, **__: Any) -> Tensor:
+    def loss(*given: Any, **options: Any) -> Tensor:
         for parameter, _, slope in start:
             parameter.grad = slope.clone()  # some clear it on the way (SAM)
         terms = [(slope * (parameter - was)).sum() for parameter, was, slope in start]

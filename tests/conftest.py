@@ -65,9 +65,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def nothing_compiled(monkeypatch):
-    """As in a process of its own: other tests have something compiled, and an audit then leaves the first step alone."""
-    monkeypatch.setattr("torch._dynamo.eval_frame.cached_backends", {})

@@ -664,7 +664,6 @@ NEEDS_A_STEP = "it needs one more step that writes it, after the one at which th
 
 
 @LOOKS
-@pytest.mark.usefixtures("nothing_compiled")
 def test_a_write_in_the_forward_pass_of_the_only_step_is_told(every):
     model = net(norm=nn.BatchNorm1d(2))
     freeze(model.norm)
@@ -675,7 +674,6 @@ def test_a_write_in_the_forward_pass_of_the_only_step_is_told(every):
 
 
 @LOOKS
-@pytest.mark.usefixtures("nothing_compiled")
 def test_a_table_that_only_the_first_forward_pass_has_reason_to_write_is_told(every):
     model = looking_up()
     optimizer = SGD(model.parameters(), lr=LR)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from torch import nn
 
+from runner.methods.detach import Detach
 from runner.models import MLP
 from runner.prefix import frozen_prefix
 from runner.selection import select
@@ -87,10 +90,6 @@ def test_a_forward_pass_that_raises_leaves_gradients_enabled():
         def forward(self, x):
             raise KeyError("mine")
 
-    from contextlib import ExitStack
-
-    from runner.methods.detach import Detach
-
     model = Raises([8])
     method = Detach([8])
     method.boundary, method.found_for = "norm", select(model, ["body", "norm"])
@@ -99,3 +98,18 @@ def test_a_forward_pass_that_raises_leaves_gradients_enabled():
         with pytest.raises(KeyError):
             model(torch.zeros(2, 8))
         assert torch.is_grad_enabled()
+
+
+def test_a_prefix_that_grows_in_mid_run_is_detached_as_far_as_it_is_frozen():
+    model = MLP([8])
+    first, then = select(model, ["body"]), select(model, ["body", "norm"])
+    method = Detach([8])
+    assert method.skip(model, then) is None
+    x = torch.randn(4, 8)
+    with ExitStack() as undo:
+        for selection in (first, then):
+            method.prepare(model, selection, undo)
+            model.zero_grad()
+            model(x).sum().backward()
+            reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+            assert reached == {name for name, parameter in model.named_parameters() if parameter not in selection}

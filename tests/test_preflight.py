@@ -75,7 +75,6 @@ class Renormed(nn.Module):
 RENORMED = ("model.build={_target_: tests.test_preflight.Renormed}", "freeze.patterns=[embed]", "freeze.keep=[]")
 
 
-@pytest.mark.usefixtures("nothing_compiled")
 def test_a_plan_foresees_what_the_forward_pass_writes():
     assert fates(foreseen(*RENORMED).rows) == {"embed.weight": ("leaked", "forward_write")}
     assert fates(measure(*RENORMED, "batches=4").rows) == {"embed.weight": ("leaked", "forward_write")}
