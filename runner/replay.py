@@ -25,9 +25,8 @@ from runner.machine import kept_random_state
 from runner.tensors import same_bits, share_memory
 
 Edit = Callable[[Optimizer], None]
-DECAY = re.compile(
-    r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$"
-)  # what optimizers call it; the replay shows whether it is to blame
+# What optimizers call it; the replay shows whether it is to blame.
+DECAY = re.compile(r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$")
 
 
 def causes_in_step(

@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from runner.groups import Group
-from runner.methods.base import FreezingMethod
+from runner.methods.exclude import Exclude
 from runner.selection import Selection
 
 
-class ToBuffer(FreezingMethod):
+class ToBuffer(Exclude):
     """Registers frozen parameters as buffers of their modules, as frozen-BatchNorm classes do.
 
     They are no parameters any more: no gradient, no optimizer, no weight decay, under every optimizer. They share the
@@ -24,9 +23,6 @@ class ToBuffer(FreezingMethod):
         flat = [name for name, module in model.named_modules() if isinstance(module, nn.RNNBase)]
         holds = [name for name in selection.parameters if any(name.startswith(f"{rnn}.") for rnn in flat)]
         return f"{holds[0]} belongs to a recurrent module, which keeps its parameters in lists of its own" if holds else None
-
-    def groups(self, groups: list[Group], selection: Selection) -> list[Group]:
-        return [{**group, "params": [p for p in group["params"] if p not in selection]} for group in groups]
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         buffers = {id(parameter): parameter.detach() for parameter in selection.parameters.values()}  # a tie stays a tie
