@@ -38,7 +38,8 @@ def rests(records: Mapping[str, Record]) -> dict[str, tuple[str, str]]:
 
 def _is_baseline(record: Record) -> bool:
     method = record.get("method", {})
-    return method.get("_target_") == BASELINE and not method.get("clean") and bool(record["trained_digest"])
+    known = method.get("_target_") == BASELINE and not method.get("clean") and bool(record["trained_digest"])
+    return known and bool(record.get("setting"))  # an old record has none, and could be of any setting
 
 
 def _why(record: Record, baseline: Record) -> str:
@@ -51,5 +52,5 @@ def _why(record: Record, baseline: Record) -> str:
             return f"run with other {key}"
     if record["buffers"] != baseline["buffers"]:
         return "BatchNorm and dropout in inference mode (freeze.buffers) in one of the two"
-    told = [COUPLINGS[word] for word in record.get("couplings", ()) if word not in baseline.get("couplings", ())]
+    told = [COUPLINGS.get(word, word) for word in record.get("couplings", ()) if word not in baseline.get("couplings", ())]
     return "; ".join(told) or "unknown"

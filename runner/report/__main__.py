@@ -1,0 +1,96 @@
+"""`python -m runner.report DIR... [-o FILE]`: a table and a page from any run folders, of any age and from any machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from runner.errors import ConfigError
+from runner.report.find import find
+from runner.report.text import counted
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as everywhere in this project."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (usage: python -m runner.report DIR... [-o FILE])")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out the command line; returns 0 when the page is written, 2 where an argument is wrong."""
+    try:
+        given = arguments_of(arguments)
+        report([Path(text) for text in given.folders], Path(given.out))
+    except ConfigError as error:
+        print(f"freeze-runner: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("freeze-runner: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The folders and the page's name."""
+    parser = Parser(prog="python -m runner.report", description="One table and one page from any run folders.")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, a sweep folder, or any folder above such")
+    parser.add_argument("-o", "--out", default="report.html", metavar="FILE", help="the page (default: ./report.html)")
+    return parser.parse_args(arguments)
+
+
+def report(folders: Sequence[Path], out: Path) -> None:
+    """Print the table of the runs below the folders, and write their page.
+
+    Raises ConfigError where a folder or the page's place is wrong, or no run is found.
+    """
+    refuse_place(out)
+    found = find(folders)
+    if not found.runs:
+        where = ", ".join(map(str, folders))
+        beside = f"; {counted(found.foreign, 'folder')} of other Hydra projects passed over" if found.foreign else ""
+        raise ConfigError(f"no run found below {where}{beside}; give a folder that holds run.json, or one above such")
+    from runner.report.files import PAGE, page_of, write_page  # here, for pandas takes its time and an error should not
+    from runner.report.read import read_run
+    from runner.report.table import comparison, print_comparison
+    from runner.summary import terminal
+
+    runs = [read_run(folder, label) for label, folder in found.runs.items()]
+    remarks = list(found.remarks)
+    if found.foreign:
+        remarks.append(f"{counted(found.foreign, 'folder')} of other Hydra projects passed over")
+    print_comparison(comparison(runs), terminal())
+    for line in [*remarks, *(f"{run.label}: {problem}" for run in runs for problem in run.problems)]:
+        print(f"could not be read: {line}")
+    title = ", ".join(folder.resolve().name for folder in folders) or PAGE
+    html = page_of(runs, title, remarks=remarks)
+    try:
+        write_page(out, html)
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}") from error
+    print(f"page: {out}")
+
+
+def refuse_place(out: Path) -> None:
+    """Raise ConfigError where the page cannot be written, or would take the place of a file that is not one."""
+    from runner.report.ours import ours
+
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder; give -o a file, such as {out / 'report.html'}")
+    if not out.parent.is_dir():
+        raise ConfigError(f"there is no folder {out.parent}; make it, or give -o another file")
+    if not ours(out, "report.html"):
+        raise ConfigError(f"{out} was not written by freeze-runner, and is left as it is; give -o another file")
+    if not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"cannot write into {out.parent}; give -o another file")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

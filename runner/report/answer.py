@@ -1,0 +1,224 @@
+"""The answer in words: which methods held, which leaked and by whose doing, and which one to use. Pure functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from runner.report.cost import cheapest
+from runner.report.keys import by_method, given, swept
+from runner.report.read import Run
+from runner.report.rest import BASELINE, rests
+from runner.report.text import counted, listed
+
+Points = list[tuple[str, list[str]]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A headline, what it rests on, and the findings: a term, and what is said of it."""
+
+    headline: str
+    lead: str
+    points: Points = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one method fared over its runs."""
+
+    method: str
+    runs: list[Run]
+    rest: dict[str, tuple[str, str]]
+
+    @property
+    def judged(self) -> list[Run]:
+        """The runs that finished with something frozen."""
+        return [run for run in self.runs if run.finished and froze(run)]
+
+    @property
+    def leaked(self) -> list[Run]:
+        return [run for run in self.judged if run.record["verdict"] == "leaked"]
+
+    @property
+    def held(self) -> bool:
+        """Whether it held in every run that finished."""
+        return bool(self.judged) and not self.leaked
+
+    @property
+    def complete(self) -> bool:
+        """Whether each of its runs finished."""
+        return all(run.finished for run in self.runs)
+
+    @property
+    def returned(self) -> bool:
+        return any(run.record["counts"]["returned"] for run in self.judged)
+
+    def rested(self, word: str) -> list[Run]:
+        """The runs whose rest is `identical`, or `differs`."""
+        return [run for run in self.judged if self.rest[run.label][0] == word]
+
+
+def froze(run: Run) -> bool:
+    """Whether anything was declared frozen, as far as the record tells."""
+    counts = run.record["counts"]
+    return any(counts[word] for word in ("held", "returned", "leaked")) or not any(counts.values())
+
+
+def of_runs(runs: Sequence[Run]) -> Answer:
+    """The answer that several runs give together."""
+    rest = rests({run.label: run.record for run in runs})
+    standings = [Standing(method, members, rest) for method, members in by_method(runs).items()]
+    if not any(one.judged for one in standings):
+        why = (
+            "Nothing was declared frozen." if any(run.finished for run in runs) else "Failures and their reasons are below."
+        )
+        done = sum(run.finished for run in runs)
+        return Answer(f"{counted(done, 'run')} of {len(runs):,} finished", why, points(standings, runs))
+    headline, lead = advice(standings)
+    return Answer(headline, lead, points(standings, runs))
+
+
+def advice(standings: Sequence[Standing]) -> tuple[str, str]:
+    """Which method to use: one that held throughout, left the rest as it was, and is the cheapest where costs are known."""
+    held = [one for one in standings if one.held]
+    if len(standings) == 1:
+        return _alone(standings[0])
+    if not held:
+        most = max(standings, key=lambda one: (len(one.judged) - len(one.leaked)) / max(len(one.judged), 1))
+        kept = len(most.judged) - len(most.leaked)
+        return "No method held", f"{most.method} came nearest: it held in {kept} of {counted(len(most.judged), 'run')}."
+    pool = best(held)
+    names = [one.method for one in pool]
+    saving = cheapest({one.method: one.judged for one in pool})
+    baseline = [one.method for one in pool if one.runs[0].record["method"].get("_target_") == BASELINE]
+    chosen = saving[0] if saving else (baseline or names)[0]
+    others = [name for name in names if name != chosen]
+    why = f"{chosen} kept every frozen bit in {_all(pool[names.index(chosen)].judged)}"
+    if any(one.rested("identical") for one in pool):
+        why += " and trained the rest as requires_grad does, bit for bit" if [chosen] != baseline[:1] else ""
+    so = f"; so did {listed(others)}" if others else "; no other method did as well" if len(standings) > 1 else ""
+    cost = f" Of these it is the cheapest: {saving[1]}." if saving and others else ""
+    same = " Among equals it is torch's own way." if not saving and others and chosen in baseline else ""
+    return f"Use {chosen}", f"{why}{so}.{cost}{same}"
+
+
+def best(held: Sequence[Standing]) -> list[Standing]:
+    """Of the methods that held, those of the first rank that has any: complete, with the rest alike, nothing put back."""
+    for rank in (
+        lambda one: one.complete and not one.rested("differs") and not one.returned,
+        lambda one: one.complete and not one.rested("differs"),
+        lambda one: not one.rested("differs"),
+        lambda one: one.complete,
+    ):
+        if found := [one for one in held if rank(one)]:
+            return found
+    return list(held)
+
+
+def points(standings: Sequence[Standing], runs: Sequence[Run]) -> Points:
+    """The findings, term by term; a term of which there is nothing to say is left out."""
+    idle = [run for run in runs if run.finished and run.record["counts"]["idle"]]
+    found: Points = [
+        ("Held", _held(standings)),
+        ("Leaked", [_leaked(one) for one in standings if one.leaked]),
+        ("Trained the rest", _rest(standings)),
+        ("Idle", [f"{counted(len(idle), 'run')} left something trainable unmoved: {causes(idle, 'idle')}"] if idle else []),
+        ("Unfinished", [line for one in standings for line in _unfinished(one)]),
+    ]
+    return [(term, lines) for term, lines in found if lines]
+
+
+def causes(runs: Sequence[Run], verdict: str) -> str:
+    """By whose doing tensors got a verdict: the causes, the most frequent first."""
+    count = Counter(row.cause or "unknown" for run in runs for row in run.tensors if row.verdict == verdict)
+    return listed([cause.replace("|", " with ") for cause, _ in count.most_common()]) or "unknown"
+
+
+def under(picked: Sequence[Run], among: Sequence[Run]) -> str:
+    """What the picked runs have in common that not all runs of the method have, as overrides."""
+    told = []
+    for key in swept(among):
+        values, everywhere = ({given(run).get(key, "") for run in part} for part in (picked, among))
+        if key != "seed" and len(values) < len(everywhere):
+            told.append(f"{key}={'|'.join(sorted(values))}")
+    return ", ".join(told)
+
+
+def _alone(one: Standing) -> tuple[str, str]:
+    if one.held:
+        return f"{one.method} held", f"It kept every frozen bit in {_all(one.judged)}."
+    where = under(one.leaked, one.judged)
+    told = f"It leaked in {len(one.leaked)} of {counted(len(one.judged), 'run')}{', under ' + where if where else ''}."
+    return f"{one.method} leaked", told
+
+
+def _held(standings: Sequence[Standing]) -> list[str]:
+    kept = [one for one in standings if one.held and not one.returned]
+    back = [one.method for one in standings if one.held and one.returned]
+    lines = [f"{listed([one.method for one in kept])}: every frozen bit, at every look"] if kept else []
+    return lines + ([f"{listed(back)}: moved within a step, and was put back each time"] if back else [])
+
+
+def _leaked(one: Standing) -> str:
+    where = under(one.leaked, one.judged)
+    said = f"{one.method}: in {len(one.leaked)} of {counted(len(one.judged), 'run')}, by {causes(one.leaked, 'leaked')}"
+    return f"{said}; under {where}" if where else said
+
+
+def _rest(standings: Sequence[Standing]) -> list[str]:
+    alike = [one.method for one in standings if one.rested("identical") and not one.rested("differs")]
+    lines = [f"as requires_grad does, bit for bit: {listed(alike)}"] if alike else []
+    for one in standings:
+        if other := one.rested("differs"):
+            compared = len(other) + len(one.rested("identical"))
+            why = dict.fromkeys(one.rest[run.label][1] for run in other)
+            lines.append(f"otherwise: {one.method}, in {len(other)} of {counted(compared, 'run')} ({listed(list(why))})")
+    return lines
+
+
+def _unfinished(one: Standing) -> list[str]:
+    by_status: dict[str, list[Run]] = {}
+    for run in one.runs:
+        if not run.finished:
+            by_status.setdefault(run.record["status"], []).append(run)
+    return [f"{one.method}: {len(some)} of {counted(len(one.runs), 'run')} {status}" for status, some in by_status.items()]
+
+
+def _all(runs: Sequence[Run]) -> str:
+    return "its one run" if len(runs) == 1 else f"all of its {len(runs):,} runs"
+
+
+def of_run(run: Run) -> Answer:
+    """The answer that one run gives."""
+    record, frozen = run.record, [row for row in run.tensors if row.frozen]
+    if not run.finished and not run.tensors:
+        return Answer(record["status"].capitalize(), _sentence(record["reason"]))
+    counts: Mapping[str, int] = record["counts"]
+    leaks = [row for row in frozen if row.verdict == "leaked"]
+    if leaks:
+        told = [f"{row.name} ({row.cause or 'unknown'})" for row in leaks]
+        headline, lead = f"Leaked: {len(leaks)} of {counted(len(frozen), 'frozen tensor')}", f"Changed: {listed(told)}."
+    elif not froze(run):
+        headline, lead = "Nothing was declared frozen", ""
+    else:
+        total = len(frozen) or counts["held"] + counts["returned"]
+        headline = f"Held: {counted(total, 'frozen tensor')} kept every bit"
+        back = f"{counts['returned']} of them moved within a step, and were put back." if counts["returned"] else ""
+        lead = back or "Compared bit by bit with what they were at the start."
+    looks = f"after steps {', '.join(map(str, record['looks']))}" if record["looks"] else ""
+    idle = [f"{row.name} ({row.cause or 'unknown'})" for row in run.tensors if row.verdict == "idle"]
+    found: Points = [
+        ("Status", [f"{record['status']}: {record['reason']}"] if not run.finished else []),
+        ("Trained", [f"{counted(counts['trained'], 'parameter')}"] if counts["trained"] else []),
+        ("Idle", [listed(idle)] if idle else []),
+        ("Drifted", [f"{counted(counts['drifted'], 'live buffer')}, as PyTorch's do"] if counts["drifted"] else []),
+        ("Bits compared", [looks] if looks else []),
+        ("Notes", record["notes"]),
+    ]
+    return Answer(headline, lead, [(term, lines) for term, lines in found if lines])
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") if text else ""

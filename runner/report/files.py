@@ -1,0 +1,80 @@
+"""The files that stand beside runs: a sweep's tables, page and pictures, and the page of a single run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pandas import DataFrame
+
+from runner.folder import CHANGES, write_text, write_whole
+from runner.report import pictures
+from runner.report.grid import MARKS, Grid, grid
+from runner.report.ours import PAGE, ours
+from runner.report.page import Picture, curves, page
+from runner.report.read import Run, read_run, run_folders
+from runner.report.table import comparison, failures, join_changes
+
+
+def write_sweep_files(sweep: Path) -> DataFrame:
+    """Write a sweep's tables, page and pictures from its run folders; returns the comparison.
+
+    A file that this project did not write is left as it is, and that is said on stderr.
+    """
+    runs = [read_run(folder) for folder in run_folders(sweep)]
+    table, failed = comparison(runs), failures(runs)
+    _write(sweep / "comparison.csv", lambda beside: _text(beside, table.to_csv(index=False, lineterminator="\n")))
+    _write(sweep / CHANGES, lambda beside: join_changes(runs, beside))
+    _write(sweep / "failures.csv", lambda beside: _text(beside, failed.to_csv(index=False, lineterminator="\n")))
+    if drawn := grid(runs):
+        figure = pictures.heatmap(drawn)
+        svg, png = pictures.as_svg(figure, *described(drawn)), pictures.as_png(figure)
+        _write(sweep / "heatmap.svg", lambda beside: _text(beside, svg))
+        _write(sweep / "heatmap.png", lambda beside: beside.write_bytes(png))
+    html = page_of(runs, sweep.resolve().name, svg if drawn else None, drawn)
+    _write(sweep / PAGE, lambda beside: _text(beside, html))
+    return table
+
+
+def write_run_page(folder: Path) -> None:
+    """Write the page of one run into its folder."""
+    html = page_of([read_run(folder)], folder.resolve().name)
+    _write(folder / PAGE, lambda beside: _text(beside, html))
+
+
+def page_of(
+    runs: Sequence[Run], title: str, svg: str | None = None, drawn: Grid | None = None, remarks: Sequence[str] = ()
+) -> str:
+    """The page of some runs, its pictures drawn; `svg` is the heatmap where it is drawn already."""
+    shown = {}
+    if len(runs) > 1 and (drawn := drawn or grid(runs)):
+        svg = svg or pictures.as_svg(pictures.heatmap(drawn), *described(drawn))
+        shown["heatmap"] = Picture(pictures.inline(svg, "heatmap"), drawn.said)
+    found, said = curves(runs)
+    if found:
+        line = pictures.as_svg(pictures.losses(found), "Losses", f"The loss after each step. {said}")
+        shown["losses"] = Picture(pictures.inline(line, "losses"), said)
+    return page(runs, title, shown, remarks)
+
+
+def described(drawn: Grid) -> tuple[str, str]:
+    """The heatmap's title and description."""
+    size = f"{len(drawn.rows)} rows of parameters and buffers, {len(drawn.columns)} columns of runs"
+    return "How far each parameter moved in each run", f"{size}. {drawn.said} Marks: {', '.join(MARKS.values())}."
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    if ours(path, path.name):
+        write_whole(path, write)
+    else:
+        print(f"freeze-runner: {path} was not written by freeze-runner, and is left as it is", file=sys.stderr)
+
+
+def _text(path: Path, text: str) -> None:
+    path.write_bytes(text.encode())
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page, whole or not at all."""
+    write_text(path, html)

@@ -1,0 +1,107 @@
+"""What tells runs apart: the overrides in which they differ, their method, and the cells that several seeds share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runner.report.read import Run
+
+OURS = "runner.methods."
+WORST = ("leaked", "failed", "interrupted", "skipped", "finished", "held")  # from the worst
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in the seed alone."""
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def outcome(self) -> str:
+        """The worst of its runs."""
+        return worst(self.runs)
+
+
+def given(run: Run) -> dict[str, str]:
+    """A run's overrides by key."""
+    return {key: value for key, _, value in (text.partition("=") for text in run.record["overrides"])}
+
+
+def swept(runs: Sequence[Run]) -> list[str]:
+    """The override keys whose values are not the same in all runs; all keys where there is just one run."""
+    overrides = [given(run) for run in runs]
+    keys = dict.fromkeys(key for own in overrides for key in own)
+    return [key for key in keys if len(runs) == 1 or len({own.get(key) for own in overrides}) > 1]
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """Runs by the values of what tells them apart, numbers as numbers, then by name."""
+    keys = swept(runs)
+
+    def place(run: Run) -> list[tuple[float, str]]:
+        own = given(run)
+        return [_natural(text) for text in (*(own.get(key, "") for key in keys), run.label)]
+
+    return sorted(runs, key=place)
+
+
+def names(runs: Sequence[Run]) -> dict[str, str]:
+    """A short name of each run by its label: the values of what tells it apart; the label where they do not."""
+    keys = swept(runs)
+    short = {run.label: " ".join(filter(None, (given(run).get(key, "") for key in keys))) for run in runs}
+    times: dict[str, int] = {}
+    for name in short.values():
+        times[name] = times.get(name, 0) + 1
+    return {label: name if len(runs) > 1 and name and times[name] == 1 else label for label, name in short.items()}
+
+
+def cells(runs: Sequence[Run]) -> list[Cell]:
+    """The runs by their overrides but for the seed; one whose overrides are unknown is a cell of its own."""
+    keys = [key for key in swept(runs) if key != "seed"]
+    grouped: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        own = sorted(f"{key}={value}" for key, value in given(run).items() if key != "seed")
+        grouped.setdefault(tuple(own) or ("", run.label), []).append(run)
+    return [
+        Cell(" ".join(filter(None, (given(members[0]).get(key, "") for key in keys))) or members[0].label, members)
+        for members in grouped.values()
+    ]
+
+
+def worst(runs: Sequence[Run]) -> str:
+    """The worst outcome of some runs."""
+    found = {run.outcome for run in runs}
+    return next((word for word in WORST if word in found), "finished")
+
+
+def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by the method that they used, with those of its options that are not the same in all runs of it."""
+    nodes = {run.label: run.record["method"] for run in runs}
+    varied: dict[str, dict[str, set[str]]] = {}
+    for node in nodes.values():
+        for key, value in node.items():
+            varied.setdefault(str(node.get("_target_")), {}).setdefault(key, set()).add(str(value))
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        node = nodes[run.label]
+        options = varied.get(str(node.get("_target_")), {})
+        told = [f"{key}={value}" for key, value in node.items() if key != "_target_" and len(options[key]) > 1]
+        grouped.setdefault(" ".join([method_name(run), *told]), []).append(run)
+    return grouped
+
+
+def method_name(run: Run) -> str:
+    """What a run's method is called: the module of one of this project, the class of another, as it was asked for if old."""
+    target = str(run.record["method"].get("_target_", ""))
+    if target.startswith(OURS):
+        return target.removeprefix(OURS).partition(".")[0]
+    return target.rpartition(".")[2] or given(run).get("method", "") or "an unknown method"
+
+
+def _natural(value: str) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("inf"), value

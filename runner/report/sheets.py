@@ -1,0 +1,188 @@
+"""The tables of the page, as data: a caption, columns, and rows of cells; one template shows them all."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from runner.report.hydra_files import read_config
+from runner.report.keys import Cell, cells, given, swept
+from runner.report.measured import Tensor
+from runner.report.read import Run
+from runner.report.rest import rests
+from runner.report.text import counted, shown
+from runner.verdict import VERDICTS
+
+MOST = 1000  # rows of a table
+
+
+class Column(NamedTuple):
+    """A column's heading, and whether it holds numbers."""
+
+    name: str
+    number: bool = False
+
+
+class Entry(NamedTuple):
+    """A cell's text, and what it is: an outcome's word, `code`, or nothing."""
+
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of the page; the first entry of a row is what it is about."""
+
+    key: str
+    caption: str
+    columns: list[Column]
+    rows: list[list[Entry]] = field(default_factory=list)
+
+
+def runs_sheet(runs: Sequence[Run]) -> Sheet:
+    """A row a run: what tells it apart, how it ended, what moved, its losses, the rest, its costs."""
+    keys, rest = swept(runs), rests({run.label: run.record for run in runs})
+    words = [word for word in VERDICTS if any(run.record["counts"][word] for run in runs)]
+    costs = sorted({key for run in runs for key in run.record["cost"]})
+    compared = any(word for word, _ in rest.values())
+    columns = [Column("run"), *map(Column, keys), Column("answer"), *(Column(word, True) for word in words)]
+    columns += [Column("first loss", True), Column("last loss", True), *([Column("rest")] if compared else [])]
+    columns += [Column(key.replace("_", " "), True) for key in costs]
+    rows = []
+    for run in runs:
+        record, own = run.record, given(run)
+        row = [Entry(run.label), *(Entry(own.get(key, "")) for key in keys), Entry(run.outcome, run.outcome)]
+        row += [Entry(str(record["counts"][word])) for word in words]
+        row += [Entry(_loss(run, key)) for key in ("loss_first", "loss_last")]
+        row += [Entry(": ".join(filter(None, rest[run.label])))] if compared else []
+        rows.append(row + [Entry(shown(record["cost"].get(key))) for key in costs])
+    return Sheet("runs", f"{counted(len(runs), 'run')}", columns, rows)
+
+
+def cells_sheet(runs: Sequence[Run]) -> Sheet | None:
+    """A row for each cell, its runs alike but for the seed: the worst answer, the losses' mean, spread and number."""
+    grouped = cells(runs)
+    if all(len(cell.runs) == 1 for cell in grouped):
+        return None
+    keys = [key for key in swept(runs) if key != "seed"]
+    rest = rests({run.label: run.record for run in runs})
+    heads = [*map(Column, keys or ["runs"]), Column("worst answer"), Column("runs", True), Column("finished", True)]
+    heads += [Column("leaked", True), Column("loss, mean", True), Column("spread", True), Column("n", True), Column("rest")]
+    rows = []
+    for cell in grouped:
+        own = given(cell.runs[0])
+        known = [loss for run in cell.runs if run.finished and (loss := run.record["loss_last"]) is not None]
+        spread = statistics.stdev(known) if len(known) > 1 else None
+        row = [Entry(own.get(key, "")) for key in keys] or [Entry(cell.name)]
+        row += [Entry(cell.outcome, cell.outcome), Entry(str(len(cell.runs)))]
+        row += [Entry(str(sum(run.finished for run in cell.runs)))]
+        row += [Entry(str(max(run.record["counts"]["leaked"] for run in cell.runs)))]
+        row += [Entry(shown(statistics.fmean(known) if known else None)), Entry(shown(spread)), Entry(str(len(known)))]
+        rows.append([*row, Entry(_rest(cell, rest))])
+    return Sheet("cells", f"{counted(len(grouped), 'setting')}, each over its seeds", heads, rows)
+
+
+def tensors_sheet(tensors: Sequence[Tensor]) -> Sheet:
+    """A row a tensor of one run."""
+    columns = [Column("tensor"), Column("kind"), Column("declared"), Column("verdict"), Column("cause")]
+    columns += [Column("change, L2", True), Column("of its start", True)]
+    rows = [
+        [
+            Entry(row.name),
+            Entry(row.kind),
+            Entry("frozen" if row.frozen else "live" if row.kind == "buffer" else "trainable"),
+            Entry(row.verdict, row.verdict),
+            Entry(row.cause.replace("|", " | ")),
+            Entry(shown(row.change_l2)),
+            Entry(shown(row.change_rel)),
+        ]
+        for row in tensors
+    ]
+    return Sheet("tensors", f"{counted(len(rows), 'parameter and buffer')}", columns, rows)
+
+
+def leaks_sheet(runs: Sequence[Run]) -> Sheet:
+    """A row for each frozen tensor that leaked and each cause: in how many runs, and how far at most."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for row in run.tensors:
+            if row.verdict == "leaked":
+                found.setdefault((row.name, row.cause or "unknown"), []).append(_far(row))
+    columns = [Column("tensor"), Column("cause"), Column("runs", True), Column("largest change of its start", True)]
+    rows = [
+        [Entry(name), Entry(cause.replace("|", " | ")), Entry(str(len(far))), Entry(shown(max(far)))]
+        for (name, cause), far in sorted(found.items(), key=lambda item: -max(item[1]))
+    ]
+    return Sheet("leaks", f"{counted(len(rows), 'frozen tensor')} leaked, the farthest first", columns, rows)
+
+
+def failures_sheet(runs: Sequence[Run]) -> Sheet:
+    """A row for each run that did not finish, and why."""
+    columns = [Column("run"), Column("status"), Column("reason")]
+    status = [run for run in runs if not run.finished]
+    rows = [
+        [Entry(run.label), Entry(run.record["status"], run.record["status"]), Entry(run.record["reason"])] for run in status
+    ]
+    return Sheet("failures", f"{counted(len(rows), 'run')} did not finish", columns, rows)
+
+
+def commands_sheet(runs: Sequence[Run]) -> Sheet:
+    """A row a run: where its config differs from that of most runs, and the command that makes it again."""
+    configs = {run.label: read_config(run.folder) for run in runs}
+    keys = dict.fromkeys(key for config in configs.values() for key in config)
+    usual = {key: Counter(config.get(key, "") for config in configs.values()).most_common(1)[0][0] for key in keys}
+    rows = []
+    for run in runs:
+        config = configs[run.label]
+        differs = [f"{key}={config.get(key, '')}" for key in keys if config and config.get(key, "") != usual[key]]
+        command = f"python -m runner {shlex.join(run.record['overrides'])}".rstrip()
+        differing = [Entry("  ".join(differs), "differences")] if len(runs) > 1 else []
+        rows.append([Entry(run.label), *differing, Entry(command, "code")])
+    columns = [Column("run"), *([Column("its config, where most have another")] if len(runs) > 1 else []), Column("command")]
+    return Sheet("commands", "To run it again" if len(runs) == 1 else "To run one again", columns, rows)
+
+
+def machines_sheet(runs: Sequence[Run]) -> tuple[str, Sheet]:
+    """What all runs ran on, in a line; and a row for each thing and value in which they differ."""
+    facts: dict[str, Counter[str]] = {}
+    for run in runs:
+        for key, value in _facts(run).items():
+            facts.setdefault(key, Counter())[value] += 1
+    same = [f"{key} {next(iter(count))}" for key, count in facts.items() if len(count) == 1 and next(iter(count))]
+    rows = [
+        [Entry(key), Entry(value or "not recorded"), Entry(str(times))]
+        for key, count in facts.items()
+        if len(count) > 1
+        for value, times in sorted(count.items())
+    ]
+    columns = [Column("of the run"), Column("value"), Column("runs", True)]
+    return ", ".join(same), Sheet("machines", "The runs differ in what they ran on", columns, rows)
+
+
+def _facts(run: Run) -> dict[str, str]:
+    record = run.record
+    versions, git = record["versions"], record["git"]
+    commit = str(git.get("commit") or "")[:12] + (" with changes" if git.get("dirty") else "")
+    facts: dict[str, Any] = {**versions, "device": record["device"], "threads": record["threads"], "commit": commit}
+    return {str(key): "" if value is None else str(value) for key, value in facts.items()}
+
+
+def _rest(cell: Cell, rest: dict[str, tuple[str, str]]) -> str:
+    words = dict.fromkeys(": ".join(filter(None, rest[run.label])) for run in cell.runs)
+    return "; ".join(filter(None, words))
+
+
+def _loss(run: Run, key: str) -> str:
+    missing = "not finite" if run.record["looks"] else ""
+    return missing if run.record[key] is None else shown(run.record[key])
+
+
+def _far(row: Tensor) -> float:
+    change = row.change_l2 if row.change_rel is None else row.change_rel
+    return math.inf if change is None or math.isnan(change) else change

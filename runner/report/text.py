@@ -1,0 +1,44 @@
+"""Texts and numbers as files of strangers hold them, made fit to be shown."""
+
+from __future__ import annotations
+
+import math
+import re
+
+# Controls, marks that turn the direction of writing, halves of characters, and what XML does not allow.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+
+def clean(text: str) -> str:
+    """A text that any terminal, page and picture can show: what controls them, or is no character, becomes `\ufffd`."""
+    return text if text.isprintable() else UNPRINTABLE.sub("\ufffd", text)
+
+
+def number(text: str) -> float | None:
+    """The number that a CSV field holds, or None."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is NaN or infinite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def shown(value: float | None) -> str:
+    """A number in four digits; nothing where there is none."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def listed(words: list[str], most: int = 12) -> str:
+    """Words as a sentence lists them: `a`, `a and b`, `a, b and c`, and how many more where they are too many."""
+    if len(words) > most:
+        words = [*words[: most - 1], f"{len(words) - most + 1} more"]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`, `1,000 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
