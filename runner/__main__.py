@@ -10,7 +10,6 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,6 +19,7 @@ from runner.config import CONF
 from runner.errors import ConfigError
 from runner.folder import LOG
 from runner.identity import CUSTOM, freeze_name, method_name
+from runner.limits import sigterm_interrupts
 from runner.refusal import short_message
 
 
@@ -45,7 +45,8 @@ def main() -> int:
             codes.append(1)
 
     try:
-        job()
+        with sigterm_interrupts():
+            job()
     except KeyboardInterrupt:
         print("freeze-runner: interrupted", file=sys.stderr)
         return 130
@@ -70,29 +71,28 @@ def main() -> int:
 
 
 def carry_out(config: DictConfig) -> int:
-    """One run of this process, its progress and summary; returns its exit code, 0 in a sweep, which reads it from files."""
+    """One run of its own, its progress, its summary and its page; returns its exit code."""
     from runner import job, summary
 
     console = summary.terminal()
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     warned: list[str] = []
 
     def on_warning(text: str) -> None:
         warned.append(text)
-        if not in_sweep:
-            print(f"freeze-runner: warning: {text}", file=sys.stderr)
+        print(f"freeze-runner: warning: {text}", file=sys.stderr)
 
     with summary.progress(config.batches, console) as on_step:
         result = job.perform(config, on_step, on_warning=on_warning)
-    if in_sweep:
-        print(summary.line(result), flush=True)
-    elif result.status in ("finished", "interrupted"):
+    if result.status in ("finished", "interrupted"):
+        from runner.report.files import write_run_page
+
         summary.show(result, title(config), console, said=warned)
+        write_run_page(result.folder)
     else:
         refuse(f"{result.record['status']}: {result.record['reason']} (log: {summary.shown(result.folder / LOG)})")
     if result.status == "interrupted":
         raise KeyboardInterrupt
-    return 0 if in_sweep else result.exit_code
+    return result.exit_code
 
 
 def title(config: DictConfig) -> str:

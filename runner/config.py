@@ -24,6 +24,14 @@ class Buffers(Enum):
     frozen = "frozen"
 
 
+# What a sweep does when a run has failed; made by call, for Python keeps the word `continue` for itself.
+OnError = Enum("OnError", {"continue": "continue", "stop": "stop"})
+
+
+class Resume(Enum):
+    last = "last"
+
+
 class Device(Enum):
     auto = "auto"
     cpu = "cpu"
@@ -83,6 +91,9 @@ class Config:
     save: bool = False
     strict: bool = False
     plan: bool = False
+    resume: Resume | None = None
+    on_error: OnError = OnError["continue"]
+    timeout: float | None = None  # seconds that a run may take
 
 
 _SCHEMA = OmegaConf.structured(Config)
@@ -185,7 +196,7 @@ def _is_refused(part: dict[str, Any]) -> bool:
 
 
 def _check_choices(hydra: DictConfig) -> None:
-    for noun in ("model", "method", "freeze", "groups", "optimizer", "scheduler", "schedule", "task", "data"):
+    for noun in ("model", "method", "freeze", "groups", "optimizer", "scheduler", "schedule", "task", "data", "launch"):
         if not isinstance(hydra.runtime.choices.get(noun), str):
             more = "; for several patterns give freeze.patterns=[A,B]" if noun == "freeze" else ""
             raise ConfigError(f"{noun} takes one choice, not a list; add -m and write {noun}=A,B for a sweep over two{more}")
@@ -222,6 +233,8 @@ def _check_numbers(config: Config) -> None:
         raise ConfigError(f"schedule.step is {first!r}; give the first step that is frozen, a whole number of 1 or more")
     if _is_whole(first) and first > config.batches:
         raise ConfigError(f"schedule.step is {first} and batches is {config.batches}: nothing would ever be frozen")
+    if config.timeout is not None and not config.timeout > 0:
+        raise ConfigError(f"timeout is {config.timeout}; give the seconds that a run may take, above 0, or null")
     if config.clip is not None and not config.clip > 0:
         raise ConfigError(f"clip is {config.clip}; give the largest norm of all gradients together, above 0, or null")
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all, with the line ends as given."""
     write_whole(path, lambda beside: beside.write_bytes(text.encode()))
+
+
+def discard(folder: Path, *names: str) -> None:
+    """Remove files of a folder, those that are there and can be removed, and what was left of writing them."""
+    for name in names:
+        for path in (folder / name, *folder.glob(f".{name}.*.part")):
+            with suppress(OSError):
+                path.unlink()
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

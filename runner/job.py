@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.before import Refused
 from runner.config import CONF, Config, check
 from runner.errors import ConfigError, SkippedError
-from runner.folder import CHANGES, LOG, RECORD, STEPS, WEIGHTS, csv_text, write_record, write_text, write_whole
-from runner.identity import config_hash, setting_hash
-from runner.provenance import git, versions
+from runner.folder import CHANGES, LOG, RECORD, STEPS, WEIGHTS, csv_text, discard, write_record, write_text, write_whole
+from runner.limits import one_interrupt, time_limit
+from runner.record import brief, unmeasured
 from runner.refusal import short_message
 from runner.rows import COLUMNS, Row
 from runner.verdict import counts, run_verdict, strayed
@@ -95,14 +93,16 @@ def perform(
     on_step: Callable[[Step], None] = lambda step: None,
     on_error: Callable[[BaseException], None] = lambda error: None,
     on_warning: Callable[[str], None] = lambda text: None,
+    own_process: bool = False,
 ) -> Result:
     """Carry out one run in the folder that Hydra made for it, and write its files, whatever happens.
 
-    A failure is logged with its traceback, recorded in `run.json`, handed to `on_error`, and not raised.
+    A failure is logged with its traceback, recorded in `run.json`, handed to `on_error`, and not raised. `timeout` is
+    checked between steps; where the run has a process of its own, that ends even within one.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed, HydraConfig.get().runtime.choices["method"])
-    record = unmeasured(config, config_hash(composed), setting_hash(composed))
+    record = unmeasured(config, composed, HydraConfig.get().overrides.task)
     result = Result(folder, record, exit_code=1)
     discard(folder, RECORD, *MEASURED)  # of an earlier try, in a sweep that is started again
     with logging_to(folder / LOG), one_interrupt():
@@ -115,7 +115,16 @@ def perform(
                 record["notes"].append(text)
                 on_warning(text)
 
-            outcome = experiment(config, on_step, warn)
+            def end(reason: str) -> None:
+                write_record(folder, {**record, "reason": reason})
+
+            with time_limit(config.timeout, folder / LOG, end if own_process else None) as check_time:
+
+                def after_step(step: Step) -> None:
+                    on_step(step)
+                    check_time()
+
+                outcome = experiment(config, after_step, warn)
             measured(result, outcome, config)
         except SkippedError as skipped:
             record.update(status="skipped", reason=str(skipped))
@@ -133,40 +142,6 @@ def perform(
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
     return result
-
-
-def discard(folder: Path, *names: str) -> None:
-    """Remove files of a run, those that are there and can be removed."""
-    for name in names:
-        with suppress(OSError):
-            (folder / name).unlink()
-
-
-def unmeasured(config: Config, hashed: str, setting: str) -> dict[str, Any]:
-    """The record of a run that has measured nothing yet."""
-    return {
-        "status": "failed",
-        "reason": "",
-        "verdict": None,
-        "counts": counts(()),
-        "loss_first": None,
-        "loss_last": None,
-        "looks": [],
-        "notes": [],
-        "overrides": list(HydraConfig.get().overrides.task),
-        "config_hash": hashed,
-        "method": dict(config.method),
-        "buffers": config.freeze.buffers.value,
-        "setting": setting,
-        "seed": config.seed,
-        "threads": None,
-        "device": config.device.value,
-        "trained_digest": None,
-        "couplings": [],
-        "cost": {},
-        "versions": versions(),
-        "git": git(),
-    }
 
 
 def measured(result: Result, outcome: Outcome, config: Config) -> None:
@@ -227,30 +202,6 @@ def remarks(outcome: Outcome, losses: list[float], batches: int) -> Iterator[str
 def finite(value: float) -> float | None:
     """The value, or None where it is NaN or infinite, which JSON cannot hold; `steps.csv` has it as it was."""
     return value if math.isfinite(value) else None
-
-
-def brief(error: BaseException) -> str:
-    """An exception in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextmanager
-def one_interrupt() -> Iterator[None]:
-    """Let the first Ctrl-C end the training; further ones wait until what was measured is written."""
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
-        yield
-        return
-
-    def end(*_: Any) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    was = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, was)
 
 
 @contextmanager

@@ -10,11 +10,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import CONF, known_keys
-from runner.errors import did_you_mean
+from runner.errors import ConfigError, did_you_mean
+
+LAUNCHERS = {  # of Hydra's plugins: the package that brings each, and our extra
+    "joblib": ("hydra-joblib-launcher", "joblib"),
+    "ray": ("hydra-ray-launcher", "ray"),
+    "submitit_slurm": ("hydra-submitit-launcher", "slurm"),
+    "submitit_local": ("hydra-submitit-launcher", "slurm"),
+}
 
 
 def short_message(error: Exception) -> str:
     """One line for an error of composing: what was given, what there is, what to do."""
+    if isinstance(error, ConfigError):
+        return str(error)
     chain = [error]
     while isinstance(chain[-1].__cause__, Exception):
         chain.append(chain[-1].__cause__)
@@ -46,6 +55,9 @@ def _unreadable(override: str) -> str:
 
 
 def _no_choice(group: str, choice: str, choices: list[str]) -> str:
+    if group == "hydra/launcher" and choice in LAUNCHERS:
+        plugin, extra = LAUNCHERS[choice]
+        return f"launch={extra} needs {plugin}; install it with: pip install 'freeze-runner[{extra}]'"
     if not choices:
         return f"{group}={choice}: there is no group {group}{did_you_mean(group, _groups())}"
     return f"{group}={choice}: no such choice{did_you_mean(choice, choices) or ';'} there are {', '.join(choices)}"

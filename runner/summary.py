@@ -97,13 +97,6 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def line(result: Ended) -> str:
-    """One run of a sweep, in one line."""
-    record = result.record
-    word = record["verdict"] if record["status"] == "finished" else record["status"]
-    return f"{result.folder.name}  {word}{'  ' + record['reason'] if record['reason'] else ''}"
-
-
 def _mover(verdict: str, rows: list[dict[str, Any]]) -> list[str]:
     most = max(rows, key=_distance)
     colour = COLOURS.get(verdict)

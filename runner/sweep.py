@@ -1,132 +1,146 @@
-"""A sweep: the grid's cells, checked before any runs; duplicates dropped; one table, read back from files, at the end."""
+"""A sweep: its folder, its cells, what is still to run, and the tables and the page that are read back from files."""
 
 from __future__ import annotations
 
-import pickle
+import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from runner.config import check
+from runner.claim import RUNNING, held, wait_until_free
 from runner.errors import ConfigError
-from runner.identity import config_hash, run_name
-from runner.report.read import Record, read_record
+from runner.folder import RECORD, discard, write_whole
+from runner.grid import Cell, Composed, grid, is_run_folder
+from runner.launch import launch, record_death, refuse_unreachable
+from runner.progress import progress_of
+from runner.summary import shown, terminal
 from runner.verdict import strayed
+from runner.worker import STOP, Worker
 
 if TYPE_CHECKING:
     from hydra_plugins.freeze_sweeper import FreezeSweeper
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a sweep: its overrides, its folder, its config, and whether leaking or idling makes its exit code 3."""
-
-    overrides: list[str]
-    folder: Path
-    strict: bool
-    composed: bytes
-
-    @property
-    def record(self) -> Record | None:
-        return read_record(self.folder)
-
-    @property
-    def finished(self) -> bool:
-        return bool(self.record and self.record["status"] == "finished")
+SWEEPS = Path("outputs") / "sweeps"
+GRID = "multirun.yaml"
 
 
 def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
     """Run the grid that `arguments` span, write the sweep's files, and leave by SystemExit where not all is well.
 
-    Raises ConfigError before anything is written where any cell cannot be composed.
+    Raises ConfigError before anything is written where any cell cannot be composed, and where no run can be launched.
     """
-    assert sweeper.config is not None
-    assert sweeper.launcher is not None
-    folder = Path(sweeper.config.hydra.sweep.dir)
+    config = sweeper.config
+    assert config is not None
+    folder = settled_folder(config)
     cells, dropped = grid(sweeper, arguments, folder)
     if not cells:
         raise ConfigError("the sweep has no run: a glob or a range in it is empty")
     if dropped:
         print(f"{dropped} of {dropped + len(cells)} runs dropped: the same config as another in the grid")
-    if sweeper.config.plan:
+    if config.plan:
         for cell in cells:
-            print(f"{'finished' if cell.finished else 'to run  '}  {cell.folder}  {' '.join(cell.overrides)}")
+            print(f"{'finished' if cell.finished else 'to run  '}  {shown(cell.folder)}  {' '.join(cell.overrides)}")
         return
-    kept = [cell for cell in cells if cell.finished]
-    if kept:
-        print(f"{len(kept)} of {len(cells)} runs are finished already and kept")
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(sweeper.config, folder / "multirun.yaml")
+    refuse_foreign(folder)
+    left = [cell for cell in cells if not cell.finished]
+    if len(left) < len(cells):
+        print(f"{len(cells) - len(left)} of {len(cells)} runs are finished already and kept")
+    if left:
+        refuse_unreachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
+        if crowd := crowding(config):
+            print(crowd)
     interrupted = False
     try:
-        left = [cell for cell in cells if not cell.finished]
-        if left:
-            if isinstance(sweeper.launcher, BasicLauncher):
-                assert sweeper.launcher.hydra_context is not None
-                sweeper.launcher.hydra_context = Composed.instead_of(sweeper.launcher.hydra_context, left)
-            sweeper.launcher.launch([cell.overrides for cell in left], initial_job_idx=0)
+        carry_out(sweeper, left, folder)
     except KeyboardInterrupt:
         interrupted = True
+        wait_until_free([cell.folder for cell in left], seconds=10)  # of workers that were interrupted, too
+        for cell in left:
+            if cell.begun and not held(cell.folder):
+                record_death(cell, "interrupted", "the sweep was interrupted")
     finally:
-        conclude(folder)
+        if any(cell.ended for cell in cells):
+            conclude(folder)
     if code := 130 if interrupted else exit_code(cells):
         sys.exit(code)
 
 
-def grid(sweeper: FreezeSweeper, arguments: list[str], folder: Path) -> tuple[list[Cell], int]:
-    """The distinct cells, each composed and checked, and how many were dropped as duplicates."""
-    assert sweeper.hydra_context is not None
-    assert sweeper.config is not None
-    loader = sweeper.hydra_context.config_loader
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*sweeper._parse_config(), *arguments])
-    (spanned,) = sweeper.split_arguments(parsed, max_batch_size=None)
-    cells: dict[str, Cell] = {}
-    for overrides in spanned:
-        composed = loader.load_sweep_config(sweeper.config, list(overrides))
-        try:
-            strict = check(composed).strict
-        except ConfigError as error:
-            raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
-        # Pickled, for a thousand live configs take a gigabyte.
-        cell = Cell(overrides, folder / run_name(composed), strict, pickle.dumps(composed))
-        cells.setdefault(config_hash(composed), cell)
-    return list(cells.values()), len(spanned) - len(cells)
+def settled_folder(config: DictConfig) -> Path:
+    """The sweep's folder, absolute, and told to every process that composes a run's config."""
+    if config.resume == "last":
+        if any(text.startswith("hydra.sweep.dir=") for text in config.hydra.overrides.hydra):
+            raise ConfigError("resume=last and hydra.sweep.dir both name the sweep's folder; give one of them")
+        sweeps = sorted(path.parent for path in SWEEPS.glob(f"*/*/{GRID}"))
+        if not sweeps:
+            raise ConfigError(f"resume=last finds no sweep below {SWEEPS}; give hydra.sweep.dir=DIR")
+        folder = sweeps[-1].absolute()
+    else:
+        folder = Path(config.hydra.sweep.dir).absolute()
+    quoted = str(folder).replace("'", "\\'")
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.sweep.dir = str(folder)
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+    return folder
 
 
-class Composed:
-    """A config loader that hands the local launcher what the grid has composed: composing costs more than a small run."""
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds anything but a sweep of ours: the sweep's files could fall on another's."""
+    if not folder.is_dir():
+        return
+    grid_file = folder / GRID
+    if grid_file.is_file() and "FreezeSweeper" in grid_file.read_text(errors="replace"):
+        return
+    foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".") and not is_run_folder(path)]
+    if foreign:
+        raise ConfigError(
+            f"{shown(folder)} holds {min(foreign)} and no sweep of freeze-runner; give another folder: hydra.sweep.dir=DIR"
+        )
 
-    def __init__(self, loader: ConfigLoader, cells: list[Cell]) -> None:
-        self.loader, self.cells = loader, {tuple(cell.overrides): cell.composed for cell in cells}
 
-    @classmethod
-    def instead_of(cls, context: HydraContext, cells: list[Cell]) -> HydraContext:
-        loader: Any = cls(context.config_loader, cells)
-        return HydraContext(config_loader=loader, callbacks=context.callbacks)
+def carry_out(sweeper: FreezeSweeper, cells: list[Cell], folder: Path) -> None:
+    """Make the sweep's folder, and run the cells by the launcher of the config."""
+    launcher, context, config = sweeper.launcher, sweeper.hydra_context, sweeper.config
+    assert launcher is not None
+    assert context is not None
+    assert config is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    discard(folder, STOP)
+    write_whole(folder / GRID, lambda beside: OmegaConf.save(config, beside))
+    if not cells:
+        return
+    for cell in cells:
+        if not held(cell.folder):
+            discard(cell.folder, RECORD, RUNNING)  # of an earlier try
+    if isinstance(launcher, BasicLauncher):
+        context = Composed.instead_of(context, cells)
+    launcher.setup(hydra_context=context, task_function=Worker.of_this_process(folder), config=config)
+    with progress_of(cells, terminal()):
+        launch(launcher, cells, folder)
 
-    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        config = pickle.loads(self.cells[tuple(sweep_overrides)])
-        OmegaConf.copy_cache(master_config, config)  # the sweep's time, which its folder is named by
-        return config
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
+def crowding(config: DictConfig) -> str:
+    """What is to be said where the workers of this machine have more threads than it has cores; empty where they fit."""
+    workers = config.hydra.launcher.get("n_jobs")
+    if workers is None:
+        return ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers if workers > 0 else max(1, cores + 1 + workers)  # as joblib counts
+    threads = cores if config.threads == "auto" else config.threads
+    if workers * threads <= cores:
+        return ""
+    return f"note: {workers} workers x {threads} threads on {cores} cores: runs will wait for each other"
 
 
 def conclude(folder: Path) -> None:
-    """Write the sweep's tables from its run folders, and print one."""
-    from runner.report.table import print_comparison, write_tables
-    from runner.summary import terminal
+    """Write the sweep's tables and its page from its run folders, and print one table."""
+    from runner.report.files import write_sweep_files
+    from runner.report.table import print_comparison
 
-    print_comparison(write_tables(folder), terminal())
-    print(f"files: {folder}")
+    print_comparison(write_sweep_files(folder), terminal())
+    print(f"files: {shown(folder)}")
 
 
 def exit_code(cells: list[Cell]) -> int:

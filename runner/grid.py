@@ -1,0 +1,105 @@
+"""The grid of a sweep: its distinct cells, each composed and checked before any runs."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from runner import claim
+from runner.config import check
+from runner.errors import ConfigError
+from runner.folder import CHANGES
+from runner.identity import config_hash, run_name
+from runner.report.read import Record, read_record
+
+if TYPE_CHECKING:
+    from hydra_plugins.freeze_sweeper import FreezeSweeper
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep: its overrides, its config's hash, its folder, whether leaking or idling makes its exit code 3."""
+
+    overrides: list[str]
+    hash: str
+    folder: Path
+    strict: bool
+    composed: bytes
+
+    @property
+    def record(self) -> Record | None:
+        return read_record(self.folder)
+
+    @property
+    def finished(self) -> bool:
+        record = self.record
+        return bool(record and record["status"] == "finished" and (self.folder / CHANGES).is_file())
+
+    @property
+    def ended(self) -> bool:
+        return self.record is not None
+
+    @property
+    def begun(self) -> bool:
+        return claim.begun(self.folder)
+
+
+def grid(sweeper: FreezeSweeper, arguments: list[str], folder: Path) -> tuple[list[Cell], int]:
+    """The distinct cells, and how many were dropped as duplicates; ConfigError where one cannot be composed.
+
+    A run is its config: where one of the same config has finished below `folder` under another name, it is that cell's.
+    """
+    assert sweeper.hydra_context is not None
+    assert sweeper.config is not None
+    loader = sweeper.hydra_context.config_loader
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*sweeper._parse_config(), *arguments])
+    (spanned,) = sweeper.split_arguments(parsed, max_batch_size=None)
+    cells: dict[str, Cell] = {}
+    for overrides in spanned:
+        composed = loader.load_sweep_config(sweeper.config, list(overrides))
+        try:
+            strict = check(composed).strict
+        except ConfigError as error:
+            raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
+        # Pickled, for a thousand live configs take a gigabyte.
+        hashed = config_hash(composed)
+        cell = Cell(overrides, hashed, folder / run_name(composed), strict, pickle.dumps(composed))
+        cells.setdefault(hashed, cell)
+    there = {path.name[-8:]: path for path in folder.iterdir() if is_run_folder(path)} if folder.is_dir() else {}
+    for hashed in cells.keys() & there.keys():
+        if (other := replace(cells[hashed], folder=there[hashed])).finished:
+            cells[hashed] = other
+    return list(cells.values()), len(spanned) - len(cells)
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether this is named as the folder of a run in a sweep is."""
+    return bool(re.fullmatch(r".+__.+__s\d+__[0-9a-f]{8}", path.name))
+
+
+class Composed:
+    """A config loader that hands the local launcher what the grid has composed: composing costs more than a small run."""
+
+    def __init__(self, loader: ConfigLoader, cells: list[Cell]) -> None:
+        self.loader, self.cells = loader, {tuple(cell.overrides): cell.composed for cell in cells}
+
+    @classmethod
+    def instead_of(cls, context: HydraContext, cells: list[Cell]) -> HydraContext:
+        loader: Any = cls(context.config_loader, cells)
+        return HydraContext(config_loader=loader, callbacks=context.callbacks)
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        config = pickle.loads(self.cells[tuple(sweep_overrides)])
+        OmegaConf.copy_cache(master_config, config)  # the sweep's time, which its folder is named by
+        return config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)

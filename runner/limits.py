@@ -1,0 +1,98 @@
+"""What may end a run from outside: an interrupt (Ctrl-C, SIGTERM), and the seconds that it may take."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+GRACE = 1.0  # seconds beyond its limit that a run's step may take to end by itself, before its process is ended
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """For as long as the block lasts, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    if not _takes_signals() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Let the first interrupt end the training; further ones wait until what was measured is written."""
+    if not _takes_signals():
+        yield
+        return
+    was = {number: signal.getsignal(number) for number in INTERRUPTS}
+    ours = [number for number, handler in was.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
+
+    def end(*_: Any) -> None:
+        for number in ours:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, was[number])
+
+
+@contextmanager
+def time_limit(
+    seconds: float | None, log: Path, on_end: Callable[[str], None] | None = None
+) -> Iterator[Callable[[], None]]:
+    """Yields what to call between steps: it raises TimeoutError when the seconds are over.
+
+    With `on_end` the limit is hard, for a process that has no other work: where no step ends within a second of grace, the
+    stacks are appended to `log`, `on_end` is told the reason, and the process ends.
+    """
+    begun = monotonic()
+
+    def check() -> None:
+        if seconds is not None and monotonic() - begun > seconds:
+            raise TimeoutError(f"the run was not done after timeout={seconds:g} seconds")
+
+    if seconds is None or on_end is None:
+        yield check
+        return
+    ending = threading.Lock()
+
+    def end() -> None:
+        with ending:
+            with log.open("a", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file)
+            on_end(f"the run was not done after timeout={seconds:g} seconds, and no step ended: its process was ended")
+            os._exit(1)
+
+    timer = threading.Timer(seconds + GRACE, end)
+    timer.daemon = True
+    with log.open("a", encoding="utf-8") as file:
+        # The last resort: what holds the interpreter's lock keeps every Python thread from running, but not this.
+        faulthandler.dump_traceback_later(seconds + 5 * GRACE, exit=True, file=file)
+        timer.start()
+        try:
+            yield check
+        finally:
+            timer.cancel()
+            faulthandler.cancel_dump_traceback_later()
+            with ending:  # never leave while the process is being ended
+                pass
+
+
+def _takes_signals() -> bool:
+    return threading.current_thread() is threading.main_thread()  # signals reach the main thread alone

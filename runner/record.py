@@ -1,0 +1,46 @@
+"""What `run.json` holds of a run that has measured nothing yet, and of one that died."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from runner.config import Config
+from runner.identity import config_hash, setting_hash
+from runner.provenance import git, versions
+from runner.verdict import counts
+
+
+def unmeasured(config: Config, composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """The record of a run that has measured nothing yet: what was asked, on what, and no outcome but `failed`."""
+    return {
+        "status": "failed",
+        "reason": "",
+        "verdict": None,
+        "counts": counts(()),
+        "loss_first": None,
+        "loss_last": None,
+        "looks": [],
+        "notes": [],
+        "overrides": list(overrides),
+        "config_hash": config_hash(composed),
+        "method": dict(config.method),
+        "buffers": config.freeze.buffers.value,
+        "setting": setting_hash(composed),
+        "seed": config.seed,
+        "threads": None,
+        "device": config.device.value,
+        "trained_digest": None,
+        "couplings": [],
+        "cost": {},
+        "versions": versions(),
+        "git": git(),
+    }
+
+
+def brief(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,89 @@
+"""One run of a sweep, in whichever process a launcher gives it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from runner.claim import claimed
+from runner.job import perform
+from runner.report.read import read_record
+
+STOP = ".stop"  # in a sweep's folder: begin no more runs
+SLOTS = ".slots"
+_slot: list[TextIO] = []  # the lock that this process holds until it ends
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Hydra's task function in a sweep. A launcher may send it to any process that sees the same folders.
+
+    Attributes:
+        sweep: the sweep's folder, absolute.
+        home: the folder that the sweep was started in, from which a user's own modules and data are found.
+        process: host and number of the sweep's own process.
+    """
+
+    sweep: str
+    home: str
+    process: tuple[str, int]
+
+    @classmethod
+    def of_this_process(cls, sweep: Path) -> Worker:
+        return cls(str(sweep), os.getcwd(), this_process())
+
+    def __call__(self, composed: DictConfig) -> None:
+        """Carry out the run, unless another process has meanwhile, or the sweep is to stop."""
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        own = self.process != this_process()
+        if (Path(self.sweep) / STOP).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # Hydra has made it already; a run that was never begun leaves none
+            return
+        with claimed(folder):
+            if read_record(folder):
+                return
+            if own:
+                os.chdir(self.home)
+                take_accelerator(Path(self.sweep))
+            result = perform(composed, own_process=own)
+            if result.status == "failed" and composed.on_error == "stop":
+                (Path(self.sweep) / STOP).touch()
+        if result.status == "interrupted" and not own:
+            raise KeyboardInterrupt
+
+
+def this_process() -> tuple[str, int]:
+    """Host and number of this process."""
+    return platform.node(), os.getpid()
+
+
+def take_accelerator(sweep: Path) -> None:
+    """Let this process compute on the accelerator of its slot, where its launcher leaves it to see several."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(slot(sweep) % torch.cuda.device_count())
+
+
+def slot(sweep: Path) -> int:
+    """The lowest number that no living process on this host holds; this process holds it until it ends."""
+    if not _slot:
+        (sweep / SLOTS).mkdir(exist_ok=True)
+        number = 0
+        while not _slot:
+            file = (sweep / SLOTS / f"{platform.node()}-{number}").open("w")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _slot.append(file)
+            except BlockingIOError:
+                file.close()
+                number += 1
+    return int(_slot[0].name.rpartition("-")[2])
