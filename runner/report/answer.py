@@ -95,13 +95,17 @@ def advice(standings: Sequence[Standing]) -> tuple[str, str]:
     baseline = [one.method for one in pool if one.runs[0].record["method"].get("_target_") == BASELINE]
     chosen = saving[0] if saving else (baseline or names)[0]
     others = [name for name in names if name != chosen]
-    why = f"{chosen} kept every frozen bit in {_all(pool[names.index(chosen)].judged)}"
-    if any(one.rested("identical") for one in pool):
-        why += " and trained the rest as requires_grad does, bit for bit" if [chosen] != baseline[:1] else ""
-    so = f"; so did {listed(others)}" if others else "; no other method did as well" if len(standings) > 1 else ""
-    cost = f" Of these it is the cheapest: {saving[1]}." if saving and others else ""
-    same = " Among equals it is torch's own way." if not saving and others and chosen in baseline else ""
-    return f"Use {chosen}", f"{why}{so}.{cost}{same}"
+    alike = ", and trained the rest to the same bits" if any(one.rested("identical") for one in pool) else ""
+    said = f"{chosen} kept every frozen bit in {_all(pool[names.index(chosen)].judged)}"
+    if not others:
+        return f"Use {chosen}", f"{said}; no other method did as well."
+    said += f". So did {listed(others)}{alike}"
+    if saving:
+        return f"Use {chosen}", f"{said}. It is the cheapest of them: {saving[1]}."
+    return (
+        f"Use {chosen}",
+        f"{said}. {'Any of them will do' if chosen not in baseline else 'Among equals, it is torch’s own way'}.",
+    )
 
 
 def best(held: Sequence[Standing]) -> list[Standing]:
@@ -168,7 +172,8 @@ def _leaked(one: Standing) -> str:
 
 
 def _rest(standings: Sequence[Standing]) -> list[str]:
-    alike = [one.method for one in standings if one.rested("identical") and not one.rested("differs")]
+    others = [one for one in standings if one.runs[0].record["method"].get("_target_") != BASELINE]
+    alike = [one.method for one in others if one.rested("identical") and not one.rested("differs")]
     lines = [f"as requires_grad does, bit for bit: {listed(alike)}"] if alike else []
     for one in standings:
         if other := one.rested("differs"):

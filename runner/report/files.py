@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from pandas import DataFrame
+from typing import TYPE_CHECKING
 
 from runner.folder import CHANGES, write_text, write_whole
 from runner.report import pictures
@@ -14,7 +13,9 @@ from runner.report.grid import MARKS, Grid, grid
 from runner.report.ours import PAGE, ours
 from runner.report.page import Picture, curves, page
 from runner.report.read import Run, read_run, run_folders
-from runner.report.table import comparison, failures, join_changes
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def write_sweep_files(sweep: Path) -> DataFrame:
@@ -22,6 +23,8 @@ def write_sweep_files(sweep: Path) -> DataFrame:
 
     A file that this project did not write is left as it is, and that is said on stderr.
     """
+    from runner.report.table import comparison, failures, join_changes  # here, for a single run needs no pandas
+
     runs = [read_run(folder) for folder in run_folders(sweep)]
     table, failed = comparison(runs), failures(runs)
     _write(sweep / "comparison.csv", lambda beside: _text(beside, table.to_csv(index=False, lineterminator="\n")))

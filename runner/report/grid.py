@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runner.report.keys import by_method, cells, names
@@ -18,16 +18,17 @@ MARKS = {
     "nan": "became NaN",
     "idle": "trainable, but idle",
     "returned": "moved and was put back",
-    "started at 0": "moved from exactly 0, which gives no ratio",
+    "started at 0": "moved from exactly 0",
     "zero": "exactly 0",
 }
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Names of rows and columns; of each cell log10 of the relative change (None: no colour) and its mark; what it shows."""
+    """Rows, `parameters` of them before buffers, x columns: log10 of the relative change or None; marks; what it shows."""
 
     rows: list[str]
+    parameters: int
     columns: list[str]
     values: list[list[float | None]]
     marks: list[list[str]]
@@ -41,14 +42,16 @@ def grid(runs: Sequence[Run]) -> Grid | None:
         return None
     columns, said = _columns(measured)
     columns = dict(list(columns.items())[:MOST_COLUMNS])
-    levels, row_of = _row_names(run for members in columns.values() for run in members)
+    kinds = {row.name: row.kind for members in columns.values() for run in members for row in run.tensors}
+    every = sorted(kinds, key=lambda name: kinds[name] == "buffer")
+    levels, row_of = _row_names(every)
     found: dict[tuple[str, str], list[Tensor]] = {}
     for column, members in columns.items():
         for run in members:
             for tensor in run.tensors:
                 found.setdefault((row_of(tensor.name), column), []).append(tensor)
     rows = levels[:MOST_ROWS]
-    if len(levels) < len({tensor.name for run in measured for tensor in run.tensors}):
+    if len(levels) < len(every):
         said += " Parameters are grouped by module: each cell shows the gravest and the largest of its tensors."
     if len(levels) > MOST_ROWS:
         said += f" Shown are the first {MOST_ROWS} of {len(levels):,} rows."
@@ -56,6 +59,7 @@ def grid(runs: Sequence[Run]) -> Grid | None:
     picked = [[cell.get((row, column), (None, "")) for column in columns] for row in rows]
     return Grid(
         rows,
+        len({row_of(name) for name in every if kinds[name] != "buffer"} & set(rows)),
         list(columns),
         [[value for value, _ in line] for line in picked],
         [[mark for _, mark in line] for line in picked],
@@ -67,7 +71,7 @@ def _columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
     short = names(runs)
     one_each = {short[run.label]: [run] for run in runs}
     if len(one_each) <= MOST_COLUMNS:
-        return one_each, "A column is a run."
+        return one_each, "A column is a run; its colour is how far a tensor moved, relative to its norm at the start."
     by_cell: dict[str, list[Run]] = {}
     for cell in cells(runs):
         by_cell.setdefault(cell.name, []).extend(cell.runs)
@@ -80,9 +84,8 @@ def _columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
     return methods, said
 
 
-def _row_names(runs: Iterable[Run]) -> tuple[list[str], Callable[[str], str]]:
+def _row_names(every: Sequence[str]) -> tuple[list[str], Callable[[str], str]]:
     """Row names, few enough where dropping the last parts of dotted names can make them so, and the row of a name."""
-    every = list(dict.fromkeys(tensor.name for run in runs for tensor in run.tensors))
     deepest = max(name.count(".") for name in every) + 1
     for depth in range(deepest, 0, -1):
         shortened = {name: ".".join(name.split(".")[:depth]) for name in every}

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from runner.report.hydra_files import read_config
-from runner.report.keys import Cell, cells, given, swept
+from runner.report.keys import Cell, by_method, cells, given, swept
 from runner.report.measured import Tensor
-from runner.report.read import Run
+from runner.report.read import MEASURED, Run
 from runner.report.rest import rests
-from runner.report.text import counted, shown
+from runner.report.text import counted, listed, shown
 from runner.verdict import VERDICTS
 
-MOST = 1000  # rows of a table
+MOST, MOST_LEAKS = 1000, 40  # rows of a table
 
 
 class Column(NamedTuple):
@@ -62,7 +62,7 @@ def runs_sheet(runs: Sequence[Run]) -> Sheet:
         row += [Entry(_loss(run, key)) for key in ("loss_first", "loss_last")]
         row += [Entry(": ".join(filter(None, rest[run.label])))] if compared else []
         rows.append(row + [Entry(shown(record["cost"].get(key))) for key in costs])
-    return Sheet("runs", f"{counted(len(runs), 'run')}", columns, rows)
+    return Sheet("runs", "Each run: what tells it apart, how it ended, how many tensors did what", columns, rows)
 
 
 def cells_sheet(runs: Sequence[Run]) -> Sheet | None:
@@ -98,7 +98,7 @@ def tensors_sheet(tensors: Sequence[Tensor]) -> Sheet:
             Entry(row.kind),
             Entry("frozen" if row.frozen else "live" if row.kind == "buffer" else "trainable"),
             Entry(row.verdict, row.verdict),
-            Entry(row.cause.replace("|", " | ")),
+            Entry(row.cause.replace("|", " with ")),
             Entry(shown(row.change_l2)),
             Entry(shown(row.change_rel)),
         ]
@@ -108,18 +108,35 @@ def tensors_sheet(tensors: Sequence[Tensor]) -> Sheet:
 
 
 def leaks_sheet(runs: Sequence[Run]) -> Sheet:
-    """A row for each frozen tensor that leaked and each cause: in how many runs, and how far at most."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        for row in run.tensors:
-            if row.verdict == "leaked":
-                found.setdefault((row.name, row.cause or "unknown"), []).append(_far(row))
-    columns = [Column("tensor"), Column("cause"), Column("runs", True), Column("largest change of its start", True)]
-    rows = [
-        [Entry(name), Entry(cause.replace("|", " | ")), Entry(str(len(far))), Entry(shown(max(far)))]
-        for (name, cause), far in sorted(found.items(), key=lambda item: -max(item[1]))
+    """A row for each frozen tensor that leaked and each cause: under which methods, in how many runs, how far at most."""
+    found: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    for method, members in by_method(runs).items():
+        for run in members:
+            for row in run.tensors:
+                if row.verdict == "leaked":
+                    found.setdefault((row.name, row.cause or "unknown"), []).append((_far(row), method))
+    columns = [
+        Column("tensor"),
+        Column("cause"),
+        Column("methods"),
+        Column("runs", True),
+        Column("at most, of its start", True),
     ]
-    return Sheet("leaks", f"{counted(len(rows), 'frozen tensor')} leaked, the farthest first", columns, rows)
+    rows = [
+        [
+            Entry(name),
+            Entry(cause.replace("|", " with ")),
+            Entry(listed(list(dict.fromkeys(method for _, method in leaks)), most=4)),
+            Entry(str(len(leaks))),
+            Entry(shown(max(leaks)[0])),
+        ]
+        for (name, cause), leaks in sorted(found.items(), key=lambda item: -max(item[1])[0])
+    ]
+    told = counted(len({name for name, _ in found}), "frozen tensor")
+    caption = f"{told} leaked, the farthest first" + (
+        f"; the first {MOST_LEAKS} of {len(rows)}" if len(rows) > MOST_LEAKS else ""
+    )
+    return Sheet("leaks", caption, columns, rows[:MOST_LEAKS])
 
 
 def failures_sheet(runs: Sequence[Run]) -> Sheet:
@@ -136,22 +153,21 @@ def commands_sheet(runs: Sequence[Run]) -> Sheet:
     """A row a run: where its config differs from that of most runs, and the command that makes it again."""
     configs = {run.label: read_config(run.folder) for run in runs}
     keys = dict.fromkeys(key for config in configs.values() for key in config)
-    usual = {key: Counter(config.get(key, "") for config in configs.values()).most_common(1)[0][0] for key in keys}
+    differing = [key for key in keys if len({config.get(key) for config in configs.values() if config}) > 1]
     rows = []
     for run in runs:
         config = configs[run.label]
-        differs = [f"{key}={config.get(key, '')}" for key in keys if config and config.get(key, "") != usual[key]]
+        differs = [f"{key}={config[key]}" for key in differing if key in config]
         command = f"python -m runner {shlex.join(run.record['overrides'])}".rstrip()
-        differing = [Entry("  ".join(differs), "differences")] if len(runs) > 1 else []
-        rows.append([Entry(run.label), *differing, Entry(command, "code")])
-    columns = [Column("run"), *([Column("its config, where most have another")] if len(runs) > 1 else []), Column("command")]
-    return Sheet("commands", "To run it again" if len(runs) == 1 else "To run one again", columns, rows)
+        rows.append([Entry(run.label), *([Entry(", ".join(differs))] if differing else []), Entry(command, "code")])
+    columns = [Column("run"), *([Column("its config, where not all agree")] if differing else []), Column("command")]
+    return Sheet("commands", "Each run's config and the command that makes it again", columns, rows)
 
 
 def machines_sheet(runs: Sequence[Run]) -> tuple[str, Sheet]:
     """What all runs ran on, in a line; and a row for each thing and value in which they differ."""
     facts: dict[str, Counter[str]] = {}
-    for run in runs:
+    for run in [run for run in runs if run.record["status"] in MEASURED] or runs:
         for key, value in _facts(run).items():
             facts.setdefault(key, Counter())[value] += 1
     same = [f"{key} {next(iter(count))}" for key, count in facts.items() if len(count) == 1 and next(iter(count))]
