@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,24 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 def holds_a_run(folder: Path) -> bool:
     """Whether a folder holds a run's files already."""
     return any((folder / name).exists() for name in (RECORD, CHANGES, STEPS, LOG, ".hydra"))
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Send this project's log, and what others log as a warning or worse, to a file for as long as the block lasts."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root, ours = logging.getLogger(), logging.getLogger("runner")
+    level, propagate = ours.level, ours.propagate
+    root.addHandler(handler)
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False  # the terminal has the summary
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        ours.removeHandler(handler)
+        ours.setLevel(level)
+        ours.propagate = propagate
+        handler.close()

@@ -6,7 +6,6 @@ import logging
 import math
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,19 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.before import Refused
 from runner.config import CONF, Config, check
 from runner.errors import ConfigError, SkippedError
-from runner.folder import CHANGES, LOG, RECORD, STEPS, WEIGHTS, csv_text, discard, write_record, write_text, write_whole
+from runner.folder import (
+    CHANGES,
+    LOG,
+    RECORD,
+    STEPS,
+    WEIGHTS,
+    csv_text,
+    discard,
+    logging_to,
+    write_record,
+    write_text,
+    write_whole,
+)
 from runner.limits import one_interrupt, time_limit
 from runner.record import brief, unmeasured
 from runner.refusal import short_message
@@ -108,23 +119,7 @@ def perform(
     with logging_to(folder / LOG), one_interrupt():
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
         try:
-            from runner.experiment import experiment  # here, for importing torch takes seconds and may be interrupted
-
-            def warn(text: str) -> None:
-                log.warning("%s", text)
-                record["notes"].append(text)
-                on_warning(text)
-
-            def end(reason: str) -> None:
-                write_record(folder, {**record, "reason": reason})
-
-            with time_limit(config.timeout, folder / LOG, end if own_process else None) as check_time:
-
-                def after_step(step: Step) -> None:
-                    on_step(step)
-                    check_time()
-
-                outcome = experiment(config, after_step, warn)
+            outcome = trained(result, config, on_step, on_warning, own_process)
             measured(result, outcome, config)
         except SkippedError as skipped:
             record.update(status="skipped", reason=str(skipped))
@@ -142,6 +137,33 @@ def perform(
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
     return result
+
+
+def trained(
+    result: Result,
+    config: Config,
+    on_step: Callable[[Step], None],
+    on_warning: Callable[[str], None],
+    own_process: bool,
+) -> Outcome:
+    """The run itself, within its time; what it warns of is noted in the record."""
+    from runner.experiment import experiment  # here, for importing torch takes seconds and may be interrupted
+
+    def warn(text: str) -> None:
+        log.warning("%s", text)
+        result.record["notes"].append(text)
+        on_warning(text)
+
+    def end(reason: str) -> None:
+        write_record(result.folder, {**result.record, "reason": reason})
+
+    with time_limit(config.timeout, result.folder / LOG, end if own_process else None) as check_time:
+
+        def after_step(step: Step) -> None:
+            on_step(step)
+            check_time()
+
+        return experiment(config, after_step, warn)
 
 
 def measured(result: Result, outcome: Outcome, config: Config) -> None:
@@ -202,23 +224,3 @@ def remarks(outcome: Outcome, losses: list[float], batches: int) -> Iterator[str
 def finite(value: float) -> float | None:
     """The value, or None where it is NaN or infinite, which JSON cannot hold; `steps.csv` has it as it was."""
     return value if math.isfinite(value) else None
-
-
-@contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Send this project's log, and what others log as a warning or worse, to a file for as long as the block lasts."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root, level, propagate = logging.getLogger(), log.level, log.propagate
-    root.addHandler(handler)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False  # the terminal has the summary
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = propagate
-        handler.close()

@@ -15,9 +15,8 @@ from hydra.plugins.launcher import Launcher
 from runner.claim import RUNNING, wait_until_free
 from runner.config import check
 from runner.errors import ConfigError
-from runner.folder import LOG, write_record
+from runner.folder import LOG, logging_to, write_record
 from runner.grid import Cell
-from runner.job import logging_to
 from runner.record import brief, unmeasured
 from runner.worker import STOP
 

@@ -115,7 +115,7 @@ def test_one_run_writes_the_files_of_the_contract_and_says_the_answer(command):
     assert "\x1b" not in done.stdout  # no colour, no bar in a pipe
     (folder,) = folders()
     assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}", str(folder))
-    assert sorted(os.listdir(folder)) == [".hydra", "changes.csv", "run.json", "runner.log", "steps.csv"]
+    assert sorted(os.listdir(folder)) == [".hydra", "changes.csv", "report.html", "run.json", "runner.log", "steps.csv"]
     rows = list(csv.DictReader((folder / "changes.csv").open()))
     assert tuple(rows[0]) == COLUMNS
     assert [row["name"] for row in rows if row["verdict"] == "held"] == ["head.weight", "head.bias"]

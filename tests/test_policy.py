@@ -16,16 +16,28 @@ from runner.build import locate
 from tests.conftest import ROOT
 
 MODULES = sorted(chain((ROOT / "runner").rglob("*.py"), (ROOT / "hydra_plugins").glob("*.py")))
-DOORS = {"__main__", "before", "job", "refusal", "sweep", "truth_table"}  # they alone know Hydra
-AFTER_THE_LINE = {"job", "plan", "sweep", "truth_table", "__main__"}  # they alone import what comes after the straight line
+DOORS = {"__main__", "before", "grid", "job", "launch", "refusal", "sweep", "truth_table", "worker"}  # they alone know Hydra
+AFTER_THE_LINE = {
+    "job",
+    "launch",
+    "plan",
+    "sweep",
+    "truth_table",
+    "worker",
+    "__main__",
+}  # they alone import what comes after the straight line
 WITHOUT_TORCH = DOORS - {"truth_table"} | {
     "__init__",
+    "claim",
     "config",
     "errors",
     "identity",
     "folder",
+    "limits",
     "patterns",
+    "progress",
     "provenance",
+    "record",
     "summary",
     "verdict",
     "report",

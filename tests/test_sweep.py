@@ -98,10 +98,10 @@ def test_a_plan_of_a_sweep_lists_the_runs_and_writes_nothing(door):
 
 
 def test_a_run_folder_without_a_record_is_a_failed_row():
-    from runner.report.table import write_tables
+    from runner.report.files import write_sweep_files
 
     (SWEEP / "zero_lr__fc__s0__00000000" / ".hydra").mkdir(parents=True)
-    write_tables(SWEEP)
+    write_sweep_files(SWEEP)
     (row,) = comparison()
     assert (row["status"], row["reason"]) == ("failed", "the run left no run.json that can be read; it was killed")
 
