@@ -1,0 +1,370 @@
+"""The report: from run folders of any age and state to tables and words, with nothing lost that can be read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.report.__main__ import main
+from runner.report.files import write_run_page, write_sweep_files
+from runner.report.read import KILLED, read_run
+from tests.conftest import ROOT
+from tests.made import HELD, LEAKED, make_run, make_sweep, tensor
+
+SWEEP = Path("sweep")
+FILES = ("comparison.csv", "changes.csv", "failures.csv", "report.html", "heatmap.svg", "heatmap.png")
+
+
+@pytest.fixture
+def report(capsys):
+    """Call the command in this process; returns the exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = main(arguments)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def table(name: str, sweep: Path = SWEEP) -> list[dict[str, str]]:
+    with (sweep / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def unread(out: str) -> list[str]:
+    return [line.removeprefix("could not be read: ") for line in out.splitlines() if line.startswith("could not be read")]
+
+
+def test_a_sweeps_folder_gets_six_files_and_no_other():
+    folders = make_sweep(SWEEP)
+    write_sweep_files(SWEEP)
+    assert {path.name for path in SWEEP.iterdir()} == {*FILES, *(folder.name for folder in folders)}
+
+
+def test_the_same_run_folders_give_the_same_bytes_wherever_they_lie():
+    make_sweep(SWEEP)
+    shutil.copytree(SWEEP, Path("elsewhere") / "sweep")
+    for sweep in (SWEEP, Path("elsewhere") / "sweep"):
+        write_sweep_files(sweep)
+    for name in FILES:
+        assert (SWEEP / name).read_bytes() == (Path("elsewhere") / "sweep" / name).read_bytes(), name
+
+
+def test_no_file_of_a_sweep_holds_a_path_of_the_machine(tmp_path):
+    make_sweep(SWEEP)
+    write_sweep_files(tmp_path / SWEEP)
+    for name in FILES:
+        assert str(tmp_path).encode() not in (SWEEP / name).read_bytes(), name
+
+
+def test_failures_csv_has_a_row_for_each_run_that_did_not_finish():
+    make_sweep(SWEEP)
+    (row,) = write_sweep_files(SWEEP).query("status != 'finished'").to_dict("records")
+    (failed,) = table("failures.csv")
+    assert list(failed) == ["run", "status", "reason", "log", "overrides"]
+    assert failed == {
+        "run": row["run"],
+        "status": "failed",
+        "reason": "KeyError: 'x'",
+        "log": f"{row['run']}/runner.log",
+        "overrides": "method=detach seed=0",
+    }
+    assert (SWEEP / failed["log"]).is_file()
+
+
+def test_failures_csv_of_a_sweep_without_one_is_its_header():
+    make_run(SWEEP)
+    write_sweep_files(SWEEP)
+    assert (SWEEP / "failures.csv").read_text() == "run,status,reason,log,overrides\n"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_someone_elses_is_left_as_it_is_and_that_is_said(name, capsys):
+    make_sweep(SWEEP)
+    (SWEEP / name).write_text("mine: run,status\n")
+    write_sweep_files(SWEEP)
+    assert (SWEEP / name).read_text() == "mine: run,status\n"
+    err = capsys.readouterr().err
+    assert re.fullmatch(rf"freeze-runner: .*{name} was not written by freeze-runner, and is left as it is\n", err)
+    assert all((SWEEP / other).stat().st_size > 20 for other in FILES if other != name)
+
+
+def test_its_own_files_are_written_again():
+    make_run(SWEEP)
+    write_sweep_files(SWEEP)
+    make_run(SWEEP, "none", rows=LEAKED)
+    write_sweep_files(SWEEP)
+    assert len(table("comparison.csv")) == 2
+    assert "none" in (SWEEP / "report.html").read_text()
+    assert b"none" in (SWEEP / "heatmap.svg").read_bytes()
+
+
+def test_a_swept_key_and_a_cost_are_columns_of_the_comparison():
+    make_run(SWEEP, "zero_lr", "clip=1.0", cost={"flops_forward": 10, "saved_bytes": 3})
+    make_run(SWEEP, "zero_lr", "++clip2=null", "~scheduler")
+    write_sweep_files(SWEEP)
+    first, second = table("comparison.csv")
+    assert {"clip", "++clip2", "~scheduler", "cost/flops_forward", "cost/saved_bytes"} <= first.keys()
+    assert sorted([first["cost/flops_forward"], second["cost/flops_forward"]]) == ["", "10.0"]
+
+
+def test_joined_changes_take_the_columns_of_other_versions_and_leave_torn_rows_out():
+    one, two = make_run(SWEEP, "none", rows=LEAKED), make_run(SWEEP, "zero_lr")
+    old = (one / "changes.csv").read_text().splitlines()
+    (one / "changes.csv").write_text("\n".join(["name,verdict,new", "a,held,7", "b,he"]))
+    write_sweep_files(SWEEP)
+    rows = table("changes.csv")
+    assert list(rows[0]) == ["run", *old[0].split(","), "new"]
+    assert [(row["run"], row["name"], row["new"]) for row in rows] == [
+        (one.name, "a", "7"),
+        *((two.name, row["name"], "") for row in HELD),
+    ]
+
+
+def test_a_page_is_read_from_any_folders_and_nothing_beside_it_is_written(report):
+    make_sweep(Path("one") / "sweep")
+    make_run(Path("two") / "deep" / "down", "none", rows=LEAKED, name="named by someone")
+    before = set(Path().rglob("*"))
+    code, out, err = report("one", "two")
+    assert (code, err) == (0, "")
+    assert set(Path().rglob("*")) - before == {Path("report.html")}
+    assert out.splitlines()[-1] == "page: report.html"
+    assert "deep/down/named by someone" in Path("report.html").read_text()
+
+
+def test_a_folder_given_twice_or_reached_twice_counts_once_and_the_same_config_in_two_places_twice(report):
+    folder = make_run(Path("one"))
+    shutil.copytree("one", "two")
+    assert report("one", "two", str(folder), "one/.", "-o", "page.html")[0] == 0
+    html = Path("page.html").read_text()
+    assert "2 runs" in html
+    assert f"two/{folder.name}" in html
+
+
+def test_a_single_run_gets_a_page_of_its_own(report):
+    folder = make_run(SWEEP, "none", rows=LEAKED)
+    write_run_page(folder)
+    html = (folder / "report.html").read_text()
+    assert "Leaked: 1 of 1 frozen tensor" in html
+    assert "body.weight (gradient)" in html
+    assert "python -m runner method=none" in html
+    assert report(str(folder))[0] == 0
+    assert Path("report.html").read_text() == html
+
+
+def test_a_real_sweep_and_a_real_run_report_themselves(door, report):
+    methods = "method=requires_grad,zero_lr,none"
+    assert door("-m", methods, "freeze=head", "model=mlp", "batches=2", "hydra.sweep.dir=sweep")[0] == 0
+    write_sweep_files(SWEEP)
+    html = (SWEEP / "report.html").read_text()
+    assert "Use requires_grad" in html
+    assert "none: in 1 of 1 run, by gradient" in html
+    assert "So did zero_lr, and trained the rest to the same bits" in html
+    assert door("model=mlp", "freeze=head", "batches=2", "hydra.run.dir=alone")[0] == 0
+    assert report("alone")[0] == 0
+    assert "Held: 2 frozen tensors kept every bit" in Path("report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nosuch"], "nosuch does not exist"),
+        (["sweep", "nosuch"], "nosuch does not exist"),
+        (["sweep/file"], "sweep/file is a file; give the folder that it lies in"),
+        (["empty"], "no run found below empty; give a folder that holds run.json, or one above such"),
+        ([], "the following arguments are required: DIR"),
+        (["sweep", "--nosuch"], "unrecognized arguments: --nosuch"),
+        (["sweep", "-o", "empty"], "empty is a folder; give -o a file, such as empty/report.html"),
+        (["sweep", "-o", "no/such/page.html"], "there is no folder no/such; make it, or give -o another file"),
+        (["sweep", "-o", "sweep/file"], "sweep/file was not written by freeze-runner, and is left as it is"),
+        (["sweep", "-o", "sweep/file/page.html"], "there is no folder sweep/file"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(report, arguments, said):
+    make_run(SWEEP)
+    Path("empty").mkdir()
+    (SWEEP / "file").write_text("mine")
+    code, out, err = report(*arguments)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"freeze-runner: {re.escape(said)}.*\n", err)
+    assert (SWEEP / "file").read_text() == "mine"
+    assert not Path("report.html").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_torn_page(report, monkeypatch):
+    make_run(SWEEP)
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = report("sweep")
+    assert (code, err) == (2, "freeze-runner: cannot write report.html: No space left on device\n")
+    assert [path.name for path in Path().iterdir()] == ["sweep"]
+
+
+def test_the_report_imports_neither_torch_nor_hydra():
+    make_run(SWEEP)
+    code = (
+        "import sys; from runner.report.__main__ import main; assert main(['sweep']) == 0; "
+        "sys.exit(bool({'torch', 'hydra', 'omegaconf'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 0
+
+
+def broken(what: str):
+    """A run folder with one thing wrong, and the words for it."""
+    folder = make_run(SWEEP)
+    for name, content in BROKEN[what][0].items():
+        if content is None:
+            (folder / name).unlink()
+        elif isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            record = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps({**record, **content}))
+    return folder
+
+
+BROKEN = {
+    "a torn record": ({"run.json": b'{"status": "fini'}, ["run.json is torn, or no record of a run"]),
+    "an empty record": ({"run.json": b""}, ["run.json is torn, or no record of a run"]),
+    "a list for a record": ({"run.json": b"[1, 2]"}, ["run.json is torn, or no record of a run"]),
+    "a deep record": ({"run.json": b"[" * 200_000}, ["run.json is torn, or no record of a run"]),
+    "bytes for a record": ({"run.json": bytes(range(256))}, ["run.json is torn, or no record of a run"]),
+    "wrong types": (
+        {"run.json": {"counts": [], "overrides": "a", "loss_last": "low", "method": 3, "versions": None, "git": []}},
+        ["run.json: not of the expected type, taken as absent: counts, loss_last, overrides, method, git"],
+    ),
+    "wrong types inside": (
+        {"run.json": {"counts": {"held": "x"}, "overrides": [1, None], "cost": {"a": []}, "looks": ["x"], "notes": [{}]}},
+        [],
+    ),
+    "no rows": ({"changes.csv": None}, ["changes.csv is missing"]),
+    "no steps": ({"steps.csv": None}, ["steps.csv is missing"]),
+    "empty rows": ({"changes.csv": b""}, ["changes.csv is empty"]),
+    "binary rows": ({"changes.csv": bytes(range(256)) * 9}, ["changes.csv cannot be read to its end: not text"]),
+    "a torn row": ({"changes.csv": b"name,verdict\na,held\nb"}, ["changes.csv: 1 torn row left out"]),
+    "a null byte": ({"steps.csv": b"step,loss\n1,2\n\0,\0\n"}, []),
+    "other columns": ({"changes.csv": b"name,how\na,held\n"}, ["changes.csv has no column verdict"]),
+    "words for numbers": ({"steps.csv": b"step,loss\n1,two\n2,nan\n"}, []),
+    "other steps": ({"steps.csv": b"a,b\n1,two\n"}, ["steps.csv has no column step or loss"]),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_broken_is_a_line_and_the_rest_is_reported(report, what):
+    folder = broken(what)
+    good = make_run(SWEEP, "none", rows=LEAKED)
+    code, out, err = report("sweep")
+    assert (code, err) == (0, "")
+    assert unread(out) == [f"{folder.name}: {line}" for line in BROKEN[what][1]]
+    html = Path("report.html").read_text()
+    assert good.name in html
+    assert folder.name in html
+    assert ("What could not be read" in html) == bool(BROKEN[what][1])
+    write_sweep_files(SWEEP)
+    assert {row["run"] for row in table("comparison.csv")} == {folder.name, good.name}
+
+
+def test_a_run_whose_record_cannot_be_read_failed_and_keeps_its_overrides(report):
+    folder = broken("a torn record")
+    (SWEEP / "by hand").mkdir()
+    (SWEEP / "by hand" / ".running").touch()
+    write_sweep_files(SWEEP)
+    assert {row["run"]: (row["status"], row["reason"]) for row in table("failures.csv")} == {
+        folder.name: ("failed", KILLED),
+        "by hand": ("failed", KILLED),
+    }
+    assert "method=zero_lr" in {row["overrides"] for row in table("failures.csv")}
+
+
+def test_an_old_record_lacks_keys_and_that_is_no_fault(report):
+    folder = make_run(SWEEP)
+    make_run(SWEEP, "requires_grad")
+    record = json.loads((folder / "run.json").read_text())
+    old = {key: record[key] for key in ("status", "verdict", "loss_last", "overrides")}
+    (folder / "run.json").write_text(json.dumps(old))
+    code, out, _ = report("sweep")
+    assert (code, unread(out)) == (0, [])
+    html = Path("report.html").read_text()
+    assert "zero_lr" in html
+    assert read_run(folder).record["counts"]["held"] == 0
+
+
+def test_a_status_of_another_version_is_a_failed_row_with_its_word():
+    make_run(SWEEP, status="pruned")
+    write_sweep_files(SWEEP)
+    (row,) = table("failures.csv")
+    assert row["reason"] == "run.json has a status that this version does not know: 'pruned'"
+
+
+def test_folders_of_other_hydra_projects_are_passed_over_and_counted(report):
+    make_run(SWEEP)
+    for name in ("theirs", "deep/theirs"):
+        (SWEEP / name / ".hydra").mkdir(parents=True)
+        (SWEEP / name / ".hydra" / "config.yaml").write_text("lr: 1\n")
+    _, out, _ = report("sweep")
+    assert unread(out) == ["2 folders of other Hydra projects passed over"]
+    write_sweep_files(SWEEP)
+    assert len(table("comparison.csv")) == 1
+    code, _, err = report("sweep/theirs")
+    assert code == 2
+    assert "1 folder of other Hydra projects passed over" in err
+
+
+def test_nothing_in_a_config_is_executed_and_a_bomb_of_aliases_does_not_unfold(report):
+    folder = make_run(SWEEP)
+    make_run(SWEEP, "none")
+    config = folder / ".hydra" / "config.yaml"
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40))
+    for text in ("a: !!python/object/apply:os.system ['touch executed']", "a: &a [*a]", "{", "\0", bomb):
+        config.write_text(text)
+        assert report("sweep")[0] == 0
+    assert not Path("executed").exists()
+    assert Path("report.html").stat().st_size < 1_000_000
+
+
+def test_many_runs_print_those_that_did_not_hold(report):
+    for seed in range(250):
+        make_run(SWEEP, "none" if seed == 7 else "zero_lr", f"seed={seed}", rows=LEAKED if seed == 7 else HELD)
+    _, out, _ = report("sweep")
+    assert "250 runs, 249 of them held; shown are 1 that did not" in out
+    assert len(out.splitlines()) < 10
+
+
+def rows_122(verdict: str) -> list[dict]:
+    names = [f"layer{n // 15}.{n % 2}.bn{n}.weight" for n in range(62)]
+    parameters = [tensor(name, verdict, 0.1 * (verdict == "leaked"), "gradient" * (verdict == "leaked")) for name in names]
+    return [*parameters, *(tensor(f"layer{n // 15}.{n}.running_var", "drifted", 0.123456789) for n in range(60))]
+
+
+def test_a_page_of_24_runs_of_122_rows_is_under_a_megabyte():
+    for number in range(24):
+        verdict = ("held", "leaked", "returned")[number % 3]
+        losses = [2.0 + number / 7 + step / 3 for step in range(100)]
+        make_run(SWEEP, f"method_{number % 3}", f"seed={number}", rows=rows_122(verdict), losses=losses)
+    write_sweep_files(SWEEP)
+    assert (SWEEP / "report.html").stat().st_size < 1_000_000
+
+
+def test_a_page_of_1000_runs_is_under_five_megabytes_and_says_what_is_grouped():
+    for number in range(1000):
+        losses = [2.0 + number / 7 + step / 3 for step in range(20)]
+        given = f"optimizer.lr={number // 100}", f"optimizer.weight_decay={number % 10}", f"seed={number}"
+        make_run(SWEEP, "zero_lr", *given, rows=rows_122("held"), losses=losses)
+    write_sweep_files(SWEEP)
+    html = (SWEEP / "report.html").read_text()
+    assert len(html.encode()) < 5_000_000
+    assert "A column is all runs of a method, of 1,000 runs" in html
+    assert "Shown are the first 200" in html
