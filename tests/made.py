@@ -32,6 +32,7 @@ LEAKED = (tensor("body.weight", "leaked", 0.25, "gradient"), *HELD[1:])
 def make_run(
     sweep: Path,
     method: str = "zero_lr",
+    /,
     *given: str,
     rows: Sequence[Mapping[str, Any]] = HELD,
     losses: Iterable[float] = (2.0, 1.5),
@@ -53,7 +54,7 @@ def make_run(
         "counts": counts(rows),
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
-        "looks": [1, 2],
+        "looks": [1, 2] if rows else [],
         "notes": [],
         "overrides": overrides,
         "config_hash": hashed,
@@ -72,7 +73,7 @@ def make_run(
     }
     (folder / RECORD).write_text(json.dumps(full))
     (folder / LOG).write_text("a log\n")
-    (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\nmethod:\n  _target_: {full['method']['_target_']}\n")
+    (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\nmethod:\n  _target_: {full['method'].get('_target_')}\n")
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {json.dumps(text)}\n" for text in overrides))
     if full["status"] in ("finished", "interrupted"):
         (folder / CHANGES).write_text(csv_text(COLUMNS, rows))

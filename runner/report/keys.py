@@ -87,7 +87,7 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         node = nodes[run.label]
         options = varied.get(str(node.get("_target_")), {})
-        told = [f"{key}={value}" for key, value in node.items() if key != "_target_" and len(options[key]) > 1]
+        told = [f"{key}={_plain(value)}" for key, value in node.items() if key != "_target_" and len(options[key]) > 1]
         grouped.setdefault(" ".join([method_name(run), *told]), []).append(run)
     return grouped
 
@@ -105,3 +105,7 @@ def _natural(value: str) -> tuple[float, str]:
         return float(value), ""
     except ValueError:
         return float("inf"), value
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

@@ -1,0 +1,249 @@
+"""The page in a real browser, from a file address: silent, sortable, filterable, and deaf to what names ask of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from shutil import which
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from runner.report.files import write_run_page, write_sweep_files
+from tests.made import HELD, LEAKED, make_run, make_sweep, tensor
+
+CHROMIUM, CHROMEDRIVER = which("chromium"), which("chromedriver")
+ARGUMENTS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1000",
+)
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "</style><svg onload=alert(3)>",
+    "$\\frac{a}{b}$ & &lt;b&gt; _x_ {{ 7 * 7 }}",
+    "]]><!--",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Open a page that lies in the test's folder, and see that the browser says nothing and asks for nothing else."""
+
+    def open_page(path: Path):
+        browser.get_log("browser"), browser.get_log("performance")
+        browser.get((tmp_path / path).as_uri())
+        assert browser.get_log("browser") == []
+        events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        assert [url for url in asked if not url.startswith("data:")] == [(tmp_path / path).as_uri()]
+        return browser
+
+    yield open_page
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [], "media": ""})
+
+
+@pytest.fixture
+def sweep() -> Path:
+    make_sweep(Path("sweep"))
+    write_sweep_files(Path("sweep"))
+    return Path("sweep") / "report.html"
+
+
+def texts(browser, table: str, column: int) -> list[str]:
+    cells = browser.find_elements(By.CSS_SELECTOR, f"#{table} tbody tr:not([hidden]) > :nth-child({column})")
+    return [cell.text for cell in cells]
+
+
+def head(browser, table: str, name: str):
+    found = browser.find_elements(By.CSS_SELECTOR, f"#{table} thead th")
+    return next(element for element in found if element.text.startswith(name))
+
+
+def column(browser, table: str, name: str) -> int:
+    found = browser.find_elements(By.CSS_SELECTOR, f"#{table} thead th")
+    return 1 + next(number for number, element in enumerate(found) if element.text.startswith(name))
+
+
+def test_the_page_opens_silently_and_asks_for_nothing(opened, sweep):
+    assert opened(sweep).find_element(By.TAG_NAME, "h1").text == "Use requires_grad"
+
+
+def test_no_page_holds_an_address_to_fetch(sweep):
+    html = sweep.read_text()
+    told = set(re.findall(r"(?:https?:)?//[\w.]+[^\s\"'<)]*", html))
+    assert {address for address in told if not address.startswith(("http://www.w3.org/", "//"))} == set()
+    assert not re.search(r"@import|url\((?!#)|<link(?! rel=\"icon\" href=\"data:,\")|<(img|iframe|object|embed)|src=", html)
+
+
+def test_a_click_on_a_heading_sorts_numbers_as_numbers_and_a_second_one_turns_it_round(opened, sweep):
+    browser = opened(sweep)
+    place = column(browser, "runs", "last loss")
+    for direction in ("ascending", "descending"):
+        head(browser, "runs", "last loss").find_element(By.TAG_NAME, "button").click()
+        assert head(browser, "runs", "last loss").get_attribute("aria-sort") == direction
+        losses = [float(text) for text in texts(browser, "runs", place) if text]
+        assert len(losses) == 6
+        assert losses == sorted(losses, reverse=direction == "descending")
+        assert texts(browser, "runs", place)[-1] == ""  # what has no loss comes last
+    assert head(browser, "runs", "run").get_attribute("aria-sort") == "none"
+
+
+def test_the_keyboard_reaches_and_works_a_heading_with_visible_focus(opened, sweep):
+    browser = opened(sweep)
+    button = head(browser, "runs", "method").find_element(By.TAG_NAME, "button")
+    box = browser.find_element(By.CSS_SELECTOR, ".filter input")
+    box.send_keys(Keys.TAB)
+    for _ in range(20):
+        if browser.switch_to.active_element == button:
+            break
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+    assert browser.switch_to.active_element == button
+    assert button.value_of_css_property("outline-style") == "solid"
+    button.send_keys(Keys.ENTER)
+    assert texts(browser, "runs", column(browser, "runs", "method")) == sorted(
+        texts(browser, "runs", column(browser, "runs", "method"))
+    )
+
+
+def test_a_filter_keeps_the_rows_that_hold_all_its_words(opened, sweep):
+    browser = opened(sweep)
+    box = browser.find_element(By.CSS_SELECTOR, "input[aria-controls=runs]")
+    box.send_keys("LEAKED none")
+    assert texts(browser, "runs", column(browser, "runs", "method")) == ["none", "none"]
+    assert browser.find_element(By.CSS_SELECTOR, ".filter output").text == "2 of 7"
+    box.clear()
+    box.send_keys(" ")
+    assert len(texts(browser, "runs", 1)) == 7
+
+
+def test_without_javascript_everything_is_there_and_no_button_that_does_nothing(opened, sweep):
+    opened(sweep)
+    browser = opened(sweep)
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    browser.refresh()
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#runs tbody tr")) == 7
+    assert browser.find_elements(By.CSS_SELECTOR, "button, input") == []
+    shown = browser.find_elements(By.CSS_SELECTOR, "h2, svg")
+    assert len(shown) >= 8
+    assert all(element.is_displayed() for element in shown)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_hostile_name_stays_text(opened, tmp_path, single):
+    rows = [tensor(name, "leaked", 0.1, "gradient") for name in HOSTILE] + list(HELD[1:])
+    more = {"reason": HOSTILE[0], "notes": list(HOSTILE), "versions": {HOSTILE[1]: HOSTILE[0]}, "device": HOSTILE[1]}
+    folder = make_run(Path("sweep"), "none", f"tag={HOSTILE[1]}", rows=rows, **more)
+    make_run(Path("sweep"), "zero_lr", f"tag={HOSTILE[0]}", rows=rows, losses=(1.0, 3.0))
+    make_run(Path("sweep"), "detach", status="failed", reason=HOSTILE[2], rows=(), losses=())
+    if single:
+        write_run_page(folder)
+        path = folder / "report.html"
+    else:
+        write_sweep_files(Path("sweep"))
+        path = Path("sweep") / "report.html"
+    browser = opened(path)
+    assert browser.find_elements(By.CSS_SELECTOR, "img, main script, svg svg, b") == []
+    told = browser.find_element(By.TAG_NAME, "main").text
+    assert all(name in told for name in HOSTILE)
+    assert "49" not in told.split("{{")[1].split("}}")[0]
+    if not single:
+        drawn = [text.get_attribute("textContent") for text in browser.find_elements(By.CSS_SELECTOR, "svg text")]
+        assert all(name in drawn for name in HOSTILE)
+
+
+def test_a_hostile_name_stays_text_in_the_picture_that_stands_alone(browser, tmp_path):
+    rows = [tensor(name, "leaked", 0.1, "gradient") for name in HOSTILE]
+    make_run(Path("sweep"), "none", rows=rows)
+    make_run(Path("sweep"), "zero_lr", rows=rows)
+    write_sweep_files(Path("sweep"))
+    browser.get((tmp_path / "sweep" / "heatmap.svg").as_uri())
+    assert browser.execute_script("return document.documentElement.tagName") == "svg"
+    drawn = browser.execute_script("return [...document.querySelectorAll('text')].map(text => text.textContent)")
+    assert set(HOSTILE) <= set(drawn)
+    assert browser.execute_script("return document.querySelectorAll('script, img, foreignObject').length") == 0
+
+
+def test_tables_have_captions_and_scopes_and_pictures_titles_and_descriptions(opened, sweep):
+    browser = opened(sweep)
+    for table in browser.find_elements(By.TAG_NAME, "table"):
+        assert table.find_element(By.TAG_NAME, "caption").text
+        assert all(cell.get_attribute("scope") in ("row", "col") for cell in table.find_elements(By.TAG_NAME, "th"))
+    pictures = browser.find_elements(By.CSS_SELECTOR, "main svg")
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert picture.get_attribute("role") == "img"
+        for named in picture.get_attribute("aria-labelledby").split():
+            assert browser.find_element(By.ID, named).get_attribute("textContent")
+    ids = browser.execute_script("return [...document.querySelectorAll('[id]')].map(element => element.id)")
+    assert len(ids) == len(set(ids))
+    used = browser.execute_script("return [...document.querySelectorAll('use')].map(use => use.getAttribute('xlink:href'))")
+    assert {name[1:] for name in used} <= set(ids)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_words_are_legible_in_both_themes(opened, sweep, theme):
+    opened(sweep)
+    browser = opened(sweep)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
+    ground = luminance(browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color"))
+    assert (ground > 0.5) == (theme == "light")
+    for selector, key in (
+        ("h1", "color"),
+        (".eyebrow", "color"),
+        ("caption", "color"),
+        ("td.held", "color"),
+        ("td.leaked", "color"),
+        ("nav a", "color"),
+        ("svg text", "fill"),
+    ):
+        ink = luminance(browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property(key))
+        assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= 4.5, selector
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of a CSS colour, as WCAG 2 defines it."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_in_print_there_are_no_controls_and_no_column_is_cut(opened, sweep):
+    browser = opened(sweep)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not any(element.is_displayed() for element in browser.find_elements(By.CSS_SELECTOR, ".filter, nav"))
+    assert {box.value_of_css_property("overflow-x") for box in browser.find_elements(By.CSS_SELECTOR, ".scroll")} == {
+        "visible"
+    }
+
+
+def test_a_single_runs_page_shows_its_tensors(opened):
+    folder = make_run(Path("sweep"), "none", rows=LEAKED)
+    write_run_page(folder)
+    browser = opened(folder / "report.html")
+    assert texts(browser, "tensors", 1) == [row["name"] for row in LEAKED]
+    assert texts(browser, "tensors", 4) == ["leaked", "trained", "drifted"]
