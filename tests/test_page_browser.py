@@ -37,14 +37,19 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
+def start(profile: Path) -> webdriver.Chrome:
+    """Start headless Chromium with a profile of its own."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+    for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    return webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    driver = start(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 

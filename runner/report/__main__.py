@@ -58,6 +58,7 @@ def report(folders: Sequence[Path], out: Path) -> None:
         beside = f"; {counted(found.foreign, 'folder')} of other Hydra projects passed over" if found.foreign else ""
         raise ConfigError(f"no run found below {where}{beside}; give a folder that holds run.json, or one above such")
     from runner.report.files import PAGE, page_of, write_page  # here, for pandas takes its time and an error should not
+    from runner.report.page import unread
     from runner.report.read import read_run
     from runner.report.table import comparison, print_comparison
     from runner.summary import terminal
@@ -67,7 +68,7 @@ def report(folders: Sequence[Path], out: Path) -> None:
     if found.foreign:
         remarks.append(f"{counted(found.foreign, 'folder')} of other Hydra projects passed over")
     print_comparison(comparison(runs), terminal())
-    for line in [*remarks, *(f"{run.label}: {problem}" for run in runs for problem in run.problems)]:
+    for line in unread(runs, remarks):
         print(f"could not be read: {line}")
     title = ", ".join(folder.resolve().name for folder in folders) or PAGE
     html = page_of(runs, title, remarks=remarks)

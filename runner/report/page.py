@@ -17,7 +17,7 @@ from runner.report.ours import GENERATOR
 from runner.report.read import Run
 from runner.report.text import counted
 
-MOST_CURVES = 200
+MOST_CURVES, MOST_UNREAD = 200, 200
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture], remar
         sheets.runs_sheet(runs),
         sheets.leaks_sheet(runs) if not one else None,
         sheets.failures_sheet(runs),
-        sheets.commands_sheet(runs[: sheets.MOST]),
+        sheets.commands_sheet(runs),
         machines,
     ]
     environment = Environment(
@@ -56,8 +56,9 @@ def page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture], remar
         "answer": of_run(one) if one else of_runs(runs),
         "sheets": {sheet.key: sheet for sheet in tables if sheet and sheet.rows},
         "pictures": {key: {"svg": Markup(picture.svg), "said": picture.said} for key, picture in pictures.items()},
+        "many": not one,
         "same": same,
-        "unread": [*remarks, *(f"{run.label}: {problem}" for run in runs for problem in run.problems)],
+        "unread": unread(runs, remarks),
     }
     return environment.get_template("page.html.jinja").render(context)
 
@@ -68,6 +69,12 @@ def subtitle(runs: Sequence[Run]) -> str:
     for run in runs:
         statuses[run.record["status"]] = statuses.get(run.record["status"], 0) + 1
     return f"{counted(len(runs), 'run')}: {', '.join(f'{number:,} {status}' for status, number in statuses.items())}"
+
+
+def unread(runs: Sequence[Run], remarks: Sequence[str] = ()) -> list[str]:
+    """What could not be read, a line each, and of very many how many more there are."""
+    lines = [*remarks, *(f"{run.label}: {problem}" for run in runs for problem in run.problems)]
+    return lines if len(lines) <= MOST_UNREAD else [*lines[:MOST_UNREAD], f"and {len(lines) - MOST_UNREAD:,} more"]
 
 
 def curves(runs: Sequence[Run]) -> tuple[dict[str, list[float]], str]:

@@ -55,14 +55,26 @@ def runs_sheet(runs: Sequence[Run]) -> Sheet:
     columns += [Column("first loss", True), Column("last loss", True), *([Column("rest")] if compared else [])]
     columns += [Column(key.replace("_", " "), True) for key in costs]
     rows = []
-    for run in runs:
+    picked = gravest(runs)
+    for run in picked:
         record, own = run.record, given(run)
         row = [Entry(run.label), *(Entry(own.get(key, "")) for key in keys), Entry(run.outcome, run.outcome)]
         row += [Entry(str(record["counts"][word])) for word in words]
         row += [Entry(_loss(run, key)) for key in ("loss_first", "loss_last")]
-        row += [Entry(": ".join(filter(None, rest[run.label])))] if compared else []
+        row += [Entry(": ".join(filter(None, rest[run.label])), "why")] if compared else []
         rows.append(row + [Entry(shown(record["cost"].get(key))) for key in costs])
-    return Sheet("runs", "Each run: what tells it apart, how it ended, how many tensors did what", columns, rows)
+    caption = f"{'What tells each apart' if len(runs) > 1 else 'What was asked'}, how it ended, how many tensors did what"
+    if len(picked) < len(runs):
+        caption += f"; {len(picked):,} of {len(runs):,}, those that did not hold before the others"
+    return Sheet("runs", caption, columns, rows)
+
+
+def gravest(runs: Sequence[Run]) -> list[Run]:
+    """As many runs as a table can hold, those that did not hold before the others, in the order in which they were given."""
+    if len(runs) <= MOST:
+        return list(runs)
+    picked = {run.label for run in sorted(runs, key=lambda run: run.outcome == "held")[:MOST]}
+    return [run for run in runs if run.label in picked]
 
 
 def cells_sheet(runs: Sequence[Run]) -> Sheet | None:
@@ -84,14 +96,15 @@ def cells_sheet(runs: Sequence[Run]) -> Sheet | None:
         row += [Entry(str(sum(run.finished for run in cell.runs)))]
         row += [Entry(str(max(run.record["counts"]["leaked"] for run in cell.runs)))]
         row += [Entry(shown(statistics.fmean(known) if known else None)), Entry(shown(spread)), Entry(str(len(known)))]
-        rows.append([*row, Entry(_rest(cell, rest))])
-    return Sheet("cells", f"{counted(len(grouped), 'setting')}, each over its seeds", heads, rows)
+        rows.append([*row, Entry(_rest(cell, rest), "why")])
+    told = f"; the first {MOST:,}" if len(rows) > MOST else ""
+    return Sheet("cells", f"{counted(len(grouped), 'setting')}, each over its seeds{told}", heads, rows[:MOST])
 
 
 def tensors_sheet(tensors: Sequence[Tensor]) -> Sheet:
     """A row a tensor of one run."""
     columns = [Column("tensor"), Column("kind"), Column("declared"), Column("verdict"), Column("cause")]
-    columns += [Column("change, L2", True), Column("of its start", True)]
+    columns += [Column("change (L2 norm)", True), Column("relative to the start", True)]
     rows = [
         [
             Entry(row.name),
@@ -104,7 +117,7 @@ def tensors_sheet(tensors: Sequence[Tensor]) -> Sheet:
         ]
         for row in tensors
     ]
-    return Sheet("tensors", f"{counted(len(rows), 'parameter and buffer')}", columns, rows)
+    return Sheet("tensors", f"Each of {counted(len(rows), 'tensor')}: how far it moved, and why", columns, rows)
 
 
 def leaks_sheet(runs: Sequence[Run]) -> Sheet:
@@ -120,7 +133,7 @@ def leaks_sheet(runs: Sequence[Run]) -> Sheet:
         Column("cause"),
         Column("methods"),
         Column("runs", True),
-        Column("at most, of its start", True),
+        Column("largest relative change", True),
     ]
     rows = [
         [
@@ -146,11 +159,13 @@ def failures_sheet(runs: Sequence[Run]) -> Sheet:
     rows = [
         [Entry(run.label), Entry(run.record["status"], run.record["status"]), Entry(run.record["reason"])] for run in status
     ]
-    return Sheet("failures", f"{counted(len(rows), 'run')} did not finish", columns, rows)
+    told = f"; the first {MOST:,}" if len(rows) > MOST else ""
+    return Sheet("failures", f"{counted(len(rows), 'run')} did not finish{told}", columns, rows[:MOST])
 
 
 def commands_sheet(runs: Sequence[Run]) -> Sheet:
     """A row a run: where its config differs from that of most runs, and the command that makes it again."""
+    runs = gravest(runs)
     configs = {run.label: read_config(run.folder) for run in runs}
     keys = dict.fromkeys(key for config in configs.values() for key in config)
     differing = [key for key in keys if len({config.get(key) for config in configs.values() if config}) > 1]
@@ -160,8 +175,13 @@ def commands_sheet(runs: Sequence[Run]) -> Sheet:
         differs = [f"{key}={config[key]}" for key in differing if key in config]
         command = f"python -m runner {shlex.join(run.record['overrides'])}".rstrip()
         rows.append([Entry(run.label), *([Entry(", ".join(differs))] if differing else []), Entry(command, "code")])
-    columns = [Column("run"), *([Column("its config, where not all agree")] if differing else []), Column("command")]
-    return Sheet("commands", "Each run's config and the command that makes it again", columns, rows)
+    columns = [Column("run"), *([Column("its config")] if differing else []), Column("command")]
+    return Sheet(
+        "commands",
+        "The command that makes each again" + ("; its config, where not all agree" if differing else ""),
+        columns,
+        rows,
+    )
 
 
 def machines_sheet(runs: Sequence[Run]) -> tuple[str, Sheet]:

@@ -1,0 +1,95 @@
+"""The report of many run folders: wall and CPU time, memory, the size of the page, and how long it takes to open.
+
+Run from the project's root: `python -m benchmarks.report [--runs N] [--rows N] [--steps N] [--open]`. The folders come from
+templates, each with a config, a record and losses of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice, product
+from pathlib import Path
+
+from tests.made import make_run, tensor
+
+METHODS = ("requires_grad", "zero_lr", "exclude", "grad_none", "none")
+RATES = [f"optimizer.lr={rate / 100}" for rate in range(1, 21)]
+
+
+def make(folder: Path, runs: int, rows: int, steps: int) -> None:
+    """Make run folders: five methods, of which one leaks, over rates and as many seeds as it takes."""
+    names = [f"layer{number // 20}.{number % 20}.weight" for number in range(rows)]
+    held = [tensor(name, "held" if place % 2 else "trained", 0.1 * (1 - place % 2)) for place, name in enumerate(names)]
+    leaked = [tensor(name, "leaked" if place % 2 else "trained", 0.1, "gradient") for place, name in enumerate(names)]
+    seeds = range(runs // (len(METHODS) * len(RATES)) + 1)
+    for seed, rate, method in islice(product(seeds, RATES, METHODS), runs):
+        losses = [2.3 - 0.001 * seed - 0.01 * step for step in range(steps)]
+        make_run(folder, method, rate, f"seed={seed}", rows=leaked if method == "none" else held, losses=losses)
+
+
+def measure(folder: Path, page: Path) -> None:
+    """Report once in a process of its own, and print what it took."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    command = [sys.executable, "-m", "runner.report", str(folder), "-o", str(page)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    size, peak = page.stat().st_size / 1e6, after.ru_maxrss / 1024
+    print(f"report: {wall:.1f} s wall, {cpu:.1f} s CPU, peak {peak:.0f} MiB, page {size:.2f} MB")
+
+
+def measure_files(folder: Path) -> None:
+    """Write a sweep's own six files once in a process of its own, and print what it took."""
+    before = os.times()
+    code = (
+        "import sys; from pathlib import Path; from runner.report.files import write_sweep_files as w; w(Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    print(f"a sweep's files: {cpu:.1f} s CPU, page {(folder / 'report.html').stat().st_size / 1e6:.2f} MB")
+
+
+def measure_opening(page: Path) -> None:
+    """Open the page in headless Chromium three times, and print how long it took."""
+    from tests.test_page_browser import start
+
+    with tempfile.TemporaryDirectory() as profile:
+        driver = start(Path(profile))
+        try:
+            for _ in range(3):
+                began = time.perf_counter()
+                driver.get(page.as_uri())
+                navigation = "performance.getEntriesByType('navigation')[0]"
+                ready, loaded = driver.execute_script(f"let t = {navigation}; return [t.domInteractive, t.loadEventEnd]")
+                took = time.perf_counter() - began
+                print(f"opening: {ready / 1000:.2f} s to parse, {loaded / 1000:.2f} s to load, {took:.2f} s in all")
+        finally:
+            driver.quit()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=12, help="of changes.csv: 12 for the mlp, 122 for ResNet-18")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--open", action="store_true", help="in Chromium, which needs selenium")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder, page = Path(place) / "sweep", Path(place) / "report.html"
+        make(folder, args.runs, args.rows, args.steps)
+        print(f"{args.runs:,} runs of {args.rows} rows and {args.steps} steps")
+        measure(folder, page)
+        measure_files(folder)
+        if args.open:
+            measure_opening(page)
+
+
+if __name__ == "__main__":
+    main()
