@@ -85,7 +85,13 @@ def cells_sheet(runs: Sequence[Run]) -> Sheet | None:
     keys = [key for key in swept(runs) if key != "seed"]
     rest = rests({run.label: run.record for run in runs})
     heads = [*map(Column, keys or ["runs"]), Column("worst answer"), Column("runs", True), Column("finished", True)]
-    heads += [Column("leaked", True), Column("loss, mean", True), Column("spread", True), Column("n", True), Column("rest")]
+    heads += [
+        Column("leaked at most", True),
+        Column("loss, mean", True),
+        Column("spread", True),
+        Column("n", True),
+        Column("rest"),
+    ]
     rows = []
     for cell in grouped:
         own = given(cell.runs[0])
