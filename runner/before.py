@@ -24,6 +24,8 @@ class BeforeRun(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             checked = check(config)
+            if checked.resume:
+                raise ConfigError("resume=last goes on with a sweep; add -m")
             if checked.plan:
                 from runner.plan import show_plan
 

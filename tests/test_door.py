@@ -52,6 +52,14 @@ REFUSED_BEFORE_TORCH = {
     ("freeze=[fc,conv1]",): "freeze.patterns=[A,B]",
     ("foo",): "'foo' is no argument",
     ("-m", "hydra.sweep.subdir=x"): "hydra.sweep.dir",
+    ("timeout=0",): "timeout is 0",
+    ("on_error=retry",): "expected one of [continue, stop]",
+    ("-m", "on_error=retry"): "expected one of [continue, stop]",
+    ("resume=first",): "expected one of [last]",
+    ("resume=last",): "add -m",
+    ("-m", "resume=last"): "finds no sweep below outputs/sweeps",
+    ("-m", "resume=last", "hydra.sweep.dir=x"): "give one of them",
+    ("launch=kubernetes",): "launch=kubernetes: no such choice",
 }
 
 REFUSED_WITH_THE_MODEL = {

@@ -162,3 +162,111 @@ def test_a_corrupt_record_is_a_failed_row_and_costs_no_table(door):
     code, _, _ = door("-m", "freeze=head,bias", *QUICK)
     assert code == 0  # it was run again
     assert [row["status"] for row in comparison()] == ["finished", "finished"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_its_config_however_it_is_spelled(door):
+    door("-m", "freeze.patterns=[head]", *QUICK)
+    (folder,) = SWEEP.glob("*__custom__*")
+    stamp = (folder / "run.json").stat().st_mtime_ns
+    code, out, _ = door(
+        "-m", "freeze.patterns=['head']", "strict=true", "on_error=stop", "timeout=60", "launch=local", *QUICK
+    )
+    assert (code, "1 of 1 runs are finished already" in out) == (0, True)
+    door("-m", "method=zero_lr", *QUICK)
+    was = next(SWEEP.glob("zero_lr__*"))
+    was.rename(SWEEP / was.name.replace("zero_lr__head", "mine__custom"))
+    code, out, _ = door("-m", "method=zero_lr", *QUICK)
+    assert "1 of 1 runs are finished already" in out
+    assert not list(SWEEP.glob("zero_lr__*"))
+    assert (folder / "run.json").stat().st_mtime_ns == stamp
+
+
+def test_a_finished_run_that_lost_its_table_is_run_again(door):
+    door("-m", "freeze=head", *QUICK)
+    (table,) = SWEEP.glob("*/changes.csv")
+    was = table.read_bytes()
+    table.unlink()
+    code, out, _ = door("-m", "freeze=head", *QUICK)
+    assert (code, "finished already" in out) == (0, False)
+    assert table.read_bytes() == was
+
+
+@pytest.mark.parametrize("name", ["report.html", "comparison.csv", "multirun.yaml", "notes.txt"])
+def test_a_folder_that_holds_another_projects_files_is_refused_and_left_as_it_is(door, name):
+    SWEEP.mkdir()
+    (SWEEP / name).write_text("theirs")
+    (SWEEP / "0").mkdir()
+    (SWEEP / "0" / "run.json").write_text("{}")
+    was = files(SWEEP)
+    code, _, err = door("-m", "freeze=head", *QUICK)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "no sweep of freeze-runner; give another folder: hydra.sweep.dir=DIR" in err
+    assert files(SWEEP) == was
+
+
+def test_on_error_stop_begins_no_more_runs_and_resuming_runs_what_is_left(door):
+    code, _, _ = door("-m", "freeze=head,fc,bias", "on_error=stop", *QUICK)
+    assert code == 1
+    assert {row["freeze"]: row["status"] for row in comparison()} == {"head": "finished", "fc": "failed"}
+    assert len(list(SWEEP.glob("*__s0__*"))) == 2
+    assert door("-m", "freeze=head,fc,bias", *QUICK)[0] == 1
+    assert {row["freeze"]: row["status"] for row in comparison()} == {
+        "head": "finished",
+        "fc": "failed",
+        "bias": "finished",
+    }
+
+
+def test_a_run_past_its_time_is_a_failed_row_and_costs_no_other(door):
+    code, out, _ = door("-m", "batches=2,1000000", "timeout=2", "model=mlp", "threads=1", "hydra.sweep.dir=sweep")
+    assert code == 1
+    assert {row["batches"]: row["reason"] for row in comparison()} == {
+        "2": "",
+        "1000000": "TimeoutError: the run was not done after timeout=2 seconds",
+    }
+    assert "failed: TimeoutError" in out
+
+
+def test_failures_are_told_when_they_happen_with_what_is_done_and_left(door):
+    _, out, _ = door("-m", "freeze=fc,head", *QUICK)
+    lines = [line for line in out.splitlines() if " left" in line]
+    assert "failed: freeze.patterns: 'fc' matches no parameter" in lines[0]
+    assert lines[1].endswith("held  (2 done, 1 failed, 0 left)")
+
+
+def test_a_launcher_that_is_not_installed_names_the_extra(door, monkeypatch):
+    from hydra.core.config_store import ConfigStore
+
+    assert door("plan=true", "model=mlp")[0] == 0  # Hydra has looked for its plugins
+    launchers = ConfigStore.instance().repo["hydra"]["launcher"]
+    for launch, plugin in {"joblib": "joblib", "ray": "ray", "slurm": "submitit_slurm"}.items():
+        monkeypatch.delitem(launchers, f"{plugin}.yaml", raising=False)
+        code, _, err = door("-m", f"launch={launch}", *QUICK)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert f"launch={launch} needs hydra-" in err
+        assert f"pip install 'freeze-runner[{launch}]'" in err
+        assert not SWEEP.exists()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "threads", "said"),
+    [
+        ({}, "auto", ""),
+        ({"n_jobs": 1}, 1, ""),
+        ({"n_jobs": -1}, 1, ""),
+        ({"n_jobs": 100_000}, 1, "100000 workers x 1 threads on"),
+        ({"n_jobs": -1}, 2, "2 threads on"),
+    ],
+)
+def test_more_workers_than_cores_is_said(launcher, threads, said):
+    from omegaconf import OmegaConf
+
+    from runner.sweep import crowding
+
+    told = crowding(OmegaConf.create({"threads": threads, "hydra": {"launcher": launcher}}))
+    assert said in told
+    assert bool(told) == bool(said)

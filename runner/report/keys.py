@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from runner.identity import NOT_HASHED
 from runner.report.read import Run
 
 OURS = "runner.methods."
@@ -30,9 +31,12 @@ def given(run: Run) -> dict[str, str]:
 
 
 def swept(runs: Sequence[Run]) -> list[str]:
-    """The override keys whose values are not the same in all runs; all keys where there is just one run."""
+    """The override keys whose values are not the same in all runs; all keys where there is just one run.
+
+    What only says where and how a run is carried out tells no runs apart: one that was resumed is the same run.
+    """
     overrides = [given(run) for run in runs]
-    keys = dict.fromkeys(key for own in overrides for key in own)
+    keys = dict.fromkeys(key for own in overrides for key in own if key.lstrip("+~").split(".")[0] not in NOT_HASHED)
     return [key for key in keys if len(runs) == 1 or len({own.get(key) for own in overrides}) > 1]
 
 

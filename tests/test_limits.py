@@ -1,0 +1,75 @@
+"""What ends a run from outside: its time, between steps or hard, and an interrupt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runner.limits import one_interrupt, sigterm_interrupts, time_limit
+from tests.conftest import ROOT
+
+
+def test_between_steps_a_run_past_its_time_raises(tmp_path):
+    with time_limit(0.01, tmp_path / "log") as check:
+        time.sleep(0.02)
+        with pytest.raises(TimeoutError, match=r"timeout=0\.01 seconds"):
+            check()
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_a_limit_or_within_it_nothing_happens(tmp_path):
+    for seconds in (None, 60):
+        with time_limit(seconds, tmp_path / "log", on_end=print) as check:
+            check()
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("time.sleep(60)", "the run was not done after timeout=0.2 seconds, and no step ended: its process was ended"),
+        # A regular expression that backtracks for ages holds the interpreter's lock: no Python thread can speak.
+        ("re.match('(a+)+$', 'a' * 60 + 'b')", None),
+    ],
+    ids=["sleeps", "holds the lock"],
+)
+def test_in_a_process_of_its_own_a_step_that_does_not_end_is_ended(tmp_path, body, told):
+    code = (
+        "import re, time; from pathlib import Path; from runner.limits import time_limit\n"
+        f"with time_limit(0.2, Path('log'), Path('reason').write_text):\n    {body}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "line 3 in <module>" in Path("log").read_text()  # where it hung
+    assert (Path("reason").read_text() if Path("reason").exists() else None) == told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_interrupt_is_raised_and_further_ones_wait(number):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with sigterm_interrupts():
+        written = []
+        with one_interrupt():
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(1)
+            except KeyboardInterrupt:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
+                written.append("what was measured")
+        assert written
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_handler_of_somebody_elses_is_left_alone():
+    mine = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with sigterm_interrupts(), one_interrupt():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, mine)
