@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -15,8 +16,14 @@ from runner.__main__ import main
 ROOT = Path(__file__).resolve().parent.parent
 
 # A test whose library is absent is not collected, rather than skipped: what `.[test]` lacks, `.[all]` brings.
-NEEDS = {"test_wheel.py": ("build", "hatchling"), "test_notebook.py": ("nbclient", "ipykernel")}
+NEEDS = {
+    "test_wheel.py": ("build", "hatchling"),
+    "test_notebook.py": ("nbclient", "ipykernel"),
+    "test_page_browser.py": ("selenium",),
+}
 collect_ignore = [name for name, libraries in NEEDS.items() if not all(map(find_spec, libraries))]
+if not (which("chromium") and which("chromedriver")):
+    collect_ignore.append("test_page_browser.py")
 
 
 @pytest.fixture(autouse=True)
