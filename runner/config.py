@@ -28,6 +28,12 @@ class Buffers(Enum):
 OnError = Enum("OnError", {"continue": "continue", "stop": "stop"})
 
 
+class CostLevel(Enum):
+    off = "off"
+    count = "count"
+    time = "time"
+
+
 class Resume(Enum):
     last = "last"
 
@@ -88,6 +94,7 @@ class Config:
     clip: float | None = None
     zero_grad_to_none: bool = True
     autocast: bool = False  # the forward pass in bfloat16
+    cost: CostLevel = CostLevel.count
     save: bool = False
     strict: bool = False
     plan: bool = False
@@ -141,6 +148,8 @@ def known_keys() -> list[str]:
 def _typed(composed: DictConfig) -> DictConfig:
     # Hydra lets `+typo=1` through even where a schema is declared; merging into the schema again does not.
     own = {str(key): composed._get_node(key) for key in composed if key != "hydra"}
+    if OmegaConf.is_config(composed) and composed.get("cost") is False:
+        own["cost"] = "off"  # as YAML reads the word
     try:
         return OmegaConf.merge(_SCHEMA, OmegaConf.create(own))  # type: ignore[return-value]
     except OmegaConfBaseException as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from runner.build import build, build_a
 from runner.changes import Snapshot, snapshot, trained_digest
 from runner.config import Config
+from runner.cost import Cost, Meter, build_meter
 from runner.data import to_device
 from runner.errors import SkippedError
 from runner.findings import Report
@@ -47,6 +49,7 @@ class Line:
     stages: list[Stage]  # the phases begun, with the groups of each
     optimizer: Optimizer
     device: torch.device
+    meter: Meter
     undo: ExitStack
     notes: list[str] = field(default_factory=list)
     couples: bool = False  # whether gradients of what is frozen change how the optimizer steps the rest
@@ -71,6 +74,7 @@ class Outcome:
     threads: int
     trained_digest: str
     couplings: list[str]
+    cost: Cost
     interrupted: bool
 
     @property
@@ -88,6 +92,8 @@ def assembled(config: Config) -> Iterator[Line]:
         seed_all(config.seed)
         model = built = build_a(nn.Module, config.model.build, "model.build").to(device)
         refuse_unless_dense(model)
+        meter = build_meter(config, device)
+        meter.built(model)
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(model)
@@ -104,7 +110,7 @@ def assembled(config: Config) -> Iterator[Line]:
         if len(phases) > 1:
             groups = refined(groups, method.groups(cut, selection))
         optimizer = build_a(Optimizer, config.optimizer, "optimizer", [dict(group) for group in groups])
-        line = Line(built, model, before, selection, phases, method, cut, [], optimizer, device, undo)
+        line = Line(built, model, before, selection, phases, method, cut, [], optimizer, device, meter, undo)
         line.stages.append(Stage(phases[0], groups))
         yield line
 
@@ -130,17 +136,19 @@ def experiment(
                     on_step(step)
             except KeyboardInterrupt:
                 interrupted = True
+            cost = line.meter.read(line.parameters, line.optimizer, line.selection)
         return Outcome(
             model=line.built,
             selection=line.selection,
             rows=report.rows,
             steps=steps,
             looks=report.looks,
-            notes=[*line.notes, *report.notes],
+            notes=[*line.notes, *report.notes, *line.meter.notes],
             device=str(line.device),
             threads=torch.get_num_threads(),
             trained_digest=trained_digest(line.before, line.selection),
             couplings=couplings(line, config),
+            cost=cost,
             interrupted=interrupted,
         )
 
@@ -149,10 +157,11 @@ def trained(line: Line, config: Config, report: Report, on_warning: Callable[[st
     """The run's steps, phase by phase."""
     task, data = task_of(config, line.device), build(config.data, "data")
     scheduler = build_scheduler(config, line.optimizer)  # under the audit, which has to see the declared rates
+    task = line.meter.watched(task, line.optimizer, line.undo)
     line.method.attach(line.optimizer, line.phases[0].selection, line.undo)
     seed_all(config.seed)
     batches = data.batches(config.batches, config.model.input, config.model.classes, config.seed)
-    on_device = (to_device(batch, line.device) for batch in islice(batches, config.batches))
+    on_device: Iterator[Any] = (to_device(batch, line.device) for batch in islice(batches, config.batches))
     done = 0
     for phase, count in spans(line.phases, config.batches):
         if done < phase.first - 1:
@@ -163,6 +172,9 @@ def trained(line: Line, config: Config, report: Report, on_warning: Callable[[st
             report.freeze(phase.selection)
         if on_warning:
             warn(line, config, on_warning)
+        if (batch := next(on_device, None)) is not None:
+            line.meter.begin(line.model, task, batch, phase.first, line.optimizer, line.undo)
+            on_device = chain([batch], on_device)
         how = scheduler, config.clip, config.zero_grad_to_none, phase.first
         for step in train(line.model, line.optimizer, task, islice(on_device, count), *how):
             done = step.number

@@ -190,6 +190,7 @@ def measured(result: Result, outcome: Outcome, config: Config) -> None:
         device=outcome.device,
         trained_digest=outcome.trained_digest,
         couplings=outcome.couplings,
+        cost=outcome.cost,
     )
     if outcome.interrupted:
         result.record.update(status="interrupted", reason=f"interrupted after step {len(losses)} of {config.batches}")

@@ -22,6 +22,12 @@ COLOURS = {
     "skipped": "yellow",
 }
 
+BYTES = {
+    "saved_bytes": "saved for backward",
+    "gradient_bytes": "of gradients",
+    "optimizer_state_bytes": "of optimizer state",
+}
+
 
 class Ended(Protocol):
     """A result, as far as a summary reads it."""
@@ -67,6 +73,8 @@ def show(result: Ended, title: str, console: Console, said: Sequence[str] = ()) 
     if record["looks"]:
         first, last = ("not finite" if x is None else f"{x:.4g}" for x in (record["loss_first"], record["loss_last"]))
         console.print(f"loss {first} -> {last}, bits compared after steps {', '.join(map(str, record['looks']))}")
+    for line in cost_lines(record["cost"]):
+        console.print(escape(line))
     for note in (note for note in record["notes"] if note not in said):
         console.print(f"[yellow]note:[/] {escape(note)}")
     console.print(f"files: {escape(shown(result.folder))}")
@@ -90,6 +98,30 @@ def answer(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     if returned:
         return f"[bold green]HELD[/]  {len(frozen)} frozen tensors; {returned} of them moved and returned{beside}"
     return f"[bold green]HELD[/]  {len(frozen)} of {len(frozen)} frozen tensors kept every bit{beside}"
+
+
+def cost_lines(cost: dict[str, Any]) -> Iterator[str]:
+    """What a step cost beside training everything, and why freezing saves little where it does; nothing where unmetered."""
+    if not cost:
+        return
+    parts = []
+    if cost["flops_forward"] is not None:
+        known = cost["flops_forward_share"] is not None and cost["flops_backward_share"] is not None
+        total = cost["flops_forward"] + cost["flops_backward"]
+        whole = sum(cost[key] / cost[f"{key}_share"] for key in ("flops_forward", "flops_backward") if cost[f"{key}_share"])
+        parts.append(f"{total / 1e9:.4g} GFLOP{f' ({total / whole:.0%})' if known and whole else ''}")
+    for key, what in BYTES.items():
+        if cost[key] is not None:
+            share = cost[f"{key}_share"]
+            parts.append(f"{cost[key] / 2**20:.4g} MiB {what}{f' ({share:.0%})' if share is not None else ''}")
+    yield f"a step: {', '.join(parts)}; in brackets of what training everything would take"
+    if cost["seconds_step"] is not None:
+        seconds = ", ".join(f"{word} {cost[f'seconds_{word}']:.3g} s" for word in ("forward", "backward", "step"))
+        yield f"a step, median: {seconds}"
+    if cost["peak_memory_bytes"] is not None:
+        yield f"peak memory: {cost['peak_memory_bytes'] / 2**20:.4g} MiB ({cost['peak_memory_by']})"
+    if cost["why_small"]:
+        yield f"little is saved: {cost['why_small']}"
 
 
 def shown(path: Path) -> str:

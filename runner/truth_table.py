@@ -29,7 +29,7 @@ from runner.report.truth import COLUMNS, write_truth_table
 from runner.rows import Row
 from runner.summary import terminal
 
-BASE = ("model=token_mlp", "freeze=backbone", "batches=5", "threads=1", "device=cpu", "data.batch_size=8")
+BASE = ("model=token_mlp", "freeze=backbone", "batches=5", "threads=1", "device=cpu", "data.batch_size=8", "cost=off")
 FREEZE_AT = 3
 VARIANTS = {"requires_grad clean": {"clean": True}, "zero_lr guard": {"guard": True}}
 GROUPS: dict[str, dict[str, Any]] = {  # how an optimizer that does not take every group is served

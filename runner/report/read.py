@@ -98,6 +98,7 @@ def sound(record: Record | None, problems: list[str]) -> Record:
     made["counts"] = {word: n if _is(n := taken.get("counts", {}).get(word), int) and n else 0 for word in VERDICTS}
     costs = taken.get("cost", {}).items()
     made["cost"] = {clean(key): finite(value) for key, value in costs if _is(value, (int, float))}
+    made["cost"] |= {clean(key): clean(value) for key, value in costs if isinstance(value, str)}
     made["status"] = taken.get("status")
     if made["status"] not in STATUSES:
         made["reason"] = clean(f"{RECORD} has a status that this version does not know: {given['status']!r}")

@@ -6,10 +6,11 @@ import math
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from runner.report.cost import costs, flops, flops_share
 from runner.report.hydra_files import read_config
 from runner.report.keys import Cell, by_method, cells, given, swept
 from runner.report.measured import Tensor
@@ -19,6 +20,28 @@ from runner.report.text import counted, listed, shown
 from runner.verdict import VERDICTS
 
 MOST, MOST_LEAKS = 1000, 40  # rows of a table
+
+
+def _number(key: str, unit: float = 1.0) -> Callable[[Mapping[str, Any]], str]:
+    return lambda cost: "" if cost.get(key) is None else shown(cost[key] / unit)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+PRICES: dict[str, Callable[[Mapping[str, Any]], str]] = {  # of a step; all figures are in comparison.csv
+    "GFLOP": lambda cost: "" if (total := flops(cost)) is None else shown(total / 1e9),
+    "of unfrozen": lambda cost: _share(flops_share(cost)),
+    "saved MiB": _number("saved_bytes", 2**20),
+    "gradients MiB": _number("gradient_bytes", 2**20),
+    "state MiB": _number("optimizer_state_bytes", 2**20),
+    "peak MiB": _number("peak_memory_bytes", 2**20),
+    "forward s": _number("seconds_forward"),
+    "backward s": _number("seconds_backward"),
+    "step s": _number("seconds_step"),
+    "why so much": lambda cost: cost.get("why_small") or "",
+}
 
 
 class Column(NamedTuple):
@@ -49,11 +72,12 @@ def runs_sheet(runs: Sequence[Run]) -> Sheet:
     """A row a run: what tells it apart, how it ended, what moved, its losses, the rest, its costs."""
     keys, rest = swept(runs), rests({run.label: run.record for run in runs})
     words = [word for word in VERDICTS if any(run.record["counts"][word] for run in runs)]
-    costs = sorted({key for run in runs for key in run.record["cost"]})
+    cost = costs(runs)
+    priced = [(name, what) for name, what in PRICES.items() if any(what(own) for own in cost.values())]
     compared = any(word for word, _ in rest.values())
     columns = [Column("run"), *map(Column, keys), Column("answer"), *(Column(word, True) for word in words)]
     columns += [Column("first loss", True), Column("last loss", True), *([Column("rest")] if compared else [])]
-    columns += [Column(key.replace("_", " "), True) for key in costs]
+    columns += [Column(name, True) for name, _ in priced]
     rows = []
     picked = gravest(runs)
     for run in picked:
@@ -62,7 +86,7 @@ def runs_sheet(runs: Sequence[Run]) -> Sheet:
         row += [Entry(str(record["counts"][word])) for word in words]
         row += [Entry(_loss(run, key)) for key in ("loss_first", "loss_last")]
         row += [Entry(": ".join(filter(None, rest[run.label])), "why")] if compared else []
-        rows.append(row + [Entry(shown(record["cost"].get(key))) for key in costs])
+        rows.append(row + [Entry(what(cost[run.label])) for _, what in priced])
     caption = f"{'What tells each apart' if len(runs) > 1 else 'What was asked'}, how it ended, how many tensors did what"
     if len(picked) < len(runs):
         caption += f"; {len(picked):,} of {len(runs):,}, those that did not hold before the others"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from runner.folder import CHANGES, LOG
+from runner.report.cost import costs, flops, flops_share
 from runner.report.keys import given, in_order, swept
 from runner.report.measured import read_rows
 from runner.report.read import MEASURED, Run
 from runner.report.rest import rests
-from runner.rows import COLUMNS
+from runner.rows import COLUMNS, COSTS
 from runner.summary import COLOURS
 from runner.verdict import VERDICTS
 
@@ -30,7 +31,7 @@ def comparison(runs: Sequence[Run]) -> DataFrame:
     """One row a run: its label, the overrides in which the runs differ, status, verdict, counts, losses, costs."""
     keys = swept(runs)
     rest = rests({run.label: run.record for run in runs})
-    costs = sorted({key for run in runs for key in run.record["cost"]})
+    cost = costs(runs)
     rows = []
     for run in in_order(runs):
         own, record = given(run), run.record
@@ -38,7 +39,7 @@ def comparison(runs: Sequence[Run]) -> DataFrame:
         row |= {key: record[key] for key in ("status", "reason", "verdict")} | record["counts"]
         row |= {key: record[key] for key in ("loss_first", "loss_last")}
         row |= dict(zip(("rest", "rest_why"), rest[run.label], strict=True))
-        rows.append(row | {f"cost/{key}": record["cost"].get(key) for key in costs})
+        rows.append(row | cost[run.label])
     return DataFrame(rows, columns=None if rows else ["run", *EMPTY])
 
 
@@ -75,11 +76,12 @@ def join_changes(runs: Sequence[Run], target: Path) -> None:
 
 def print_comparison(table: DataFrame, console: Console) -> None:
     """Print what tells the runs apart, and how each ended; of very many, those that did not hold."""
-    fixed = {"run", "reason", "loss_first", "status", "verdict", "loss_last", "rest", "rest_why", *VERDICTS}
-    keys = [column for column in table.columns if column not in fixed and not column.startswith("cost/")]
+    fixed = {"run", "reason", "loss_first", "status", "verdict", "loss_last", "rest", "rest_why", *VERDICTS, *COSTS}
+    keys = [column for column in table.columns if column not in fixed]
     shown = [name for name in VERDICTS if len(table) and table[name].any()]
     compared = ["rest"] if len(table) and table["rest"].any() else []
-    view = Table(*(keys or ["run"]), "answer", *shown, "loss", *compared, box=None, pad_edge=False)
+    priced = ["GFLOP", "of unfrozen", "saved MiB"] if any(flops(row) is not None for row in table.to_dict("records")) else []
+    view = Table(*(keys or ["run"]), "answer", *shown, "loss", *compared, *priced, box=None, pad_edge=False)
     rows = table.to_dict("records")
     picked = rows if len(rows) <= PRINTED else [row for row in rows if _answer(row) != "held"][:PRINTED]
     for row in picked:
@@ -88,7 +90,8 @@ def print_comparison(table: DataFrame, console: Console) -> None:
         counts = [str(row[name]) for name in shown]
         rest = [": ".join(filter(None, (row["rest"], row["rest_why"])))] if compared else []
         word = _answer(row)
-        view.add_row(*cells, f"[{COLOURS.get(word, 'default')}]{word}[/]", *counts, loss, *map(escape, rest))
+        price = prices(row) if priced else ()
+        view.add_row(*cells, f"[{COLOURS.get(word, 'default')}]{word}[/]", *counts, loss, *map(escape, rest), *price)
     if picked:
         console.print(view)
     for row in picked:
@@ -97,6 +100,17 @@ def print_comparison(table: DataFrame, console: Console) -> None:
     if len(picked) < len(rows):
         held = sum(_answer(row) == "held" for row in rows)
         console.print(f"{len(rows):,} runs, {held:,} of them held; shown are {len(picked):,} that did not")
+
+
+def prices(cost: Mapping[Any, Any]) -> tuple[str, str, str]:
+    """GFLOP of a step, that as a share of the unfrozen baseline, and MiB saved for backward; empty where unknown."""
+    total, share, saved = flops(cost), flops_share(cost), cost.get("saved_bytes")
+    known = total is not None and total == total
+    return (
+        f"{total / 1e9:.4g}" if known and total is not None else "",
+        f"{share:.0%}" if known and share is not None and share == share else "",
+        f"{saved / 2**20:.4g}" if saved is not None and saved == saved else "",
+    )
 
 
 def _answer(row: dict[Any, Any]) -> str:

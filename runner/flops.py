@@ -1,0 +1,177 @@
+"""What forward and backward compute and keep, counted on a copy of the model: FLOPs, saved bytes, live bytes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakSet, finalize
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from runner.machine import kept_random_state
+from runner.tensors import entries
+
+Task = Callable[[nn.Module, Any], Tensor]
+META, REAL = "a meta copy", "a real batch"
+aten = torch.ops.aten
+ATTENTION = {  # as torch counts it on other devices
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Count:
+    """What forward and backward of one batch take.
+
+    Attributes:
+        flops_forward, flops_backward: floating-point operations of matrix products and convolutions, as torch counts them.
+        saved_bytes: what autograd keeps for backward, each storage once, parameters left out (a view of one counts, such as
+            the transposed weight of a linear layer).
+        gradient_bytes: of the gradients that backward leaves on parameters.
+        peak_bytes: the most that lives at once of what forward and backward make, gradients included, without the scratch
+            memory of kernels. What torch's profiler would sum up, without its half second and its lines on the terminal.
+        order: the names of the parameters in the order in which the forward pass comes to their modules.
+        on: `a meta copy`, which computes nothing, or `a real batch`.
+    """
+
+    flops_forward: int
+    flops_backward: int
+    saved_bytes: int
+    gradient_bytes: int
+    peak_bytes: int
+    order: tuple[str, ...]
+    on: str
+
+
+@dataclass(frozen=True)
+class Weightless:
+    """A copy of a model, hooks and flags included, whose tensors have a device and a shape, and no values; ties stay ties.
+
+    Operators choose the kernel that they would on real ones, and make nothing.
+    Source: https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
+    """
+
+    model: nn.Module
+    mode: FakeTensorMode
+
+    @classmethod
+    def copy_of(cls, model: nn.Module) -> Weightless:
+        mode = FakeTensorMode()
+        fakes = {id(entry.tensor): mode.from_tensor(entry.tensor) for entry in entries(model).values()}
+        for fake in fakes.values():
+            fake.grad = None
+        return cls(copy.deepcopy(model, fakes), mode)
+
+    def count(self, task: Task, batch: Any) -> Count:
+        """Count one step on a batch of this one's shapes."""
+        with kept_random_state(), self.mode:
+            return _counted(self.model, task, _each(batch, self.mode.from_tensor), META)
+
+
+def count(model: nn.Module, task: Task, batch: Any) -> Count:
+    """Count one step of this model on this batch; the model, its gradients and the random state stay as they are.
+
+    On a copy without values where the model allows, else on a copy and the real batch, which takes its time and memory.
+    Source: https://github.com/pytorch/pytorch/blob/main/torch/utils/flop_counter.py,
+    https://docs.pytorch.org/docs/stable/autograd.html#torch.autograd.graph.saved_tensors_hooks
+    """
+    try:
+        return Weightless.copy_of(model).count(task, batch)
+    except Exception:  # a forward pass that needs values; the same on real ones tells what is really wrong
+        with kept_random_state():
+            twin = copy.deepcopy(model)
+            twin.zero_grad()
+            return _counted(twin, task, batch, REAL)
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the storages that operators make, for as long as each lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known: WeakSet[torch.UntypedStorage] = WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(tensor.untyped_storage()) for tensor in tensors_in([args, kwargs])}
+        made = func(*args, **(kwargs or {}))
+        for tensor in tensors_in(made):
+            storage = tensor.untyped_storage()
+            if id(storage) not in given and storage not in self.known:
+                self.known.add(storage)
+                self.bytes += storage.nbytes()
+                self.peak = max(self.peak, self.bytes)
+                finalize(storage, self.gone, storage.nbytes()).atexit = False
+        return made
+
+    def gone(self, size: int) -> None:
+        self.bytes -= size
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_in(part)
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _each(part, change) for key, part in value.items()}
+    return [_each(part, change) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
+    parameters = dict(model.named_parameters())
+    own = {id(parameter) for parameter in parameters.values()}
+    saved: WeakSet[torch.UntypedStorage] = WeakSet()  # weak, for what is held here would seem to live longer
+    sizes: list[int] = []
+    order: dict[str, None] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if id(tensor) not in own:
+            storage = tensor.untyped_storage()
+            if storage not in saved:
+                saved.add(storage)
+                sizes.append(storage.nbytes())
+        return tensor
+
+    def reach(name: str, module: nn.Module, args: Any) -> None:
+        prefix = f"{name}." if name else ""
+        order.update(dict.fromkeys(prefix + own_name for own_name, _ in module.named_parameters(recurse=False)))
+
+    handles = [module.register_forward_pre_hook(partial(reach, name)) for name, module in model.named_modules()]
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter, _Live() as live:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = task(model, batch)
+        forward = counter.get_total_flops()
+        if loss.requires_grad:
+            loss.backward()
+    for handle in handles:
+        handle.remove()
+    gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+    return Count(
+        flops_forward=forward,
+        flops_backward=counter.get_total_flops() - forward,
+        saved_bytes=sum(sizes),
+        gradient_bytes=sum(gradient.untyped_storage().nbytes() for gradient in gradients),
+        peak_bytes=live.peak,
+        order=tuple(order),
+        on=on,
+    )

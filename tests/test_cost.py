@@ -1,0 +1,311 @@
+"""What a run costs: figures held against oracles, metered without changing a bit, and empty with a reason where unknown."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18, vit_b_16
+
+from runner.cost import why_small
+from runner.experiment import assembled, experiment, trained
+from runner.flops import META, REAL, Count, Weightless, _counted, count
+from runner.models import MLP, TokenMLP
+from runner.rows import COSTS
+from runner.selection import select
+from runner.tasks import Classification
+from runner.tensors import same_bits
+from runner.watch import audit
+from tests.conftest import ROOT
+from tests.measure import configured, measure
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MIB = 2**20
+
+
+def batch(*shape: int, classes: int = 10, size: int = 8):
+    return torch.randn(size, *shape), torch.randint(classes, (size,))
+
+
+def frozen(model: nn.Module, *patterns: str) -> nn.Module:
+    for parameter in select(model, patterns).parameters.values():
+        parameter.requires_grad_(False)
+    return model
+
+
+def test_resnet18_costs_what_it_is_known_to_cost():
+    model, one = resnet18(), batch(3, 128, 128, classes=1000)
+    whole = count(model, Classification(), one)
+    assert whole.on == META
+    assert round((whole.flops_forward + whole.flops_backward) / 1e9, 2) == 27.83
+    assert round(whole.saved_bytes / MIB, 1) == 57.3
+    assert round(whole.gradient_bytes / MIB, 1) == 44.6
+    head = count(frozen(model, "conv1", "bn1", "layer*"), Classification(), one)
+    assert round((head.flops_forward + head.flops_backward) / 1e9, 2) == 9.49
+    assert head.saved_bytes < 0.1 * MIB
+
+
+def test_two_linear_layers_cost_what_one_counts_by_hand():
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 4, bias=False))
+    one = count(model, lambda model, x: model(x).sum(), torch.zeros(3, 6))
+    products = 2 * 3 * (6 * 5 + 5 * 4)
+    assert one.flops_forward == products
+    assert one.flops_backward == products + 2 * 3 * 5 * 4  # each weight, and the gradient of what is between them
+    assert one.gradient_bytes == 4 * (6 * 5 + 5 * 4)
+    # x and the first output; and, as torch saves it, the view of the second weight, for the gradient between
+    assert one.saved_bytes == 4 * (3 * 6 + 3 * 5 + 5 * 4)
+    assert one.order == ("0.weight", "1.weight")
+
+
+MODELS = {
+    "mlp": (lambda: MLP([64]), batch(64)),
+    "token_mlp": (TokenMLP, (torch.rand(8, 6), torch.randint(4, (8,)))),
+    "resnet18": (lambda: frozen(resnet18(num_classes=10), "layer1", "layer3.0"), batch(3, 32, 32)),
+    "vit": (lambda: vit_b_16(num_classes=10, image_size=32), batch(3, 32, 32, size=2)),
+    "attention": (lambda: nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16), nn.Flatten(), nn.Linear(32, 10)), batch(4, 8)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_copy_without_values_counts_what_a_real_step_does(name):
+    build, one = MODELS[name]
+    model = build()
+    counted, real = count(model, Classification(), one), _counted(copy.deepcopy(model), Classification(), one, META)
+    assert counted == real
+    assert counted.flops_forward > 0
+
+
+@pytest.mark.parametrize("name", ["mlp", "attention"])  # a convolution takes scratch memory
+def test_the_peak_is_what_torchs_profiler_sums_up(name):
+    from torch.profiler import ProfilerActivity, profile
+
+    build, one = MODELS[name]
+    model = build()
+    Classification()(model, one).backward()
+    model.zero_grad()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        Classification()(model, one).backward()
+    live = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    assert count(model, Classification(), one).peak_bytes == peak
+
+
+def test_counting_leaves_the_model_its_gradients_and_the_random_state_as_they_are():
+    class Draws(MLP):
+        def forward(self, x):
+            self.calls = getattr(self, "calls", 0) + 1
+            return super().forward(nn.functional.dropout(x + torch.rand_like(x)))
+
+    model, one = Draws([64]), batch(64)
+    model(one[0]).sum().backward()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    count(model, Classification(), one)
+    assert torch.equal(torch.rand(2), expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(parameter.grad, gradients[name]) for name, parameter in model.named_parameters())
+    assert model.calls == 1
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def bits_of_a_run(cost: str, *overrides: str):
+    """Rows, weights, buffers, optimizer state and random state after a run."""
+    config = configured(f"cost={cost}", "batches=6", *overrides)
+    with assembled(config) as line:
+        with audit(line.model, line.phases[0].selection, line.optimizer, before=line.before) as report:
+            steps = list(trained(line, config, report))
+        state = line.optimizer.state_dict()
+        values = [value.clone() for value in line.built.state_dict().values()]
+        return report.rows, [step.loss for step in steps], values, state, torch.get_rng_state()
+
+
+def assert_same_bits(one, other) -> None:
+    """Nested values that are equal, tensors to the last bit."""
+    if isinstance(one, torch.Tensor):
+        assert same_bits(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        assert_same_bits(list(one.values()), list(other.values()))
+    elif isinstance(one, (list, tuple)):
+        for left, right in zip(one, other, strict=True):
+            assert_same_bits(left, right)
+    else:
+        assert one == other or one != one
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=requires_grad",),
+        ("method=zero_grad", "model=token_mlp", "optimizer=adam"),
+        ("method=restore", "optimizer=adamw", "autocast=true"),
+        ("method=detach", "freeze=backbone", "schedule=after", "schedule.step=3"),
+        ("method=grad_none", "optimizer=lbfgs", "groups=one", "clip=1.0"),
+    ],
+    ids=" ".join,
+)
+def test_meters_leave_weights_buffers_random_state_and_the_optimizer_bit_identical(overrides):
+    off = bits_of_a_run("off", *overrides)
+    for cost in ("count", "time"):
+        assert_same_bits(bits_of_a_run(cost, *overrides), off)
+
+
+def test_gradient_and_state_bytes_are_read_from_the_run_the_frozen_parts_apart():
+    def costs(method, optimizer="sgd"):
+        return measure(f"method={method}", "freeze=backbone", f"optimizer={optimizer}", "batches=3").cost
+
+    model = MLP([64])
+    parts = {name: 4 * parameter.numel() for name, parameter in model.named_parameters()}
+    head = sum(size for name, size in parts.items() if name.startswith("head"))
+    rest = sum(parts.values()) - head
+    zero, flag, out = (costs(method) for method in ("zero_lr", "requires_grad", "exclude"))
+    keys = ("gradient_bytes", "frozen_gradient_bytes", "optimizer_state_bytes", "frozen_optimizer_state_bytes")
+    assert [zero[key] for key in keys] == [head + rest, rest, head + rest, rest]  # SGD's momentum is as large
+    assert [flag[key] for key in keys] == [head, 0, head, 0]
+    assert [out[key] for key in keys] == [head + rest, rest, head, 0]
+    steps = 4 * 2  # Adam counts the steps of each parameter
+    assert costs("requires_grad", "adam")["optimizer_state_bytes"] == 2 * head + steps
+    assert zero["parameter_bytes"] == flag["parameter_bytes"] == head + rest
+
+
+def test_every_figure_has_its_key_and_cost_off_has_none():
+    assert tuple(measure("batches=5", "cost=time").cost) == COSTS
+    assert measure("cost=off").cost == {}
+
+
+def test_seconds_are_those_of_forward_backward_and_step_warm_up_left_out():
+    cost = measure("batches=8", "cost=time").cost
+    assert all(cost[f"seconds_{part}"] > 0 for part in ("forward", "backward", "step"))
+    assert all(cost[f"seconds_{part}_spread"] >= 0 for part in ("forward", "backward", "step"))
+    assert measure("batches=8").cost["seconds_step"] is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("batches=3", "cost=time"), "needs more than 3 steps"),
+        (("batches=8", "cost=time", "optimizer=lbfgs", "groups=one"), "the optimizer's step runs the forward pass itself"),
+    ],
+    ids=["short", "lbfgs"],
+)
+def test_seconds_that_are_not_known_are_empty_and_say_why(overrides, said):
+    outcome = measure(*overrides)
+    assert outcome.cost["seconds_step"] is None
+    assert outcome.cost["flops_forward"] > 0
+    assert any(said in note for note in outcome.notes)
+
+
+HOSTILE = {
+    "needs values": ("if x.sum().item() > 1e9: raise KeyError", REAL),
+    "hates modes": ("if torch.utils._python_dispatch._get_current_dispatch_mode(): raise KeyError('no modes')", None),
+    "custom function": ("x = Double.apply(x)", META),
+    "has side effects": ("self.calls = getattr(self, 'calls', 0) + 1; assert self.calls < 4", META),
+    "cannot be copied": ("self.lock = threading.Lock()", META),  # from its second step on
+}
+
+
+@pytest.mark.parametrize(("line", "on"), HOSTILE.values(), ids=HOSTILE)
+def test_a_model_that_cannot_be_metered_runs_on_and_the_figure_says_why(line, on, door):
+    Path("mine.py").write_text(
+        "import threading, torch, runner.models\n"
+        "class Double(torch.autograd.Function):\n"
+        "    @staticmethod\n"
+        "    def forward(ctx, x): return 2 * x\n"
+        "    @staticmethod\n"
+        "    def backward(ctx, gradient): return 2 * gradient\n"
+        f"class Net(runner.models.MLP):\n    def forward(self, x):\n        {line}\n        return super().forward(x)\n"
+    )
+    code, out, _ = door("model=mlp", "model.build._target_=mine.Net", "batches=3", "hydra.run.dir=run")
+    record = json.loads(Path("run/run.json").read_text())
+    assert (code, record["status"]) == (0, "finished")
+    assert record["cost"]["flops_counted_on"] == on
+    assert record["cost"]["gradient_bytes"] > 0
+    if on is None:
+        assert record["cost"]["flops_forward"] is None
+        assert "note: cost: FLOPs and saved bytes are not known: KeyError: 'no modes'" in out
+
+
+def one_cost(forward=1.0, backward=1.0, gradients=0):
+    return {"flops_forward_share": forward, "flops_backward_share": backward, "frozen_gradient_bytes": gradients}
+
+
+def counted(*order: str) -> Count:
+    return Count(1, 1, 0, 0, 0, order, META)
+
+
+def test_the_summary_says_why_a_saving_is_small():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    order = ("0.weight", "0.bias", "1.weight", "1.bias")
+    first, last, nothing = (select(model, patterns) for patterns in (["0"], ["1"], ["0.bias"]))
+    assert why_small(one_cost(backward=0.3), counted(*order), first) == ""
+    assert "computed all the same" in why_small(one_cost(gradients=8), counted(*order), first)
+    assert "at the end: backward still runs through it" in why_small(one_cost(), counted(*order), last)
+    assert "computes little" in why_small(one_cost(backward=0.99), counted("0.bias", *order), nothing)
+
+
+def test_the_frozen_part_at_the_end_is_said_on_the_terminal(door):
+    _, out, _ = door("freeze=head", "model=mlp", "batches=2")
+    assert "little is saved: the frozen part is at the end: backward still runs through it" in out
+    assert "in brackets of what training everything would take" in out
+    _, out, _ = door("freeze=backbone", "model=mlp", "batches=2", "cost=off")
+    assert "GFLOP" not in out
+
+
+def test_a_sweep_measures_the_shares_where_it_holds_the_unfrozen_run_and_else_keeps_the_prediction(door):
+    grid = ("model=mlp", "batches=5", "freeze=backbone", "cost=time", "hydra.sweep.dir=sweep")
+    door("-m", "method=requires_grad,none", *grid)
+    rows = {row["method"]: row for row in csv.DictReader(Path("sweep/comparison.csv").read_text().splitlines())}
+    for key in (
+        "flops_backward",
+        "saved_bytes",
+        "gradient_bytes",
+        "optimizer_state_bytes",
+        "peak_memory_bytes",
+        "seconds_step",
+    ):
+        measured = float(rows["requires_grad"][key]) / float(rows["none"][key])
+        assert float(rows["requires_grad"][f"{key}_share"]) == pytest.approx(measured)
+        assert float(rows["none"][f"{key}_share"]) == 1
+    alone = json.loads(next(Path("sweep").glob("requires_grad*/run.json")).read_text())["cost"]
+    for key in ("flops_backward_share", "saved_bytes_share", "gradient_bytes_share", "optimizer_state_bytes_share"):
+        assert alone[key] == pytest.approx(float(rows["requires_grad"][key]))  # the prediction was right
+    assert alone["seconds_step_share"] is None
+
+
+def test_a_sweep_counts_once_for_each_model_input_and_frozen_set(door):
+    Path("mine.py").write_text(
+        "from pathlib import Path\nimport torch, runner.models\n"
+        "class Net(runner.models.MLP):\n    def forward(self, x):\n"
+        "        if torch.utils._python_dispatch._get_current_dispatch_mode():\n"
+        "            with Path('counted').open('a') as file: file.write('x')\n"
+        "        return super().forward(x)\n"
+    )
+    grid = ("model=mlp", "model.build._target_=mine.Net", "batches=2", "seed=0,1,2", "hydra.sweep.dir=sweep")
+    assert door("-m", "method=zero_lr,requires_grad", *grid)[0] == 0
+    assert Path("counted").read_text() == "x" * 3  # each method, and the unfrozen baseline, over three seeds
+
+
+def test_the_baseline_is_counted_on_the_model_as_built():
+    class Halved(MLP):
+        def __init__(self) -> None:
+            super().__init__([64])
+            self.body.requires_grad_(False)
+
+    model = Halved()
+    assert Weightless.copy_of(model).count(Classification(), batch(64)) == count(model, Classification(), batch(64))
+
+
+def test_the_truth_table_meters_nothing():
+    assert '"cost=off"' in (ROOT / "runner" / "truth_table.py").read_text()
+    assert experiment(configured("cost=off")).cost == {}
