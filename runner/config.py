@@ -17,6 +17,7 @@ from runner.patterns import parse_all, refuse_entries_in_both
 
 _HERE = Path(__file__).resolve().parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in a wheel; in a checkout
+LONGEST = 1e6  # seconds, which every clock and timer can count
 
 
 class Buffers(Enum):
@@ -147,7 +148,7 @@ def known_keys() -> list[str]:
 
 def _typed(composed: DictConfig) -> DictConfig:
     # Hydra lets `+typo=1` through even where a schema is declared; merging into the schema again does not.
-    own = {str(key): composed._get_node(key) for key in composed if key != "hydra"}
+    own: dict[str, Any] = {str(key): composed._get_node(key) for key in composed if key != "hydra"}
     if OmegaConf.is_config(composed) and composed.get("cost") is False:
         own["cost"] = "off"  # as YAML reads the word
     try:
@@ -242,8 +243,10 @@ def _check_numbers(config: Config) -> None:
         raise ConfigError(f"schedule.step is {first!r}; give the first step that is frozen, a whole number of 1 or more")
     if _is_whole(first) and first > config.batches:
         raise ConfigError(f"schedule.step is {first} and batches is {config.batches}: nothing would ever be frozen")
-    if config.timeout is not None and not config.timeout > 0:
-        raise ConfigError(f"timeout is {config.timeout}; give the seconds that a run may take, above 0, or null")
+    if config.timeout is not None and not 0 < config.timeout <= LONGEST:
+        raise ConfigError(
+            f"timeout is {config.timeout}; give the seconds that a run may take, above 0 and at most {LONGEST:g}, or null"
+        )
     if config.clip is not None and not config.clip > 0:
         raise ConfigError(f"clip is {config.clip}; give the largest norm of all gradients together, above 0, or null")
 

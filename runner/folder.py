@@ -7,12 +7,18 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "runner.log", "model.safetensors"
+RUNNING = ".running"  # locked by a run that is in progress
+RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # of a run in a sweep, as runner.identity.run_name gives it
+
+# What only says where and how a run is carried out; two configs that differ just in these are the same run.
+NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost")
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -57,10 +63,17 @@ def holds_a_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (RECORD, CHANGES, STEPS, LOG, ".hydra"))
 
 
+class _Log(logging.FileHandler):
+    """A log that a full disk silences: what it would say of that, nobody could write either."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Send this project's log, and what others log as a warning or worse, to a file for as long as the block lasts."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _Log(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, ours = logging.getLogger(), logging.getLogger("runner")
     level, propagate = ours.level, ours.propagate

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from runner import claim
 from runner.config import check
 from runner.errors import ConfigError
-from runner.folder import CHANGES
+from runner.folder import CHANGES, RUN_NAME
 from runner.identity import config_hash, run_name
-from runner.report.read import Record, read_record
+from runner.report.read import Record, read_record, sound
 
 if TYPE_CHECKING:
     from hydra_plugins.freeze_sweeper import FreezeSweeper
@@ -36,7 +34,8 @@ class Cell:
 
     @property
     def record(self) -> Record | None:
-        return read_record(self.folder)
+        record = read_record(self.folder)
+        return sound(record, []) if record else None
 
     @property
     def finished(self) -> bool:
@@ -44,12 +43,13 @@ class Cell:
         return bool(record and record["status"] == "finished" and (self.folder / CHANGES).is_file())
 
     @property
-    def ended(self) -> bool:
-        return self.record is not None
+    def failed(self) -> bool:
+        record = self.record
+        return bool(record and record["status"] == "failed")
 
     @property
-    def begun(self) -> bool:
-        return claim.begun(self.folder)
+    def ended(self) -> bool:
+        return self.record is not None
 
 
 def grid(sweeper: FreezeSweeper, arguments: list[str], folder: Path) -> tuple[list[Cell], int]:
@@ -73,16 +73,16 @@ def grid(sweeper: FreezeSweeper, arguments: list[str], folder: Path) -> tuple[li
         hashed = config_hash(composed)
         cell = Cell(overrides, hashed, folder / run_name(composed), strict, pickle.dumps(composed))
         cells.setdefault(hashed, cell)
-    there = {path.name[-8:]: path for path in folder.iterdir() if is_run_folder(path)} if folder.is_dir() else {}
-    for hashed in cells.keys() & there.keys():
-        if (other := replace(cells[hashed], folder=there[hashed])).finished:
-            cells[hashed] = other
+    for path in filter(is_run_folder, folder.iterdir()) if folder.is_dir() else ():
+        own = cells.get(path.name[-8:])
+        if own and path != own.folder and (other := replace(own, folder=path)).finished:
+            cells[own.hash] = other
     return list(cells.values()), len(spanned) - len(cells)
 
 
 def is_run_folder(path: Path) -> bool:
     """Whether this is named as the folder of a run in a sweep is."""
-    return bool(re.fullmatch(r".+__.+__s\d+__[0-9a-f]{8}", path.name))
+    return bool(RUN_NAME.fullmatch(path.name))
 
 
 class Composed:
@@ -102,4 +102,6 @@ class Composed:
         return config
 
     def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # of a copy that is not whole yet
+            raise AttributeError(name)
         return getattr(self.loader, name)

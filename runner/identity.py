@@ -9,9 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config import CONF
+from runner.folder import NOT_HASHED
 
-# What only says where and how a run is carried out; two configs that differ just in these are the same run.
-NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost")
 CUSTOM = "custom"  # what a run's patterns are called when no file of conf/freeze names them
 
 

@@ -33,7 +33,7 @@ from runner.folder import (
     write_text,
     write_whole,
 )
-from runner.limits import one_interrupt, time_limit
+from runner.limits import interrupts_held_back, time_limit
 from runner.record import brief, unmeasured
 from runner.refusal import short_message
 from runner.rows import COLUMNS, Row
@@ -116,10 +116,11 @@ def perform(
     record = unmeasured(config, composed, HydraConfig.get().overrides.task)
     result = Result(folder, record, exit_code=1)
     discard(folder, RECORD, *MEASURED)  # of an earlier try, in a sweep that is started again
-    with logging_to(folder / LOG), one_interrupt():
+    with logging_to(folder / LOG), interrupts_held_back() as let_through:
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
         try:
-            outcome = trained(result, config, on_step, on_warning, own_process)
+            with let_through():
+                outcome = trained(result, config, on_step, on_warning, on_error if own_process else None)
             measured(result, outcome, config)
         except SkippedError as skipped:
             record.update(status="skipped", reason=str(skipped))
@@ -144,9 +145,12 @@ def trained(
     config: Config,
     on_step: Callable[[Step], None],
     on_warning: Callable[[str], None],
-    own_process: bool,
+    on_end: Callable[[BaseException], None] | None,
 ) -> Outcome:
-    """The run itself, within its time; what it warns of is noted in the record."""
+    """The run itself, within its time; what it warns of is noted in the record.
+
+    `on_end` is called where the time ends within a step, and the process with it.
+    """
     from runner.experiment import experiment  # here, for importing torch takes seconds and may be interrupted
 
     def warn(text: str) -> None:
@@ -156,8 +160,10 @@ def trained(
 
     def end(reason: str) -> None:
         write_record(result.folder, {**result.record, "reason": reason})
+        assert on_end is not None
+        on_end(TimeoutError(reason))
 
-    with time_limit(config.timeout, result.folder / LOG, end if own_process else None) as check_time:
+    with time_limit(config.timeout, result.folder / LOG, end if on_end else None) as check_time:
 
         def after_step(step: Step) -> None:
             on_step(step)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import pickle
 import socket
-from collections import deque
+from collections import Counter, deque
+from contextlib import suppress
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 
-from runner.claim import RUNNING, wait_until_free
+from runner.claim import claimed, died, wait_until_free
 from runner.config import check
 from runner.errors import ConfigError
 from runner.folder import LOG, logging_to, write_record
@@ -21,34 +22,46 @@ from runner.record import brief, unmeasured
 from runner.worker import STOP
 
 log = logging.getLogger("runner")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-def launch(launcher: Launcher, cells: list[Cell], sweep: Path) -> None:
-    """Launch the cells; where a process dies, record whose it was and launch what is left.
+class DiskFullError(Exception):
+    """What a run writes could not be written."""
 
-    When one process dies, some launchers end all others with it (joblib) and some leave them running and forget them (Ray,
-    submitit). So the folders are asked: a run that was in flight, and is no more, is launched again, alone, and is to
-    blame if it dies again. Raises ConfigError where the launcher cannot begin a run.
+
+def launch(launcher: Launcher, batches: list[list[Cell]], sweep: Path, stop_on_error: bool) -> None:
+    """Launch the cells batch by batch; where a process dies, launch what is left, and record the run that kills its process.
+
+    When one process dies, some launchers end all others with it (joblib), and some leave them running and forget them
+    (Ray, submitit). So the folders are asked, not the launcher: a run that was in flight, and is no more, is launched again
+    with what is left, and if it was in flight at two deaths, alone: one that dies alone is the one. What a launcher forgot
+    while it was queued may thus be launched twice; whichever comes first runs it. Raises ConfigError where no run could
+    begin, and DiskFullError where that was because nothing could be written.
     """
-    # The launcher in this process keeps the config of every run that it launches at once.
-    batches = deque([cell] for cell in cells) if isinstance(launcher, BasicLauncher) else deque([cells])
-    while batches and not (sweep / STOP).exists():
-        batch = batches.popleft()
+    waiting, deaths = deque(batches), Counter[str]()
+    while waiting and not (sweep / STOP).exists():
+        batch = waiting.popleft()
         error = attempt(launcher, batch)
         wait_until_free([cell.folder for cell in batch])
-        in_flight = [cell for cell in batch if cell.begun]
-        left = [cell for cell in batch if not cell.begun and not cell.ended]
+        in_flight = [cell for cell in batch if died(cell.folder)]
+        left = [cell for cell in batch if not cell.ended and cell not in in_flight]
         if len(left) == len(batch) and not (sweep / STOP).exists():
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise DiskFullError(str(error)) from error
             raise ConfigError(f"the launcher could not begin a run: {brief(error) if error else 'it gave no reason'}")
-        if len(in_flight) == 1:
-            what = "its record could not be written" if isinstance(error, OSError) else "its process died"
-            record_death(in_flight[0], "failed", f"{what} ({brief(error).split('. ')[0]})" if error else what)
-        else:
+        deaths.update(cell.hash for cell in in_flight)
+        if len(batch) == 1 or stop_on_error:
             for cell in in_flight:
-                (cell.folder / RUNNING).unlink()
-                batches.append([cell])
+                what = "its record could not be written" if isinstance(error, OSError) else "its process died"
+                with suppress(OSError):  # the table then says that it left no record
+                    record_end(cell, "failed", f"{what} ({brief(error).split('. ')[0]})" if error else what)
+        else:
+            waiting.extend([cell] for cell in in_flight if deaths[cell.hash] > 1)
+            left += [cell for cell in in_flight if deaths[cell.hash] == 1]
         if left:
-            batches.appendleft(left)
+            waiting.appendleft(left)
+        if stop_on_error and any(cell.failed for cell in batch):
+            (sweep / STOP).touch()
 
 
 def refuse_unreachable(address: str | None) -> None:
@@ -57,7 +70,7 @@ def refuse_unreachable(address: str | None) -> None:
     if not colon or not port.isdecimal():  # `auto`, or none
         return
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(f"nothing answers at hydra.launcher.ray.init.address={address}: {error}") from error
 
@@ -71,11 +84,12 @@ def attempt(launcher: Launcher, cells: list[Cell]) -> Exception | None:
     return next((job._return_value for job in ended if job.status is JobStatus.FAILED), None)
 
 
-def record_death(cell: Cell, status: str, reason: str) -> None:
-    """Say in a run's folder why it did not come to say so itself."""
+def record_end(cell: Cell, status: str, reason: str) -> None:
+    """Say in a run's folder why it did not come to say so itself, unless it has meanwhile."""
     composed = pickle.loads(cell.composed)
     record = unmeasured(check(composed), composed, composed.hydra.overrides.task)
-    write_record(cell.folder, {**record, "status": status, "reason": reason})
-    (cell.folder / RUNNING).unlink(missing_ok=True)
-    with logging_to(cell.folder / LOG):
-        log.error("%s: %s", status, reason)
+    with claimed(cell.folder):
+        if not cell.ended:
+            write_record(cell.folder, {**record, "status": status, "reason": reason})
+            with logging_to(cell.folder / LOG):
+                log.error("%s: %s", status, reason)

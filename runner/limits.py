@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -30,26 +30,40 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def one_interrupt() -> Iterator[None]:
-    """Let the first interrupt end the training; further ones wait until what was measured is written."""
-    if not _takes_signals():
-        yield
-        return
-    was = {number: signal.getsignal(number) for number in INTERRUPTS}
-    ours = [number for number, handler in was.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
+def interrupts_held_back() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Hold interrupts back while a run is written; yields a context in which the first one is raised.
 
-    def end(*_: Any) -> None:
-        for number in ours:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
+    One that came outside it, and was not the second, is raised when all is written. Handlers of others are left alone.
+    """
+    raising, raised, pending = False, False, False
 
+    def handle(*_: Any) -> None:
+        nonlocal raising, raised, pending
+        pending = not raised
+        if raising:
+            raising, raised, pending = False, True, False
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def let_through() -> Iterator[None]:
+        nonlocal raising
+        raising = True
+        try:
+            yield
+        finally:
+            raising = False
+
+    was = {number: signal.getsignal(number) for number in INTERRUPTS} if _takes_signals() else {}
+    ours = {n: handler for n, handler in was.items() if handler in (signal.SIG_DFL, signal.default_int_handler)}
     for number in ours:
-        signal.signal(number, end)
+        signal.signal(number, handle)
     try:
-        yield
+        yield let_through
     finally:
-        for number in ours:
-            signal.signal(number, was[number])
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+    if pending:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -70,13 +84,16 @@ def time_limit(
     if seconds is None or on_end is None:
         yield check
         return
-    ending = threading.Lock()
+    ending = threading.Lock()  # taken once: by whichever comes first, the end of the time or that of the block
 
     def end() -> None:
-        with ending:
+        if not ending.acquire(blocking=False):
+            return
+        try:
             with log.open("a", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file)
             on_end(f"the run was not done after timeout={seconds:g} seconds, and no step ended: its process was ended")
+        finally:
             os._exit(1)
 
     timer = threading.Timer(seconds + GRACE, end)
@@ -88,10 +105,9 @@ def time_limit(
         try:
             yield check
         finally:
+            ending.acquire()
             timer.cancel()
             faulthandler.cancel_dump_traceback_later()
-            with ending:  # never leave while the process is being ended
-                pass
 
 
 def _takes_signals() -> bool:

@@ -12,6 +12,8 @@ from runner.identity import config_hash, setting_hash
 from runner.provenance import git, versions
 from runner.verdict import counts
 
+ONCE = ("resume", "plan")  # overrides that belong to one call, not to the run
+
 
 def unmeasured(config: Config, composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """The record of a run that has measured nothing yet: what was asked, on what, and no outcome but `failed`."""
@@ -24,7 +26,7 @@ def unmeasured(config: Config, composed: DictConfig, overrides: Sequence[str]) -
         "loss_last": None,
         "looks": [],
         "notes": [],
-        "overrides": list(overrides),
+        "overrides": [text for text in overrides if text.split("=")[0] not in ONCE],
         "config_hash": config_hash(composed),
         "method": dict(config.method),
         "buffers": config.freeze.buffers.value,

@@ -7,24 +7,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from runner.claim import RUNNING, held, wait_until_free
+from runner.claim import clear, died, held, refuse_without_locks, remove_if_empty, wait_until_free
 from runner.errors import ConfigError
-from runner.folder import RECORD, discard, write_whole
+from runner.folder import discard, write_whole
 from runner.grid import Cell, Composed, grid, is_run_folder
-from runner.launch import launch, record_death, refuse_unreachable
+from runner.launch import DiskFullError, launch, record_end, refuse_unreachable
 from runner.progress import progress_of
 from runner.summary import shown, terminal
 from runner.verdict import strayed
-from runner.worker import STOP, Worker
+from runner.worker import INTERRUPT, STOP, Worker
 
 if TYPE_CHECKING:
     from hydra_plugins.freeze_sweeper import FreezeSweeper
 
 SWEEPS = Path("outputs") / "sweeps"
 GRID = "multirun.yaml"
+IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
@@ -57,14 +57,10 @@ def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
         carry_out(sweeper, left, folder)
     except KeyboardInterrupt:
         interrupted = True
-        wait_until_free([cell.folder for cell in left], seconds=10)  # of workers that were interrupted, too
-        for cell in left:
-            if cell.begun and not held(cell.folder):
-                record_death(cell, "interrupted", "the sweep was interrupted")
+        end_what_goes_on(left, folder)
     finally:
-        if any(cell.ended for cell in cells):
-            conclude(folder)
-    if code := 130 if interrupted else exit_code(cells):
+        written = not any(cell.ended for cell in cells) or conclude(folder)
+    if code := 130 if interrupted else exit_code(cells) or (0 if written else 1):
         sys.exit(code)
 
 
@@ -79,7 +75,7 @@ def settled_folder(config: DictConfig) -> Path:
         folder = sweeps[-1].absolute()
     else:
         folder = Path(config.hydra.sweep.dir).absolute()
-    quoted = str(folder).replace("'", "\\'")
+    quoted = str(folder).replace("\\'", "\\\\\\'").replace("'", "\\'")
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.sweep.dir = str(folder)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
@@ -107,18 +103,36 @@ def carry_out(sweeper: FreezeSweeper, cells: list[Cell], folder: Path) -> None:
     assert context is not None
     assert config is not None
     folder.mkdir(parents=True, exist_ok=True)
-    discard(folder, STOP)
+    refuse_without_locks(folder)
+    for part in folder.glob(".*.part"):
+        discard(folder, part.name)
+    discard(folder, STOP, INTERRUPT)
     write_whole(folder / GRID, lambda beside: OmegaConf.save(config, beside))
     if not cells:
         return
     for cell in cells:
-        if not held(cell.folder):
-            discard(cell.folder, RECORD, RUNNING)  # of an earlier try
-    if isinstance(launcher, BasicLauncher):
+        clear(cell)
+    batches = [cells]
+    if config.hydra.launcher._target_ == IN_THIS_PROCESS:  # which keeps the config of each run that it launches at once
         context = Composed.instead_of(context, cells)
+        batches = [[cell] for cell in cells]
     launcher.setup(hydra_context=context, task_function=Worker.of_this_process(folder), config=config)
     with progress_of(cells, terminal()):
-        launch(launcher, cells, folder)
+        try:
+            launch(launcher, batches, folder, config.on_error == "stop")
+        except DiskFullError as error:
+            print(f"freeze-runner: failed: {error}", file=sys.stderr)
+
+
+def end_what_goes_on(cells: list[Cell], folder: Path) -> None:
+    """After an interrupt: ask the runs in other processes to end, wait for them a while, and record those that died."""
+    (folder / INTERRUPT).touch()
+    wait_until_free([cell.folder for cell in cells], seconds=10)
+    for cell in cells:
+        if died(cell.folder):
+            record_end(cell, "interrupted", "the sweep was interrupted")
+        elif not cell.ended and not held(cell.folder):
+            remove_if_empty(cell.folder)
 
 
 def crowding(config: DictConfig) -> str:
@@ -134,18 +148,28 @@ def crowding(config: DictConfig) -> str:
     return f"note: {workers} workers x {threads} threads on {cores} cores: runs will wait for each other"
 
 
-def conclude(folder: Path) -> None:
-    """Write the sweep's tables and its page from its run folders, and print one table."""
+def conclude(folder: Path) -> bool:
+    """Write the sweep's tables and its page from its run folders, and print one table; returns whether they were written."""
     from runner.report.files import write_sweep_files
     from runner.report.table import print_comparison
 
-    print_comparison(write_sweep_files(folder), terminal())
+    try:
+        print_comparison(write_sweep_files(folder), terminal())
+    except OSError as error:
+        print(f"freeze-runner: the sweep's tables cannot be written: {error}", file=sys.stderr)
+        return False
     print(f"files: {shown(folder)}")
+    return True
 
 
 def exit_code(cells: list[Cell]) -> int:
-    """1 where a run failed, else 3 where a strict one leaked or idled, else 0; a skipped run is a row and no failure."""
-    records = [(cell, cell.record) for cell in cells]
-    if any(record is None or record["status"] == "failed" for _, record in records):
+    """130 where a run was interrupted, 1 where one failed, 3 where a strict one leaked or idled; else, skips included, 0."""
+    records = [cell.record for cell in cells]
+    if any(record and record["status"] == "interrupted" for record in records):
+        return 130
+    if any(record is None or record["status"] == "failed" for record in records):
         return 1
-    return 3 if any(cell.strict and record and strayed(record["counts"]) for cell, record in records) else 0
+    strayed_away = any(
+        cell.strict and record and strayed(record["counts"]) for cell, record in zip(cells, records, strict=True)
+    )
+    return 3 if strayed_away else 0

@@ -5,19 +5,20 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from time import monotonic
+from typing import Any, TextIO
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from runner.claim import claimed
+from runner.claim import claimed, remove_if_empty
 from runner.job import perform
 from runner.report.read import read_record
 
-STOP = ".stop"  # in a sweep's folder: begin no more runs
+STOP, INTERRUPT = ".stop", ".interrupt"  # in a sweep's folder: begin no more runs; end those that go on, too
 SLOTS = ".slots"
 _slot: list[TextIO] = []  # the lock that this process holds until it ends
 
@@ -42,22 +43,39 @@ class Worker:
 
     def __call__(self, composed: DictConfig) -> None:
         """Carry out the run, unless another process has meanwhile, or the sweep is to stop."""
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        folder, sweep = Path(HydraConfig.get().runtime.output_dir), Path(self.sweep)
         own = self.process != this_process()
-        if (Path(self.sweep) / STOP).exists():
-            shutil.rmtree(folder, ignore_errors=True)  # Hydra has made it already; a run that was never begun leaves none
-            return
+
+        def failed(error: BaseException) -> None:
+            if composed.on_error == "stop":
+                (sweep / STOP).touch()
+
         with claimed(folder):
             if read_record(folder):
                 return
+            if (sweep / STOP).exists() or (sweep / INTERRUPT).exists():
+                remove_if_empty(folder)
+                return
             if own:
                 os.chdir(self.home)
-                take_accelerator(Path(self.sweep))
-            result = perform(composed, own_process=own)
-            if result.status == "failed" and composed.on_error == "stop":
-                (Path(self.sweep) / STOP).touch()
+                take_accelerator(sweep)
+            result = perform(composed, interrupted_by(sweep / INTERRUPT), failed, own_process=own)
         if result.status == "interrupted" and not own:
             raise KeyboardInterrupt
+
+
+def interrupted_by(flag: Path) -> Callable[[Any], None]:
+    """What to call after a step: raises KeyboardInterrupt when the file is there, looking once a second."""
+    looked = monotonic()
+
+    def look(step: Any) -> None:
+        nonlocal looked
+        if monotonic() - looked > 1:
+            looked = monotonic()
+            if flag.exists():
+                raise KeyboardInterrupt
+
+    return look
 
 
 def this_process() -> tuple[str, int]:

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from runner.claim import begun, claimed, held, wait_until_free
+from runner.claim import claimed, clear, died, held, remove_if_empty, wait_until_free
 from tests.conftest import ROOT
 
 HOLD = """
@@ -36,14 +37,15 @@ def holder(folder: Path, seconds: float) -> subprocess.Popen:
 
 def test_a_folder_is_held_until_its_process_dies_and_says_then_that_a_run_began(tmp_path):
     assert not held(tmp_path)
-    assert not begun(tmp_path)
+    assert not died(tmp_path)
     process = holder(tmp_path, 60)
     assert held(tmp_path)
-    assert begun(tmp_path)
+    assert not died(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not held(tmp_path)
-    assert begun(tmp_path)
+    assert died(tmp_path)
+    assert not died(tmp_path)  # it is said once, and the next that begins is another
 
 
 def test_a_second_process_waits_for_the_first(tmp_path):
@@ -67,5 +69,52 @@ def test_waiting_for_a_folder_ends_with_its_process_or_with_the_time(tmp_path):
 def test_a_run_that_left_its_record_leaves_no_claim(tmp_path):
     with claimed(tmp_path):
         (tmp_path / "run.json").write_text("{}")
-    assert not begun(tmp_path)
+    assert not died(tmp_path)
     assert os.listdir(tmp_path) == ["run.json"]
+
+
+@dataclass
+class Run:
+    folder: Path
+    finished: bool
+
+
+def test_what_an_earlier_try_left_is_taken_away_unless_it_lives_or_has_finished_by_now(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    clear(Run(tmp_path, finished=True))
+    assert (tmp_path / "run.json").exists()
+    process = holder(tmp_path, 60)
+    clear(Run(tmp_path, finished=False))
+    assert held(tmp_path)
+    assert (tmp_path / "run.json").exists()
+    process.kill()
+    process.wait()
+    clear(Run(tmp_path, finished=False))
+    assert os.listdir(tmp_path) == []
+    clear(Run(tmp_path / "nowhere", finished=False))
+
+
+def test_a_lock_on_a_file_that_was_taken_away_is_none(tmp_path):
+    process = holder(tmp_path, 1)
+    waiter = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path), "60"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    time.sleep(0.5)
+    (tmp_path / ".running").unlink()  # as the first does when it ends, while the second waits
+    process.wait()
+    assert waiter.stdout is not None
+    assert waiter.stdout.readline() == b"held\n"
+    assert held(tmp_path)  # on the file that stands there now
+    waiter.kill()
+    waiter.communicate()
+
+
+def test_only_a_folder_that_holds_nothing_of_a_run_is_removed(tmp_path):
+    for name in ("never_begun", "ended"):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+    (tmp_path / "ended" / "runner.log").write_text("why")
+    for name in ("never_begun", "ended", "nowhere"):
+        remove_if_empty(tmp_path / name)
+    assert os.listdir(tmp_path) == ["ended"]

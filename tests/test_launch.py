@@ -108,9 +108,47 @@ def test_a_worker_that_is_killed_from_outside_costs_nothing(command):
 def test_on_error_stop_begins_no_more_runs_in_other_processes_either(command):
     write_moods()
     grid = ("+model.build.mood=fails,slow", "seed=0,1,2,3", "on_error=stop")
-    assert command("-m", "launch=joblib", "hydra.launcher.n_jobs=1", *MOODY, *grid).returncode == 1
-    assert [row["status"] for row in rows()] == ["failed"]
-    assert len([path for path in SWEEP.iterdir() if path.is_dir() and not path.name.startswith(".")]) == 1
+    assert command("-m", *JOBLIB, *MOODY, *grid).returncode == 1
+    assert [row["status"] for row in rows()].count("failed") in (1, 2)  # two go on at once
+    assert len(rows()) <= 3
+    assert len([path for path in SWEEP.iterdir() if path.is_dir() and not path.name.startswith(".")]) == len(rows())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mood", ["dies", "hangs"])
+def test_on_error_stop_counts_a_run_that_is_killed_too(mood, command):
+    write_moods()
+    grid = (f"+model.build.mood={mood},slow", "seed=0,1,2", "on_error=stop", "timeout=8", "batches=40")
+    assert command("-m", *JOBLIB, *MOODY, *grid).returncode == 1
+    assert (SWEEP / ".stop").exists()
+    assert len(rows()) < 6
+
+
+@pytest.mark.long
+def test_a_run_that_hangs_beside_good_ones_costs_itself_alone(command):
+    write_moods()
+    grid = ("+model.build.mood=hangs,slow", "seed=0,1,2", "timeout=8", "batches=6")
+    assert command("-m", *JOBLIB, *MOODY, *grid).returncode == 1
+    assert [row["status"] for row in rows("slow")] == ["finished"] * 3
+    assert [row["status"] for row in rows("hangs")] == ["failed"] * 3
+
+
+@pytest.mark.long
+def test_an_interrupt_ends_the_runs_in_other_processes_too():
+    write_moods()
+    arguments = ["-m", *SUBMITIT, *MOODY, "+model.build.mood=slow", "seed=0,1", "batches=200"]
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "runner", *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    until = time.monotonic() + 60
+    while len(list(SWEEP.glob("*/.running"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(3)
+    sweep.send_signal(signal.SIGTERM)
+    sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert {row["status"] for row in rows()} == {"interrupted"}
+    assert not list(SWEEP.glob("*/.running"))
 
 
 @pytest.mark.long

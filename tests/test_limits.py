@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.limits import one_interrupt, sigterm_interrupts, time_limit
+from runner.limits import interrupts_held_back, sigterm_interrupts, time_limit
 from tests.conftest import ROOT
 
 
@@ -50,26 +50,38 @@ def test_in_a_process_of_its_own_a_step_that_does_not_end_is_ended(tmp_path, bod
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_interrupt_is_raised_and_further_ones_wait(number):
+def test_the_first_interrupt_ends_the_training_and_further_ones_wait_until_all_is_written(number):
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    written = []
     with sigterm_interrupts():
-        written = []
-        with one_interrupt():
+        with interrupts_held_back() as let_through:
             try:
-                os.kill(os.getpid(), number)
-                time.sleep(1)
+                with let_through():
+                    os.kill(os.getpid(), number)
+                    time.sleep(1)
             except KeyboardInterrupt:
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGTERM)
                 written.append("what was measured")
-        assert written
+        written.append("and no second interrupt")
+    assert len(written) == 2
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_interrupt_while_a_run_is_written_is_raised_when_it_is():
+    written = []
+    with pytest.raises(KeyboardInterrupt), sigterm_interrupts():  # noqa: PT012
+        with interrupts_held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            written.append("the record")
+        written.append("nothing that comes after")
+    assert written == ["the record"]
 
 
 def test_a_handler_of_somebody_elses_is_left_alone():
     mine = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        with sigterm_interrupts(), one_interrupt():
+        with sigterm_interrupts(), interrupts_held_back():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, mine)

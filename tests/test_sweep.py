@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,41 @@ def test_a_run_past_its_time_is_a_failed_row_and_costs_no_other(door):
         "1000000": "TimeoutError: the run was not done after timeout=2 seconds",
     }
     assert "failed: TimeoutError" in out
+
+
+def test_an_interrupted_run_makes_the_exit_code_130_even_where_the_sweep_went_on():
+    from runner.sweep import exit_code
+
+    @dataclass
+    class Cell:
+        strict: bool
+        record: dict | None
+
+    def of(*statuses, strict=False, leaked=0):
+        return exit_code([Cell(strict, {"status": one, "counts": {"leaked": leaked, "idle": 0}}) for one in statuses])
+
+    assert of("finished", "skipped") == 0
+    assert of("finished", "failed", "interrupted") == 130
+    assert of("finished", "failed", strict=True, leaked=1) == 1
+    assert of("finished", strict=True, leaked=1) == 3
+    assert exit_code([Cell(False, None)]) == 1
+
+
+def test_a_finished_run_of_an_older_version_is_kept_under_strict(door):
+    door("-m", "freeze=head", *QUICK)
+    (record,) = SWEEP.glob("*/run.json")
+    record.write_text(json.dumps({"status": "finished"}))
+    assert door("-m", "freeze=head", "strict=true", *QUICK)[0] == 0
+
+
+def test_what_a_kill_left_half_written_is_cleaned_up(door):
+    door("-m", "freeze=head", *QUICK)
+    (folder,) = (path.parent for path in SWEEP.glob("*/run.json"))
+    for place in (SWEEP / ".changes.csv.99999.part", SWEEP / ".multirun.yaml.99.part", folder / ".run.json.9.part"):
+        place.write_text("half of")
+    (folder / "changes.csv").unlink()
+    door("-m", "freeze=head", *QUICK)
+    assert not list(SWEEP.rglob("*.part"))
 
 
 def test_failures_are_told_when_they_happen_with_what_is_done_and_left(door):

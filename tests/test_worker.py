@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 TAKE = """
@@ -43,19 +45,37 @@ def test_each_process_has_a_slot_of_its_own_and_one_that_died_gives_it_back():
         process.communicate()
 
 
-def test_a_run_that_another_process_has_ended_meanwhile_is_not_run_again(door, monkeypatch):
-    """As when a launcher, having forgotten a run that is queued, is asked for it again."""
-    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+def launched_again(monkeypatch, meanwhile) -> list[int]:
+    """Have the launcher asked for each run twice, as one that forgot what it has queued; `meanwhile` stands between."""
+    from hydra.core.plugins import Plugins
 
-    once = BasicLauncher.launch
+    Plugins.instance()  # which makes the launchers' classes anew
+    launcher = sys.modules["hydra._internal.core_plugins.basic_launcher"].BasicLauncher
+    once, calls = launcher.launch, []
 
     def twice(self, job_overrides, initial_job_idx):
         once(self, job_overrides, initial_job_idx)
-        (record,) = Path("sweep").glob("*/run.json")
-        stamp = record.stat().st_mtime_ns
-        jobs = once(self, job_overrides, initial_job_idx)
-        assert record.stat().st_mtime_ns == stamp
-        return jobs
+        meanwhile()
+        calls.append(1)
+        return once(self, job_overrides, initial_job_idx)
 
-    monkeypatch.setattr(BasicLauncher, "launch", twice)
+    monkeypatch.setattr(launcher, "launch", twice)
+    return calls
+
+
+@pytest.mark.parametrize("flag", ["", ".stop", ".interrupt"])
+def test_a_run_that_has_ended_meanwhile_is_not_run_again_and_loses_nothing(door, monkeypatch, flag):
+    seen = []
+
+    def meanwhile():
+        (record,) = Path("sweep").glob("*/run.json")
+        seen.append((record, record.stat().st_mtime_ns))
+        if flag:
+            Path("sweep", flag).touch()
+
+    calls = launched_again(monkeypatch, meanwhile)
     assert door("-m", "model=mlp", "batches=2", "hydra.sweep.dir=sweep")[0] == 0
+    assert calls == [1]
+    ((record, stamp),) = seen
+    assert record.stat().st_mtime_ns == stamp
+    assert (record.parent / "changes.csv").exists()

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from runner.errors import ConfigError
 from runner.report.find import find
-from runner.report.text import counted
+from runner.report.text import clean, counted
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,13 +64,13 @@ def report(folders: Sequence[Path], out: Path) -> None:
     from runner.summary import terminal
 
     runs = [read_run(folder, label) for label, folder in found.runs.items()]
-    remarks = list(found.remarks)
+    remarks = [clean(remark) for remark in found.remarks]
     if found.foreign:
         remarks.append(f"{counted(found.foreign, 'folder')} of other Hydra projects passed over")
     print_comparison(comparison(runs), terminal())
     for line in unread(runs, remarks):
         print(f"could not be read: {line}")
-    title = ", ".join(folder.resolve().name for folder in folders) or PAGE
+    title = clean(", ".join(folder.resolve().name for folder in folders)) or PAGE
     html = page_of(runs, title, remarks=remarks)
     try:
         write_page(out, html)

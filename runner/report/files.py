@@ -13,6 +13,7 @@ from runner.report.grid import MARKS, Grid, grid
 from runner.report.ours import PAGE, ours
 from runner.report.page import Picture, curves, page
 from runner.report.read import Run, read_run, run_folders
+from runner.report.text import clean
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -35,14 +36,14 @@ def write_sweep_files(sweep: Path) -> DataFrame:
         svg, png = pictures.as_svg(figure, *described(drawn)), pictures.as_png(figure)
         _write(sweep / "heatmap.svg", lambda beside: _text(beside, svg))
         _write(sweep / "heatmap.png", lambda beside: beside.write_bytes(png))
-    html = page_of(runs, sweep.resolve().name, svg if drawn else None, drawn)
+    html = page_of(runs, clean(sweep.resolve().name), svg if drawn else None, drawn)
     _write(sweep / PAGE, lambda beside: _text(beside, html))
     return table
 
 
 def write_run_page(folder: Path) -> None:
     """Write the page of one run into its folder."""
-    html = page_of([read_run(folder)], folder.resolve().name)
+    html = page_of([read_run(folder)], clean(folder.resolve().name))
     _write(folder / PAGE, lambda beside: _text(beside, html))
 
 

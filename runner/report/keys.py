@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.identity import NOT_HASHED
+from runner.folder import NOT_HASHED
 from runner.report.read import Run
 
 OURS = "runner.methods."
@@ -26,17 +26,15 @@ class Cell:
 
 
 def given(run: Run) -> dict[str, str]:
-    """A run's overrides by key."""
-    return {key: value for key, _, value in (text.partition("=") for text in run.record["overrides"])}
+    """A run's overrides by key, but for those that only say where and how it is carried out: they tell no runs apart."""
+    overrides = (text.partition("=") for text in run.record["overrides"])
+    return {key: value for key, _, value in overrides if key.lstrip("+~").split(".")[0] not in NOT_HASHED}
 
 
 def swept(runs: Sequence[Run]) -> list[str]:
-    """The override keys whose values are not the same in all runs; all keys where there is just one run.
-
-    What only says where and how a run is carried out tells no runs apart: one that was resumed is the same run.
-    """
+    """The override keys whose values are not the same in all runs; all keys where there is just one run."""
     overrides = [given(run) for run in runs]
-    keys = dict.fromkeys(key for own in overrides for key in own if key.lstrip("+~").split(".")[0] not in NOT_HASHED)
+    keys = dict.fromkeys(key for own in overrides for key in own)
     return [key for key in keys if len(runs) == 1 or len({own.get(key) for own in overrides}) > 1]
 
 

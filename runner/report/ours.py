@@ -8,9 +8,9 @@ from runner.folder import CHANGES
 
 PAGE = "report.html"
 GENERATOR = '<meta name="generator" content="freeze-runner '
-# What stands within the first bytes of each, where this project wrote it.
+# What stands within the first line of a table and the first bytes of the others, where this project wrote it.
 OURS = {
-    "comparison.csv": "run,",
+    "comparison.csv": ",status,reason,verdict,",
     CHANGES: "run,name,",
     "failures.csv": "run,status,reason,log,overrides",
     PAGE: GENERATOR,
@@ -28,4 +28,4 @@ def ours(path: Path, kind: str) -> bool:
         return True
     except OSError:
         return False
-    return not start.strip() or (start.startswith(OURS[kind]) if kind.endswith(".csv") else OURS[kind] in start)
+    return not start.strip() or OURS[kind] in (start.split("\n")[0] if kind.endswith(".csv") else start)

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.folder import CHANGES, LOG, RECORD, STEPS
+from runner.folder import CHANGES, LOG, RECORD, RUN_NAME, RUNNING, STEPS
 from runner.report.hydra_files import read_overrides
 from runner.report.measured import Tensor, read_losses, read_tensors
-from runner.report.text import clean, finite
+from runner.report.text import clean, cleaned, finite
 from runner.verdict import VERDICTS
 
 Record = dict[str, Any]
 
-RUNNING = ".running"  # what a run holds while it is in progress
 KILLED = "the run left no run.json that can be read; it was killed"
+GOES_ON = "the run left no run.json; it is still in progress, or was killed"
 STATUSES = ("finished", "failed", "interrupted", "skipped")
 MEASURED = ("finished", "interrupted")  # the statuses of runs that leave rows
-NAMED = re.compile(r".+__.+__s-?\d+__[0-9a-f]{8}|\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # as this project names run folders
+ALONE = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # the folder of a run that is in no sweep
 TEXTS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest")
 LISTS = ("overrides", "notes", "couplings")
 MAPPINGS = ("method", "versions", "git")
@@ -66,7 +66,9 @@ def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: it has its record or its lock, or Hydra's files under a name or with a log of ours."""
     if (folder / RECORD).is_file() or (folder / RUNNING).is_file():
         return True
-    return (folder / ".hydra").is_dir() and bool(NAMED.fullmatch(folder.name) or (folder / LOG).is_file())
+    return (folder / ".hydra").is_dir() and bool(
+        RUN_NAME.fullmatch(folder.name) or ALONE.fullmatch(folder.name) or (folder / LOG).is_file()
+    )
 
 
 def read_run(folder: Path, label: str | None = None) -> Run:
@@ -74,6 +76,8 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     problems: list[str] = []
     given = read_record(folder)
     record = sound(given, problems)
+    if given is None and (folder / RUNNING).is_file():
+        record["reason"] = GOES_ON
     if given is None and (folder / RECORD).is_file():
         problems.append(f"{RECORD} is torn, or no record of a run")
     record["overrides"] = record["overrides"] or read_overrides(folder)
@@ -91,7 +95,7 @@ def sound(record: Record | None, problems: list[str]) -> Record:
     taken = {key: given[key] for key in given if key not in wrong and given[key] is not None}
     made: Record = {key: clean(taken.get(key, "")) for key in TEXTS}
     made |= {key: [clean(item) for item in taken.get(key, []) if isinstance(item, str)] for key in LISTS}
-    made |= {key: taken.get(key, {}) for key in MAPPINGS}
+    made |= {key: cleaned(taken.get(key, {})) for key in MAPPINGS}
     made |= {key: finite(taken.get(key)) for key in NUMBERS}
     made |= {key: made[key] or None for key in ("verdict", "trained_digest")}
     made["looks"] = [look for look in taken.get("looks", []) if isinstance(look, int)]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from runner.folder import NOT_HASHED
 from runner.report.cost import costs, flops, flops_share
 from runner.report.hydra_files import read_config
 from runner.report.keys import Cell, by_method, cells, given, swept
@@ -197,7 +198,7 @@ def commands_sheet(runs: Sequence[Run]) -> Sheet:
     """A row a run: where its config differs from that of most runs, and the command that makes it again."""
     runs = gravest(runs)
     configs = {run.label: read_config(run.folder) for run in runs}
-    keys = dict.fromkeys(key for config in configs.values() for key in config)
+    keys = dict.fromkeys(key for config in configs.values() for key in config if key.split(".")[0] not in NOT_HASHED)
     differing = [key for key in keys if len({config.get(key) for config in configs.values() if config}) > 1]
     rows = []
     for run in runs:
