@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from runner.folder import RECORD
 from runner.summary import COLOURS
 
 EVERY = 0.5  # seconds
@@ -42,7 +43,7 @@ def progress_of(cells: Sequence[Watched], console: Console) -> Iterator[None]:
             while left:
                 last = over.is_set()  # what ended before is still told
                 for cell in list(left):
-                    if record := cell.record:
+                    if (cell.folder / RECORD).exists() and (record := cell.record):
                         left.remove(cell)
                         said = tally.count(record)
                         bar.console.print(line(cell.folder.name, record, tally, console.is_terminal))

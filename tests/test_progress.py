@@ -25,6 +25,9 @@ def record(status="finished", verdict="held", reason=""):
 
 
 def told(cells, ends):
+    for cell in cells:
+        (cell.folder).mkdir()
+        (cell.folder / "run.json").touch()
     out = io.StringIO()
     with progress_of(cells, Console(file=out, width=400, highlight=False)):
         for cell, ended in zip(cells, ends, strict=True):
@@ -48,6 +51,8 @@ def test_a_run_that_did_not_end_is_not_told():
 def test_on_a_terminal_the_lines_stand_above_a_bar():
     out = io.StringIO()
     cell = Cell(Path("a"), record("failed", None, "why"))
+    Path("a").mkdir()
+    Path("a/run.json").touch()
     with progress_of([cell], Console(file=out, width=100, force_terminal=True)):
         pass
     assert "failed" in out.getvalue()
