@@ -20,6 +20,7 @@ from runner.rows import COSTS, PREDICTED, SECONDS
 from runner.selection import Selection
 
 Cost = dict[str, Any]
+LeftOut = Iterable[tuple[str, float]]
 WARM_UP = 3  # steps that are not timed, where there are more
 FREEZING = ("method", "freeze", "schedule")  # the settings in which a run and its unfrozen baseline differ
 SMALL_SAVING = 0.9  # of the baseline's FLOPs: from here on the summary says why
@@ -49,8 +50,8 @@ class Meter:
     def begin(self, model: nn.Module, task: Task, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
         """A phase's model and its first batch, before its first step."""
 
-    def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
-        """The figures, after the last step."""
+    def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection, left_out: LeftOut = ()) -> Cost:
+        """The figures, after the last step; `left_out`: modules that some steps did not run, and the share of those steps."""
         return {}
 
     @contextmanager
@@ -93,11 +94,13 @@ class Counter(Meter):
                     (type(unfrozen.model), type(task)), [settings, shapes], lambda: unfrozen.count(task, batch)
                 )
 
-    def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
+    def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection, left_out: LeftOut = ()) -> Cost:
         parameters = list(parameters)
         gradients = [(parameter, list(tensors_in(parameter.grad))) for parameter in parameters]
         states = [(parameter, list(tensors_in(state))) for parameter, state in optimizer.state.items()]
-        counted = {key: getattr(self.now, key, None) for key in ("flops_forward", "flops_backward", "saved_bytes")}
+        counted: Cost = {key: getattr(self.now, key, None) for key in ("flops_forward", "flops_backward", "saved_bytes")}
+        if self.now:  # of a step, in the mean
+            counted["flops_forward"] -= round(sum(share * self.now.by_module.get(name, 0) for name, share in left_out))
         cost: Cost = {
             **dict.fromkeys(COSTS),
             **counted,
@@ -167,8 +170,8 @@ class Clock(Counter):
         if step == 1:  # last of all hooks, so that what a method does after the step counts as the step's
             undo.callback(optimizer.register_step_post_hook(after).remove)
 
-    def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
-        cost = super().read(parameters, optimizer, selection)
+    def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection, left_out: LeftOut = ()) -> Cost:
+        cost = super().read(parameters, optimizer, selection, left_out)
         timed = self.seconds[WARM_UP:]
         if not timed:
             why = (

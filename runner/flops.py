@@ -41,6 +41,7 @@ class Count:
         peak_bytes: the most that lives at once of what forward and backward make, gradients included, without the scratch
             memory of kernels. What torch's profiler would sum up, without its half second and its lines on the terminal.
         order: the names of the parameters in the order in which the forward pass comes to their modules.
+        by_module: floating-point operations of the forward pass of each module, by its name, those within it included.
         on: `a meta copy`, which computes nothing, or `a real batch`.
     """
 
@@ -50,6 +51,7 @@ class Count:
     gradient_bytes: int
     peak_bytes: int
     order: tuple[str, ...]
+    by_module: Mapping[str, int]
     on: str
 
 
@@ -161,6 +163,7 @@ def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = task(model, batch)
         forward = counter.get_total_flops()
+        by_module = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
         if loss.requires_grad:
             loss.backward()
     for handle in handles:
@@ -173,5 +176,6 @@ def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
         gradient_bytes=sum(gradient.untyped_storage().nbytes() for gradient in gradients),
         peak_bytes=live.peak,
         order=tuple(order),
+        by_module=by_module,
         on=on,
     )

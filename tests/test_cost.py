@@ -60,6 +60,7 @@ def test_two_linear_layers_cost_what_one_counts_by_hand():
     # x and the first output; and, as torch saves it, the view of the second weight, for the gradient between
     assert one.saved_bytes == 4 * (3 * 6 + 3 * 5 + 5 * 4)
     assert one.order == ("0.weight", "1.weight")
+    assert one.by_module == {"": products, "0": 2 * 3 * 6 * 5, "1": 2 * 3 * 5 * 4}
 
 
 MODELS = {
@@ -241,7 +242,7 @@ def one_cost(forward=1.0, backward=1.0, gradients=0):
 
 
 def counted(*order: str) -> Count:
-    return Count(1, 1, 0, 0, 0, order, META)
+    return Count(1, 1, 0, 0, 0, order, {}, META)
 
 
 def test_the_summary_says_why_a_saving_is_small():
