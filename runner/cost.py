@@ -51,7 +51,7 @@ class Meter:
         """A phase's model and its first batch, before its first step."""
 
     def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection, left_out: LeftOut = ()) -> Cost:
-        """The figures, after the last step; `left_out`: modules that some steps did not run, and the share of those steps."""
+        """The figures, after the last step; `left_out`: modules that some steps did not run, and the share of these."""
         return {}
 
     @contextmanager
