@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.build import build, build_a
+from runner.build import build_a
 from runner.changes import Snapshot, snapshot, trained_digest
 from runner.config import Config
-from runner.data import to_device
 from runner.errors import SkippedError
 from runner.findings import Report
 from runner.foresight import couplings, warn
@@ -22,6 +21,7 @@ from runner.groups import Group, cut_groups, refined, regroup, without_empty
 from runner.inference import hold_in_inference
 from runner.machine import machine, pick_device, seed_all
 from runner.methods.base import FreezingMethod
+from runner.passes import drawn
 from runner.preflight import Stage
 from runner.rows import Row
 from runner.schedule import Phase, build_phases, spans
@@ -147,14 +147,13 @@ def experiment(
 
 def trained(line: Line, config: Config, report: Report, on_warning: Callable[[str], None] | None = None) -> Iterator[Step]:
     """The run's steps, phase by phase."""
-    task, data = task_of(config, line.device), build(config.data, "data")
+    task = task_of(config, line.device)
     scheduler = build_scheduler(config, line.optimizer)  # under the audit, which has to see the declared rates
     line.method.attach(line.optimizer, line.phases[0].selection, line.undo)
     seed_all(config.seed)
-    batches = data.batches(config.batches, config.model.input, config.model.classes, config.seed)
-    on_device = (to_device(batch, line.device) for batch in islice(batches, config.batches))
+    batches = drawn(config, line.device)
     done = 0
-    for phase, count in spans(line.phases, config.batches):
+    for phase, count in spans(line.phases, config.steps):
         if done < phase.first - 1:
             line.notes.append(f"the data ended before step {phase.first}, from which on more was to be frozen")
             return
@@ -164,7 +163,8 @@ def trained(line: Line, config: Config, report: Report, on_warning: Callable[[st
         if on_warning:
             warn(line, config, on_warning)
         how = scheduler, config.clip, config.zero_grad_to_none, phase.first
-        for step in train(line.model, line.optimizer, task, islice(on_device, count), *how):
+        fed = line.method.feed(islice(batches, count), line.model, task, line.notes.append)
+        for step in train(line.model, line.optimizer, task, fed, *how):
             done = step.number
             yield step
 
