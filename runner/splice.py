@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import nan
 from typing import Any
 
 import torch
@@ -42,9 +41,10 @@ def on_meta(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def as_nan(tensor: Tensor, device: torch.device) -> Tensor:
-    """A stand-in for models that add tensors of their own: NaN, which shows wherever it is used; 0 in integers."""
-    return torch.full_like(tensor, nan if tensor.is_floating_point() or tensor.is_complex() else 0, device=device)
+def full_of(value: float, tensor: Tensor, device: torch.device) -> Tensor:
+    """A stand-in for models that add tensors of their own; in integers it holds 0, or 1 where the value is above 0."""
+    has_reals = tensor.is_floating_point() or tensor.is_complex()
+    return torch.full_like(tensor, value if has_reals else int(value > 0), device=device)
 
 
 class Splice:

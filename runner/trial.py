@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import nan
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from runner.errors import SkippedError
 from runner.machine import kept_random_state, random_state
 from runner.selection import Selection
-from runner.splice import ReachedEndError, Script, Splice, as_nan, each_tensor, on_meta
+from runner.splice import ReachedEndError, Script, Splice, each_tensor, full_of, on_meta
 from runner.tensors import entries, same_bits
 
 Task = Callable[[nn.Module, Any], Tensor]
@@ -149,21 +150,25 @@ def tried(
             script.outputs.append((name, each_tensor(output, on_meta)))
 
     full = _ended(model, end, within, task, _clones(batch), lambda splice, x: splice.recording(x, told))
-    said = ""
-    for kind in (lambda tensor: tensor, partial(as_nan, device=batch[0].device)):
-        played = Script(kind(script.x), [(name, each_tensor(output, kind)) for name, output in script.outputs])
-        rows = gave.permute(*order).contiguous()
+    rows, said = gave.permute(*order).contiguous(), ""
+    # Values that stand for any: what looks at them, in a comparison say, must come to the same with each.
+    for values in ((), (nan, 1e30, -1e30)):
+        kinds: list[Any] = [partial(full_of, value, device=batch[0].device) for value in values] or [on_meta]
+        scripts = [Script(kind(script.x), [(name, each_tensor(it, kind)) for name, it in script.outputs]) for kind in kinds]
         try:
-            given = [played.x, *_clones(batch[1:])]
-            give = partial(_given, rows, order)
-            ended = _ended(model, end, within, task, given, partial(_playing, played, give))
+            for played in scripts:
+                given = [played.x, *_clones(batch[1:])]
+                how = partial(_playing, played, partial(_given, rows, order))
+                if not _alike(full, _ended(model, end, within, task, given, how)):
+                    raise ValueError("loss, gradients, buffers or the random state come out otherwise")
+            return scripts[0], order, moved
         except Exception as error:  # of anyone's model and task, given stand-ins
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            continue
-        if _all_same(full[0], ended[0]) and full[1] == ended[1]:
-            return played, order, moved
-        said = "loss, gradients, buffers or the random state come out otherwise"
     raise SkippedError(f"the frozen prefix cannot be left out of a step: {said}")
+
+
+def _alike(one: tuple[list[Any], bytes], other: tuple[list[Any], bytes]) -> bool:
+    return _all_same(one[0], other[0]) and one[1] == other[1]
 
 
 def _ended(
