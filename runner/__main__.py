@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import runner
 from runner.before import Refused
-from runner.config import CONF
+from runner.config import CONF, steps_of
 from runner.errors import ConfigError
 from runner.folder import LOG
 from runner.identity import CUSTOM, freeze_name, method_name
@@ -81,7 +81,7 @@ def carry_out(config: DictConfig) -> int:
         warned.append(text)
         print(f"freeze-runner: warning: {text}", file=sys.stderr)
 
-    with summary.progress(config.batches, console) as on_step:
+    with summary.progress(steps_of(config), console) as on_step:
         result = job.perform(config, on_step, on_warning=on_warning)
     if result.status in ("finished", "interrupted"):
         from runner.report.files import write_run_page

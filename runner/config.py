@@ -103,6 +103,31 @@ class Config:
     on_error: OnError = OnError["continue"]
     timeout: float | None = None  # seconds that a run may take
 
+    @property
+    def epochs(self) -> int:
+        """How many passes a run makes over the samples of `batches` batches."""
+        return self.data.get("epochs", 1)
+
+    @property
+    def steps(self) -> int:
+        """How many steps a run makes: a step a batch, in each pass."""
+        return self.batches * self.epochs
+
+
+def epochs_of(composed: DictConfig) -> Any:
+    """`Config.epochs` of a config that has not been checked."""
+    return composed.get("data", {}).get("epochs", 1)
+
+
+def steps_of(composed: DictConfig) -> Any:
+    """`Config.steps` of a config that has not been checked."""
+    epochs = epochs_of(composed)
+    return composed.batches * epochs if _is_whole(epochs) else composed.batches  # it is refused where it is checked
+
+
+# For files of `conf`: `${steps:}` is what `${batches}` would be if every run made one pass.
+OmegaConf.register_new_resolver("epochs", lambda *, _root_: epochs_of(_root_), replace=True)
+OmegaConf.register_new_resolver("steps", lambda *, _root_: steps_of(_root_), replace=True)
 
 _SCHEMA = OmegaConf.structured(Config)
 
@@ -228,7 +253,8 @@ def _is_whole(value: Any) -> bool:
 
 def _check_numbers(config: Config) -> None:
     batch_size = config.data.get("batch_size", 1)
-    counts = {"batches": config.batches, "data.batch_size": batch_size, "model.classes": config.model.classes}
+    counts = {"batches": config.batches, "data.batch_size": batch_size, "data.epochs": config.epochs}
+    counts["model.classes"] = config.model.classes
     for key, value in counts.items():
         if not _is_whole(value) or value < 1:
             raise ConfigError(f"{key} is {value!r}; it must be a whole number of 1 or more")
@@ -241,8 +267,9 @@ def _check_numbers(config: Config) -> None:
     first = config.schedule.get("step", 1)
     if config.schedule.get("_target_") == "runner.schedule.after" and (not _is_whole(first) or first < 1):
         raise ConfigError(f"schedule.step is {first!r}; give the first step that is frozen, a whole number of 1 or more")
-    if _is_whole(first) and first > config.batches:
-        raise ConfigError(f"schedule.step is {first} and batches is {config.batches}: nothing would ever be frozen")
+    if _is_whole(first) and first > config.steps:
+        passes = f" and data.epochs is {config.epochs}" if config.epochs > 1 else ""
+        raise ConfigError(f"schedule.step is {first} and batches is {config.batches}{passes}: nothing would ever be frozen")
     if config.timeout is not None and not 0 < config.timeout <= LONGEST:
         raise ConfigError(
             f"timeout is {config.timeout}; give the seconds that a run may take, above 0 and at most {LONGEST:g}, or null"

@@ -47,7 +47,16 @@ class Meter:
         """The task to train with; called before the method acts on the optimizer."""
         return task
 
-    def begin(self, model: nn.Module, task: Task, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+    def first_of(
+        self, batches: Iterable[Any], model: nn.Module, step: int, optimizer: Optimizer, undo: ExitStack
+    ) -> Iterator[Any]:
+        """The batches of a phase, of which the first is seen, in training mode, before its step is made."""
+        for place, batch in enumerate(batches):
+            if not place:
+                self.begin(model, batch, step, optimizer, undo)
+            yield batch
+
+    def begin(self, model: nn.Module, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
         """A phase's model and its first batch, before its first step."""
 
     def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection, left_out: LeftOut = ()) -> Cost:
@@ -68,6 +77,7 @@ class Counter(Meter):
     """`cost=count`: FLOPs and saved bytes counted on a copy; bytes of gradients and state read after the last step."""
 
     blueprint: Weightless | None = None  # the model as built
+    task: Task
     now: Count | None = None
     baseline: Count | None = None
     buffer_bytes = 0
@@ -78,7 +88,11 @@ class Counter(Meter):
         with self.noting("the unfrozen baseline is not known"):
             self.blueprint = Weightless.copy_of(model)
 
-    def begin(self, model: nn.Module, task: Task, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+    def watched(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
+        self.task = task
+        return task
+
+    def begin(self, model: nn.Module, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
         self.standing = self.buffer_bytes + _bytes((tensor, [tensor]) for tensor in tensors_in(batch))
         if step == 1 and self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -86,12 +100,12 @@ class Counter(Meter):
         self.now = self.baseline = None
         with self.noting("FLOPs and saved bytes are not known"):
             what = [dict(self.settings), step, shapes]
-            self.now = _once((type(model), type(task)), what, lambda: count(model, task, batch))
+            self.now = _once((type(model), type(self.task)), what, lambda: count(model, self.task, batch))
         if self.now and self.now.on == META and self.blueprint is not None:
             unfrozen, settings = self.blueprint, {k: v for k, v in self.settings.items() if k not in FREEZING}
             with self.noting("the unfrozen baseline is not known"):
                 self.baseline = _once(
-                    (type(unfrozen.model), type(task)), [settings, shapes], lambda: unfrozen.count(task, batch)
+                    (type(unfrozen.model), type(self.task)), [settings, shapes], lambda: unfrozen.count(self.task, batch)
                 )
 
     def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection, left_out: LeftOut = ()) -> Cost:
@@ -141,6 +155,7 @@ class Clock(Counter):
     """`cost=time`: also the seconds of forward, backward (clipping included) and step; waits for an accelerator at each."""
 
     def watched(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
+        super().watched(task, optimizer, undo)
         self.seconds: list[tuple[float, float, float]] = []
         self.forward: list[float] = []  # begin and end, since the last step
         self.stepped = False
@@ -157,8 +172,8 @@ class Clock(Counter):
         undo.callback(optimizer.register_step_pre_hook(before).remove)
         return timed
 
-    def begin(self, model: nn.Module, task: Task, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        super().begin(model, task, batch, step, optimizer, undo)
+    def begin(self, model: nn.Module, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+        super().begin(model, batch, step, optimizer, undo)
         self.forward.clear()
 
         def after(*_: Any) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
-from typing import Any
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.build import build, build_a
+from runner.build import build_a
 from runner.changes import Snapshot, snapshot, trained_digest
 from runner.config import Config
 from runner.cost import Cost, Meter, build_meter
-from runner.data import to_device
 from runner.errors import SkippedError
 from runner.findings import Report
 from runner.foresight import couplings, warn
@@ -24,6 +22,7 @@ from runner.groups import Group, cut_groups, refined, regroup, without_empty
 from runner.inference import hold_in_inference
 from runner.machine import machine, pick_device, seed_all
 from runner.methods.base import FreezingMethod
+from runner.passes import drawn
 from runner.preflight import Stage
 from runner.rows import Row
 from runner.schedule import Phase, build_phases, spans
@@ -136,7 +135,8 @@ def experiment(
                     on_step(step)
             except KeyboardInterrupt:
                 interrupted = True
-            cost = line.meter.read(line.parameters, line.optimizer, line.selection)
+            left_out = line.method.left_out(len(steps))
+            cost = line.meter.read(line.parameters, line.optimizer, line.selection, left_out)
         return Outcome(
             model=line.built,
             selection=line.selection,
@@ -155,15 +155,14 @@ def experiment(
 
 def trained(line: Line, config: Config, report: Report, on_warning: Callable[[str], None] | None = None) -> Iterator[Step]:
     """The run's steps, phase by phase."""
-    task, data = task_of(config, line.device), build(config.data, "data")
+    task = task_of(config, line.device)
     scheduler = build_scheduler(config, line.optimizer)  # under the audit, which has to see the declared rates
     task = line.meter.watched(task, line.optimizer, line.undo)
     line.method.attach(line.optimizer, line.phases[0].selection, line.undo)
     seed_all(config.seed)
-    batches = data.batches(config.batches, config.model.input, config.model.classes, config.seed)
-    on_device: Iterator[Any] = (to_device(batch, line.device) for batch in islice(batches, config.batches))
+    batches = drawn(config, line.device)
     done = 0
-    for phase, count in spans(line.phases, config.batches):
+    for phase, count in spans(line.phases, config.steps):
         if done < phase.first - 1:
             line.notes.append(f"the data ended before step {phase.first}, from which on more was to be frozen")
             return
@@ -172,11 +171,10 @@ def trained(line: Line, config: Config, report: Report, on_warning: Callable[[st
             report.freeze(phase.selection)
         if on_warning:
             warn(line, config, on_warning)
-        if (batch := next(on_device, None)) is not None:
-            line.meter.begin(line.model, task, batch, phase.first, line.optimizer, line.undo)
-            on_device = chain([batch], on_device)
+        fed = line.method.feed(islice(batches, count), line.model, task, line.notes.append)
+        fed = line.meter.first_of(fed, line.model, phase.first, line.optimizer, line.undo)
         how = scheduler, config.clip, config.zero_grad_to_none, phase.first
-        for step in train(line.model, line.optimizer, task, islice(on_device, count), *how):
+        for step in train(line.model, line.optimizer, task, fed, *how):
             done = step.number
             yield step
 

@@ -140,6 +140,7 @@ def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
+    task = copy.deepcopy(task)  # which may keep a state of its own
     parameters = dict(model.named_parameters())
     own = {id(parameter) for parameter in parameters.values()}
     saved: WeakSet[torch.UntypedStorage] = WeakSet()  # weak, for what is held here would seem to live longer

@@ -37,7 +37,7 @@ def rehearsed(line: Line, config: Config) -> Rehearsal:
     return rehearse(
         line.before.entries,
         line.stages,
-        config.batches,
+        config.steps,
         line.method,
         lambda groups: build_a(Optimizer, config.optimizer, "optimizer", groups),
         lambda optimizer: build_scheduler(config, optimizer),

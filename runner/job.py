@@ -175,7 +175,7 @@ def trained(
 def measured(result: Result, outcome: Outcome, config: Config) -> None:
     """Write the files of a run that trained, and complete its record."""
     losses = outcome.losses
-    notes = [*outcome.selection.notes, *outcome.notes, *remarks(outcome, losses, config.batches)]
+    notes = [*outcome.selection.notes, *outcome.notes, *remarks(outcome, losses, config.steps)]
     for note in notes:
         log.warning("%s", note)
     write_text(result.folder / CHANGES, csv_text(COLUMNS, outcome.rows))
@@ -199,7 +199,7 @@ def measured(result: Result, outcome: Outcome, config: Config) -> None:
         cost=outcome.cost,
     )
     if outcome.interrupted:
-        result.record.update(status="interrupted", reason=f"interrupted after step {len(losses)} of {config.batches}")
+        result.record.update(status="interrupted", reason=f"interrupted after step {len(losses)} of {config.steps}")
         result.exit_code = 130
     else:
         result.record["status"] = "finished"

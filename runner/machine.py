@@ -51,6 +51,14 @@ def machine(threads: int | str, deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warn_only)
 
 
+def random_state() -> bytes:
+    """The random state of Python, numpy and torch, on every device, to be compared."""
+    _, keys, place, *_ = numpy.random.get_state()
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+    drawn = b"".join(state.numpy().tobytes() for state in states)
+    return drawn + repr((random.getstate(), place)).encode() + numpy.asarray(keys).tobytes()
+
+
 @contextmanager
 def kept_random_state() -> Iterator[None]:
     """On leaving, put the random state of Python, numpy and torch, on every device, back as it was."""

@@ -6,14 +6,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runner.build import build
 from runner.config import Config
-from runner.data import to_device
 from runner.errors import ConfigError, SkippedError
 from runner.experiment import Line, assembled, freeze_now
 from runner.foresight import labels, rehearsed
 from runner.groups import placed, rate
 from runner.hazards import drifts, idles, leaks
+from runner.passes import drawn
 from runner.preflight import Rehearsal, pulls_of_a_batch
 from runner.summary import terminal
 from runner.tasks import task_of
@@ -27,16 +26,14 @@ def foresee(line: Line, config: Config) -> Rehearsal:
     more than one batch: rows of an `Embedding(max_norm=...)` that a later one looks up, gradients that die or are rounded
     away. Raises what the run would raise.
     """
-    task, data = task_of(config, line.device), build(config.data, "data")
-    batches = data.batches(config.batches, config.model.input, config.model.classes, config.seed)
-    batch = next(iter(batches), None)
-    if batch is not None:
+    task, first = task_of(config, line.device), next(drawn(config, line.device), None)
+    if first is not None:
         for phase in line.phases:
             if phase is not line.phases[0]:
                 freeze_now(line, phase)
             line.model.train()
             stage = line.stages[-1]
-            stage.pulls, stage.written = pulls_of_a_batch(line.model, line.parameters, task, to_device(batch, line.device))
+            stage.pulls, stage.written = pulls_of_a_batch(line.model, line.parameters, task, first.batch)
     return rehearsed(line, config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,12 @@ def in_bfloat16(task: Callable[[nn.Module, Any], Tensor], device: torch.device) 
     Source: https://docs.pytorch.org/docs/stable/amp.html
     """
 
-    def under_autocast(model: nn.Module, batch: Any) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            return task(model, batch)
+    return partial(_under_autocast, task, device)  # which copies as a whole, as a function in here would not
 
-    return under_autocast
+
+def _under_autocast(task: Callable[[nn.Module, Any], Tensor], device: torch.device, model: nn.Module, batch: Any) -> Tensor:
+    with torch.autocast(device.type, torch.bfloat16):
+        return task(model, batch)
 
 
 class Classification:

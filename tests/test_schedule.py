@@ -111,6 +111,7 @@ def put_back(frozen, at_freeze):
 
 
 HANDS = {
+    "cached_prefix": Hand(freeze=flags_off),
     "detach": Hand(prefix_without_graph=True),
     "exclude": Hand(freeze=out_of_the_group),
     "grad_none": Hand(before_step=gradients_dropped),

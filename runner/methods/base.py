@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.groups import Group
+from runner.passes import Drawn
 from runner.selection import Selection
 
 TRAPS = {
@@ -24,7 +27,7 @@ TRAPS = {
 
 
 class FreezingMethod:
-    """The three stages at which a method may act; each does nothing unless it is overridden.
+    """The four stages at which a method may act; each does nothing unless it is overridden.
 
     A method overrides the stage where it acts and nothing else, uses torch's own means (flags, groups, hooks, module
     swaps), and puts a callback on `undo` for whatever it changes in the model, so that leaving the stack restores it.
@@ -47,3 +50,17 @@ class FreezingMethod:
 
     def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
         """Act on the optimizer once it exists."""
+
+    def feed(
+        self,
+        batches: Iterable[Drawn],
+        model: nn.Module,
+        task: Callable[[nn.Module, Any], Tensor],
+        note: Callable[[str], None],
+    ) -> Iterator[Any]:
+        """Gather the batches of one phase, each when the loop asks for it; `note` takes what the user should be told."""
+        return (drawn.batch for drawn in batches)
+
+    def left_out(self, steps: int) -> list[tuple[str, float]]:
+        """The modules that some of the steps did not run, by name, and the share of those among all `steps`."""
+        return []

@@ -1,0 +1,109 @@
+"""A step of a later epoch under `method=cached_prefix`, against `requires_grad`, and against the head alone on its features.
+
+Run from the project's root: `python -m benchmarks.cached_prefix [--quick] [--threads N]`. ResNet-18, its backbone frozen and
+held in inference mode, 3x128x128, batches of 8. The three loops run in turn in one process, a round of steps each.
+Counted: data, step, and the audit's looks. The first epoch, in which the prefix runs, is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from statistics import median
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from benchmarks.timing import Time, now, say
+from runner.config import CONF, Config, check
+from runner.experiment import assembled, trained
+from runner.machine import seed_all
+from runner.watch import audit
+
+SAMPLES, INPUT, CLASSES = 8, (3, 128, 128), 1000
+
+
+def config(method: str, batches: int, epochs: int) -> Config:
+    """One run of the runner."""
+    given = [f"method={method}", "freeze=backbone", "freeze.buffers=frozen", f"batches={batches}", f"data.epochs={epochs}"]
+    given += [f"model.input={list(INPUT)}", f"model.classes={CLASSES}", f"data.batch_size={SAMPLES}", "device=cpu"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return check(compose("config", given))
+
+
+@contextmanager
+def by_runner(method: str, batches: int, epochs: int) -> Iterator[Iterator[Any]]:
+    """The runner's steps behind the first epoch, wired as runner/experiment.py does."""
+    asked = config(method, batches, epochs)
+    with assembled(asked) as line, audit(line.model, line.phases[0].selection, line.optimizer, before=line.before) as report:
+        steps = trained(line, asked, report)
+        for _ in islice(steps, batches if method == "cached_prefix" else 1):
+            pass
+        yield steps
+
+
+@contextmanager
+def head_alone(batches: int) -> Iterator[Iterator[Any]]:
+    """The limit: the plain loop of the head on a tensor of features, shuffled, which keeps what `steps.csv` holds."""
+    seed_all(0)
+    features, targets = torch.randn(batches * SAMPLES, 512), torch.randint(CLASSES, (batches * SAMPLES,))
+    model, loss_of = nn.Linear(512, CLASSES), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def steps() -> Iterator[Any]:
+        while True:
+            for index in torch.randperm(len(features)).split(SAMPLES):
+                optimizer.zero_grad()
+                loss = loss_of(model(features[index]), targets[index])
+                loss.backward()
+                optimizer.step()
+                yield loss.detach(), [group["lr"] for group in optimizer.param_groups]
+
+    yield steps()
+
+
+def took(steps: Iterator[Any], count: int) -> Time:
+    """What `count` more steps took, for each step."""
+    start = now()
+    for _ in islice(steps, count):
+        pass
+    used = now() - start
+    return Time(used.cpu / count, used.wall / count)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="three rounds")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rounds, batches, few, many = 3 if args.quick else args.rounds, 20, 2, 100
+    epochs = 2 + (rounds + 1) * many // batches
+    with (
+        by_runner("cached_prefix", batches, epochs) as cached,
+        by_runner("requires_grad", batches, epochs) as whole,
+        head_alone(batches) as head,
+    ):
+        found: list[tuple[Time, Time, Time]] = []
+        for number in range(rounds + 1):
+            found.append((took(whole, few), took(cached, many), took(head, many)))
+            if number == 0:
+                found.clear()  # what is done once in a process
+    size = f"{rounds} rounds, {torch.get_num_threads()} threads"
+    said = " ms, ".join(f"{median(times[place].cpu for times in found) * 1e3:.3g}" for place in range(3)) + " ms a step"
+    for clock in ("cpu", "wall"):
+        ratio = [getattr(whole, clock) / getattr(cached, clock) for whole, cached, _ in found]
+        print(f"{size}, {clock}: requires_grad / cached_prefix {median(ratio):.1f} ({min(ratio):.1f} to {max(ratio):.1f})")
+        say(
+            f"{size}, {clock}: cached_prefix / head alone", [getattr(c, clock) / getattr(h, clock) for _, c, h in found], 1.3
+        )
+    print(f"medians of CPU: {said}")
+
+
+if __name__ == "__main__":
+    main()
