@@ -19,7 +19,7 @@ from runner.config import CONF, steps_of
 from runner.errors import ConfigError
 from runner.folder import LOG
 from runner.identity import CUSTOM, freeze_name, method_name
-from runner.limits import sigterm_interrupts
+from runner.limits import leave_at_once, on_interrupt
 from runner.refusal import short_message
 
 
@@ -45,7 +45,7 @@ def main() -> int:
             codes.append(1)
 
     try:
-        with sigterm_interrupts():
+        with on_interrupt(leave_at_once):
             job()
     except KeyboardInterrupt:
         print("freeze-runner: interrupted", file=sys.stderr)

@@ -59,10 +59,9 @@ def held(folder: Path) -> bool:
 def died(folder: Path) -> bool:
     """Whether a run began here and its process is no more; says so once, for its mark is then taken away."""
     with _if_free(folder) as free:
-        if not free or (folder / RECORD).exists():
-            return False
-        (folder / RUNNING).unlink(missing_ok=True)
-        return True
+        if free:
+            (folder / RUNNING).unlink(missing_ok=True)
+        return free and not (folder / RECORD).exists()
 
 
 class Run(Protocol):

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.config import check
 from runner.errors import ConfigError
-from runner.folder import CHANGES, RUN_NAME
+from runner.folder import RUN_NAME
 from runner.identity import config_hash, run_name
-from runner.report.read import Record, read_record, sound
+from runner.report.read import Record, read_record, sound, tables_are_whole
 
 if TYPE_CHECKING:
     from hydra_plugins.freeze_sweeper import FreezeSweeper
@@ -39,8 +39,9 @@ class Cell:
 
     @property
     def finished(self) -> bool:
+        """Whether it has finished, and its tables are still whole: as many rows as the record counts."""
         record = self.record
-        return bool(record and record["status"] == "finished" and (self.folder / CHANGES).is_file())
+        return bool(record and record["status"] == "finished" and tables_are_whole(self.folder, record))
 
     @property
     def failed(self) -> bool:

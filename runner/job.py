@@ -7,6 +7,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,7 @@ def perform(
     with logging_to(folder / LOG), interrupts_held_back() as let_through:
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
         try:
+            import_all()
             with let_through():
                 outcome = trained(result, config, on_step, on_warning, on_error if own_process else None)
             measured(result, outcome, config)
@@ -140,6 +142,12 @@ def perform(
     return result
 
 
+def import_all() -> None:
+    """Import what a run needs, and torch._dynamo, which its optimizer would: half an import is worse than none."""
+    import_module("runner.experiment")
+    import_module("torch._dynamo")
+
+
 def trained(
     result: Result,
     config: Config,
@@ -151,7 +159,7 @@ def trained(
 
     `on_end` is called where the time ends within a step, and the process with it.
     """
-    from runner.experiment import experiment  # here, for importing torch takes seconds and may be interrupted
+    from runner.experiment import experiment
 
     def warn(text: str) -> None:
         log.warning("%s", text)

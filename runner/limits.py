@@ -16,24 +16,35 @@ GRACE = 1.0  # seconds beyond its limit that a run's step may take to end by its
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
+def leave_at_once(*_: Any) -> None:
+    """The handler while nothing has begun: an exception amid an import, or in Hydra, would be lost or misread."""
+    os.write(2, b"freeze-runner: interrupted\n")
+    os._exit(130)
+
+
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """For as long as the block lasts, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    if not _takes_signals() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def on_interrupt(handler: Any) -> Iterator[None]:
+    """For as long as the block lasts, SIGINT and SIGTERM go to this handler, where nobody else has set one."""
+    was = {number: signal.getsignal(number) for number in INTERRUPTS} if _takes_signals() else {}
+    ours = {number: before for number, before in was.items() if before in OURS}
+    for number in ours:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, before in ours.items():
+            signal.signal(number, before)
+
+
+OURS = (signal.SIG_DFL, signal.default_int_handler, leave_at_once)
 
 
 @contextmanager
 def interrupts_held_back() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Hold interrupts back while a run is written; yields a context in which the first one is raised.
 
-    One that came outside it, and was not the second, is raised when all is written. Handlers of others are left alone.
+    One that came before it is raised there, one that came after it, and was not the second, when all is written. Handlers
+    of others are left alone.
     """
     raising, raised, pending = False, False, False
 
@@ -46,22 +57,18 @@ def interrupts_held_back() -> Iterator[Callable[[], AbstractContextManager[None]
 
     @contextmanager
     def let_through() -> Iterator[None]:
-        nonlocal raising
+        nonlocal raising, raised, pending
+        if pending:
+            raised, pending = True, False
+            raise KeyboardInterrupt
         raising = True
         try:
             yield
         finally:
             raising = False
 
-    was = {number: signal.getsignal(number) for number in INTERRUPTS} if _takes_signals() else {}
-    ours = {n: handler for n, handler in was.items() if handler in (signal.SIG_DFL, signal.default_int_handler)}
-    for number in ours:
-        signal.signal(number, handle)
-    try:
+    with on_interrupt(handle):
         yield let_through
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
     if pending:
         raise KeyboardInterrupt
 

@@ -65,17 +65,18 @@ class Tally:
     """How many runs have ended and failed, and how long the rest will take at this pace."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.ended, self.failed, self.begun = total, 0, 0, monotonic()
+        self.total, self.ended, self.done, self.failed, self.begun = total, 0, 0, 0, monotonic()
 
     def count(self, record: dict[str, Any]) -> str:
         """Count one more; returns the state of the sweep in words."""
         self.ended += 1
+        self.done += record["status"] in ("finished", "skipped")
         self.failed += record["status"] == "failed"
         return str(self)
 
     def __str__(self) -> str:
         left = self.total - self.ended
-        words = [f"{self.ended} done", f"{self.failed} failed", f"{left} left"]
+        words = [f"{self.done} done", f"{self.failed} failed", f"{left} left"]
         if left:
             seconds = (monotonic() - self.begun) / self.ended * left
             words.append(f"{timedelta(seconds=round(seconds))} to go")

@@ -26,7 +26,7 @@ def unmeasured(config: Config, composed: DictConfig, overrides: Sequence[str]) -
         "loss_last": None,
         "looks": [],
         "notes": [],
-        "overrides": [text for text in overrides if text.split("=")[0] not in ONCE],
+        "overrides": lasting(overrides),
         "config_hash": config_hash(composed),
         "method": dict(config.method),
         "buffers": config.freeze.buffers.value,
@@ -40,6 +40,11 @@ def unmeasured(config: Config, composed: DictConfig, overrides: Sequence[str]) -
         "versions": versions(),
         "git": git(),
     }
+
+
+def lasting(overrides: Sequence[str]) -> list[str]:
+    """The overrides without those that belong to one call."""
+    return [text for text in overrides if text.split("=")[0].lstrip("+") not in ONCE]
 
 
 def brief(error: BaseException) -> str:

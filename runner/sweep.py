@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,10 @@ from runner.errors import ConfigError
 from runner.folder import discard, write_whole
 from runner.grid import Cell, Composed, grid, is_run_folder
 from runner.launch import DiskFullError, launch, record_end, refuse_unreachable
+from runner.limits import interrupts_held_back, on_interrupt
 from runner.progress import progress_of
+from runner.record import lasting
+from runner.report.read import is_run
 from runner.summary import shown, terminal
 from runner.verdict import strayed
 from runner.worker import INTERRUPT, STOP, Worker
@@ -42,7 +46,9 @@ def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
         print(f"{dropped} of {dropped + len(cells)} runs dropped: the same config as another in the grid")
     if config.plan:
         for cell in cells:
-            print(f"{'finished' if cell.finished else 'to run  '}  {shown(cell.folder)}  {' '.join(cell.overrides)}")
+            print(
+                f"{'finished' if cell.finished else 'to run  '}  {shown(cell.folder)}  {' '.join(lasting(cell.overrides))}"
+            )
         return
     refuse_foreign(folder)
     left = [cell for cell in cells if not cell.finished]
@@ -54,12 +60,16 @@ def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
             print(crowd)
     interrupted = False
     try:
-        carry_out(sweeper, left, folder)
+        with on_interrupt(signal.default_int_handler):
+            carry_out(sweeper, left, folder)
     except KeyboardInterrupt:
         interrupted = True
         end_what_goes_on(left, folder)
     finally:
-        written = not any(cell.ended for cell in cells) or conclude(folder)
+        with interrupts_held_back():
+            written = not any(cell.ended for cell in cells) or conclude(folder)
+    if (folder / STOP).exists() and (unbegun := sum(not cell.ended for cell in cells)):
+        print(f"{unbegun} of {len(cells)} runs were not begun: on_error=stop")
     if code := 130 if interrupted else exit_code(cells) or (0 if written else 1):
         sys.exit(code)
 
@@ -89,11 +99,16 @@ def refuse_foreign(folder: Path) -> None:
     grid_file = folder / GRID
     if grid_file.is_file() and "FreezeSweeper" in grid_file.read_text(errors="replace"):
         return
-    foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".") and not is_run_folder(path)]
+    foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".") and not holds_none_but_ours(path)]
     if foreign:
         raise ConfigError(
             f"{shown(folder)} holds {min(foreign)} and no sweep of freeze-runner; give another folder: hydra.sweep.dir=DIR"
         )
+
+
+def holds_none_but_ours(path: Path) -> bool:
+    """Whether this is the folder of a run, by its name and by what it holds."""
+    return is_run_folder(path) and (is_run(path) or not any(path.iterdir()))
 
 
 def carry_out(sweeper: FreezeSweeper, cells: list[Cell], folder: Path) -> None:
@@ -110,8 +125,12 @@ def carry_out(sweeper: FreezeSweeper, cells: list[Cell], folder: Path) -> None:
     write_whole(folder / GRID, lambda beside: OmegaConf.save(config, beside))
     if not cells:
         return
+    lost = [cell for cell in cells if died(cell.folder)]
     for cell in cells:
         clear(cell)
+    if lost:
+        print(f"{len(lost)} runs ended with their process at an earlier start, and come last; launch=joblib isolates each")
+        cells = [*(cell for cell in cells if cell not in lost), *lost]
     batches = [cells]
     if config.hydra.launcher._target_ == IN_THIS_PROCESS:  # which keeps the config of each run that it launches at once
         context = Composed.instead_of(context, cells)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.limits import interrupts_held_back, sigterm_interrupts, time_limit
+from runner.limits import interrupts_held_back, on_interrupt, time_limit
 from tests.conftest import ROOT
 
 
@@ -53,7 +53,7 @@ def test_in_a_process_of_its_own_a_step_that_does_not_end_is_ended(tmp_path, bod
 def test_the_first_interrupt_ends_the_training_and_further_ones_wait_until_all_is_written(number):
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     written = []
-    with sigterm_interrupts():
+    with on_interrupt(signal.default_int_handler):
         with interrupts_held_back() as let_through:
             try:
                 with let_through():
@@ -70,7 +70,7 @@ def test_the_first_interrupt_ends_the_training_and_further_ones_wait_until_all_i
 
 def test_an_interrupt_while_a_run_is_written_is_raised_when_it_is():
     written = []
-    with pytest.raises(KeyboardInterrupt), sigterm_interrupts():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), on_interrupt(signal.default_int_handler):  # noqa: PT012
         with interrupts_held_back():
             os.kill(os.getpid(), signal.SIGTERM)
             written.append("the record")
@@ -81,7 +81,28 @@ def test_an_interrupt_while_a_run_is_written_is_raised_when_it_is():
 def test_a_handler_of_somebody_elses_is_left_alone():
     mine = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        with sigterm_interrupts(), interrupts_held_back():
+        with on_interrupt(signal.default_int_handler), interrupts_held_back():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, mine)
+
+
+def test_an_interrupt_while_imports_go_on_is_raised_when_the_training_would_begin():
+    with interrupts_held_back() as let_through:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), let_through():
+            pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5])
+def test_an_interrupt_while_a_command_starts_leaves_with_130_and_one_line(number, seconds):
+    command = [sys.executable, "-m", "runner", "-m", "model=mlp", "batches=100000", "seed=0,1", "hydra.sweep.dir=sweep"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "failed:" not in out

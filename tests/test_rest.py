@@ -39,7 +39,7 @@ def test_without_clipping_every_method_that_holds_trains_the_rest_as_requires_gr
     found = compared(door, tmp_path, "method=glob(*)")
     assert found.pop("none") == ("differs", "the frozen part leaked")
     assert set(found.values()) == {("identical", "")}
-    assert len(found) == 8
+    assert len(found) == 9
 
 
 def test_clipping_couples_the_rest_to_the_gradients_of_what_is_frozen(door, tmp_path):

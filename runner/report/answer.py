@@ -86,7 +86,12 @@ def advice(standings: Sequence[Standing]) -> tuple[str, str]:
     if len(standings) == 1:
         return _alone(standings[0])
     if not held:
-        most = max(standings, key=lambda one: (len(one.judged) - len(one.leaked)) / max(len(one.judged), 1))
+        if not any(len(one.judged) > len(one.leaked) for one in standings if one.method != "none"):
+            return "No method held", "Each leaked in all of its runs; below stands by whose doing."
+        most = max(
+            (one for one in standings if one.method != "none"),
+            key=lambda one: (len(one.judged) - len(one.leaked)) / max(len(one.judged), 1),
+        )
         kept = len(most.judged) - len(most.leaked)
         return "No method held", f"{most.method} came nearest: it held in {kept} of {counted(len(most.judged), 'run')}."
     pool = best(held)
@@ -96,9 +101,9 @@ def advice(standings: Sequence[Standing]) -> tuple[str, str]:
     chosen = saving[0] if saving else (baseline or names)[0]
     others = [name for name in names if name != chosen]
     alike = ", and trained the rest to the same bits" if any(one.rested("identical") for one in pool) else ""
-    said = f"{chosen} kept every frozen bit in {_all(pool[names.index(chosen)].judged)}"
+    said = f"{chosen} kept every frozen bit in {_kept(pool[names.index(chosen)])}"
     if not others:
-        return f"Use {chosen}", f"{said}; no other method did as well."
+        return f"Use {chosen}", f"{said}; {_why_alone([one for one in held if one.method != chosen])}."
     said += f". So did {listed(others)}{alike}"
     if saving:
         return f"Use {chosen}", f"{said}. It is the cheapest of them: {saving[1]}."
@@ -137,7 +142,7 @@ def points(standings: Sequence[Standing], runs: Sequence[Run]) -> Points:
 def causes(runs: Sequence[Run], verdict: str) -> str:
     """By whose doing tensors got a verdict: the causes, the most frequent first."""
     count = Counter(row.cause or "unknown" for run in runs for row in run.tensors if row.verdict == verdict)
-    return listed([cause.replace("|", " with ") for cause, _ in count.most_common()]) or "unknown"
+    return listed([cause.replace("|", " with ") for cause, _ in count.most_common()]) or "what their tables do not tell"
 
 
 def under(picked: Sequence[Run], among: Sequence[Run]) -> str:
@@ -152,7 +157,7 @@ def under(picked: Sequence[Run], among: Sequence[Run]) -> str:
 
 def _alone(one: Standing) -> tuple[str, str]:
     if one.held:
-        return f"{one.method} held", f"It kept every frozen bit in {_all(one.judged)}."
+        return f"{one.method} held", f"It kept every frozen bit in {_kept(one)}."
     where = under(one.leaked, one.judged)
     told = f"It leaked in {len(one.leaked)} of {counted(len(one.judged), 'run')}{', under ' + where if where else ''}."
     return f"{one.method} leaked", told
@@ -191,8 +196,25 @@ def _unfinished(one: Standing) -> list[str]:
     return [f"{one.method}: {len(some)} of {counted(len(one.runs), 'run')} {status}" for status, some in by_status.items()]
 
 
-def _all(runs: Sequence[Run]) -> str:
-    return "its one run" if len(runs) == 1 else f"all of its {len(runs):,} runs"
+def _kept(one: Standing) -> str:
+    """How many runs that is, and of how many."""
+    done, asked = len(one.judged), len([run for run in one.runs if not run.finished or froze(run)])
+    if done < asked:
+        return f"{done:,} of {asked:,} runs; {asked - done:,} did not finish"
+    return "its one run" if done == 1 else f"all of its {done:,} runs"
+
+
+def _why_alone(others: Sequence[Standing]) -> str:
+    """Why no other method that held is as good."""
+    differ = [one.method for one in others if one.rested("differs")]
+    back = [one.method for one in others if one.returned and not one.rested("differs")]
+    short = [one.method for one in others if one.method not in (*differ, *back)]
+    told = [
+        f"{listed(differ)} held too, but trained the rest otherwise" if differ else "",
+        f"{listed(back)} put back what had moved" if back else "",
+        f"{listed(short)} did not finish everywhere" if short else "",
+    ]
+    return "; ".join(filter(None, told)) or "no other method held"
 
 
 def of_run(run: Run) -> Answer:

@@ -52,11 +52,15 @@ def in_order(runs: Sequence[Run]) -> list[Run]:
 def names(runs: Sequence[Run]) -> dict[str, str]:
     """A short name of each run by its label: the values of what tells it apart; the label where they do not."""
     keys = swept(runs)
-    short = {run.label: " ".join(filter(None, (given(run).get(key, "") for key in keys))) for run in runs}
+    short = {run.label: " ".join(_told(key, given(run)[key]) for key in keys if given(run).get(key)) for run in runs}
     times: dict[str, int] = {}
     for name in short.values():
         times[name] = times.get(name, 0) + 1
     return {label: name if len(runs) > 1 and name and times[name] == 1 else label for label, name in short.items()}
+
+
+def _told(key: str, value: str) -> str:
+    return f"seed {value}" if key == "seed" else value
 
 
 def cells(runs: Sequence[Run]) -> list[Cell]:

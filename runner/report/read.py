@@ -88,6 +88,14 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     return run
 
 
+def tables_are_whole(folder: Path, record: Record) -> bool:
+    """Whether a finished run's tables are there, with as many rows in `changes.csv` as the record counts, if it does."""
+    problems: list[str] = []
+    rows = len(read_tensors(folder / CHANGES, problems))
+    read_losses(folder / STEPS, problems)
+    return not problems and rows == (sum(record["counts"].values()) or rows)
+
+
 def sound(record: Record | None, problems: list[str]) -> Record:
     """A record with every key there and of its type: what older versions lack is empty, what is of a wrong type is said."""
     given: Record = {"status": "failed", "reason": KILLED} if record is None else record

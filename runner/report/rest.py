@@ -27,7 +27,7 @@ def rests(records: Mapping[str, Record]) -> dict[str, tuple[str, str]]:
     for name, record in records.items():
         setting = record.get("setting", "")
         baseline = baselines.get((setting, record.get("buffers", "")), baselines.get((setting, "any")))
-        if baseline is None or not record["trained_digest"]:
+        if baseline is None or not record["trained_digest"] or record.get("status", "finished") != "finished":
             found[name] = ("", "")
         elif record["trained_digest"] == baseline["trained_digest"]:
             found[name] = ("identical", "")

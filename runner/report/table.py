@@ -81,7 +81,9 @@ def print_comparison(table: DataFrame, console: Console) -> None:
     shown = [name for name in VERDICTS if len(table) and table[name].any()]
     compared = ["rest"] if len(table) and table["rest"].any() else []
     priced = ["GFLOP", "of unfrozen", "saved MiB"] if any(flops(row) is not None for row in table.to_dict("records")) else []
-    view = Table(*(keys or ["run"]), "answer", *shown, "loss", *compared, *priced, box=None, pad_edge=False)
+    view = Table(box=None, pad_edge=False)
+    for name in (*(keys or ["run"]), "answer", *shown, "loss", *compared, *priced):
+        view.add_column(name, no_wrap=name != "rest")
     rows = table.to_dict("records")
     picked = rows if len(rows) <= PRINTED else [row for row in rows if _answer(row) != "held"][:PRINTED]
     for row in picked:
