@@ -209,7 +209,7 @@ def real_calls(*overrides, epochs=3, options=()):
     counts = []
     for batches in (3, 7):
         CALLS.clear()
-        given = (*model("Counted"), *FROZEN, f"data.epochs={epochs}", f"batches={batches}", *options, *overrides)
+        given = (*model("Counted"), *FROZEN, f"data.epochs={epochs}", f"batches={batches}", "cost=off", *options, *overrides)
         measure("method=cached_prefix", *given)
         counts.append(len(CALLS))
     return (counts[1] - counts[0]) / 4
@@ -437,7 +437,7 @@ def test_what_a_source_draws_at_random_is_drawn_once_and_comes_back():
 
 
 def test_a_prefix_that_is_frozen_later_is_remembered_from_then_on():
-    more = (*model("Counted"), "schedule=after", "schedule.step=5", "batches=3")
+    more = (*model("Counted"), "schedule=after", "schedule.step=5", "batches=3", "cost=off")
     one, other = both(*more, epochs=5)
     assert_same_bits(one, other)
     CALLS.clear()

@@ -307,6 +307,15 @@ def test_the_baseline_is_counted_on_the_model_as_built():
     assert Weightless.copy_of(model).count(Classification(), batch(64)) == count(model, Classification(), batch(64))
 
 
+def test_what_a_remembered_prefix_leaves_out_is_not_counted_in_the_mean_step():
+    frozen_part = ("freeze=backbone", "freeze={patterns: ['**'], keep: ['@head'], buffers: frozen}", "batches=4")
+    once = measure("method=cached_prefix", *frozen_part).cost["flops_forward"]
+    twice = measure("method=cached_prefix", *frozen_part, "data.epochs=2").cost["flops_forward"]
+    head = 2 * 4 * 32 * 10
+    assert once == measure("method=requires_grad", *frozen_part).cost["flops_forward"]
+    assert 2 * twice == once + head
+
+
 def test_the_truth_table_meters_nothing():
     assert '"cost=off"' in (ROOT / "runner" / "truth_table.py").read_text()
     assert experiment(configured("cost=off")).cost == {}
