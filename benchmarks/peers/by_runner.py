@@ -1,0 +1,52 @@
+"""This project's runner: every method of `conf/method/` but the baseline and `custom`, as users run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.peers.work import Batch
+from benchmarks.timing import ROOT
+
+METHODS = tuple(sorted({file.stem for file in (ROOT / "conf" / "method").glob("*.yaml")} - {"none", "custom"}))
+given: dict[str, Iterable[Batch]] = {}  # the batches of each method, for a config can hold no objects
+
+
+class Given:
+    """A source of data that yields what it was given."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def batches(self, count: int, input: Any, classes: int, seed: int) -> Iterable[Batch]:
+        """The batches of `given`."""
+        return given[self.method]
+
+
+def overrides(method: str, samples: int, size: int, steps: int, threads: int) -> list[str]:
+    """The command line of a run."""
+    work = [f"model.input=[3,{size},{size}]", f"batches={steps}", f"data.batch_size={samples}", f"threads={threads}"]
+    return [f"method={method}", "freeze=backbone", *work]
+
+
+def configured(method: str, size: int, steps: int, threads: int) -> Any:
+    """The same as a typed config, whose data are those of `given`."""
+    from hydra import compose, initialize_config_dir
+
+    from runner.config import CONF, check
+
+    source = ["data=custom", f"data._target_={__name__}.Given", f"++data.method={method}"]
+    asked = [text for text in overrides(method, 1, size, steps, threads) if not text.startswith("data.")]
+    with initialize_config_dir(config_dir=str(CONF), job_name="runner", version_base="1.3"):
+        return check(compose("config", [*asked, *source]))
+
+
+def train(config: Any, batches: Iterable[Batch]) -> Any:
+    """One run inside its audit; returns the model as trained, and asserts that the frozen part held."""
+    from runner.experiment import experiment
+    from runner.verdict import run_verdict
+
+    given[config.data["method"]] = batches
+    outcome = experiment(config)
+    assert run_verdict(outcome.rows) == "held", "the audit says that the frozen part leaked"
+    return outcome.model
