@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.config import Config
-from runner.flops import META, Count, Task, Weightless, count, tensors_in
+from runner.flops import META, Count, Task, Weightless, count, storages_in, tensors_in
 from runner.rows import COSTS, PREDICTED, SECONDS
 from runner.selection import Selection
 
@@ -78,8 +78,8 @@ class Counter(Meter):
 
     blueprint: Weightless | None = None  # the model as built
     task: Task
+    batch: Any = None
     now: Count | None = None
-    baseline: Count | None = None
     buffer_bytes = 0
     standing = 0  # bytes of buffers and of a batch
 
@@ -96,17 +96,21 @@ class Counter(Meter):
         self.standing = self.buffer_bytes + _bytes((tensor, [tensor]) for tensor in tensors_in(batch))
         if step == 1 and self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors_in(batch)]
-        self.now = self.baseline = None
+        shapes = _shapes(batch)
+        self.now, self.batch = None, batch
         with self.noting("FLOPs and saved bytes are not known"):
             what = [dict(self.settings), step, shapes]
             self.now = _once((type(model), type(self.task)), what, lambda: count(model, self.task, batch))
+
+    def unfrozen(self) -> Count | None:
+        """The count of the model as built, which is what the shares are of."""
         if self.now and self.now.on == META and self.blueprint is not None:
-            unfrozen, settings = self.blueprint, {k: v for k, v in self.settings.items() if k not in FREEZING}
+            unfrozen, shapes = self.blueprint, _shapes(self.batch)
+            settings = {key: value for key, value in self.settings.items() if key not in FREEZING}
             with self.noting("the unfrozen baseline is not known"):
-                self.baseline = _once(
-                    (type(unfrozen.model), type(self.task)), [settings, shapes], lambda: unfrozen.count(self.task, batch)
-                )
+                kinds = (type(unfrozen.model), type(self.task))
+                return _once(kinds, [settings, shapes], lambda: unfrozen.count(self.task, self.batch))
+        return None
 
     def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection, left_out: LeftOut = ()) -> Cost:
         parameters = list(parameters)
@@ -126,11 +130,11 @@ class Counter(Meter):
             "flops_counted_on": self.now.on if self.now else None,
         }
         cost["peak_memory_bytes"], cost["peak_memory_by"] = self.peak(cost, self.now)
-        if self.baseline:
+        if baseline := self.unfrozen():
             with_state = _bytes((p, [p]) for p, held in states if held)
-            unfrozen = {key: getattr(self.baseline, key, None) for key in PREDICTED}
+            unfrozen = {key: getattr(baseline, key, None) for key in PREDICTED}
             if with_state:  # as much for each byte of a parameter as those have that are stepped
-                unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / with_state * self.baseline.gradient_bytes
+                unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / with_state * baseline.gradient_bytes
             cost |= {
                 f"{key}_share": cost[key] / unfrozen[key] for key in PREDICTED if cost[key] is not None and unfrozen[key]
             }
@@ -234,11 +238,13 @@ def why_small(cost: Cost, now: Count | None, selection: Selection) -> str:
     return "the frozen part computes little"
 
 
+def _shapes(batch: Any) -> list[Any]:
+    return [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors_in(batch)]
+
+
 def _bytes(held: Iterable[tuple[Tensor, list[Tensor]]]) -> int:
     """The bytes of all tensors held, each storage once."""
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for _, tensors in held for tensor in tensors
-    }
+    storages = {storage.data_ptr(): storage.nbytes() for _, tensors in held for storage in storages_in(tensors)}
     return sum(storages.values())
 
 

@@ -105,10 +105,9 @@ class _Live(TorchDispatchMode):
         self.known: WeakSet[torch.UntypedStorage] = WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(tensor.untyped_storage()) for tensor in tensors_in([args, kwargs])}
+        given = {id(storage) for storage in storages_in([args, kwargs])}
         made = func(*args, **(kwargs or {}))
-        for tensor in tensors_in(made):
-            storage = tensor.untyped_storage()
+        for storage in storages_in(made):
             if id(storage) not in given and storage not in self.known:
                 self.known.add(storage)
                 self.bytes += storage.nbytes()
@@ -131,6 +130,15 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(part)
 
 
+def storages_in(value: Any) -> Iterator[torch.UntypedStorage]:
+    """The storage of every tensor in nested dicts, lists and tuples; of a sparse one those of its indices and values."""
+    for tensor in tensors_in(value):
+        if tensor.layout is torch.sparse_coo:
+            yield from (tensor._indices().untyped_storage(), tensor._values().untyped_storage())
+        elif tensor.layout is torch.strided:
+            yield tensor.untyped_storage()
+
+
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
@@ -148,8 +156,7 @@ def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
     order: dict[str, None] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if id(tensor) not in own:
-            storage = tensor.untyped_storage()
+        for storage in storages_in(tensor) if id(tensor) not in own else ():
             if storage not in saved:
                 saved.add(storage)
                 sizes.append(storage.nbytes())
@@ -174,7 +181,7 @@ def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
         flops_forward=forward,
         flops_backward=counter.get_total_flops() - forward,
         saved_bytes=sum(sizes),
-        gradient_bytes=sum(gradient.untyped_storage().nbytes() for gradient in gradients),
+        gradient_bytes=sum(storage.nbytes() for storage in storages_in(gradients)),
         peak_bytes=live.peak,
         order=tuple(order),
         by_module=by_module,

@@ -14,6 +14,8 @@ print(result.verdict, len(result.rows), result.folder.exists())
 AUDIT = """
 import torch
 from runner import audit
+
+pytestmark = pytest.mark.long
 model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
 with audit(model, ["0"], optimizer) as report:

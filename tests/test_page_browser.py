@@ -16,6 +16,8 @@ from selenium.webdriver.common.keys import Keys
 from runner.report.files import write_run_page, write_sweep_files
 from tests.made import HELD, LEAKED, make_run, make_sweep, tensor
 
+pytestmark = pytest.mark.long
+
 CHROMIUM, CHROMEDRIVER = which("chromium"), which("chromedriver")
 ARGUMENTS = (
     "--headless=new",

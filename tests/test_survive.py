@@ -122,6 +122,7 @@ def test_a_sweep_killed_at_four_moments_ends_with_the_bytes_of_one_that_was_not(
     assert not [path for path in SWEEP.rglob(".*") if path.name not in (".hydra",) and path.is_file()]
 
 
+@pytest.mark.long
 def test_a_full_disk_tears_no_file_and_what_it_cost_is_run_again(forks, uninterrupted):
     runs, tables, _ = uninterrupted
     for limit in (0, 400, 1_500, 2_500, 10_000):  # at the grid's file, the configs, the tables, the records, the pictures

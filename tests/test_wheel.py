@@ -9,8 +9,12 @@ import sysconfig
 from pathlib import Path
 from zipfile import ZipFile
 
+import pytest
+
 from runner.config import CONF
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.long
 
 
 def test_a_checkout_uses_its_top_level_conf():
