@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
+
+pytestmark = pytest.mark.long
 
 RUN = """
 from runner import run
@@ -15,7 +18,6 @@ AUDIT = """
 import torch
 from runner import audit
 
-pytestmark = pytest.mark.long
 model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
 with audit(model, ["0"], optimizer) as report:
