@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers.work import Batch
 from benchmarks.timing import ROOT
+
+if TYPE_CHECKING:  # which would import torch, and make the processes that this one measures begin large
+    from benchmarks.peers.work import Batch
 
 METHODS = tuple(sorted({file.stem for file in (ROOT / "conf" / "method").glob("*.yaml")} - {"none", "custom"}))
 given: dict[str, Iterable[Batch]] = {}  # the batches of each method, for a config can hold no objects
