@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import median, quantiles
@@ -18,11 +19,13 @@ from runner.config import Config
 from runner.flops import META, Count, Task, Weightless, count, storages_in, tensors_in
 from runner.rows import COSTS, PREDICTED, SECONDS
 from runner.selection import Selection
+from runner.train import needs_closure
 
 Cost = dict[str, Any]
 LeftOut = Iterable[tuple[str, float]]
 WARM_UP = 3  # steps that are not timed, where there are more
 FREEZING = ("method", "freeze", "schedule")  # the settings in which a run and its unfrozen baseline differ
+COUNTED = "tensors of forward and backward counted, without the scratch memory of kernels"
 SMALL_SAVING = 0.9  # of the baseline's FLOPs: from here on the summary says why
 _counted: dict[
     tuple[Any, ...], Count
@@ -47,20 +50,24 @@ class Meter:
         """The task to train with; called before the method acts on the optimizer."""
         return task
 
-    def first_of(
-        self, batches: Iterable[Any], model: nn.Module, step: int, optimizer: Optimizer, undo: ExitStack
-    ) -> Iterator[Any]:
-        """The batches of a phase, of which the first is seen, in training mode, before its step is made."""
+    def first_of(self, batches: Iterable[Any], step: int, optimizer: Optimizer, undo: ExitStack) -> Iterator[Any]:
+        """The batches of a phase that begins at `step`, of which the first is seen before its step is made."""
         for place, batch in enumerate(batches):
             if not place:
-                self.begin(model, batch, step, optimizer, undo)
+                self.begin(batch, step, optimizer, undo)
             yield batch
 
-    def begin(self, model: nn.Module, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """A phase's model and its first batch, before its first step."""
+    def begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+        """A phase's first batch, before its first step."""
 
-    def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection, left_out: LeftOut = ()) -> Cost:
-        """The figures, after the last step; `left_out`: modules that some steps did not run, and the share of these."""
+    def read(
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], left_out: LeftOut
+    ) -> Cost:
+        """The figures, after the last step.
+
+        `model`: as trained; `parameters`: of the model as built; `left_out`: modules that some steps did not run, by name,
+        and the share of these.
+        """
         return {}
 
     @contextmanager
@@ -74,85 +81,112 @@ class Meter:
 
 
 class Counter(Meter):
-    """`cost=count`: FLOPs and saved bytes counted on a copy; bytes of gradients and state read after the last step."""
+    """`cost=count`: bytes of gradients and state read after the last step, then a step counted on a copy of the model.
+
+    After the run, so that nothing that counting leaves behind outside the model, in a cache say, could reach the training.
+    """
 
     blueprint: Weightless | None = None  # the model as built
     task: Task
-    batch: Any = None
-    now: Count | None = None
-    buffer_bytes = 0
-    standing = 0  # bytes of buffers and of a batch
+    batch: Any = None  # the first, in the shape of which a step is counted
 
     def built(self, model: nn.Module) -> None:
-        self.buffer_bytes = _bytes((buffer, [buffer]) for buffer in model.buffers())
         with self.noting("the unfrozen baseline is not known"):
             self.blueprint = Weightless.copy_of(model)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def watched(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
         self.task = task
+        with self.noting("the task cannot be copied, and is counted as it is"):
+            self.task = copy.deepcopy(task)  # which may keep a state of its own
         return task
 
-    def begin(self, model: nn.Module, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        self.standing = self.buffer_bytes + _bytes((tensor, [tensor]) for tensor in tensors_in(batch))
-        if step == 1 and self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        shapes = _shapes(batch)
-        self.now, self.batch = None, batch
+    def begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+        if step == 1:
+            self.batch = batch
+
+    def read(
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], left_out: LeftOut
+    ) -> Cost:
+        cost: Cost = dict.fromkeys(COSTS)
+        with self.noting("bytes of gradients and optimizer state are not known"):
+            cost |= bytes_held(parameters, optimizer, selection)
+        if self.device.type == "cuda":
+            cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+            cost["peak_memory_by"] = "torch.cuda.max_memory_allocated"
+        if self.batch is None:
+            return cost
+        what = [dict(self.settings), sorted(selection.parameters), sorted(selection.modules), _shapes(self.batch)]
         with self.noting("FLOPs and saved bytes are not known"):
-            what = [dict(self.settings), step, shapes]
-            self.now = _once((type(model), type(self.task)), what, lambda: count(model, self.task, batch))
-
-    def unfrozen(self) -> Count | None:
-        """The count of the model as built, which is what the shares are of."""
-        if self.now and self.now.on == META and self.blueprint is not None:
-            unfrozen, shapes = self.blueprint, _shapes(self.batch)
-            settings = {key: value for key, value in self.settings.items() if key not in FREEZING}
-            with self.noting("the unfrozen baseline is not known"):
-                kinds = (type(unfrozen.model), type(self.task))
-                return _once(kinds, [settings, shapes], lambda: unfrozen.count(self.task, self.batch))
-        return None
-
-    def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection, left_out: LeftOut = ()) -> Cost:
-        parameters = list(parameters)
-        gradients = [(parameter, list(tensors_in(parameter.grad))) for parameter in parameters]
-        states = [(parameter, list(tensors_in(state))) for parameter, state in optimizer.state.items()]
-        counted: Cost = {key: getattr(self.now, key, None) for key in ("flops_forward", "flops_backward", "saved_bytes")}
-        if self.now:  # of a step, in the mean
-            counted["flops_forward"] -= round(sum(share * self.now.by_module.get(name, 0) for name, share in left_out))
-        cost: Cost = {
-            **dict.fromkeys(COSTS),
-            **counted,
-            "gradient_bytes": _bytes(gradients),
-            "optimizer_state_bytes": _bytes(states),
-            "parameter_bytes": _bytes([(parameter, [parameter]) for parameter in parameters]),
-            "frozen_gradient_bytes": _bytes((p, held) for p, held in gradients if p in selection),
-            "frozen_optimizer_state_bytes": _bytes((p, held) for p, held in states if p in selection),
-            "flops_counted_on": self.now.on if self.now else None,
-        }
-        cost["peak_memory_bytes"], cost["peak_memory_by"] = self.peak(cost, self.now)
-        if baseline := self.unfrozen():
-            with_state = _bytes((p, [p]) for p, held in states if held)
-            unfrozen = {key: getattr(baseline, key, None) for key in PREDICTED}
-            if with_state:  # as much for each byte of a parameter as those have that are stepped
-                unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / with_state * baseline.gradient_bytes
-            cost |= {
-                f"{key}_share": cost[key] / unfrozen[key] for key in PREDICTED if cost[key] is not None and unfrozen[key]
-            }
-            cost["why_small"] = why_small(cost, self.now, selection)
+            now = _once((type(model), type(self.task)), what, lambda: count(model, self.task, self.batch))
+            cost |= {key: getattr(now, key) for key in ("flops_backward", "saved_bytes")}
+            left = sum(share * now.by_module.get(name, 0) for name, share in left_out)
+            cost["flops_forward"] = now.flops_forward - round(left)  # of a step, in the mean
+            cost["flops_counted_on"] = now.on
+            if cost["peak_memory_bytes"] is None and cost["parameter_bytes"] is not None:
+                cost["peak_memory_bytes"], cost["peak_memory_by"] = self.peak(cost, now, model), COUNTED
+            if baseline := self.unfrozen(now):
+                cost |= shares(cost, baseline, optimizer)
+                cost["why_small"] = why_small(cost, now, selection)
+        if needs_closure(optimizer):
+            self.notes.append(
+                "cost: the optimizer's step runs forward and backward itself, several times; the FLOPs are of one"
+            )
         return cost
 
-    def peak(self, cost: Cost, now: Count | None) -> tuple[int | None, str | None]:
-        """The most bytes at once, and who says so: the device's own counter, or on a CPU what stands and what was counted.
+    def unfrozen(self, now: Count) -> Count | None:
+        """The count of the model as built, which is what the shares are of."""
+        if now.on != META:
+            self.notes.append(
+                "cost: counted on a real batch, for the forward pass needs values; so no unfrozen baseline is known"
+            )
+        elif self.blueprint is not None:
+            unfrozen = self.blueprint
+            settings = {key: value for key, value in self.settings.items() if key not in FREEZING}
+            kinds = (type(unfrozen.model), type(self.task))
+            return _once(kinds, [settings, _shapes(self.batch)], lambda: unfrozen.count(self.task, self.batch))
+        return None
 
-        Resident size hangs on what the process did before, and the profiler, with which the count agrees, on its half
-        second and its lines on the terminal.
+    def peak(self, cost: Cost, now: Count, model: nn.Module) -> int:
+        """On a CPU: what stands, and the most that forward and backward add to it.
+
+        Resident size hangs on what the process did before, and torch's profiler, with which the count agrees, takes half a
+        second and writes to the terminal. What a step makes for itself and what a method keeps are not in it.
         """
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device), "torch.cuda.max_memory_allocated"
-        if now is None:
-            return None, None
-        standing = self.standing + cost["parameter_bytes"] + cost["optimizer_state_bytes"]
-        return standing + now.peak_bytes, "tensors counted, without the scratch memory of kernels"
+        buffers = _bytes((buffer, [buffer]) for buffer in model.buffers())
+        batch = _bytes((tensor, [tensor]) for tensor in tensors_in(self.batch))
+        return buffers + batch + cost["parameter_bytes"] + cost["optimizer_state_bytes"] + now.peak_bytes
+
+
+def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
+    """The bytes of gradients, optimizer state and parameters, and of the frozen part's; read from the run itself."""
+    gradients = [(parameter, list(tensors_in(parameter.grad))) for parameter in parameters]
+    states = [(key, list(tensors_in(state))) for key, state in optimizer.state.items()]
+    own = not needs_closure(optimizer)  # LBFGS keeps the state of all under one
+    frozen = [(key, held) for key, held in states if isinstance(key, Tensor) and key in selection]
+    return {
+        "gradient_bytes": _bytes(gradients),
+        "optimizer_state_bytes": _bytes(states),
+        "parameter_bytes": _bytes([(parameter, [parameter]) for parameter in parameters]),
+        "frozen_gradient_bytes": _bytes((p, held) for p, held in gradients if p in selection),
+        "frozen_optimizer_state_bytes": _bytes(frozen) if own else None,
+    }
+
+
+def shares(cost: Cost, baseline: Count, optimizer: Optimizer) -> Cost:
+    """What of the unfrozen baseline each figure is; a byte of a parameter there has as much state as one that is stepped."""
+    unfrozen: Cost = {key: getattr(baseline, key, None) for key in PREDICTED}
+    stepped = _bytes(
+        (key, [key])
+        for key, state in optimizer.state.items()
+        if isinstance(key, Tensor) and next(tensors_in(state), None) is not None
+    )
+    if stepped and not needs_closure(optimizer):
+        unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / stepped * baseline.gradient_bytes
+    found = {f"{key}_share": cost[key] / unfrozen[key] for key in PREDICTED if cost[key] is not None and unfrozen[key]}
+    whole = baseline.flops_forward + baseline.flops_backward
+    return found | ({"flops_share": (cost["flops_forward"] + cost["flops_backward"]) / whole} if whole else {})
 
 
 class Clock(Counter):
@@ -176,8 +210,8 @@ class Clock(Counter):
         undo.callback(optimizer.register_step_pre_hook(before).remove)
         return timed
 
-    def begin(self, model: nn.Module, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        super().begin(model, batch, step, optimizer, undo)
+    def begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+        super().begin(batch, step, optimizer, undo)
         self.forward.clear()
 
         def after(*_: Any) -> None:
@@ -189,19 +223,21 @@ class Clock(Counter):
         if step == 1:  # last of all hooks, so that what a method does after the step counts as the step's
             undo.callback(optimizer.register_step_post_hook(after).remove)
 
-    def read(self, parameters: Iterable[Tensor], optimizer: Optimizer, selection: Selection, left_out: LeftOut = ()) -> Cost:
-        cost = super().read(parameters, optimizer, selection, left_out)
-        timed = self.seconds[WARM_UP:]
+    def read(
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], left_out: LeftOut
+    ) -> Cost:
+        cost = super().read(model, optimizer, selection, parameters, left_out)
+        # Without the warm-up, and without the steps at which the audit looks, which is within them.
+        timed = [
+            seconds for number, seconds in enumerate(self.seconds[:-1], 1) if number > WARM_UP and number & (number - 1)
+        ]
         if not timed:
-            why = (
-                "the optimizer's step runs the forward pass itself"
-                if not self.seconds
-                else f"needs more than {WARM_UP} steps"
-            )
+            few = f"needs {WARM_UP + 3} steps or more"
+            why = few if self.seconds else "the optimizer's step runs the forward pass itself"
             self.notes.append(f"cost: the seconds of a step are not known: {why}")
         for place, key in enumerate(SECONDS):
             values = [seconds[place] for seconds in timed]
-            quartiles = quantiles(values, n=4) if len(values) > 1 else []
+            quartiles = quantiles(values, n=4, method="inclusive") if len(values) > 1 else []
             cost[key] = median(values) if values else None
             cost[f"{key}_spread"] = quartiles[2] - quartiles[0] if quartiles else None
         return cost
@@ -222,20 +258,20 @@ def build_meter(config: Config, device: torch.device) -> Meter:
     return kind({"model": config.model.build} | {key: getattr(config, key) for key in settings}, device)
 
 
-def why_small(cost: Cost, now: Count | None, selection: Selection) -> str:
+def why_small(cost: Cost, now: Count, selection: Selection) -> str:
     """Why freezing saves little of the FLOPs; empty where it does not, and where nothing is frozen."""
-    forward, backward = cost.get("flops_forward_share"), cost.get("flops_backward_share")
-    if now is None or forward is None or backward is None or not selection.parameters:
+    frozen = set(selection.parameters)
+    if cost.get("flops_share") is None or cost["flops_share"] < SMALL_SAVING or not frozen:
         return ""
-    if (1 + 2 * backward) / 3 < SMALL_SAVING:  # backward takes about twice what forward does
-        return ""
-    if cost["frozen_gradient_bytes"]:
+    if frozen & set(now.gradients):
         return "the gradients of what is frozen are computed all the same"
-    frozen = {name for name in now.order if name in selection.parameters}
-    first = next((name for name in now.order if name not in frozen), None)
-    if first is not None and first == now.order[0]:
+    places = [name in frozen for name in now.order]
+    if True not in places or False not in places or places.index(False) > places.index(True):
+        return "the frozen part computes little"
+    last_trained = len(places) - 1 - places[::-1].index(False)
+    if last_trained < places.index(True):
         return "the frozen part is at the end: backward still runs through it"
-    return "the frozen part computes little"
+    return "what trains begins before the frozen part: backward still runs through it"
 
 
 def _shapes(batch: Any) -> list[Any]:

@@ -135,8 +135,10 @@ def experiment(
                     on_step(step)
             except KeyboardInterrupt:
                 interrupted = True
-            left_out = line.method.left_out(len(steps))
-            cost = line.meter.read(line.parameters, line.optimizer, line.selection, left_out)
+        cost: Cost = {}  # of a run that was interrupted, whose end is not to wait
+        if steps and not interrupted:
+            left_out = line.method.left_out()
+            cost = line.meter.read(line.model, line.optimizer, line.selection, line.parameters, left_out)
         return Outcome(
             model=line.built,
             selection=line.selection,
@@ -172,7 +174,7 @@ def trained(line: Line, config: Config, report: Report, on_warning: Callable[[st
         if on_warning:
             warn(line, config, on_warning)
         fed = line.method.feed(islice(batches, count), line.model, task, line.notes.append)
-        fed = line.meter.first_of(fed, line.model, phase.first, line.optimizer, line.undo)
+        fed = line.meter.first_of(fed, phase.first, line.optimizer, line.undo)
         how = scheduler, config.clip, config.zero_grad_to_none, phase.first
         for step in train(line.model, line.optimizer, task, fed, *how):
             done = step.number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,7 +38,7 @@ class Count:
         flops_forward, flops_backward: floating-point operations of matrix products and convolutions, as torch counts them.
         saved_bytes: what autograd keeps for backward, each storage once, parameters left out (a view of one counts, such as
             the transposed weight of a linear layer).
-        gradient_bytes: of the gradients that backward leaves on parameters.
+        gradient_bytes, gradients: of the gradients that backward leaves on parameters; the names of those.
         peak_bytes: the most that lives at once of what forward and backward make, gradients included, without the scratch
             memory of kernels. What torch's profiler would sum up, without its half second and its lines on the terminal.
         order: the names of the parameters in the order in which the forward pass comes to their modules.
@@ -50,6 +51,7 @@ class Count:
     saved_bytes: int
     gradient_bytes: int
     peak_bytes: int
+    gradients: tuple[str, ...]
     order: tuple[str, ...]
     by_module: Mapping[str, int]
     on: str
@@ -68,7 +70,7 @@ class Weightless:
 
     @classmethod
     def copy_of(cls, model: nn.Module) -> Weightless:
-        mode = FakeTensorMode()
+        mode = FakeTensorMode(allow_non_fake_inputs=True)  # which a cache of the user's may hold
         fakes = {id(entry.tensor): mode.from_tensor(entry.tensor) for entry in entries(model).values()}
         for fake in fakes.values():
             fake.grad = None
@@ -76,7 +78,7 @@ class Weightless:
 
     def count(self, task: Task, batch: Any) -> Count:
         """Count one step on a batch of this one's shapes."""
-        with kept_random_state(), self.mode:
+        with kept_random_state(), _plain_attention(), self.mode:
             return _counted(self.model, task, _each(batch, self.mode.from_tensor), META)
 
 
@@ -90,25 +92,35 @@ def count(model: nn.Module, task: Task, batch: Any) -> Count:
     try:
         return Weightless.copy_of(model).count(task, batch)
     except Exception:  # a forward pass that needs values; the same on real ones tells what is really wrong
-        with kept_random_state():
+        with kept_random_state(), _plain_attention():
             twin = copy.deepcopy(model)
             twin.zero_grad()
-            return _counted(twin, task, batch, REAL)
+            return _counted(twin, task, _each(batch, Tensor.clone), REAL)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without torch's fused transformer layer in inference mode, whose products nobody counts."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
 
 
 class _Live(TorchDispatchMode):
-    """Adds up the storages that operators make, for as long as each lives."""
+    """Adds up the storages that operators make, for as long as each lives; not those that are there before."""
 
-    def __init__(self) -> None:
+    def __init__(self, there: Any) -> None:
         super().__init__()
         self.bytes = self.peak = 0
-        self.known: WeakSet[torch.UntypedStorage] = WeakSet()
+        self.known: WeakSet[torch.UntypedStorage] = WeakSet(storages_in(there))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(storage) for storage in storages_in([args, kwargs])}
         made = func(*args, **(kwargs or {}))
         for storage in storages_in(made):
-            if id(storage) not in given and storage not in self.known:
+            if storage not in self.known:
                 self.known.add(storage)
                 self.bytes += storage.nbytes()
                 self.peak = max(self.peak, self.bytes)
@@ -148,7 +160,6 @@ def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
-    task = copy.deepcopy(task)  # which may keep a state of its own
     parameters = dict(model.named_parameters())
     own = {id(parameter) for parameter in parameters.values()}
     saved: WeakSet[torch.UntypedStorage] = WeakSet()  # weak, for what is held here would seem to live longer
@@ -167,7 +178,8 @@ def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
         order.update(dict.fromkeys(prefix + own_name for own_name, _ in module.named_parameters(recurse=False)))
 
     handles = [module.register_forward_pre_hook(partial(reach, name)) for name, module in model.named_modules()]
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter, _Live() as live:
+    there = [entry.tensor for entry in entries(model).values()]
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter, _Live([there, batch]) as live:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = task(model, batch)
         forward = counter.get_total_flops()
@@ -176,13 +188,14 @@ def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
             loss.backward()
     for handle in handles:
         handle.remove()
-    gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     return Count(
         flops_forward=forward,
         flops_backward=counter.get_total_flops() - forward,
         saved_bytes=sum(sizes),
         gradient_bytes=sum(storage.nbytes() for storage in storages_in(gradients)),
         peak_bytes=live.peak,
+        gradients=tuple(gradients),
         order=tuple(order),
         by_module=by_module,
         on=on,

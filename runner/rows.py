@@ -39,6 +39,7 @@ COSTS = (
     "frozen_gradient_bytes",
     "frozen_optimizer_state_bytes",
     *(f"{key}_share" for key in MEASURED),
+    "flops_share",
     "flops_counted_on",
     "peak_memory_by",
     "why_small",

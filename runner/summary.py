@@ -105,16 +105,14 @@ def cost_lines(cost: dict[str, Any]) -> Iterator[str]:
     if not cost:
         return
     parts = []
-    if cost["flops_forward"] is not None:
-        known = cost["flops_forward_share"] is not None and cost["flops_backward_share"] is not None
-        total = cost["flops_forward"] + cost["flops_backward"]
-        whole = sum(cost[key] / cost[f"{key}_share"] for key in ("flops_forward", "flops_backward") if cost[f"{key}_share"])
-        parts.append(f"{total / 1e9:.4g} GFLOP{f' ({total / whole:.0%})' if known and whole else ''}")
+    if cost["flops_forward"] is not None and cost["flops_backward"] is not None:
+        total = (cost["flops_forward"] + cost["flops_backward"]) / 1e9
+        parts.append(f"{total:.4g} GFLOP{_share(cost['flops_share'])}")
     for key, what in BYTES.items():
         if cost[key] is not None:
-            share = cost[f"{key}_share"]
-            parts.append(f"{cost[key] / 2**20:.4g} MiB {what}{f' ({share:.0%})' if share is not None else ''}")
-    yield f"a step: {', '.join(parts)}; in brackets of what training everything would take"
+            parts.append(f"{cost[key] / 2**20:.4g} MiB {what}{_share(cost[f'{key}_share'])}")
+    known = any(cost[key] is not None for key in ("flops_share", *(f"{key}_share" for key in BYTES)))
+    yield f"a step: {', '.join(parts)}{'; in brackets of what training everything would take' if known else ''}"
     if cost["seconds_step"] is not None:
         seconds = ", ".join(f"{word} {cost[f'seconds_{word}']:.3g} s" for word in ("forward", "backward", "step"))
         yield f"a step, median: {seconds}"
@@ -122,6 +120,10 @@ def cost_lines(cost: dict[str, Any]) -> Iterator[str]:
         yield f"peak memory: {cost['peak_memory_bytes'] / 2**20:.4g} MiB ({cost['peak_memory_by']})"
     if cost["why_small"]:
         yield f"little is saved: {cost['why_small']}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f" ({value:.0%})"
 
 
 def shown(path: Path) -> str:

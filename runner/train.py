@@ -37,9 +37,7 @@ def train(
 ) -> Iterator[Step]:
     """Train for one step a batch and yield each; `first` is the number of the first."""
     model.train()
-    closure_argument = signature(optimizer.step).parameters.get("closure")
-    parameters = list(model.parameters())
-    needs_closure = closure_argument is not None and closure_argument.default is Parameter.empty  # LBFGS
+    parameters, in_the_step = list(model.parameters()), needs_closure(optimizer)
     for number, batch in enumerate(batches, first):
         start = perf_counter()
 
@@ -52,7 +50,7 @@ def train(
                 torch.nn.utils.clip_grad_norm_(parameters, clip)
             return loss
 
-        if needs_closure:
+        if in_the_step:
             loss = optimizer.step(closure)
         else:
             loss = closure()
@@ -64,3 +62,9 @@ def train(
         elif scheduler is not None:
             scheduler.step()
         yield Step(number, torch.as_tensor(loss).detach(), perf_counter() - start, lrs)
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's step runs the forward pass itself, as LBFGS does."""
+    closure = signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is Parameter.empty

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 
@@ -362,11 +363,19 @@ def missing_in(path):
     return {".".join(map(str, leaf)) for leaf, value in leaves(plain, below) if value == "???"}
 
 
+PLUGINS = {"joblib": "joblib", "ray": "ray", "slurm": "submitit"}  # that a launcher's file needs
+
+
 def columns():
-    """Every file once, one of each group at a time, for composing takes a while; recipes choose files themselves."""
+    """Every file once, one of each group at a time, for composing takes a while; recipes choose files themselves.
+
+    A launcher's file composes where its plugin is installed: the extra `all` brings each.
+    """
     groups = {str(path.parent): [] for path in FILES}
     for path in FILES:
-        groups[str(path.parent)].append(path)
+        plugin = PLUGINS.get(path.stem) if path.parent.name == "launch" else None
+        if plugin is None or find_spec(f"hydra_plugins.hydra_{plugin}_launcher"):
+            groups[str(path.parent)].append(path)
     recipes = groups.pop("experiment", [])
     return [[path for path in column if path] for column in zip_longest(*groups.values())] + [[path] for path in recipes]
 

@@ -69,7 +69,16 @@ def test_once_costs_are_metered_the_cheapest_of_those_that_held_is_to_be_used():
     make_run(SWEEP, "detach", cost=metered(10, 5, 5))
     make_run(SWEEP, "none", rows=LEAKED, cost=metered(1, 1, 1))
     assert answer().headline == "Use detach"
-    assert answer().lead.endswith("It is the cheapest of them: 15 FLOPs and 5 saved bytes a run.")
+    assert answer().lead.endswith("It is the cheapest of them: 15 FLOPs and 5 saved bytes a step.")
+
+
+def test_among_equally_cheap_methods_torchs_own_way_is_to_be_used_and_the_tie_is_said():
+    for method in ("detach", "requires_grad"):
+        make_run(SWEEP, method, cost=metered(10, 5, 5))
+    assert answer().headline == "Use requires_grad"
+    assert answer().lead.endswith(", at the same cost: 15 FLOPs and 5 saved bytes a step.")
+    make_run(SWEEP, "zero_lr", cost=metered(10, 20, 5))
+    assert "detach and it are the cheapest of them" in answer().lead
 
 
 def test_of_equally_many_flops_the_fewer_saved_bytes_are_cheaper_and_only_shared_settings_count():
@@ -77,7 +86,7 @@ def test_of_equally_many_flops_the_fewer_saved_bytes_are_cheaper_and_only_shared
     make_run(SWEEP, "two", "clip=1", cost=metered(1, 1, 3))
     make_run(SWEEP, "two", "clip=2", cost=metered(9, 9, 9))
     found = by_method(runs())
-    assert cheapest(found) == ("two", "2 FLOPs and 3 saved bytes a run")
+    assert cheapest(found) == (["two"], "2 FLOPs and 3 saved bytes a step")
     assert cheapest({"two": found["two"][:1], "one": []}) is None
 
 

@@ -61,6 +61,6 @@ class FreezingMethod:
         """Gather the batches of one phase, each when the loop asks for it; `note` takes what the user should be told."""
         return (drawn.batch for drawn in batches)
 
-    def left_out(self, steps: int) -> list[tuple[str, float]]:
-        """The modules that some of the steps did not run, by name, and the share of those among all `steps`."""
+    def left_out(self) -> list[tuple[str, float]]:
+        """What a meter is to know: the modules that some steps of the last phase did not run, and the share of those."""
         return []

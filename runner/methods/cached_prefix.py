@@ -43,7 +43,7 @@ class CachedPrefix(RequiresGrad):
         self.scripts: dict[int, Script] = {}  # by the number of samples
         self.order: Sequence[int] | None = None
         self.stores = True
-        self.played = 0  # steps that began behind the prefix
+        self.fed, self.played = 0, 0  # steps of this phase, and those of them that began behind the prefix
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         if self.epochs == 1:
@@ -74,6 +74,7 @@ class CachedPrefix(RequiresGrad):
                 raise SkippedError(reason)
             assert self.end is not None
             self.memory, self.scripts, self.order, self.stores = Memory(self.limit, self.folder), {}, None, True
+            self.fed, self.played = 0, 0
             self.splice = Splice(model, self.end, self.within)
             undo.callback(self.memory.close)
             undo.callback(self.splice.undo)
@@ -95,6 +96,7 @@ class CachedPrefix(RequiresGrad):
             if not drawn.is_a_row_of_tensors or drawn.ids is None:
                 raise SkippedError("data gives batches that are not (tensor, ...) with a row for each sample")
             rows = self.recalled(drawn.ids, note)
+            self.fed += 1
             if rows is not None:
                 script = self.scripts[len(drawn.ids)]
                 with self.splice.playing(script, self.giver(drawn.ids, rows)):
@@ -159,5 +161,7 @@ class CachedPrefix(RequiresGrad):
         assert order is not None
         return lambda: as_laid_out(ready.pop() if ready else self.memory.get(ids), order)
 
-    def left_out(self, steps: int) -> list[tuple[str, float]]:
-        return [(name, self.played / steps) for name in [*self.within, self.end] if name is not None] if self.played else []
+    def left_out(self) -> list[tuple[str, float]]:
+        return (
+            [(name, self.played / self.fed) for name in [*self.within, self.end] if name is not None] if self.played else []
+        )

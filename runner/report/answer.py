@@ -98,7 +98,8 @@ def advice(standings: Sequence[Standing]) -> tuple[str, str]:
     names = [one.method for one in pool]
     saving = cheapest({one.method: one.judged for one in pool})
     baseline = [one.method for one in pool if one.runs[0].record["method"].get("_target_") == BASELINE]
-    chosen = saving[0] if saving else (baseline or names)[0]
+    least = saving[0] if saving else names
+    chosen = next((name for name in least if name in baseline), least[0])
     others = [name for name in names if name != chosen]
     alike = ", and trained the rest to the same bits" if any(one.rested("identical") for one in pool) else ""
     said = f"{chosen} kept every frozen bit in {_kept(pool[names.index(chosen)])}"
@@ -106,7 +107,11 @@ def advice(standings: Sequence[Standing]) -> tuple[str, str]:
         return f"Use {chosen}", f"{said}; {_why_alone([one for one in held if one.method != chosen])}."
     said += f". So did {listed(others)}{alike}"
     if saving:
-        return f"Use {chosen}", f"{said}. It is the cheapest of them: {saving[1]}."
+        if len(least) == len(names):
+            return f"Use {chosen}", f"{said}, at the same cost: {saving[1]}."
+        others = [name for name in least if name != chosen]
+        beside = f"{listed(others)} and it are the cheapest of them" if others else "It is the cheapest of them"
+        return f"Use {chosen}", f"{said}. {beside}: {saving[1]}."
     return (
         f"Use {chosen}",
         f"{said}. {'Any of them will do' if chosen not in baseline else 'Among equals, it is torch’s own way'}.",

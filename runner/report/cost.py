@@ -9,7 +9,7 @@ from runner.report.keys import given
 from runner.report.read import Run
 from runner.rows import COSTS, MEASURED
 
-FLOPS, SAVED = ("flops_forward", "flops_backward"), "saved_bytes"
+FLOPS, KEPT = ("flops_forward", "flops_backward"), ("saved_bytes", "gradient_bytes", "optimizer_state_bytes")
 METERED = (*MEASURED, "parameter_bytes")
 UNFROZEN = "runner.methods.none.NoMethod"
 
@@ -19,15 +19,18 @@ def costs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
     Elsewhere they are as the run predicted them. Empty where no run was metered.
     """
-    unfrozen = {run.record["setting"]: run.record["cost"] for run in runs if _is_unfrozen(run)}
+    unfrozen = {(run.record["setting"], run.record["buffers"]): run.record["cost"] for run in runs if _is_unfrozen(run)}
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
-        own, base = run.record["cost"], unfrozen.get(run.record["setting"], {})
+        own, base = run.record["cost"], unfrozen.get((run.record["setting"], run.record["buffers"]), {})
         measured = {
             f"{key}_share": own[key] / base[key]
             for key in MEASURED
             if isinstance(own.get(key), (int, float)) and isinstance(base.get(key), (int, float)) and base[key]
         }
+        whole, total = flops(base), flops(own)
+        if whole and total is not None:
+            measured["flops_share"] = total / whole
         found[run.label] = {**own, **measured}
     if not any(run.record["cost"] for run in runs):
         return {label: {} for label in found}
@@ -35,25 +38,18 @@ def costs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     return {label: {key: own.get(key) for key in known} for label, own in found.items()}
 
 
-def flops(cost: Mapping[str, Any], suffix: str = "") -> float | None:
+def flops(cost: Mapping[str, Any]) -> float | None:
     """Forward and backward together."""
-    parts = [cost.get(key + suffix) for key in FLOPS]
+    parts = [cost.get(key) for key in FLOPS]
     return sum(parts) if all(isinstance(part, (int, float)) for part in parts) else None  # type: ignore[arg-type]
-
-
-def flops_share(cost: Mapping[str, Any]) -> float | None:
-    """The FLOPs of a step as a share of the unfrozen baseline's."""
-    whole = [own / share for own, share in ((cost.get(k), cost.get(f"{k}_share")) for k in FLOPS) if own and share]
-    total = flops(cost)
-    return total / sum(whole) if total is not None and len(whole) == len(FLOPS) else None
 
 
 def _is_unfrozen(run: Run) -> bool:
     return run.finished and run.record["method"].get("_target_") == UNFROZEN
 
 
-def cheapest(methods: Mapping[str, Sequence[Run]]) -> tuple[str, str] | None:
-    """The method with the fewest FLOPs, of equal ones the fewest bytes saved for backward, and that in words.
+def cheapest(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], str] | None:
+    """The methods with the fewest FLOPs, of equal ones the fewest bytes saved, of gradients and of state; and that in words.
 
     Over the settings that all of them ran in with their FLOPs metered; None where there is no such setting.
     """
@@ -62,18 +58,21 @@ def cheapest(methods: Mapping[str, Sequence[Run]]) -> tuple[str, str] | None:
     if not shared:
         return None
     means = {
-        method: tuple(sum(own[setting][part] for setting in shared) / len(shared) for part in (0, 1))
+        method: tuple(sum(own[setting][part] for setting in shared) / len(shared) for part in range(len(KEPT) + 1))
         for method, own in metered.items()
     }
-    best = min(means, key=lambda method: means[method])
-    return best, f"{means[best][0]:.3g} FLOPs and {means[best][1]:.3g} saved bytes a run"
+    least = min(means.values())
+    return [
+        method for method in means if means[method] == least
+    ], f"{least[0]:.3g} FLOPs and {least[1]:.3g} saved bytes a step"
 
 
-def _by_setting(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[float, float]]:
+def _by_setting(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[float, ...]]:
     found = {}
     for run in runs:
         cost = run.record["cost"]
-        if all(cost.get(key) is not None for key in FLOPS):
+        total = flops(cost)
+        if total is not None:
             setting = sorted(f"{key}={value}" for key, value in given(run).items() if not key.startswith("method"))
-            found[tuple(setting)] = (sum(cost[key] for key in FLOPS), cost.get(SAVED) or 0.0)
+            found[tuple(setting)] = (total, *(cost.get(key) or 0.0 for key in KEPT))
     return found

@@ -24,6 +24,7 @@ ALONE = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # the folder of a run t
 TEXTS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest")
 LISTS = ("overrides", "notes", "couplings")
 MAPPINGS = ("method", "versions", "git")
+WORDS = ("flops_counted_on", "peak_memory_by", "why_small")  # among the figures of cost
 NUMBERS = ("loss_first", "loss_last", "seed", "threads")
 
 
@@ -110,7 +111,7 @@ def sound(record: Record | None, problems: list[str]) -> Record:
     made["counts"] = {word: n if _is(n := taken.get("counts", {}).get(word), int) and n else 0 for word in VERDICTS}
     costs = taken.get("cost", {}).items()
     made["cost"] = {clean(key): finite(value) for key, value in costs if _is(value, (int, float))}
-    made["cost"] |= {clean(key): clean(value) for key, value in costs if isinstance(value, str)}
+    made["cost"] |= {clean(key): clean(value) for key, value in costs if isinstance(value, str) and key in WORDS}
     made["status"] = taken.get("status")
     if made["status"] not in STATUSES:
         made["reason"] = clean(f"{RECORD} has a status that this version does not know: {given['status']!r}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from runner.folder import NOT_HASHED
-from runner.report.cost import costs, flops, flops_share
+from runner.report.cost import costs, flops
 from runner.report.hydra_files import read_config
 from runner.report.keys import Cell, by_method, cells, given, swept
 from runner.report.measured import Tensor
@@ -33,7 +33,7 @@ def _share(value: float | None) -> str:
 
 PRICES: dict[str, Callable[[Mapping[str, Any]], str]] = {  # of a step; all figures are in comparison.csv
     "GFLOP": lambda cost: "" if (total := flops(cost)) is None else shown(total / 1e9),
-    "of unfrozen": lambda cost: _share(flops_share(cost)),
+    "of unfrozen": lambda cost: _share(cost.get("flops_share")),
     "saved MiB": _number("saved_bytes", 2**20),
     "gradients MiB": _number("gradient_bytes", 2**20),
     "state MiB": _number("optimizer_state_bytes", 2**20),

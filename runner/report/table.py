@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from runner.folder import CHANGES, LOG
-from runner.report.cost import costs, flops, flops_share
+from runner.report.cost import costs, flops
 from runner.report.keys import given, in_order, swept
 from runner.report.measured import read_rows
 from runner.report.read import MEASURED, Run
@@ -106,7 +106,7 @@ def print_comparison(table: DataFrame, console: Console) -> None:
 
 def prices(cost: Mapping[Any, Any]) -> tuple[str, str, str]:
     """GFLOP of a step, that as a share of the unfrozen baseline, and MiB saved for backward; empty where unknown."""
-    total, share, saved = flops(cost), flops_share(cost), cost.get("saved_bytes")
+    total, share, saved = flops(cost), cost.get("flops_share"), cost.get("saved_bytes")
     known = total is not None and total == total
     return (
         f"{total / 1e9:.4g}" if known and total is not None else "",
