@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from runner.rows import COSTS
+
 COLOURS = {
     "held": "green",
     "leaked": "bold red",
@@ -104,9 +106,11 @@ def cost_lines(cost: dict[str, Any]) -> Iterator[str]:
     """What a step cost beside training everything, and why freezing saves little where it does; nothing where unmetered."""
     if not cost:
         return
+    cost = {**dict.fromkeys(COSTS), **cost}  # an older record has fewer
     parts = []
-    if cost["flops_forward"] is not None and cost["flops_backward"] is not None:
-        total = (cost["flops_forward"] + cost["flops_backward"]) / 1e9
+    flops = [cost[key] for key in ("flops_forward", "flops_backward")]
+    if None not in flops:
+        total = sum(flops) / 1e9
         parts.append(f"{total:.4g} GFLOP{_share(cost['flops_share'])}")
     for key, what in BYTES.items():
         if cost[key] is not None:

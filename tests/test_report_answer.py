@@ -69,14 +69,14 @@ def test_once_costs_are_metered_the_cheapest_of_those_that_held_is_to_be_used():
     make_run(SWEEP, "detach", cost=metered(10, 5, 5))
     make_run(SWEEP, "none", rows=LEAKED, cost=metered(1, 1, 1))
     assert answer().headline == "Use detach"
-    assert answer().lead.endswith("It is the cheapest of them: 15 FLOPs and 5 saved bytes a step.")
+    assert answer().lead.endswith("It is the cheapest of them: 1.5e-08 GFLOP and 4.768e-06 MiB saved for backward a step.")
 
 
 def test_among_equally_cheap_methods_torchs_own_way_is_to_be_used_and_the_tie_is_said():
     for method in ("detach", "requires_grad"):
         make_run(SWEEP, method, cost=metered(10, 5, 5))
     assert answer().headline == "Use requires_grad"
-    assert answer().lead.endswith(", at the same cost: 15 FLOPs and 5 saved bytes a step.")
+    assert answer().lead.endswith(", at the same cost: 1.5e-08 GFLOP and 4.768e-06 MiB saved for backward a step.")
     make_run(SWEEP, "zero_lr", cost=metered(10, 20, 5))
     assert "detach and it are the cheapest of them" in answer().lead
 
@@ -86,8 +86,15 @@ def test_of_equally_many_flops_the_fewer_saved_bytes_are_cheaper_and_only_shared
     make_run(SWEEP, "two", "clip=1", cost=metered(1, 1, 3))
     make_run(SWEEP, "two", "clip=2", cost=metered(9, 9, 9))
     found = by_method(runs())
-    assert cheapest(found) == (["two"], "2 FLOPs and 3 saved bytes a step")
+    assert cheapest(found) == (["two"], "2e-09 GFLOP and 2.861e-06 MiB saved for backward a step")
     assert cheapest({"two": found["two"][:1], "one": []}) is None
+
+
+def test_a_method_that_saves_little_says_why_and_where():
+    at_the_end = "the frozen part is at the end: backward still runs through it"
+    make_run(SWEEP, "requires_grad", "freeze=fc", cost=metered(10, 20, 5) | {"why_small": at_the_end})
+    make_run(SWEEP, "requires_grad", "freeze=backbone", cost=metered(10, 5, 5) | {"why_small": ""})
+    assert ("Saves little", [f"requires_grad: {at_the_end}; under freeze=fc"]) in answer().points
 
 
 def test_nothing_is_said_of_cost_where_none_is_metered():

@@ -11,6 +11,7 @@ from runner.report.keys import by_method, given, swept
 from runner.report.read import Run
 from runner.report.rest import BASELINE, rests
 from runner.report.text import counted, listed
+from runner.summary import cost_lines
 
 Points = list[tuple[str, list[str]]]
 
@@ -138,6 +139,7 @@ def points(standings: Sequence[Standing], runs: Sequence[Run]) -> Points:
         ("Held", _held(standings)),
         ("Leaked", [_leaked(one) for one in standings if one.leaked]),
         ("Trained the rest", _rest(standings)),
+        ("Saves little", [line for one in standings for line in _saves_little(one)]),
         ("Idle", [f"{counted(len(idle), 'run')} left something trainable unmoved: {causes(idle, 'idle')}"] if idle else []),
         ("Unfinished", [line for one in standings for line in _unfinished(one)]),
     ]
@@ -191,6 +193,15 @@ def _rest(standings: Sequence[Standing]) -> list[str]:
             why = dict.fromkeys(one.rest[run.label][1] for run in other)
             lines.append(f"otherwise: {one.method}, in {len(other)} of {counted(compared, 'run')} ({listed(list(why))})")
     return lines
+
+
+def _saves_little(one: Standing) -> list[str]:
+    by_why: dict[str, list[Run]] = {}
+    for run in one.judged:
+        if (why := run.record["cost"].get("why_small")) and not one.leaked:
+            by_why.setdefault(str(why), []).append(run)
+    told = {why: under(runs, one.judged) for why, runs in by_why.items()}
+    return [f"{one.method}: {why}{'; under ' + where if where else ''}" for why, where in told.items()]
 
 
 def _unfinished(one: Standing) -> list[str]:
@@ -247,6 +258,7 @@ def of_run(run: Run) -> Answer:
         ("Idle", [listed(idle)] if idle else []),
         ("Drifted", [f"{counted(counts['drifted'], 'live buffer')}, as PyTorch's do"] if counts["drifted"] else []),
         ("Bits compared", [looks] if looks else []),
+        ("Cost", list(cost_lines(record["cost"]))),
         ("Notes", record["notes"]),
     ]
     return Answer(headline, lead, [(term, lines) for term, lines in found if lines])

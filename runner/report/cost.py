@@ -64,7 +64,7 @@ def cheapest(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], str] | No
     least = min(means.values())
     return [
         method for method in means if means[method] == least
-    ], f"{least[0]:.3g} FLOPs and {least[1]:.3g} saved bytes a step"
+    ], f"{least[0] / 1e9:.4g} GFLOP and {least[1] / 2**20:.4g} MiB saved for backward a step"
 
 
 def _by_setting(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[float, ...]]:

@@ -41,7 +41,6 @@ PRICES: dict[str, Callable[[Mapping[str, Any]], str]] = {  # of a step; all figu
     "forward s": _number("seconds_forward"),
     "backward s": _number("seconds_backward"),
     "step s": _number("seconds_step"),
-    "why so much": lambda cost: cost.get("why_small") or "",
 }
 
 
