@@ -5,17 +5,14 @@ from __future__ import annotations
 import csv
 import os
 import platform
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
-from benchmarks.timing import ROOT
+from benchmarks import timing
 
 Row = dict[str, Any]
 FOLDER = Path(__file__).with_name("results")
@@ -32,20 +29,9 @@ class Used:
 
 
 def measured(command: Sequence[str]) -> Used:
-    """Run a command from the project's root, one torch thread unless it says otherwise; RuntimeError where it fails.
-
-    The peak is that of the largest single process. It holds only while this process is small: a child starts as its copy.
-    """
-    with tempfile.TemporaryFile() as said:
-        start = perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(process.pid, 0)
-        wall = perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            said.seek(0)
-            raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}\n{said.read().decode()[-3000:]}")
-    return Used(used.ru_utime + used.ru_stime, wall, used.ru_maxrss * 1024)
+    """What a command took, by `timing.measured`."""
+    took, peak = timing.measured(command)
+    return Used(took.cpu, took.wall, peak)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

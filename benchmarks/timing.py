@@ -36,10 +36,11 @@ def now() -> Time:
     return Time(process_time(), perf_counter())
 
 
-def child(command: Sequence[str]) -> Time:
-    """Run a command from the project's root and return what it took, its own children included.
+def measured(command: Sequence[str]) -> tuple[Time, int]:
+    """Run a command from the project's root; what it took, its own children included, and its peak resident bytes.
 
-    Raises RuntimeError with what it wrote where its exit code is not 0.
+    The peak is that of the largest single process, and holds only while this one is small: a child starts as its copy.
+    Raises RuntimeError with what the command wrote where its exit code is not 0.
     """
     with tempfile.TemporaryFile() as said:
         start = perf_counter()
@@ -49,8 +50,13 @@ def child(command: Sequence[str]) -> Time:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
             said.seek(0)
-            raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}\n{said.read().decode()[-2000:]}")
-    return Time(used.ru_utime + used.ru_stime, wall)
+            raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}\n{said.read().decode()[-3000:]}")
+    return Time(used.ru_utime + used.ru_stime, wall), used.ru_maxrss * 1024
+
+
+def child(command: Sequence[str]) -> Time:
+    """Run a command from the project's root and return what it took, as `measured` does."""
+    return measured(command)[0]
 
 
 def say(what: str, ratios: Sequence[float], target: float | None = None, note: str = "") -> None:

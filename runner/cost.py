@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.config import Config
-from runner.flops import META, Count, Task, Weightless, count, storages_in, tensors_in
+from runner.flops import META, Count, Task, Weightless, count, storages_in
 from runner.rows import COSTS, PREDICTED, SECONDS
 from runner.selection import Selection
+from runner.tensors import tensors_in
 from runner.train import needs_closure
 
 Cost = dict[str, Any]
@@ -27,9 +28,7 @@ WARM_UP = 3  # steps that are not timed, where there are more
 FREEZING = ("method", "freeze", "schedule")  # the settings in which a run and its unfrozen baseline differ
 COUNTED = "tensors of forward and backward counted, without the scratch memory of kernels"
 SMALL_SAVING = 0.9  # of the baseline's FLOPs: from here on the summary says why
-_counted: dict[
-    tuple[Any, ...], Count
-] = {}  # in this process, so that a sweep counts once for each model, input and frozen set
+_counts: dict[tuple[Any, ...], Count] = {}  # of this process: a sweep counts once for each model, input and frozen set
 
 
 @dataclass
@@ -154,34 +153,29 @@ class Counter(Meter):
         Resident size hangs on what the process did before, and torch's profiler, with which the count agrees, takes half a
         second and writes to the terminal. What a step makes for itself and what a method keeps are not in it.
         """
-        buffers = _bytes((buffer, [buffer]) for buffer in model.buffers())
-        batch = _bytes((tensor, [tensor]) for tensor in tensors_in(self.batch))
-        return buffers + batch + cost["parameter_bytes"] + cost["optimizer_state_bytes"] + now.peak_bytes
+        return (
+            _bytes([*model.buffers(), self.batch]) + cost["parameter_bytes"] + cost["optimizer_state_bytes"] + now.peak_bytes
+        )
 
 
 def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
     """The bytes of gradients, optimizer state and parameters, and of the frozen part's; read from the run itself."""
-    gradients = [(parameter, list(tensors_in(parameter.grad))) for parameter in parameters]
-    states = [(key, list(tensors_in(state))) for key, state in optimizer.state.items()]
-    own = not needs_closure(optimizer)  # LBFGS keeps the state of all under one
-    frozen = [(key, held) for key, held in states if isinstance(key, Tensor) and key in selection]
+    frozen = [state for key, state in optimizer.state.items() if isinstance(key, Tensor) and key in selection]
     return {
-        "gradient_bytes": _bytes(gradients),
-        "optimizer_state_bytes": _bytes(states),
-        "parameter_bytes": _bytes([(parameter, [parameter]) for parameter in parameters]),
-        "frozen_gradient_bytes": _bytes((p, held) for p, held in gradients if p in selection),
-        "frozen_optimizer_state_bytes": _bytes(frozen) if own else None,
+        "gradient_bytes": _bytes([parameter.grad for parameter in parameters]),
+        "optimizer_state_bytes": _bytes(optimizer.state),
+        "parameter_bytes": _bytes(parameters),
+        "frozen_gradient_bytes": _bytes([parameter.grad for parameter in parameters if parameter in selection]),
+        # LBFGS keeps the state of all under one parameter.
+        "frozen_optimizer_state_bytes": None if needs_closure(optimizer) else _bytes(frozen),
     }
 
 
 def shares(cost: Cost, baseline: Count, optimizer: Optimizer) -> Cost:
     """What of the unfrozen baseline each figure is; a byte of a parameter there has as much state as one that is stepped."""
     unfrozen: Cost = {key: getattr(baseline, key, None) for key in PREDICTED}
-    stepped = _bytes(
-        (key, [key])
-        for key, state in optimizer.state.items()
-        if isinstance(key, Tensor) and next(tensors_in(state), None) is not None
-    )
+    with_state = [key for key, state in optimizer.state.items() if isinstance(key, Tensor) and _bytes(state)]
+    stepped = _bytes(with_state)
     if stepped and not needs_closure(optimizer):
         unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / stepped * baseline.gradient_bytes
     found = {f"{key}_share": cost[key] / unfrozen[key] for key in PREDICTED if cost[key] is not None and unfrozen[key]}
@@ -196,7 +190,6 @@ class Clock(Counter):
         super().watched(task, optimizer, undo)
         self.seconds: list[tuple[float, float, float]] = []
         self.forward: list[float] = []  # begin and end, since the last step
-        self.stepped = False
 
         def timed(model: nn.Module, batch: Any) -> Tensor:
             begin = self.read_clock()
@@ -278,14 +271,13 @@ def _shapes(batch: Any) -> list[Any]:
     return [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors_in(batch)]
 
 
-def _bytes(held: Iterable[tuple[Tensor, list[Tensor]]]) -> int:
-    """The bytes of all tensors held, each storage once."""
-    storages = {storage.data_ptr(): storage.nbytes() for _, tensors in held for storage in storages_in(tensors)}
-    return sum(storages.values())
+def _bytes(value: Any) -> int:
+    """The bytes of all tensors in nested dicts, lists and tuples, each storage once."""
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages_in(value)}.values())
 
 
 def _once(kinds: tuple[type, ...], what: Any, counting: Callable[[], Count]) -> Count:
     key = (*kinds, json.dumps(what, sort_keys=True, default=str))
-    if key not in _counted:
-        _counted[key] = counting()
-    return _counted[key]
+    if key not in _counts:
+        _counts[key] = counting()
+    return _counts[key]

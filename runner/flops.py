@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from runner.machine import kept_random_state
-from runner.tensors import entries
+from runner.tensors import each_tensor, entries, tensors_in
 
 Task = Callable[[nn.Module, Any], Tensor]
 META, REAL = "a meta copy", "a real batch"
@@ -79,7 +79,7 @@ class Weightless:
     def count(self, task: Task, batch: Any) -> Count:
         """Count one step on a batch of this one's shapes."""
         with kept_random_state(), _plain_attention(), self.mode:
-            return _counted(self.model, task, _each(batch, self.mode.from_tensor), META)
+            return _counted(self.model, task, each_tensor(batch, self.mode.from_tensor), META)
 
 
 def count(model: nn.Module, task: Task, batch: Any) -> Count:
@@ -95,7 +95,7 @@ def count(model: nn.Module, task: Task, batch: Any) -> Count:
         with kept_random_state(), _plain_attention():
             twin = copy.deepcopy(model)
             twin.zero_grad()
-            return _counted(twin, task, _each(batch, Tensor.clone), REAL)
+            return _counted(twin, task, each_tensor(batch, Tensor.clone), REAL)
 
 
 @contextmanager
@@ -131,17 +131,6 @@ class _Live(TorchDispatchMode):
         self.bytes -= size
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested dicts, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from tensors_in(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
-
-
 def storages_in(value: Any) -> Iterator[torch.UntypedStorage]:
     """The storage of every tensor in nested dicts, lists and tuples; of a sparse one those of its indices and values."""
     for tensor in tensors_in(value):
@@ -149,14 +138,6 @@ def storages_in(value: Any) -> Iterator[torch.UntypedStorage]:
             yield from (tensor._indices().untyped_storage(), tensor._values().untyped_storage())
         elif tensor.layout is torch.strided:
             yield tensor.untyped_storage()
-
-
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _each(part, change) for key, part in value.items()}
-    return [_each(part, change) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:

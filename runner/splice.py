@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner.tensors import each_tensor
+
 
 class ReachedEndError(Exception):
     """The end of the prefix, where a forward pass was to stop. `output`: what it gave."""
@@ -147,18 +149,6 @@ class Stub:
         vars(self.module).pop("forward", None)
         if self.own is not None:
             vars(self.module)["forward"] = self.own
-
-
-def each_tensor(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """A value with every tensor in its tuples, lists and dicts changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: each_tensor(part, change) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        parts = [each_tensor(part, change) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
 
 
 @torch.random.fork_rng()  # a forward pass may draw

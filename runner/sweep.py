@@ -85,7 +85,7 @@ def settled_folder(config: DictConfig) -> Path:
         folder = sweeps[-1].absolute()
     else:
         folder = Path(config.hydra.sweep.dir).absolute()
-    quoted = str(folder).replace("\\'", "\\\\\\'").replace("'", "\\'")
+    quoted = str(folder).replace("'", "\\'")
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.sweep.dir = str(folder)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from runner.errors import ConfigError
+from runner.folder import write_text
 from runner.report.find import find
+from runner.report.ours import PAGE, ours
 from runner.report.text import clean, counted
 
 
@@ -42,7 +44,7 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The folders and the page's name."""
     parser = Parser(prog="python -m runner.report", description="One table and one page from any run folders.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, a sweep folder, or any folder above such")
-    parser.add_argument("-o", "--out", default="report.html", metavar="FILE", help="the page (default: ./report.html)")
+    parser.add_argument("-o", "--out", default=PAGE, metavar="FILE", help=f"the page (default: ./{PAGE})")
     return parser.parse_args(arguments)
 
 
@@ -57,7 +59,7 @@ def report(folders: Sequence[Path], out: Path) -> None:
         where = ", ".join(map(str, folders))
         beside = f"; {counted(found.foreign, 'folder')} of other Hydra projects passed over" if found.foreign else ""
         raise ConfigError(f"no run found below {where}{beside}; give a folder that holds run.json, or one above such")
-    from runner.report.files import PAGE, page_of, write_page  # here, for pandas takes its time and an error should not
+    from runner.report.files import page_of  # here, for pandas takes its time and an error should not
     from runner.report.page import unread
     from runner.report.read import read_run
     from runner.report.table import comparison, print_comparison
@@ -73,7 +75,7 @@ def report(folders: Sequence[Path], out: Path) -> None:
     title = clean(", ".join(folder.resolve().name for folder in folders)) or PAGE
     html = page_of(runs, title, remarks=remarks)
     try:
-        write_page(out, html)
+        write_text(out, html)
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}") from error
     print(f"page: {out}")
@@ -81,13 +83,11 @@ def report(folders: Sequence[Path], out: Path) -> None:
 
 def refuse_place(out: Path) -> None:
     """Raise ConfigError where the page cannot be written, or would take the place of a file that is not one."""
-    from runner.report.ours import ours
-
     if out.is_dir():
-        raise ConfigError(f"{out} is a folder; give -o a file, such as {out / 'report.html'}")
+        raise ConfigError(f"{out} is a folder; give -o a file, such as {out / PAGE}")
     if not out.parent.is_dir():
         raise ConfigError(f"there is no folder {out.parent}; make it, or give -o another file")
-    if not ours(out, "report.html"):
+    if not ours(out, PAGE):
         raise ConfigError(f"{out} was not written by freeze-runner, and is left as it is; give -o another file")
     if not os.access(out.parent, os.W_OK):
         raise ConfigError(f"cannot write into {out.parent}; give -o another file")

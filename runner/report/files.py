@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.folder import CHANGES, write_text, write_whole
+from runner.folder import CHANGES, write_whole
 from runner.report import pictures
 from runner.report.grid import MARKS, Grid, grid
 from runner.report.ours import PAGE, ours
@@ -77,8 +77,3 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 def _text(path: Path, text: str) -> None:
     path.write_bytes(text.encode())
-
-
-def write_page(path: Path, html: str) -> None:
-    """Write a page, whole or not at all."""
-    write_text(path, html)
