@@ -7,7 +7,7 @@ global random state does not change the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import ConfigError
+from runner.tensors import each_tensor
 
 Batch = tuple[Tensor, Tensor]
 
@@ -117,9 +118,5 @@ def _shuffled(samples: int, batch_size: int, count: int, seed: int) -> Iterator[
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with every tensor in its tuples, lists and dicts on the device."""
-    if isinstance(batch, Mapping):
-        return {key: to_device(part, device) for key, part in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return [to_device(part, device) for part in batch]
-    return batch.to(device) if isinstance(batch, torch.Tensor) else batch
+    """A batch with every tensor in its tuples, lists and mappings on the device."""
+    return each_tensor(batch, lambda tensor: tensor.to(device))
