@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 import runner
 from runner.before import Refused
 from runner.config import CONF, steps_of
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, WITH_TABLES
 from runner.errors import ConfigError
-from runner.folder import LOG
 from runner.identity import CUSTOM, freeze_name, method_name
 from runner.limits import leave_at_once, on_interrupt
 from runner.refusal import short_message
@@ -27,7 +27,7 @@ def main() -> int:
     """Carry out the command line and return its exit code; see the table of exit codes in the README."""
     if sys.argv[1:] == ["--version"]:
         print(f"freeze-runner {runner.__version__}")
-        return 0
+        return EXIT_DONE
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would otherwise print, and exit 1 for
     codes: list[int] = []
 
@@ -39,35 +39,35 @@ def main() -> int:
             raise
         except OSError as error:
             print(f"freeze-runner: failed: the record cannot be written: {error}", file=sys.stderr)
-            codes.append(1)
+            codes.append(EXIT_FAILED)
         except Exception:  # ours: what a run itself does wrong, `perform` records
             traceback.print_exc()
-            codes.append(1)
+            codes.append(EXIT_FAILED)
 
     try:
         with on_interrupt(leave_at_once):
             job()
     except KeyboardInterrupt:
         print("freeze-runner: interrupted", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     except Refused as refused:
         return refuse(str(refused.code))
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return EXIT_FAILED
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return refuse(short_message(error))
     except OSError as error:
         where = error.filename or "the output folder"
         return refuse(f"cannot write {where}: {error.strerror}; give hydra.run.dir=DIR (hydra.sweep.dir in a sweep)")
     except SystemExit as left:
-        return left.code if isinstance(left.code, int) else 0 if left.code is None else refuse(str(left.code))
+        return left.code if isinstance(left.code, int) else EXIT_DONE if left.code is None else refuse(str(left.code))
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "Config group override")):  # Hydra's
             return refuse(str(error))
         traceback.print_exc()
-        return 1
-    return max(codes, default=0)
+        return EXIT_FAILED
+    return max(codes, default=EXIT_DONE)
 
 
 def carry_out(config: DictConfig) -> int:
@@ -83,7 +83,7 @@ def carry_out(config: DictConfig) -> int:
 
     with summary.progress(steps_of(config), console) as on_step:
         result = job.perform(config, on_step, on_warning=on_warning)
-    if result.status in ("finished", "interrupted"):
+    if result.status in WITH_TABLES:
         from runner.report.files import write_run_page
 
         summary.show(result, title(config), console, said=warned)
@@ -112,7 +112,7 @@ def title(config: DictConfig) -> str:
 def refuse(message: str) -> int:
     """Say one short message where errors go; returns exit code 2."""
     print(f"freeze-runner: {message}", file=sys.stderr)
-    return 2
+    return EXIT_REFUSED
 
 
 if __name__ == "__main__":

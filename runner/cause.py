@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
 
+from runner.contract import LeakCause
 from runner.replay import causes_in_step
 from runner.tensors import Entry, same_bits
 
@@ -78,8 +79,8 @@ class Witness:
         self.stepping = self.evaluates = self.hooked = False
         self.stepped: list[int] = []  # the optimizer of each step that has ended
         self.replayed: set[str] = set()  # those whose move the replay of this step has sought
-        self.in_step: dict[str, str] = {}
-        self.causes: dict[str, str] = {}
+        self.in_step: dict[str, LeakCause] = {}
+        self.causes: dict[str, LeakCause] = {}
         self.reasons: dict[str, str] = {}
         # Hooks for all modules, for those of a module would turn off the fast path of a transformer in inference mode.
         self.hooks = [
@@ -123,8 +124,9 @@ class Witness:
         now = {name: suspect.now for name, suspect in self.suspects.items() if name not in self.causes}
         return {name: at for name, at in now.items() if at is not None and not same_bits(self.start[name], at)}
 
-    def _told(self, name: str, writers: set[str]) -> str:
-        for outside in ("forward_write", "outside_write"):
+    def _told(self, name: str, writers: set[str]) -> LeakCause | Literal[""]:
+        outsiders: tuple[LeakCause, ...] = ("forward_write", "outside_write")
+        for outside in outsiders:
             if outside in writers:
                 return outside
         if name not in self.replayed or name in self.in_step or name in self.reasons:
@@ -200,7 +202,7 @@ class Witness:
 
 def try_causes(
     optimizer: Optimizer, suspects: Mapping[str, Tensor], declared: Sequence[float], with_closure: bool = False
-) -> tuple[dict[str, str], str]:
+) -> tuple[dict[str, LeakCause], str]:
     """The causes that a replay of the step finds, and, where it cannot be replayed, none and the reason."""
     try:
         return causes_in_step(optimizer, suspects, declared, with_closure), ""

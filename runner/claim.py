@@ -11,8 +11,9 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Protocol, TextIO
 
+from runner.contract import RECORD, RUNNING
 from runner.errors import ConfigError
-from runner.folder import RECORD, RUNNING, discard
+from runner.folder import discard
 
 
 @contextmanager

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.config import Config
+from runner.contract import COSTS, PREDICTED, SECONDS, Cost
 from runner.flops import META, Count, Task, Weightless, count, storages_in
-from runner.rows import COSTS, PREDICTED, SECONDS
 from runner.selection import Selection
 from runner.tensors import tensors_in
 from runner.train import needs_closure
 
-Cost = dict[str, Any]
 LeftOut = Iterable[tuple[str, float]]
 WARM_UP = 3  # steps that are not timed, where there are more
 FREEZING = ("method", "freeze", "schedule")  # the settings in which a run and its unfrozen baseline differ

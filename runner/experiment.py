@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from runner.build import build_a
 from runner.changes import Snapshot, snapshot, trained_digest
 from runner.config import Config
+from runner.contract import Coupling, Row
 from runner.cost import Cost, Meter, build_meter
 from runner.errors import SkippedError
 from runner.findings import Report
@@ -24,7 +25,6 @@ from runner.machine import machine, pick_device, seed_all
 from runner.methods.base import FreezingMethod
 from runner.passes import drawn
 from runner.preflight import Stage
-from runner.rows import Row
 from runner.schedule import Phase, build_phases, spans
 from runner.schedulers import build_scheduler
 from runner.selection import Selection, select_as_declared
@@ -72,7 +72,7 @@ class Outcome:
     device: str
     threads: int
     trained_digest: str
-    couplings: list[str]
+    couplings: list[Coupling]
     cost: Cost
     interrupted: bool
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from runner.rows import COLUMNS, Row
+from runner.contract import COLUMNS, Row
 from runner.selection import Selection
 
 if TYPE_CHECKING:

@@ -13,12 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "runner.log", "model.safetensors"
-RUNNING = ".running"  # locked by a run that is in progress
-RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # of a run in a sweep, as runner.identity.run_name gives it
+from runner.contract import CHANGES, LOG, RECORD, STEPS, Record
 
-# What only says where and how a run is carried out; two configs that differ just in these are the same run.
-NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost")
+RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # of a run in a sweep, as runner.identity.run_name gives it
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -44,7 +41,7 @@ def discard(folder: Path, *names: str) -> None:
                 path.unlink()
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def write_record(folder: Path, record: Record) -> None:
     """Write `run.json`."""
     write_text(folder / RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n")
 

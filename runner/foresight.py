@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from runner.build import build_a
 from runner.config import Config
+from runner.contract import Coupling
 from runner.hazards import FORESEEN_BY_FLAGS, leaks
 from runner.preflight import Rehearsal, pulls_of_flags, rehearse
 from runner.replay import gradient
@@ -45,10 +46,11 @@ def rehearsed(line: Line, config: Config) -> Rehearsal:
     )
 
 
-def couplings(line: Line, config: Config) -> list[str]:
+def couplings(line: Line, config: Config) -> list[Coupling]:
     """Through what the frozen part's gradients reached the rest: `clip` (they are in the norm), `optimizer`."""
     pulled = any(gradient(tensor) == "present" for tensor in line.selection.parameters.values())
-    return [*(["clip"] if pulled and config.clip is not None else []), *(["optimizer"] if line.couples else [])]
+    by: dict[Coupling, bool] = {"clip": pulled and config.clip is not None, "optimizer": line.couples}
+    return [word for word, is_coupled in by.items() if is_coupled]
 
 
 def labels(line: Line) -> tuple[str, str]:

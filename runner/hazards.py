@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from runner.contract import Row
 from runner.preflight import Rehearsal
-from runner.rows import Row
 
 FORESEEN_BY_FLAGS = ("scheduler", "optimizer_ignores_lr", "weight_decay", "optimizer_state", "optimizer_rule")
 """The causes that need no batch: a gradient, or a write in the forward pass, shows itself only in one."""

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config import CONF
-from runner.folder import NOT_HASHED
+from runner.contract import NOT_HASHED
 
 CUSTOM = "custom"  # what a run's patterns are called when no file of conf/freeze names them
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -20,24 +20,29 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.before import Refused
 from runner.config import CONF, Config, check
-from runner.errors import ConfigError, SkippedError
-from runner.folder import (
+from runner.contract import (
     CHANGES,
+    COLUMNS,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    EXIT_STRICT,
     LOG,
     RECORD,
     STEPS,
     WEIGHTS,
-    csv_text,
-    discard,
-    logging_to,
-    write_record,
-    write_text,
-    write_whole,
+    Record,
+    Row,
+    RunVerdict,
+    Status,
 )
+from runner.errors import ConfigError, SkippedError
+from runner.folder import csv_text, discard, logging_to, write_record, write_text, write_whole
+from runner.identity import config_hash, setting_hash
 from runner.limits import interrupts_held_back, time_limit
 from runner.record import brief, unmeasured
 from runner.refusal import short_message
-from runner.rows import COLUMNS, Row
 from runner.verdict import counts, run_verdict, strayed
 
 if TYPE_CHECKING:
@@ -47,7 +52,7 @@ if TYPE_CHECKING:
     from runner.train import Step
 
 log = logging.getLogger("runner")
-MEASURED = (CHANGES, STEPS, WEIGHTS)  # what only a run that trained leaves
+TABLES = (CHANGES, STEPS, WEIGHTS)  # what only a run that trained leaves
 
 
 @dataclass
@@ -55,17 +60,17 @@ class Result:
     """A run that ended. `record` is what `run.json` holds; `model` is trained, with its flags and modes restored."""
 
     folder: Path
-    record: dict[str, Any]
+    record: Record
     exit_code: int
     rows: list[Row] = field(default_factory=list)
     model: nn.Module | None = None
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         return self.record["status"]
 
     @property
-    def verdict(self) -> str | None:
+    def verdict(self) -> RunVerdict | None:
         return self.record["verdict"]
 
 
@@ -114,9 +119,9 @@ def perform(
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed, HydraConfig.get().runtime.choices["method"])
-    record = unmeasured(config, composed, HydraConfig.get().overrides.task)
-    result = Result(folder, record, exit_code=1)
-    discard(folder, RECORD, *MEASURED)  # of an earlier try, in a sweep that is started again
+    record = record_of(config, composed, HydraConfig.get().overrides.task)
+    result = Result(folder, record, exit_code=EXIT_FAILED)
+    discard(folder, RECORD, *TABLES)  # of an earlier try, in a sweep that is started again
     with logging_to(folder / LOG), interrupts_held_back() as let_through:
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
         try:
@@ -125,21 +130,34 @@ def perform(
                 outcome = trained(result, config, on_step, on_warning, on_error if own_process else None)
             measured(result, outcome, config)
         except SkippedError as skipped:
-            record.update(status="skipped", reason=str(skipped))
-            result.exit_code = 2
+            record.update({"status": "skipped", "reason": str(skipped)})
+            result.exit_code = EXIT_REFUSED
         except KeyboardInterrupt:
-            record.update(status="interrupted", reason="interrupted")
-            result.exit_code = 130
+            record.update({"status": "interrupted", "reason": "interrupted"})
+            result.exit_code = EXIT_INTERRUPTED
         except (Exception, SystemExit) as error:  # a user's `sys.exit()` ends its run, not the sweep
-            discard(folder, *MEASURED)
+            discard(folder, *TABLES)
             record["status"] = "failed"
             record["reason"] = " ".join(str(error).split()) if isinstance(error, ConfigError) else brief(error)
-            result.exit_code = 2 if isinstance(error, ConfigError) else 1
+            result.exit_code = EXIT_REFUSED if isinstance(error, ConfigError) else EXIT_FAILED
             log.error("%s\n%s", record["reason"], traceback.format_exc())
             on_error(error)
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
     return result
+
+
+def record_of(config: Config, composed: DictConfig, overrides: Sequence[str]) -> Record:
+    """The record of a run of this config before it has measured anything."""
+    return unmeasured(
+        overrides=overrides,
+        config_hash=config_hash(composed),
+        method=config.method,
+        buffers=config.freeze.buffers.value,
+        setting=setting_hash(composed),
+        seed=config.seed,
+        device=config.device.value,
+    )
 
 
 def import_all() -> None:
@@ -194,24 +212,27 @@ def measured(result: Result, outcome: Outcome, config: Config) -> None:
         write_whole(result.folder / WEIGHTS, lambda beside: save_model(outcome.model, str(beside)))
     result.rows, result.model = outcome.rows, outcome.model
     result.record.update(
-        verdict=run_verdict(outcome.rows),
-        counts=counts(outcome.rows),
-        loss_first=finite(losses[0]) if losses else None,
-        loss_last=finite(losses[-1]) if losses else None,
-        looks=outcome.looks,
-        notes=[*result.record["notes"], *notes],
-        threads=outcome.threads,
-        device=outcome.device,
-        trained_digest=outcome.trained_digest,
-        couplings=outcome.couplings,
-        cost=outcome.cost,
+        {
+            "verdict": run_verdict(outcome.rows),
+            "counts": counts(outcome.rows),
+            "loss_first": finite(losses[0]) if losses else None,
+            "loss_last": finite(losses[-1]) if losses else None,
+            "looks": outcome.looks,
+            "notes": [*result.record["notes"], *notes],
+            "threads": outcome.threads,
+            "device": outcome.device,
+            "trained_digest": outcome.trained_digest,
+            "couplings": outcome.couplings,
+            "cost": outcome.cost,
+        }
     )
     if outcome.interrupted:
-        result.record.update(status="interrupted", reason=f"interrupted after step {len(losses)} of {config.steps}")
-        result.exit_code = 130
+        reason = f"interrupted after step {len(losses)} of {config.steps}"
+        result.record.update({"status": "interrupted", "reason": reason})
+        result.exit_code = EXIT_INTERRUPTED
     else:
         result.record["status"] = "finished"
-        result.exit_code = 3 if config.strict and strayed(result.record["counts"]) else 0
+        result.exit_code = EXIT_STRICT if config.strict and strayed(result.record["counts"]) else EXIT_DONE
 
 
 def steps_text(steps: list[Step], losses: list[float]) -> str:

@@ -15,11 +15,12 @@ from hydra.plugins.launcher import Launcher
 
 from runner.claim import claimed, died, wait_until_free
 from runner.config import check
+from runner.contract import LOG, STOP, Status
 from runner.errors import ConfigError
-from runner.folder import LOG, logging_to, write_record
+from runner.folder import logging_to, write_record
 from runner.grid import Cell
-from runner.record import brief, unmeasured
-from runner.worker import STOP
+from runner.job import record_of
+from runner.record import brief
 
 log = logging.getLogger("runner")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -84,10 +85,10 @@ def attempt(launcher: Launcher, cells: list[Cell]) -> Exception | None:
     return next((job._return_value for job in ended if job.status is JobStatus.FAILED), None)
 
 
-def record_end(cell: Cell, status: str, reason: str) -> None:
+def record_end(cell: Cell, status: Status, reason: str) -> None:
     """Say in a run's folder why it did not come to say so itself, unless it has meanwhile."""
     composed = pickle.loads(cell.composed)
-    record = unmeasured(check(composed), composed, composed.hydra.overrides.task)
+    record = record_of(check(composed), composed, composed.hydra.overrides.task)
     with claimed(cell.folder):
         if not cell.ended:
             write_record(cell.folder, {**record, "status": status, "reason": reason})

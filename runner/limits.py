@@ -12,6 +12,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from runner.contract import EXIT_FAILED, EXIT_INTERRUPTED
+
 GRACE = 1.0  # seconds beyond its limit that a run's step may take to end by itself, before its process is ended
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
@@ -19,7 +21,7 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 def leave_at_once(*_: Any) -> None:
     """The handler while nothing has begun: an exception amid an import, or in Hydra, would be lost or misread."""
     os.write(2, b"freeze-runner: interrupted\n")
-    os._exit(130)
+    os._exit(EXIT_INTERRUPTED)
 
 
 @contextmanager
@@ -101,7 +103,7 @@ def time_limit(
                 faulthandler.dump_traceback(file)
             on_end(f"the run was not done after timeout={seconds:g} seconds, and no step ended: its process was ended")
         finally:
-            os._exit(1)
+            os._exit(EXIT_FAILED)
 
     timer = threading.Timer(seconds + GRACE, end)
     timer.daemon = True

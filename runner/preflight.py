@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.changes import snapshot
+from runner.contract import Row
 from runner.groups import Group, regroup
 from runner.machine import kept_random_state
 from runner.methods.base import FreezingMethod
 from runner.replay import couples_with, gradient
-from runner.rows import Row
 from runner.schedule import Phase
 from runner.selection import Selection
 from runner.tensors import Entry, entries, now, same_bits

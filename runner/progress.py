@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from runner.folder import RECORD
+from runner.contract import RECORD, Record
 from runner.summary import COLOURS
 
 EVERY = 0.5  # seconds
@@ -26,7 +26,7 @@ class Watched(Protocol):
     @property
     def folder(self) -> Path: ...
     @property
-    def record(self) -> dict[str, Any] | None: ...
+    def record(self) -> Record | None: ...
 
 
 @contextmanager
@@ -67,7 +67,7 @@ class Tally:
     def __init__(self, total: int) -> None:
         self.total, self.ended, self.done, self.failed, self.begun = total, 0, 0, 0, monotonic()
 
-    def count(self, record: dict[str, Any]) -> str:
+    def count(self, record: Record) -> str:
         """Count one more; returns the state of the sweep in words."""
         self.ended += 1
         self.done += record["status"] in ("finished", "skipped")
@@ -83,9 +83,9 @@ class Tally:
         return ", ".join(words)
 
 
-def line(name: str, record: dict[str, Any], tally: Tally, on_terminal: bool) -> str:
+def line(name: str, record: Record, tally: Tally, on_terminal: bool) -> str:
     """One run that ended, in one line; in a pipe, which has no bar, the state of the sweep stands behind it."""
     word = record["verdict"] if record["status"] == "finished" else record["status"]
     reason = f": {escape(record['reason'])}" if record["reason"] else ""
     state = "" if on_terminal else f"  ({tally})"
-    return f"{escape(name)}  [{COLOURS.get(word, 'default')}]{word}[/]{reason}{state}"
+    return f"{escape(name)}  [{COLOURS.get(word or '', 'default')}]{word}[/]{reason}{state}"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig
-
-from runner.config import Config
-from runner.identity import config_hash, setting_hash
+from runner.contract import Record
 from runner.provenance import git, versions
 from runner.verdict import counts
 
 ONCE = ("resume", "plan")  # overrides that belong to one call, not to the run
 
 
-def unmeasured(config: Config, composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def unmeasured(
+    *,
+    overrides: Sequence[str],
+    config_hash: str,
+    method: Mapping[str, Any],
+    buffers: str,
+    setting: str,
+    seed: int,
+    device: str,
+) -> Record:
     """The record of a run that has measured nothing yet: what was asked, on what, and no outcome but `failed`."""
     return {
         "status": "failed",
@@ -27,13 +33,13 @@ def unmeasured(config: Config, composed: DictConfig, overrides: Sequence[str]) -
         "looks": [],
         "notes": [],
         "overrides": lasting(overrides),
-        "config_hash": config_hash(composed),
-        "method": dict(config.method),
-        "buffers": config.freeze.buffers.value,
-        "setting": setting_hash(composed),
-        "seed": config.seed,
+        "config_hash": config_hash,
+        "method": dict(method),
+        "buffers": buffers,
+        "setting": setting,
+        "seed": seed,
         "threads": None,
-        "device": config.device.value,
+        "device": device,
         "trained_digest": None,
         "couplings": [],
         "cost": {},

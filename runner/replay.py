@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from runner.contract import LeakCause
 from runner.groups import rate
 from runner.machine import kept_random_state
 from runner.tensors import same_bits, share_memory
@@ -31,7 +32,7 @@ DECAY = re.compile(r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$")
 
 def causes_in_step(
     optimizer: Optimizer, suspects: Mapping[str, Tensor], declared: Sequence[float], with_closure: bool = False
-) -> dict[str, str]:
+) -> dict[str, LeakCause]:
     """Why a step, from the gradients and the state that are there now, moves each suspect; what it leaves is left out.
 
     `declared` are the rates that the groups were given, by position; `with_closure`: the step is given one. Nothing real
@@ -52,7 +53,7 @@ def causes_in_step(
 
 def _of_the_pulled(
     optimizer: Optimizer, pulled: Mapping[str, Tensor], moves: Callable[..., set[str]], declared: Sequence[float]
-) -> dict[str, str]:
+) -> dict[str, LeakCause]:
     """With a gradient: the scheduler, if the declared rate stops it; a rule that needs no rate; else the gradient itself."""
     rates = [rate(group) for group in optimizer.param_groups]
     known = [*declared, *rates[len(declared) :]]  # groups may have been added since
@@ -67,21 +68,21 @@ def _of_the_pulled(
         for parameter in group["params"]
         if lr == 0 or was == 0
     }
-    found = {}
+    found: dict[str, LeakCause] = {}
     for name, tensor in pulled.items():
-        stepped_anyway = "optimizer_ignores_lr" if id(tensor) in at_zero else "gradient"
+        stepped_anyway: LeakCause = "optimizer_ignores_lr" if id(tensor) in at_zero else "gradient"
         found[name] = stepped_anyway if name in left else "scheduler"
     return found
 
 
-def _of_the_pushed(pushed: set[str], moves: Callable[..., set[str]]) -> dict[str, str]:
+def _of_the_pushed(pushed: set[str], moves: Callable[..., set[str]]) -> dict[str, LeakCause]:
     """Without a gradient: weight decay, what the state had gathered, both together, or the rule itself."""
-    trials: dict[str, tuple[Edit, ...]] = {
+    trials: dict[LeakCause, tuple[Edit, ...]] = {
         "weight_decay": (_without_decay,),
         "optimizer_state": (_with_fresh_state,),
         "weight_decay|optimizer_state": (_without_decay, _with_fresh_state),
     }
-    found = dict.fromkeys(pushed, "optimizer_rule")
+    found: dict[str, LeakCause] = dict.fromkeys(pushed, "optimizer_rule")
     left = set(pushed)
     for cause, changes in trials.items():
         if left:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from runner.rows import COSTS
+from runner.contract import COSTS, Cost, Record, Row
 
 COLOURS = {
     "held": "green",
@@ -35,8 +35,8 @@ class Ended(Protocol):
     """A result, as far as a summary reads it."""
 
     folder: Path
-    record: dict[str, Any]
-    rows: list[dict[str, Any]]
+    record: Record
+    rows: list[Row]
 
 
 def terminal() -> Console:
@@ -82,7 +82,7 @@ def show(result: Ended, title: str, console: Console, said: Sequence[str] = ()) 
     console.print(f"files: {escape(shown(result.folder))}")
 
 
-def answer(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def answer(record: Record, rows: list[Row]) -> str:
     """Held or leaked, in one line."""
     frozen = [row for row in rows if row["frozen"]]
     drifted = record["counts"]["drifted"]
@@ -102,7 +102,7 @@ def answer(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return f"[bold green]HELD[/]  {len(frozen)} of {len(frozen)} frozen tensors kept every bit{beside}"
 
 
-def cost_lines(cost: dict[str, Any]) -> Iterator[str]:
+def cost_lines(cost: Cost) -> Iterator[str]:
     """What a step cost beside training everything, and why freezing saves little where it does; nothing where unmetered."""
     if not cost:
         return
@@ -135,7 +135,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _mover(verdict: str, rows: list[dict[str, Any]]) -> list[str]:
+def _mover(verdict: str, rows: list[Row]) -> list[str]:
     most = max(rows, key=_distance)
     colour = COLOURS.get(verdict)
     causes = ", ".join(sorted({row["cause"] for row in rows if row["cause"]}))
@@ -147,7 +147,7 @@ def _mover(verdict: str, rows: list[dict[str, Any]]) -> list[str]:
     return [label, str(len(rows)), escape(most["name"]), f"{most['change_l2']:.4g}", share, causes]
 
 
-def _distance(row: dict[str, Any]) -> tuple[bool, bool, float]:
+def _distance(row: Row) -> tuple[bool, bool, float]:
     change = row["change_rel"] if row["change_rel"] is not None else row["change_l2"]
     counts = row["dtype"].startswith(("int", "uint", "bool"))  # BatchNorm's number of batches tells nobody anything
     return row["moved"], not counts, float("inf") if change != change else change

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from runner.claim import clear, died, held, refuse_without_locks, remove_if_empty, wait_until_free
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP, SWEEP_CONFIG
 from runner.errors import ConfigError
 from runner.folder import discard, write_whole
 from runner.grid import Cell, Composed, grid, is_run_folder
@@ -21,13 +22,12 @@ from runner.record import lasting
 from runner.report.read import is_run
 from runner.summary import shown, terminal
 from runner.verdict import strayed
-from runner.worker import INTERRUPT, STOP, Worker
+from runner.worker import Worker
 
 if TYPE_CHECKING:
     from hydra_plugins.freeze_sweeper import FreezeSweeper
 
 SWEEPS = Path("outputs") / "sweeps"
-GRID = "multirun.yaml"
 IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
@@ -70,7 +70,7 @@ def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
             written = not any(cell.ended for cell in cells) or conclude(folder)
     if (folder / STOP).exists() and (unbegun := sum(not cell.ended for cell in cells)):
         print(f"{unbegun} of {len(cells)} runs were not begun: on_error=stop")
-    if code := 130 if interrupted else exit_code(cells) or (0 if written else 1):
+    if code := EXIT_INTERRUPTED if interrupted else exit_code(cells) or (EXIT_DONE if written else EXIT_FAILED):
         sys.exit(code)
 
 
@@ -79,7 +79,7 @@ def settled_folder(config: DictConfig) -> Path:
     if config.resume == "last":
         if any(text.startswith("hydra.sweep.dir=") for text in config.hydra.overrides.hydra):
             raise ConfigError("resume=last and hydra.sweep.dir both name the sweep's folder; give one of them")
-        sweeps = sorted(path.parent for path in SWEEPS.glob(f"*/*/{GRID}"))
+        sweeps = sorted(path.parent for path in SWEEPS.glob(f"*/*/{SWEEP_CONFIG}"))
         if not sweeps:
             raise ConfigError(f"resume=last finds no sweep below {SWEEPS}; give hydra.sweep.dir=DIR")
         folder = sweeps[-1].absolute()
@@ -96,7 +96,7 @@ def refuse_foreign(folder: Path) -> None:
     """Refuse a folder that holds anything but a sweep of ours: the sweep's files could fall on another's."""
     if not folder.is_dir():
         return
-    grid_file = folder / GRID
+    grid_file = folder / SWEEP_CONFIG
     if grid_file.is_file() and "FreezeSweeper" in grid_file.read_text(errors="replace"):
         return
     foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".") and not holds_none_but_ours(path)]
@@ -122,7 +122,7 @@ def carry_out(sweeper: FreezeSweeper, cells: list[Cell], folder: Path) -> None:
     for part in folder.glob(".*.part"):
         discard(folder, part.name)
     discard(folder, STOP, INTERRUPT)
-    write_whole(folder / GRID, lambda beside: OmegaConf.save(config, beside))
+    write_whole(folder / SWEEP_CONFIG, lambda beside: OmegaConf.save(config, beside))
     if not cells:
         return
     lost = [cell for cell in cells if died(cell.folder)]
@@ -185,10 +185,10 @@ def exit_code(cells: list[Cell]) -> int:
     """130 where a run was interrupted, 1 where one failed, 3 where a strict one leaked or idled; else, skips included, 0."""
     records = [cell.record for cell in cells]
     if any(record and record["status"] == "interrupted" for record in records):
-        return 130
+        return EXIT_INTERRUPTED
     if any(record is None or record["status"] == "failed" for record in records):
-        return 1
+        return EXIT_FAILED
     strayed_away = any(
         cell.strict and record and strayed(record["counts"]) for cell, record in zip(cells, records, strict=True)
     )
-    return 3 if strayed_away else 0
+    return EXIT_STRICT if strayed_away else EXIT_DONE

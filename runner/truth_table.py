@@ -22,11 +22,11 @@ from omegaconf import OmegaConf
 from rich.progress import track
 
 from runner.config import CONF, Config, check
+from runner.contract import EXIT_DONE, Row
 from runner.errors import SkippedError
 from runner.experiment import Outcome, assembled, experiment
 from runner.plan import foresee
 from runner.report.truth import COLUMNS, write_truth_table
-from runner.rows import Row
 from runner.summary import terminal
 
 BASE = ("model=token_mlp", "freeze=backbone", "batches=5", "threads=1", "device=cpu", "data.batch_size=8", "cost=off")
@@ -141,7 +141,7 @@ def node(noun: str, name: str, optimizer: str = "") -> dict[str, Any]:
     return OmegaConf.to_container(whole, resolve=True)["node"]  # type: ignore[call-overload,index,return-value]
 
 
-def rows(cells: Sequence[Cell], ends: Sequence[Became]) -> list[Row]:
+def rows(cells: Sequence[Cell], ends: Sequence[Became]) -> list[dict[str, Any]]:
     """A row for each distinct outcome of a method, optimizer, decay, moment and kind of gradient, with its schedulers."""
     baselines = {replace(cell, method=""): end for cell, end in zip(cells, ends, strict=True) if is_baseline(cell)}
     found: dict[tuple[Any, ...], list[str]] = {}
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = rows(cells, ends)
     write_truth_table(table, folder, torch.__version__.partition("+")[0])
     print(f"{len(cells)} runs, {len(table)} distinct outcomes: {folder / 'truth_table.md'}")
-    return 0
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
-PARAMETER_VERDICTS = ("held", "returned", "leaked", "trained", "idle")
-BUFFER_VERDICTS = ("still", "drifted")
-VERDICTS = PARAMETER_VERDICTS + BUFFER_VERDICTS
+from runner.contract import VERDICTS, IdleCause, Kind, LeakCause, Row, RunVerdict, Verdict
 
 
 @dataclass
@@ -23,12 +21,12 @@ class Evidence:
     differed: bool = False
     gradients: set[str] = field(default_factory=set)
     lrs: set[float] = field(default_factory=set)
-    cause: str = ""
-    guess: str = ""
+    cause: LeakCause | Literal[""] = ""
+    guess: LeakCause | Literal[""] = ""
     reason: str = ""
 
 
-def verdict(kind: str, frozen: bool, moved: bool, differed: bool) -> str:
+def verdict(kind: Kind, frozen: bool, moved: bool, differed: bool) -> Verdict:
     """The word of the contract for a parameter or buffer, declared frozen or not."""
     if kind == "buffer" and not frozen:
         return "drifted" if moved or differed else "still"
@@ -39,7 +37,7 @@ def verdict(kind: str, frozen: bool, moved: bool, differed: bool) -> str:
     return "held" if frozen else "idle"
 
 
-def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) -> str:
+def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) -> IdleCause:
     """Why a trainable parameter did not move by a bit."""
     if optimizer_known and not in_optimizer:
         return "not_in_optimizer"
@@ -54,7 +52,7 @@ def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) ->
     return "rounded_away"
 
 
-def run_verdict(rows: Iterable[Mapping[str, Any]]) -> str:
+def run_verdict(rows: Iterable[Row]) -> RunVerdict:
     """`leaked` where anything declared frozen leaked, otherwise `held`."""
     return "leaked" if any(row["verdict"] == "leaked" for row in rows) else "held"
 
@@ -64,9 +62,9 @@ def strayed(count: Mapping[str, int]) -> bool:
     return count["leaked"] + count["idle"] > 0
 
 
-def counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+def counts(rows: Iterable[Row]) -> dict[str, int]:
     """How many rows have each verdict."""
-    count = dict.fromkeys(VERDICTS, 0)
+    count: dict[str, int] = dict.fromkeys(VERDICTS, 0)
     for row in rows:
         count[row["verdict"]] += 1
     return count

@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 from runner.cause import Witness, is_compiled, try_causes
 from runner.changes import Snapshot, change, snapshot, with_added
+from runner.contract import Cause, Row
 from runner.errors import ConfigError
 from runner.findings import Report, needs
 from runner.groups import placed, rate
 from runner.replay import gradient, within_a_step
-from runner.rows import Row
 from runner.selection import Selection, from_flags, select
 from runner.tensors import Entry, entries, now, refuse_unless_dense, same_bits
 from runner.verdict import Evidence, idle_cause, verdict
@@ -237,7 +237,7 @@ class _Watch:
         moved_by = change(self.before.values[was.name], after)
         seen, frozen = self.evidence[was.name], self.declared(was)
         word = verdict(was.kind, frozen, moved_by.moved, seen.differed)
-        cause = (seen.cause or seen.guess or "unknown") if word == "leaked" else ""
+        cause: Cause = (seen.cause or seen.guess or "unknown") if word == "leaked" else ""
         if word == "idle":
             cause = idle_cause(seen, bool(self.optimizers), group != "")
         return {

@@ -15,11 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from runner.claim import claimed, remove_if_empty
+from runner.contract import INTERRUPT, SLOTS, STOP
 from runner.job import perform
 from runner.report.read import read_record
 
-STOP, INTERRUPT = ".stop", ".interrupt"  # in a sweep's folder: begin no more runs; end those that go on, too
-SLOTS = ".slots"
 _slot: list[TextIO] = []  # the lock that this process holds until it ends
 
 

@@ -14,11 +14,11 @@ from torch import nn
 from torchvision.models import resnet18, vit_b_16
 
 from runner import truth_table
+from runner.contract import COSTS
 from runner.cost import why_small
 from runner.experiment import assembled, trained
 from runner.flops import META, REAL, Count, Weightless, _counted, count
 from runner.models import MLP, TokenMLP
-from runner.rows import COSTS
 from runner.selection import select
 from runner.tasks import Classification
 from runner.tensors import same_bits

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import runner
-from runner.rows import COLUMNS
+from runner.contract import COLUMNS
 from tests.conftest import ROOT
 
 QUICK = ("model=mlp", "batches=3")

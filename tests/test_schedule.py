@@ -19,12 +19,12 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 
 from runner.changes import change
 from runner.config import CONF, Config
+from runner.contract import COLUMNS
 from runner.data import Synthetic
 from runner.errors import ConfigError, SkippedError
 from runner.experiment import Outcome, experiment
 from runner.folder import csv_text
 from runner.models import MLP
-from runner.rows import COLUMNS
 from runner.schedule import Phase, after, constant, spans
 from runner.schedulers import inverse_square_root
 from runner.selection import Selection, select

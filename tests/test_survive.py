@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.rows import COLUMNS
+from runner.contract import COLUMNS
 
 GRID = ("model=mlp", "batches=3", "threads=1", "method=requires_grad,zero_lr,none", "freeze=head,bias", "seed=0,1")
 RUNS = 12

@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from runner.changes import snapshot
+from runner.contract import COLUMNS
 from runner.errors import ConfigError
 from runner.findings import LeakError, Report
-from runner.rows import COLUMNS
 from runner.selection import select
 from runner.tensors import entries
 from runner.watch import audit

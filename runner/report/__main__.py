@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, PAGE
 from runner.errors import ConfigError
 from runner.folder import write_text
 from runner.report.find import find
-from runner.report.ours import PAGE, ours
+from runner.report.ours import ours
 from runner.report.text import clean, counted
 
 
@@ -30,14 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report([Path(text) for text in given.folders], Path(given.out))
     except ConfigError as error:
         print(f"freeze-runner: {error}", file=sys.stderr)
-        return 2
+        return EXIT_REFUSED
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("freeze-runner: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        return EXIT_INTERRUPTED
+    return EXIT_DONE
 
 
 def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:

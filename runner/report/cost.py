@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from runner.contract import COMPARED, COSTS, Cost
 from runner.report.keys import given
 from runner.report.read import Run
-from runner.rows import COSTS, MEASURED
 
 FLOPS, KEPT = ("flops_forward", "flops_backward"), ("saved_bytes", "gradient_bytes", "optimizer_state_bytes")
-METERED = (*MEASURED, "parameter_bytes")
+METERED = (*COMPARED, "parameter_bytes")
 UNFROZEN = "runner.methods.none.NoMethod"
 
 
-def costs(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+def costs(runs: Sequence[Run]) -> dict[str, Cost]:
     """Each run's figures by its label, in one order; shares are measured where the same config was run unfrozen.
 
     Elsewhere they are as the run predicted them. Empty where no run was metered.
     """
     unfrozen = {(run.record["setting"], run.record["buffers"]): run.record["cost"] for run in runs if _is_unfrozen(run)}
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Cost] = {}
     for run in runs:
         own, base = run.record["cost"], unfrozen.get((run.record["setting"], run.record["buffers"]), {})
         measured = {
             f"{key}_share": own[key] / base[key]
-            for key in MEASURED
+            for key in COMPARED
             if isinstance(own.get(key), (int, float)) and isinstance(base.get(key), (int, float)) and base[key]
         }
         whole, total = flops(base), flops(own)

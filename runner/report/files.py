@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.folder import CHANGES, write_whole
+from runner.contract import CHANGES, COMPARISON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
+from runner.folder import write_whole
 from runner.report import pictures
 from runner.report.grid import MARKS, Grid, grid
-from runner.report.ours import PAGE, ours
+from runner.report.ours import ours
 from runner.report.page import Picture, curves, page
 from runner.report.read import Run, read_run, run_folders
 from runner.report.text import clean
@@ -28,14 +29,14 @@ def write_sweep_files(sweep: Path) -> DataFrame:
 
     runs = [read_run(folder) for folder in run_folders(sweep)]
     table, failed = comparison(runs), failures(runs)
-    _write(sweep / "comparison.csv", lambda beside: _text(beside, table.to_csv(index=False, lineterminator="\n")))
+    _write(sweep / COMPARISON, lambda beside: _text(beside, table.to_csv(index=False, lineterminator="\n")))
     _write(sweep / CHANGES, lambda beside: join_changes(runs, beside))
-    _write(sweep / "failures.csv", lambda beside: _text(beside, failed.to_csv(index=False, lineterminator="\n")))
+    _write(sweep / FAILURES, lambda beside: _text(beside, failed.to_csv(index=False, lineterminator="\n")))
     if drawn := grid(runs):
         figure = pictures.heatmap(drawn)
         svg, png = pictures.as_svg(figure, *described(drawn)), pictures.as_png(figure)
-        _write(sweep / "heatmap.svg", lambda beside: _text(beside, svg))
-        _write(sweep / "heatmap.png", lambda beside: beside.write_bytes(png))
+        _write(sweep / HEATMAP_SVG, lambda beside: _text(beside, svg))
+        _write(sweep / HEATMAP_PNG, lambda beside: beside.write_bytes(png))
     html = page_of(runs, clean(sweep.resolve().name), svg if drawn else None, drawn)
     _write(sweep / PAGE, lambda beside: _text(beside, html))
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.folder import NOT_HASHED
+from runner.contract import NOT_HASHED
 from runner.report.read import Run
 
 OURS = "runner.methods."

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.folder import CHANGES
+from runner.contract import CHANGES, COMPARISON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
 
-PAGE = "report.html"
 GENERATOR = '<meta name="generator" content="freeze-runner '
 # What stands within the first line of a table and the first bytes of the others, where this project wrote it.
 OURS = {
-    "comparison.csv": ",status,reason,verdict,",
+    COMPARISON: ",status,reason,verdict,",
     CHANGES: "run,name,",
-    "failures.csv": "run,status,reason,log,overrides",
+    FAILURES: "run,status,reason,log,overrides",
     PAGE: GENERATOR,
-    "heatmap.svg": 'data-generator="freeze-runner"',
-    "heatmap.png": "freeze-runner",
+    HEATMAP_SVG: 'data-generator="freeze-runner"',
+    HEATMAP_PNG: "freeze-runner",
 }
 
 

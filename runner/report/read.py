@@ -6,25 +6,23 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from runner.folder import CHANGES, LOG, RECORD, RUN_NAME, RUNNING, STEPS
+from runner.contract import CHANGES, COST_TEXTS, LOG, RECORD, RUNNING, STATUSES, STEPS, VERDICTS, WITH_TABLES, Record
+from runner.folder import RUN_NAME
 from runner.report.hydra_files import read_overrides
 from runner.report.measured import Tensor, read_losses, read_tensors
 from runner.report.text import clean, cleaned, finite
-from runner.verdict import VERDICTS
 
-Record = dict[str, Any]
+Unchecked = dict[str, Any]
+"""A record as it was read, of any version and with any value."""
 
 KILLED = "the run left no run.json that can be read; it was killed"
 GOES_ON = "the run left no run.json; it is still in progress, or was killed"
-STATUSES = ("finished", "failed", "interrupted", "skipped")
-MEASURED = ("finished", "interrupted")  # the statuses of runs that leave rows
 ALONE = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # the folder of a run that is in no sweep
 TEXTS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest")
 LISTS = ("overrides", "notes", "couplings")
 MAPPINGS = ("method", "versions", "git")
-WORDS = ("flops_counted_on", "peak_memory_by", "why_small")  # among the figures of cost
 NUMBERS = ("loss_first", "loss_last", "seed", "threads")
 
 
@@ -49,7 +47,7 @@ class Run:
         return bool(self.record["status"] == "finished")
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(folder: Path) -> Unchecked | None:
     """A run folder's `run.json`, or None where there is none that can be read (the run was killed, or has not begun)."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -83,7 +81,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
         problems.append(f"{RECORD} is torn, or no record of a run")
     record["overrides"] = record["overrides"] or read_overrides(folder)
     run = Run(clean(label or folder.name), folder, record, problems=problems)
-    if record["status"] in MEASURED:
+    if record["status"] in WITH_TABLES:
         run.tensors.extend(read_tensors(folder / CHANGES, problems))
         run.losses.extend(read_losses(folder / STEPS, problems))
     return run
@@ -97,12 +95,12 @@ def tables_are_whole(folder: Path, record: Record) -> bool:
     return not problems and rows == (sum(record["counts"].values()) or rows)
 
 
-def sound(record: Record | None, problems: list[str]) -> Record:
+def sound(record: Unchecked | None, problems: list[str]) -> Record:
     """A record with every key there and of its type: what older versions lack is empty, what is of a wrong type is said."""
-    given: Record = {"status": "failed", "reason": KILLED} if record is None else record
+    given: Unchecked = {"status": "failed", "reason": KILLED} if record is None else record
     wrong = [key for key in given if key in _KINDS and not _is(given[key], _KINDS[key])]
     taken = {key: given[key] for key in given if key not in wrong and given[key] is not None}
-    made: Record = {key: clean(taken.get(key, "")) for key in TEXTS}
+    made: Unchecked = {key: clean(taken.get(key, "")) for key in TEXTS}
     made |= {key: [clean(item) for item in taken.get(key, []) if isinstance(item, str)] for key in LISTS}
     made |= {key: cleaned(taken.get(key, {})) for key in MAPPINGS}
     made |= {key: finite(taken.get(key)) for key in NUMBERS}
@@ -111,14 +109,14 @@ def sound(record: Record | None, problems: list[str]) -> Record:
     made["counts"] = {word: n if _is(n := taken.get("counts", {}).get(word), int) and n else 0 for word in VERDICTS}
     costs = taken.get("cost", {}).items()
     made["cost"] = {clean(key): finite(value) for key, value in costs if _is(value, (int, float))}
-    made["cost"] |= {clean(key): clean(value) for key, value in costs if isinstance(value, str) and key in WORDS}
+    made["cost"] |= {clean(key): clean(value) for key, value in costs if isinstance(value, str) and key in COST_TEXTS}
     made["status"] = taken.get("status")
     if made["status"] not in STATUSES:
         made["reason"] = clean(f"{RECORD} has a status that this version does not know: {given['status']!r}")
         made["status"] = "failed"
     if wrong:
         problems.append(f"{RECORD}: not of the expected type, taken as absent: {', '.join(wrong)}")
-    return made
+    return cast(Record, made)
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runner.report.read import Record
+from runner.contract import Record
 
 BASELINE = "runner.methods.requires_grad.RequiresGrad"
 COUPLINGS = {

@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from runner.folder import NOT_HASHED
+from runner.contract import NOT_HASHED, VERDICTS, WITH_TABLES
 from runner.report.cost import costs, flops
 from runner.report.hydra_files import read_config
 from runner.report.keys import Cell, by_method, cells, given, swept
 from runner.report.measured import Tensor
-from runner.report.read import MEASURED, Run
+from runner.report.read import Run
 from runner.report.rest import rests
 from runner.report.text import counted, listed, shown
-from runner.verdict import VERDICTS
 
 MOST, MOST_LEAKS = 1000, 40  # rows of a table
 
@@ -84,7 +83,7 @@ def runs_sheet(runs: Sequence[Run]) -> Sheet:
         record, own = run.record, given(run)
         row = [Entry(run.label), *(Entry(own.get(key, "")) for key in keys), Entry(run.outcome, run.outcome)]
         row += [Entry(str(record["counts"][word])) for word in words]
-        row += [Entry(_loss(run, key)) for key in ("loss_first", "loss_last")]
+        row += [Entry(_loss(run, loss)) for loss in (record["loss_first"], record["loss_last"])]
         row += [Entry(": ".join(filter(None, rest[run.label])), "why")] if compared else []
         rows.append(row + [Entry(what(cost[run.label])) for _, what in priced])
     caption = f"{'What tells each apart' if len(runs) > 1 else 'What was asked'}, how it ended, how many tensors did what"
@@ -217,7 +216,7 @@ def commands_sheet(runs: Sequence[Run]) -> Sheet:
 def machines_sheet(runs: Sequence[Run]) -> tuple[str, Sheet]:
     """What all runs ran on, in a line; and a row for each thing and value in which they differ."""
     facts: dict[str, Counter[str]] = {}
-    for run in [run for run in runs if run.record["status"] in MEASURED] or runs:
+    for run in [run for run in runs if run.record["status"] in WITH_TABLES] or runs:
         for key, value in _facts(run).items():
             facts.setdefault(key, Counter())[value] += 1
     same = [f"{key} {next(iter(count))}" for key, count in facts.items() if len(count) == 1 and next(iter(count))]
@@ -244,9 +243,9 @@ def _rest(cell: Cell, rest: dict[str, tuple[str, str]]) -> str:
     return "; ".join(filter(None, words))
 
 
-def _loss(run: Run, key: str) -> str:
+def _loss(run: Run, loss: float | None) -> str:
     missing = "not finite" if run.record["looks"] else ""
-    return missing if run.record[key] is None else shown(run.record[key])
+    return missing if loss is None else shown(loss)
 
 
 def _far(row: Tensor) -> float:

@@ -12,15 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runner.folder import CHANGES, LOG
+from runner.contract import CHANGES, COLUMNS, COSTS, LOG, VERDICTS, WITH_TABLES
 from runner.report.cost import costs, flops
 from runner.report.keys import given, in_order, swept
 from runner.report.measured import read_rows
-from runner.report.read import MEASURED, Run
+from runner.report.read import Run
 from runner.report.rest import rests
-from runner.rows import COLUMNS, COSTS
 from runner.summary import COLOURS
-from runner.verdict import VERDICTS
 
 FAILURES = ("run", "status", "reason", "log", "overrides")
 EMPTY = ("status", "reason", "verdict", *VERDICTS, "loss_first", "loss_last", "rest", "rest_why")
@@ -61,7 +59,7 @@ def failures(runs: Sequence[Run]) -> DataFrame:
 
 def join_changes(runs: Sequence[Run], target: Path) -> None:
     """Every row of every run that was measured, behind a first column `run`; the columns of other versions come last."""
-    measured = [run for run in runs if run.record["status"] in MEASURED]
+    measured = [run for run in runs if run.record["status"] in WITH_TABLES]
     extra: dict[str, None] = {}
     for run in measured:
         extra.update(dict.fromkeys(key for row in _first_row(run) for key in row if key not in COLUMNS))

@@ -1,0 +1,128 @@
+"""What users and scripts may rely on: file names, columns, words, exit codes, and the shape of a row and of a record.
+
+Each word is a `Literal`, so that the type checker refuses any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypedDict, get_args
+
+# A run's folder.
+CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "runner.log", "model.safetensors"
+RUNNING = ".running"  # locked by a run that is in progress
+# A sweep's folder; it holds a `changes.csv` of all its runs, too.
+COMPARISON, FAILURES, HEATMAP_SVG, HEATMAP_PNG = "comparison.csv", "failures.csv", "heatmap.svg", "heatmap.png"
+SWEEP_CONFIG = "multirun.yaml"  # the config that the sweep was started with
+STOP, INTERRUPT = ".stop", ".interrupt"  # begin no more runs; end those in progress, too
+SLOTS = ".slots"  # a lock for each worker that computes on an accelerator
+PAGE = "report.html"  # of a run as of a sweep
+
+Kind = Literal["parameter", "buffer"]
+Verdict = Literal["held", "returned", "leaked", "trained", "idle", "still", "drifted"]
+RunVerdict = Literal["held", "leaked"]
+Status = Literal["finished", "failed", "interrupted", "skipped"]
+LeakCause = Literal[
+    "gradient",
+    "weight_decay",
+    "optimizer_state",
+    "weight_decay|optimizer_state",
+    "optimizer_rule",
+    "optimizer_ignores_lr",
+    "scheduler",
+    "forward_write",
+    "outside_write",
+    "shared_tensor",
+    "unknown",
+]
+IdleCause = Literal["not_in_optimizer", "no_gradient", "zero_gradient", "lr_zero", "rounded_away", "unknown"]
+Cause = Literal[LeakCause, IdleCause, ""]
+Coupling = Literal["clip", "optimizer"]
+
+VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+WITH_TABLES: Final[tuple[Status, ...]] = ("finished", "interrupted")  # the statuses of runs that leave tables
+
+EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, EXIT_STRICT, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+# Keys that only say where and how a run is carried out: two configs that differ in these alone are the same run.
+NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost")
+
+
+class Row(TypedDict):
+    """A row of `changes.csv`: one parameter or buffer. Its keys are the columns, in order."""
+
+    name: str
+    aliases: str
+    kind: Kind
+    module_type: str
+    shape: str
+    numel: int
+    dtype: str
+    frozen: bool
+    group: str
+    lr: float | None
+    requires_grad: bool
+    initial_l2: float
+    change_l2: float
+    change_rel: float | None
+    change_max: float
+    moved: bool
+    verdict: Verdict
+    cause: Cause
+
+
+COLUMNS = tuple(Row.__annotations__)
+
+Cost = dict[str, Any]
+"""The figures of a run's cost by name: the keys of COSTS that are known, and None for what could not be had."""
+
+PREDICTED = ("flops_forward", "flops_backward", "saved_bytes", "gradient_bytes", "optimizer_state_bytes")
+SECONDS = ("seconds_forward", "seconds_backward", "seconds_step")
+COMPARED = (*PREDICTED, "peak_memory_bytes", *SECONDS)  # figures that are compared with those of an unfrozen run
+COST_TEXTS = ("flops_counted_on", "peak_memory_by", "why_small")
+COSTS = (
+    *PREDICTED,
+    "parameter_bytes",
+    "peak_memory_bytes",
+    *SECONDS,
+    *(f"{key}_spread" for key in SECONDS),
+    "frozen_gradient_bytes",
+    "frozen_optimizer_state_bytes",
+    *(f"{key}_share" for key in COMPARED),
+    "flops_share",
+    *COST_TEXTS,
+)
+
+
+class Record(TypedDict):
+    """What `run.json` holds, key by key, in order."""
+
+    status: Status
+    reason: str
+    verdict: RunVerdict | None
+    counts: dict[str, int]
+    loss_first: float | None
+    loss_last: float | None
+    looks: list[int]
+    notes: list[str]
+    overrides: list[str]
+    config_hash: str
+    method: dict[str, Any]
+    buffers: str
+    setting: str
+    seed: int
+    threads: int | None
+    device: str
+    trained_digest: str | None
+    couplings: list[Coupling]
+    cost: Cost
+    versions: dict[str, str]
+    git: dict[str, Any]
+
+
+class StepRow(TypedDict):
+    """The fixed columns of `steps.csv`; behind them stands a column `lr/GROUP` for each group that the run had."""
+
+    step: int
+    loss: float
+    seconds: float
