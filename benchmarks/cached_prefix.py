@@ -20,8 +20,9 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from benchmarks.timing import Time, now, say
+from runner.assemble import assembled
 from runner.config import CONF, Config, check
-from runner.experiment import assembled, trained
+from runner.experiment import Training, trained
 from runner.machine import seed_all
 from runner.watch import audit
 
@@ -40,8 +41,11 @@ def config(method: str, batches: int, epochs: int) -> Config:
 def by_runner(method: str, batches: int, epochs: int) -> Iterator[Iterator[Any]]:
     """The runner's steps behind the first epoch, wired as runner/experiment.py does."""
     asked = config(method, batches, epochs)
-    with assembled(asked) as line, audit(line.model, line.phases[0].selection, line.optimizer, before=line.before) as report:
-        steps = trained(line, asked, report)
+    with (
+        assembled(asked) as setup,
+        audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report,
+    ):
+        steps = trained(setup, report, Training())
         for _ in islice(steps, batches if method == "cached_prefix" else 1):
             pass
         yield steps

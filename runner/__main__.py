@@ -75,18 +75,19 @@ def carry_out(config: DictConfig) -> int:
     from runner import job, summary
 
     console = summary.terminal()
-    warned: list[str] = []
+    shown: list[str] = []
 
-    def on_warning(text: str) -> None:
-        warned.append(text)
-        print(f"freeze-runner: warning: {text}", file=sys.stderr)
+    def on_note(text: str, *, urgent: bool = False) -> None:
+        if urgent:
+            shown.append(text)
+            print(f"freeze-runner: warning: {text}", file=sys.stderr)
 
     with summary.progress(steps_of(config), console) as on_step:
-        result = job.perform(config, on_step, on_warning=on_warning)
+        result = job.perform(config, on_step, on_note=on_note)
     if result.status in WITH_TABLES:
         from runner.report.files import write_run_page
 
-        summary.show(result, title(config), console, said=warned)
+        summary.show(result, title(config), console, shown_before=shown)
         write_run_page(result.folder)
     else:
         refuse(f"{result.record['status']}: {result.record['reason']} (log: {summary.shown(result.folder / LOG)})")

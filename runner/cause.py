@@ -208,8 +208,3 @@ def try_causes(
         return causes_in_step(optimizer, suspects, declared, with_closure), ""
     except Exception as error:  # of anyone's optimizer; the training must go on
         return {}, f"a step of {type(optimizer).__name__} could not be replayed ({type(error).__name__}: {error})"
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether a part of it was given to torch.compile: hooks on modules would have it compiled once more."""
-    return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules())

@@ -5,7 +5,7 @@ Each word is a `Literal`, so that the type checker refuses any other.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, TypedDict, get_args
+from typing import Any, Final, Literal, Protocol, TypedDict, get_args
 
 # A run's folder.
 CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "runner.log", "model.safetensors"
@@ -118,6 +118,19 @@ class Record(TypedDict):
     cost: Cost
     versions: dict[str, str]
     git: dict[str, Any]
+
+
+class Note(Protocol):
+    """The one channel for what the user should be told: called with a sentence, when it arises.
+
+    An urgent one is shown at once; the others at the end, where the run's record has them all.
+    """
+
+    def __call__(self, text: str, *, urgent: bool = False) -> None: ...
+
+
+def unheard(text: str, *, urgent: bool = False) -> None:
+    """A note for nobody."""
 
 
 class StepRow(TypedDict):

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.config import Config
-from runner.contract import COSTS, PREDICTED, SECONDS, Cost
+from runner.contract import COSTS, PREDICTED, SECONDS, Cost, Note
 from runner.flops import META, Count, Task, Weightless, count, storages_in
 from runner.selection import Selection
 from runner.tensors import tensors_in
 from runner.train import needs_closure
 
-LeftOut = Iterable[tuple[str, float]]
+NotRun = Mapping[str, float]
 WARM_UP = 3  # steps that are not timed, where there are more
 FREEZING = ("method", "freeze", "schedule")  # the settings in which a run and its unfrozen baseline differ
 COUNTED = "tensors of forward and backward counted, without the scratch memory of kernels"
@@ -34,12 +33,12 @@ _counts: dict[tuple[Any, ...], Count] = {}  # of this process: a sweep counts on
 class Meter:
     """`cost=off`, which meters nothing; the others add theirs at the same places.
 
-    `settings` are the parts of the config that decide a step's FLOPs. `notes` say why a figure is empty.
+    `settings` are the parts of the config that decide a step's FLOPs. `note` takes why a figure is empty.
     """
 
     settings: Mapping[str, Any]
     device: torch.device
-    notes: list[str] = field(default_factory=list)
+    note: Note
 
     def built(self, model: nn.Module) -> None:
         """The model as built, before anything is frozen."""
@@ -59,12 +58,12 @@ class Meter:
         """A phase's first batch, before its first step."""
 
     def read(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], left_out: LeftOut
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], not_run: NotRun
     ) -> Cost:
         """The figures, after the last step.
 
-        `model`: as trained; `parameters`: of the model as built; `left_out`: modules that some steps did not run, by name,
-        and the share of these.
+        `model`: as trained; `parameters`: of the model as built; `not_run`: of each module, by name, the share of the steps
+        that did not run it.
         """
         return {}
 
@@ -75,7 +74,7 @@ class Meter:
             yield
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
-            self.notes.append(f"cost: {what}: {type(error).__name__}: {reason}")
+            self.note(f"cost: {what}: {type(error).__name__}: {reason}")
 
 
 class Counter(Meter):
@@ -105,7 +104,7 @@ class Counter(Meter):
             self.batch = batch
 
     def read(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], left_out: LeftOut
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], not_run: NotRun
     ) -> Cost:
         cost: Cost = dict.fromkeys(COSTS)
         with self.noting("bytes of gradients and optimizer state are not known"):
@@ -119,7 +118,7 @@ class Counter(Meter):
         with self.noting("FLOPs and saved bytes are not known"):
             now = _once((type(model), type(self.task)), what, lambda: count(model, self.task, self.batch))
             cost |= {key: getattr(now, key) for key in ("flops_backward", "saved_bytes")}
-            left = sum(share * now.by_module.get(name, 0) for name, share in left_out)
+            left = sum(share * now.by_module.get(name, 0) for name, share in not_run.items())
             cost["flops_forward"] = now.flops_forward - round(left)  # of a step, in the mean
             cost["flops_counted_on"] = now.on
             if cost["peak_memory_bytes"] is None and cost["parameter_bytes"] is not None:
@@ -128,17 +127,13 @@ class Counter(Meter):
                 cost |= shares(cost, baseline, optimizer)
                 cost["why_small"] = why_small(cost, now, selection)
         if needs_closure(optimizer):
-            self.notes.append(
-                "cost: the optimizer's step runs forward and backward itself, several times; the FLOPs are of one"
-            )
+            self.note("cost: the optimizer's step runs forward and backward itself, several times; the FLOPs are of one")
         return cost
 
     def unfrozen(self, now: Count) -> Count | None:
         """The count of the model as built, which is what the shares are of."""
         if now.on != META:
-            self.notes.append(
-                "cost: counted on a real batch, for the forward pass needs values; so no unfrozen baseline is known"
-            )
+            self.note("cost: counted on a real batch, for the forward pass needs values; so no unfrozen baseline is known")
         elif self.blueprint is not None:
             unfrozen = self.blueprint
             settings = {key: value for key, value in self.settings.items() if key not in FREEZING}
@@ -216,9 +211,9 @@ class Clock(Counter):
             undo.callback(optimizer.register_step_post_hook(after).remove)
 
     def read(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], left_out: LeftOut
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], not_run: NotRun
     ) -> Cost:
-        cost = super().read(model, optimizer, selection, parameters, left_out)
+        cost = super().read(model, optimizer, selection, parameters, not_run)
         # Without the warm-up, and without the steps at which the audit looks, which is within them.
         timed = [
             seconds for number, seconds in enumerate(self.seconds[:-1], 1) if number > WARM_UP and number & (number - 1)
@@ -226,7 +221,7 @@ class Clock(Counter):
         if not timed:
             few = f"needs {WARM_UP + 3} steps or more"
             why = few if self.seconds else "the optimizer's step runs the forward pass itself"
-            self.notes.append(f"cost: the seconds of a step are not known: {why}")
+            self.note(f"cost: the seconds of a step are not known: {why}")
         for place, key in enumerate(SECONDS):
             values = [seconds[place] for seconds in timed]
             quartiles = quantiles(values, n=4, method="inclusive") if len(values) > 1 else []
@@ -241,13 +236,6 @@ class Clock(Counter):
         elif self.device.type == "mps":
             torch.mps.synchronize()
         return perf_counter()
-
-
-def build_meter(config: Config, device: torch.device) -> Meter:
-    """The meter of `cost=off|count|time`."""
-    kind = {"off": Meter, "count": Counter, "time": Clock}[config.cost.value]
-    settings = ("task", "autocast", "method", "freeze", "schedule")
-    return kind({"model": config.model.build} | {key: getattr(config, key) for key in settings}, device)
 
 
 def why_small(cost: Cost, now: Count, selection: Selection) -> str:

@@ -1,60 +1,68 @@
-"""A line of a run -> what is foreseen of it: the warnings of its start, and what couples the rest to what is frozen."""
+"""What is foreseen of a run as its phases begin: what would leak, and whether the frozen part's gradients reach the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch.optim import Optimizer
-
-from runner.build import build_a
-from runner.config import Config
+from runner.assemble import Setup, build_optimizer, build_scheduler
 from runner.contract import Coupling
 from runner.hazards import FORESEEN_BY_FLAGS, leaks
-from runner.preflight import Rehearsal, pulls_of_flags, rehearse
+from runner.preflight import Effect, Rehearsal, effect_of_flags, rehearse
 from runner.replay import gradient
-from runner.schedulers import build_scheduler
-
-if TYPE_CHECKING:
-    from runner.experiment import Line
 
 
-def warn(line: Line, config: Config, on_warning: Callable[[str], None]) -> None:
-    """Tell what would leak in the phases begun, by the scheduler's trace and the optimizer on dummy tensors."""
-    line.stages[-1].pulls = pulls_of_flags(line.parameters)
-    if line.stages[-1].phase.selection.parameters:
-        try:
-            rehearsal = rehearsed(line, config)
-        except Exception as error:  # of anyone's optimizer, built on other tensors than its own; the run itself will tell
-            line.notes.append(f"what would leak could not be foreseen: {type(error).__name__}: {error}")
-            return
-        line.couples = rehearsal.couples
-        for warning in leaks(rehearsal, *labels(line), FORESEEN_BY_FLAGS):
-            on_warning(warning)
+@dataclass(frozen=True)
+class Foreseen:
+    """What is foreseen of the phases that have begun.
+
+    `effects` are those of a batch in each phase, by its parameters' flags and hooks; `warnings` say what would leak;
+    `couples` whether gradients of what is frozen change how the optimizer steps the rest; `reason` why nothing is foreseen.
+    """
+
+    effects: tuple[Effect, ...] = ()
+    warnings: tuple[str, ...] = ()
+    couples: bool = False
+    reason: str = ""
 
 
-def rehearsed(line: Line, config: Config) -> Rehearsal:
-    """The stages of a line, played by a double."""
+def foresee_phase(setup: Setup, before: Foreseen) -> Foreseen:
+    """What is foreseen as one more phase has begun, by the scheduler's trace and the optimizer on dummy tensors."""
+    effects = (*before.effects, effect_of_flags(setup.parameters))
+    if not setup.phases[len(effects) - 1].selection.parameters:
+        return Foreseen(effects)
+    try:
+        rehearsal = rehearsed(setup, effects)
+    except Exception as error:  # of anyone's optimizer, built on other tensors than its own; the run itself will tell
+        reason = f"what would leak could not be foreseen: {type(error).__name__}: {error}"
+        return Foreseen(effects, couples=before.couples, reason=reason)
+    return Foreseen(effects, tuple(leaks(rehearsal, *labels(setup), FORESEEN_BY_FLAGS)), rehearsal.couples)
+
+
+def rehearsed(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
+    """The phases that have these effects, played by a double."""
+    config = setup.config
     return rehearse(
-        line.before.entries,
-        line.stages,
-        config.steps,
-        line.method,
-        lambda groups: build_a(Optimizer, config.optimizer, "optimizer", groups),
-        lambda optimizer: build_scheduler(config, optimizer),
-        config.zero_grad_to_none,
+        setup.before.entries,
+        setup.phases[: len(effects)],
+        effects,
+        batches=config.steps,
+        method=setup.method,
+        build_optimizer=lambda groups: build_optimizer(config, groups),
+        build_scheduler=lambda optimizer: build_scheduler(config, optimizer),
+        zero_grad_to_none=config.zero_grad_to_none,
     )
 
 
-def couplings(line: Line, config: Config) -> list[Coupling]:
+def couplings(setup: Setup, foreseen: Foreseen) -> list[Coupling]:
     """Through what the frozen part's gradients reached the rest: `clip` (they are in the norm), `optimizer`."""
-    pulled = any(gradient(tensor) == "present" for tensor in line.selection.parameters.values())
-    by: dict[Coupling, bool] = {"clip": pulled and config.clip is not None, "optimizer": line.couples}
+    pulled = any(gradient(tensor) == "present" for tensor in setup.selection.parameters.values())
+    by: dict[Coupling, bool] = {"clip": pulled and setup.config.clip is not None, "optimizer": foreseen.couples}
     return [word for word, is_coupled in by.items() if is_coupled]
 
 
-def labels(line: Line) -> tuple[str, str]:
+def labels(setup: Setup) -> tuple[str, str]:
     """What a method and an optimizer are called in a sentence."""
-    method = type(line.method)
+    method = type(setup.method)
     ours = method.__module__.startswith("runner.methods.")
-    return method.__module__.rpartition(".")[2] if ours else method.__name__, type(line.optimizer).__name__
+    return method.__module__.rpartition(".")[2] if ours else method.__name__, type(setup.optimizer).__name__

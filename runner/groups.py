@@ -12,8 +12,6 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from runner.build import build
-from runner.config import Config
 from runner.errors import ConfigError
 from runner.patterns import parse
 from runner.selection import Scope, Selection
@@ -152,9 +150,3 @@ def placed(optimizers: Sequence[Optimizer]) -> dict[int, tuple[str, Group]]:
 def rate(group: Group) -> float:
     """The learning rate of a group; NaN where its optimizer knows none."""
     return float(group.get("lr", nan))
-
-
-def cut_groups(config: Config, model: nn.Module, selection: Selection) -> list[Group]:
-    """The optimizer's groups as the config declares them, before the method has a say."""
-    groups = build(config.groups.cut, "groups.cut", model, selection)
-    return with_lrs(groups, model, selection, [(entry.pattern, entry.lr) for entry in config.groups.lr])

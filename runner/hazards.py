@@ -62,7 +62,7 @@ def named(names: Sequence[str]) -> str:
 def _doing(cause: str, group: str, rehearsal: Rehearsal, method: str, optimizer: str) -> str:
     if cause == "scheduler":
         scheduler = type(rehearsal.scheduler).__name__
-        first = rehearsal.stages[-1].phase.first
+        first = rehearsal.phases[-1].first
         peak = max((step for step in rehearsal.steps if step.number >= first), key=lambda step: step.lrs[group])
         return (
             f"{method} with {scheduler}: the learning rate of the group {group} becomes {peak.lrs[group]:.3g} "

@@ -32,10 +32,12 @@ from runner.contract import (
     RECORD,
     STEPS,
     WEIGHTS,
+    Note,
     Record,
     Row,
     RunVerdict,
     Status,
+    unheard,
 )
 from runner.errors import ConfigError, SkippedError
 from runner.folder import csv_text, discard, logging_to, write_record, write_text, write_whole
@@ -73,6 +75,10 @@ class Result:
     def verdict(self) -> RunVerdict | None:
         return self.record["verdict"]
 
+    def end(self, status: Status, reason: str, exit_code: int) -> None:
+        """Say how the run ended, and why."""
+        self.record["status"], self.record["reason"], self.exit_code = status, reason, exit_code
+
 
 def run(*overrides: str) -> Result:
     """One run from Python, as `python -m runner OVERRIDES...` makes it, files included; it never exits.
@@ -109,37 +115,43 @@ def perform(
     composed: DictConfig,
     on_step: Callable[[Step], None] = lambda step: None,
     on_error: Callable[[BaseException], None] = lambda error: None,
-    on_warning: Callable[[str], None] = lambda text: None,
+    on_note: Note = unheard,
     own_process: bool = False,
 ) -> Result:
     """Carry out one run in the folder that Hydra made for it, and write its files, whatever happens.
 
     A failure is logged with its traceback, recorded in `run.json`, handed to `on_error`, and not raised. `timeout` is
-    checked between steps; where the run has a process of its own, that ends even within one.
+    checked between steps; where the run has a process of its own, that ends even within one. Each note goes to the log,
+    to the record and to `on_note`.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed, HydraConfig.get().runtime.choices["method"])
     record = record_of(config, composed, HydraConfig.get().overrides.task)
     result = Result(folder, record, exit_code=EXIT_FAILED)
     discard(folder, RECORD, *TABLES)  # of an earlier try, in a sweep that is started again
+
+    def note(text: str, *, urgent: bool = False) -> None:
+        log.warning("%s", text)
+        record["notes"].append(text)
+        on_note(text, urgent=urgent)
+
     with logging_to(folder / LOG), interrupts_held_back() as let_through:
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
         try:
             import_all()
             with let_through():
-                outcome = trained(result, config, on_step, on_warning, on_error if own_process else None)
-            measured(result, outcome, config)
+                outcome = trained(result, config, on_step, note, on_error if own_process else None)
+            measured(result, outcome, config, note)
         except SkippedError as skipped:
-            record.update({"status": "skipped", "reason": str(skipped)})
-            result.exit_code = EXIT_REFUSED
+            result.end("skipped", str(skipped), EXIT_REFUSED)
         except KeyboardInterrupt:
-            record.update({"status": "interrupted", "reason": "interrupted"})
-            result.exit_code = EXIT_INTERRUPTED
+            result.end("interrupted", "interrupted", EXIT_INTERRUPTED)
         except (Exception, SystemExit) as error:  # a user's `sys.exit()` ends its run, not the sweep
             discard(folder, *TABLES)
-            record["status"] = "failed"
-            record["reason"] = " ".join(str(error).split()) if isinstance(error, ConfigError) else brief(error)
-            result.exit_code = EXIT_REFUSED if isinstance(error, ConfigError) else EXIT_FAILED
+            if isinstance(error, ConfigError):
+                result.end("failed", " ".join(str(error).split()), EXIT_REFUSED)
+            else:
+                result.end("failed", brief(error), EXIT_FAILED)
             log.error("%s\n%s", record["reason"], traceback.format_exc())
             on_error(error)
         write_record(folder, record)
@@ -170,19 +182,14 @@ def trained(
     result: Result,
     config: Config,
     on_step: Callable[[Step], None],
-    on_warning: Callable[[str], None],
+    note: Note,
     on_end: Callable[[BaseException], None] | None,
 ) -> Outcome:
-    """The run itself, within its time; what it warns of is noted in the record.
+    """The run itself, within its time.
 
     `on_end` is called where the time ends within a step, and the process with it.
     """
     from runner.experiment import experiment
-
-    def warn(text: str) -> None:
-        log.warning("%s", text)
-        result.record["notes"].append(text)
-        on_warning(text)
 
     def end(reason: str) -> None:
         write_record(result.folder, {**result.record, "reason": reason})
@@ -195,15 +202,14 @@ def trained(
             on_step(step)
             check_time()
 
-        return experiment(config, after_step, warn)
+        return experiment(config, after_step, note)
 
 
-def measured(result: Result, outcome: Outcome, config: Config) -> None:
+def measured(result: Result, outcome: Outcome, config: Config, note: Note) -> None:
     """Write the files of a run that trained, and complete its record."""
     losses = outcome.losses
-    notes = [*outcome.selection.notes, *outcome.notes, *remarks(outcome, losses, config.steps)]
-    for note in notes:
-        log.warning("%s", note)
+    for remark in remarks(outcome, losses, config.steps):
+        note(remark)
     write_text(result.folder / CHANGES, csv_text(COLUMNS, outcome.rows))
     write_text(result.folder / STEPS, steps_text(outcome.steps, losses))
     if config.save:
@@ -218,7 +224,6 @@ def measured(result: Result, outcome: Outcome, config: Config) -> None:
             "loss_first": finite(losses[0]) if losses else None,
             "loss_last": finite(losses[-1]) if losses else None,
             "looks": outcome.looks,
-            "notes": [*result.record["notes"], *notes],
             "threads": outcome.threads,
             "device": outcome.device,
             "trained_digest": outcome.trained_digest,
@@ -227,12 +232,9 @@ def measured(result: Result, outcome: Outcome, config: Config) -> None:
         }
     )
     if outcome.interrupted:
-        reason = f"interrupted after step {len(losses)} of {config.steps}"
-        result.record.update({"status": "interrupted", "reason": reason})
-        result.exit_code = EXIT_INTERRUPTED
+        result.end("interrupted", f"interrupted after step {len(losses)} of {config.steps}", EXIT_INTERRUPTED)
     else:
-        result.record["status"] = "finished"
-        result.exit_code = EXIT_STRICT if config.strict and strayed(result.record["counts"]) else EXIT_DONE
+        result.end("finished", "", EXIT_STRICT if config.strict and strayed(result.record["counts"]) else EXIT_DONE)
 
 
 def steps_text(steps: list[Step], losses: list[float]) -> str:

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from runner.build import build
-from runner.config import Config
 from runner.data import to_device
 
 
@@ -44,34 +42,28 @@ def _gathered(part: Any) -> Any:
     return torch.stack(part) if isinstance(part, list) else part  # rows of several batches
 
 
-def source_of(config: Config) -> Any:
-    """The source of `data`, built without `epochs`, which is the runner's own."""
-    return build({key: value for key, value in config.data.items() if key != "epochs"}, "data")
-
-
-def drawn(config: Config, device: torch.device) -> Iterator[Drawn]:
-    """The batches of a run, pass after pass: the first as the source gives them, the others cut anew from its samples.
+def drawn(batches: Iterable[Any], *, count: int, epochs: int, seed: int, device: torch.device) -> Iterator[Drawn]:
+    """Up to `count` batches, pass after pass: the first as the source gives them, the others cut anew from its samples.
 
     A later pass has as many batches, of the same sizes. Where batches do not hold samples of one kind along the first
     dimension of each of their tensors, it is whole batches that are shuffled. Memory does not grow with a single pass.
     """
-    batches = source_of(config).batches(config.batches, config.model.input, config.model.classes, config.seed)
     kept: list[tuple[list[Any], TreeSpec, list[int] | None]] = []
-    count = 0
-    for batch in islice(batches, config.batches):
+    samples = 0
+    for batch in islice(batches, count):
         parts, spec = tree_flatten(batch)
-        ids = list(range(count, count + len(parts[0]))) if _has_samples(parts) else None
-        count += len(ids or ())
-        if config.epochs > 1:
+        ids = list(range(samples, samples + len(parts[0]))) if _has_samples(parts) else None
+        samples += len(ids or ())
+        if epochs > 1:
             kept.append((_copied(parts), spec, ids))  # a source may fill one tensor anew, a task may write to it
         yield Drawn(parts, spec, ids, device)
     del batches
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(seed)
     alike = len({_kind(*one) for one in kept}) == 1
     rows = _rows([parts for parts, _, _ in kept]) if alike else []
-    for _ in range(config.epochs - 1):
+    for _ in range(epochs - 1):
         if alike:
-            order = iter(torch.randperm(count, generator=generator).tolist())
+            order = iter(torch.randperm(samples, generator=generator).tolist())
             for _, spec, was in kept:
                 ids = list(islice(order, len(was or ())))
                 yield Drawn([[part[index] for index in ids] for part in rows], spec, ids, device)

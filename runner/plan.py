@@ -6,59 +6,58 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from runner.assemble import Setup, assembled, begin_phase, build_batches, build_task
 from runner.config import Config
 from runner.errors import ConfigError, SkippedError
-from runner.experiment import Line, assembled, freeze_now
 from runner.foresight import labels, rehearsed
 from runner.groups import placed, rate
 from runner.hazards import drifts, idles, leaks
-from runner.passes import drawn
-from runner.preflight import Rehearsal, pulls_of_a_batch
+from runner.preflight import Effect, Rehearsal, effect_of_a_batch
 from runner.summary import terminal
-from runner.tasks import task_of
 from runner.tensors import entries, now
 
 
-def foresee(line: Line, config: Config) -> Rehearsal:
-    """What will become of every tensor, by one batch through each phase of the line and a rehearsal of its steps.
+def foresee(setup: Setup) -> Rehearsal:
+    """What will become of every tensor, by one batch through each phase of the run and a rehearsal of its steps.
 
-    The line is used up: its model has seen a batch, and is frozen as in its last phase. Cannot foresee what depends on
+    The setup is used up: its model has seen a batch, and is frozen as in its last phase. Cannot foresee what depends on
     more than one batch: rows of an `Embedding(max_norm=...)` that a later one looks up, gradients that die or are rounded
     away. Raises what the run would raise.
     """
-    task, first = task_of(config, line.device), next(drawn(config, line.device), None)
-    if first is not None:
-        for phase in line.phases:
-            if phase is not line.phases[0]:
-                freeze_now(line, phase)
-            line.model.train()
-            stage = line.stages[-1]
-            stage.pulls, stage.written = pulls_of_a_batch(line.model, line.parameters, task, first.batch)
-    return rehearsed(line, config)
+    task, first = build_task(setup.config, setup.device), next(build_batches(setup.config, setup.device), None)
+    if first is None:
+        return rehearsed(setup, [Effect()])
+    effects = []
+    for number, phase in enumerate(setup.phases):
+        if number:
+            begin_phase(setup, phase, setup.phases[number - 1])
+        setup.model.train()
+        effects.append(effect_of_a_batch(setup.model, setup.parameters, task, first.batch))
+    return rehearsed(setup, effects)
 
 
 def show_plan(config: Config, console: Console | None = None) -> None:
     """Print every parameter with its shape, group, learning rate and whether it is declared frozen, then the hazards."""
     console = console or terminal()
     try:
-        with assembled(config) as line:
-            console.print(_parameters(line))
-            modules = len(line.selection.modules)
+        with assembled(config) as setup:
+            console.print(_parameters(setup))
+            modules = len(setup.selection.modules)
             console.print(
-                f"{len(line.selection.parameters)} of {len(line.parameters)} parameters would be frozen, "
+                f"{len(setup.selection.parameters)} of {len(setup.parameters)} parameters would be frozen, "
                 f"{modules} modules held in inference mode; nothing was trained or written."
             )
-            for note in line.selection.notes:
+            for note in setup.selection.notes:
                 console.print(f"note: {escape(note)}")
             try:
-                foreseen = foresee(line, config)
+                foreseen = foresee(setup)
             except SkippedError as skipped:  # by an optimizer that does not step dummies, as it may not step the real ones
                 console.print(f"hazards cannot be foreseen: {escape(str(skipped))}")
                 return
-            owners = {name: entry.owner for name, entry in line.before.entries.items()}
+            owners = {name: entry.owner for name, entry in setup.before.entries.items()}
             hazards = [
-                *leaks(foreseen, *labels(line)),
-                *drifts(foreseen, list(line.selection.parameters), owners),
+                *leaks(foreseen, *labels(setup)),
+                *drifts(foreseen, list(setup.selection.parameters), owners),
                 *idles(foreseen),
             ]
             for hazard in hazards:
@@ -69,11 +68,11 @@ def show_plan(config: Config, console: Console | None = None) -> None:
         raise ConfigError(f"skipped: {skipped}") from skipped
 
 
-def _parameters(line: Line) -> Table:
-    group_of, resolve = placed([line.optimizer]), now(entries(line.model))
+def _parameters(setup: Setup) -> Table:
+    group_of, resolve = placed([setup.optimizer]), now(entries(setup.model))
     table = Table("parameter", "shape", "group", "lr", "requires_grad", "frozen", box=None, pad_edge=False)
-    first = line.phases[-1].first
-    for entry in (entry for entry in line.before.entries.values() if entry.kind == "parameter"):
+    first = setup.phases[-1].first
+    for entry in (entry for entry in setup.before.entries.values() if entry.kind == "parameter"):
         name, group = group_of.get(id(entry.tensor), ("(none)", None))
         tensor = resolve(entry)
         table.add_row(
@@ -82,6 +81,6 @@ def _parameters(line: Line) -> Table:
             name,
             str(rate(group)) if group else "",
             str(tensor is not None and tensor.requires_grad),
-            "" if entry.tensor not in line.selection else "frozen" if first == 1 else f"from step {first} on",
+            "" if entry.tensor not in setup.selection else "frozen" if first == 1 else f"from step {first} on",
         )
     return table

@@ -33,18 +33,16 @@ IN_FULL = 32  # steps of a phase; behind them the optimizer steps only where the
 Task = Callable[[nn.Module, Any], Tensor]
 
 
-@dataclass
-class Stage:
-    """One phase as a batch sees it.
+@dataclass(frozen=True)
+class Effect:
+    """What a batch does to a model in one phase.
 
     `pulls` says, by a parameter's identity, what backward makes of its gradient: `present`, `zero`, `dropped` (set to
     None), and `untouched` where it is left as it was. `written`: names of the tensors that the forward pass writes.
     """
 
-    phase: Phase
-    groups: list[Group]
     pulls: Mapping[int, str] = field(default_factory=dict)
-    written: set[str] = field(default_factory=set)
+    written: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -54,17 +52,15 @@ class Rehearsal:
     `couples`: the gradients of what is frozen change how the optimizer steps the rest (LBFGS).
     """
 
-    stages: Sequence[Stage]
+    phases: Sequence[Phase]
     rows: list[Row]
     steps: list[Step]
     scheduler: Any
     couples: bool
 
 
-def pulls_of_a_batch(
-    model: nn.Module, parameters: Sequence[Tensor], task: Task, batch: Any
-) -> tuple[dict[int, str], set[str]]:
-    """What one batch does to gradients, and the names of what its forward pass writes, which the model keeps."""
+def effect_of_a_batch(model: nn.Module, parameters: Sequence[Tensor], task: Task, batch: Any) -> Effect:
+    """What one batch does to gradients, which are put back, and what its forward pass writes, which the model keeps."""
     written: set[str] = set()
 
     def pull() -> None:
@@ -78,15 +74,16 @@ def pulls_of_a_batch(
         if loss.requires_grad:
             loss.backward()
 
-    return _pulls(parameters, pull), written
+    pulls = _pulls(parameters, pull)
+    return Effect(pulls, frozenset(written))
 
 
-def pulls_of_flags(parameters: Sequence[Tensor]) -> dict[int, str]:
+def effect_of_flags(parameters: Sequence[Tensor]) -> Effect:
     """The same without a batch: what backward would do to each parameter by its flag and its hooks alone.
 
     Hooks are tried on a copy of one element, for they may be anybody's.
     """
-    return {id(p): _pull_of(p) if p.requires_grad else "untouched" for p in parameters}
+    return Effect({id(p): _pull_of(p) if p.requires_grad else "untouched" for p in parameters})
 
 
 def _pull_of(parameter: Tensor) -> str:
@@ -137,17 +134,17 @@ class Double(nn.Module):
             # Registered without dots, for the double has no modules within.
             self.of[id(entry.tensor)] = self.named[name] = registry[name.replace(".", "/")] = dummy
 
-    def forward(self, step: int, pulls: Mapping[int, str], written: set[str]) -> Tensor:
+    def forward(self, step: int, effect: Effect) -> Tensor:
         """Half the squared distance to a point, another at each step, over what is pulled."""
         noise = torch.Generator().manual_seed(step)
         terms = [torch.zeros((), requires_grad=True)]
         for real, dummy in self.of.items():
-            if pulls.get(real, "untouched") != "untouched" and dummy.requires_grad:
+            if effect.pulls.get(real, "untouched") != "untouched" and dummy.requires_grad:
                 aim = self.start[real] + torch.randn(dummy.shape, generator=noise).to(dummy)
-                force = 0.0 if pulls[real] == "zero" else 0.5
+                force = 0.0 if effect.pulls[real] == "zero" else 0.5
                 terms.append(force * (dummy - aim).abs().square().sum().float().cpu())
         with torch.no_grad():
-            for name in written & self.named.keys():
+            for name in effect.written & self.named.keys():
                 value = self.named[name]
                 value.copy_(~value if value.dtype is torch.bool else value + value.abs() + 1)
         return torch.stack(terms).sum()
@@ -167,44 +164,46 @@ class Double(nn.Module):
 
 def rehearse(
     found: Mapping[str, Entry],
-    stages: Sequence[Stage],
+    phases: Sequence[Phase],
+    effects: Sequence[Effect],
+    *,
     batches: int,
     method: FreezingMethod,
     build_optimizer: Callable[[list[Group]], Optimizer],
     build_scheduler: Callable[[Optimizer], Any],
     zero_grad_to_none: bool,
 ) -> Rehearsal:
-    """Run the stages on a double of what was found in a model.
+    """Run the phases on a double of what was found in a model; a batch has `effects`, one for each phase.
 
     Draws no random state. Raises what the optimizer, scheduler or method raises.
     """
     method = copy.copy(method)  # one that keeps what it is attached to must not lose the real optimizer
     with kept_random_state(), ExitStack() as undo:
-        classes = alike(found, stages)
+        classes = alike(found, phases, effects)
         double = Double({name: members[0] for name, members in classes.items()})
         steps: list[Step] = []
-        groups = double.groups(stages[0].groups)
-        frozen = double.stands_in(stages[0].phase.selection)
+        groups = double.groups(phases[0].groups)
+        frozen = double.stands_in(phases[0].selection)
         optimizer = build_optimizer([dict(group) for group in groups])
         with audit(double, frozen, optimizer) as report:
             scheduler = build_scheduler(optimizer)
-            for number, stage in enumerate(stages):
+            for number, (phase, effect) in enumerate(zip(phases, effects, strict=True)):
                 if number:
-                    frozen = double.stands_in(stage.phase.selection)
-                    regroup(optimizer, groups, double.groups(stage.groups))
+                    frozen = double.stands_in(phase.selection)
+                    regroup(optimizer, groups, double.groups(phase.groups))
                     report.freeze(frozen)
                 method.attach(optimizer, frozen, undo)
                 for real, dummy in double.of.items():
-                    if stage.pulls.get(real) == "dropped":
+                    if effect.pulls.get(real) == "dropped":
                         undo.callback(dummy.register_post_accumulate_grad_hook(_drop).remove)
-                last = stages[number + 1].phase.first - 1 if number + 1 < len(stages) else batches
-                steps += _played(double, optimizer, _task(stage), stage.phase.first, last, scheduler, zero_grad_to_none)
+                last = phases[number + 1].first - 1 if number + 1 < len(phases) else batches
+                steps += _played(double, optimizer, _task(effect), phase.first, last, scheduler, zero_grad_to_none)
         couples = False
         double.zero_grad()
-        double(batches + 1, stages[-1].pulls, set()).backward()
+        double(batches + 1, replace(effects[-1], written=frozenset())).backward()
         with suppress(Exception):  # a step that cannot be replayed tells nothing of it
             couples = couples_with(optimizer, list(frozen.parameters.values()))
-    return Rehearsal(stages, _told(report.rows, found, classes), steps, scheduler, couples)
+    return Rehearsal(phases, _told(report.rows, found, classes), steps, scheduler, couples)
 
 
 def _told(rows: list[Row], found: Mapping[str, Entry], classes: Mapping[str, list[Entry]]) -> list[Row]:
@@ -234,8 +233,8 @@ def _played(
             return
 
 
-def _task(stage: Stage) -> Task:
-    return lambda double, step: double(step, stage.pulls, stage.written)
+def _task(effect: Effect) -> Task:
+    return lambda double, step: double(step, effect)
 
 
 def _some(tensor: Tensor) -> Tensor:
@@ -253,18 +252,18 @@ def _some_is_not_zero(tensor: Tensor) -> bool:
     return bool(flat[:64].any()) or bool(flat.any())
 
 
-def alike(found: Mapping[str, Entry], stages: Sequence[Stage]) -> dict[str, list[Entry]]:
+def alike(found: Mapping[str, Entry], phases: Sequence[Phase], effects: Sequence[Effect]) -> dict[str, list[Entry]]:
     """What of a model fares alike, for one double to stand for it, by the name of the first."""
-    placed = [{id(p): group["name"] for group in stage.groups for p in group["params"]} for stage in stages]
+    placed = [{id(p): group["name"] for group in phase.groups for p in group["params"]} for phase in phases]
     alike: dict[Any, list[Entry]] = {}
     for name, entry in found.items():
         tensor, it = entry.tensor, id(entry.tensor)
-        frozen = (tensor in s.phase.selection or name in s.phase.selection.buffers for s in stages)
+        frozen = (tensor in phase.selection or name in phase.selection.buffers for phase in phases)
         fate = zip(
             frozen,
             (groups.get(it) for groups in placed),
-            (s.pulls.get(it) for s in stages),
-            (name in s.written for s in stages),
+            (effect.pulls.get(it) for effect in effects),
+            (name in effect.written for effect in effects),
             strict=True,
         )
         shape = tuple(min(2, size) for size in tensor.shape)

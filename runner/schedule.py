@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
-from runner.build import build
-from runner.config import Config
 from runner.errors import ConfigError
+from runner.groups import Group
 from runner.selection import Selection
 
 
 @dataclass(frozen=True)
 class Phase:
-    """From step `first` on (counted from 1), `selection` is what is frozen."""
+    """From step `first` on (counted from 1), `selection` is what is frozen, and `groups` are the optimizer's.
+
+    A schedule leaves the groups empty, for they depend on the method.
+    """
 
     first: int
     selection: Selection
+    groups: list[Group] = field(default_factory=list)
 
 
 def constant(selection: Selection) -> list[Phase]:
@@ -39,19 +41,3 @@ def spans(phases: Sequence[Phase], batches: int) -> Iterator[tuple[Phase, int]]:
     for phase, end in zip(phases, ends, strict=True):
         if phase.first <= batches:
             yield phase, min(end, batches) - phase.first + 1
-
-
-def build_phases(config: Config, selection: Selection) -> list[Phase]:
-    """What is frozen when."""
-    phases = build(config.schedule, "schedule", selection)
-    if not isinstance(phases, list) or not phases or not all(isinstance(phase, Phase) for phase in phases):
-        raise ConfigError(f"schedule gave a {type(phases).__name__}; it must give a list of runner.schedule.Phase")
-    firsts = [phase.first for phase in phases]
-    frozen = [set(phase.selection.parameters) for phase in phases]
-    if firsts[0] != 1 or firsts != sorted(set(firsts)):
-        raise ConfigError(f"schedule gave phases that begin at the steps {firsts}; they must begin at 1 and go up")
-    if any(not before <= later for before, later in pairwise(frozen)):
-        raise ConfigError(
-            "schedule thaws what an earlier phase froze; each phase must freeze what the one before did, or more"
-        )
-    return phases

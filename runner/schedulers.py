@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -12,10 +10,6 @@ from torch.optim.lr_scheduler import (
     LinearLR,
     SequentialLR,
 )
-
-from runner.build import build
-from runner.config import Config
-from runner.errors import ConfigError
 
 
 def inverse_square_root(step: int) -> float:
@@ -37,11 +31,3 @@ def warm_up_then_cosine(optimizer: Optimizer, warm_up: int, steps: int) -> Seque
 def warm_up_and_decay(optimizer: Optimizer, warm_up: int, gamma: float) -> ChainedScheduler:
     """Linear from a tenth of the rate over `warm_up` steps, times an exponential decay."""
     return ChainedScheduler([LinearLR(optimizer, 0.1, total_iters=warm_up), ExponentialLR(optimizer, gamma)], optimizer)
-
-
-def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
-    """The learning rate's scheduler, or None."""
-    scheduler = build(config.scheduler, "scheduler", optimizer) if config.scheduler else None
-    if scheduler is not None and not callable(getattr(scheduler, "step", None)):
-        raise ConfigError(f"scheduler gave a {type(scheduler).__name__}; it must give something with a `step`")
-    return scheduler

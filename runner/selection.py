@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor, nn
 
-from runner.config import Config
 from runner.errors import ConfigError, did_you_mean
-from runner.patterns import HEAD, Pattern, parse, parse_all, refuse_entries_in_both
+from runner.patterns import Pattern, parse, parse_all, refuse_entries_in_both
 from runner.tensors import entries
 
 Matcher = Callable[[str], bool]
@@ -227,13 +226,3 @@ def from_flags(model: nn.Module) -> Selection:
     return Selection(
         {e.name: e.tensor for e in entries(model).values() if e.kind == "parameter" and not e.tensor.requires_grad}
     )
-
-
-def select_as_declared(model: nn.Module, config: Config) -> Selection:
-    """The config's selection; where it leaves the head to be found, by its number of outputs, a note says which it is."""
-    freeze, head = config.freeze, config.model.head
-    if head != "auto" or HEAD not in (*freeze.patterns, *freeze.keep):
-        return select(model, freeze.patterns, freeze.keep, freeze.buffers.value, head)
-    head = find_head(model, config.model.classes)
-    selection = select(model, freeze.patterns, freeze.keep, freeze.buffers.value, head)
-    return replace(selection, notes=(f"model.head=auto took {head} for the classifier", *selection.notes))

@@ -56,10 +56,10 @@ def progress(batches: int, console: Console) -> Iterator[Any]:
         yield lambda step: bar.advance(task)
 
 
-def show(result: Ended, title: str, console: Console, said: Sequence[str] = ()) -> None:
+def show(result: Ended, title: str, console: Console, shown_before: Sequence[str] = ()) -> None:
     """A run that trained: what was asked, held or leaked, the largest mover of each verdict, where the files are.
 
-    `said` are the notes that were told before the training.
+    `shown_before` are the notes that were shown when they arose.
     """
     record, rows = result.record, result.rows
     console.print(f"[bold]{escape(title)}[/]")
@@ -77,7 +77,7 @@ def show(result: Ended, title: str, console: Console, said: Sequence[str] = ()) 
         console.print(f"loss {first} -> {last}, bits compared after steps {', '.join(map(str, record['looks']))}")
     for line in cost_lines(record["cost"]):
         console.print(escape(line))
-    for note in (note for note in record["notes"] if note not in said):
+    for note in (note for note in record["notes"] if note not in shown_before):
         console.print(f"[yellow]note:[/] {escape(note)}")
     console.print(f"files: {escape(shown(result.folder))}")
 

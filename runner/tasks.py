@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from runner.build import build
-from runner.config import Config
 from runner.data import Batch
 from runner.errors import ConfigError
 
@@ -60,9 +58,3 @@ class Classification:
                 f"data: a target lies outside the head's {logits.shape[1]} classes (targets run from {int(y.min())} to "
                 f"{int(y.max())}); give model.classes"
             ) from error
-
-
-def task_of(config: Config, device: torch.device) -> Callable[[nn.Module, Any], Tensor]:
-    """How a batch becomes a loss, in bfloat16 where the config says so."""
-    task = build(config.task, "task")
-    return in_bfloat16(task, device) if config.autocast else task

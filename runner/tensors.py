@@ -85,6 +85,11 @@ def refuse_unless_dense(model: nn.Module) -> None:
         raise ConfigError(f"model: {name} is {what}")
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a part of it was given to torch.compile: hooks on modules would have it compiled once more."""
+    return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules())
+
+
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of any dtype hold the same bits; -0.0 and 0.0 differ, equal NaN bits do not."""
     if one.shape != other.shape or one.dtype != other.dtype:

@@ -21,10 +21,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.progress import track
 
+from runner.assemble import assembled
 from runner.config import CONF, Config, check
 from runner.contract import EXIT_DONE, Row
 from runner.errors import SkippedError
-from runner.experiment import Outcome, assembled, experiment
+from runner.experiment import Outcome, experiment
 from runner.plan import foresee
 from runner.report.truth import COLUMNS, write_truth_table
 from runner.summary import terminal
@@ -81,8 +82,8 @@ def became(cell: Cell) -> Became:
     """Foresee and run one cell."""
     config = configured(cell)
     try:
-        with assembled(config) as line:
-            rehearsal = foresee(line, config)
+        with assembled(config) as setup:
+            rehearsal = foresee(setup)
         outcome = experiment(config)
     except SkippedError as skipped:
         return Became("skipped", reason=str(skipped))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.cause import Witness, is_compiled, try_causes
+from runner.cause import Witness, try_causes
 from runner.changes import Snapshot, change, snapshot, with_added
 from runner.contract import Cause, Row
 from runner.errors import ConfigError
@@ -18,7 +18,7 @@ from runner.findings import Report, needs
 from runner.groups import placed, rate
 from runner.replay import gradient, within_a_step
 from runner.selection import Selection, from_flags, select
-from runner.tensors import Entry, entries, now, refuse_unless_dense, same_bits
+from runner.tensors import Entry, entries, is_compiled, now, refuse_unless_dense, same_bits
 from runner.verdict import Evidence, idle_cause, verdict
 
 

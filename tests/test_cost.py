@@ -14,9 +14,10 @@ from torch import nn
 from torchvision.models import resnet18, vit_b_16
 
 from runner import truth_table
+from runner.assemble import assembled
 from runner.contract import COSTS
 from runner.cost import why_small
-from runner.experiment import assembled, trained
+from runner.experiment import Training, trained
 from runner.flops import META, REAL, Count, Weightless, _counted, count
 from runner.models import MLP, TokenMLP
 from runner.selection import select
@@ -124,11 +125,11 @@ def test_counting_leaves_the_model_its_gradients_and_the_random_state_as_they_ar
 def bits_of_a_run(cost: str, *overrides: str):
     """Rows, weights, buffers, optimizer state and random state after a run."""
     config = configured(f"cost={cost}", "batches=6", *overrides)
-    with assembled(config) as line:
-        with audit(line.model, line.phases[0].selection, line.optimizer, before=line.before) as report:
-            steps = list(trained(line, config, report))
-        state = line.optimizer.state_dict()
-        values = [value.clone() for value in line.built.state_dict().values()]
+    with assembled(config) as setup:
+        with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
+            steps = list(trained(setup, report, Training()))
+        state = setup.optimizer.state_dict()
+        values = [value.clone() for value in setup.built.state_dict().values()]
         return report.rows, [step.loss for step in steps], values, state, torch.get_rng_state()
 
 

@@ -8,9 +8,9 @@ from itertools import chain, islice
 import pytest
 import torch
 
+from runner.assemble import build_batches
 from runner.data import Synthetic
 from runner.errors import ConfigError
-from runner.passes import drawn
 from tests.measure import configured, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,7 +49,7 @@ def of(*overrides):
 
 
 def taken(*overrides):
-    return list(drawn(of(*overrides), CPU))
+    return list(build_batches(of(*overrides), CPU))
 
 
 def numbers(batches):
@@ -58,14 +58,17 @@ def numbers(batches):
 
 def test_one_pass_is_what_the_source_gives():
     config = configured("batches=5")
-    source = drawn(config, CPU)
+    source = build_batches(config, CPU)
     for one, (x, y) in zip(source, Synthetic(4).batches(5, [64], 10, 0), strict=True):
         assert torch.equal(one.batch[0], x)
         assert torch.equal(one.batch[1], y)
 
 
 def test_the_first_of_several_passes_has_the_bytes_of_a_single_one():
-    one, several = list(drawn(configured("batches=3"), CPU)), list(drawn(configured("batches=3", "data.epochs=3"), CPU))
+    one, several = (
+        list(build_batches(configured("batches=3"), CPU)),
+        list(build_batches(configured("batches=3", "data.epochs=3"), CPU)),
+    )
     assert len(several) == 9
     for a, b in zip(one, several[:3], strict=True):
         assert all(torch.equal(*pair) for pair in zip(a.batch, b.batch, strict=True))
@@ -112,7 +115,7 @@ def test_samples_in_dicts_and_lists_are_shuffled_too():
 
 
 def test_a_source_that_fills_one_tensor_anew_is_kept_as_it_was():
-    batches = drawn(of("data._target_=tests.test_passes.OneBuffer", "data.epochs=2"), CPU)
+    batches = build_batches(of("data._target_=tests.test_passes.OneBuffer", "data.epochs=2"), CPU)
     later = [one.batch for one in islice(batches, 3, 6)]
     assert sorted(chain(*(x[:, 0].int().tolist() for x, _ in later))) == [0] * 4 + [1] * 4 + [2] * 4
     assert all((x[:, 0].long() == y).all() for x, y in later)
@@ -120,7 +123,7 @@ def test_a_source_that_fills_one_tensor_anew_is_kept_as_it_was():
 
 def test_memory_does_not_grow_with_the_count_of_a_single_pass():
     seen = []
-    for one in islice(drawn(configured("batches=1000000000"), CPU), 5):
+    for one in islice(build_batches(configured("batches=1000000000"), CPU), 5):
         seen.append(weakref.ref(one.batch[0]))
         del one
         assert sum(batch() is not None for batch in seen) <= 1

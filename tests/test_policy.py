@@ -155,21 +155,6 @@ def test_every_target_of_a_config_exists(path):
             pending += node
 
 
-def test_the_readmes_file_tree_is_what_is_on_the_disk():
-    (tree,) = re.findall(r"## What is where\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    listed, folder = set(), ""
-    for line in tree.splitlines():
-        name = line.split()[0].rstrip("/")
-        folder = folder if line.startswith(" ") else name
-        listed.add(f"{folder}/{name}" if line.startswith(" ") else name)
-    for name in listed:
-        assert (ROOT / name).exists(), name
-    on_disk = {str(path.relative_to(ROOT)) for path in MODULES if path.name != "__init__.py"}
-    inside_packages = {name for name in on_disk if name.startswith(("runner/methods/", "runner/report/", "hydra_plugins/"))}
-    assert on_disk - inside_packages <= listed, on_disk - inside_packages - listed
-    assert {f"conf/{path.name}" for path in (ROOT / "conf").iterdir()} <= listed
-
-
 def test_no_file_names_a_machines_path_or_the_address_of_a_package_index():
     forbidden = re.compile(
         "|".join(

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from runner.experiment import assembled, experiment
+from runner.assemble import assembled
+from runner.contract import unheard
+from runner.experiment import experiment
 from runner.groups import by_frozen
 from runner.methods.base import TRAPS, FreezingMethod
 from runner.plan import foresee
-from runner.preflight import Double, pulls_of_a_batch, pulls_of_flags
+from runner.preflight import Double, Effect, effect_of_a_batch, effect_of_flags
 from runner.tensors import entries
 from runner.verdict import run_verdict
 from tests.measure import configured, measure
@@ -27,14 +29,22 @@ def fates(rows) -> dict[str, tuple[str, str]]:
 
 
 def foreseen(*overrides: str):
-    with assembled(configured(*overrides)) as line:
-        return foresee(line, configured(*overrides))
+    with assembled(configured(*overrides)) as setup:
+        return foresee(setup)
+
+
+def hear(*overrides: str) -> tuple[list[str], list[str]]:
+    """The urgent notes of a run, and its others."""
+    urgent_ones: list[str] = []
+    others: list[str] = []
+    experiment(
+        configured(*overrides), on_note=lambda text, *, urgent=False: (urgent_ones if urgent else others).append(text)
+    )
+    return urgent_ones, others
 
 
 def warnings(*overrides: str) -> list[str]:
-    told: list[str] = []
-    experiment(configured(*overrides), on_warning=told.append)
-    return told
+    return hear(*overrides)[0]
 
 
 @pytest.mark.parametrize("trap", TRAPS)
@@ -127,16 +137,15 @@ def test_what_only_a_batch_can_show_is_left_to_the_plan():
 @pytest.mark.parametrize("trap", TRAPS)
 def test_looking_ahead_changes_no_bit_of_the_run(trap):
     given = ("method=zero_grad", "freeze=backbone", *PROVOKED[trap])
-    told: list[str] = []
-    watched, plain = experiment(configured(*given), on_warning=told.append), experiment(configured(*given))
+    watched, plain = experiment(configured(*given), on_note=unheard), experiment(configured(*given))
     assert (watched.rows, watched.losses) == (plain.rows, plain.losses)
 
 
 def test_looking_ahead_draws_no_random_state():
     config = configured("freeze=backbone", "method=zero_lr", "scheduler=one_cycle")
-    with assembled(config) as line:
+    with assembled(config) as setup:
         was = torch.get_rng_state(), random.getstate()
-        foresee(line, config)
+        foresee(setup)
         assert torch.equal(was[0], torch.get_rng_state())
         assert was[1] == random.getstate()
 
@@ -144,9 +153,7 @@ def test_looking_ahead_draws_no_random_state():
 def test_an_optimizer_that_cannot_be_rehearsed_is_said_and_the_run_goes_on():
     given = ("freeze=backbone", "optimizer={_target_: tests.test_preflight.OnlyOnce, lr: 0.1}")
     OnlyOnce.built = 0
-    told: list[str] = []
-    outcome = experiment(configured(*given), on_warning=told.append)
-    assert (told, outcome.notes) == ([], ["what would leak could not be foreseen: RuntimeError: built twice"])
+    assert hear(*given) == ([], ["what would leak could not be foreseen: RuntimeError: built twice"])
 
 
 class OnlyOnce(torch.optim.SGD):
@@ -172,8 +179,8 @@ def test_pulls_tell_a_gradient_that_is_dropped_from_one_that_is_not_touched():
 
     parameters = [model[name].weight for name in model]
     expected = {id(model[name].weight): name for name in model}
-    assert pulls_of_flags(parameters) == expected
-    assert pulls_of_a_batch(model, parameters, task, torch.ones(1, 2)) == (expected, set())
+    assert effect_of_flags(parameters) == Effect(expected)
+    assert effect_of_a_batch(model, parameters, task, torch.ones(1, 2)) == Effect(expected)
     assert all(parameter.grad is None for parameter in parameters)
 
 
@@ -184,7 +191,7 @@ def test_a_double_stands_for_tensors_of_every_type_and_shape_and_writes_them(dty
         model.register_buffer(name, torch.ones(shape, dtype=dtype))
     double = Double(entries(model))
     before = {name: tensor.clone() for name, tensor in double.named.items()}
-    double(1, {}, set(double.named))
+    double(1, Effect(written=frozenset(double.named)))
     for name, tensor in double.named.items():
         assert tensor.dim() == getattr(model, name).dim()
         assert not tensor.numel() or not torch.equal(tensor, before[name])
@@ -206,8 +213,7 @@ class Keeps(FreezingMethod):
 
 def test_a_method_that_keeps_its_optimizer_keeps_the_real_one_while_a_double_is_rehearsed():
     given = ("method={_target_: tests.test_preflight.Keeps}", "freeze=backbone", "scheduler=one_cycle", "batches=5")
-    told: list[str] = []
-    watched, plain = experiment(configured(*given), on_warning=told.append), experiment(configured(*given))
+    watched, plain = experiment(configured(*given), on_note=unheard), experiment(configured(*given))
     assert run_verdict(watched.rows) == run_verdict(plain.rows) == "held"
     assert watched.trained_digest == plain.trained_digest
 
@@ -218,7 +224,7 @@ def test_looking_ahead_calls_no_hook_of_anybody_on_what_is_real():
     model.weight.register_hook(lambda gradient: gradient * torch.rand(()))
     model.weight.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter is model.weight))
     state = torch.get_rng_state()
-    assert pulls_of_flags([model.weight]) == {id(model.weight): "present"}
+    assert effect_of_flags([model.weight]) == Effect({id(model.weight): "present"})
     assert seen == [False]
     assert model.weight.grad is None
     assert torch.equal(state, torch.get_rng_state())

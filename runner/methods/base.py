@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from runner.contract import Note
 from runner.groups import Group
-from runner.passes import Drawn
 from runner.selection import Selection
 
 TRAPS = {
@@ -24,6 +26,20 @@ TRAPS = {
     "scheduler_mid_run": "a scheduler that computes the rate from the initial one (LambdaLR), freezing in mid-run",
     "scheduler": "a scheduler that raises the learning rate of a group from 0 (OneCycleLR, CyclicLR, SWALR)",
 }
+
+
+@dataclass
+class Feed:
+    """What a method may use as it feeds the batches of one phase.
+
+    `not_run` counts, for each module by its name, the steps of the phase that do not run it: the cost of a step leaves it
+    out of those. `note` takes what the user should be told.
+    """
+
+    model: nn.Module
+    task: Callable[[nn.Module, Any], Tensor]
+    note: Note
+    not_run: Counter[str] = field(default_factory=Counter)
 
 
 class FreezingMethod:
@@ -51,16 +67,9 @@ class FreezingMethod:
     def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
         """Act on the optimizer once it exists."""
 
-    def feed(
-        self,
-        batches: Iterable[Drawn],
-        model: nn.Module,
-        task: Callable[[nn.Module, Any], Tensor],
-        note: Callable[[str], None],
-    ) -> Iterator[Any]:
-        """Gather the batches of one phase, each when the loop asks for it; `note` takes what the user should be told."""
-        return (drawn.batch for drawn in batches)
+    def feed(self, batches: Iterable[Any], feed: Feed) -> Iterator[Any]:
+        """Gather the batches of one phase, each when the loop asks for it.
 
-    def left_out(self) -> list[tuple[str, float]]:
-        """What a meter is to know: the modules that some steps of the last phase did not run, and the share of those."""
-        return []
+        Each of `batches` has the batch itself, gathered as it is asked for, and the numbers of its samples: `batch`, `ids`.
+        """
+        return (drawn.batch for drawn in batches)

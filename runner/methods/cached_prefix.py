@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.cause import is_compiled
+from runner.contract import Note
 from runner.errors import SkippedError
 from runner.memory import DamagedError, Memory
+from runner.methods.base import Feed
 from runner.methods.requires_grad import RequiresGrad
 from runner.passes import Drawn
 from runner.prefix import frozen_prefix
 from runner.selection import Selection
 from runner.splice import Script, Splice, outermost
+from runner.tensors import is_compiled
 from runner.trial import as_laid_out, not_the_same_again, tried
 
 
@@ -43,7 +45,6 @@ class CachedPrefix(RequiresGrad):
         self.scripts: dict[int, Script] = {}  # by the number of samples
         self.order: Sequence[int] | None = None
         self.stores = True
-        self.fed, self.played = 0, 0  # steps of this phase, and those of them that began behind the prefix
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         if self.epochs == 1:
@@ -74,59 +75,52 @@ class CachedPrefix(RequiresGrad):
                 raise SkippedError(reason)
             assert self.end is not None
             self.memory, self.scripts, self.order, self.stores = Memory(self.limit, self.folder), {}, None, True
-            self.fed, self.played = 0, 0
             self.splice = Splice(model, self.end, self.within)
             undo.callback(self.memory.close)
             undo.callback(self.splice.undo)
         return super().prepare(model, selection, undo)
 
-    def feed(
-        self,
-        batches: Iterable[Drawn],
-        model: nn.Module,
-        task: Callable[[nn.Module, Any], Tensor],
-        note: Callable[[str], None],
-    ) -> Iterator[Any]:
+    def feed(self, batches: Iterable[Drawn], feed: Feed) -> Iterator[Any]:
+        note = feed.note
         if self.epochs == 1:
             note("data.epochs is 1: nothing that the frozen prefix says would be asked for again, so it is not remembered")
         if self.splice is None:
-            yield from super().feed(batches, model, task, note)
+            yield from super().feed(batches, feed)
             return
         for drawn in batches:
             if not drawn.is_a_row_of_tensors or drawn.ids is None:
                 raise SkippedError("data gives batches that are not (tensor, ...) with a row for each sample")
             rows = self.recalled(drawn.ids, note)
-            self.fed += 1
             if rows is not None:
                 script = self.scripts[len(drawn.ids)]
                 with self.splice.playing(script, self.giver(drawn.ids, rows)):
                     yield drawn.behind(script.x)
-                self.played += 1
+                feed.not_run.update([*self.within, self.end or ""])
             else:
                 batch = drawn.batch
-                self.try_once(batch, model, task, note)
+                self.try_once(batch, feed)
                 with self.splice.recording(batch[0], self.teller(drawn.ids, note)):
                     yield batch
 
-    def try_once(self, batch: Any, model: nn.Module, task: Callable[..., Tensor], note: Callable[[str], None]) -> None:
+    def try_once(self, batch: Any, feed: Feed) -> None:
         """With the first batch of its size, make sure that the prefix can be left out, before anything is trained on it."""
         assert self.end is not None
         size = len(batch[0])
         if size in self.scripts:
             return
-        self.scripts[size], self.order, moved = tried(model, self.end, self.within, task, batch, self.order)
+        self.scripts[size], self.order, moved = tried(feed.model, self.end, self.within, feed.task, batch, self.order)
         if moved:
-            note(
+            feed.note(
                 f"the frozen prefix gives a sample other bits at another place in a batch of {size} (by {moved:.2g} at "
                 "most): the weights come near those of requires_grad and need not have their bits"
             )
         if len(self.scripts) == 2:
-            note(
+            feed.note(
                 "batches are of more than one size, and the frozen prefix may give a sample other bits in each: "
                 "the weights come near those of requires_grad and need not have their bits"
             )
 
-    def teller(self, ids: list[int], note: Callable[[str], None]) -> Callable[[str, Any], None]:
+    def teller(self, ids: list[int], note: Note) -> Callable[[str, Any], None]:
         """What keeps the prefix's output for samples that are not yet remembered."""
 
         def told(name: str, output: Any) -> None:
@@ -142,7 +136,7 @@ class CachedPrefix(RequiresGrad):
 
         return told
 
-    def recalled(self, ids: list[int], note: Callable[[str], None]) -> Tensor | None:
+    def recalled(self, ids: list[int], note: Note) -> Tensor | None:
         """What the prefix said of these samples, or None where it has to say it again."""
         if not all(number in self.memory for number in ids):
             return None
@@ -160,8 +154,3 @@ class CachedPrefix(RequiresGrad):
         order = self.order
         assert order is not None
         return lambda: as_laid_out(ready.pop() if ready else self.memory.get(ids), order)
-
-    def left_out(self) -> list[tuple[str, float]]:
-        return (
-            [(name, self.played / self.fed) for name in [*self.within, self.end] if name is not None] if self.played else []
-        )
