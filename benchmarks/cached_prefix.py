@@ -23,6 +23,7 @@ from benchmarks.timing import Time, now, say
 from runner.assemble import assembled
 from runner.config import CONF, Config, check
 from runner.experiment import Training, trained
+from runner.identity import register_resolvers
 from runner.machine import seed_all
 from runner.watch import audit
 
@@ -33,6 +34,7 @@ def config(method: str, batches: int, epochs: int) -> Config:
     """One run of the runner."""
     given = [f"method={method}", "freeze=backbone", "freeze.buffers=frozen", f"batches={batches}", f"data.epochs={epochs}"]
     given += [f"model.input={list(INPUT)}", f"model.classes={CLASSES}", f"data.batch_size={SAMPLES}", "device=cpu"]
+    register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return check(compose("config", given))
 

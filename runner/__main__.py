@@ -14,11 +14,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import runner
-from runner.before import Refused
 from runner.config import CONF, steps_of
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, WITH_TABLES
-from runner.errors import ConfigError
-from runner.identity import CUSTOM, freeze_name, method_name
+from runner.errors import ConfigError, Refused
+from runner.identity import CUSTOM, freeze_name, method_name, register_resolvers
 from runner.limits import leave_at_once, on_interrupt
 from runner.refusal import short_message
 
@@ -28,25 +27,9 @@ def main() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"freeze-runner {runner.__version__}")
         return EXIT_DONE
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would otherwise print, and exit 1 for
-    codes: list[int] = []
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def job(config: DictConfig) -> None:
-        try:
-            codes.append(carry_out(config))
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            print(f"freeze-runner: failed: the record cannot be written: {error}", file=sys.stderr)
-            codes.append(EXIT_FAILED)
-        except Exception:  # ours: what a run itself does wrong, `perform` records
-            traceback.print_exc()
-            codes.append(EXIT_FAILED)
-
     try:
         with on_interrupt(leave_at_once):
-            job()
+            return through_hydra()
     except KeyboardInterrupt:
         print("freeze-runner: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -67,6 +50,28 @@ def main() -> int:
             return refuse(str(error))
         traceback.print_exc()
         return EXIT_FAILED
+
+
+def through_hydra() -> int:
+    """Let Hydra read the command line and call what it asks for; returns the worst exit code of its runs."""
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would otherwise print, and exit 1 for
+    codes: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def job(config: DictConfig) -> None:
+        try:
+            codes.append(carry_out(config))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            print(f"freeze-runner: failed: the record cannot be written: {error}", file=sys.stderr)
+            codes.append(EXIT_FAILED)
+        except Exception:  # ours: what a run itself does wrong, `perform` records
+            traceback.print_exc()
+            codes.append(EXIT_FAILED)
+
+    job()
     return max(codes, default=EXIT_DONE)
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import check
-from runner.errors import ConfigError
+from runner.errors import ConfigError, Refused
 from runner.folder import holds_a_run
 from runner.identity import register_resolvers
 
@@ -39,7 +39,3 @@ class BeforeRun(Callback):
         except Exception as error:  # a bug in the user's class, met by a plan; there is no log to hold its traceback
             traceback.print_exc()
             raise SystemExit(1) from error
-
-
-class Refused(SystemExit):
-    """The user's mistake, found before anything was written; `code` is the message."""

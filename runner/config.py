@@ -125,10 +125,6 @@ def steps_of(composed: DictConfig) -> Any:
     return composed.batches * epochs if _is_whole(epochs) else composed.batches  # it is refused where it is checked
 
 
-# For files of `conf`: `${steps:}` is what `${batches}` would be if every run made one pass.
-OmegaConf.register_new_resolver("epochs", lambda *, _root_: epochs_of(_root_), replace=True)
-OmegaConf.register_new_resolver("steps", lambda *, _root_: steps_of(_root_), replace=True)
-
 _SCHEMA = OmegaConf.structured(Config)
 
 
@@ -235,7 +231,7 @@ def _check_choices(hydra: DictConfig) -> None:
         if not isinstance(hydra.runtime.choices.get(noun), str):
             more = "; for several patterns give freeze.patterns=[A,B]" if noun == "freeze" else ""
             raise ConfigError(f"{noun} takes one choice, not a list; add -m and write {noun}=A,B for a sweep over two{more}")
-    if OmegaConf.to_container(hydra.sweep)["subdir"] != "${run_name:}":  # type: ignore[call-overload,index]
+    if OmegaConf.to_container(hydra.sweep)["subdir"] != "${runner.run_name:}":  # type: ignore[call-overload,index]
         raise ConfigError("hydra.sweep.subdir names each run's folder and is not to be set; give hydra.sweep.dir")
 
 

@@ -14,6 +14,10 @@ class SkippedError(Exception):
     """A method cannot serve this model or optimizer; the message is the reason."""
 
 
+class Refused(SystemExit):
+    """The user's mistake, found before anything was written; `code` is the message. Hydra lets no other error through."""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The known names nearest to what was given, as the end of a message; empty where none is near."""
     by_folded = {name.lower(): name for name in known}

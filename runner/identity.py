@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config import CONF
+from runner.config import CONF, epochs_of, steps_of
 from runner.contract import NOT_HASHED
 
 CUSTOM = "custom"  # what a run's patterns are called when no file of conf/freeze names them
@@ -57,9 +59,18 @@ def freeze_name(freeze: DictConfig, choice: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${config_hash:}` and `${run_name:}` known to OmegaConf, in this process and in any worker."""
-    OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(_root_), replace=True)
-    OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+    """Make the `${runner.NAME:}` of `conf` known to OmegaConf, in this process.
+
+    `${runner.steps:}` is what `${batches}` would be if every run made one pass. To be called by the doors alone: importing
+    this project registers nothing.
+    """
+    resolvers = {"steps": steps_of, "epochs": epochs_of, "config_hash": config_hash, "run_name": run_name}
+    for name, resolve in resolvers.items():
+        OmegaConf.register_new_resolver(f"runner.{name}", partial(_of_root, resolve), replace=True)
+
+
+def _of_root(resolve: Callable[[DictConfig], Any], *, _root_: DictConfig) -> Any:
+    return resolve(_root_)
 
 
 def _plain(composed: DictConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.before import Refused
 from runner.config import CONF, Config, check
 from runner.contract import (
     CHANGES,
@@ -39,9 +39,9 @@ from runner.contract import (
     Status,
     unheard,
 )
-from runner.errors import ConfigError, SkippedError
+from runner.errors import ConfigError, Refused, SkippedError
 from runner.folder import csv_text, discard, logging_to, write_record, write_text, write_whole
-from runner.identity import config_hash, setting_hash
+from runner.identity import config_hash, register_resolvers, setting_hash
 from runner.limits import interrupts_held_back, time_limit
 from runner.record import brief, unmeasured
 from runner.refusal import short_message
@@ -88,6 +88,7 @@ def run(*overrides: str) -> Result:
     """
     if not all(isinstance(text, str) for text in overrides):
         raise ConfigError(f"run takes texts, run('method=zero_lr', 'freeze=fc'), not {overrides!r}")
+    register_resolvers()
     outer = GlobalHydra.instance().hydra  # `run` may be called inside another Hydra app
     GlobalHydra.instance().clear()
     errors: list[BaseException] = []
@@ -137,26 +138,33 @@ def perform(
 
     with logging_to(folder / LOG), interrupts_held_back() as let_through:
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
-        try:
+        with end_recorded(result, on_error):
             import_all()
             with let_through():
                 outcome = trained(result, config, on_step, note, on_error if own_process else None)
             measured(result, outcome, config, note)
-        except SkippedError as skipped:
-            result.end("skipped", str(skipped), EXIT_REFUSED)
-        except KeyboardInterrupt:
-            result.end("interrupted", "interrupted", EXIT_INTERRUPTED)
-        except (Exception, SystemExit) as error:  # a user's `sys.exit()` ends its run, not the sweep
-            discard(folder, *TABLES)
-            if isinstance(error, ConfigError):
-                result.end("failed", " ".join(str(error).split()), EXIT_REFUSED)
-            else:
-                result.end("failed", brief(error), EXIT_FAILED)
-            log.error("%s\n%s", record["reason"], traceback.format_exc())
-            on_error(error)
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
     return result
+
+
+@contextmanager
+def end_recorded(result: Result, on_error: Callable[[BaseException], None]) -> Iterator[None]:
+    """Whatever ends the block early is how the run ended; a failure is logged, and its tables are removed."""
+    try:
+        yield
+    except SkippedError as skipped:
+        result.end("skipped", str(skipped), EXIT_REFUSED)
+    except KeyboardInterrupt:
+        result.end("interrupted", "interrupted", EXIT_INTERRUPTED)
+    except (Exception, SystemExit) as error:  # a user's `sys.exit()` ends its run, not the sweep
+        discard(result.folder, *TABLES)
+        if isinstance(error, ConfigError):
+            result.end("failed", " ".join(str(error).split()), EXIT_REFUSED)
+        else:
+            result.end("failed", brief(error), EXIT_FAILED)
+        log.error("%s\n%s", result.record["reason"], traceback.format_exc())
+        on_error(error)
 
 
 def record_of(config: Config, composed: DictConfig, overrides: Sequence[str]) -> Record:

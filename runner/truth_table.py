@@ -26,6 +26,7 @@ from runner.config import CONF, Config, check
 from runner.contract import EXIT_DONE, Row
 from runner.errors import SkippedError
 from runner.experiment import Outcome, experiment
+from runner.identity import register_resolvers
 from runner.plan import foresee
 from runner.report.truth import COLUMNS, write_truth_table
 from runner.summary import terminal
@@ -128,6 +129,7 @@ def configured(cell: Cell) -> Config:
 @lru_cache(maxsize=1)
 def base() -> Config:
     """What all cells have in common."""
+    register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return check(compose("config", list(BASE)))
 
@@ -138,6 +140,7 @@ def node(noun: str, name: str, optimizer: str = "") -> dict[str, Any]:
     around = {"batches": base().batches, "model": {"input": base().model.input}}
     if optimizer:
         around["optimizer"] = node("optimizer", optimizer)
+    register_resolvers()
     whole = OmegaConf.create({**around, "node": OmegaConf.load(CONF / noun / f"{name}.yaml")})
     return OmegaConf.to_container(whole, resolve=True)["node"]  # type: ignore[call-overload,index,return-value]
 

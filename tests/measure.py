@@ -10,11 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.config import CONF, Config, check
 from runner.experiment import Outcome, experiment
+from runner.identity import register_resolvers
 
 
 @lru_cache(maxsize=1)
 def defaults() -> DictConfig:
     """The config of `model=mlp batches=3`."""
+    register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", ["model=mlp", "batches=3"])
 

@@ -36,9 +36,11 @@ def configured(method: str, size: int, steps: int, threads: int) -> Any:
     from hydra import compose, initialize_config_dir
 
     from runner.config import CONF, check
+    from runner.identity import register_resolvers
 
     source = ["data=custom", f"data._target_={__name__}.Given", f"++data.method={method}"]
     asked = [text for text in overrides(method, 1, size, steps, threads) if not text.startswith("data.")]
+    register_resolvers()
     with initialize_config_dir(config_dir=str(CONF), job_name="runner", version_base="1.3"):
         return check(compose("config", [*asked, *source]))
 
