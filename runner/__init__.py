@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runner.job import run as run
     from runner.methods.base import FreezingMethod as FreezingMethod
+    from runner.runs.job import run as run
     from runner.selection import select as select
     from runner.watch import audit as audit
 
@@ -20,7 +20,7 @@ __all__ = ["FreezingMethod", "audit", "run", "select"]
 _HOME = {
     "FreezingMethod": "runner.methods.base",
     "audit": "runner.watch",
-    "run": "runner.job",
+    "run": "runner.runs.job",
     "select": "runner.selection",
 }
 

@@ -18,8 +18,8 @@ from runner.config import CONF, steps_of
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, WITH_TABLES
 from runner.errors import ConfigError, Refused
 from runner.identity import CUSTOM, freeze_name, method_name, register_resolvers
-from runner.limits import leave_at_once, on_interrupt
 from runner.refusal import short_message
+from runner.runs.interrupts import leave_at_once, on_interrupt
 
 
 def main() -> int:

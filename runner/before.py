@@ -12,8 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import check
 from runner.errors import ConfigError, Refused
-from runner.folder import holds_a_run
 from runner.identity import register_resolvers
+from runner.runs.folder import holds_a_run
 
 register_resolvers()
 

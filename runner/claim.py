@@ -13,7 +13,7 @@ from typing import Protocol, TextIO
 
 from runner.contract import RECORD, RUNNING
 from runner.errors import ConfigError
-from runner.folder import discard
+from runner.runs.folder import discard
 
 
 @contextmanager

@@ -73,6 +73,8 @@ class Row(TypedDict):
 
 COLUMNS = tuple(Row.__annotations__)
 
+STEP_COLUMNS = ("step", "loss", "seconds")  # of `steps.csv`; then a column `lr/GROUP` for each group that the run had
+
 Cost = dict[str, Any]
 """The figures of a run's cost by name: the keys of COSTS that are known, and None for what could not be had."""
 
@@ -94,16 +96,26 @@ COSTS = (
 )
 
 
-class Record(TypedDict):
-    """What `run.json` holds, key by key, in order."""
+class Figures(TypedDict):
+    """The keys of a record that only a run that trained can fill."""
 
-    status: Status
-    reason: str
     verdict: RunVerdict | None
     counts: dict[str, int]
     loss_first: float | None
     loss_last: float | None
     looks: list[int]
+    threads: int | None
+    device: str
+    trained_digest: str | None
+    couplings: list[Coupling]
+    cost: Cost
+
+
+class Record(Figures):
+    """What `run.json` holds."""
+
+    status: Status
+    reason: str
     notes: list[str]
     overrides: list[str]
     config_hash: str
@@ -111,11 +123,6 @@ class Record(TypedDict):
     buffers: str
     setting: str
     seed: int
-    threads: int | None
-    device: str
-    trained_digest: str | None
-    couplings: list[Coupling]
-    cost: Cost
     versions: dict[str, str]
     git: dict[str, Any]
 
@@ -131,11 +138,3 @@ class Note(Protocol):
 
 def unheard(text: str, *, urgent: bool = False) -> None:
     """A note for nobody."""
-
-
-class StepRow(TypedDict):
-    """The fixed columns of `steps.csv`; behind them stands a column `lr/GROUP` for each group that the run had."""
-
-    step: int
-    loss: float
-    seconds: float

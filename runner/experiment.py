@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -43,7 +44,7 @@ class Outcome:
     cost: Cost
     interrupted: bool
 
-    @property
+    @cached_property
     def losses(self) -> list[float]:
         """The loss of each step; the only time that they leave the device."""
         return torch.stack([step.loss for step in self.steps]).tolist() if self.steps else []

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config import check
 from runner.contract import Record
 from runner.errors import ConfigError
-from runner.folder import RUN_NAME
 from runner.identity import config_hash, run_name
-from runner.report.read import read_record, sound, tables_are_whole
+from runner.runs.folder import RUN_NAME
+from runner.runs.read import read_record, sound, tables_are_whole
 
 if TYPE_CHECKING:
     from hydra_plugins.freeze_sweeper import FreezeSweeper

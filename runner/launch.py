@@ -17,10 +17,10 @@ from runner.claim import claimed, died, wait_until_free
 from runner.config import check
 from runner.contract import LOG, STOP, Status
 from runner.errors import ConfigError
-from runner.folder import logging_to, write_record
 from runner.grid import Cell
-from runner.job import record_of
-from runner.record import brief
+from runner.runs.folder import logging_to, write_record
+from runner.runs.job import record_of
+from runner.runs.record import brief
 
 log = logging.getLogger("runner")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)

@@ -13,7 +13,7 @@ from runner.foresight import labels, rehearsed
 from runner.groups import placed, rate
 from runner.hazards import drifts, idles, leaks
 from runner.preflight import Effect, Rehearsal, effect_of_a_batch
-from runner.summary import terminal
+from runner.runs.console import terminal
 from runner.tensors import entries, now
 
 

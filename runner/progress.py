@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from runner.contract import RECORD, Record
-from runner.summary import COLOURS
+from runner.runs.console import COLOURS
 
 EVERY = 0.5  # seconds
 

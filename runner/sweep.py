@@ -13,14 +13,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from runner.claim import clear, died, held, refuse_without_locks, remove_if_empty, wait_until_free
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP, SWEEP_CONFIG
 from runner.errors import ConfigError
-from runner.folder import discard, write_whole
 from runner.grid import Cell, Composed, grid, is_run_folder
 from runner.launch import DiskFullError, launch, record_end, refuse_unreachable
-from runner.limits import interrupts_held_back, on_interrupt
 from runner.progress import progress_of
-from runner.record import lasting
-from runner.report.read import is_run
-from runner.summary import shown, terminal
+from runner.runs.console import shown, terminal
+from runner.runs.folder import discard, write_whole
+from runner.runs.interrupts import interrupts_held_back, on_interrupt
+from runner.runs.read import is_run
+from runner.runs.record import lasting
 from runner.verdict import strayed
 from runner.worker import Worker
 

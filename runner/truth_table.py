@@ -29,7 +29,7 @@ from runner.experiment import Outcome, experiment
 from runner.identity import register_resolvers
 from runner.plan import foresee
 from runner.report.truth import COLUMNS, write_truth_table
-from runner.summary import terminal
+from runner.runs.console import terminal
 
 BASE = ("model=token_mlp", "freeze=backbone", "batches=5", "threads=1", "device=cpu", "data.batch_size=8", "cost=off")
 FREEZE_AT = 3

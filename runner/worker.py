@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from runner.claim import claimed, remove_if_empty
 from runner.contract import INTERRUPT, SLOTS, STOP
-from runner.job import perform
-from runner.report.read import read_record
+from runner.runs.job import perform
+from runner.runs.read import read_record
 
 _slot: list[TextIO] = []  # the lock that this process holds until it ends
 

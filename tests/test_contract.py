@@ -19,10 +19,10 @@ def test_the_contract_imports_nothing_but_typing():
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
 
 
-def test_a_run_writes_the_keys_of_a_record_and_the_columns_of_a_row_in_order(door, tmp_path):
+def test_a_run_writes_just_the_keys_of_a_record_and_the_columns_of_a_row_in_order(door, tmp_path):
     assert door("model=mlp", "batches=1", "hydra.run.dir=run")[0] == 0
     record = json.loads((tmp_path / "run" / RECORD).read_text())
-    assert list(record) == list(Record.__annotations__)
+    assert set(record) == set(Record.__annotations__)
     with (tmp_path / "run" / CHANGES).open() as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
     assert tuple(record["counts"]) == VERDICTS

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.contract import COLUMNS
-from runner.folder import csv_text, holds_a_run, write_record, write_text, write_whole
+from runner.runs.folder import csv_text, holds_a_run, write_record, write_text, write_whole
 
 
 def test_the_columns_are_those_of_the_contract_in_order():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.limits import interrupts_held_back, on_interrupt, time_limit
+from runner.runs.interrupts import interrupts_held_back, on_interrupt, time_limit
 from tests.conftest import ROOT
 
 
@@ -40,7 +40,7 @@ def test_without_a_limit_or_within_it_nothing_happens(tmp_path):
 )
 def test_in_a_process_of_its_own_a_step_that_does_not_end_is_ended(tmp_path, body, told):
     code = (
-        "import re, time; from pathlib import Path; from runner.limits import time_limit\n"
+        "import re, time; from pathlib import Path; from runner.runs.interrupts import time_limit\n"
         f"with time_limit(0.2, Path('log'), Path('reason').write_text):\n    {body}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=False)

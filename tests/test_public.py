@@ -11,7 +11,7 @@ import runner
 WORDS = {
     "audit": "runner.watch",
     "select": "runner.selection",
-    "run": "runner.job",
+    "run": "runner.runs.job",
     "FreezingMethod": "runner.methods.base",
 }
 

@@ -15,7 +15,7 @@ import pytest
 
 from runner.report.__main__ import main
 from runner.report.files import write_run_page, write_sweep_files
-from runner.report.read import GOES_ON, KILLED, read_run
+from runner.runs.read import GOES_ON, KILLED, read_run
 from tests.conftest import ROOT
 from tests.made import HELD, LEAKED, make_run, make_sweep, tensor
 

@@ -9,8 +9,8 @@ import pytest
 from runner.report.answer import of_run, of_runs
 from runner.report.cost import cheapest
 from runner.report.keys import by_method, cells
-from runner.report.read import read_run, run_folders
 from runner.report.sheets import cells_sheet, commands_sheet, machines_sheet
+from runner.runs.read import read_run, run_folders
 from tests.made import HELD, LEAKED, make_run, make_sweep, tensor
 
 SWEEP = Path("sweep")

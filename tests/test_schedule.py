@@ -23,8 +23,8 @@ from runner.contract import COLUMNS
 from runner.data import Synthetic
 from runner.errors import ConfigError, SkippedError
 from runner.experiment import Outcome, experiment
-from runner.folder import csv_text
 from runner.models import MLP
+from runner.runs.folder import csv_text
 from runner.schedule import Phase, after, constant, spans
 from runner.schedulers import inverse_square_root
 from runner.selection import Selection, select

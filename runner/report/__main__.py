@@ -11,10 +11,11 @@ from typing import NoReturn
 
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, PAGE
 from runner.errors import ConfigError
-from runner.folder import write_text
 from runner.report.find import find
 from runner.report.ours import ours
-from runner.report.text import clean, counted
+from runner.report.text import counted
+from runner.runs.clean import clean
+from runner.runs.folder import write_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,9 +63,9 @@ def report(folders: Sequence[Path], out: Path) -> None:
         raise ConfigError(f"no run found below {where}{beside}; give a folder that holds run.json, or one above such")
     from runner.report.files import page_of  # here, for pandas takes its time and an error should not
     from runner.report.page import unread
-    from runner.report.read import read_run
     from runner.report.table import comparison, print_comparison
-    from runner.summary import terminal
+    from runner.runs.console import terminal
+    from runner.runs.read import read_run
 
     runs = [read_run(folder, label) for label, folder in found.runs.items()]
     remarks = [clean(remark) for remark in found.remarks]

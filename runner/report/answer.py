@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from runner.report.cost import cheapest
 from runner.report.keys import by_method, given, swept
-from runner.report.read import Run
 from runner.report.rest import BASELINE, rests
 from runner.report.text import counted, listed
-from runner.summary import cost_lines
+from runner.runs.console import cost_lines
+from runner.runs.read import Run
 
 Points = list[tuple[str, list[str]]]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from runner.contract import COMPARED, COSTS, Cost
 from runner.report.keys import given
-from runner.report.read import Run
+from runner.runs.read import Run
 
 FLOPS, KEPT = ("flops_forward", "flops_backward"), ("saved_bytes", "gradient_bytes", "optimizer_state_bytes")
 METERED = (*COMPARED, "parameter_bytes")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.contract import CHANGES, COMPARISON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
-from runner.folder import write_whole
 from runner.report import pictures
 from runner.report.grid import MARKS, Grid, grid
 from runner.report.ours import ours
 from runner.report.page import Picture, curves, page
-from runner.report.read import Run, read_run, run_folders
-from runner.report.text import clean
+from runner.runs.clean import clean
+from runner.runs.folder import write_whole
+from runner.runs.read import Run, read_run, run_folders
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.errors import ConfigError
-from runner.report.read import is_run
+from runner.runs.read import is_run
 
 
 @dataclass

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runner.report.keys import by_method, cells, names
-from runner.report.measured import Tensor
-from runner.report.read import Run
 from runner.report.text import counted
+from runner.runs.read import Run
+from runner.runs.tables import Tensor
 
 MOST_COLUMNS, MOST_ROWS = 48, 140
 # What a cell may be marked with, from the gravest; the first that any tensor of a cell has is the cell's.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runner.contract import NOT_HASHED
-from runner.report.read import Run
+from runner.runs.read import Run
 
 OURS = "runner.methods."
 WORST = ("leaked", "failed", "interrupted", "skipped", "finished", "held")  # from the worst

@@ -14,8 +14,8 @@ from runner.report import sheets
 from runner.report.answer import of_run, of_runs
 from runner.report.keys import in_order, names
 from runner.report.ours import GENERATOR
-from runner.report.read import Run
 from runner.report.text import counted
+from runner.runs.read import Run
 
 MOST_CURVES, MOST_UNREAD = 200, 200
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from runner.contract import NOT_HASHED, VERDICTS, WITH_TABLES
 from runner.report.cost import costs, flops
-from runner.report.hydra_files import read_config
 from runner.report.keys import Cell, by_method, cells, given, swept
-from runner.report.measured import Tensor
-from runner.report.read import Run
 from runner.report.rest import rests
 from runner.report.text import counted, listed, shown
+from runner.runs.hydra_files import read_config
+from runner.runs.read import Run
+from runner.runs.tables import Tensor
 
 MOST, MOST_LEAKS = 1000, 40  # rows of a table
 

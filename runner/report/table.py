@@ -15,10 +15,10 @@ from rich.table import Table
 from runner.contract import CHANGES, COLUMNS, COSTS, LOG, VERDICTS, WITH_TABLES
 from runner.report.cost import costs, flops
 from runner.report.keys import given, in_order, swept
-from runner.report.measured import read_rows
-from runner.report.read import Run
 from runner.report.rest import rests
-from runner.summary import COLOURS
+from runner.runs.console import COLOURS
+from runner.runs.read import Run
+from runner.runs.tables import read_rows
 
 FAILURES = ("run", "status", "reason", "log", "overrides")
 EMPTY = ("status", "reason", "verdict", *VERDICTS, "loss_first", "loss_last", "rest", "rest_why")

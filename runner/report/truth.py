@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame, read_csv
 
-from runner.folder import write_text
+from runner.runs.folder import write_text
 
 SETTINGS = {
     "weight_decay": {"0.0": "no weight decay", "0.1": "weight decay"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +20,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import CONF, Config, check
 from runner.contract import (
-    CHANGES,
-    COLUMNS,
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -30,8 +27,6 @@ from runner.contract import (
     EXIT_STRICT,
     LOG,
     RECORD,
-    STEPS,
-    WEIGHTS,
     Note,
     Record,
     Row,
@@ -40,12 +35,13 @@ from runner.contract import (
     unheard,
 )
 from runner.errors import ConfigError, Refused, SkippedError
-from runner.folder import csv_text, discard, logging_to, write_record, write_text, write_whole
 from runner.identity import config_hash, register_resolvers, setting_hash
-from runner.limits import interrupts_held_back, time_limit
-from runner.record import brief, unmeasured
 from runner.refusal import short_message
-from runner.verdict import counts, run_verdict, strayed
+from runner.runs.folder import discard, logging_to, write_record
+from runner.runs.interrupts import interrupts_held_back, time_limit
+from runner.runs.record import brief, unmeasured
+from runner.runs.write import TABLES, figures, remarks, write_tables
+from runner.verdict import strayed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +50,6 @@ if TYPE_CHECKING:
     from runner.train import Step
 
 log = logging.getLogger("runner")
-TABLES = (CHANGES, STEPS, WEIGHTS)  # what only a run that trained leaves
 
 
 @dataclass
@@ -214,59 +209,13 @@ def trained(
 
 
 def measured(result: Result, outcome: Outcome, config: Config, note: Note) -> None:
-    """Write the files of a run that trained, and complete its record."""
-    losses = outcome.losses
-    for remark in remarks(outcome, losses, config.steps):
+    """Write the tables of a run that trained, and complete its record."""
+    for remark in remarks(outcome, config.steps):
         note(remark)
-    write_text(result.folder / CHANGES, csv_text(COLUMNS, outcome.rows))
-    write_text(result.folder / STEPS, steps_text(outcome.steps, losses))
-    if config.save:
-        from safetensors.torch import save_model
-
-        write_whole(result.folder / WEIGHTS, lambda beside: save_model(outcome.model, str(beside)))
+    write_tables(result.folder, outcome, with_weights=config.save)
     result.rows, result.model = outcome.rows, outcome.model
-    result.record.update(
-        {
-            "verdict": run_verdict(outcome.rows),
-            "counts": counts(outcome.rows),
-            "loss_first": finite(losses[0]) if losses else None,
-            "loss_last": finite(losses[-1]) if losses else None,
-            "looks": outcome.looks,
-            "threads": outcome.threads,
-            "device": outcome.device,
-            "trained_digest": outcome.trained_digest,
-            "couplings": outcome.couplings,
-            "cost": outcome.cost,
-        }
-    )
+    result.record.update(figures(outcome))
     if outcome.interrupted:
-        result.end("interrupted", f"interrupted after step {len(losses)} of {config.steps}", EXIT_INTERRUPTED)
+        result.end("interrupted", f"interrupted after step {len(outcome.steps)} of {config.steps}", EXIT_INTERRUPTED)
     else:
         result.end("finished", "", EXIT_STRICT if config.strict and strayed(result.record["counts"]) else EXIT_DONE)
-
-
-def steps_text(steps: list[Step], losses: list[float]) -> str:
-    """`steps.csv`: a row a step, a column a group that the run had at any time."""
-    names = dict.fromkeys(name for step in steps for name in step.lrs)
-    rows = [
-        {"step": step.number, "loss": loss, "seconds": step.seconds, **{f"lr/{n}": lr for n, lr in step.lrs.items()}}
-        for step, loss in zip(steps, losses, strict=True)
-    ]
-    return csv_text(["step", "loss", "seconds", *(f"lr/{name}" for name in names)], rows)
-
-
-def remarks(outcome: Outcome, losses: list[float], batches: int) -> Iterator[str]:
-    """What the user should be told though nothing stopped."""
-    parameters = [row for row in outcome.rows if row["kind"] == "parameter"]
-    if parameters and all(row["frozen"] for row in parameters):
-        yield "every parameter is declared frozen: nothing trains"
-    if len(losses) < batches and not outcome.interrupted:
-        yield f"the data ended after {len(losses)} of {batches} batches"
-    broken = next((number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
-    if broken is not None:
-        yield f"the loss became {losses[broken - 1]} at step {broken}"
-
-
-def finite(value: float) -> float | None:
-    """The value, or None where it is NaN or infinite, which JSON cannot hold; `steps.csv` has it as it was."""
-    return value if math.isfinite(value) else None

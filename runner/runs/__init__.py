@@ -1,0 +1,1 @@
+"""One run on disk: written and read here."""

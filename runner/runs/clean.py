@@ -1,0 +1,40 @@
+"""Texts and numbers as files of strangers hold them, made fit to be shown."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+# Controls, marks that turn the direction of writing, halves of characters, and what XML does not allow.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+
+def clean(text: str) -> str:
+    """A text that any terminal, page and picture can show: what controls them, or is no character, becomes `\ufffd`."""
+    return text if text.isprintable() else UNPRINTABLE.sub("\ufffd", text)
+
+
+def cleaned(value: Any) -> Any:
+    """Nested mappings and lists with every text clean."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(str(key)): cleaned(inner) for key, inner in value.items()}
+    return [cleaned(inner) for inner in value] if isinstance(value, list) else value
+
+
+def number(text: str) -> float | None:
+    """The number that a CSV field holds, or None."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is NaN or infinite, or larger than a float can be."""
+    try:
+        return value if value is not None and math.isfinite(value) else None
+    except OverflowError:
+        return None
