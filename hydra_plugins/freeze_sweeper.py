@@ -5,6 +5,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 
 @dataclass
@@ -22,7 +23,15 @@ class FreezeSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from runner.sweep import sweep
 
-        return sweep(self, arguments)
+        config, context, launcher = self.config, self.hydra_context, self.launcher
+        assert config is not None
+        assert context is not None
+        assert launcher is not None
+        parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(
+            [*self._parse_config(), *arguments]
+        )
+        (spanned,) = self.split_arguments(parsed, max_batch_size=None)
+        return sweep(config, context, launcher, [list(overrides) for overrides in spanned])
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="freeze", node=FreezeSweeperConf, provider="freeze-runner")

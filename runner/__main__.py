@@ -77,9 +77,9 @@ def through_hydra() -> int:
 
 def carry_out(config: DictConfig) -> int:
     """One run of its own, its progress, its summary and its page; returns its exit code."""
-    from runner import job, summary
+    from runner.runs import console, job
 
-    console = summary.terminal()
+    terminal = console.terminal()
     shown: list[str] = []
 
     def on_note(text: str, *, urgent: bool = False) -> None:
@@ -87,15 +87,15 @@ def carry_out(config: DictConfig) -> int:
             shown.append(text)
             print(f"freeze-runner: warning: {text}", file=sys.stderr)
 
-    with summary.progress(steps_of(config), console) as on_step:
+    with console.progress(steps_of(config), terminal) as on_step:
         result = job.perform(config, on_step, on_note=on_note)
     if result.status in WITH_TABLES:
         from runner.report.files import write_run_page
 
-        summary.show(result, title(config), console, shown_before=shown)
+        console.show(result, title(config), terminal, shown_before=shown)
         write_run_page(result.folder)
     else:
-        refuse(f"{result.record['status']}: {result.record['reason']} (log: {summary.shown(result.folder / LOG)})")
+        refuse(f"{result.record['status']}: {result.record['reason']} (log: {console.shown(result.folder / LOG)})")
     if result.status == "interrupted":
         raise KeyboardInterrupt
     return result.exit_code

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,9 +18,6 @@ from runner.errors import ConfigError
 from runner.identity import config_hash, run_name
 from runner.runs.folder import RUN_NAME
 from runner.runs.read import read_record, sound, tables_are_whole
-
-if TYPE_CHECKING:
-    from hydra_plugins.freeze_sweeper import FreezeSweeper
 
 
 @dataclass(frozen=True)
@@ -54,19 +51,15 @@ class Cell:
         return self.record is not None
 
 
-def grid(sweeper: FreezeSweeper, arguments: list[str], folder: Path) -> tuple[list[Cell], int]:
-    """The distinct cells, and how many were dropped as duplicates; ConfigError where one cannot be composed.
+def grid(config: DictConfig, loader: ConfigLoader, spanned: Sequence[list[str]], folder: Path) -> tuple[list[Cell], int]:
+    """The distinct cells of the overrides that a sweep spans, and how many were dropped as duplicates.
 
+    Raises ConfigError where one cannot be composed.
     A run is its config: where one of the same config has finished below `folder` under another name, it is that cell's.
     """
-    assert sweeper.hydra_context is not None
-    assert sweeper.config is not None
-    loader = sweeper.hydra_context.config_loader
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*sweeper._parse_config(), *arguments])
-    (spanned,) = sweeper.split_arguments(parsed, max_batch_size=None)
     cells: dict[str, Cell] = {}
     for overrides in spanned:
-        composed = loader.load_sweep_config(sweeper.config, list(overrides))
+        composed = loader.load_sweep_config(config, overrides)
         try:
             strict = check(composed).strict
         except ConfigError as error:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from runner.claim import clear, died, held, refuse_without_locks, remove_if_empty, wait_until_free
@@ -24,22 +26,17 @@ from runner.runs.record import lasting
 from runner.verdict import strayed
 from runner.worker import Worker
 
-if TYPE_CHECKING:
-    from hydra_plugins.freeze_sweeper import FreezeSweeper
-
 SWEEPS = Path("outputs") / "sweeps"
-IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+IN_THIS_PROCESS = "basic"  # Hydra's launcher that runs in this process, one run after the other
 
 
-def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
-    """Run the grid that `arguments` span, write the sweep's files, and leave by SystemExit where not all is well.
+def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, spanned: Sequence[list[str]]) -> None:
+    """Run the grid of these overrides, write the sweep's files, and leave by SystemExit where not all is well.
 
     Raises ConfigError before anything is written where any cell cannot be composed, and where no run can be launched.
     """
-    config = sweeper.config
-    assert config is not None
     folder = settled_folder(config)
-    cells, dropped = grid(sweeper, arguments, folder)
+    cells, dropped = grid(config, context.config_loader, spanned, folder)
     if not cells:
         raise ConfigError("the sweep has no run: a glob or a range in it is empty")
     if dropped:
@@ -61,7 +58,7 @@ def sweep(sweeper: FreezeSweeper, arguments: list[str]) -> None:
     interrupted = False
     try:
         with on_interrupt(signal.default_int_handler):
-            carry_out(sweeper, left, folder)
+            carry_out(config, context, launcher, left, folder=folder)
     except KeyboardInterrupt:
         interrupted = True
         end_what_goes_on(left, folder)
@@ -111,12 +108,8 @@ def holds_none_but_ours(path: Path) -> bool:
     return is_run_folder(path) and (is_run(path) or not any(path.iterdir()))
 
 
-def carry_out(sweeper: FreezeSweeper, cells: list[Cell], folder: Path) -> None:
+def carry_out(config: DictConfig, context: HydraContext, launcher: Launcher, cells: list[Cell], *, folder: Path) -> None:
     """Make the sweep's folder, and run the cells by the launcher of the config."""
-    launcher, context, config = sweeper.launcher, sweeper.hydra_context, sweeper.config
-    assert launcher is not None
-    assert context is not None
-    assert config is not None
     folder.mkdir(parents=True, exist_ok=True)
     refuse_without_locks(folder)
     for part in folder.glob(".*.part"):
@@ -132,7 +125,7 @@ def carry_out(sweeper: FreezeSweeper, cells: list[Cell], folder: Path) -> None:
         print(f"{len(lost)} runs ended with their process at an earlier start, and come last; launch=joblib isolates each")
         cells = [*(cell for cell in cells if cell not in lost), *lost]
     batches = [cells]
-    if config.hydra.launcher._target_ == IN_THIS_PROCESS:  # which keeps the config of each run that it launches at once
+    if config.hydra.runtime.choices["hydra/launcher"] == IN_THIS_PROCESS:  # it keeps the config of all runs of a launch
         context = Composed.instead_of(context, cells)
         batches = [[cell] for cell in cells]
     launcher.setup(hydra_context=context, task_function=Worker.of_this_process(folder), config=config)
