@@ -8,7 +8,7 @@ import resource
 import pytest
 import torch
 
-from runner.memory import DamagedError, Memory
+from runner.methods.prefix.row_store import DamagedError, Memory
 
 TYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64, torch.uint8]
 

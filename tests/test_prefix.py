@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from runner.methods.detach import Detach
+from runner.methods.prefix.boundary import frozen_prefix
 from runner.models import MLP
-from runner.prefix import frozen_prefix
 from runner.selection import select
 from tests.measure import measure
 

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from runner.errors import SkippedError
 from runner.methods.base import FreezingMethod
-from runner.prefix import frozen_prefix
+from runner.methods.prefix.boundary import frozen_prefix
 from runner.selection import Selection
 
 
