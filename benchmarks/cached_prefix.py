@@ -21,11 +21,12 @@ from torch import nn
 
 from benchmarks.timing import Time, now, say
 from runner.assemble import assembled
-from runner.config import CONF, Config, check
+from runner.config.check import check
+from runner.config.naming import register_resolvers
+from runner.config.schema import CONF, Config
 from runner.experiment import Training, trained
-from runner.identity import register_resolvers
-from runner.machine import seed_all
-from runner.watch import audit
+from runner.proof.audit import audit
+from runner.seeding import seed_all
 
 SAMPLES, INPUT, CLASSES = 8, (3, 128, 128), 1000
 

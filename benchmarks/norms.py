@@ -20,7 +20,7 @@ from torch import nn
 from torchvision import models
 
 from benchmarks.timing import ROOT, now, say
-from runner.changes import Snapshot, change, snapshot
+from runner.proof.changes import Snapshot, change, snapshot
 
 LARGE = "wide_resnet50_2"  # 276 MB of parameters, so that what a process does besides weighs little
 

@@ -18,13 +18,13 @@ from torch import nn
 from torchvision.models import resnet18
 
 from benchmarks.timing import Time, now, say
-from runner.data import Synthetic
-from runner.groups import by_role
+from runner.freezing.groups import by_role
+from runner.freezing.selection import select
 from runner.methods.zero_lr import ZeroLr
-from runner.selection import select
-from runner.tasks import Classification
-from runner.train import train
-from runner.watch import audit
+from runner.proof.audit import audit
+from runner.training.data import Synthetic
+from runner.training.loop import train
+from runner.training.tasks import Classification
 
 SAMPLES, INPUT, CLASSES = 8, (3, 128, 128), 1000
 

@@ -21,7 +21,7 @@ class FreezeSweeper(BasicSweeper):
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from runner.sweep import sweep
+        from runner.sweep.drive import sweep
 
         config, context, launcher = self.config, self.hydra_context, self.launcher
         assert config is not None

@@ -9,19 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from runner.freezing.selection import select as select
     from runner.methods.base import FreezingMethod as FreezingMethod
+    from runner.proof.audit import audit as audit
     from runner.runs.job import run as run
-    from runner.selection import select as select
-    from runner.watch import audit as audit
 
 __version__ = "0.1.0"
 __all__ = ["FreezingMethod", "audit", "run", "select"]
 
 _HOME = {
     "FreezingMethod": "runner.methods.base",
-    "audit": "runner.watch",
+    "audit": "runner.proof.audit",
     "run": "runner.runs.job",
-    "select": "runner.selection",
+    "select": "runner.freezing.selection",
 }
 
 

@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import runner
-from runner.config import CONF, steps_of
+from runner.config.hydra_errors import short_message
+from runner.config.naming import CUSTOM, freeze_name, method_name, register_resolvers
+from runner.config.schema import CONF, steps_of
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, WITH_TABLES
 from runner.errors import ConfigError, Refused
-from runner.identity import CUSTOM, freeze_name, method_name, register_resolvers
-from runner.refusal import short_message
 from runner.runs.interrupts import leave_at_once, on_interrupt
 
 

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.build import build, build_a
-from runner.changes import Snapshot, snapshot
-from runner.config import Config
+from runner.config.build import build, build_a
+from runner.config.schema import Config
 from runner.contract import Note, unheard
-from runner.cost import Clock, Counter, Meter
+from runner.cost.meter import Clock, Counter, Meter
 from runner.errors import ConfigError, SkippedError
-from runner.groups import Group, refined, regroup, with_lrs, without_empty
-from runner.inference import hold_in_inference
-from runner.machine import machine, pick_device, seed_all
+from runner.freezing.eval_mode import hold_in_inference
+from runner.freezing.groups import Group, refined, regroup, with_lrs, without_empty
+from runner.freezing.patterns import HEAD
+from runner.freezing.schedule import Phase
+from runner.freezing.selection import Selection, find_head, select
 from runner.methods.base import FreezingMethod
-from runner.passes import Drawn, drawn
-from runner.patterns import HEAD
-from runner.schedule import Phase
-from runner.selection import Selection, find_head, select
-from runner.tasks import in_bfloat16
+from runner.proof.changes import Snapshot, snapshot
+from runner.seeding import machine, pick_device, seed_all
 from runner.tensors import refuse_unless_dense
+from runner.training.epochs import Drawn, drawn
+from runner.training.tasks import in_bfloat16
 
 Task = Callable[[nn.Module, Any], Tensor]
 

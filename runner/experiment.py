@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from runner.assemble import Setup, assembled, begin_phase, build_batches, build_scheduler, build_task
-from runner.changes import trained_digest
-from runner.config import Config
+from runner.config.schema import Config
 from runner.contract import Cost, Coupling, Note, Row
-from runner.findings import Report
-from runner.foresight import Foreseen, couplings, foresee_phase
-from runner.machine import seed_all
+from runner.foresight.warnings import Foreseen, couplings, foresee_phase
+from runner.freezing.schedule import spans
+from runner.freezing.selection import Selection
 from runner.methods.base import Feed
-from runner.schedule import spans
-from runner.selection import Selection
-from runner.train import Step, train
-from runner.watch import audit
+from runner.proof.audit import audit
+from runner.proof.audit_report import Report
+from runner.proof.changes import trained_digest
+from runner.seeding import seed_all
+from runner.training.loop import Step, train
 
 
 @dataclass

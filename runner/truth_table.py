@@ -14,29 +14,29 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.progress import track
 
-from runner.assemble import assembled
-from runner.config import CONF, Config, check
+from runner.config.check import check
+from runner.config.naming import register_resolvers
+from runner.config.schema import CONF, Config
 from runner.contract import EXIT_DONE, Row
 from runner.errors import SkippedError
-from runner.experiment import Outcome, experiment
-from runner.identity import register_resolvers
-from runner.plan import foresee
-from runner.report.truth import COLUMNS, write_truth_table
+from runner.report.truth_page import COLUMNS, write_truth_table
 from runner.runs.console import terminal
+
+if TYPE_CHECKING:
+    from runner.experiment import Outcome
 
 BASE = ("model=token_mlp", "freeze=backbone", "batches=5", "threads=1", "device=cpu", "data.batch_size=8", "cost=off")
 FREEZE_AT = 3
 VARIANTS = {"requires_grad clean": {"clean": True}, "zero_lr guard": {"guard": True}}
 GROUPS: dict[str, dict[str, Any]] = {  # how an optimizer that does not take every group is served
-    "lbfgs": {"cut": {"_target_": "runner.groups.all_in_one"}},
-    "muon": {"cut": {"_target_": "runner.groups.by_module", "names": [r"re:(embed|there|head)\.weight"]}},
+    "lbfgs": {"cut": {"_target_": "runner.freezing.groups.all_in_one"}},
+    "muon": {"cut": {"_target_": "runner.freezing.groups.by_module", "names": [r"re:(embed|there|head)\.weight"]}},
 }
 FEWER = {"lbfgs": {"max_iter": 3}}  # of the steps within a step, each of which is a batch
 
@@ -81,6 +81,10 @@ def grid() -> Iterator[Cell]:
 
 def became(cell: Cell) -> Became:
     """Foresee and run one cell."""
+    from runner.assemble import assembled
+    from runner.experiment import experiment
+    from runner.foresight.plan import foresee
+
     config = configured(cell)
     try:
         with assembled(config) as setup:
@@ -114,7 +118,7 @@ def configured(cell: Cell) -> Config:
     optimizer = {**node("optimizer", cell.optimizer), **FEWER.get(cell.optimizer, {})}
     if cell.weight_decay is not None:
         optimizer = {**optimizer, "weight_decay": cell.weight_decay}
-    schedule = {"_target_": "runner.schedule.after", "step": cell.frozen_from}
+    schedule = {"_target_": "runner.freezing.schedule.after", "step": cell.frozen_from}
     config = replace(
         base(),
         method={**node("method", method), **VARIANTS.get(cell.method, {})},
@@ -172,6 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m runner.truth_table", description=__doc__.splitlines()[0])
     parser.add_argument("-o", metavar="FOLDER", type=Path, default=Path("docs"), help="where to write (docs)")
     folder = parser.parse_args(arguments).o
+    import torch  # here, for `--help` should not wait for it
+
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # torch's, of schedulers that are stepped before an optimizer that is skipped
     cells = list(grid())

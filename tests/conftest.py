@@ -12,7 +12,7 @@ from shutil import which
 import pytest
 
 from runner.__main__ import main
-from runner.identity import register_resolvers
+from runner.config.naming import register_resolvers
 
 register_resolvers()  # as the doors do; some tests read files of `conf` without one
 

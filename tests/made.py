@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.contract import CHANGES, COLUMNS, LOG, RECORD, STEPS
+from runner.proof.verdict import counts
 from runner.runs.folder import csv_text
-from runner.verdict import counts
 
 VERSIONS = {"python": "3.11.7", "freeze-runner": "0.1.0", "torch": "2.14.1"}
 

@@ -8,9 +8,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config import CONF, Config, check
+from runner.config.check import check
+from runner.config.naming import register_resolvers
+from runner.config.schema import CONF, Config
 from runner.experiment import Outcome, experiment
-from runner.identity import register_resolvers
 
 
 @lru_cache(maxsize=1)

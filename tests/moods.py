@@ -7,10 +7,10 @@ from pathlib import Path
 SOURCE = '''
 import os, signal, time
 from pathlib import Path
-import runner.models
+import runner.training.models
 
 
-class Net(runner.models.MLP):
+class Net(runner.training.models.MLP):
     """`mood`: good, fails, dies, dies_once, hangs (in a step), slow (steps of half a second)."""
 
     def __init__(self, features, width, classes, mood="good"):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from runner.config import CONF
+from runner.config.schema import CONF
 from runner.errors import ConfigError, SkippedError
-from runner.verdict import run_verdict
+from runner.proof.verdict import run_verdict
 from tests.measure import measure
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -250,7 +250,7 @@ def test_where_everything_is_frozen_a_note_says_that_nothing_trains(door, method
 
 SCHEDULES = """
 from dataclasses import replace
-from runner.schedule import Phase
+from runner.freezing.schedule import Phase
 
 
 def late(selection):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.build import build, build_a, locate
+from runner.config.build import build, build_a, locate
 from runner.errors import ConfigError
 
 

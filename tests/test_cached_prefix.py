@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from runner.errors import SkippedError
 from runner.experiment import experiment
+from runner.freezing.selection import select
 from runner.methods.cached_prefix import CachedPrefix
-from runner.models import MLP
-from runner.selection import select
+from runner.proof.verdict import run_verdict
 from runner.tensors import same_bits
-from runner.verdict import run_verdict
+from runner.training.models import MLP
 from tests.measure import configured, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")

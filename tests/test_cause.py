@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from runner import audit
-from runner.selection import select
+from runner.freezing.selection import select
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

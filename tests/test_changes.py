@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from runner.changes import CHUNK, Change, change, snapshot
-from runner.models import MLP
+from runner.proof.changes import CHUNK, Change, change, snapshot
+from runner.training.models import MLP
 
 CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 NARROW = [torch.float32, torch.bfloat16, torch.float16]

@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.claim import claimed, clear, died, held, remove_if_empty, wait_until_free
+from runner.sweep.lock import claimed, clear, died, held, remove_if_empty, wait_until_free
 from tests.conftest import ROOT
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from runner.claim import claimed
+from runner.sweep.lock import claimed
 with claimed(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -18,9 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 import runner
-from runner.config import CONF, Config, check, known_keys
+from runner.config.check import check
+from runner.config.naming import NOT_HASHED, config_hash, register_resolvers
+from runner.config.schema import CONF, Config, known_keys
 from runner.errors import ConfigError
-from runner.identity import NOT_HASHED, config_hash, register_resolvers
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,14 +7,14 @@ from contextlib import ExitStack, suppress
 import pytest
 import torch
 
-from runner.build import build
-from runner.config import CONF
+from runner.config.build import build
+from runner.config.schema import CONF
 from runner.errors import SkippedError
-from runner.groups import by_role
+from runner.freezing.groups import by_role
+from runner.freezing.selection import select
 from runner.methods.base import TRAPS, FreezingMethod
-from runner.models import MLP
-from runner.selection import select
-from runner.verdict import run_verdict
+from runner.proof.verdict import run_verdict
+from runner.training.models import MLP
 from tests.measure import measure
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

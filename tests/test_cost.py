@@ -16,14 +16,14 @@ from torchvision.models import resnet18, vit_b_16
 from runner import truth_table
 from runner.assemble import assembled
 from runner.contract import COSTS
-from runner.cost import why_small
+from runner.cost.flops import META, REAL, Count, Weightless, _counted, count
+from runner.cost.meter import why_small
 from runner.experiment import Training, trained
-from runner.flops import META, REAL, Count, Weightless, _counted, count
-from runner.models import MLP, TokenMLP
-from runner.selection import select
-from runner.tasks import Classification
+from runner.freezing.selection import select
+from runner.proof.audit import audit
 from runner.tensors import same_bits
-from runner.watch import audit
+from runner.training.models import MLP, TokenMLP
+from runner.training.tasks import Classification
 from tests.measure import configured, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -221,13 +221,14 @@ HOSTILE = {
 @pytest.mark.parametrize(("line", "on"), HOSTILE.values(), ids=HOSTILE)
 def test_a_model_that_cannot_be_metered_runs_on_and_the_figure_says_why(line, on, door):
     Path("mine.py").write_text(
-        "import threading, torch, runner.models\n"
+        "import threading, torch, runner.training.models\n"
         "class Double(torch.autograd.Function):\n"
         "    @staticmethod\n"
         "    def forward(ctx, x): return 2 * x\n"
         "    @staticmethod\n"
         "    def backward(ctx, gradient): return 2 * gradient\n"
-        f"class Net(runner.models.MLP):\n    def forward(self, x):\n        {line}\n        return super().forward(x)\n"
+        "class Net(runner.training.models.MLP):\n"
+        f"    def forward(self, x):\n        {line}\n        return super().forward(x)\n"
     )
     code, out, _ = door("model=mlp", "model.build._target_=mine.Net", "batches=3", "hydra.run.dir=run")
     record = json.loads(Path("run/run.json").read_text())
@@ -305,8 +306,8 @@ def test_a_sweep_measures_the_shares_where_it_holds_the_unfrozen_run_and_else_ke
 
 def test_a_sweep_counts_once_for_each_model_input_and_frozen_set(door):
     Path("mine.py").write_text(
-        "from pathlib import Path\nimport torch, runner.models\n"
-        "class Net(runner.models.MLP):\n    def forward(self, x):\n"
+        "from pathlib import Path\nimport torch, runner.training.models\n"
+        "class Net(runner.training.models.MLP):\n    def forward(self, x):\n"
         "        if torch.utils._python_dispatch._get_current_dispatch_mode():\n"
         "            with Path('counted').open('a') as file: file.write('x')\n"
         "        return super().forward(x)\n"
@@ -350,9 +351,10 @@ AWKWARD = {
 @pytest.mark.parametrize("line", AWKWARD.values(), ids=AWKWARD)
 def test_no_meter_changes_a_bit_even_of_a_model_whose_forward_pass_reaches_beyond_it(line, door):
     Path("mine.py").write_text(
-        "import functools, torch, runner.models\n"
+        "import functools, torch, runner.training.models\n"
         "@functools.lru_cache\ndef scale(n): return torch.linspace(0, 1, n)\n"
-        f"class Net(runner.models.MLP):\n    def forward(self, x):\n        {line}\n        return super().forward(x)\n"
+        "class Net(runner.training.models.MLP):\n"
+        f"    def forward(self, x):\n        {line}\n        return super().forward(x)\n"
     )
     tables = set()
     for cost in ("off", "count", "time"):

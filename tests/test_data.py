@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from runner.data import Digits, ImageFolder, Synthetic
 from runner.errors import ConfigError
+from runner.training.data import Digits, ImageFolder, Synthetic
 
 COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "cat": (0, 0, 255)}
 

@@ -226,7 +226,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_was(door):
 def test_save_writes_the_trained_weights(door):
     from safetensors.torch import load_model
 
-    from runner.models import MLP
+    from runner.training.models import MLP
 
     assert door("save=true", "hydra.run.dir=here", *QUICK)[0] == 0
     missing, unexpected = load_model(MLP([64]), "here/model.safetensors")
@@ -237,7 +237,7 @@ def test_save_writes_the_trained_weights(door):
 def test_an_interrupt_writes_what_was_measured_and_leaves_with_130():
     Path("mine.py").write_text(
         "from pathlib import Path\n"
-        "from runner.models import MLP\n"
+        "from runner.training.models import MLP\n"
         "class Net(MLP):\n"
         "    def forward(self, x):\n"
         "        if Path('once').exists(): Path('twice').touch()\n"
@@ -328,8 +328,8 @@ def test_a_users_exit_ends_its_run_and_is_recorded(door):
 
 def test_a_model_that_gives_no_tensor_is_told_to_bring_its_task(door):
     Path("mine.py").write_text(
-        "import runner.models\n"
-        "class Net(runner.models.MLP):\n"
+        "import runner.training.models\n"
+        "class Net(runner.training.models.MLP):\n"
         "    def forward(self, x):\n"
         "        return (super().forward(x),)\n"
     )

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from runner.errors import ConfigError
-from runner.groups import (
+from runner.freezing.groups import (
     all_in_one,
     by_frozen,
     by_module,
@@ -23,8 +23,8 @@ from runner.groups import (
     with_lrs,
     without_empty,
 )
-from runner.models import MLP
-from runner.selection import select
+from runner.freezing.selection import select
+from runner.training.models import MLP
 
 CHECKED = settings(max_examples=150, deadline=None, database=None, derandomize=True)
 NOTHING: list[str] = []

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from runner.inference import hold_in_inference
-from runner.selection import select
+from runner.freezing.eval_mode import hold_in_inference
+from runner.freezing.selection import select
 from runner.tensors import same_bits
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runner.errors import ConfigError
-from runner.machine import machine, pick_device, seed_all
+from runner.seeding import machine, pick_device, seed_all
 
 AVAILABLE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
 

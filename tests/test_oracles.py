@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from runner import audit
-from runner.config import CONF
-from runner.models import MLP
+from runner.config.schema import CONF
+from runner.training.models import MLP
 from tests.measure import measure
 
 LR = 0.1

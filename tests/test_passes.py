@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from runner.assemble import build_batches
-from runner.data import Synthetic
 from runner.errors import ConfigError
+from runner.training.data import Synthetic
 from tests.measure import configured, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.errors import ConfigError
-from runner.patterns import parse, parse_all
+from runner.freezing.patterns import parse, parse_all
 
 CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 

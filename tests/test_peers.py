@@ -11,14 +11,14 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from runner.build import build
-from runner.changes import snapshot
-from runner.config import CONF
-from runner.groups import all_in_one, by_frozen, by_role, without_empty
-from runner.inference import hold_in_inference
+from runner.config.build import build
+from runner.config.schema import CONF
+from runner.freezing.eval_mode import hold_in_inference
+from runner.freezing.groups import all_in_one, by_frozen, by_role, without_empty
+from runner.freezing.selection import select
 from runner.methods.restore import Restore
-from runner.selection import select
-from runner.watch import audit
+from runner.proof.audit import audit
+from runner.proof.changes import snapshot
 from tests.measure import measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from runner.freezing.selection import select
 from runner.methods.detach import Detach
 from runner.methods.prefix.boundary import frozen_prefix
-from runner.models import MLP
-from runner.selection import select
+from runner.training.models import MLP
 from tests.measure import measure
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from runner.assemble import assembled
 from runner.contract import unheard
 from runner.experiment import experiment
-from runner.groups import by_frozen
+from runner.foresight.plan import foresee
+from runner.foresight.rehearsal import Double, Effect, effect_of_a_batch, effect_of_flags
+from runner.freezing.groups import by_frozen
 from runner.methods.base import TRAPS, FreezingMethod
-from runner.plan import foresee
-from runner.preflight import Double, Effect, effect_of_a_batch, effect_of_flags
+from runner.proof.verdict import run_verdict
 from runner.tensors import entries
-from runner.verdict import run_verdict
 from tests.measure import configured, measure
 from tests.test_conformance import METHODS, PROVOKED
 

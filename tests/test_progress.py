@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from runner.progress import progress_of
+from runner.sweep.progress import progress_of
 
 
 @dataclass

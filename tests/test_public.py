@@ -9,8 +9,8 @@ import pytest
 import runner
 
 WORDS = {
-    "audit": "runner.watch",
-    "select": "runner.selection",
+    "audit": "runner.proof.audit",
+    "select": "runner.freezing.selection",
     "run": "runner.runs.job",
     "FreezingMethod": "runner.methods.base",
 }

@@ -24,7 +24,9 @@ def test_run_returns_rows_verdict_model_and_folder():
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_the_model_comes_back_trained_with_its_flags_and_modes_restored(mode):
-    Path("in_mode.py").write_text(f"import runner.models\ndef net(**kw): return runner.models.MLP(**kw).train({mode})\n")
+    Path("in_mode.py").write_text(
+        f"import runner.training.models\ndef net(**kw): return runner.training.models.MLP(**kw).train({mode})\n"
+    )
     target = "model.build._target_=in_mode.net"
     result = run(target, "method=requires_grad", "freeze=backbone", "freeze.buffers=frozen", *QUICK)
     sys.modules.pop("in_mode")
@@ -55,7 +57,7 @@ def test_a_plan_from_python_is_refused_and_does_not_exit(said):
 
 def test_data_that_ends_early_is_said_and_data_that_does_not_is_cut():
     Path("ends.py").write_text(
-        "from runner.data import Synthetic\n"
+        "from runner.training.data import Synthetic\n"
         "class Source(Synthetic):\n"
         "    def __init__(self, share=1.0, batch_size=4):\n"
         "        super().__init__(batch_size)\n"
@@ -90,7 +92,7 @@ def test_a_bug_in_the_users_class_is_raised_as_it_is():
 def test_run_can_be_called_inside_another_hydra_app():
     from hydra import compose, initialize_config_dir
 
-    from runner.config import CONF
+    from runner.config.schema import CONF
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert run(*QUICK).status == "finished"

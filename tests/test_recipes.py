@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from torchvision.models import resnet18
 
 from runner import run
-from runner.config import CONF
+from runner.config.schema import CONF
 
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 

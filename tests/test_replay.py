@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from runner.groups import rate
-from runner.machine import kept_random_state
-from runner.replay import causes_in_step, copied, gradient, moved, step
+from runner.freezing.groups import rate
+from runner.proof.replay import causes_in_step, copied, gradient, moved, step
+from runner.seeding import kept_random_state
 from runner.tensors import same_bits, share_memory
 from tests.test_cause import (
     DENSE,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.report.answer import of_run, of_runs
-from runner.report.cost import cheapest
-from runner.report.keys import by_method, cells
-from runner.report.sheets import cells_sheet, commands_sheet, machines_sheet
+from runner.report.grouping import by_method, cells
+from runner.report.page.tables import cells_sheet, commands_sheet, machines_sheet
+from runner.report.prices import cheapest
+from runner.report.recommendation import of_run, of_runs
 from runner.runs.read import read_run, run_folders
 from tests.made import HELD, LEAKED, make_run, make_sweep, tensor
 

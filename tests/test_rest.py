@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from runner.report.rest import rests
+from runner.report.equivalence import rests
 from tests.measure import measure
 
 QUICK = ("model=mlp", "batches=3", "data.batch_size=4", "freeze=backbone")

@@ -39,7 +39,7 @@ def test_a_run_leaves_the_random_state_and_the_threads_of_its_caller_alone():
 def test_the_data_are_the_same_for_every_method_and_every_group_setting(data):
     Path("remembers.py").write_text(
         "from pathlib import Path\n"
-        "from runner.tasks import Classification\n"
+        "from runner.training.tasks import Classification\n"
         "class Task(Classification):\n"
         "    def __call__(self, model, batch):\n"
         "        with Path('seen').open('ab') as file:\n"

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 
-from runner.changes import change
-from runner.config import CONF, Config
+from runner.config.schema import CONF, Config
 from runner.contract import COLUMNS
-from runner.data import Synthetic
 from runner.errors import ConfigError, SkippedError
 from runner.experiment import Outcome, experiment
-from runner.models import MLP
+from runner.freezing.schedule import Phase, after, constant, spans
+from runner.freezing.selection import Selection, select
+from runner.proof.changes import change
+from runner.proof.verdict import run_verdict
 from runner.runs.folder import csv_text
-from runner.schedule import Phase, after, constant, spans
-from runner.schedulers import inverse_square_root
-from runner.selection import Selection, select
-from runner.tasks import Classification
-from runner.verdict import run_verdict
+from runner.training.data import Synthetic
+from runner.training.models import MLP
+from runner.training.schedulers import inverse_square_root
+from runner.training.tasks import Classification
 from tests.measure import configured, measure
 
 STEP, BATCHES = 3, 6

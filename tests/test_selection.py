@@ -14,8 +14,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 from runner.errors import ConfigError
-from runner.models import MLP
-from runner.selection import find_head, from_flags, select
+from runner.freezing.selection import find_head, from_flags, select
+from runner.training.models import MLP
 
 CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.config import CONF
+from runner.config.schema import CONF
 
 QUICK = ("model=mlp", "batches=2", "hydra.sweep.dir=sweep")
 SWEEP = Path("sweep")
@@ -109,9 +109,10 @@ def test_a_run_folder_without_a_record_is_a_failed_row():
 
 def test_an_interrupted_sweep_keeps_its_table_and_leaves_with_130(door):
     Path("mine.py").write_text(
-        "import runner.models\nclass Net(runner.models.MLP):\n    def forward(self, x):\n        raise KeyboardInterrupt\n"
+        "import runner.training.models\nclass Net(runner.training.models.MLP):\n"
+        "    def forward(self, x):\n        raise KeyboardInterrupt\n"
     )
-    code, _, _ = door("-m", "model.build._target_=runner.models.MLP,mine.Net", "seed=0,1", *QUICK)
+    code, _, _ = door("-m", "model.build._target_=runner.training.models.MLP,mine.Net", "seed=0,1", *QUICK)
     assert code == 130
     assert [row["status"] for row in comparison()].count("interrupted") == 1
     assert [row["status"] for row in comparison()].count("finished") == 2  # the fourth was never begun
@@ -137,8 +138,8 @@ def test_a_skipped_run_is_a_row_and_no_failure(door):
 def test_a_run_that_fails_where_it_was_interrupted_leaves_no_rows(door):
     Path("mine.py").write_text(
         "from pathlib import Path\n"
-        "import runner.models\n"
-        "class Net(runner.models.MLP):\n"
+        "import runner.training.models\n"
+        "class Net(runner.training.models.MLP):\n"
         "    def forward(self, x):\n"
         "        if Path('again').exists(): raise KeyError('now it fails')\n"
         "        if Path('once').exists(): raise KeyboardInterrupt\n"
@@ -234,7 +235,7 @@ def test_a_run_past_its_time_is_a_failed_row_and_costs_no_other(door):
 
 
 def test_an_interrupted_run_makes_the_exit_code_130_even_where_the_sweep_went_on():
-    from runner.sweep import exit_code
+    from runner.sweep.drive import exit_code
 
     @dataclass
     class Cell:
@@ -302,7 +303,7 @@ def test_a_launcher_that_is_not_installed_names_the_extra(door, monkeypatch):
 def test_more_workers_than_cores_is_said(launcher, threads, said):
     from omegaconf import OmegaConf
 
-    from runner.sweep import crowding
+    from runner.sweep.drive import crowding
 
     told = crowding(OmegaConf.create({"threads": threads, "hydra": {"launcher": launcher}}))
     assert said in told

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from runner.errors import ConfigError
-from runner.tasks import Classification
+from runner.training.tasks import Classification
 
 
 class Stubborn(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from runner.errors import ConfigError
-from runner.models import MLP
 from runner.tensors import entries, refuse_unless_dense, same_bits
+from runner.training.models import MLP
 
 CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 FLOATS = [

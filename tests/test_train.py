@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from runner import train as module
-from runner.train import train
+from runner.training import loop as module
+from runner.training.loop import train
 
 LR, MOMENTUM, DECAY = 0.1, 0.9, 0.01
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from runner.report.truth import COLUMNS, page, read_truth_table
+from runner.report.truth_page import COLUMNS, page, read_truth_table
 from runner.truth_table import VARIANTS, Cell, became, grid, main, names
 from tests.conftest import ROOT
 from tests.test_conformance import build_method

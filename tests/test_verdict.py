@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runner.contract import VERDICTS
-from runner.verdict import Evidence, counts, idle_cause, run_verdict, verdict
+from runner.proof.verdict import Evidence, counts, idle_cause, run_verdict, verdict
 
 COLUMNS = [("parameter", True), ("parameter", False), ("buffer", False), ("buffer", True)]
 TABLE = {

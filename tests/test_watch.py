@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from runner.changes import snapshot
 from runner.contract import COLUMNS
 from runner.errors import ConfigError
-from runner.findings import LeakError, Report
-from runner.selection import select
+from runner.freezing.selection import select
+from runner.proof.audit import audit
+from runner.proof.audit_report import LeakError, Report
+from runner.proof.changes import snapshot
 from runner.tensors import entries
-from runner.watch import audit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

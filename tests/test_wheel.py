@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from runner.config import CONF
+from runner.config.schema import CONF
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.long

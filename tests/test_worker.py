@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 TAKE = """
 import sys
 from pathlib import Path
-from runner.worker import slot
+from runner.sweep.worker import slot
 print(slot(Path(".")), slot(Path(".")), flush=True)
 sys.stdin.read()
 """

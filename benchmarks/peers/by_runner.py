@@ -35,8 +35,9 @@ def configured(method: str, size: int, steps: int, threads: int) -> Any:
     """The same as a typed config, whose data are those of `given`."""
     from hydra import compose, initialize_config_dir
 
-    from runner.config import CONF, check
-    from runner.identity import register_resolvers
+    from runner.config.check import check
+    from runner.config.naming import register_resolvers
+    from runner.config.schema import CONF
 
     source = ["data=custom", f"data._target_={__name__}.Given", f"++data.method={method}"]
     asked = [text for text in overrides(method, 1, size, steps, threads) if not text.startswith("data.")]
@@ -48,7 +49,7 @@ def configured(method: str, size: int, steps: int, threads: int) -> Any:
 def train(config: Any, batches: Iterable[Batch]) -> Any:
     """One run inside its audit; returns the model as trained, and asserts that the frozen part held."""
     from runner.experiment import experiment
-    from runner.verdict import run_verdict
+    from runner.proof.verdict import run_verdict
 
     given[config.data["method"]] = batches
     outcome = experiment(config)

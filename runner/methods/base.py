@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import Note
-from runner.groups import Group
-from runner.selection import Selection
+from runner.freezing.groups import Group
+from runner.freezing.selection import Selection
 
 TRAPS = {
     "any_step": "a plain optimizer step",

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from runner.contract import Note
 from runner.errors import SkippedError
+from runner.freezing.selection import Selection
 from runner.methods.base import Feed
 from runner.methods.prefix.boundary import frozen_prefix
 from runner.methods.prefix.bypass import Script, Splice, outermost
 from runner.methods.prefix.check import as_laid_out, not_the_same_again, tried
 from runner.methods.prefix.row_store import DamagedError, Memory
 from runner.methods.requires_grad import RequiresGrad
-from runner.passes import Drawn
-from runner.selection import Selection
 from runner.tensors import is_compiled
+from runner.training.epochs import Drawn
 
 
 class CachedPrefix(RequiresGrad):

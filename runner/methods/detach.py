@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from runner.errors import SkippedError
+from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
 from runner.methods.prefix.boundary import frozen_prefix
-from runner.selection import Selection
 
 
 class Detach(FreezingMethod):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from runner.groups import Group
+from runner.freezing.groups import Group
+from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
-from runner.selection import Selection
 
 
 class Exclude(FreezingMethod):

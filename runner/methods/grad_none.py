@@ -6,8 +6,8 @@ from contextlib import ExitStack
 
 from torch import Tensor, nn
 
+from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
-from runner.selection import Selection
 
 
 class GradNone(FreezingMethod):

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from torch import nn
 from torch.optim import Optimizer
 
+from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
-from runner.selection import Selection
 
 
 class RequiresGrad(FreezingMethod):

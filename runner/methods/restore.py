@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
-from runner.selection import Selection
 
 
 class Restore(FreezingMethod):

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from runner.freezing.selection import Selection
 from runner.methods.exclude import Exclude
-from runner.selection import Selection
 
 
 class ToBuffer(Exclude):

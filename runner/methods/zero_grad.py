@@ -7,8 +7,8 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 
+from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
-from runner.selection import Selection
 
 
 class ZeroGrad(FreezingMethod):

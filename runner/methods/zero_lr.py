@@ -7,9 +7,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from runner.groups import Group, by_frozen
+from runner.freezing.groups import Group, by_frozen
+from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
-from runner.selection import Selection
 
 
 class ZeroLr(FreezingMethod):

@@ -11,8 +11,8 @@ from typing import NoReturn
 
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, PAGE
 from runner.errors import ConfigError
-from runner.report.find import find
-from runner.report.ours import ours
+from runner.report.discover import find
+from runner.report.ownership import ours
 from runner.report.text import counted
 from runner.runs.clean import clean
 from runner.runs.folder import write_text
@@ -61,9 +61,9 @@ def report(folders: Sequence[Path], out: Path) -> None:
         where = ", ".join(map(str, folders))
         beside = f"; {counted(found.foreign, 'folder')} of other Hydra projects passed over" if found.foreign else ""
         raise ConfigError(f"no run found below {where}{beside}; give a folder that holds run.json, or one above such")
+    from runner.report.comparison import comparison, print_comparison
     from runner.report.files import page_of  # here, for pandas takes its time and an error should not
-    from runner.report.page import unread
-    from runner.report.table import comparison, print_comparison
+    from runner.report.page.render import unread
     from runner.runs.console import terminal
     from runner.runs.read import read_run
 

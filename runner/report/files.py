@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.contract import CHANGES, COMPARISON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
-from runner.report import pictures
-from runner.report.grid import MARKS, Grid, grid
-from runner.report.ours import ours
-from runner.report.page import Picture, curves, page
+from runner.report.figures import draw
+from runner.report.figures.curves import curves
+from runner.report.figures.heatmap import MARKS, Grid, grid
+from runner.report.ownership import ours
+from runner.report.page.render import Picture, page
 from runner.runs.clean import clean
 from runner.runs.folder import write_whole
 from runner.runs.read import Run, read_run, run_folders
@@ -25,7 +26,7 @@ def write_sweep_files(sweep: Path) -> DataFrame:
 
     A file that this project did not write is left as it is, and that is said on stderr.
     """
-    from runner.report.table import comparison, failures, join_changes  # here, for a single run needs no pandas
+    from runner.report.comparison import comparison, failures, join_changes  # here, for a single run needs no pandas
 
     runs = [read_run(folder) for folder in run_folders(sweep)]
     table, failed = comparison(runs), failures(runs)
@@ -33,8 +34,8 @@ def write_sweep_files(sweep: Path) -> DataFrame:
     _write(sweep / CHANGES, lambda beside: join_changes(runs, beside))
     _write(sweep / FAILURES, lambda beside: _text(beside, failed.to_csv(index=False, lineterminator="\n")))
     if drawn := grid(runs):
-        figure = pictures.heatmap(drawn)
-        svg, png = pictures.as_svg(figure, *described(drawn)), pictures.as_png(figure)
+        figure = draw.heatmap(drawn)
+        svg, png = draw.as_svg(figure, *described(drawn)), draw.as_png(figure)
         _write(sweep / HEATMAP_SVG, lambda beside: _text(beside, svg))
         _write(sweep / HEATMAP_PNG, lambda beside: beside.write_bytes(png))
     html = page_of(runs, clean(sweep.resolve().name), svg if drawn else None, drawn)
@@ -54,12 +55,12 @@ def page_of(
     """The page of some runs, its pictures drawn; `svg` is the heatmap where it is drawn already."""
     shown = {}
     if len(runs) > 1 and (drawn := drawn or grid(runs)):
-        svg = svg or pictures.as_svg(pictures.heatmap(drawn), *described(drawn))
-        shown["heatmap"] = Picture(pictures.inline(svg, "heatmap"), drawn.said)
+        svg = svg or draw.as_svg(draw.heatmap(drawn), *described(drawn))
+        shown["heatmap"] = Picture(draw.inline(svg, "heatmap"), drawn.said)
     found, said = curves(runs)
     if found:
-        line = pictures.as_svg(pictures.losses(found), "Losses", f"The loss after each step. {said}")
-        shown["losses"] = Picture(pictures.inline(line, "losses"), said)
+        line = draw.as_svg(draw.losses(found), "Losses", f"The loss after each step. {said}")
+        shown["losses"] = Picture(draw.inline(line, "losses"), said)
     return page(runs, title, shown, remarks)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from runner.contract import CHANGES, LOG, RECORD, STEPS, Record
 
-RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # of a run in a sweep, as runner.identity.run_name gives it
+RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # of a run in a sweep, as runner.config.naming.run_name gives it
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

@@ -18,7 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config import CONF, Config, check
+from runner.config.check import check
+from runner.config.hydra_errors import short_message
+from runner.config.naming import config_hash, register_resolvers, setting_hash
+from runner.config.schema import CONF, Config
 from runner.contract import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -35,19 +38,17 @@ from runner.contract import (
     unheard,
 )
 from runner.errors import ConfigError, Refused, SkippedError
-from runner.identity import config_hash, register_resolvers, setting_hash
-from runner.refusal import short_message
+from runner.proof.verdict import strayed
 from runner.runs.folder import discard, logging_to, write_record
 from runner.runs.interrupts import interrupts_held_back, time_limit
 from runner.runs.record import brief, unmeasured
 from runner.runs.write import TABLES, figures, remarks, write_tables
-from runner.verdict import strayed
 
 if TYPE_CHECKING:
     from torch import nn
 
     from runner.experiment import Outcome
-    from runner.train import Step
+    from runner.training.loop import Step
 
 log = logging.getLogger("runner")
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from runner.contract import Record
-from runner.verdict import counts
+from runner.proof.verdict import counts
 
 ONCE = ("resume", "plan")  # overrides that belong to one call, not to the run
 _LIBRARIES = ("freeze-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy")  # whose versions a record holds

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.selection import Selection
+from runner.freezing.selection import Selection
 
 
 @torch.random.fork_rng()  # a forward pass may draw

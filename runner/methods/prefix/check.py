@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from runner.errors import SkippedError
-from runner.machine import kept_random_state, random_state
+from runner.freezing.selection import Selection
 from runner.methods.prefix.bypass import ReachedEndError, Script, Splice, full_of, on_meta
-from runner.selection import Selection
+from runner.seeding import kept_random_state, random_state
 from runner.tensors import each_tensor, entries, same_bits
 
 Task = Callable[[nn.Module, Any], Tensor]

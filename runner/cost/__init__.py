@@ -1,0 +1,1 @@
+"""Price it: what a step computes, keeps and takes."""

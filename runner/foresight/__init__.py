@@ -1,0 +1,1 @@
+"""Look first: what would leak, drift or stay idle, before anything is trained."""

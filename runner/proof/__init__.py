@@ -1,0 +1,1 @@
+"""Prove it: what became of every tensor, to the last bit, and who moved it."""

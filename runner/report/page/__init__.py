@@ -1,0 +1,1 @@
+"""The page: one HTML file, its tables as data, and the template that shows them."""

@@ -1,0 +1,1 @@
+"""Plain PyTorch that knows nothing of freezing: the loop, data, tasks, models, optimizers, schedulers."""
