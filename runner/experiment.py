@@ -75,7 +75,7 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
             on_note(text, urgent=urgent)
 
     with assembled(config, note) as setup:
-        training = Training()
+        training, meter = Training(), setup.meter
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
             try:
                 for step in trained(setup, report, training, foresees=on_note is not None):
@@ -85,28 +85,31 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
                 training.interrupted = True
         for text in report.notes:
             note(text)
+        is_whole = training.steps and not training.interrupted  # after an interrupt nobody is to wait for costs
+        cost = (
+            meter.read(setup.model, setup.optimizer, setup.selection, setup.parameters, training.not_run) if is_whole else {}
+        )
         return Outcome(
             model=setup.built,
             selection=setup.selection,
             rows=report.rows,
             steps=training.steps,
             looks=report.looks,
-            cost=costs(setup, training),
             notes=notes,
             device=str(setup.device),
             threads=torch.get_num_threads(),
             trained_digest=trained_digest(setup.before, setup.selection),
             couplings=couplings(setup, training.foreseen),
+            cost=cost,
             interrupted=training.interrupted,
         )
 
 
 def trained(setup: Setup, report: Report, training: Training, foresees: bool = False) -> Iterator[Step]:
-    """The run's steps, phase by phase."""
+    """The run's steps, phase by phase; what the training leaves besides is written into `training`."""
     config, phases, optimizer = setup.config, setup.phases, setup.optimizer
-    task = build_task(config, setup.device)
     scheduler = build_scheduler(config, optimizer)  # under the audit, which has to see the declared rates
-    task = setup.meter.watched(task, optimizer, setup.undo)
+    task = setup.meter.watched(build_task(config, setup.device), optimizer, setup.undo)
     setup.method.attach(optimizer, phases[0].selection, setup.undo)
     seed_all(config.seed)
     batches = build_batches(config, setup.device)
@@ -120,7 +123,6 @@ def trained(setup: Setup, report: Report, training: Training, foresees: bool = F
             report.freeze(phase.selection)
         if foresees:
             training.foreseen = foresee_phase(setup, training.foreseen)
-            tell(training.foreseen, setup.note)
         feed = Feed(setup.model, task, setup.note)
         fed = setup.meter.first_of(setup.method.feed(islice(batches, count), feed), phase.first, optimizer, setup.undo)
         how = scheduler, config.clip, config.zero_grad_to_none, phase.first
@@ -128,18 +130,3 @@ def trained(setup: Setup, report: Report, training: Training, foresees: bool = F
             done = step.number
             yield step
         training.not_run = {name: steps / (done - phase.first + 1) for name, steps in feed.not_run.items()}
-
-
-def tell(foreseen: Foreseen, note: Note) -> None:
-    """Say what would leak, before the training goes on; or why that could not be foreseen."""
-    for warning in foreseen.warnings:
-        note(warning, urgent=True)
-    if foreseen.reason:
-        note(foreseen.reason)
-
-
-def costs(setup: Setup, training: Training) -> Cost:
-    """The figures of a run that made steps; none of one that was interrupted, whose end is not to wait for them."""
-    if not training.steps or training.interrupted:
-        return {}
-    return setup.meter.read(setup.model, setup.optimizer, setup.selection, setup.parameters, training.not_run)

@@ -16,27 +16,30 @@ from runner.proof.replay import gradient
 class Foreseen:
     """What is foreseen of the phases that have begun.
 
-    `effects` are those of a batch in each phase, by its parameters' flags and hooks; `warnings` say what would leak;
-    `couples` whether gradients of what is frozen change how the optimizer steps the rest; `reason` why nothing is foreseen.
+    `effects` are those of a batch in each phase, by its parameters' flags and hooks; `couples` says whether gradients of
+    what is frozen change how the optimizer steps the rest.
     """
 
     effects: tuple[Effect, ...] = ()
-    warnings: tuple[str, ...] = ()
     couples: bool = False
-    reason: str = ""
 
 
 def foresee_phase(setup: Setup, before: Foreseen) -> Foreseen:
-    """What is foreseen as one more phase has begun, by the scheduler's trace and the optimizer on dummy tensors."""
+    """What is foreseen as one more phase has begun, by the scheduler's trace and the optimizer on dummy tensors.
+
+    An urgent note says what would leak, another why that cannot be foreseen.
+    """
     effects = (*before.effects, effect_of_flags(setup.parameters))
     if not setup.phases[len(effects) - 1].selection.parameters:
         return Foreseen(effects)
     try:
         rehearsal = rehearsed(setup, effects)
     except Exception as error:  # of anyone's optimizer, built on other tensors than its own; the run itself will tell
-        reason = f"what would leak could not be foreseen: {type(error).__name__}: {error}"
-        return Foreseen(effects, couples=before.couples, reason=reason)
-    return Foreseen(effects, tuple(leaks(rehearsal, *labels(setup), FORESEEN_BY_FLAGS)), rehearsal.couples)
+        setup.note(f"what would leak could not be foreseen: {type(error).__name__}: {error}")
+        return Foreseen(effects, before.couples)
+    for warning in leaks(rehearsal, *labels(setup), FORESEEN_BY_FLAGS):
+        setup.note(warning, urgent=True)
+    return Foreseen(effects, rehearsal.couples)
 
 
 def rehearsed(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
