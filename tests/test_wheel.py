@@ -37,7 +37,7 @@ def test_the_wheel_runs_from_an_empty_folder_with_the_conf_that_it_carries(tmp_p
         return subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=False)
 
     where = subprocess.run(
-        [sys.executable, "-S", "-c", "import runner.config; print(runner.config.CONF)"],
+        [sys.executable, "-S", "-c", "import runner.config.schema as schema; print(schema.CONF)"],
         cwd=empty, env={**os.environ, "PYTHONPATH": libraries}, capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     assert Path(where) == tmp_path / "unpacked" / "runner" / "conf"

@@ -1,0 +1,39 @@
+"""What docs/architecture.md shows is what the project is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from runner import run
+from tests.conftest import ROOT
+from tests.test_policy import LAYERS
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+EXAMPLES = {
+    "blobs": ("data=custom", "data._target_=blobs.Blobs", "++data.spread=0.2"),
+    "from_the_input": ("schedule=custom", "schedule._target_=from_the_input.from_the_input", "++schedule.every=2"),
+}
+
+
+def test_the_picture_has_the_rooms_of_the_table_of_layers_row_by_row():
+    (picture,) = re.findall(r"## The packages\n.*?```text\n(.*?)```", PAGE, re.S)
+    rows = [{word for word in re.split(r"\s+", line[:60]) if word not in ("", "|")} for line in picture.splitlines()]
+    assert [row for row in rows if row] == list(reversed(LAYERS))
+
+
+def test_every_file_that_is_named_exists():
+    for name in re.findall(r"`((?:\w+/)+\w+\.py)`", PAGE):
+        assert any((ROOT / folder / name).is_file() for folder in ("", "runner")), name
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_works_as_it_is_shown(name, monkeypatch):
+    (code,) = re.findall(rf"```python\n# {name}\.py\n(.*?)```", PAGE, re.S)
+    Path(f"{name}.py").write_text(code)
+    assert all(given in PAGE for given in EXAMPLES[name])
+    result = run(*EXAMPLES[name], "model=mlp", "freeze=backbone", "batches=20", "optimizer=adam")
+    assert (result.status, result.verdict) == ("finished", "held")
+    assert result.record["counts"]["held"] == len([row for row in result.rows if row["frozen"]]) == 7
