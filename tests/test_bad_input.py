@@ -80,7 +80,7 @@ def matrices(*more: str) -> tuple[str, ...]:
 REFUSED = {
     ("optimizer=lbfgs",): r"^optimizer: LBFGS takes one group, not 2 \(frozen, \.\.\.\); give groups=one$",
     ("optimizer=lbfgs", "groups=parameter"): r"^optimizer: LBFGS takes one group, not 9 ",
-    (*LBFGS, "optimizer.lrr=1"): r"^optimizer\.lrr: runner\.optimizers\.LBFGS takes no lrr; did you mean lr\?$",
+    (*LBFGS, "optimizer.lrr=1"): r"^optimizer\.lrr: runner\.training\.optimizers\.LBFGS takes no lrr; did you mean lr\?$",
     ("optimizer=sparse_adam", "optimizer.lrr=1"): r"SparseAdam takes no lrr; did you mean lr\?$",
     own("Needs"): r"Needs cannot be called so: missing a required argument: 'lr'; it takes \(params, lr\)$",
     ("scheduler=custom", f"scheduler._target_={STEP_LR}"): r"^scheduler: .* missing a required argument: 'step_size'",
@@ -94,7 +94,7 @@ REFUSED = {
     ("schedule=after", "schedule.step=abc"): r"^schedule\.step is 'abc'; give the first step",
     ("schedule=after", "schedule.step=9"): r"^schedule\.step is 9 and batches is 3: nothing would ever be frozen$",
     ("schedule=custom",): r"^schedule\._target_ is missing",
-    ("schedule.step=2",): r"^schedule\.step: runner\.schedule\.constant takes no step$",
+    ("schedule.step=2",): r"^schedule\.step: runner\.freezing\.schedule\.constant takes no step$",
     ("autocast=maybe",): r"^autocast: Value 'maybe' is not a valid bool",
     ("method=zero_lr", "method.guard=abc"): r"^method\.guard is 'abc'; .* expects a number or true/false, such as False$",
     ("method=exclude", "method.guard=true"): r"^method\.guard: runner\.methods\.exclude\.Exclude takes no guard$",
