@@ -58,7 +58,7 @@ def measure_files(folder: Path) -> None:
 
 def measure_opening(page: Path) -> None:
     """Open the page in headless Chromium three times, and print how long it took."""
-    from tests.test_page_browser import start
+    from tests.report.page.test_browser import start
 
     with tempfile.TemporaryDirectory() as profile:
         driver = start(Path(profile))

@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDS = {
     "test_wheel.py": ("build", "hatchling"),
     "test_notebook.py": ("nbclient", "ipykernel"),
-    "test_page_browser.py": ("selenium",),
+    "report/page/test_browser.py": ("selenium",),
 }
 collect_ignore = [name for name, libraries in NEEDS.items() if not all(map(find_spec, libraries))]
 if not (which("chromium") and which("chromedriver")):
-    collect_ignore.append("test_page_browser.py")
+    collect_ignore.append("report/page/test_browser.py")
 
 
 @pytest.fixture(autouse=True)

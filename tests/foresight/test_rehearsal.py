@@ -82,7 +82,7 @@ class Renormed(nn.Module):
         return self.head(self.embed((x[:, :3] > 0).long()).mean(1))
 
 
-RENORMED = ("model.build={_target_: tests.test_preflight.Renormed}", "freeze.patterns=[embed]", "freeze.keep=[]")
+RENORMED = ("model.build={_target_: tests.foresight.test_rehearsal.Renormed}", "freeze.patterns=[embed]", "freeze.keep=[]")
 
 
 def test_a_plan_foresees_what_the_forward_pass_writes():
@@ -151,7 +151,7 @@ def test_looking_ahead_draws_no_random_state():
 
 
 def test_an_optimizer_that_cannot_be_rehearsed_is_said_and_the_run_goes_on():
-    given = ("freeze=backbone", "optimizer={_target_: tests.test_preflight.OnlyOnce, lr: 0.1}")
+    given = ("freeze=backbone", "optimizer={_target_: tests.foresight.test_rehearsal.OnlyOnce, lr: 0.1}")
     OnlyOnce.built = 0
     assert hear(*given) == ([], ["what would leak could not be foreseen: RuntimeError: built twice"])
 
@@ -212,7 +212,12 @@ class Keeps(FreezingMethod):
 
 
 def test_a_method_that_keeps_its_optimizer_keeps_the_real_one_while_a_double_is_rehearsed():
-    given = ("method={_target_: tests.test_preflight.Keeps}", "freeze=backbone", "scheduler=one_cycle", "batches=5")
+    given = (
+        "method={_target_: tests.foresight.test_rehearsal.Keeps}",
+        "freeze=backbone",
+        "scheduler=one_cycle",
+        "batches=5",
+    )
     watched, plain = experiment(configured(*given), on_note=unheard), experiment(configured(*given))
     assert run_verdict(watched.rows) == run_verdict(plain.rows) == "held"
     assert watched.trained_digest == plain.trained_digest

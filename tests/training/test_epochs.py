@@ -15,7 +15,7 @@ from tests.measure import configured, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-ROWS = "data._target_=tests.test_passes.Rows"
+ROWS = "data._target_=tests.training.test_epochs.Rows"
 
 
 class Rows:
@@ -115,7 +115,7 @@ def test_samples_in_dicts_and_lists_are_shuffled_too():
 
 
 def test_a_source_that_fills_one_tensor_anew_is_kept_as_it_was():
-    batches = build_batches(of("data._target_=tests.test_passes.OneBuffer", "data.epochs=2"), CPU)
+    batches = build_batches(of("data._target_=tests.training.test_epochs.OneBuffer", "data.epochs=2"), CPU)
     later = [one.batch for one in islice(batches, 3, 6)]
     assert sorted(chain(*(x[:, 0].int().tolist() for x, _ in later))) == [0] * 4 + [1] * 4 + [2] * 4
     assert all((x[:, 0].long() == y).all() for x, y in later)

@@ -23,7 +23,7 @@ from runner.training.models import MLP
 from tests.measure import configured, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-HERE = "tests.test_cached_prefix."
+HERE = "tests.methods.test_cached_prefix."
 FROZEN = ("freeze=backbone", "freeze.buffers=frozen")
 CALLS: list[int] = []
 

@@ -16,7 +16,7 @@ from runner.freezing.groups import rate
 from runner.proof.replay import causes_in_step, copied, gradient, moved, step
 from runner.seeding import kept_random_state
 from runner.tensors import same_bits, share_memory
-from tests.test_cause import (
+from tests.proof.test_witness import (
     DENSE,
     HEARD_OF_BY_NOBODY,
     LR,
