@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from runner.errors import ConfigError
 
@@ -138,24 +140,36 @@ def bits(flat: Tensor) -> Tensor:
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested dicts, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from tensors_in(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
+def each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A nested value of the same structure, with `change` applied to whatever is no container.
+
+    Containers are those that torch's pytree knows (tuples, lists, dicts, named tuples, classes that are registered there),
+    and mutable mappings of any other class, which are copied with all that they have besides.
+    """
+
+    def within(leaf: Any) -> Any:
+        if not isinstance(leaf, MutableMapping):
+            return change(leaf)
+        copied = copy.copy(leaf)
+        for key in leaf:
+            copied[key] = each_leaf(leaf[key], change)
+        return copied
+
+    return tree_map(within, value)
 
 
 def each_tensor(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """A value with every tensor in its tuples, lists and mappings changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: each_tensor(part, change) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        parts = [each_tensor(part, change) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+    """A nested value of the same structure, with every tensor in it changed."""
+    return each_leaf(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
+
+
+def leaves_in(value: Any) -> list[Any]:
+    """Whatever is no container in a nested value, in order."""
+    found: list[Any] = []
+    each_leaf(value, found.append)
+    return found
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in a nested value, in order."""
+    return [leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor)]

@@ -75,12 +75,7 @@ PRIVATE_NAMES = {
         "_parameters",
     },
     "runner/sweep/launch.py": {"_return_value"},
-    "runner/tensors.py": {"_buffers", "_compiled_call_impl", "_orig_mod", "_parameters"},
-    "runner/training/epochs.py": {
-        "torch.utils._pytree.TreeSpec",
-        "torch.utils._pytree.tree_flatten",
-        "torch.utils._pytree.tree_unflatten",
-    },
+    "runner/tensors.py": {"_buffers", "_compiled_call_impl", "_orig_mod", "_parameters", "torch.utils._pytree.tree_map"},
 }
 FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "docs", ".ci")
 TEXTS = [
@@ -175,7 +170,7 @@ def private_names(tree: ast.Module, own: set[str]) -> Iterator[str]:
         elif isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
             if not (isinstance(node.value, ast.Name) and node.value.id in ("os", "sys")):
                 yield node.attr
-        elif isinstance(node, ast.Constant) and id(node) not in within_f_strings and node.value != "_fields":  # a public one
+        elif isinstance(node, ast.Constant) and id(node) not in within_f_strings:
             yield from re.findall(r"^_[a-z]\w*[a-z0-9]$", str(node.value))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections import OrderedDict, UserDict, defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from runner.errors import ConfigError
-from runner.tensors import entries, refuse_unless_dense, same_bits
+from runner.tensors import each_tensor, entries, leaves_in, refuse_unless_dense, same_bits, tensors_in
 from runner.training.models import MLP
 
 CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
@@ -278,3 +280,64 @@ def test_a_lazily_conjugated_or_negated_view_is_compared_by_the_values_it_stands
     tensor = view(torch.tensor([1 + 2j, 3 - 4j]))
     assert same_bits(tensor, tensor.clone())
     assert not same_bits(tensor, tensor + 1)
+
+
+class Encoding(UserDict):
+    """As transformers' BatchEncoding is: a mapping of a class of its own, with an attribute."""
+
+    def __init__(self, data, language):
+        super().__init__(data)
+        self.language = language
+
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
+NESTED = {
+    "tensor": lambda x: x,
+    "tuple": lambda x: (x, "text"),
+    "list": lambda x: [x, [x, None]],
+    "dict": lambda x: {"x": x, "n": 3},
+    "ordered": lambda x: OrderedDict(b=x, a=x),
+    "default": lambda x: defaultdict(list, {"x": [x]}),
+    "named tuple": lambda x: Pair(x, [x]),
+    "user dict": lambda x: Encoding({"x": x, "more": {"y": x}}, "en"),
+    "user dict in a named tuple": lambda x: Pair(Encoding({"x": Pair(x, x)}, "en"), 1),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_nested_value_keeps_its_classes_attributes_and_order_and_is_not_touched(name):
+    one, other = torch.zeros(2), torch.ones(2)
+    value = NESTED[name](one)
+    changed = each_tensor(value, lambda tensor: tensor + 1)
+    assert_same_structure(changed, NESTED[name](other))
+    assert_same_structure(value, NESTED[name](torch.zeros(2)))
+    assert all(tensor is one for tensor in tensors_in(value))
+    assert len(tensors_in(changed)) == len(tensors_in(value)) > 0
+
+
+def assert_same_structure(one, other) -> None:
+    """Equal classes, keys in order, attributes and leaves, all the way down."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, Mapping):
+        assert list(one) == list(other)
+        assert getattr(one, "language", None) == getattr(other, "language", None)
+        assert getattr(one, "default_factory", None) == getattr(other, "default_factory", None)
+        for key in one:
+            assert_same_structure(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same_structure(left, right)
+    else:
+        assert one == other
+
+
+def test_what_is_no_container_is_a_leaf():
+    model = nn.Linear(1, 1)
+    assert leaves_in({"a": model, "b": (None, "text", 3)}) == [model, None, "text", 3]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections import UserDict
 from itertools import chain, islice
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -30,9 +32,22 @@ class Rows:
             x = torch.arange(first, first + size).float()[:, None].repeat(1, 64)
             y = torch.arange(first, first + size) % 10
             first += size
-            yield {"tuple": (x, y), "dict": {"x": x, "more": [y]}, "text": (x, y, "text"), "ragged": (x[:, :size], y)}[
-                self.wrapped
-            ]
+            wrapped = {"tuple": (x, y), "dict": {"x": x, "more": [y]}, "text": (x, y, "text"), "ragged": (x[:, :size], y)}
+            wrapped |= {"named": Named(x, y), "user": Mine({"x": x, "y": y})}
+            yield wrapped[self.wrapped]
+
+
+class Named(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class Mine(UserDict):
+    """A mapping of a class of its own, with an attribute."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.language = "en"
 
 
 class OneBuffer:
@@ -112,6 +127,17 @@ def test_samples_in_dicts_and_lists_are_shuffled_too():
     order = [one.batch["x"][:, 0].int().tolist() for one in batches[3:]]
     assert sorted(chain(*order)) == list(range(12)) != list(chain(*order))
     assert [[n % 10 for n in part] for part in order] == [one.batch["more"][0].tolist() for one in batches[3:]]
+
+
+def test_samples_come_back_in_the_class_of_batch_that_the_source_gave():
+    named = taken(ROWS, "data.sizes=[4,4,4]", "data.wrapped=named", "data.epochs=2")
+    assert {type(one.batch) for one in named} == {Named}
+    assert sorted(chain(*(one.batch.x[:, 0].int().tolist() for one in named[3:]))) == list(range(12))
+    user = taken(ROWS, "data.sizes=[4,4,4]", "data.wrapped=user", "data.epochs=2")
+    assert {(type(one.batch), one.batch.language) for one in user} == {(Mine, "en")}
+    order = list(chain(*(one.batch["x"][:, 0].int().tolist() for one in user[3:])))
+    assert sorted(order) == list(range(12)) != order
+    assert all((one.batch["x"][:, 0].long() % 10).equal(one.batch["y"]) for one in user)
 
 
 def test_a_source_that_fills_one_tensor_anew_is_kept_as_it_was():
