@@ -125,8 +125,8 @@ def trained(setup: Setup, report: Report, training: Training, foresees: bool = F
             training.foreseen = foresee_phase(setup, training.foreseen)
         feed = Feed(setup.model, task, setup.note)
         fed = setup.meter.first_of(setup.method.feed(islice(batches, count), feed), phase.first, optimizer, setup.undo)
-        how = scheduler, config.clip, config.zero_grad_to_none, phase.first
-        for step in train(setup.model, optimizer, task, fed, *how):
+        how = {"scheduler": scheduler, "clip": config.clip, "zero_grad_to_none": config.zero_grad_to_none}
+        for step in train(setup.model, optimizer, task, fed, **how, first=phase.first):
             done = step.number
             yield step
         training.not_run = {name: steps / (done - phase.first + 1) for name, steps in feed.not_run.items()}

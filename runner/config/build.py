@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from runner.errors import ConfigError, did_you_mean
 
 Kind = TypeVar("Kind")
+DIRECTIVES = ("_target_", "_args_", "_partial_")
+UNSUPPORTED = {"_convert_", "_recursive_"}  # of Hydra's own directives
 LIBRARIES = ("runner", "torch", "torchvision")  # their ValueErrors tell what is wrong with an argument
 
 
@@ -28,7 +30,9 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(path, str):
         raise ConfigError(f"{key}._target_ is {path!r}; give the dotted path of a class or function")
     target = locate(path, f"{key}._target_")
-    given = {name: _nested(value, f"{key}.{name}") for name, value in node.items() if not _is_directive(name)}
+    for name in UNSUPPORTED & node.keys():
+        raise ConfigError(f"{key}.{name} is not supported: nested nodes are always built, and containers are plain ones")
+    given = {name: _nested(value, f"{key}.{name}") for name, value in node.items() if name not in DIRECTIVES}
     args = (*args, *(_nested(value, f"{key}._args_") for value in node.get("_args_", ())))
     given.update(kwargs)
     unmade = bool(node.get("_partial_"))
@@ -81,10 +85,6 @@ def locate(path: str, key: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{key}: {path} is a {type(found).__name__}; it must be a class or function")
     return found
-
-
-def _is_directive(name: str) -> bool:
-    return name in ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
 def _nested(value: Any, key: str) -> Any:

@@ -63,10 +63,12 @@ def _doing(cause: str, group: str, rehearsal: Rehearsal, method: str, optimizer:
     if cause == "scheduler":
         scheduler = type(rehearsal.scheduler).__name__
         first = rehearsal.phases[-1].first
-        peak = max((step for step in rehearsal.steps if step.number >= first), key=lambda step: step.lrs[group])
+        at = max(
+            (number for number in rehearsal.rates if number >= first), key=lambda number: rehearsal.rates[number][group]
+        )
         return (
-            f"{method} with {scheduler}: the learning rate of the group {group} becomes {peak.lrs[group]:.3g} "
-            f"at step {peak.number}"
+            f"{method} with {scheduler}: the learning rate of the group {group} becomes "
+            f"{rehearsal.rates[at][group]:.3g} at step {at}"
         )
     return {
         "optimizer_ignores_lr": f"{optimizer} moves at lr 0",

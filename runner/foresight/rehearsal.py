@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import Row
-from runner.freezing.groups import Group, regroup
+from runner.freezing.groups import Group, rate, regroup
 from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
@@ -29,8 +30,9 @@ from runner.seeding import kept_random_state
 from runner.tensors import Entry, entries, now, same_bits
 from runner.training.loop import Step, train
 
-IN_FULL = 32  # steps of a phase; behind them the optimizer steps only where the scheduler has raised a rate
+IN_FULL = 32  # steps of a phase; of the others only the scheduler's are made, and one step at the highest rates
 Task = Callable[[nn.Module, Any], Tensor]
+Rates = dict[int, dict[str, float]]  # by the number of a step and the name of a group
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ class Effect:
 
 @dataclass
 class Rehearsal:
-    """What became of the double: rows as of a run, under the real names, the steps with their rates, the scheduler.
+    """What became of the double: rows as of a run, under the real names; the groups' rates at each step; the scheduler.
 
     `couples`: the gradients of what is frozen change how the optimizer steps the rest (LBFGS).
     """
 
     phases: Sequence[Phase]
     rows: list[Row]
-    steps: list[Step]
+    rates: Rates
     scheduler: Any
     couples: bool
 
@@ -181,29 +183,31 @@ def rehearse(
     with kept_random_state(), ExitStack() as undo:
         classes = alike(found, phases, effects)
         double = Double({name: members[0] for name, members in classes.items()})
-        steps: list[Step] = []
-        groups = double.groups(phases[0].groups)
+        optimizer = build_optimizer([dict(group) for group in double.groups(phases[0].groups)])
         frozen = double.stands_in(phases[0].selection)
-        optimizer = build_optimizer([dict(group) for group in groups])
+        rates: Rates = {}
+        put_back = ExitStack()  # the rates as the scheduler left them
         with audit(double, frozen, optimizer) as report:
             scheduler = build_scheduler(optimizer)
             for number, (phase, effect) in enumerate(zip(phases, effects, strict=True)):
+                put_back.close()
                 if number:
                     frozen = double.stands_in(phase.selection)
-                    regroup(optimizer, groups, double.groups(phase.groups))
+                    regroup(optimizer, double.groups(phases[number - 1].groups), double.groups(phase.groups))
                     report.freeze(frozen)
                 method.attach(optimizer, frozen, undo)
                 for real, dummy in double.of.items():
                     if effect.pulls.get(real) == "dropped":
                         undo.callback(dummy.register_post_accumulate_grad_hook(_drop).remove)
                 last = phases[number + 1].first - 1 if number + 1 < len(phases) else batches
-                steps += _played(double, optimizer, _task(effect), phase.first, last, scheduler, zero_grad_to_none)
+                play = partial(train, double, optimizer, _task(effect), zero_grad_to_none=zero_grad_to_none)
+                rates |= _played(play, optimizer, scheduler, phase.first, last, put_back=put_back)
         couples = False
         double.zero_grad()
         double(batches + 1, replace(effects[-1], written=frozenset())).backward()
         with suppress(Exception):  # a step that cannot be replayed tells nothing of it
             couples = couples_with(optimizer, list(frozen.parameters.values()))
-    return Rehearsal(phases, _told(report.rows, found, classes), steps, scheduler, couples)
+    return Rehearsal(phases, _told(report.rows, found, classes), rates, scheduler, couples)
 
 
 def _told(rows: list[Row], found: Mapping[str, Entry], classes: Mapping[str, list[Entry]]) -> list[Row]:
@@ -214,23 +218,28 @@ def _told(rows: list[Row], found: Mapping[str, Entry], classes: Mapping[str, lis
 
 
 def _played(
-    double: nn.Module, optimizer: Optimizer, task: Task, first: int, last: int, scheduler: Any, to_none: bool
-) -> Iterator[Step]:
-    """The steps from `first` to `last`, in full as long as they are few, then those at which a rate has doubled."""
+    play: Callable[..., Iterator[Step]], optimizer: Optimizer, scheduler: Any, first: int, last: int, *, put_back: ExitStack
+) -> Rates:
+    """Make the steps from `first` to `last`; returns the groups' rates at each.
+
+    Few steps are made in full. Of more, the scheduler alone is stepped to the end, and the optimizer once more at the
+    highest rate that each group had meanwhile: what moves at any of them moves then. That rate stays until `put_back` is
+    closed, for a leak that is found at the end is replayed for its cause.
+    """
     in_full = min(last, first + IN_FULL - 1)
-    highest: dict[str, float] = {}
-    for step in train(double, optimizer, task, range(first, in_full + 1), scheduler, None, to_none, first):
-        highest = {name: max(rate, highest.get(name, -1.0)) for name, rate in step.lrs.items()}
-        yield step
+    steps = range(first, in_full + 1)
+    rates = {step.number: step.lrs for step in play(steps, scheduler=scheduler, first=first)}
+    if scheduler is None or in_full == last:
+        return rates
     for number in range(in_full + 1, last + 1):
-        rates = {group["name"]: float(group.get("lr", 0.0)) for group in optimizer.param_groups}
-        if any(rates[name] > 2 * highest[name] for name in rates):
-            highest = {name: max(rate, highest[name]) for name, rate in rates.items()}
-            yield from train(double, optimizer, task, [number], scheduler, None, to_none, number)
-        elif scheduler is not None:
-            scheduler.step(*([0.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
-        else:
-            return
+        rates[number] = {group["name"]: rate(group) for group in optimizer.param_groups}
+        scheduler.step(*([0.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+    for group in (group for group in optimizer.param_groups if "lr" in group):
+        put_back.callback(group.__setitem__, "lr", group["lr"])
+        group["lr"] = max(rates[number][group["name"]] for number in range(in_full + 1, last + 1))
+    for _ in play([last]):
+        pass
+    return rates
 
 
 def _task(effect: Effect) -> Task:

@@ -70,7 +70,7 @@ def _checked(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     refuse_unless_dense(model)
-    if every is not None and (not isinstance(every, int) or every < 1):
+    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
         raise ConfigError(f"every is {every!r}; give the number of steps between looks, 1 or more")
     given: Any = [] if optimizer is None else optimizer
     optimizers = list(given) if isinstance(given, (list, tuple)) else [given]

@@ -30,6 +30,7 @@ def train(
     optimizer: Optimizer,
     task: Callable[[nn.Module, Any], Tensor],
     batches: Iterable[Any],
+    *,
     scheduler: Any = None,
     clip: float | None = None,
     zero_grad_to_none: bool = True,

@@ -63,8 +63,18 @@ def test_a_node_is_left_as_it_was():
 
 
 def test_directives_are_not_arguments():
-    kept = build({"_target_": here("Kept"), "_convert_": "all", "_recursive_": True, "_partial_": False}, "task")
+    kept = build({"_target_": here("Kept"), "_partial_": False}, "task")
     assert (kept.args, kept.kwargs) == ((), {})
+
+
+@pytest.mark.parametrize("directive", ["_convert_", "_recursive_"])
+def test_a_directive_of_hydra_that_would_do_nothing_is_refused(directive):
+    for node in (
+        {"_target_": here("Kept"), directive: "all"},
+        {"_target_": here("Kept"), "inner": {"_target_": "torch.nn.ReLU", directive: False}},
+    ):
+        with pytest.raises(ConfigError, match=rf"^task\.(inner\.)?{directive} is not supported"):
+            build(node, "task")
 
 
 def test_a_partial_node_is_the_call_unmade():

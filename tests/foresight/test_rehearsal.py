@@ -94,7 +94,14 @@ def test_the_largest_rate_of_a_long_schedule_is_foreseen_though_not_every_step_i
     given = ("method=zero_lr", "freeze=backbone", "scheduler=one_cycle", "batches=3000")
     rehearsal = foreseen(*given)
     assert fates(rehearsal.rows)["body.weight"] == ("leaked", "scheduler")
-    assert len(rehearsal.steps) < 100
+    (warning,) = warnings(*given)
+    trained = measure(*given, "cost=off")
+    peak = max(trained.steps, key=lambda step: step.lrs["frozen"])
+    assert f"becomes {peak.lrs['frozen']:.3g} at step {peak.number}:" in warning
+    assert peak.lrs["frozen"] == pytest.approx(0.1)
+    assert {number: lrs["frozen"] for number, lrs in rehearsal.rates.items()} == {
+        step.number: step.lrs["frozen"] for step in trained.steps
+    }
 
 
 @pytest.mark.parametrize(
@@ -233,3 +240,20 @@ def test_looking_ahead_calls_no_hook_of_anybody_on_what_is_real():
     assert seen == [False]
     assert model.weight.grad is None
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("first", [1, 900])
+def test_a_rate_that_rises_late_and_falls_again_is_foreseen_with_its_cause(first):
+    given = ("method=zero_lr", "freeze=backbone", "batches=2000", "scheduler._target_=tests.foresight.test_rehearsal.Late")
+    given = (*given, "schedule=after", f"schedule.step={first}", "data.batch_size=2", "cost=off")
+    assert fates(foreseen(*given).rows)["body.weight"] == ("leaked", "scheduler")
+    assert fates(measure(*given).rows)["body.weight"] == ("leaked", "unknown")  # no look finds it before the last step
+    warning = warnings(*given)[-1]
+    assert "becomes 0.5 at step 1500:" in warning
+
+
+class Late(torch.optim.lr_scheduler.LRScheduler):
+    """A rate of 0.5 at step 1500 alone, for every group."""
+
+    def get_lr(self):
+        return [0.5 if self.last_epoch == 1499 else 0.0 for _ in self.optimizer.param_groups]

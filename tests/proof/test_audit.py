@@ -687,6 +687,7 @@ def test_raising_is_silent_where_nothing_leaked():
     [
         ({"every": 0}, "every is 0"),
         ({"every": -1}, "every is -1"),
+        ({"every": True}, "every is True"),
         ({"frozen": "head"}, "give a list of patterns"),
         ({"frozen": ["haed"]}, "did you mean head"),
         ({"frozen": ["body", ""]}, "not a pattern"),

@@ -95,7 +95,7 @@ def test_a_scheduler_steps_after_each_step_and_a_step_tells_the_rate_that_it_use
     model, oracle = net(), net()
     optimizer = sgd(model, name="mine", momentum=MOMENTUM, weight_decay=DECAY)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
-    steps = list(train(model, optimizer, loss_of, batches(), scheduler))
+    steps = list(train(model, optimizer, loss_of, batches(), scheduler=scheduler))
     assert [step.lrs for step in steps] == [{"mine": LR * 0.5**step} for step in range(5)]
     assert optimizer.param_groups[0]["lr"] == LR * 0.5**5
     by_hand(oracle, rate=lambda step: LR * 0.5**step)
