@@ -9,11 +9,12 @@ from typing import Any, Final, Literal, Protocol, TypedDict, get_args
 
 # A run's folder.
 CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "runner.log", "model.safetensors"
-RUNNING = ".running"  # locked by a run that is in progress
+RUNNING = ".running"  # the mark of a run in progress, in a sweep
 # A sweep's folder; it holds a `changes.csv` of all its runs, too.
 COMPARISON, FAILURES, HEATMAP_SVG, HEATMAP_PNG = "comparison.csv", "failures.csv", "heatmap.svg", "heatmap.png"
 SWEEP_CONFIG = "multirun.yaml"  # the config that the sweep was started with
 STOP, INTERRUPT = ".stop", ".interrupt"  # begin no more runs; end those in progress, too
+LOCKS = ".locks"  # a lock for each run
 SLOTS = ".slots"  # a lock for each worker that computes on an accelerator
 PAGE = "report.html"  # of a run as of a sweep
 

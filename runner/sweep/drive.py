@@ -22,7 +22,7 @@ from runner.runs.read import is_run
 from runner.runs.record import lasting
 from runner.sweep.grid import Cell, Composed, grid, is_run_folder
 from runner.sweep.launch import DiskFullError, launch, record_end, refuse_unreachable
-from runner.sweep.lock import clear, died, held, refuse_without_locks, remove_if_empty, wait_until_free
+from runner.sweep.lock import clear, died, is_held, refuse_without_locks, remove_if_empty, wait_until_free
 from runner.sweep.progress import progress_of
 from runner.sweep.worker import Worker
 
@@ -143,7 +143,7 @@ def end_what_goes_on(cells: list[Cell], folder: Path) -> None:
     for cell in cells:
         if died(cell.folder):
             record_end(cell, "interrupted", "the sweep was interrupted")
-        elif not cell.ended and not held(cell.folder):
+        elif not cell.ended and not is_held(cell.folder):
             remove_if_empty(cell.folder)
 
 

@@ -20,7 +20,7 @@ from runner.runs.folder import logging_to, write_record
 from runner.runs.job import record_of
 from runner.runs.record import brief
 from runner.sweep.grid import Cell
-from runner.sweep.lock import claimed, died, wait_until_free
+from runner.sweep.lock import died, locked, wait_until_free
 
 log = logging.getLogger("runner")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -89,7 +89,7 @@ def record_end(cell: Cell, status: Status, reason: str) -> None:
     """Say in a run's folder why it did not come to say so itself, unless it has meanwhile."""
     composed = pickle.loads(cell.composed)
     record = record_of(check(composed), composed, composed.hydra.overrides.task)
-    with claimed(cell.folder):
+    with locked(cell.folder):
         if not cell.ended:
             write_record(cell.folder, {**record, "status": status, "reason": reason})
             with logging_to(cell.folder / LOG):

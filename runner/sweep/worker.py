@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import Any, TextIO
+from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from runner.contract import INTERRUPT, SLOTS, STOP
 from runner.runs.job import perform
 from runner.runs.read import read_record
-from runner.sweep.lock import claimed, remove_if_empty
+from runner.sweep.lock import lock, locked, remove_if_empty
 
-_slot: list[TextIO] = []  # the lock that this process holds until it ends
+_slot: list[tuple[int, FileLock]] = []  # the number of this process, and the lock that it holds until it ends
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Worker:
             if composed.on_error == "stop":
                 (sweep / STOP).touch()
 
-        with claimed(folder):
+        with locked(folder):
             if read_record(folder):
                 return
             if (sweep / STOP).exists() or (sweep / INTERRUPT).exists():
@@ -94,13 +95,12 @@ def slot(sweep: Path) -> int:
     """The lowest number that no living process on this host holds; this process holds it until it ends."""
     if not _slot:
         (sweep / SLOTS).mkdir(exist_ok=True)
-        number = 0
-        while not _slot:
-            file = (sweep / SLOTS / f"{platform.node()}-{number}").open("w")
+        for number in count():
+            own = lock(sweep / SLOTS / f"{platform.node()}-{number}")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _slot.append(file)
-            except BlockingIOError:
-                file.close()
-                number += 1
-    return int(_slot[0].name.rpartition("-")[2])
+                own.acquire(timeout=0)
+            except Timeout:
+                continue
+            _slot.append((number, own))
+            break
+    return _slot[0][0]

@@ -10,14 +10,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.sweep.lock import claimed, clear, died, held, remove_if_empty, wait_until_free
+from runner.sweep.lock import clear, died, is_held, locked, remove_if_empty, wait_until_free
 from tests.conftest import ROOT
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from runner.sweep.lock import claimed
-with claimed(Path(sys.argv[1])):
+from runner.sweep.lock import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -36,21 +36,21 @@ def holder(folder: Path, seconds: float) -> subprocess.Popen:
 
 
 def test_a_folder_is_held_until_its_process_dies_and_says_then_that_a_run_began(tmp_path):
-    assert not held(tmp_path)
+    assert not is_held(tmp_path)
     assert not died(tmp_path)
     process = holder(tmp_path, 60)
-    assert held(tmp_path)
+    assert is_held(tmp_path)
     assert not died(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not held(tmp_path)
+    assert not is_held(tmp_path)
     assert died(tmp_path)
     assert not died(tmp_path)  # it is said once, and the next that begins is another
 
 
 def test_a_second_process_waits_for_the_first(tmp_path):
     process = holder(tmp_path, 1)
-    with claimed(tmp_path):
+    with locked(tmp_path):
         assert process.poll() is not None or process.wait(timeout=5) == 0
 
 
@@ -58,16 +58,16 @@ def test_waiting_for_a_folder_ends_with_its_process_or_with_the_time(tmp_path):
     process = holder(tmp_path, 60)
     start = time.monotonic()
     wait_until_free([tmp_path], seconds=0.2)
-    assert held(tmp_path)
+    assert is_held(tmp_path)
     assert time.monotonic() - start >= 0.2
     process.kill()
     process.wait()
     wait_until_free([tmp_path])
-    assert not held(tmp_path)
+    assert not is_held(tmp_path)
 
 
 def test_a_run_that_left_its_record_leaves_no_claim(tmp_path):
-    with claimed(tmp_path):
+    with locked(tmp_path):
         (tmp_path / "run.json").write_text("{}")
     assert not died(tmp_path)
     assert os.listdir(tmp_path) == ["run.json"]
@@ -85,7 +85,7 @@ def test_what_an_earlier_try_left_is_taken_away_unless_it_lives_or_has_finished_
     assert (tmp_path / "run.json").exists()
     process = holder(tmp_path, 60)
     clear(Run(tmp_path, finished=False))
-    assert held(tmp_path)
+    assert is_held(tmp_path)
     assert (tmp_path / "run.json").exists()
     process.kill()
     process.wait()
@@ -94,7 +94,7 @@ def test_what_an_earlier_try_left_is_taken_away_unless_it_lives_or_has_finished_
     clear(Run(tmp_path / "nowhere", finished=False))
 
 
-def test_a_lock_on_a_file_that_was_taken_away_is_none(tmp_path):
+def test_who_waited_for_a_folder_marks_it_anew(tmp_path):
     process = holder(tmp_path, 1)
     waiter = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path), "60"],
@@ -106,7 +106,7 @@ def test_a_lock_on_a_file_that_was_taken_away_is_none(tmp_path):
     process.wait()
     assert waiter.stdout is not None
     assert waiter.stdout.readline() == b"held\n"
-    assert held(tmp_path)  # on the file that stands there now
+    assert is_held(tmp_path)
     waiter.kill()
     waiter.communicate()
 
@@ -118,3 +118,22 @@ def test_only_a_folder_that_holds_nothing_of_a_run_is_removed(tmp_path):
     for name in ("never_begun", "ended", "nowhere"):
         remove_if_empty(tmp_path / name)
     assert os.listdir(tmp_path) == ["ended"]
+
+
+def test_looking_at_a_folder_creates_nothing(tmp_path):
+    folder = tmp_path / "sweep" / "run"
+    folder.mkdir(parents=True)
+    assert not is_held(folder)
+    assert not died(folder)
+    wait_until_free([folder, tmp_path / "nowhere" / "run"])
+    assert [path.name for path in tmp_path.rglob("*")] == ["sweep", "run"]
+
+
+def test_a_run_that_ended_leaves_nothing_in_its_folder_and_one_that_is_in_progress_a_mark(tmp_path):
+    folder = tmp_path / "sweep" / "run"
+    folder.mkdir(parents=True)
+    with locked(folder):
+        assert os.listdir(folder) == [".running"]
+        (folder / "run.json").touch()
+    assert os.listdir(folder) == ["run.json"]
+    assert [path.name for path in (tmp_path / "sweep" / ".locks").iterdir()] == ["run"]

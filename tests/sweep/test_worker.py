@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from runner.sweep import worker
 from tests.conftest import ROOT
 
 TAKE = """
@@ -43,6 +45,17 @@ def test_each_process_has_a_slot_of_its_own_and_one_that_died_gives_it_back():
     for process in (*processes, again):
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(("number", "accelerators", "expected"), [(0, 2, 0), (1, 2, 1), (3, 2, 1), (2, 1, 0)])
+def test_workers_share_the_accelerators_in_turn(number, accelerators, expected, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: accelerators)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(worker, "_slot", [(number, None)])
+    worker.take_accelerator(Path("."))
+    assert chosen == [expected]
 
 
 def launched_again(monkeypatch, meanwhile) -> list[int]:
