@@ -17,7 +17,7 @@ from runner.config.schema import Config
 from runner.contract import Note, unheard
 from runner.cost.meter import Clock, Counter, Meter
 from runner.errors import ConfigError, SkippedError
-from runner.freezing.eval_mode import hold_in_inference
+from runner.freezing.eval_mode import hold_in_eval_mode
 from runner.freezing.groups import Group, refined, regroup, with_lrs, without_empty
 from runner.freezing.patterns import HEAD
 from runner.freezing.schedule import Phase
@@ -26,7 +26,7 @@ from runner.methods.base import FreezingMethod
 from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import machine, pick_device, seed_all
 from runner.tensors import refuse_unless_dense
-from runner.training.epochs import Drawn, drawn
+from runner.training.epochs import LazyBatch, drawn
 from runner.training.tasks import in_bfloat16
 
 Task = Callable[[nn.Module, Any], Tensor]
@@ -79,7 +79,7 @@ def assembled(config: Config, note: Note = unheard) -> Iterator[Setup]:
         if reason := method.skip(built, selection):
             raise SkippedError(reason)
         phases = build_phases(config, selection)
-        hold_in_inference(phases[0].selection, undo)
+        hold_in_eval_mode(phases[0].selection, undo)
         cut = cut_groups(config, built, selection)
         model = method.prepare(built, phases[0].selection, undo)
         phases = with_groups(phases, method, cut)
@@ -89,7 +89,7 @@ def assembled(config: Config, note: Note = unheard) -> Iterator[Setup]:
 
 def begin_phase(setup: Setup, phase: Phase, was: Phase) -> None:
     """Begin a later phase: the method acts again, and the one optimizer is regrouped."""
-    hold_in_inference(phase.selection, setup.undo)
+    hold_in_eval_mode(phase.selection, setup.undo)
     setup.model = setup.method.prepare(setup.model, phase.selection, setup.undo)
     regroup(setup.optimizer, was.groups, phase.groups)
     setup.method.attach(setup.optimizer, phase.selection, setup.undo)
@@ -153,7 +153,7 @@ def build_task(config: Config, device: torch.device) -> Task:
     return in_bfloat16(task, device) if config.autocast else task
 
 
-def build_batches(config: Config, device: torch.device) -> Iterator[Drawn]:
+def build_batches(config: Config, device: torch.device) -> Iterator[LazyBatch]:
     """The batches of a run, pass after pass."""
     source = build(own_keys(config.data), "data")
     batches = source.batches(config.batches, config.model.input, config.model.classes, config.seed)

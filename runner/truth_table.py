@@ -54,7 +54,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Became:
+class CaseResult:
     """How a cell ended: `held`, `returned`, `leaked` or `skipped`; the causes; a digest of the rest; the plan's word."""
 
     outcome: str
@@ -79,7 +79,7 @@ def grid() -> Iterator[Cell]:
             yield Cell(method, optimizer, decay, first, gradients, scheduler)
 
 
-def became(cell: Cell) -> Became:
+def became(cell: Cell) -> CaseResult:
     """Foresee and run one cell."""
     from runner.assemble import assembled
     from runner.experiment import experiment
@@ -91,10 +91,10 @@ def became(cell: Cell) -> Became:
             rehearsal = foresee(setup)
         outcome = experiment(config)
     except SkippedError as skipped:
-        return Became("skipped", reason=str(skipped))
+        return CaseResult("skipped", reason=str(skipped))
     frozen = [row for row in outcome.rows if row["frozen"]]
     words = {row["verdict"] for row in frozen}
-    return Became(
+    return CaseResult(
         outcome=next(word for word in ("leaked", "returned", "held") if word in words),
         causes="; ".join(sorted({row["cause"] for row in frozen if row["verdict"] == "leaked"})),
         digest=outcome.trained_digest,
@@ -149,7 +149,7 @@ def node(noun: str, name: str, optimizer: str = "") -> dict[str, Any]:
     return OmegaConf.to_container(whole, resolve=True)["node"]  # type: ignore[call-overload,index,return-value]
 
 
-def rows(cells: Sequence[Cell], ends: Sequence[Became]) -> list[dict[str, Any]]:
+def rows(cells: Sequence[Cell], ends: Sequence[CaseResult]) -> list[dict[str, Any]]:
     """A row for each distinct outcome of a method, optimizer, decay, moment and kind of gradient, with its schedulers."""
     baselines = {replace(cell, method=""): end for cell, end in zip(cells, ends, strict=True) if is_baseline(cell)}
     found: dict[tuple[Any, ...], list[str]] = {}

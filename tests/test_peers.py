@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from runner.config.build import build
 from runner.config.schema import CONF
-from runner.freezing.eval_mode import hold_in_inference
+from runner.freezing.eval_mode import hold_in_eval_mode
 from runner.freezing.groups import all_in_one, by_frozen, by_role, without_empty
 from runner.freezing.selection import select
 from runner.methods.restore import Restore
@@ -125,7 +125,7 @@ def frozen_by(name, model, selection):
     method, before, was = build_method(name), snapshot(model), copies(model)
     with ExitStack() as undo:
         assert method.skip(model, selection) is None
-        hold_in_inference(selection, undo)
+        hold_in_eval_mode(selection, undo)
         trained = method.prepare(model, selection, undo)
         optimizer = sgd(without_empty(method.groups(by_role(trained, selection), selection)))
         with audit(trained, selection, optimizer, before=before) as report:
@@ -157,7 +157,7 @@ def test_a_frozen_batchnorm_that_is_held_keeps_every_bit_while_its_parent_calls_
     freeze(model.norm)
     selection, optimizer, before = select(model, ["norm"], buffers="frozen"), sgd(model.parameters()), copies(model)
     with ExitStack() as undo, watched(model, selection, optimizer) as report:
-        hold_in_inference(selection, undo)
+        hold_in_eval_mode(selection, undo)
         train(model, optimizer)
         assert model.training
     assert those(report, "held") == NORM
@@ -411,7 +411,7 @@ def test_a_frozen_embedding_whose_long_rows_are_looked_up_is_rewritten_by_the_fo
     freeze(model.table)
     selection, optimizer, before = select(model, ["table"], buffers=buffers), sgd(model.parameters()), copies(model)
     with ExitStack() as undo, watched(model, selection, optimizer) as report:
-        hold_in_inference(selection, undo)
+        hold_in_eval_mode(selection, undo)
         train(model, optimizer, batches=looking_up(0, 1, 2))
     assert report.leaks == ["table.weight"]
     assert not torch.equal(model.table.weight[0], before["table.weight"][0])

@@ -57,7 +57,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Weightless:
+class FakeCopy:
     """A copy of a model, hooks and flags included, whose tensors have a device and a shape, and no values; ties stay ties.
 
     Operators choose the kernel that they would on real ones, and make nothing.
@@ -68,7 +68,7 @@ class Weightless:
     mode: FakeTensorMode
 
     @classmethod
-    def copy_of(cls, model: nn.Module) -> Weightless:
+    def copy_of(cls, model: nn.Module) -> FakeCopy:
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # which a cache of the user's may hold
         fakes = {id(entry.tensor): mode.from_tensor(entry.tensor) for entry in entries(model).values()}
         for fake in fakes.values():
@@ -89,7 +89,7 @@ def count(model: nn.Module, task: Task, batch: Any) -> Count:
     https://docs.pytorch.org/docs/stable/autograd.html#torch.autograd.graph.saved_tensors_hooks
     """
     try:
-        return Weightless.copy_of(model).count(task, batch)
+        return FakeCopy.copy_of(model).count(task, batch)
     except Exception:  # a forward pass that needs values; the same on real ones tells what is really wrong
         with kept_random_state(), _plain_attention():
             twin = copy.deepcopy(model)

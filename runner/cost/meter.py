@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import COSTS, PREDICTED, SECONDS, Cost, Note
-from runner.cost.flops import META, Count, Task, Weightless, count, storages_in
+from runner.cost.flops import META, Count, FakeCopy, Task, count, storages_in
 from runner.freezing.selection import Selection
 from runner.tensors import tensors_in
 from runner.training.loop import needs_closure
@@ -83,13 +83,13 @@ class Counter(Meter):
     After the run, so that nothing that counting leaves behind outside the model, in a cache say, could reach the training.
     """
 
-    blueprint: Weightless | None = None  # the model as built
+    blueprint: FakeCopy | None = None  # the model as built
     task: Task
     batch: Any = None  # the first, in the shape of which a step is counted
 
     def built(self, model: nn.Module) -> None:
         with self.noting("the unfrozen baseline is not known"):
-            self.blueprint = Weightless.copy_of(model)
+            self.blueprint = FakeCopy.copy_of(model)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 

@@ -10,7 +10,7 @@ from torch import nn
 from runner.freezing.selection import Selection
 
 
-def hold_in_inference(selection: Selection, undo: ExitStack) -> None:
+def hold_in_eval_mode(selection: Selection, undo: ExitStack) -> None:
     """Put the selected modules in inference mode and keep them there, whatever calls `model.train()`.
 
     BatchNorm then normalises by its running statistics and leaves them, dropout passes everything through. Parents and

@@ -14,12 +14,12 @@ from runner.errors import SkippedError
 from runner.freezing.selection import Selection
 from runner.methods.base import Feed
 from runner.methods.prefix.boundary import frozen_prefix
-from runner.methods.prefix.bypass import Script, Splice, outermost
-from runner.methods.prefix.check import as_laid_out, not_the_same_again, tried
-from runner.methods.prefix.row_store import DamagedError, Memory
+from runner.methods.prefix.bypass import Bypass, Recording, outermost
+from runner.methods.prefix.check import in_memory_order, tried, why_not_repeatable
+from runner.methods.prefix.row_store import DamagedError, RowStore
 from runner.methods.requires_grad import RequiresGrad
 from runner.tensors import is_compiled
-from runner.training.epochs import Drawn
+from runner.training.epochs import LazyBatch
 
 
 class CachedPrefix(RequiresGrad):
@@ -40,9 +40,9 @@ class CachedPrefix(RequiresGrad):
         self.end: str | None = None
         self.within: list[str] = []
         self.found_for: Selection | None = None
-        self.splice: Splice | None = None
-        self.memory = Memory(self.limit, folder)
-        self.scripts: dict[int, Script] = {}  # by the number of samples
+        self.splice: Bypass | None = None
+        self.memory = RowStore(self.limit, folder)
+        self.scripts: dict[int, Recording] = {}  # by the number of samples
         self.order: Sequence[int] | None = None
         self.stores = True
 
@@ -58,7 +58,7 @@ class CachedPrefix(RequiresGrad):
         sample = torch.randn(4, *self.input, generator=torch.Generator().manual_seed(0)).to(device)
         try:
             end, reason = frozen_prefix(model, selection, self.input)
-            reason = reason or not_the_same_again(model, selection, end or "", sample)
+            reason = reason or why_not_repeatable(model, selection, end or "", sample)
             self.within = outermost(model, end or "", sample) if not reason else []
         except Exception as error:  # of anyone's model, given samples that are not its own
             return f"the model does not run on a batch of shape [4, *model.input]: {type(error).__name__}: {error}"
@@ -74,13 +74,13 @@ class CachedPrefix(RequiresGrad):
             if selection is not self.found_for and (reason := self.skip(model, selection)):
                 raise SkippedError(reason)
             assert self.end is not None
-            self.memory, self.scripts, self.order, self.stores = Memory(self.limit, self.folder), {}, None, True
-            self.splice = Splice(model, self.end, self.within)
+            self.memory, self.scripts, self.order, self.stores = RowStore(self.limit, self.folder), {}, None, True
+            self.splice = Bypass(model, self.end, self.within)
             undo.callback(self.memory.close)
             undo.callback(self.splice.undo)
         return super().prepare(model, selection, undo)
 
-    def feed(self, batches: Iterable[Drawn], feed: Feed) -> Iterator[Any]:
+    def feed(self, batches: Iterable[LazyBatch], feed: Feed) -> Iterator[Any]:
         note = feed.note
         if self.epochs == 1:
             note("data.epochs is 1: nothing that the frozen prefix says would be asked for again, so it is not remembered")
@@ -153,4 +153,4 @@ class CachedPrefix(RequiresGrad):
         ready = [rows]
         order = self.order
         assert order is not None
-        return lambda: as_laid_out(ready.pop() if ready else self.memory.get(ids), order)
+        return lambda: in_memory_order(ready.pop() if ready else self.memory.get(ids), order)

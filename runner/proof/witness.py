@@ -19,7 +19,7 @@ from runner.tensors import Entry, same_bits
 
 
 @dataclass
-class Suspect:
+class WatchedTensor:
     """A tensor declared frozen. `writers` are those seen to change it since the witness began."""
 
     places: list[tuple[nn.Module, str]]
@@ -59,7 +59,7 @@ class Witness:
         self.optimizers, self.start, self.declared, self.wary = optimizers, start, declared, wary
         modules = dict(model.named_modules(remove_duplicate=False))
         self.suspects = {
-            name: Suspect(
+            name: WatchedTensor(
                 [
                     (modules[owner], key)
                     for owner, _, key in (full.rpartition(".") for full in was.names)
@@ -186,11 +186,11 @@ class Witness:
         for suspect in passed:
             suspect.inside = max(0, suspect.inside - 1)
 
-    def _passed(self, module: nn.Module) -> list[Suspect]:
+    def _passed(self, module: nn.Module) -> list[WatchedTensor]:
         compiled = getattr(module, "_orig_mod", module)  # which does not call what it has compiled
         return [self.suspects[name] for name in self.below.get(id(compiled), ())]
 
-    def _look(self, suspects: Iterable[Suspect]) -> None:
+    def _look(self, suspects: Iterable[WatchedTensor]) -> None:
         for suspect in suspects:
             tensor = suspect.now
             if tensor is not None and not same_bits(suspect.mark, tensor):

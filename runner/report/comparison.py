@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from runner.contract import CHANGES, COLUMNS, COSTS, LOG, VERDICTS, WITH_TABLES
-from runner.report.equivalence import rests
+from runner.report.equivalence import trained_parts
 from runner.report.grouping import given, in_order, swept
 from runner.report.prices import costs, flops
 from runner.runs.console import COLOURS
@@ -21,14 +21,14 @@ from runner.runs.read import Run
 from runner.runs.tables import read_rows
 
 FAILURES = ("run", "status", "reason", "log", "overrides")
-EMPTY = ("status", "reason", "verdict", *VERDICTS, "loss_first", "loss_last", "rest", "rest_why")
+EMPTY = ("status", "reason", "verdict", *VERDICTS, "loss_first", "loss_last", "trained_part", "trained_part_why")
 PRINTED = 200  # rows on a terminal
 
 
 def comparison(runs: Sequence[Run]) -> DataFrame:
     """One row a run: its label, the overrides in which the runs differ, status, verdict, counts, losses, costs."""
     keys = swept(runs)
-    rest = rests({run.label: run.record for run in runs})
+    trained_part = trained_parts({run.label: run.record for run in runs})
     cost = costs(runs)
     rows = []
     for run in in_order(runs):
@@ -36,7 +36,7 @@ def comparison(runs: Sequence[Run]) -> DataFrame:
         row: dict[str, Any] = {"run": run.label, **{key: own.get(key, "") for key in keys}}
         row |= {key: record[key] for key in ("status", "reason", "verdict")} | record["counts"]
         row |= {key: record[key] for key in ("loss_first", "loss_last")}
-        row |= dict(zip(("rest", "rest_why"), rest[run.label], strict=True))
+        row |= dict(zip(("trained_part", "trained_part_why"), trained_part[run.label], strict=True))
         rows.append(row | cost[run.label])
     return DataFrame(rows, columns=None if rows else ["run", *EMPTY])
 
@@ -74,24 +74,24 @@ def join_changes(runs: Sequence[Run], target: Path) -> None:
 
 def print_comparison(table: DataFrame, console: Console) -> None:
     """Print what tells the runs apart, and how each ended; of very many, those that did not hold."""
-    fixed = {"run", "reason", "loss_first", "status", "verdict", "loss_last", "rest", "rest_why", *VERDICTS, *COSTS}
+    fixed = {"run", *EMPTY, *COSTS}
     keys = [column for column in table.columns if column not in fixed]
     shown = [name for name in VERDICTS if len(table) and table[name].any()]
-    compared = ["rest"] if len(table) and table["rest"].any() else []
+    compared = ["trained_part"] if len(table) and table["trained_part"].any() else []
     priced = ["GFLOP", "of unfrozen", "saved MiB"] if any(flops(row) is not None for row in table.to_dict("records")) else []
     view = Table(box=None, pad_edge=False)
     for name in (*(keys or ["run"]), "answer", *shown, "loss", *compared, *priced):
-        view.add_column(name, no_wrap=name != "rest")
+        view.add_column(name, no_wrap=name != "trained_part")
     rows = table.to_dict("records")
     picked = rows if len(rows) <= PRINTED else [row for row in rows if _answer(row) != "held"][:PRINTED]
     for row in picked:
         loss = "" if row["loss_last"] != row["loss_last"] or row["loss_last"] is None else f"{row['loss_last']:.4g}"
         cells = [escape(str(row[key])) for key in keys or ["run"]]
         counts = [str(row[name]) for name in shown]
-        rest = [": ".join(filter(None, (row["rest"], row["rest_why"])))] if compared else []
+        trained_part = [": ".join(filter(None, (row["trained_part"], row["trained_part_why"])))] if compared else []
         word = _answer(row)
         price = prices(row) if priced else ()
-        view.add_row(*cells, f"[{COLOURS.get(word, 'default')}]{word}[/]", *counts, loss, *map(escape, rest), *price)
+        view.add_row(*cells, f"[{COLOURS.get(word, 'default')}]{word}[/]", *counts, loss, *map(escape, trained_part), *price)
     if picked:
         console.print(view)
     for row in picked:

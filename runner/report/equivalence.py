@@ -13,7 +13,7 @@ COUPLINGS = {
 }
 
 
-def rests(records: Mapping[str, Record]) -> dict[str, tuple[str, str]]:
+def trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str, str]]:
     """Of each run, by name: `identical` or `differs`, and why; both empty where there is no run to hold it against.
 
     That is the run of `requires_grad` whose config is otherwise the same, or else differs in `freeze.buffers` alone.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from runner.contract import CHANGES, COMPARISON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
 from runner.report.figures import draw
 from runner.report.figures.curves import curves
-from runner.report.figures.heatmap import MARKS, Grid, grid
+from runner.report.figures.heatmap import MARKS, Heatmap, heatmap_of
 from runner.report.ownership import ours
 from runner.report.page.render import Picture, page
 from runner.runs.clean import clean
@@ -33,7 +33,7 @@ def write_sweep_files(sweep: Path) -> DataFrame:
     _write(sweep / COMPARISON, lambda beside: _text(beside, table.to_csv(index=False, lineterminator="\n")))
     _write(sweep / CHANGES, lambda beside: join_changes(runs, beside))
     _write(sweep / FAILURES, lambda beside: _text(beside, failed.to_csv(index=False, lineterminator="\n")))
-    if drawn := grid(runs):
+    if drawn := heatmap_of(runs):
         figure = draw.heatmap(drawn)
         svg, png = draw.as_svg(figure, *described(drawn)), draw.as_png(figure)
         _write(sweep / HEATMAP_SVG, lambda beside: _text(beside, svg))
@@ -50,11 +50,11 @@ def write_run_page(folder: Path) -> None:
 
 
 def page_of(
-    runs: Sequence[Run], title: str, svg: str | None = None, drawn: Grid | None = None, remarks: Sequence[str] = ()
+    runs: Sequence[Run], title: str, svg: str | None = None, drawn: Heatmap | None = None, remarks: Sequence[str] = ()
 ) -> str:
     """The page of some runs, its pictures drawn; `svg` is the heatmap where it is drawn already."""
     shown = {}
-    if len(runs) > 1 and (drawn := drawn or grid(runs)):
+    if len(runs) > 1 and (drawn := drawn or heatmap_of(runs)):
         svg = svg or draw.as_svg(draw.heatmap(drawn), *described(drawn))
         shown["heatmap"] = Picture(draw.inline(svg, "heatmap"), drawn.said)
     found, said = curves(runs)
@@ -64,7 +64,7 @@ def page_of(
     return page(runs, title, shown, remarks)
 
 
-def described(drawn: Grid) -> tuple[str, str]:
+def described(drawn: Heatmap) -> tuple[str, str]:
     """The heatmap's title and description."""
     size = f"{len(drawn.rows)} rows of parameters and buffers, {len(drawn.columns)} columns of runs"
     return "How far each parameter moved in each run", f"{size}. {drawn.said} Marks: {', '.join(MARKS.values())}."

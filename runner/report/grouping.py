@@ -1,4 +1,4 @@
-"""What tells runs apart: the overrides in which they differ, their method, and the cells that several seeds share."""
+"""What tells runs apart: the overrides in which they differ, their method, and which differ in the seed alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WORST = ("leaked", "failed", "interrupted", "skipped", "finished", "held")  # fr
 
 
 @dataclass(frozen=True)
-class Cell:
+class SeedGroup:
     """Runs that differ in the seed alone."""
 
     name: str
@@ -63,7 +63,7 @@ def _told(key: str, value: str) -> str:
     return f"seed {value}" if key == "seed" else value
 
 
-def cells(runs: Sequence[Run]) -> list[Cell]:
+def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
     """The runs by their overrides but for the seed; one whose overrides are unknown is a cell of its own."""
     keys = [key for key in swept(runs) if key != "seed"]
     grouped: dict[tuple[str, ...], list[Run]] = {}
@@ -71,7 +71,7 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
         own = sorted(f"{key}={value}" for key, value in given(run).items() if key != "seed")
         grouped.setdefault(tuple(own) or ("", run.label), []).append(run)
     return [
-        Cell(" ".join(filter(None, (given(members[0]).get(key, "") for key in keys))) or members[0].label, members)
+        SeedGroup(" ".join(filter(None, (given(members[0]).get(key, "") for key in keys))) or members[0].label, members)
         for members in grouped.values()
     ]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from runner.report.equivalence import BASELINE, rests
+from runner.report.equivalence import BASELINE, trained_parts
 from runner.report.grouping import by_method, given, swept
 from runner.report.prices import cheapest
 from runner.report.text import counted, listed
@@ -18,7 +18,7 @@ Points = list[tuple[str, list[str]]]
 
 @dataclass(frozen=True)
 class Answer:
-    """A headline, what it rests on, and the findings: a term, and what is said of it."""
+    """A headline, what it trained_parts on, and the findings: a term, and what is said of it."""
 
     headline: str
     lead: str
@@ -26,7 +26,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Standing:
+class MethodResults:
     """How one method fared over its runs."""
 
     method: str
@@ -69,28 +69,28 @@ def froze(run: Run) -> bool:
 
 def of_runs(runs: Sequence[Run]) -> Answer:
     """The answer that several runs give together."""
-    rest = rests({run.label: run.record for run in runs})
-    standings = [Standing(method, members, rest) for method, members in by_method(runs).items()]
-    if not any(one.judged for one in standings):
+    rest = trained_parts({run.label: run.record for run in runs})
+    results = [MethodResults(method, members, rest) for method, members in by_method(runs).items()]
+    if not any(one.judged for one in results):
         why = (
             "Nothing was declared frozen." if any(run.finished for run in runs) else "Failures and their reasons are below."
         )
         done = sum(run.finished for run in runs)
-        return Answer(f"{counted(done, 'run')} of {len(runs):,} finished", why, points(standings, runs))
-    headline, lead = advice(standings)
-    return Answer(headline, lead, points(standings, runs))
+        return Answer(f"{counted(done, 'run')} of {len(runs):,} finished", why, points(results, runs))
+    headline, lead = advice(results)
+    return Answer(headline, lead, points(results, runs))
 
 
-def advice(standings: Sequence[Standing]) -> tuple[str, str]:
+def advice(results: Sequence[MethodResults]) -> tuple[str, str]:
     """Which method to use: one that held throughout, left the rest as it was, and is the cheapest where costs are known."""
-    held = [one for one in standings if one.held]
-    if len(standings) == 1:
-        return _alone(standings[0])
+    held = [one for one in results if one.held]
+    if len(results) == 1:
+        return _alone(results[0])
     if not held:
-        if not any(len(one.judged) > len(one.leaked) for one in standings if one.method != "none"):
+        if not any(len(one.judged) > len(one.leaked) for one in results if one.method != "none"):
             return "No method held", "Each leaked in all of its runs; below stands by whose doing."
         most = max(
-            (one for one in standings if one.method != "none"),
+            (one for one in results if one.method != "none"),
             key=lambda one: (len(one.judged) - len(one.leaked)) / max(len(one.judged), 1),
         )
         kept = len(most.judged) - len(most.leaked)
@@ -119,7 +119,7 @@ def advice(standings: Sequence[Standing]) -> tuple[str, str]:
     )
 
 
-def best(held: Sequence[Standing]) -> list[Standing]:
+def best(held: Sequence[MethodResults]) -> list[MethodResults]:
     """Of the methods that held, those of the first rank that has any: complete, with the rest alike, nothing put back."""
     for rank in (
         lambda one: one.complete and not one.rested("differs") and not one.returned,
@@ -132,16 +132,16 @@ def best(held: Sequence[Standing]) -> list[Standing]:
     return list(held)
 
 
-def points(standings: Sequence[Standing], runs: Sequence[Run]) -> Points:
+def points(results: Sequence[MethodResults], runs: Sequence[Run]) -> Points:
     """The findings, term by term; a term of which there is nothing to say is left out."""
     idle = [run for run in runs if run.finished and run.record["counts"]["idle"]]
     found: Points = [
-        ("Held", _held(standings)),
-        ("Leaked", [_leaked(one) for one in standings if one.leaked]),
-        ("Trained the rest", _rest(standings)),
-        ("Saves little", [line for one in standings for line in _saves_little(one)]),
+        ("Held", _held(results)),
+        ("Leaked", [_leaked(one) for one in results if one.leaked]),
+        ("Trained the rest", _rest(results)),
+        ("Saves little", [line for one in results for line in _saves_little(one)]),
         ("Idle", [f"{counted(len(idle), 'run')} left something trainable unmoved: {causes(idle, 'idle')}"] if idle else []),
-        ("Unfinished", [line for one in standings for line in _unfinished(one)]),
+        ("Unfinished", [line for one in results for line in _unfinished(one)]),
     ]
     return [(term, lines) for term, lines in found if lines]
 
@@ -162,7 +162,7 @@ def under(picked: Sequence[Run], among: Sequence[Run]) -> str:
     return ", ".join(told)
 
 
-def _alone(one: Standing) -> tuple[str, str]:
+def _alone(one: MethodResults) -> tuple[str, str]:
     if one.held:
         return f"{one.method} held", f"It kept every frozen bit in {_kept(one)}."
     where = under(one.leaked, one.judged)
@@ -170,24 +170,24 @@ def _alone(one: Standing) -> tuple[str, str]:
     return f"{one.method} leaked", told
 
 
-def _held(standings: Sequence[Standing]) -> list[str]:
-    kept = [one for one in standings if one.held and not one.returned]
-    back = [one.method for one in standings if one.held and one.returned]
+def _held(results: Sequence[MethodResults]) -> list[str]:
+    kept = [one for one in results if one.held and not one.returned]
+    back = [one.method for one in results if one.held and one.returned]
     lines = [f"{listed([one.method for one in kept])}: every frozen bit, at every look"] if kept else []
     return lines + ([f"{listed(back)}: moved within a step, and was put back each time"] if back else [])
 
 
-def _leaked(one: Standing) -> str:
+def _leaked(one: MethodResults) -> str:
     where = under(one.leaked, one.judged)
     said = f"{one.method}: in {len(one.leaked)} of {counted(len(one.judged), 'run')}, by {causes(one.leaked, 'leaked')}"
     return f"{said}; under {where}" if where else said
 
 
-def _rest(standings: Sequence[Standing]) -> list[str]:
-    others = [one for one in standings if one.runs[0].record["method"].get("_target_") != BASELINE]
+def _rest(results: Sequence[MethodResults]) -> list[str]:
+    others = [one for one in results if one.runs[0].record["method"].get("_target_") != BASELINE]
     alike = [one.method for one in others if one.rested("identical") and not one.rested("differs")]
     lines = [f"as requires_grad does, bit for bit: {listed(alike)}"] if alike else []
-    for one in standings:
+    for one in results:
         if other := one.rested("differs"):
             compared = len(other) + len(one.rested("identical"))
             why = dict.fromkeys(one.rest[run.label][1] for run in other)
@@ -195,7 +195,7 @@ def _rest(standings: Sequence[Standing]) -> list[str]:
     return lines
 
 
-def _saves_little(one: Standing) -> list[str]:
+def _saves_little(one: MethodResults) -> list[str]:
     by_why: dict[str, list[Run]] = {}
     for run in one.judged:
         if (why := run.record["cost"].get("why_small")) and not one.leaked:
@@ -204,7 +204,7 @@ def _saves_little(one: Standing) -> list[str]:
     return [f"{one.method}: {why}{'; under ' + where if where else ''}" for why, where in told.items()]
 
 
-def _unfinished(one: Standing) -> list[str]:
+def _unfinished(one: MethodResults) -> list[str]:
     by_status: dict[str, list[Run]] = {}
     for run in one.runs:
         if not run.finished:
@@ -212,7 +212,7 @@ def _unfinished(one: Standing) -> list[str]:
     return [f"{one.method}: {len(some)} of {counted(len(one.runs), 'run')} {status}" for status, some in by_status.items()]
 
 
-def _kept(one: Standing) -> str:
+def _kept(one: MethodResults) -> str:
     """How many runs that is, and of how many."""
     done, asked = len(one.judged), len([run for run in one.runs if not run.finished or froze(run)])
     if done < asked:
@@ -220,7 +220,7 @@ def _kept(one: Standing) -> str:
     return "its one run" if done == 1 else f"all of its {done:,} runs"
 
 
-def _why_alone(others: Sequence[Standing]) -> str:
+def _why_alone(others: Sequence[MethodResults]) -> str:
     """Why no other method that held is as good."""
     differ = [one.method for one in others if one.rested("differs")]
     back = [one.method for one in others if one.returned and not one.rested("differs")]

@@ -24,7 +24,7 @@ COLUMNS = (
     "runs",
     "outcome",
     "causes",
-    "rest",
+    "trained_part",
     "foreseen",
     "reason",
 )
@@ -62,8 +62,8 @@ def page(table: DataFrame, torch_version: str) -> str:
             for settings, optimizers in _by_settings(rows, table).items()
         ],
         rests=[
-            (method, *(_runs(rows[rows.rest == word]) for word in ("identical", "differs")), _where(rows, table))
-            for method, rows in kept[kept.rest != ""].groupby("method", sort=False)
+            (method, *(_runs(rows[rows.trained_part == word]) for word in ("identical", "differs")), _where(rows, table))
+            for method, rows in kept[kept.trained_part != ""].groupby("method", sort=False)
         ],
         skips=[(reason, _runs(rows)) for reason, rows in table[table.outcome == "skipped"].groupby("reason")],
         ran=_runs(ran),
@@ -84,7 +84,7 @@ def _word(cell: DataFrame) -> str:
 
 
 def _where(rows: DataFrame, table: DataFrame) -> str:
-    differing = rows[rows.rest == "differs"]
+    differing = rows[rows.trained_part == "differs"]
     return f"{', '.join(differing.optimizer.unique())}: {_settings(differing, table)}" if len(differing) else ""
 
 

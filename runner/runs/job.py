@@ -41,7 +41,7 @@ from runner.errors import ConfigError, Refused, SkippedError
 from runner.proof.verdict import strayed
 from runner.runs.folder import discard, logging_to, write_record
 from runner.runs.interrupts import interrupts_held_back, time_limit
-from runner.runs.record import brief, unmeasured
+from runner.runs.record import one_line, unmeasured
 from runner.runs.write import TABLES, figures, remarks, write_tables
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def end_recorded(result: Result, on_error: Callable[[BaseException], None]) -> I
         if isinstance(error, ConfigError):
             result.end("failed", " ".join(str(error).split()), EXIT_REFUSED)
         else:
-            result.end("failed", brief(error), EXIT_FAILED)
+            result.end("failed", one_line(error), EXIT_FAILED)
         log.error("%s\n%s", result.record["reason"], traceback.format_exc())
         on_error(error)
 

@@ -1,4 +1,4 @@
-"""What a run folder says of itself: read with care, made sound, and what could not be read said in words."""
+"""What a run folder says of itself: read with care, made checked_record, and what could not be read said in words."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from runner.contract import CHANGES, COST_TEXTS, LOG, RECORD, RUNNING, STATUSES,
 from runner.runs.clean import clean, cleaned, finite
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import read_overrides
-from runner.runs.tables import Tensor, read_losses, read_tensors
+from runner.runs.tables import TensorRow, read_losses, read_tensors
 
-Unchecked = dict[str, Any]
+RawRecord = dict[str, Any]
 """A record as it was read, of any version and with any value."""
 
 KILLED = "the run left no run.json that can be read; it was killed"
@@ -33,7 +33,7 @@ class Run:
     label: str
     folder: Path
     record: Record
-    tensors: list[Tensor] = field(default_factory=list)
+    tensors: list[TensorRow] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ class Run:
         return bool(self.record["status"] == "finished")
 
 
-def read_record(folder: Path) -> Unchecked | None:
+def read_record(folder: Path) -> RawRecord | None:
     """A run folder's `run.json`, or None where there is none that can be read (the run was killed, or has not begun)."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     """A run folder, whatever is wrong with it."""
     problems: list[str] = []
     given = read_record(folder)
-    record = sound(given, problems)
+    record = checked_record(given, problems)
     if given is None and (folder / RUNNING).is_file():
         record["reason"] = GOES_ON
     if given is None and (folder / RECORD).is_file():
@@ -95,12 +95,12 @@ def tables_are_whole(folder: Path, record: Record) -> bool:
     return not problems and rows == (sum(record["counts"].values()) or rows)
 
 
-def sound(record: Unchecked | None, problems: list[str]) -> Record:
+def checked_record(record: RawRecord | None, problems: list[str]) -> Record:
     """A record with every key there and of its type: what older versions lack is empty, what is of a wrong type is said."""
-    given: Unchecked = {"status": "failed", "reason": KILLED} if record is None else record
+    given: RawRecord = {"status": "failed", "reason": KILLED} if record is None else record
     wrong = [key for key in given if key in _KINDS and not _is(given[key], _KINDS[key])]
     taken = {key: given[key] for key in given if key not in wrong and given[key] is not None}
-    made: Unchecked = {key: clean(taken.get(key, "")) for key in TEXTS}
+    made: RawRecord = {key: clean(taken.get(key, "")) for key in TEXTS}
     made |= {key: [clean(item) for item in taken.get(key, []) if isinstance(item, str)] for key in LISTS}
     made |= {key: cleaned(taken.get(key, {})) for key in MAPPINGS}
     made |= {key: finite(taken.get(key)) for key in NUMBERS}

@@ -36,7 +36,7 @@ def unmeasured(
         "loss_last": None,
         "looks": [],
         "notes": [],
-        "overrides": lasting(overrides),
+        "overrides": persistent_overrides(overrides),
         "config_hash": config_hash,
         "method": dict(method),
         "buffers": buffers,
@@ -52,12 +52,12 @@ def unmeasured(
     }
 
 
-def lasting(overrides: Sequence[str]) -> list[str]:
+def persistent_overrides(overrides: Sequence[str]) -> list[str]:
     """The overrides without those that belong to one call."""
     return [text for text in overrides if text.split("=")[0].lstrip("+") not in ONCE]
 
 
-def brief(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An exception in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from runner.runs.clean import clean, number
 
 
-class Tensor(NamedTuple):
+class TensorRow(NamedTuple):
     """A row of `changes.csv`, as far as the page speaks of it; numbers are None where there are none."""
 
     name: str
@@ -51,18 +51,18 @@ def read_rows(path: Path, needs: tuple[str, ...], problems: list[str]) -> Iterat
         problems.append(f"{path.name}: {torn} torn {'row' if torn == 1 else 'rows'} left out")
 
 
-def read_tensors(path: Path, problems: list[str]) -> list[Tensor]:
+def read_tensors(path: Path, problems: list[str]) -> list[TensorRow]:
     """The rows of a `changes.csv`."""
-    return [as_tensor(row) for row in read_rows(path, ("name", "verdict"), problems)]
+    return [tensor_row(row) for row in read_rows(path, ("name", "verdict"), problems)]
 
 
-def as_tensor(row: dict[str, str]) -> Tensor:
+def tensor_row(row: dict[str, str]) -> TensorRow:
     """One row of `changes.csv`, whose columns may be those of another version."""
 
     def word(key: str) -> str:
         return intern(clean(row.get(key, "")))
 
-    return Tensor(
+    return TensorRow(
         name=word("name"),
         kind=word("kind"),
         dtype=word("dtype"),

@@ -19,7 +19,7 @@ from runner.runs.console import shown, terminal
 from runner.runs.folder import discard, write_whole
 from runner.runs.interrupts import interrupts_held_back, on_interrupt
 from runner.runs.read import is_run
-from runner.runs.record import lasting
+from runner.runs.record import persistent_overrides
 from runner.sweep.grid import Cell, Composed, grid, is_run_folder
 from runner.sweep.launch import DiskFullError, launch, record_end, refuse_unreachable
 from runner.sweep.lock import clear, died, is_held, refuse_without_locks, remove_if_empty, wait_until_free
@@ -43,9 +43,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, spanned
         print(f"{dropped} of {dropped + len(cells)} runs dropped: the same config as another in the grid")
     if config.plan:
         for cell in cells:
-            print(
-                f"{'finished' if cell.finished else 'to run  '}  {shown(cell.folder)}  {' '.join(lasting(cell.overrides))}"
-            )
+            state = "finished" if cell.finished else "to run  "
+            print(f"{state}  {shown(cell.folder)}  {' '.join(persistent_overrides(cell.overrides))}")
         return
     refuse_foreign(folder)
     left = [cell for cell in cells if not cell.finished]

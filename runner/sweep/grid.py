@@ -17,7 +17,7 @@ from runner.config.naming import config_hash, run_name
 from runner.contract import Record
 from runner.errors import ConfigError
 from runner.runs.folder import RUN_NAME
-from runner.runs.read import read_record, sound, tables_are_whole
+from runner.runs.read import checked_record, read_record, tables_are_whole
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Cell:
     @property
     def record(self) -> Record | None:
         record = read_record(self.folder)
-        return sound(record, []) if record else None
+        return checked_record(record, []) if record else None
 
     @property
     def finished(self) -> bool:

@@ -18,7 +18,7 @@ from runner.contract import LOG, STOP, Status
 from runner.errors import ConfigError
 from runner.runs.folder import logging_to, write_record
 from runner.runs.job import record_of
-from runner.runs.record import brief
+from runner.runs.record import one_line
 from runner.sweep.grid import Cell
 from runner.sweep.lock import died, locked, wait_until_free
 
@@ -49,13 +49,13 @@ def launch(launcher: Launcher, batches: list[list[Cell]], sweep: Path, stop_on_e
         if len(left) == len(batch) and not (sweep / STOP).exists():
             if isinstance(error, OSError) and error.errno in FULL:
                 raise DiskFullError(str(error)) from error
-            raise ConfigError(f"the launcher could not begin a run: {brief(error) if error else 'it gave no reason'}")
+            raise ConfigError(f"the launcher could not begin a run: {one_line(error) if error else 'it gave no reason'}")
         deaths.update(cell.hash for cell in in_flight)
         if len(batch) == 1 or stop_on_error:
             for cell in in_flight:
                 what = "its record could not be written" if isinstance(error, OSError) else "its process died"
                 with suppress(OSError):  # the table then says that it left no record
-                    record_end(cell, "failed", f"{what} ({brief(error).split('. ')[0]})" if error else what)
+                    record_end(cell, "failed", f"{what} ({one_line(error).split('. ')[0]})" if error else what)
         else:
             waiting.extend([cell] for cell in in_flight if deaths[cell.hash] > 1)
             left += [cell for cell in in_flight if deaths[cell.hash] == 1]

@@ -17,7 +17,7 @@ from runner.tensors import each_leaf, leaves_in
 from runner.training.data import to_device
 
 
-class Drawn:
+class LazyBatch:
     """A batch that is not gathered until it is asked for. `ids` number its samples, None where it has none to tell apart.
 
     `like`: a nested value of the same structure; `parts`: what stands in the place of each of its leaves.
@@ -46,11 +46,11 @@ def _gathered(part: Any) -> Any:
     return torch.stack(part) if isinstance(part, list) else part  # rows of several batches
 
 
-def drawn(batches: Iterable[Any], *, count: int, epochs: int, seed: int, device: torch.device) -> Iterator[Drawn]:
+def drawn(batches: Iterable[Any], *, count: int, epochs: int, seed: int, device: torch.device) -> Iterator[LazyBatch]:
     """Up to `count` batches, pass after pass: the first as the source gives them, the others cut anew from its samples.
 
     A later pass has as many batches, of the same sizes. Where batches do not hold samples of one kind along the first
-    dimension of each of their tensors, it is whole batches that are shuffled. Memory does not grow with a single pass.
+    dimension of each of their tensors, it is whole batches that are shuffled. RowStore does not grow with a single pass.
     """
     kept: list[tuple[Any, list[Any], list[int] | None]] = []
     samples = 0
@@ -61,7 +61,7 @@ def drawn(batches: Iterable[Any], *, count: int, epochs: int, seed: int, device:
         if epochs > 1:
             structure = each_leaf(batch, lambda leaf: None)
             kept.append((structure, _copied(parts), ids))  # a source may fill one tensor anew, a task may write to it
-        yield Drawn(batch, parts, ids, device)
+        yield LazyBatch(batch, parts, ids, device)
     del batches
     generator = torch.Generator().manual_seed(seed)
     alike = len({_kind(*one) for one in kept}) == 1
@@ -71,11 +71,11 @@ def drawn(batches: Iterable[Any], *, count: int, epochs: int, seed: int, device:
             order = iter(torch.randperm(samples, generator=generator).tolist())
             for like, _, was in kept:
                 ids = list(islice(order, len(was or ())))
-                yield Drawn(like, [[part[index] for index in ids] for part in rows], ids, device)
+                yield LazyBatch(like, [[part[index] for index in ids] for part in rows], ids, device)
         else:
             for place in torch.randperm(len(kept), generator=generator).tolist():
                 like, parts, ids = kept[place]
-                yield Drawn(like, _copied(parts), ids, device)
+                yield LazyBatch(like, _copied(parts), ids, device)
 
 
 def _copied(parts: list[Any]) -> list[Any]:

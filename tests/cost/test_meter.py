@@ -16,7 +16,7 @@ from torchvision.models import resnet18, vit_b_16
 from runner import truth_table
 from runner.assemble import assembled
 from runner.contract import COSTS
-from runner.cost.flops import META, REAL, Count, Weightless, _counted, count
+from runner.cost.flops import META, REAL, Count, FakeCopy, _counted, count
 from runner.cost.meter import why_small
 from runner.experiment import Training, trained
 from runner.freezing.selection import select
@@ -324,7 +324,7 @@ def test_the_baseline_is_counted_on_the_model_as_built():
             self.body.requires_grad_(False)
 
     model = Halved()
-    assert Weightless.copy_of(model).count(Classification(), batch(64)) == count(model, Classification(), batch(64))
+    assert FakeCopy.copy_of(model).count(Classification(), batch(64)) == count(model, Classification(), batch(64))
 
 
 def test_what_a_remembered_prefix_leaves_out_is_not_counted_in_the_mean_step():

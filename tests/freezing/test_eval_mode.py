@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.freezing.eval_mode import hold_in_inference
+from runner.freezing.eval_mode import hold_in_eval_mode
 from runner.freezing.selection import select
 from runner.tensors import same_bits
 
@@ -21,7 +21,7 @@ def net() -> nn.Sequential:
 
 
 def held(model: nn.Module, undo: ExitStack, *patterns: str, keep: tuple[str, ...] = ()) -> None:
-    hold_in_inference(select(model, patterns, keep, buffers="frozen"), undo)
+    hold_in_eval_mode(select(model, patterns, keep, buffers="frozen"), undo)
 
 
 def modes(model: nn.Module) -> dict[str, bool]:
@@ -134,7 +134,7 @@ def test_an_exception_undoes_it_too():
 def test_a_selection_with_live_buffers_holds_nothing():
     model = net()
     with ExitStack() as undo:
-        hold_in_inference(select(model, ["**"]), undo)
+        hold_in_eval_mode(select(model, ["**"]), undo)
         assert all(modes(model).values())
         assert "train" not in vars(model)
 

@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from runner.report.equivalence import rests
+from runner.report.equivalence import trained_parts
 from tests.measure import measure
 
 QUICK = ("model=mlp", "batches=3", "data.batch_size=4", "freeze=backbone")
@@ -22,7 +22,7 @@ ZERO_LR = "zero_lr.ZeroLr"
 
 
 def told(**records):
-    return rests(records)
+    return trained_parts(records)
 
 
 def compared(door, tmp_path, *arguments: str) -> dict[str, tuple[str, str]]:
@@ -30,7 +30,7 @@ def compared(door, tmp_path, *arguments: str) -> dict[str, tuple[str, str]]:
     code, out, _ = door("-m", *QUICK, "hydra.sweep.dir=here", *arguments)
     assert code == 0
     with (tmp_path / "here" / "comparison.csv").open() as file:
-        found = {row["method"]: (row["rest"], row["rest_why"]) for row in csv.DictReader(file)}
+        found = {row["method"]: (row["trained_part"], row["trained_part_why"]) for row in csv.DictReader(file)}
     assert all(": ".join(filter(None, end)) in out for end in found.values())
     return found
 
@@ -98,4 +98,4 @@ def test_a_recipe_is_taken_for_the_method_that_it_chooses(door, tmp_path):
     recipe = ("experiment=zero_lr_fc", "model.input=[3,64,64]", "batches=1", "seed=0,1", "hydra.sweep.dir=here")
     assert door("-m", *recipe)[0] == 0
     with (tmp_path / "here" / "comparison.csv").open() as file:
-        assert {row["rest"] for row in csv.DictReader(file)} == {""}
+        assert {row["trained_part"] for row in csv.DictReader(file)} == {""}

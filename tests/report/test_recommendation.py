@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.report.grouping import by_method, cells
-from runner.report.page.tables import cells_sheet, commands_sheet, machines_sheet
+from runner.report.grouping import by_method, seed_groups
+from runner.report.page.tables import commands_table, machines_table, seed_groups_table
 from runner.report.prices import cheapest
 from runner.report.recommendation import of_run, of_runs
 from runner.runs.read import read_run, run_folders
@@ -169,25 +169,25 @@ def test_over_seeds_the_table_has_the_worst_answer_and_mean_spread_and_n_of_the_
     for seed, loss in enumerate((1.0, 2.0, 6.0)):
         make_run(SWEEP, "zero_lr", f"seed={seed}", rows=LEAKED if seed == 1 else HELD, losses=(9.0, loss))
     make_run(SWEEP, "none", "seed=0", losses=(9.0, 4.0))
-    sheet = cells_sheet(runs())
+    sheet = seed_groups_table(runs())
     assert sheet is not None
     heads = [column.name for column in sheet.columns]
     rows = {row[0].text: dict(zip(heads, (entry.text for entry in row), strict=True)) for row in sheet.rows}
     assert [rows["zero_lr"][key] for key in ("worst answer", "loss, mean", "spread", "n")] == ["leaked", "3", "2.646", "3"]
     assert [rows["none"][key] for key in ("worst answer", "loss, mean", "spread", "n")] == ["held", "4", "", "1"]
-    assert [cell.outcome for cell in cells(runs())] == ["held", "leaked"]
+    assert [cell.outcome for cell in seed_groups(runs())] == ["held", "leaked"]
 
 
 def test_without_a_second_seed_there_is_no_table_over_seeds():
     make_run(SWEEP, "zero_lr")
     make_run(SWEEP, "none")
-    assert cells_sheet(runs()) is None
+    assert seed_groups_table(runs()) is None
 
 
 def test_a_command_is_quoted_for_the_shell_and_configs_show_where_they_differ():
     make_run(SWEEP, "zero_lr", 'freeze.patterns=["a b", "re:x.*"]', "tag=$(rm -rf x)")
     make_run(SWEEP, "none")
-    texts = [entry.text for row in commands_sheet(runs()).rows for entry in row]
+    texts = [entry.text for row in commands_table(runs()).rows for entry in row]
     assert "python -m runner method=zero_lr 'freeze.patterns=[\"a b\", \"re:x.*\"]' 'tag=$(rm -rf x)'" in texts
     assert "method._target_=runner.methods.none.None" in texts
 
@@ -195,7 +195,7 @@ def test_a_command_is_quoted_for_the_shell_and_configs_show_where_they_differ():
 def test_machines_and_versions_are_told_where_they_differ():
     make_run(SWEEP, "zero_lr", threads=2, versions={"torch": "2.6.0"})
     make_run(SWEEP, "none")
-    same, sheet = machines_sheet(runs())
+    same, sheet = machines_table(runs())
     assert "device cpu" in same
     rows = [[entry.text for entry in row] for row in sheet.rows]
     assert ["torch", "2.6.0", "1"] in rows

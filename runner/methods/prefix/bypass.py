@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from runner.tensors import each_tensor
 
 
-class ReachedEndError(Exception):
+class PrefixEndedError(Exception):
     """The end of the prefix, where a forward pass was to stop. `output`: what it gave."""
 
     def __init__(self, output: Any) -> None:
@@ -26,12 +26,12 @@ class ReachedEndError(Exception):
         self.output = output
 
 
-class AnotherInputError(Exception):
+class OtherInputError(Exception):
     """The model was called with something else than the batch's samples."""
 
 
 @dataclass
-class Script:
+class Recording:
     """What the modules of a prefix gave in one forward pass, in turn, as stand-ins of the same shapes; and that for x."""
 
     x: Tensor
@@ -49,11 +49,11 @@ def full_of(value: float, tensor: Tensor, device: torch.device) -> Tensor:
     return torch.full_like(tensor, value if has_reals else int(value > 0), device=device)
 
 
-class Splice:
+class Bypass:
     """Replaces `forward` of the model, of the module at the prefix's `end`, and of those `within`, the outermost before it.
 
     Until a pass is recorded or played, everything runs as it is. A call of the model with anything else than the one tensor
-    x that was told, untouched, is not recorded, and raises AnotherInputError where it would be played.
+    x that was told, untouched, is not recorded, and raises OtherInputError where it would be played.
     """
 
     def __init__(self, model: nn.Module, end: str, within: Sequence[str]) -> None:
@@ -62,11 +62,11 @@ class Splice:
         self.version = 0  # of x: a task may write to it
         self.beyond = True  # behind the prefix's end, where every module runs as it is
         self.inside = False  # a module of the prefix, which may call another of those that are replaced
-        self.script: Script | None = None
+        self.script: Recording | None = None
         self.at = 0
         self.told: Callable[[str, Any], None] = lambda name, output: None
         self.give: Callable[[], Tensor] = lambda: torch.empty(0)
-        self.stubs = [Stub(self, name, model.get_submodule(name)) for name in dict.fromkeys(["", *within, end])]
+        self.stubs = [ReplacedForward(self, name, model.get_submodule(name)) for name in dict.fromkeys(["", *within, end])]
 
     @contextmanager
     def recording(self, x: Tensor, told: Callable[[str, Any], None]) -> Iterator[None]:
@@ -76,7 +76,7 @@ class Splice:
             yield
 
     @contextmanager
-    def playing(self, script: Script, give: Callable[[], Tensor]) -> Iterator[None]:
+    def playing(self, script: Recording, give: Callable[[], Tensor]) -> Iterator[None]:
         """Leave out the prefix: its modules give what the script has, and its end what `give` gives."""
         with self._knowing(script.x):
             self.script, self.give = script, give
@@ -95,7 +95,7 @@ class Splice:
         assert self.x is not None
         told = not kwargs and len(args) == 1 and args[0] is self.x and self.x._version == self.version
         if not told and self.script is not None:
-            raise AnotherInputError("the task gives the model something else than the samples of the batch as they are")
+            raise OtherInputError("the task gives the model something else than the samples of the batch as they are")
         self.beyond, self.inside, self.at = not told, False, 0
 
     def through(self, name: str, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -122,10 +122,10 @@ class Splice:
             stub.undo()
 
 
-class Stub:
+class ReplacedForward:
     """Stands as `forward` on one module; a copy of the model has the module's own."""
 
-    def __init__(self, splice: Splice, name: str, module: nn.Module) -> None:
+    def __init__(self, splice: Bypass, name: str, module: nn.Module) -> None:
         self.splice, self.name, self.module = splice, name, module
         self.own = vars(module).get("forward")
         self.forward = module.forward
@@ -176,7 +176,7 @@ def outermost(model: nn.Module, end: str, sample: Tensor) -> list[str]:
     def ends(name: str) -> Callable[..., None]:
         def stop(module: nn.Module, args: Any, output: Any) -> None:
             if name == end:
-                raise ReachedEndError(output)
+                raise PrefixEndedError(output)
             if name not in around:
                 inside.pop()
 
@@ -187,7 +187,7 @@ def outermost(model: nn.Module, end: str, sample: Tensor) -> list[str]:
         handles += [module.register_forward_pre_hook(begins(name)), module.register_forward_hook(ends(name))]
     try:
         twin(sample)
-    except ReachedEndError:
+    except PrefixEndedError:
         pass
     finally:
         for handle in handles:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from runner.errors import SkippedError
 from runner.freezing.selection import Selection
-from runner.methods.prefix.bypass import ReachedEndError, Script, Splice, full_of, on_meta
+from runner.methods.prefix.bypass import Bypass, PrefixEndedError, Recording, full_of, on_meta
 from runner.seeding import kept_random_state, random_state
 from runner.tensors import each_tensor, entries, same_bits
 
@@ -21,7 +21,7 @@ Task = Callable[[nn.Module, Any], Tensor]
 
 
 @torch.no_grad()
-def not_the_same_again(model: nn.Module, selection: Selection, end: str, sample: Tensor) -> str:
+def why_not_repeatable(model: nn.Module, selection: Selection, end: str, sample: Tensor) -> str:
     """Why the prefix would not give the same again in training, or an empty text; `sample` is a batch of any samples.
 
     Each module of the prefix that is not held in inference mode is run in both modes. The model and its random state
@@ -61,7 +61,7 @@ def _calls(twin: nn.Module, end: str, sample: Tensor) -> list[tuple[str, nn.Modu
     def finish(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         found.append((name, module, *begun.pop()))
         if name == end:
-            raise ReachedEndError(output)
+            raise PrefixEndedError(output)
 
     _set(twin, None)
     handles = []
@@ -70,7 +70,7 @@ def _calls(twin: nn.Module, end: str, sample: Tensor) -> list[tuple[str, nn.Modu
         handles.append(module.register_forward_hook(partial(finish, name), with_kwargs=True))
     try:
         twin(sample.clone())
-    except ReachedEndError:
+    except PrefixEndedError:
         pass
     finally:
         for handle in handles:
@@ -106,13 +106,13 @@ def _end_of(twin: nn.Module, task: Callable[..., Any], end: str, batch: Sequence
     """What the prefix gives for a batch of a task; raises SkippedError where that is not a tensor of as many samples."""
 
     def told(name: str, output: Any) -> None:
-        raise ReachedEndError(output)
+        raise PrefixEndedError(output)
 
-    splice = Splice(twin, end, [])
+    splice = Bypass(twin, end, [])
     try:
         with splice.recording(batch[0], told):
             task(twin, batch)
-    except ReachedEndError as reached:
+    except PrefixEndedError as reached:
         output = reached.output
         if not isinstance(output, Tensor) or not output.dim() or len(output) != len(batch[0]):
             raise SkippedError(
@@ -126,7 +126,7 @@ def _end_of(twin: nn.Module, task: Callable[..., Any], end: str, batch: Sequence
 
 def tried(
     model: nn.Module, end: str, within: Sequence[str], task: Task, batch: Sequence[Tensor], order: Sequence[int] | None
-) -> tuple[Script, Sequence[int], float]:
+) -> tuple[Recording, Sequence[int], float]:
     """A script by which the model, given what its prefix gave, comes to the very bits that it has without.
 
     Held against each other, on copies and from one random state: loss, gradients, buffers and the random state after.
@@ -143,7 +143,7 @@ def tried(
             raise SkippedError("the frozen prefix gives other bits when it is run again on the same samples")
         moved = max(_moved(twin, copied, end, batch, gave, index) for index in _places(len(batch[0])))
     order = order or layout(gave)
-    script = Script(on_meta(batch[0]))
+    script = Recording(on_meta(batch[0]))
 
     def told(name: str, output: Any) -> None:
         if name != end:
@@ -154,7 +154,9 @@ def tried(
     # Values that stand for any: what looks at them, in a comparison say, must come to the same with each.
     for values in ((), (nan, 1e30, -1e30)):
         kinds: list[Any] = [partial(full_of, value, device=batch[0].device) for value in values] or [on_meta]
-        scripts = [Script(kind(script.x), [(name, each_tensor(it, kind)) for name, it in script.outputs]) for kind in kinds]
+        scripts = [
+            Recording(kind(script.x), [(name, each_tensor(it, kind)) for name, it in script.outputs]) for kind in kinds
+        ]
         try:
             for played in scripts:
                 given = [played.x, *_clones(batch[1:])]
@@ -176,7 +178,7 @@ def _ended(
 ) -> tuple[list[Any], bytes]:
     """Loss, gradients and all tensors after one batch on a copy, and the random state."""
     twin, copied = copy.deepcopy(model), copy.deepcopy(task)
-    splice = Splice(twin, end, within)
+    splice = Bypass(twin, end, within)
     with kept_random_state():
         with how(splice, batch[0]):
             loss = copied(twin, batch)
@@ -215,12 +217,12 @@ def largest_difference(found: Tensor, expected: Tensor) -> float:
     raise SkippedError("what the frozen prefix gives for a sample depends on the other samples of its batch")
 
 
-def _playing(script: Script, give: Callable[[], Tensor], splice: Splice, x: Tensor) -> Any:
+def _playing(script: Recording, give: Callable[[], Tensor], splice: Bypass, x: Tensor) -> Any:
     return splice.playing(script, give)
 
 
 def _given(rows: Tensor, order: Sequence[int]) -> Tensor:
-    return as_laid_out(rows.clone(), order)
+    return in_memory_order(rows.clone(), order)
 
 
 def layout(rows: Tensor) -> list[int]:
@@ -228,6 +230,6 @@ def layout(rows: Tensor) -> list[int]:
     return [0, *sorted(range(1, rows.dim()), key=rows.stride, reverse=True)]
 
 
-def as_laid_out(rows: Tensor, order: Sequence[int]) -> Tensor:
+def in_memory_order(rows: Tensor, order: Sequence[int]) -> Tensor:
     """Rows whose dimensions are in this order, as they were."""
     return rows.permute(*sorted(range(len(order)), key=lambda place: order[place]))

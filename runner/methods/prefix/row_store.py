@@ -19,7 +19,7 @@ class DamagedError(Exception):
     """What is read from the file is not what was written to it."""
 
 
-class Memory:
+class RowStore:
     """Keeps rows of one shape and dtype, whatever bits they hold.
 
     `limit`: bytes that rows may take in memory, on the device where they were made; what comes behind goes to a file in

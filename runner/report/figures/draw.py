@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from runner.report.figures.heatmap import MARKS, Grid
+from runner.report.figures.heatmap import MARKS, Heatmap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,12 +32,12 @@ LONGEST = 48  # characters of a label
 CELL = 0.24, 0.155  # inches
 
 
-def heatmap(grid: Grid) -> Figure:
+def heatmap(found: Heatmap) -> Figure:
     """Parameters x runs: the colour is log10 of the relative change; what has no colour, and what leaked, has a mark."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rows, columns = [_short(name) for name in grid.rows], [_short(name) for name in grid.columns]
+    rows, columns = [_short(name) for name in found.rows], [_short(name) for name in found.columns]
     left, top, right, bottom = _inches(rows), _inches(columns), 0.3, 1.35
     wide, high = CELL[0] * len(columns), CELL[1] * len(rows)
     width, height = max(left + wide + right, 6.8), top + high + bottom
@@ -45,12 +45,12 @@ def heatmap(grid: Grid) -> Figure:
         figure = Figure(figsize=(width, height))
         axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
         image = axes.imshow(
-            [[math.nan if value is None else value for value in line] for line in grid.values],
-            **_colours([value for line in grid.values for value in line if value is not None]),
+            [[math.nan if value is None else value for value in line] for line in found.values],
+            **_colours([value for line in found.values for value in line if value is not None]),
             aspect="auto",
             interpolation="none",
         )
-        _mark(axes, grid)
+        _mark(axes, found)
         for x, name in enumerate(columns):  # texts, for ticks take three times as long
             axes.text(x, -0.8, name, rotation=90, ha="center", va="bottom")
         for y, name in enumerate(rows):
@@ -104,14 +104,14 @@ def _colours(known: Sequence[float]) -> dict[str, Any]:
     return {"cmap": LinearSegmentedColormap.from_list("change", RAMP), "vmin": low, "vmax": max(high, low + 1)}
 
 
-def _mark(axes: Any, grid: Grid) -> None:
+def _mark(axes: Any, found: Heatmap) -> None:
     for mark, words in MARKS.items():
-        places = [(x, y) for y, line in enumerate(grid.marks) for x, own in enumerate(line) if own == mark]
+        places = [(x, y) for y, line in enumerate(found.marks) for x, own in enumerate(line) if own == mark]
         if places:
             xs, ys = zip(*places, strict=True)
             axes.plot(xs, ys, linestyle="none", label=words, clip_on=False, **LOOKS[mark])
-    if 0 < grid.parameters < len(grid.rows):
-        axes.axhline(grid.parameters - 0.5, color=QUIET, linewidth=0.6)
+    if 0 < found.parameters < len(found.rows):
+        axes.axhline(found.parameters - 0.5, color=QUIET, linewidth=0.6)
 
 
 def as_svg(figure: Figure, title: str, description: str) -> str:

@@ -1,4 +1,4 @@
-"""Runs -> a grid of parameters x runs that fits a page: how far each moved, and the mark of what a colour cannot say."""
+"""Runs -> a heatmap of parameters x runs that fits a page: how far each moved, and the mark of what a colour cannot say."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from runner.report.grouping import by_method, cells, names
+from runner.report.grouping import by_method, names, seed_groups
 from runner.report.text import counted
 from runner.runs.read import Run
-from runner.runs.tables import Tensor
+from runner.runs.tables import TensorRow
 
 MOST_COLUMNS, MOST_ROWS = 48, 140
 # What a cell may be marked with, from the gravest; the first that any tensor of a cell has is the cell's.
@@ -24,7 +24,7 @@ MARKS = {
 
 
 @dataclass(frozen=True)
-class Grid:
+class Heatmap:
     """Rows, `parameters` of them before buffers, x columns: log10 of the relative change or None; marks; what it shows."""
 
     rows: list[str]
@@ -35,8 +35,8 @@ class Grid:
     said: str
 
 
-def grid(runs: Sequence[Run]) -> Grid | None:
-    """The grid of the runs that were measured; to fit, runs are grouped by cell or by method, and parameters by module."""
+def heatmap_of(runs: Sequence[Run]) -> Heatmap | None:
+    """The heatmap of the runs that have tables; to fit, runs are grouped by seed or by method, and parameters by module."""
     measured = [run for run in runs if run.tensors]
     if not measured:
         return None
@@ -45,7 +45,7 @@ def grid(runs: Sequence[Run]) -> Grid | None:
     kinds = {row.name: row.kind for members in columns.values() for run in members for row in run.tensors}
     every = sorted(kinds, key=lambda name: kinds[name] == "buffer")
     levels, row_of = _row_names(every)
-    found: dict[tuple[str, str], list[Tensor]] = {}
+    found: dict[tuple[str, str], list[TensorRow]] = {}
     for column, members in columns.items():
         for run in members:
             for tensor in run.tensors:
@@ -57,7 +57,7 @@ def grid(runs: Sequence[Run]) -> Grid | None:
         said += f" Shown are the first {MOST_ROWS} of {len(levels):,} rows."
     cell = {key: (_value(tensors), _mark(tensors)) for key, tensors in found.items()}
     picked = [[cell.get((row, column), (None, "")) for column in columns] for row in rows]
-    return Grid(
+    return Heatmap(
         rows,
         len({row_of(name) for name in every if kinds[name] != "buffer"} & set(rows)),
         list(columns),
@@ -73,7 +73,7 @@ def _columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
     if len(one_each) <= MOST_COLUMNS:
         return one_each, "A column is a run; its colour is how far a tensor moved, relative to its norm at the start."
     by_cell: dict[str, list[Run]] = {}
-    for cell in cells(runs):
+    for cell in seed_groups(runs):
         by_cell.setdefault(cell.name, []).extend(cell.runs)
     if len(by_cell) <= MOST_COLUMNS:
         return by_cell, f"A column is the runs alike but for the seed, of {counted(len(runs), 'run')}: the gravest of them."
@@ -95,19 +95,19 @@ def _row_names(every: Sequence[str]) -> tuple[list[str], Callable[[str], str]]:
     return rows, lambda name: shortened[name]
 
 
-def _value(tensors: Sequence[Tensor]) -> float | None:
+def _value(tensors: Sequence[TensorRow]) -> float | None:
     ratios = [ratio for row in tensors if (ratio := row.change_rel) is not None and math.isfinite(ratio) and ratio > 0]
     return math.log10(max(ratios)) if ratios else None
 
 
-def _mark(tensors: Sequence[Tensor]) -> str:
+def _mark(tensors: Sequence[TensorRow]) -> str:
     marks = {_mark_of(row) for row in tensors}
     if len(marks) > 1:
         marks -= {"zero", "started at 0"}
     return next((mark for mark in MARKS if mark in marks), "")
 
 
-def _mark_of(row: Tensor) -> str:
+def _mark_of(row: TensorRow) -> str:
     if row.verdict in ("leaked", "idle", "returned"):
         return row.verdict
     if any(change is not None and not math.isfinite(change) for change in (row.change_l2, row.change_rel)):

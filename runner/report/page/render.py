@@ -32,14 +32,14 @@ def page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture], remar
     """The page of one run or of several; `remarks` are what could not be read, beside what each run says of itself."""
     runs = in_order(runs)
     one = runs[0] if len(runs) == 1 else None
-    same, machines = tables.machines_sheet(runs)
+    same, machines = tables.machines_table(runs)
     sheets = [
-        tables.cells_sheet(runs),
-        tables.tensors_sheet(one.tensors) if one and one.tensors else None,
-        tables.runs_sheet(runs),
-        tables.leaks_sheet(runs) if not one else None,
-        tables.failures_sheet(runs),
-        tables.commands_sheet(runs),
+        tables.seed_groups_table(runs),
+        tables.tensors_table(one.tensors) if one and one.tensors else None,
+        tables.runs_table(runs),
+        tables.leaks_table(runs) if not one else None,
+        tables.failures_table(runs),
+        tables.commands_table(runs),
         machines,
     ]
     environment = Environment(

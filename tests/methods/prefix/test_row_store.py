@@ -8,7 +8,7 @@ import resource
 import pytest
 import torch
 
-from runner.methods.prefix.row_store import DamagedError, Memory
+from runner.methods.prefix.row_store import DamagedError, RowStore
 
 TYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64, torch.uint8]
 
@@ -17,7 +17,7 @@ TYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", [(), (3,), (2, 1, 5)])
 def test_rows_come_back_bit_by_bit_in_any_order(limit, dtype, shape):
-    memory = Memory(limit)
+    memory = RowStore(limit)
     rows = (torch.randn(30, *shape) * 100).to(dtype)
     for begin, end in ((0, 7), (7, 20), (20, 30)):
         memory.put(range(100 + begin, 100 + end), rows[begin:end])
@@ -32,7 +32,7 @@ def test_rows_come_back_bit_by_bit_in_any_order(limit, dtype, shape):
 
 @pytest.mark.parametrize("limit", [0, 1000])
 def test_nan_keeps_its_bits_and_what_is_given_is_a_copy(limit):
-    memory = Memory(limit)
+    memory = RowStore(limit)
     bits = torch.tensor([[0x7FC00001, -0x3FFFFF], [0x7F800000, -0x80000000]], dtype=torch.int32)
     rows = bits.view(torch.float32)
     memory.put([0, 1], rows)
@@ -42,7 +42,7 @@ def test_nan_keeps_its_bits_and_what_is_given_is_a_copy(limit):
 
 
 def test_memory_is_bounded_and_the_file_goes_when_it_is_closed(tmp_path):
-    memory = Memory(160, str(tmp_path))
+    memory = RowStore(160, str(tmp_path))
     memory.put(range(4), torch.randn(4, 10))
     assert not list(tmp_path.iterdir())
     memory.put(range(4, 40), torch.randn(36, 10))
@@ -57,7 +57,7 @@ def test_memory_is_bounded_and_the_file_goes_when_it_is_closed(tmp_path):
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "empty"])
 def test_a_file_with_other_bits_is_told_and_what_is_in_memory_stays(damage, tmp_path):
-    memory = Memory(40, str(tmp_path))
+    memory = RowStore(40, str(tmp_path))
     rows = torch.randn(5, 10)
     memory.put(range(5), rows)
     memory.get([4])
@@ -79,7 +79,7 @@ def test_a_file_with_other_bits_is_told_and_what_is_in_memory_stays(damage, tmp_
 
 
 def test_a_full_disk_is_an_error_and_what_was_written_stays(tmp_path):
-    memory, rows = Memory(0, str(tmp_path)), torch.randn(100, 256)
+    memory, rows = RowStore(0, str(tmp_path)), torch.randn(100, 256)
     memory.put(range(10), rows[:10])
     was = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024 + 512, was[1]))
@@ -95,4 +95,4 @@ def test_a_full_disk_is_an_error_and_what_was_written_stays(tmp_path):
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
-        Memory(0, str(tmp_path / "nowhere")).put([0], torch.randn(1, 2))
+        RowStore(0, str(tmp_path / "nowhere")).put([0], torch.randn(1, 2))
