@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 DOORS = {"__main__", "hydra_callback", "truth_table", "hydra_plugins"}
 # A room may import the rooms of the rows before its own; of its own row, what SIDEWAYS allows.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "contract", "tensors", "seeding"},
+    {"errors", "contract", "tensors", "seeding", "tracing"},
     {"freezing"},
     {"proof", "training", "cost", "methods", "config"},
     {"assemble"},

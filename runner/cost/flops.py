@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from weakref import WeakSet, finalize
 
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from runner.seeding import kept_random_state
 from runner.tensors import each_tensor, entries, tensors_in
+from runner.tracing import tracing
 
 Task = Callable[[nn.Module, Any], Tensor]
 META, REAL = "a meta copy", "a real batch"
@@ -159,21 +159,19 @@ def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
                 sizes.append(storage.nbytes())
         return tensor
 
-    def reach(name: str, module: nn.Module, args: Any) -> None:
+    def reach(name: str, module: nn.Module, *_: Any) -> None:
         prefix = f"{name}." if name else ""
         order.update(dict.fromkeys(prefix + own_name for own_name, _ in module.named_parameters(recurse=False)))
 
-    handles = [module.register_forward_pre_hook(partial(reach, name)) for name, module in model.named_modules()]
     there = [entry.tensor for entry in entries(model).values()]
-    with FlopCounterMode(display=False, custom_mapping=_formulas(torch.ops.aten)) as counter, _Live([there, batch]) as live:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    formulas = _formulas(torch.ops.aten)
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, _Live([there, batch]) as live:
+        with tracing(model, reach), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = task(model, batch)
         forward = counter.get_total_flops()
         by_module = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
         if loss.requires_grad:
             loss.backward()
-    for handle in handles:
-        handle.remove()
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     return Count(
         flops_forward=forward,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from runner.freezing.selection import Selection
+from runner.tracing import tracing
 
 
 @torch.random.fork_rng()  # a forward pass may draw
@@ -62,21 +62,17 @@ def _ended_before_the_rest(model: nn.Module, sample: Tensor, frozen: set[nn.Para
     ended: list[str] = []
     begun: list[str] = []
 
-    def begin(name: str, module: nn.Module, args: Any) -> None:
+    def begin(name: str, module: nn.Module, *_: Any) -> None:
         own = list(module.parameters(recurse=False))
         if any(parameter not in frozen for parameter in own):
             begun.append(name)
         elif own:
             ended.clear()  # what ended before another frozen module cannot be behind all of them
 
-    def end(name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def end(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not begun and isinstance(output, Tensor):
             ended.append(name)
 
-    handles = []
-    for name, module in model.named_modules():
-        handles += [module.register_forward_pre_hook(partial(begin, name)), module.register_forward_hook(partial(end, name))]
-    model(sample)
-    for handle in handles:
-        handle.remove()
+    with tracing(model, begin, end):
+        model(sample)
     return [name for name in ended if ended.count(name) == 1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.tensors import each_tensor
+from runner.tracing import tracing
 
 
 class PrefixEndedError(Exception):
@@ -164,32 +165,18 @@ def outermost(model: nn.Module, end: str, sample: Tensor) -> list[str]:
     found: list[str] = []
     inside: list[str] = []
 
-    def begins(name: str) -> Callable[..., None]:
-        def begin(*_: Any) -> None:
-            if name not in around and not inside:
-                found.append(name)
-            if name not in around:
-                inside.append(name)
+    def begin(name: str, *_: Any) -> None:
+        if name not in around and not inside:
+            found.append(name)
+        if name not in around:
+            inside.append(name)
 
-        return begin
+    def finish(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if name == end:
+            raise PrefixEndedError(output)
+        if name not in around:
+            inside.pop()
 
-    def ends(name: str) -> Callable[..., None]:
-        def stop(module: nn.Module, args: Any, output: Any) -> None:
-            if name == end:
-                raise PrefixEndedError(output)
-            if name not in around:
-                inside.pop()
-
-        return stop
-
-    handles = []
-    for name, module in twin.named_modules():
-        handles += [module.register_forward_pre_hook(begins(name)), module.register_forward_hook(ends(name))]
-    try:
+    with tracing(twin, begin, finish), suppress(PrefixEndedError):
         twin(sample)
-    except PrefixEndedError:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(dict.fromkeys(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from math import nan
 from typing import Any
@@ -16,6 +17,7 @@ from runner.freezing.selection import Selection
 from runner.methods.prefix.bypass import Bypass, PrefixEndedError, Recording, full_of, on_meta
 from runner.seeding import kept_random_state, random_state
 from runner.tensors import each_tensor, entries, same_bits
+from runner.tracing import tracing
 
 Task = Callable[[nn.Module, Any], Tensor]
 
@@ -55,7 +57,7 @@ def _calls(twin: nn.Module, end: str, sample: Tensor) -> list[tuple[str, nn.Modu
     found: list[tuple[str, nn.Module, Any, Any]] = []
     begun: list[tuple[Any, Any]] = []
 
-    def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def begin(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         begun.append(each_tensor((args, kwargs), Tensor.clone))
 
     def finish(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -64,17 +66,8 @@ def _calls(twin: nn.Module, end: str, sample: Tensor) -> list[tuple[str, nn.Modu
             raise PrefixEndedError(output)
 
     _set(twin, None)
-    handles = []
-    for name, module in twin.named_modules():
-        handles.append(module.register_forward_pre_hook(begin, with_kwargs=True))
-        handles.append(module.register_forward_hook(partial(finish, name), with_kwargs=True))
-    try:
+    with tracing(twin, begin, finish), suppress(PrefixEndedError):
         twin(sample.clone())
-    except PrefixEndedError:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 
