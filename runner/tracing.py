@@ -19,7 +19,7 @@ def ignored(*_: Any) -> None:
 
 @contextmanager
 def tracing(model: nn.Module, begin: Begin = ignored, end: End = ignored) -> Iterator[None]:
-    """For as long as the block lasts, call `begin(name, module, args, kwargs)` before each call, `end(..., output)` after it.
+    """For as long as the block lasts, call `begin(name, module, args, kwargs)` before a call, `end(..., output)` after it.
 
     Of every module in the model, by its first name, the model itself included (its name is empty). Whatever the two raise
     ends the forward pass.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from runner.contract import Row
+from runner.errors import listed
 from runner.foresight.rehearsal import Rehearsal
 
 FORESEEN_BY_FLAGS = ("scheduler", "optimizer_ignores_lr", "weight_decay", "optimizer_state", "optimizer_rule")
@@ -18,7 +19,7 @@ def leaks(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequence[st
         if row["verdict"] == "leaked" and (not causes or any(cause in causes for cause in row["cause"].split("|"))):
             found.setdefault((row["cause"], row["group"]), []).append(row)
     return [
-        f"{_doing(cause, group, rehearsal, method, optimizer)}: {named([row['name'] for row in rows])} would leak"
+        f"{_doing(cause, group, rehearsal, method, optimizer)}: {listed([row['name'] for row in rows], most=2)} would leak"
         for (cause, group), rows in found.items()
     ]
 
@@ -34,7 +35,7 @@ def drifts(rehearsal: Rehearsal, frozen: Sequence[str], owners: Mapping[str, str
     for row in drifting:
         by_type.setdefault(row["module_type"], set()).add(owners[row["name"]])
     return [
-        f"{kind} {named(sorted(modules))} will drift, for its buffers are live; freeze.buffers=frozen holds them"
+        f"{kind} {listed(sorted(modules), most=2)} will drift, for its buffers are live; freeze.buffers=frozen holds them"
         for kind, modules in by_type.items()
     ]
 
@@ -51,12 +52,7 @@ def idles(rehearsal: Rehearsal) -> list[str]:
     for row in rehearsal.rows:
         if row["verdict"] == "idle":
             found.setdefault(row["cause"], []).append(row["name"])
-    return [f"{named(names)} would stay idle: {why.get(cause, cause)}" for cause, names in found.items()]
-
-
-def named(names: Sequence[str]) -> str:
-    """The first name, and how many more there are."""
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return [f"{listed(names, most=2)} would stay idle: {why.get(cause, cause)}" for cause, names in found.items()]
 
 
 def _doing(cause: str, group: str, rehearsal: Rehearsal, method: str, optimizer: str) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from runner.errors import ConfigError, did_you_mean
+from runner.errors import ConfigError, did_you_mean, listed
 from runner.freezing.patterns import Pattern, parse, parse_all, refuse_entries_in_both
 from runner.tensors import entries
 
@@ -162,7 +162,7 @@ class Scope:
             kinds = {type(module).__name__ for module in self.modules.values()}
             if touched:
                 return f"{what}: those modules have none; freeze.buffers=frozen would hold them in inference mode"
-            near = did_you_mean(pattern.text[5:], kinds) or "; it has " + _few(kinds)
+            near = did_you_mean(pattern.text[5:], kinds) or "; it has " + listed(sorted(kinds), most=8)
             return f"{what}: the model has no such module{near}"
         if pattern.kind == "head":
             head = ",".join(self.head_names)
@@ -175,7 +175,7 @@ class Scope:
             return f"{what}: {touched[0]} has none; name a module or parameter that has"
         if pattern.text in ("head", "backbone"):
             return f"{what} or module of the model; @head is its classifier, and freeze={pattern.text} needs no name"
-        near = self._near(pattern.text) or "; it has " + _few(name for name in self.modules if name)
+        near = self._near(pattern.text) or "; it has " + listed(sorted(filter(None, self.modules)), most=8)
         return f"{what} or module of the model{near}"
 
     def _near(self, text: str) -> str:
@@ -214,11 +214,6 @@ def _is_a(module: nn.Module, wanted: str) -> bool:
 def _and_above(name: str) -> list[str]:
     parts = name.split(".") if name else []
     return [".".join(parts[:count]) for count in range(len(parts) + 1)]
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = sorted(set(names))
-    return ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")
 
 
 def from_flags(model: nn.Module) -> Selection:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runner.contract import COLUMNS, Row
+from runner.errors import listed
 from runner.freezing.selection import Selection
 
 if TYPE_CHECKING:
@@ -77,8 +78,4 @@ def needs(rows: Sequence[Row], reasons: Mapping[str, str]) -> list[str]:
         if row["verdict"] == "leaked" and row["cause"] == "unknown":
             need = reasons[row["name"]] or NEED
             unknown.setdefault(need, []).append(row["name"])
-    return [f"the cause is unknown for {names[0]}{_more(names)}: {need}" for need, names in unknown.items()]
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"the cause is unknown for {listed(names, most=2)}: {need}" for need, names in unknown.items()]

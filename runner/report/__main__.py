@@ -13,9 +13,8 @@ from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUS
 from runner.errors import ConfigError
 from runner.report.discover import find
 from runner.report.ownership import ours
-from runner.report.text import counted
-from runner.runs.clean import clean
 from runner.runs.folder import write_text
+from runner.runs.text import clean, counted
 
 
 class Parser(argparse.ArgumentParser):

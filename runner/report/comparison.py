@@ -19,6 +19,7 @@ from runner.report.prices import costs, flops
 from runner.runs.console import COLOURS
 from runner.runs.read import Run
 from runner.runs.tables import read_rows
+from runner.runs.text import in_gflop, in_mib, in_percent
 
 FAILURES = ("run", "status", "reason", "log", "overrides")
 EMPTY = ("status", "reason", "verdict", *VERDICTS, "loss_first", "loss_last", "trained_part", "trained_part_why")
@@ -104,13 +105,7 @@ def print_comparison(table: DataFrame, console: Console) -> None:
 
 def prices(cost: Mapping[Any, Any]) -> tuple[str, str, str]:
     """GFLOP of a step, that as a share of the unfrozen baseline, and MiB saved for backward; empty where unknown."""
-    total, share, saved = flops(cost), cost.get("flops_share"), cost.get("saved_bytes")
-    known = total is not None and total == total
-    return (
-        f"{total / 1e9:.4g}" if known and total is not None else "",
-        f"{share:.0%}" if known and share is not None and share == share else "",
-        f"{saved / 2**20:.4g}" if saved is not None and saved == saved else "",
-    )
+    return in_gflop(flops(cost)), in_percent(cost.get("flops_share")), in_mib(cost.get("saved_bytes"))
 
 
 def _answer(row: dict[Any, Any]) -> str:

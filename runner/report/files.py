@@ -13,9 +13,9 @@ from runner.report.figures.curves import curves
 from runner.report.figures.heatmap import MARKS, Heatmap, heatmap_of
 from runner.report.ownership import ours
 from runner.report.page.render import Picture, page
-from runner.runs.clean import clean
 from runner.runs.folder import write_whole
 from runner.runs.read import Run, read_run, run_folders
+from runner.runs.text import clean
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -8,6 +8,7 @@ from typing import Any
 from runner.contract import COMPARED, COSTS, Cost
 from runner.report.grouping import given
 from runner.runs.read import Run
+from runner.runs.text import in_gflop, in_mib
 
 FLOPS, KEPT = ("flops_forward", "flops_backward"), ("saved_bytes", "gradient_bytes", "optimizer_state_bytes")
 METERED = (*COMPARED, "parameter_bytes")
@@ -64,7 +65,7 @@ def cheapest(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], str] | No
     least = min(means.values())
     return [
         method for method in means if means[method] == least
-    ], f"{least[0] / 1e9:.4g} GFLOP and {least[1] / 2**20:.4g} MiB saved for backward a step"
+    ], f"{in_gflop(least[0])} GFLOP and {in_mib(least[1])} MiB saved for backward a step"
 
 
 def _by_setting(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[float, ...]]:

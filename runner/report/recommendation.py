@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from runner.errors import listed
 from runner.report.equivalence import BASELINE, trained_parts
 from runner.report.grouping import by_method, given, swept
 from runner.report.prices import cheapest
-from runner.report.text import counted, listed
 from runner.runs.console import cost_lines
 from runner.runs.read import Run
+from runner.runs.text import counted
 
 Points = list[tuple[str, list[str]]]
 

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from runner.contract import COSTS, Cost, Record, Row
+from runner.errors import listed
+from runner.runs.text import in_gflop, in_mib, in_percent
 
 COLOURS = {
     "held": "green",
@@ -108,26 +110,24 @@ def cost_lines(cost: Cost) -> Iterator[str]:
         return
     cost = {**dict.fromkeys(COSTS), **cost}  # an older record has fewer
     parts = []
-    flops = [cost[key] for key in ("flops_forward", "flops_backward")]
-    if None not in flops:
-        total = sum(flops) / 1e9
-        parts.append(f"{total:.4g} GFLOP{_share(cost['flops_share'])}")
+    if None not in (flops := [cost["flops_forward"], cost["flops_backward"]]):
+        parts.append(f"{in_gflop(sum(flops))} GFLOP{_share(cost['flops_share'])}")
     for key, what in BYTES.items():
         if cost[key] is not None:
-            parts.append(f"{cost[key] / 2**20:.4g} MiB {what}{_share(cost[f'{key}_share'])}")
+            parts.append(f"{in_mib(cost[key])} MiB {what}{_share(cost[f'{key}_share'])}")
     known = any(cost[key] is not None for key in ("flops_share", *(f"{key}_share" for key in BYTES)))
     yield f"a step: {', '.join(parts)}{'; in brackets of what training everything would take' if known else ''}"
     if cost["seconds_step"] is not None:
         seconds = ", ".join(f"{word} {cost[f'seconds_{word}']:.3g} s" for word in ("forward", "backward", "step"))
         yield f"a step, median: {seconds}"
     if cost["peak_memory_bytes"] is not None:
-        yield f"peak memory: {cost['peak_memory_bytes'] / 2**20:.4g} MiB ({cost['peak_memory_by']})"
+        yield f"peak memory: {in_mib(cost['peak_memory_bytes'])} MiB ({cost['peak_memory_by']})"
     if cost["why_small"]:
         yield f"little is saved: {cost['why_small']}"
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else f" ({value:.0%})"
+    return "" if value is None else f" ({in_percent(value)})"
 
 
 def shown(path: Path) -> str:
@@ -141,8 +141,8 @@ def _mover(verdict: str, rows: list[Row]) -> list[str]:
     causes = ", ".join(sorted({row["cause"] for row in rows if row["cause"]}))
     label = f"[{colour}]{verdict}[/]" if colour else verdict
     if not most["moved"]:
-        told = ", ".join(row["name"] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
-        return [label, str(len(rows)), escape(told) if verdict == "idle" else "", "", "", causes]
+        names = listed([row["name"] for row in rows], most=4)
+        return [label, str(len(rows)), escape(names) if verdict == "idle" else "", "", "", causes]
     share = "" if most["change_rel"] is None else f"{most['change_rel']:.2%}"
     return [label, str(len(rows)), escape(most["name"]), f"{most['change_l2']:.4g}", share, causes]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from runner.runs.clean import clean
+from runner.runs.text import clean
 
 LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every value stays text
 LEAVES = 5000  # of one config; a file of aliases could unfold into more than any memory holds

@@ -9,7 +9,7 @@ from pathlib import Path
 from sys import intern
 from typing import NamedTuple
 
-from runner.runs.clean import clean, number
+from runner.runs.text import clean, number
 
 
 class TensorRow(NamedTuple):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from runner.contract import CHANGES, COLUMNS, STEP_COLUMNS, STEPS, WEIGHTS, Figures
 from runner.proof.verdict import counts, run_verdict
-from runner.runs.clean import finite
 from runner.runs.folder import csv_text, write_text, write_whole
+from runner.runs.text import finite
 
 if TYPE_CHECKING:
     from runner.experiment import Outcome

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runner.errors import listed
 from runner.report.grouping import names
-from runner.report.text import counted
 from runner.runs.read import Run
+from runner.runs.text import counted
 
 MOST_CURVES = 200
 
@@ -19,10 +20,7 @@ def curves(runs: Sequence[Run]) -> tuple[dict[str, list[float]], str]:
         if run.losses:
             alike.setdefault(tuple(run.losses), []).append(short[run.label])
     picked = list(alike.items())[:MOST_CURVES]
-    found = {
-        own[0] if len(own) == 1 else f"{own[0]} and {len(own) - 1} more with the same bits": list(curve)
-        for curve, own in picked
-    }
+    found = {listed(own, most=2) + (" with the same bits" if len(own) > 1 else ""): list(curve) for curve, own in picked}
     total = sum(map(len, alike.values()))
     said = (
         f"{counted(len(alike), 'curve')} of {counted(total, 'run')}: runs whose losses are equal to the last bit share one."

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runner.report.grouping import by_method, names, seed_groups
-from runner.report.text import counted
 from runner.runs.read import Run
 from runner.runs.tables import TensorRow
+from runner.runs.text import counted
 
 MOST_COLUMNS, MOST_ROWS = 48, 140
 # What a cell may be marked with, from the gravest; the first that any tensor of a cell has is the cell's.

@@ -14,8 +14,8 @@ from runner.report.grouping import in_order
 from runner.report.ownership import GENERATOR
 from runner.report.page import tables
 from runner.report.recommendation import of_run, of_runs
-from runner.report.text import counted
 from runner.runs.read import Run
+from runner.runs.text import counted
 
 MOST_UNREAD = 200
 

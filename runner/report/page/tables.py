@@ -11,35 +11,28 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from runner.contract import NOT_HASHED, VERDICTS, WITH_TABLES
+from runner.errors import listed
 from runner.report.equivalence import trained_parts
 from runner.report.grouping import SeedGroup, by_method, given, seed_groups, swept
 from runner.report.prices import costs, flops
-from runner.report.text import counted, listed, shown
 from runner.runs.hydra_files import read_config
 from runner.runs.read import Run
 from runner.runs.tables import TensorRow
+from runner.runs.text import counted, in_digits, in_gflop, in_mib, in_percent
 
 MOST, MOST_LEAKS = 1000, 40  # rows of a table
 
 
-def _number(key: str, unit: float = 1.0) -> Callable[[Mapping[str, Any]], str]:
-    return lambda cost: "" if cost.get(key) is None else shown(cost[key] / unit)
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"
-
-
 PRICES: dict[str, Callable[[Mapping[str, Any]], str]] = {  # of a step; all figures are in comparison.csv
-    "GFLOP": lambda cost: "" if (total := flops(cost)) is None else shown(total / 1e9),
-    "of unfrozen": lambda cost: _share(cost.get("flops_share")),
-    "saved MiB": _number("saved_bytes", 2**20),
-    "gradients MiB": _number("gradient_bytes", 2**20),
-    "state MiB": _number("optimizer_state_bytes", 2**20),
-    "peak MiB": _number("peak_memory_bytes", 2**20),
-    "forward s": _number("seconds_forward"),
-    "backward s": _number("seconds_backward"),
-    "step s": _number("seconds_step"),
+    "GFLOP": lambda cost: in_gflop(flops(cost)),
+    "of unfrozen": lambda cost: in_percent(cost.get("flops_share")),
+    "saved MiB": lambda cost: in_mib(cost.get("saved_bytes")),
+    "gradients MiB": lambda cost: in_mib(cost.get("gradient_bytes")),
+    "state MiB": lambda cost: in_mib(cost.get("optimizer_state_bytes")),
+    "peak MiB": lambda cost: in_mib(cost.get("peak_memory_bytes")),
+    "forward s": lambda cost: in_digits(cost.get("seconds_forward")),
+    "backward s": lambda cost: in_digits(cost.get("seconds_backward")),
+    "step s": lambda cost: in_digits(cost.get("seconds_step")),
 }
 
 
@@ -124,7 +117,7 @@ def seed_groups_table(runs: Sequence[Run]) -> PageTable | None:
         row += [Cell(cell.outcome, cell.outcome), Cell(str(len(cell.runs)))]
         row += [Cell(str(sum(run.finished for run in cell.runs)))]
         row += [Cell(str(max(run.record["counts"]["leaked"] for run in cell.runs)))]
-        row += [Cell(shown(statistics.fmean(known) if known else None)), Cell(shown(spread)), Cell(str(len(known)))]
+        row += [Cell(in_digits(statistics.fmean(known) if known else None)), Cell(in_digits(spread)), Cell(str(len(known)))]
         rows.append([*row, Cell(_trained_part(cell, trained_part), "why")])
     told = f"; the first {MOST:,}" if len(rows) > MOST else ""
     return PageTable("cells", f"{counted(len(grouped), 'setting')}, each over its seeds{told}", heads, rows[:MOST])
@@ -141,8 +134,8 @@ def tensors_table(tensors: Sequence[TensorRow]) -> PageTable:
             Cell("frozen" if row.frozen else "live" if row.kind == "buffer" else "trainable"),
             Cell(row.verdict, row.verdict),
             Cell(row.cause.replace("|", " with ")),
-            Cell(shown(row.change_l2)),
-            Cell(shown(row.change_rel)),
+            Cell(in_digits(row.change_l2)),
+            Cell(in_digits(row.change_rel)),
         ]
         for row in tensors
     ]
@@ -170,7 +163,7 @@ def leaks_table(runs: Sequence[Run]) -> PageTable:
             Cell(cause.replace("|", " with ")),
             Cell(listed(list(dict.fromkeys(method for _, method in leaks)), most=4)),
             Cell(str(len(leaks))),
-            Cell(shown(max(leaks)[0])),
+            Cell(in_digits(max(leaks)[0])),
         ]
         for (name, cause), leaks in sorted(found.items(), key=lambda item: -max(item[1])[0])
     ]
@@ -245,7 +238,7 @@ def _trained_part(cell: SeedGroup, trained_part: dict[str, tuple[str, str]]) -> 
 
 def _loss(run: Run, loss: float | None) -> str:
     missing = "not finite" if run.record["looks"] else ""
-    return missing if loss is None else shown(loss)
+    return missing if loss is None else in_digits(loss)
 
 
 def _far(row: TensorRow) -> float:

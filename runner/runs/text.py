@@ -1,4 +1,4 @@
-"""Texts and numbers as files of strangers hold them, made fit to be shown."""
+"""Texts and numbers made fit to be shown: those of anyone's files, and figures with their units."""
 
 from __future__ import annotations
 
@@ -38,3 +38,28 @@ def finite(value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None
     except OverflowError:
         return None
+
+
+def in_digits(value: float | None, unit: float = 1.0) -> str:
+    """A number in four digits; nothing where there is none."""
+    return "" if value is None or value != value else f"{value / unit:.4g}"
+
+
+def in_gflop(flops: float | None) -> str:
+    """Floating-point operations in billions, without the unit."""
+    return in_digits(flops, 1e9)
+
+
+def in_mib(size: float | None) -> str:
+    """Bytes in MiB, without the unit."""
+    return in_digits(size, 2**20)
+
+
+def in_percent(share: float | None) -> str:
+    """A share as a whole percentage."""
+    return "" if share is None or share != share else f"{share:.0%}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`, `1,000 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
