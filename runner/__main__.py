@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import runner
 from runner.config.hydra_errors import short_message
-from runner.config.naming import CUSTOM, freeze_name, method_name, register_resolvers
+from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
 from runner.config.schema import CONF, steps_of
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, WITH_TABLES
 from runner.errors import ConfigError, Refused
@@ -105,7 +105,7 @@ def title(config: DictConfig) -> str:
     """What was asked, in one line: the choices that make a run, then whatever else was overridden."""
     choices: dict[str, Any] = dict(HydraConfig.get().runtime.choices)
     choices["freeze"] = freeze_name(config.freeze, choices["freeze"])
-    choices["method"] = method_name(config.method, choices["method"])
+    choices["method"] = method_choice(config.method, choices["method"])
     nouns = ("method", "freeze", "model", "optimizer", "groups", "data")
     said = [f"{noun}={choices[noun]}" for noun in nouns]
     if choices["freeze"] == CUSTOM:

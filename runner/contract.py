@@ -128,6 +128,12 @@ class Record(Figures):
     git: dict[str, Any]
 
 
+def method_name(target: str) -> str:
+    """What a method is called: the module of one in `runner.methods`, the class of any other."""
+    home, _, name = target.rpartition(".")
+    return home.rpartition(".")[2] if home.startswith("runner.methods.") else name
+
+
 class Note(Protocol):
     """The one channel for what the user should be told: called with a sentence, when it arises.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 
 from runner.assemble import Setup, assembled, begin_phase, build_batches, build_scheduler, build_task
 from runner.config.schema import Config
-from runner.contract import Cost, Coupling, Note, Row
+from runner.contract import Cost, Figures, Note, Row
 from runner.foresight.warnings import Foreseen, couplings, foresee_phase
 from runner.freezing.schedule import spans
 from runner.freezing.selection import Selection
@@ -23,31 +22,23 @@ from runner.methods.base import Feed
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
+from runner.proof.verdict import counts, finite, run_verdict
 from runner.seeding import seed_all
 from runner.training.loop import Step, train
 
 
 @dataclass
 class Outcome:
-    """What one run measured. `notes` are what the user should be told, in the order in which it arose."""
+    """What one run left. `notes` are what the user should be told, in the order in which it arose."""
 
     model: nn.Module
     selection: Selection
     rows: list[Row]
     steps: list[Step]
-    looks: list[int]
+    losses: list[float]
     notes: list[str]
-    device: str
-    threads: int
-    trained_digest: str
-    couplings: list[Coupling]
-    cost: Cost
     interrupted: bool
-
-    @cached_property
-    def losses(self) -> list[float]:
-        """The loss of each step; the only time that they leave the device."""
-        return torch.stack([step.loss for step in self.steps]).tolist() if self.steps else []
+    figures: Figures
 
 
 @dataclass
@@ -75,7 +66,7 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
             on_note(text, urgent=urgent)
 
     with assembled(config, note) as setup:
-        training, meter = Training(), setup.meter
+        training = Training()
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
             try:
                 for step in trained(setup, report, training, foresees=on_note is not None):
@@ -85,24 +76,21 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
                 training.interrupted = True
         for text in report.notes:
             note(text)
-        is_whole = training.steps and not training.interrupted  # after an interrupt nobody is to wait for costs
-        cost = (
-            meter.read(setup.model, setup.optimizer, setup.selection, setup.parameters, training.not_run) if is_whole else {}
-        )
-        return Outcome(
-            model=setup.built,
-            selection=setup.selection,
-            rows=report.rows,
-            steps=training.steps,
-            looks=report.looks,
-            notes=notes,
-            device=str(setup.device),
-            threads=torch.get_num_threads(),
-            trained_digest=trained_digest(setup.before, setup.selection),
-            couplings=couplings(setup, training.foreseen),
-            cost=cost,
-            interrupted=training.interrupted,
-        )
+        losses = torch.stack([step.loss for step in training.steps]).tolist() if training.steps else []
+        figures: Figures = {
+            "verdict": run_verdict(report.rows),
+            "counts": counts(report.rows),
+            "loss_first": finite(losses[0]) if losses else None,
+            "loss_last": finite(losses[-1]) if losses else None,
+            "looks": report.looks,
+            "threads": torch.get_num_threads(),
+            "device": str(setup.device),
+            "trained_digest": trained_digest(setup.before, setup.selection),
+            "couplings": couplings(setup, training.foreseen),
+            "cost": costs(setup, training),
+        }
+        interrupted, steps = training.interrupted, training.steps
+        return Outcome(setup.built, setup.selection, report.rows, steps, losses, notes, interrupted, figures)
 
 
 def trained(setup: Setup, report: Report, training: Training, foresees: bool = False) -> Iterator[Step]:
@@ -130,3 +118,10 @@ def trained(setup: Setup, report: Report, training: Training, foresees: bool = F
             done = step.number
             yield step
         training.not_run = {name: steps / (done - phase.first + 1) for name, steps in feed.not_run.items()}
+
+
+def costs(setup: Setup, training: Training) -> Cost:
+    """The figures of a run that made steps; none of one that was interrupted, whose end is not to wait for them."""
+    if not training.steps or training.interrupted:
+        return {}
+    return setup.meter.read(setup.model, setup.optimizer, setup.selection, setup.parameters, training.not_run)

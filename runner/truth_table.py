@@ -97,7 +97,7 @@ def became(cell: Cell) -> CaseResult:
     return CaseResult(
         outcome=next(word for word in ("leaked", "returned", "held") if word in words),
         causes="; ".join(sorted({row["cause"] for row in frozen if row["verdict"] == "leaked"})),
-        digest=outcome.trained_digest,
+        digest=outcome.figures["trained_digest"] or "",
         foreseen=compared(rehearsal.rows, outcome),
     )
 

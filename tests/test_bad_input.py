@@ -168,7 +168,7 @@ def test_muon_serves_where_it_is_handed_matrices_alone_as_its_message_says(more)
 def test_an_optimizer_of_ones_own_steps_alike_whether_its_step_takes_no_closure_or_demands_one(name):
     result, sgd = measure(*own(name)), measure("optimizer.momentum=0")
     assert result.losses == sgd.losses
-    assert result.trained_digest == sgd.trained_digest
+    assert result.figures["trained_digest"] == sgd.figures["trained_digest"]
     assert run_verdict(result.rows) == "held"
 
 

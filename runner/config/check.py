@@ -80,7 +80,7 @@ def _said(error: OmegaConfBaseException, own: dict[str, Any] | None = None) -> s
     if own and key.split(".")[0] not in own:  # inside a list, where OmegaConf knows no more than the item's key
         key = next((f"{where}: {key}" for where, part in _parts(own) if _is_refused(part)), key)
     if isinstance(error, ConfigKeyError):
-        return f"{key}: no such key{did_you_mean(key, known_keys())}"
+        return no_such_key(key)
     said = (error.msg or str(error)).splitlines()[0]
     if "ListConfig" in said:
         said = f"expected a list, e.g. {key}=[...]"
@@ -159,3 +159,24 @@ def _check_patterns(config: Config) -> None:
         if not heads or not isinstance(heads, list):
             raise ConfigError(f"model.head is {config.model.head!r}; give a pattern, a list of patterns, or auto")
         parse_all(heads, "model.head")
+
+
+def no_such_key(key: str) -> str:
+    """What to say of a key that is not there: which other choices of its group have it, else the nearest keys."""
+    keys = _all_keys()
+    if key in keys:  # of another choice
+        group, _, option = key.partition(".")
+        have = sorted(path.stem for path in (CONF / group).glob("*.yaml") if option in OmegaConf.load(path))
+        return f"{key}: no such key{f' of this {group}; it is one of ' + ', '.join(have) if have else ''}"
+    return f"{key}: no such key{did_you_mean(key, keys)}"
+
+
+def config_groups() -> list[str]:
+    """The groups of `conf`."""
+    return [path.name for path in CONF.iterdir() if path.is_dir()]
+
+
+def _all_keys() -> list[str]:
+    files = [(path.parent.name, OmegaConf.load(path)) for path in CONF.glob("*/*.yaml")]
+    options = {f"{group}.{key!s}" for group, node in files if group != "experiment" for key in node}
+    return [*known_keys(), *config_groups(), *sorted(options)]

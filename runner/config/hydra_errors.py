@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.schema import CONF, known_keys
+from runner.config.check import config_groups, no_such_key
 from runner.errors import ConfigError, did_you_mean
 
 LAUNCHERS = {  # of Hydra's plugins: the package that brings each, and our extra
@@ -33,9 +31,9 @@ def short_message(error: Exception) -> str:
     if found := re.search(r"Could not find '([\w/]+)/([^/'\s]+)'", text):
         return _no_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.M))
     if found := re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text):
-        return f"{found[1]}: no such key{_near(found[1])}"
+        return no_such_key(found[1])
     if found := re.search(r"Ambiguous value for argument '(.+)'", text):
-        is_noun = found[1].split("=")[0] in _groups()
+        is_noun = found[1].split("=")[0] in config_groups()
         return f"{found[1]} names several values; add -m for a sweep over them{'' if is_noun else ', or [...] for a list'}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return " ".join(text.split("\n")[0].split())
@@ -59,23 +57,5 @@ def _no_choice(group: str, choice: str, choices: list[str]) -> str:
         plugin, extra = LAUNCHERS[choice]
         return f"launch={extra} needs {plugin}; install it with: pip install 'freeze-runner[{extra}]'"
     if not choices:
-        return f"{group}={choice}: there is no group {group}{did_you_mean(group, _groups())}"
+        return f"{group}={choice}: there is no group {group}{did_you_mean(group, config_groups())}"
     return f"{group}={choice}: no such choice{did_you_mean(choice, choices) or ';'} there are {', '.join(choices)}"
-
-
-def _near(key: str) -> str:
-    if key in _all_keys():  # of another choice
-        group = key.partition(".")[0]
-        have = sorted(path.stem for path in (CONF / group).glob("*.yaml") if key.partition(".")[2] in OmegaConf.load(path))
-        return f" of this {group}; it is one of {', '.join(have)}" if have else ""
-    return did_you_mean(key, _all_keys())
-
-
-def _groups() -> Iterable[str]:
-    return [path.name for path in CONF.iterdir() if path.is_dir()]
-
-
-def _all_keys() -> list[str]:
-    files = [(path.parent.name, OmegaConf.load(path)) for path in CONF.glob("*/*.yaml")]
-    options = {f"{group}.{key!s}" for group, node in files if group != "experiment" for key in node}
-    return [*known_keys(), *_groups(), *sorted(options)]

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.schema import CONF, epochs_of, steps_of
-from runner.contract import NOT_HASHED
+from runner.contract import NOT_HASHED, method_name
 
 CUSTOM = "custom"  # what a run's patterns are called when no file of conf/freeze names them
 
@@ -33,17 +33,17 @@ def _hash(plain: dict[str, Any]) -> str:
 
 def run_name(composed: DictConfig) -> str:
     """The folder of one run in a sweep, `METHOD__FREEZE__sSEED__HASH8`; needs the `hydra` node."""
-    method = method_name(composed.method, composed.hydra.runtime.choices.method)
+    method = method_choice(composed.method, composed.hydra.runtime.choices.method)
     freeze = freeze_name(composed.freeze, composed.hydra.runtime.choices.freeze)
     return f"{method}__{freeze}__s{composed.seed}__{config_hash(composed)}"
 
 
-def method_name(method: DictConfig, choice: str) -> str:
-    """The choice of `method` that a run was made with, or its class where that is not that file's."""
+def method_choice(method: DictConfig, choice: str) -> str:
+    """The choice of `method` that a run was made with, or what its target is called where that is not that file's."""
     file = CONF / "method" / f"{choice}.yaml"
     target = str(method.get("_target_"))
     if file.is_file() and OmegaConf.select(OmegaConf.load(file), "_target_") != target:
-        return target.rpartition(".")[2]
+        return method_name(target)
     return choice.replace("/", "-")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runner.assemble import Setup, build_optimizer, build_scheduler
-from runner.contract import Coupling
+from runner.contract import Coupling, method_name
 from runner.foresight.hazards import FORESEEN_BY_FLAGS, leaks
 from runner.foresight.rehearsal import Effect, Rehearsal, effect_of_flags, rehearse
 from runner.proof.replay import gradient
@@ -67,5 +67,4 @@ def couplings(setup: Setup, foreseen: Foreseen) -> list[Coupling]:
 def labels(setup: Setup) -> tuple[str, str]:
     """What a method and an optimizer are called in a sentence."""
     method = type(setup.method)
-    ours = method.__module__.startswith("runner.methods.")
-    return method.__module__.rpartition(".")[2] if ours else method.__name__, type(setup.optimizer).__name__
+    return method_name(f"{method.__module__}.{method.__qualname__}"), type(setup.optimizer).__name__

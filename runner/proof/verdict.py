@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -68,3 +69,11 @@ def counts(rows: Iterable[Row]) -> dict[str, int]:
     for row in rows:
         count[row["verdict"]] += 1
     return count
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is NaN or infinite, or larger than a float can be."""
+    try:
+        return value if value is not None and math.isfinite(value) else None
+    except OverflowError:
+        return None

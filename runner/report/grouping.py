@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.contract import NOT_HASHED
+from runner.contract import NOT_HASHED, method_name
 from runner.runs.read import Run
 
-OURS = "runner.methods."
 WORST = ("leaked", "failed", "interrupted", "skipped", "finished", "held")  # from the worst
 
 
@@ -94,16 +93,14 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
         node = nodes[run.label]
         options = varied.get(str(node.get("_target_")), {})
         told = [f"{key}={_plain(value)}" for key, value in node.items() if key != "_target_" and len(options[key]) > 1]
-        grouped.setdefault(" ".join([method_name(run), *told]), []).append(run)
+        grouped.setdefault(" ".join([method_of(run), *told]), []).append(run)
     return grouped
 
 
-def method_name(run: Run) -> str:
-    """What a run's method is called: the module of one of this project, the class of another, as it was asked for if old."""
+def method_of(run: Run) -> str:
+    """What a run's method is called; as it was asked for where an old record does not say."""
     target = str(run.record["method"].get("_target_", ""))
-    if target.startswith(OURS):
-        return target.removeprefix(OURS).partition(".")[0]
-    return target.rpartition(".")[2] or given(run).get("method", "") or "an unknown method"
+    return method_name(target) or given(run).get("method", "") or "an unknown method"
 
 
 def _natural(value: str) -> tuple[float, str]:

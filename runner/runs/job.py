@@ -42,7 +42,7 @@ from runner.proof.verdict import strayed
 from runner.runs.folder import discard, logging_to, write_record
 from runner.runs.interrupts import interrupts_held_back, time_limit
 from runner.runs.record import one_line, unmeasured
-from runner.runs.write import TABLES, figures, remarks, write_tables
+from runner.runs.write import TABLES, remarks, write_tables
 
 if TYPE_CHECKING:
     from torch import nn
@@ -215,7 +215,7 @@ def measured(result: Result, outcome: Outcome, config: Config, note: Note) -> No
         note(remark)
     write_tables(result.folder, outcome, with_weights=config.save)
     result.rows, result.model = outcome.rows, outcome.model
-    result.record.update(figures(outcome))
+    result.record.update(outcome.figures)
     if outcome.interrupted:
         result.end("interrupted", f"interrupted after step {len(outcome.steps)} of {config.steps}", EXIT_INTERRUPTED)
     else:

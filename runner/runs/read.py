@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from runner.contract import CHANGES, COST_TEXTS, LOG, RECORD, RUNNING, STATUSES, STEPS, VERDICTS, WITH_TABLES, Record
+from runner.proof.verdict import finite
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import read_overrides
 from runner.runs.tables import TensorRow, read_losses, read_tensors
-from runner.runs.text import clean, cleaned, finite
+from runner.runs.text import clean, cleaned
 
 RawRecord = dict[str, Any]
 """A record as it was read, of any version and with any value."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -29,14 +28,6 @@ def number(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        return None
-
-
-def finite(value: float | None) -> float | None:
-    """The value, or None where it is NaN or infinite, or larger than a float can be."""
-    try:
-        return value if value is not None and math.isfinite(value) else None
-    except OverflowError:
         return None
 
 

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.contract import CHANGES, COLUMNS, STEP_COLUMNS, STEPS, WEIGHTS, Figures
-from runner.proof.verdict import counts, run_verdict
+from runner.contract import CHANGES, COLUMNS, STEP_COLUMNS, STEPS, WEIGHTS
 from runner.runs.folder import csv_text, write_text, write_whole
-from runner.runs.text import finite
 
 if TYPE_CHECKING:
     from runner.experiment import Outcome
@@ -26,23 +24,6 @@ def write_tables(folder: Path, outcome: Outcome, with_weights: bool) -> None:
         from safetensors.torch import save_model
 
         write_whole(folder / WEIGHTS, lambda beside: save_model(outcome.model, str(beside)))
-
-
-def figures(outcome: Outcome) -> Figures:
-    """The keys of a record that only a run that trained can fill."""
-    losses = outcome.losses
-    return {
-        "verdict": run_verdict(outcome.rows),
-        "counts": counts(outcome.rows),
-        "loss_first": finite(losses[0]) if losses else None,
-        "loss_last": finite(losses[-1]) if losses else None,
-        "looks": outcome.looks,
-        "threads": outcome.threads,
-        "device": outcome.device,
-        "trained_digest": outcome.trained_digest,
-        "couplings": outcome.couplings,
-        "cost": outcome.cost,
-    }
 
 
 def steps_text(outcome: Outcome) -> str:

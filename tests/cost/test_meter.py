@@ -166,7 +166,7 @@ def test_meters_leave_weights_buffers_random_state_and_the_optimizer_bit_identic
 
 def test_gradient_and_state_bytes_are_read_from_the_run_the_frozen_parts_apart():
     def costs(method, optimizer="sgd"):
-        return measure(f"method={method}", "freeze=backbone", f"optimizer={optimizer}", "batches=3").cost
+        return measure(f"method={method}", "freeze=backbone", f"optimizer={optimizer}", "batches=3").figures["cost"]
 
     model = MLP([64])
     parts = {name: 4 * parameter.numel() for name, parameter in model.named_parameters()}
@@ -183,15 +183,15 @@ def test_gradient_and_state_bytes_are_read_from_the_run_the_frozen_parts_apart()
 
 
 def test_every_figure_has_its_key_and_cost_off_has_none():
-    assert tuple(measure("batches=9", "cost=time").cost) == COSTS
-    assert measure("cost=off").cost == {}
+    assert tuple(measure("batches=9", "cost=time").figures["cost"]) == COSTS
+    assert measure("cost=off").figures["cost"] == {}
 
 
 def test_seconds_are_those_of_forward_backward_and_step_warm_up_left_out():
-    cost = measure("batches=9", "cost=time").cost
+    cost = measure("batches=9", "cost=time").figures["cost"]
     assert all(cost[f"seconds_{part}"] > 0 for part in ("forward", "backward", "step"))
     assert all(cost[f"seconds_{part}_spread"] >= 0 for part in ("forward", "backward", "step"))
-    assert measure("batches=8").cost["seconds_step"] is None
+    assert measure("batches=8").figures["cost"]["seconds_step"] is None
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_seconds_are_those_of_forward_backward_and_step_warm_up_left_out():
 )
 def test_seconds_that_are_not_known_are_empty_and_say_why(overrides, said):
     outcome = measure(*overrides)
-    assert outcome.cost["seconds_step"] is None
-    assert outcome.cost["flops_forward"] > 0
+    assert outcome.figures["cost"]["seconds_step"] is None
+    assert outcome.figures["cost"]["flops_forward"] > 0
     assert any(said in note for note in outcome.notes)
 
 
@@ -271,7 +271,7 @@ def test_the_summary_says_why_a_saving_is_small():
     ids=" ".join,
 )
 def test_a_run_says_why_it_saves_little(overrides, said):
-    why = measure(*overrides).cost["why_small"]
+    why = measure(*overrides).figures["cost"]["why_small"]
     assert said in why if said else not why
 
 
@@ -329,10 +329,10 @@ def test_the_baseline_is_counted_on_the_model_as_built():
 
 def test_what_a_remembered_prefix_leaves_out_is_not_counted_in_the_mean_step():
     frozen_part = ("freeze=backbone", "freeze={patterns: ['**'], keep: ['@head'], buffers: frozen}", "batches=4")
-    once = measure("method=cached_prefix", *frozen_part).cost["flops_forward"]
-    twice = measure("method=cached_prefix", *frozen_part, "data.epochs=2").cost["flops_forward"]
+    once = measure("method=cached_prefix", *frozen_part).figures["cost"]["flops_forward"]
+    twice = measure("method=cached_prefix", *frozen_part, "data.epochs=2").figures["cost"]["flops_forward"]
     head = 2 * 4 * 32 * 10
-    assert once == measure("method=requires_grad", *frozen_part).cost["flops_forward"]
+    assert once == measure("method=requires_grad", *frozen_part).figures["cost"]["flops_forward"]
     assert 2 * twice == once + head
 
 
@@ -367,8 +367,8 @@ def test_no_meter_changes_a_bit_even_of_a_model_whose_forward_pass_reaches_beyon
 
 def test_state_that_belongs_to_no_parameter_and_a_closures_state_are_told_apart():
     cost = measure("optimizer=lbfgs", "groups=one", "freeze=backbone", "batches=2")
-    assert cost.cost["frozen_optimizer_state_bytes"] is None
-    assert cost.cost["optimizer_state_bytes_share"] is None
+    assert cost.figures["cost"]["frozen_optimizer_state_bytes"] is None
+    assert cost.figures["cost"]["optimizer_state_bytes_share"] is None
     assert any("several times; the FLOPs are of one" in note for note in cost.notes)
 
 

@@ -227,7 +227,7 @@ def test_a_method_that_keeps_its_optimizer_keeps_the_real_one_while_a_double_is_
     )
     watched, plain = experiment(configured(*given), on_note=unheard), experiment(configured(*given))
     assert run_verdict(watched.rows) == run_verdict(plain.rows) == "held"
-    assert watched.trained_digest == plain.trained_digest
+    assert watched.figures["trained_digest"] == plain.figures["trained_digest"]
 
 
 def test_looking_ahead_calls_no_hook_of_anybody_on_what_is_real():

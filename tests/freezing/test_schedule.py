@@ -274,7 +274,7 @@ def test_with_a_scheduler_it_is_the_loop_by_hand_too_rates_included(method, sche
 def test_freezing_at_the_last_step_counts_that_step(method):
     result = run(method, f"schedule.step={BATCHES}", DECAYED)
     assert_agree(result, by_hand(HANDS[method], step=BATCHES))
-    assert result.looks == [1, 2, 4, BATCHES]
+    assert result.figures["looks"] == [1, 2, 4, BATCHES]
     assert "unknown" not in {cause for _, cause in of_frozen(result)}
 
 
@@ -439,7 +439,7 @@ def test_how_groups_are_cut_changes_no_bit_of_a_freeze_in_mid_run(method, cut):
     more = (cut,) if cut != "module" else ("groups=module", "groups.names=[norm, body, '**']")
     by_role, other = run(method), run(method, *more)
     assert other.losses == by_role.losses
-    assert other.trained_digest == by_role.trained_digest
+    assert other.figures["trained_digest"] == by_role.figures["trained_digest"]
     assert without_groups(other) == without_groups(by_role)
     assert len({tuple(step.lrs) for step in other.steps}) == 1
 
@@ -447,7 +447,7 @@ def test_how_groups_are_cut_changes_no_bit_of_a_freeze_in_mid_run(method, cut):
 @pytest.mark.parametrize("cut", ["one", "parameter"])
 def test_how_groups_are_cut_changes_no_bit_of_what_becomes_buffers(cut):
     by_role, other = run("to_buffer"), run("to_buffer", f"groups={cut}")
-    assert (other.losses, other.trained_digest) == (by_role.losses, by_role.trained_digest)
+    assert (other.losses, other.figures["trained_digest"]) == (by_role.losses, by_role.figures["trained_digest"])
 
 
 @pytest.mark.parametrize(
@@ -605,7 +605,7 @@ def test_under_autocast_every_method_that_holds_trains_the_rest_alike_and_not_as
         with suppress(SkippedError):
             found[method] = measure(f"method={method}", f"freeze={freeze}", "autocast=true")
     assert {method for method, result in found.items() if run_verdict(result.rows) == "leaked"} == {"none"}
-    alike = {(result.trained_digest, *result.losses) for method, result in found.items() if method != "none"}
+    alike = {(result.figures["trained_digest"], *result.losses) for method, result in found.items() if method != "none"}
     assert len(alike) == 1
     assert measure(f"freeze={freeze}").losses not in [result.losses for result in found.values()]
     assert {p.dtype for result in found.values() for p in result.model.parameters()} == {torch.float32}

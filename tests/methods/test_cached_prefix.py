@@ -48,7 +48,7 @@ def assert_same_bits(one, other):
     ours, theirs = one.model.state_dict(), other.model.state_dict()
     assert list(ours) == list(theirs)
     assert [name for name in ours if not same_bits(ours[name], theirs[name])] == []
-    assert one.trained_digest == other.trained_digest
+    assert one.figures["trained_digest"] == other.figures["trained_digest"]
     rows = [[(row["name"], row["verdict"], row["change_l2"], row["group"]) for row in it.rows] for it in (one, other)]
     assert rows[0] == rows[1]
 
@@ -431,7 +431,7 @@ def test_a_last_batch_of_another_size_is_served_and_said():
 def test_what_is_no_number_is_remembered_as_it_is():
     one, other = both(*model("Conv"), *of("Sized", "data.sizes=[4,4]", "data.nan=true"))
     assert [str(loss) for loss in one.losses] == [str(loss) for loss in other.losses]
-    assert one.trained_digest == other.trained_digest
+    assert one.figures["trained_digest"] == other.figures["trained_digest"]
 
 
 def test_what_a_source_draws_at_random_is_drawn_once_and_comes_back():

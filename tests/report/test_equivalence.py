@@ -91,7 +91,9 @@ def test_the_rest_is_held_against_the_run_that_differs_in_the_method_alone(basel
 @pytest.mark.parametrize("method", ["requires_grad", "zero_lr", "exclude", "zero_grad"])
 def test_a_run_says_through_what_the_frozen_gradients_reached_the_rest(method, clip):
     enters = clip != "null" and method in ("zero_lr", "exclude")
-    assert measure(f"method={method}", "freeze=backbone", f"clip={clip}").couplings == (["clip"] if enters else [])
+    assert measure(f"method={method}", "freeze=backbone", f"clip={clip}").figures["couplings"] == (
+        ["clip"] if enters else []
+    )
 
 
 def test_a_recipe_is_taken_for_the_method_that_it_chooses(door, tmp_path):

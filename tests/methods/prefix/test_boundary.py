@@ -68,7 +68,7 @@ def test_looking_for_the_prefix_changes_nothing():
 @pytest.mark.parametrize("freeze", ["freeze=backbone", "freeze.patterns=[body, norm]"])
 def test_detach_trains_the_rest_as_requires_grad_does_and_gives_the_prefix_no_gradient(freeze):
     one, other = (measure(f"method={method}", freeze) for method in ("detach", "requires_grad"))
-    assert one.trained_digest == other.trained_digest
+    assert one.figures["trained_digest"] == other.figures["trained_digest"]
     assert all(one.model.get_parameter(name).grad is None for name in one.selection.parameters)
 
 
