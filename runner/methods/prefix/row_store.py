@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 import zlib
@@ -34,7 +33,7 @@ class RowStore:
         self.room = 0  # how many rows may lie in memory
         self._home: tempfile.TemporaryDirectory[str] | None = None
         self._file: IO[bytes] | None = None
-        self._map: mmap.mmap | None = None
+        self._map: numpy.memmap | None = None  # (rows, bytes of a row)
         self._sums: list[int] = []
 
     def __contains__(self, number: int) -> bool:
@@ -86,16 +85,17 @@ class RowStore:
     def _read(self, place: int) -> Tensor:
         assert self.near is not None
         assert self._file is not None
-        end = len(self._sums) * self.size
-        if os.fstat(self._file.fileno()).st_size < end:  # a map of what is no longer there would kill
+        rows = len(self._sums)
+        if not self.size:  # an empty file cannot be mapped
+            return self.near.new_empty(self.near.shape[1:])
+        if os.fstat(self._file.fileno()).st_size < rows * self.size:  # a map of what is no longer there would kill
             raise DamagedError("it is shorter than what was written")
-        if self._map is None or len(self._map) < end:
-            self._map = mmap.mmap(self._file.fileno(), end, access=mmap.ACCESS_READ)
-        found = self._map[place * self.size : (place + 1) * self.size]
+        if self._map is None or len(self._map) < rows:
+            self._map = numpy.memmap(self._file, numpy.uint8, "r", shape=(rows, self.size))
+        found = self._map[place].copy()
         if zlib.crc32(found) != self._sums[place]:
             raise DamagedError("it holds other bits than were written")
-        row = torch.frombuffer(bytearray(found), dtype=torch.uint8) if found else torch.empty(0, dtype=torch.uint8)
-        return row.view(self.near.dtype).view(self.near.shape[1:]).to(self.near.device)
+        return torch.from_numpy(numpy.asarray(found)).view(self.near.dtype).view(self.near.shape[1:]).to(self.near.device)
 
     def forget_file(self) -> None:
         """Forget every row that is in the file."""
@@ -104,13 +104,13 @@ class RowStore:
     def close(self) -> None:
         """Forget all, and remove the file and its folder."""
         self.slots, self.near = {}, None
-        for held in (self._map, self._file):
-            if held is not None:
-                held.close()
+        self._map = None  # which ends the mapping
+        if self._file is not None:
+            self._file.close()
         if self._home is not None:
             with suppress(OSError):
                 self._home.cleanup()
-        self._map = self._file = self._home = None
+        self._file = self._home = None
 
 
 def _bytes(rows: Tensor) -> numpy.ndarray:

@@ -15,7 +15,7 @@ TYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, 
 
 @pytest.mark.parametrize("limit", [0, 50, 100, 1 << 20])
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("shape", [(), (3,), (2, 1, 5)])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 1, 5), (0, 3)])
 def test_rows_come_back_bit_by_bit_in_any_order(limit, dtype, shape):
     memory = RowStore(limit)
     rows = (torch.randn(30, *shape) * 100).to(dtype)
