@@ -24,7 +24,7 @@ from runner.assemble import assembled
 from runner.config.check import check
 from runner.config.naming import register_resolvers
 from runner.config.schema import CONF, Config
-from runner.experiment import Training, trained
+from runner.experiment import Training, training_steps
 from runner.proof.audit import audit
 from runner.seeding import seed_all
 
@@ -48,7 +48,7 @@ def by_runner(method: str, batches: int, epochs: int) -> Iterator[Iterator[Any]]
         assembled(asked) as setup,
         audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report,
     ):
-        steps = trained(setup, report, Training())
+        steps = training_steps(setup, report, Training())
         for _ in islice(steps, batches if method == "cached_prefix" else 1):
             pass
         yield steps

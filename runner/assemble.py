@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,7 +18,7 @@ from runner.contract import Note, unheard
 from runner.cost.meter import Clock, Counter, Meter
 from runner.errors import ConfigError, SkippedError
 from runner.freezing.eval_mode import hold_in_eval_mode
-from runner.freezing.groups import Group, refined, regroup, with_lrs, without_empty
+from runner.freezing.groups import Group, prepared_for, regroup, with_lrs, without_empty
 from runner.freezing.patterns import HEAD
 from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection, find_head, select
@@ -43,7 +43,8 @@ class Setup:
     before: Snapshot
     selection: Selection
     method: FreezingMethod
-    phases: list[Phase]
+    cut: list[Group]  # the optimizer's groups, before the method has a say
+    phases: list[Phase]  # those that have begun have groups
     optimizer: Optimizer
     meter: Meter
     undo: ExitStack
@@ -82,17 +83,33 @@ def assembled(config: Config, note: Note = unheard) -> Iterator[Setup]:
         hold_in_eval_mode(phases[0].selection, undo)
         cut = cut_groups(config, built, selection)
         model = method.prepare(built, phases[0].selection, undo)
-        phases = with_groups(phases, method, cut)
-        optimizer = build_optimizer(config, phases[0].groups)
-        yield Setup(config, device, built, model, before, selection, method, phases, optimizer, meter, undo, note)
+        phases[0] = replace(phases[0], groups=first_groups(phases, method, cut))
+        yield Setup(
+            config=config,
+            device=device,
+            built=built,
+            model=model,
+            before=before,
+            selection=selection,
+            method=method,
+            cut=cut,
+            phases=phases,
+            optimizer=build_optimizer(config, phases[0].groups),
+            meter=meter,
+            undo=undo,
+            note=note,
+        )
 
 
-def begin_phase(setup: Setup, phase: Phase, was: Phase) -> None:
-    """Begin a later phase: the method acts again, and the one optimizer is regrouped."""
-    hold_in_eval_mode(phase.selection, setup.undo)
-    setup.model = setup.method.prepare(setup.model, phase.selection, setup.undo)
-    regroup(setup.optimizer, was.groups, phase.groups)
-    setup.method.attach(setup.optimizer, phase.selection, setup.undo)
+def begin_phase(setup: Setup, number: int) -> Phase:
+    """Begin a later phase, which then has groups: the method acts again, and the one optimizer is regrouped."""
+    selection = setup.phases[number].selection
+    hold_in_eval_mode(selection, setup.undo)
+    setup.model = setup.method.prepare(setup.model, selection, setup.undo)
+    phase = setup.phases[number] = replace(setup.phases[number], groups=tuple(setup.method.groups(setup.cut, selection)))
+    regroup(setup.optimizer, setup.phases[number - 1].groups, phase.groups)
+    setup.method.attach(setup.optimizer, selection, setup.undo)
+    return phase
 
 
 def declared_selection(config: Config, model: nn.Module) -> Selection:
@@ -127,14 +144,13 @@ def cut_groups(config: Config, model: nn.Module, selection: Selection) -> list[G
     return with_lrs(groups, model, selection, [(entry.pattern, entry.lr) for entry in config.groups.lr])
 
 
-def with_groups(phases: list[Phase], method: FreezingMethod, cut: list[Group]) -> list[Phase]:
-    """The phases with the groups that the method makes of the cut; the first's are split as any later phase needs them."""
-    first, *later = (replace(phase, groups=method.groups(cut, phase.selection)) for phase in phases)
-    groups = without_empty(list(first.groups))
-    return [replace(first, groups=refined(groups, list(later[-1].groups)) if later else groups), *later]
+def first_groups(phases: Sequence[Phase], method: FreezingMethod, cut: list[Group]) -> tuple[Group, ...]:
+    """The groups that the method makes of the cut for the first phase, with those in it that only later ones fill."""
+    first, *later = (method.groups(cut, phase.selection) for phase in phases)
+    return tuple(prepared_for(later, without_empty(first)))
 
 
-def build_optimizer(config: Config, groups: list[Group]) -> Optimizer:
+def build_optimizer(config: Config, groups: Sequence[Group]) -> Optimizer:
     """The optimizer over copies of these groups."""
     return build_a(Optimizer, config.optimizer, "optimizer", [dict(group) for group in groups])
 
@@ -155,9 +171,9 @@ def build_task(config: Config, device: torch.device) -> Task:
 
 def build_batches(config: Config, device: torch.device) -> Iterator[LazyBatch]:
     """The batches of a run, pass after pass."""
-    source = build(own_keys(config.data), "data")
+    source = build(own_keys(config.data), "data")  # as the first is asked for
     batches = source.batches(config.batches, config.model.input, config.model.classes, config.seed)
-    return drawn(batches, count=config.batches, epochs=config.epochs, seed=config.seed, device=device)
+    yield from drawn(batches, count=config.batches, epochs=config.epochs, seed=config.seed, device=device)
 
 
 def own_keys(data: Mapping[str, Any]) -> dict[str, Any]:

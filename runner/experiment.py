@@ -14,11 +14,11 @@ from torch import nn
 
 from runner.assemble import Setup, assembled, begin_phase, build_batches, build_scheduler, build_task
 from runner.config.schema import Config
-from runner.contract import Cost, Figures, Note, Row
+from runner.contract import Cost, Figures, Note, Row, unheard
 from runner.foresight.warnings import Foreseen, couplings, foresee_phase
 from runner.freezing.schedule import spans
 from runner.freezing.selection import Selection
-from runner.methods.base import Feed
+from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
@@ -29,14 +29,13 @@ from runner.training.loop import Step, train
 
 @dataclass
 class Outcome:
-    """What one run left. `notes` are what the user should be told, in the order in which it arose."""
+    """What one run left: the model as built, trained; a row for each tensor; the steps; what its record holds of it."""
 
     model: nn.Module
     selection: Selection
     rows: list[Row]
     steps: list[Step]
     losses: list[float]
-    notes: list[str]
     interrupted: bool
     figures: Figures
 
@@ -51,31 +50,29 @@ class Training:
     interrupted: bool = False
 
 
-def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: None, on_note: Note | None = None) -> Outcome:
+def experiment(
+    config: Config,
+    on_step: Callable[[Step], None] = lambda step: None,
+    on_note: Note = unheard,
+    *,
+    foresees: bool = False,
+) -> Outcome:
     """One run, from a config to the rows that say what became of every parameter and buffer.
 
-    `on_note` takes each note as it arises, what would leak as a phase begins; without it nothing is foreseen. An
-    interrupt (Ctrl-C) ends the training and keeps what was measured. Raises ConfigError for what the config got wrong and
-    SkippedError where the method cannot serve this model.
+    `on_note` takes each note as it arises; with `foresees` also what would leak, as a phase begins. An interrupt (Ctrl-C)
+    ends the training and keeps what was measured. Raises ConfigError for what the config got wrong and SkippedError where
+    the method cannot serve this model.
     """
-    notes: list[str] = []
-
-    def note(text: str, *, urgent: bool = False) -> None:
-        notes.append(text)
-        if on_note:
-            on_note(text, urgent=urgent)
-
-    with assembled(config, note) as setup:
-        training = Training()
+    training = Training()
+    with assembled(config, on_note) as setup:
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
             try:
-                for step in trained(setup, report, training, foresees=on_note is not None):
-                    training.steps.append(step)
+                for step in training_steps(setup, report, training, foresees):
                     on_step(step)
             except KeyboardInterrupt:
                 training.interrupted = True
         for text in report.notes:
-            note(text)
+            on_note(text)
         losses = torch.stack([step.loss for step in training.steps]).tolist() if training.steps else []
         figures: Figures = {
             "verdict": run_verdict(report.rows),
@@ -89,35 +86,44 @@ def experiment(config: Config, on_step: Callable[[Step], None] = lambda step: No
             "couplings": couplings(setup, training.foreseen),
             "cost": costs(setup, training),
         }
-        interrupted, steps = training.interrupted, training.steps
-        return Outcome(setup.built, setup.selection, report.rows, steps, losses, notes, interrupted, figures)
+        return Outcome(
+            model=setup.built,
+            selection=setup.selection,
+            rows=report.rows,
+            steps=training.steps,
+            losses=losses,
+            interrupted=training.interrupted,
+            figures=figures,
+        )
 
 
-def trained(setup: Setup, report: Report, training: Training, foresees: bool = False) -> Iterator[Step]:
-    """The run's steps, phase by phase; what the training leaves besides is written into `training`."""
+def training_steps(setup: Setup, report: Report, training: Training, foresees: bool = False) -> Iterator[Step]:
+    """The steps of a run, phase by phase, each kept in `training` with what else the training leaves."""
     config, phases, optimizer = setup.config, setup.phases, setup.optimizer
+    task = build_task(config, setup.device)
     scheduler = build_scheduler(config, optimizer)  # under the audit, which has to see the declared rates
-    task = setup.meter.watched(build_task(config, setup.device), optimizer, setup.undo)
+    task = setup.meter.watched(task, optimizer, setup.undo)
     setup.method.attach(optimizer, phases[0].selection, setup.undo)
     seed_all(config.seed)
     batches = build_batches(config, setup.device)
-    done = 0
     for number, (phase, count) in enumerate(spans(phases, config.steps)):
-        if done < phase.first - 1:
+        if len(training.steps) < phase.first - 1:
             setup.note(f"the data ended before step {phase.first}, from which on more was to be frozen")
             return
         if number:
-            begin_phase(setup, phase, phases[number - 1])
+            begin_phase(setup, number)
             report.freeze(phase.selection)
         if foresees:
             training.foreseen = foresee_phase(setup, training.foreseen)
-        feed = Feed(setup.model, task, setup.note)
-        fed = setup.meter.first_of(setup.method.feed(islice(batches, count), feed), phase.first, optimizer, setup.undo)
+        context = PhaseContext(setup.model, task, setup.note)
+        fed = setup.method.feed(islice(batches, count), context)
+        fed = setup.meter.first_of(fed, phase.first, optimizer, setup.undo)
         how = {"scheduler": scheduler, "clip": config.clip, "zero_grad_to_none": config.zero_grad_to_none}
         for step in train(setup.model, optimizer, task, fed, **how, first=phase.first):
-            done = step.number
+            training.steps.append(step)
             yield step
-        training.not_run = {name: steps / (done - phase.first + 1) for name, steps in feed.not_run.items()}
+        made = len(training.steps) - phase.first + 1
+        training.not_run = {name: steps / made for name, steps in context.not_run.items()}
 
 
 def costs(setup: Setup, training: Training) -> Cost:

@@ -32,6 +32,9 @@ def configured(*overrides: str) -> Config:
     return check(config)
 
 
-def measure(*overrides: str) -> Outcome:
-    """Run that config; composing is what most of a small run costs."""
-    return experiment(configured(*overrides))
+def measure(*overrides: str, on_step=lambda step: None) -> Outcome:
+    """Run that config, and keep its notes; composing is what most of a small run costs."""
+    notes: list[str] = []
+    outcome = experiment(configured(*overrides), on_step, on_note=lambda text, *, urgent=False: notes.append(text))
+    outcome.notes = notes
+    return outcome

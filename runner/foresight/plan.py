@@ -27,9 +27,9 @@ def foresee(setup: Setup) -> Rehearsal:
     if first is None:
         return rehearsed(setup, [Effect()])
     effects = []
-    for number, phase in enumerate(setup.phases):
+    for number in range(len(setup.phases)):
         if number:
-            begin_phase(setup, phase, setup.phases[number - 1])
+            begin_phase(setup, number)
         setup.model.train()
         effects.append(effect_of_a_batch(setup.model, setup.parameters, task, first.batch))
     return rehearsed(setup, effects)

@@ -84,7 +84,7 @@ def by_frozen(groups: list[Group], selection: Selection, **options: Any) -> list
     return cut
 
 
-def refined(groups: list[Group], later: list[Group]) -> list[Group]:
+def refined(groups: Sequence[Group], later: Sequence[Group]) -> list[Group]:
     """The groups, cut so that `later` takes none of them apart, and named as there: a scheduler counts groups only once.
 
     What `later` leaves out of a group becomes `NAME/frozen`.
@@ -98,12 +98,33 @@ def refined(groups: list[Group], later: list[Group]) -> list[Group]:
     return cut
 
 
-def regroup(optimizer: Optimizer, was: list[Group], groups: list[Group]) -> None:
+def prepared_for(later: Sequence[Sequence[Group]], groups: list[Group]) -> list[Group]:
+    """The groups to build the optimizer with, where phases with `later` groups follow: it can be given none in mid-run.
+
+    They are cut as the last phase needs them; a group that only a phase between has is there from the start, empty, with the
+    options of the group that holds its parameters now.
+    """
+    if not later:
+        return groups
+    groups = refined(groups, later[-1])
+    group_of = {id(parameter): group for group in groups for parameter in group["params"]}
+    names = {group["name"] for group in groups}
+    for group in (group for phase in later for group in phase if group["params"]):
+        if group["name"] not in names:
+            names.add(group["name"])
+            groups.append({**group_of[id(group["params"][0])], "name": group["name"], "params": []})
+    return groups
+
+
+def regroup(optimizer: Optimizer, was: Sequence[Group], groups: Sequence[Group]) -> None:
     """Give a running optimizer's groups the parameters of `groups`, by name, and the options that differ from `was`.
 
     State stays with its parameter, stale state included, and so does whatever a scheduler has set meanwhile.
     """
     were, then = ({group["name"]: group for group in cut} for cut in (was, groups))
+    live_names = {live["name"] for live in optimizer.param_groups}
+    lost = [name for name, group in then.items() if group["params"] and name not in live_names]
+    assert not lost, f"the optimizer has no group {lost[0]} for parameters that it is to step"
     for live in optimizer.param_groups:
         before = were.get(live["name"], {})
         after = then.get(live["name"], {**before, "params": []})

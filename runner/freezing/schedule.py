@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from runner.errors import ConfigError
 from runner.freezing.groups import Group
@@ -19,7 +19,7 @@ class Phase:
 
     first: int
     selection: Selection
-    groups: list[Group] = field(default_factory=list)
+    groups: tuple[Group, ...] = ()
 
 
 def constant(selection: Selection) -> list[Phase]:

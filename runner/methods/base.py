@@ -29,7 +29,7 @@ TRAPS = {
 
 
 @dataclass
-class Feed:
+class PhaseContext:
     """What a method may use as it feeds the batches of one phase.
 
     `not_run` counts, for each module by its name, the steps of the phase that do not run it: the cost of a step leaves it
@@ -67,7 +67,7 @@ class FreezingMethod:
     def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
         """Act on the optimizer once it exists."""
 
-    def feed(self, batches: Iterable[Any], feed: Feed) -> Iterator[Any]:
+    def feed(self, batches: Iterable[Any], context: PhaseContext) -> Iterator[Any]:
         """Gather the batches of one phase, each when the loop asks for it.
 
         Each of `batches` has the batch itself, gathered as it is asked for, and the numbers of its samples: `batch`, `ids`.

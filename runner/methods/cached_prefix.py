@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from runner.contract import Note
 from runner.errors import SkippedError
 from runner.freezing.selection import Selection
-from runner.methods.base import Feed
+from runner.methods.base import PhaseContext
 from runner.methods.prefix.boundary import frozen_prefix
 from runner.methods.prefix.bypass import Bypass, Recording, outermost
 from runner.methods.prefix.check import in_memory_order, tried, why_not_repeatable
@@ -80,12 +80,12 @@ class CachedPrefix(RequiresGrad):
             undo.callback(self.splice.undo)
         return super().prepare(model, selection, undo)
 
-    def feed(self, batches: Iterable[LazyBatch], feed: Feed) -> Iterator[Any]:
-        note = feed.note
+    def feed(self, batches: Iterable[LazyBatch], context: PhaseContext) -> Iterator[Any]:
+        note = context.note
         if self.epochs == 1:
             note("data.epochs is 1: nothing that the frozen prefix says would be asked for again, so it is not remembered")
         if self.splice is None:
-            yield from super().feed(batches, feed)
+            yield from super().feed(batches, context)
             return
         for drawn in batches:
             if not drawn.is_a_row_of_tensors or drawn.ids is None:
@@ -95,27 +95,27 @@ class CachedPrefix(RequiresGrad):
                 script = self.scripts[len(drawn.ids)]
                 with self.splice.playing(script, self.giver(drawn.ids, rows)):
                     yield drawn.behind(script.x)
-                feed.not_run.update([*self.within, self.end or ""])
+                context.not_run.update([*self.within, self.end or ""])
             else:
                 batch = drawn.batch
-                self.try_once(batch, feed)
+                self.try_once(batch, context)
                 with self.splice.recording(batch[0], self.teller(drawn.ids, note)):
                     yield batch
 
-    def try_once(self, batch: Any, feed: Feed) -> None:
+    def try_once(self, batch: Any, context: PhaseContext) -> None:
         """With the first batch of its size, make sure that the prefix can be left out, before anything is trained on it."""
         assert self.end is not None
         size = len(batch[0])
         if size in self.scripts:
             return
-        self.scripts[size], self.order, moved = tried(feed.model, self.end, self.within, feed.task, batch, self.order)
+        self.scripts[size], self.order, moved = tried(context.model, self.end, self.within, context.task, batch, self.order)
         if moved:
-            feed.note(
+            context.note(
                 f"the frozen prefix gives a sample other bits at another place in a batch of {size} (by {moved:.2g} at "
                 "most): the weights come near those of requires_grad and need not have their bits"
             )
         if len(self.scripts) == 2:
-            feed.note(
+            context.note(
                 "batches are of more than one size, and the frozen prefix may give a sample other bits in each: "
                 "the weights come near those of requires_grad and need not have their bits"
             )

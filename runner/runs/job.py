@@ -206,7 +206,7 @@ def trained(
             on_step(step)
             check_time()
 
-        return experiment(config, after_step, note)
+        return experiment(config, after_step, note, foresees=True)
 
 
 def measured(result: Result, outcome: Outcome, config: Config, note: Note) -> None:

@@ -18,7 +18,7 @@ from runner.assemble import assembled
 from runner.contract import COSTS
 from runner.cost.flops import META, REAL, Count, FakeCopy, _counted, count
 from runner.cost.meter import why_small
-from runner.experiment import Training, trained
+from runner.experiment import Training, training_steps
 from runner.freezing.selection import select
 from runner.proof.audit import audit
 from runner.tensors import same_bits
@@ -127,7 +127,7 @@ def bits_of_a_run(cost: str, *overrides: str):
     config = configured(f"cost={cost}", "batches=6", *overrides)
     with assembled(config) as setup:
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
-            steps = list(trained(setup, report, Training()))
+            steps = list(training_steps(setup, report, Training()))
         state = setup.optimizer.state_dict()
         values = [value.clone() for value in setup.built.state_dict().values()]
         return report.rows, [step.loss for step in steps], values, state, torch.get_rng_state()

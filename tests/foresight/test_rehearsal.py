@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from runner.assemble import assembled
-from runner.contract import unheard
 from runner.experiment import experiment
 from runner.foresight.plan import foresee
 from runner.foresight.rehearsal import Double, Effect, effect_of_a_batch, effect_of_flags
@@ -33,7 +32,7 @@ def foreseen(*overrides: str):
         return foresee(setup)
 
 
-def hear(*overrides: str) -> tuple[list[str], list[str]]:
+def notes_of(*overrides: str) -> tuple[list[str], list[str]]:
     """The urgent notes of a run, and its others."""
     urgent_ones: list[str] = []
     others: list[str] = []
@@ -44,7 +43,7 @@ def hear(*overrides: str) -> tuple[list[str], list[str]]:
 
 
 def warnings(*overrides: str) -> list[str]:
-    return hear(*overrides)[0]
+    return notes_of(*overrides)[0]
 
 
 @pytest.mark.parametrize("trap", TRAPS)
@@ -144,7 +143,7 @@ def test_what_only_a_batch_can_show_is_left_to_the_plan():
 @pytest.mark.parametrize("trap", TRAPS)
 def test_looking_ahead_changes_no_bit_of_the_run(trap):
     given = ("method=zero_grad", "freeze=backbone", *PROVOKED[trap])
-    watched, plain = experiment(configured(*given), on_note=unheard), experiment(configured(*given))
+    watched, plain = experiment(configured(*given), foresees=True), experiment(configured(*given))
     assert (watched.rows, watched.losses) == (plain.rows, plain.losses)
 
 
@@ -160,7 +159,7 @@ def test_looking_ahead_draws_no_random_state():
 def test_an_optimizer_that_cannot_be_rehearsed_is_said_and_the_run_goes_on():
     given = ("freeze=backbone", "optimizer={_target_: tests.foresight.test_rehearsal.OnlyOnce, lr: 0.1}")
     OnlyOnce.built = 0
-    assert hear(*given) == ([], ["what would leak could not be foreseen: RuntimeError: built twice"])
+    assert notes_of(*given) == ([], ["what would leak could not be foreseen: RuntimeError: built twice"])
 
 
 class OnlyOnce(torch.optim.SGD):
@@ -225,7 +224,7 @@ def test_a_method_that_keeps_its_optimizer_keeps_the_real_one_while_a_double_is_
         "scheduler=one_cycle",
         "batches=5",
     )
-    watched, plain = experiment(configured(*given), on_note=unheard), experiment(configured(*given))
+    watched, plain = experiment(configured(*given), foresees=True), experiment(configured(*given))
     assert run_verdict(watched.rows) == run_verdict(plain.rows) == "held"
     assert watched.figures["trained_digest"] == plain.figures["trained_digest"]
 

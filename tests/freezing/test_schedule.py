@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 
+from runner import FreezingMethod
 from runner.config.schema import CONF, Config
 from runner.contract import COLUMNS
 from runner.errors import ConfigError, SkippedError
@@ -623,3 +624,47 @@ def test_foreach_and_fused_hold_and_leak_as_the_plain_step_does_by_the_same_caus
         more = f"optimizer={optimizer}", f"zero_grad_to_none={to_none}"
         plain, other = (run(method, *more, f"optimizer.{variant}={flag}") for flag in ("false", "true"))
         assert became(other) == became(plain)
+
+
+class ByFlags(FreezingMethod):
+    """Hands the optimizer what has its flag on, which `prepare` has just decided."""
+
+    def prepare(self, model, selection, undo):
+        for parameter in selection.parameters.values():
+            parameter.requires_grad_(False)
+        return model
+
+    def groups(self, groups, selection):
+        return [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+
+
+def test_a_method_that_reads_flags_in_its_groups_reads_those_of_the_phase_that_begins():
+    given = ("optimizer=adam", "zero_grad_to_none=false", "schedule=after", "schedule.step=3", "batches=6")
+    rows = measure("method={_target_: tests.freezing.test_schedule.ByFlags}", "freeze=backbone", *given).rows
+    assert {row["verdict"] for row in rows if row["frozen"]} == {"held"}
+    assert {row["group"] for row in rows if row["frozen"]} == {""}
+
+
+def one_by_one(selection: Selection, every: int) -> list[Phase]:
+    """One more tensor is frozen each `every` steps."""
+    names = list(selection.parameters)
+    return [
+        Phase(
+            1 + number * every, replace(selection, parameters={name: selection.parameters[name] for name in names[:number]})
+        )
+        for number in range(len(names) + 1)
+    ]
+
+
+@pytest.mark.parametrize("groups", ["role", "one", "parameter"])
+def test_what_freezes_bit_by_bit_keeps_a_group_at_rate_0_from_its_phase_on(groups):
+    schedule = "schedule={_target_: tests.freezing.test_schedule.one_by_one, every: 2}"
+    given = ("freeze=backbone", f"groups={groups}", "batches=16", schedule)
+    outcome = measure("method=zero_lr", *given)
+    rows = {row["name"]: row for row in outcome.rows}
+    assert {row["verdict"] for row in outcome.rows if row["frozen"]} == {"held"}
+    assert all(row["group"] and row["lr"] == 0 for row in outcome.rows if row["frozen"])
+    assert rows["head.weight"]["lr"] == 0.1
+    raised = measure("method=zero_lr", *given, "scheduler=lambda")
+    leaked = {row["cause"] for row in raised.rows if row["verdict"] == "leaked"}
+    assert leaked == {"scheduler"}  # what froze in mid-run has a rate to be raised: it was not left out

@@ -14,13 +14,12 @@ from torch import nn
 from torch.nn import functional
 
 from runner.errors import SkippedError
-from runner.experiment import experiment
 from runner.freezing.selection import select
 from runner.methods.cached_prefix import CachedPrefix
 from runner.proof.verdict import run_verdict
 from runner.tensors import same_bits
 from runner.training.models import MLP
-from tests.measure import configured, measure
+from tests.measure import measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = "tests.methods.test_cached_prefix."
@@ -457,7 +456,7 @@ def test_a_prefix_that_is_frozen_later_is_remembered_from_then_on():
 
 
 def trained(overrides, on_step):
-    return experiment(configured("method=cached_prefix", *FROZEN, *model("Conv"), "data.epochs=4", *overrides), on_step)
+    return measure("method=cached_prefix", *FROZEN, *model("Conv"), "data.epochs=4", *overrides, on_step=on_step)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short"])
