@@ -1,7 +1,7 @@
 """A step of a later epoch under `method=cached_prefix`, against `requires_grad`, and against the head alone on its features.
 
 Run from the project's root: `python -m benchmarks.cached_prefix [--quick] [--threads N]`. ResNet-18, its backbone frozen and
-held in inference mode, 3x128x128, batches of 8. The three loops run in turn in one process, the two short ones A B B A, so
+held in eval mode, 3x128x128, batches of 8. The three loops run in turn in one process, the two short ones A B B A, so
 that neither always meets the caches that the long one leaves.
 Counted: data, step, and the audit's looks. The first epoch, in which the prefix runs, is not counted.
 """

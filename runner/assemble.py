@@ -116,9 +116,9 @@ def declared_selection(config: Config, model: nn.Module) -> Selection:
     """What the config declares frozen; where the head is found by its number of outputs, a note says which it is."""
     freeze, head = config.freeze, config.model.head
     if head != "auto" or HEAD not in (*freeze.patterns, *freeze.keep):
-        return select(model, freeze.patterns, freeze.keep, freeze.buffers.value, head)
+        return select(model=model, patterns=freeze.patterns, keep=freeze.keep, buffers=freeze.buffers.value, head=head)
     head = find_head(model, config.model.classes)
-    selection = select(model, freeze.patterns, freeze.keep, freeze.buffers.value, head)
+    selection = select(model=model, patterns=freeze.patterns, keep=freeze.keep, buffers=freeze.buffers.value, head=head)
     return replace(selection, notes=(f"model.head=auto took {head} for the classifier", *selection.notes))
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Protocol, TypedDict, get_args
 # A run's folder.
 CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "runner.log", "model.safetensors"
 RUNNING = ".running"  # the mark of a run in progress, in a sweep
+HYDRA = ".hydra"  # the composed config and the overrides, as Hydra writes them
 # A sweep's folder; it holds a `changes.csv` of all its runs, too.
 COMPARISON, FAILURES, HEATMAP_SVG, HEATMAP_PNG = "comparison.csv", "failures.csv", "heatmap.svg", "heatmap.png"
 SWEEP_CONFIG = "multirun.yaml"  # the config that the sweep was started with
@@ -74,6 +75,12 @@ class Row(TypedDict):
 
 COLUMNS = tuple(Row.__annotations__)
 
+OUTCOME_COLUMNS = (
+    *("status", "reason", "verdict"),
+    *VERDICTS,
+    *("loss_first", "loss_last", "trained_part", "trained_part_why"),
+)  # of `comparison.csv`, between the swept keys and the costs
+FAILURE_COLUMNS = ("run", "status", "reason", "log", "overrides")  # of `failures.csv`
 STEP_COLUMNS = ("step", "loss", "seconds")  # of `steps.csv`; then a column `lr/GROUP` for each group that the run had
 
 Cost = dict[str, Any]

@@ -130,4 +130,10 @@ def costs(setup: Setup, training: Training) -> Cost:
     """The figures of a run that made steps; none of one that was interrupted, whose end is not to wait for them."""
     if not training.steps or training.interrupted:
         return {}
-    return setup.meter.read(setup.model, setup.optimizer, setup.selection, setup.parameters, training.not_run)
+    return setup.meter.read(
+        model=setup.model,
+        optimizer=setup.optimizer,
+        selection=setup.selection,
+        parameters=setup.parameters,
+        not_run=training.not_run,
+    )

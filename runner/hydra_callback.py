@@ -12,10 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.check import check
 from runner.config.naming import register_resolvers
+from runner.contract import EXIT_DONE, EXIT_FAILED
 from runner.errors import ConfigError, Refused
 from runner.runs.folder import holds_a_run
 
-register_resolvers()
+register_resolvers()  # at import, for the config names this module in each process that composes or runs it
 
 
 class BeforeRun(Callback):
@@ -31,7 +32,7 @@ class BeforeRun(Callback):
                 from runner.runs.console import terminal
 
                 show_plan(checked, terminal())
-                raise SystemExit(0)
+                raise SystemExit(EXIT_DONE)
             folder = Path(config.hydra.run.dir)
             if holds_a_run(folder):
                 raise ConfigError(f"hydra.run.dir={folder} holds a run already; give a folder of its own")
@@ -39,4 +40,4 @@ class BeforeRun(Callback):
             raise Refused(" ".join(str(error).split())) from error
         except Exception as error:  # a bug in the user's class, met by a plan; there is no log to hold its traceback
             traceback.print_exc()
-            raise SystemExit(1) from error
+            raise SystemExit(EXIT_FAILED) from error

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from runner.contract import Kind
 from runner.errors import ConfigError
 
 
@@ -19,7 +20,7 @@ class Entry:
     """One tensor of a model. `name` is the first it was registered under, `aliases` are the others (tied tensors)."""
 
     name: str
-    kind: Literal["parameter", "buffer"]
+    kind: Kind
     owner: str
     module_type: str
     tensor: Tensor
@@ -47,7 +48,7 @@ def entries(model: nn.Module) -> dict[str, Entry]:
             if id(value) in found:
                 found[id(value)].aliases.append(full)
             else:
-                found[id(value)] = Entry(full, kind, owner, type(module).__name__, value)  # type: ignore[arg-type]
+                found[id(value)] = Entry(name=full, kind=kind, owner=owner, module_type=type(module).__name__, tensor=value)  # type: ignore[arg-type]
     return {entry.name: entry for entry in found.values()}
 
 

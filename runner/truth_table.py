@@ -25,7 +25,7 @@ from runner.config.naming import register_resolvers
 from runner.config.schema import CONF, Config
 from runner.contract import EXIT_DONE, Row
 from runner.errors import SkippedError
-from runner.report.truth_page import COLUMNS, write_truth_table
+from runner.report.truth_page import TRUTH_COLUMNS, write_truth_table
 from runner.runs.console import terminal
 
 if TYPE_CHECKING:
@@ -76,7 +76,14 @@ def grid() -> Iterator[Cell]:
         decays = (0.0, 0.1) if "weight_decay" in node("optimizer", optimizer) else (None,)
         settings = product(decays, (1, FREEZE_AT), ("none", "zeros"), names("scheduler"))
         for (decay, first, gradients, scheduler), method in product(settings, methods):
-            yield Cell(method, optimizer, decay, first, gradients, scheduler)
+            yield Cell(
+                method=method,
+                optimizer=optimizer,
+                weight_decay=decay,
+                frozen_from=first,
+                gradients=gradients,
+                scheduler=scheduler,
+            )
 
 
 def became(cell: Cell) -> CaseResult:
@@ -144,7 +151,6 @@ def node(noun: str, name: str, optimizer: str = "") -> dict[str, Any]:
     around = {"batches": base().batches, "model": {"input": base().model.input}}
     if optimizer:
         around["optimizer"] = node("optimizer", optimizer)
-    register_resolvers()
     whole = OmegaConf.create({**around, "node": OmegaConf.load(CONF / noun / f"{name}.yaml")})
     return OmegaConf.to_container(whole, resolve=True)["node"]  # type: ignore[call-overload,index,return-value]
 
@@ -161,7 +167,7 @@ def rows(cells: Sequence[Cell], ends: Sequence[CaseResult]) -> list[dict[str, An
         found.setdefault((*setting, end.outcome, end.causes, rest, end.foreseen, end.reason), []).append(cell.scheduler)
     order = list(dict.fromkeys(cell.method for cell in cells))
     return [
-        dict(zip(COLUMNS, (*told[:5], "|".join(sorted(schedulers)), len(schedulers), *told[5:]), strict=True))
+        dict(zip(TRUTH_COLUMNS, (*told[:5], "|".join(sorted(schedulers)), len(schedulers), *told[5:]), strict=True))
         for told, schedulers in sorted(found.items(), key=lambda row: (order.index(row[0][0]), row[0][1]))
     ]
 

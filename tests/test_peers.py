@@ -461,7 +461,7 @@ def reparametrised(wrap):
 
 @torch.no_grad()
 def effective(module):
-    """The weight that a layer multiplies by, whatever it is computed from; asked in inference mode, which moves nothing."""
+    """The weight that a layer multiplies by, whatever it is computed from; asked in eval mode, which moves nothing."""
     mode = module.training
     weight = module.eval()(torch.eye(3)) - module.bias
     module.train(mode)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import builtins
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 from runner.errors import ConfigError, did_you_mean
@@ -36,7 +39,7 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     args = (*args, *(_nested(value, f"{key}._args_") for value in node.get("_args_", ())))
     given.update(kwargs)
     unmade = bool(node.get("_partial_"))
-    _bind(target, path, key, args, given, unmade)
+    _bind(target=target, path=path, key=key, args=args, given=given, unmade=unmade)
     if unmade:
         return partial(target, *args, **given)
     try:
@@ -80,11 +83,23 @@ def locate(path: str, key: str) -> Callable[..., Any]:
     for place, name in enumerate(parts[depth:], depth):
         if not hasattr(found, name):
             where = ".".join(parts[:place])
-            raise ConfigError(f"{key}: {path!r} does not exist; {where} has no {name}{did_you_mean(name, dir(found))}")
+            raise ConfigError(f"{key}: {path!r} does not exist; {where} has no {name}{_instead(path, name, found)}")
         found = getattr(found, name)
     if not callable(found):
         raise ConfigError(f"{key}: {path} is a {type(found).__name__}; it must be a class or function")
     return found
+
+
+def _instead(path: str, name: str, found: Any) -> str:
+    """Where the last name of one of our own paths is defined, else what is near in the object that was reached."""
+    last, home = path.rpartition(".")[2], Path(__file__).parent.parent
+    if path.startswith("runner."):
+        defined = re.compile(rf"^(class|def) {re.escape(last)}\b", re.M)
+        files = [file for file in home.rglob("*.py") if defined.search(file.read_text(encoding="utf-8"))]
+        if len(files) == 1:
+            return f"; did you mean {'.'.join(('runner', *files[0].relative_to(home).with_suffix('').parts, last))}?"
+    modules = [module.name for module in iter_modules(getattr(found, "__path__", []))]
+    return did_you_mean(name, [*modules, *dir(found)])
 
 
 def _nested(value: Any, key: str) -> Any:

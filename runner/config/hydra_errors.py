@@ -18,6 +18,9 @@ LAUNCHERS = {  # of Hydra's plugins: the package that brings each, and our extra
 }
 
 
+OURS = {name: f"runner.{name}" for name in ("steps", "epochs", "config_hash", "run_name")}  # of our resolvers
+
+
 def short_message(error: Exception) -> str:
     """One line for an error of composing: what was given, what there is, what to do."""
     if isinstance(error, ConfigError):
@@ -32,6 +35,9 @@ def short_message(error: Exception) -> str:
         return _no_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.M))
     if found := re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text):
         return no_such_key(found[1])
+    if found := re.search(r"Unsupported interpolation type (\S+)", text):
+        ours = OURS.get(found[1])
+        return f"there is no resolver ${{{found[1]}:}}{f'; did you mean ${{{ours}:}}?' if ours else ''}"
     if found := re.search(r"Ambiguous value for argument '(.+)'", text):
         is_noun = found[1].split("=")[0] in config_groups()
         return f"{found[1]} names several values; add -m for a sweep over them{'' if is_noun else ', or [...] for a list'}"

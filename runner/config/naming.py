@@ -33,6 +33,8 @@ def _hash(plain: dict[str, Any]) -> str:
 
 def run_name(composed: DictConfig) -> str:
     """The folder of one run in a sweep, `METHOD__FREEZE__sSEED__HASH8`; needs the `hydra` node."""
+    if "method" not in composed:  # `--cfg hydra --resolve` shows that node alone
+        return "METHOD__FREEZE__sSEED__HASH8"
     method = method_choice(composed.method, composed.hydra.runtime.choices.method)
     freeze = freeze_name(composed.freeze, composed.hydra.runtime.choices.freeze)
     return f"{method}__{freeze}__s{composed.seed}__{config_hash(composed)}"

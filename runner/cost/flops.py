@@ -99,7 +99,7 @@ def count(model: nn.Module, task: Task, batch: Any) -> Count:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Without torch's fused transformer layer in inference mode, whose products nobody counts."""
+    """Without torch's fused transformer layer in eval mode, whose products nobody counts."""
     was = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""What a run costs: figures that do not hang on the machine's mood, and the seconds of a step. Changes no bit of it."""
+"""What a run costs: figures that do not depend on how busy the machine is, and the seconds of a step; it changes no bit."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ class Clock(Counter):
     def read(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], not_run: NotRun
     ) -> Cost:
-        cost = super().read(model, optimizer, selection, parameters, not_run)
+        cost = super().read(model=model, optimizer=optimizer, selection=selection, parameters=parameters, not_run=not_run)
         # Without the warm-up, and without the steps at which the audit looks, which is within them.
         timed = [
             seconds for number, seconds in enumerate(self.seconds[:-1], 1) if number > WARM_UP and number & (number - 1)

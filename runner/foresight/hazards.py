@@ -18,10 +18,11 @@ def leaks(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequence[st
     for row in rehearsal.rows:
         if row["verdict"] == "leaked" and (not causes or any(cause in causes for cause in row["cause"].split("|"))):
             found.setdefault((row["cause"], row["group"]), []).append(row)
-    return [
-        f"{_doing(cause, group, rehearsal, method, optimizer)}: {listed([row['name'] for row in rows], most=2)} would leak"
-        for (cause, group), rows in found.items()
-    ]
+    told = []
+    for (cause, group), rows in found.items():
+        who = _doing(cause, group, rehearsal, method=method, optimizer=optimizer)
+        told.append(f"{who}: {listed([row['name'] for row in rows], most=2)} would leak")
+    return told
 
 
 def drifts(rehearsal: Rehearsal, frozen: Sequence[str], owners: Mapping[str, str]) -> list[str]:

@@ -37,16 +37,18 @@ def foresee(setup: Setup) -> Rehearsal:
 
 def show_plan(config: Config, console: Console) -> None:
     """Print every parameter with its shape, group, learning rate and whether it is declared frozen, then the hazards."""
+
+    def note(text: str, *, urgent: bool = False) -> None:
+        console.print(f"note: {escape(text)}")
+
     try:
-        with assembled(config) as setup:
+        with assembled(config, note) as setup:
             console.print(_parameters(setup))
             modules = len(setup.selection.modules)
             console.print(
                 f"{len(setup.selection.parameters)} of {len(setup.parameters)} parameters would be frozen, "
-                f"{modules} modules held in inference mode; nothing was trained or written."
+                f"{modules} modules held in eval mode; nothing was trained or written."
             )
-            for note in setup.selection.notes:
-                console.print(f"note: {escape(note)}")
             try:
                 foreseen = foresee(setup)
             except SkippedError as skipped:  # by an optimizer that does not step dummies, as it may not step the real ones

@@ -201,13 +201,14 @@ def rehearse(
                         undo.callback(dummy.register_post_accumulate_grad_hook(_drop).remove)
                 last = phases[number + 1].first - 1 if number + 1 < len(phases) else batches
                 play = partial(train, double, optimizer, _task(effect), zero_grad_to_none=zero_grad_to_none)
-                rates |= _played(play, optimizer, scheduler, phase.first, last, put_back=put_back)
+                rates |= _played(play, optimizer, scheduler, range(phase.first, last + 1), put_back=put_back)
         couples = False
         double.zero_grad()
         double(batches + 1, replace(effects[-1], written=frozenset())).backward()
         with suppress(Exception):  # a step that cannot be replayed tells nothing of it
             couples = couples_with(optimizer, list(frozen.parameters.values()))
-    return Rehearsal(phases, _told(report.rows, found, classes), rates, scheduler, couples)
+    rows = _told(report.rows, found, classes)
+    return Rehearsal(phases=phases, rows=rows, rates=rates, scheduler=scheduler, couples=couples)
 
 
 def _told(rows: list[Row], found: Mapping[str, Entry], classes: Mapping[str, list[Entry]]) -> list[Row]:
@@ -218,26 +219,25 @@ def _told(rows: list[Row], found: Mapping[str, Entry], classes: Mapping[str, lis
 
 
 def _played(
-    play: Callable[..., Iterator[Step]], optimizer: Optimizer, scheduler: Any, first: int, last: int, *, put_back: ExitStack
+    play: Callable[..., Iterator[Step]], optimizer: Optimizer, scheduler: Any, numbers: range, *, put_back: ExitStack
 ) -> Rates:
-    """Make the steps from `first` to `last`; returns the groups' rates at each.
+    """Make the steps of these numbers; returns the groups' rates at each.
 
     Few steps are made in full. Of more, the scheduler alone is stepped to the end, and the optimizer once more at the
     highest rate that each group had meanwhile: what moves at any of them moves then. That rate stays until `put_back` is
     closed, for a leak that is found at the end is replayed for its cause.
     """
-    in_full = min(last, first + IN_FULL - 1)
-    steps = range(first, in_full + 1)
-    rates = {step.number: step.lrs for step in play(steps, scheduler=scheduler, first=first)}
-    if scheduler is None or in_full == last:
+    in_full, others = numbers[:IN_FULL], numbers[IN_FULL:]
+    rates = {step.number: step.lrs for step in play(in_full, scheduler=scheduler, first=numbers.start)}
+    if scheduler is None or not others:
         return rates
-    for number in range(in_full + 1, last + 1):
+    for number in others:
         rates[number] = {group["name"]: rate(group) for group in optimizer.param_groups}
         scheduler.step(*([0.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
     for group in (group for group in optimizer.param_groups if "lr" in group):
         put_back.callback(group.__setitem__, "lr", group["lr"])
-        group["lr"] = max(rates[number][group["name"]] for number in range(in_full + 1, last + 1))
-    for _ in play([last]):
+        group["lr"] = max(rates[number][group["name"]] for number in others)
+    for _ in play(others[-1:]):
         pass
     return rates
 

@@ -1,4 +1,4 @@
-"""Holding modules in inference mode, so that their buffers stay: `freeze.buffers=frozen`."""
+"""Holding modules in eval mode, so that their buffers stay: `freeze.buffers=frozen`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runner.freezing.selection import Selection
 
 
 def hold_in_eval_mode(selection: Selection, undo: ExitStack) -> None:
-    """Put the selected modules in inference mode and keep them there, whatever calls `model.train()`.
+    """Put the selected modules in eval mode and keep them there, whatever calls `model.train()`.
 
     BatchNorm then normalises by its running statistics and leaves them, dropout passes everything through. Parents and
     children that are not selected follow `train()` as usual.

@@ -1,4 +1,4 @@
-"""Patterns -> Selection: which parameters are declared frozen, and which modules are held in inference mode."""
+"""Patterns -> Selection: which parameters are declared frozen, and which modules are held in eval mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Selection:
     """What is declared frozen in one model.
 
     `parameters`, `buffers` and `modules` map names to the tensors and modules themselves; `tensor in selection` tells a
-    frozen parameter by identity. `modules` are those held in inference mode, and `buffers` what they own. `head` is what
+    frozen parameter by identity. `modules` are those held in eval mode, and `buffers` what they own. `head` is what
     `@head` stands for, as given; `notes` are sentences that the user should read.
     """
 
@@ -49,7 +49,7 @@ def select(
     """Resolve patterns against a model.
 
     `keep` wins over `patterns`, by identity of the tensor. `buffers="frozen"` also holds the matched modules in
-    inference mode. `head` are the patterns behind `@head`; None or "auto" finds the classifier. Raises ConfigError, a
+    eval mode. `head` are the patterns behind `@head`; None or "auto" finds the classifier. Raises ConfigError, a
     ValueError, with the nearest names for a pattern that matches nothing, a `keep` entry that exempts nothing, a pattern
     whose every match is kept, the same entry in both, and an empty or malformed entry.
     """
@@ -161,7 +161,7 @@ class Scope:
         if pattern.kind == "type":
             kinds = {type(module).__name__ for module in self.modules.values()}
             if touched:
-                return f"{what}: those modules have none; freeze.buffers=frozen would hold them in inference mode"
+                return f"{what}: those modules have none; freeze.buffers=frozen would hold them in eval mode"
             near = did_you_mean(pattern.text[5:], kinds) or "; it has " + listed(sorted(kinds), most=8)
             return f"{what}: the model has no such module{near}"
         if pattern.kind == "head":

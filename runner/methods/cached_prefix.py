@@ -25,7 +25,7 @@ from runner.training.epochs import LazyBatch
 class CachedPrefix(RequiresGrad):
     """Freezes as `requires_grad` does, and runs the frozen prefix once for each sample: later passes begin behind it.
 
-    Serves a prefix that is held in inference mode (`freeze.buffers=frozen`) and says the same again, to the bit, tried on
+    Serves a prefix that is held in eval mode (`freeze.buffers=frozen`) and says the same again, to the bit, tried on
     copies; whatever else is skipped, with the reason. The weights have the bits that `requires_grad` gives them where all
     batches are of one size and a sample's place in a batch makes no difference to the prefix; where it does, a note says
     by how much. With one pass nothing is asked twice, and this is `requires_grad`. Does not hold where that does not.
@@ -108,7 +108,9 @@ class CachedPrefix(RequiresGrad):
         size = len(batch[0])
         if size in self.scripts:
             return
-        self.scripts[size], self.order, moved = tried(context.model, self.end, self.within, context.task, batch, self.order)
+        self.scripts[size], self.order, moved = tried(
+            model=context.model, end=self.end, within=self.within, task=context.task, batch=batch, order=self.order
+        )
         if moved:
             context.note(
                 f"the frozen prefix gives a sample other bits at another place in a batch of {size} (by {moved:.2g} at "

@@ -46,7 +46,8 @@ def audit(
         selection = frozen
     else:
         selection = from_flags(model) if frozen is None else select(model, _patterns(frozen))
-    watch = _Watch(model, selection, optimizers, every, with_added(before, model) if before else snapshot(model))
+    start = with_added(before, model) if before else snapshot(model)
+    watch = _Watch(model=model, selection=selection, optimizers=optimizers, every=every, before=start)
     hooks = [one.register_step_post_hook(partial(watch.after_step, index)) for index, one in enumerate(optimizers)]
     try:
         yield watch.report
@@ -148,7 +149,14 @@ class _Watch:
 
     def call_witness(self, suspects: dict[str, tuple[Entry, Tensor]], wary: bool = False) -> None:
         self.dismiss()
-        self.witness = Witness(self.model, self.optimizers, suspects, self.before.values, self.rates, wary)
+        self.witness = Witness(
+            model=self.model,
+            optimizers=self.optimizers,
+            suspects=suspects,
+            start=self.before.values,
+            declared=self.rates,
+            wary=wary,
+        )
 
     def hear(self, witness: Witness, index: int) -> None:
         witness.step_ended(index)

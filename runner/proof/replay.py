@@ -33,7 +33,7 @@ DECAY = re.compile(r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$")
 def causes_in_step(
     optimizer: Optimizer, suspects: Mapping[str, Tensor], declared: Sequence[float], with_closure: bool = False
 ) -> dict[str, LeakCause]:
-    """Why a step, from the gradients and the state that are there now, moves each suspect; what it leaves is left out.
+    """Why a step from the gradients and state that are there now moves each suspect; suspects that do not move are omitted.
 
     `declared` are the rates that the groups were given, by position; `with_closure`: the step is given one. Nothing real
     is stepped, and no random state is drawn from. Raises whatever the optimizer or its copy raises.

@@ -82,7 +82,7 @@ class Witness:
         self.in_step: dict[str, LeakCause] = {}
         self.causes: dict[str, LeakCause] = {}
         self.reasons: dict[str, str] = {}
-        # Hooks for all modules, for those of a module would turn off the fast path of a transformer in inference mode.
+        # Hooks for all modules, for those of a module would turn off the fast path of a transformer in eval mode.
         self.hooks = [
             register_module_forward_pre_hook(self._forward_begins),
             register_module_forward_hook(self._forward_ends, always_call=True),

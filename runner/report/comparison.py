@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runner.contract import CHANGES, COLUMNS, COSTS, LOG, VERDICTS, WITH_TABLES
+from runner.contract import CHANGES, COLUMNS, COSTS, FAILURE_COLUMNS, LOG, OUTCOME_COLUMNS, VERDICTS, WITH_TABLES
 from runner.report.equivalence import trained_parts
 from runner.report.grouping import given, in_order, swept
 from runner.report.prices import costs, flops
@@ -21,8 +21,6 @@ from runner.runs.read import Run
 from runner.runs.tables import read_rows
 from runner.runs.text import in_gflop, in_mib, in_percent
 
-FAILURES = ("run", "status", "reason", "log", "overrides")
-EMPTY = ("status", "reason", "verdict", *VERDICTS, "loss_first", "loss_last", "trained_part", "trained_part_why")
 PRINTED = 200  # rows on a terminal
 
 
@@ -39,7 +37,7 @@ def comparison(runs: Sequence[Run]) -> DataFrame:
         row |= {key: record[key] for key in ("loss_first", "loss_last")}
         row |= dict(zip(("trained_part", "trained_part_why"), trained_part[run.label], strict=True))
         rows.append(row | cost[run.label])
-    return DataFrame(rows, columns=None if rows else ["run", *EMPTY])
+    return DataFrame(rows, columns=None if rows else ["run", *OUTCOME_COLUMNS])
 
 
 def failures(runs: Sequence[Run]) -> DataFrame:
@@ -55,7 +53,7 @@ def failures(runs: Sequence[Run]) -> DataFrame:
         for run in in_order(runs)
         if not run.finished
     ]
-    return DataFrame(rows, columns=list(FAILURES))
+    return DataFrame(rows, columns=list(FAILURE_COLUMNS))
 
 
 def join_changes(runs: Sequence[Run], target: Path) -> None:
@@ -75,7 +73,7 @@ def join_changes(runs: Sequence[Run], target: Path) -> None:
 
 def print_comparison(table: DataFrame, console: Console) -> None:
     """Print what tells the runs apart, and how each ended; of very many, those that did not hold."""
-    fixed = {"run", *EMPTY, *COSTS}
+    fixed = {"run", *OUTCOME_COLUMNS, *COSTS}
     keys = [column for column in table.columns if column not in fixed]
     shown = [name for name in VERDICTS if len(table) and table[name].any()]
     compared = ["trained_part"] if len(table) and table["trained_part"].any() else []

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.contract import HYDRA
 from runner.errors import ConfigError
 from runner.runs.read import is_run
 
@@ -34,7 +35,7 @@ def find(folders: Sequence[Path]) -> Found:
             seen.add(real)
             if is_run(folder):
                 found.runs[_label(folder, top, found)] = folder
-            elif (folder / ".hydra").is_dir():
+            elif (folder / HYDRA).is_dir():
                 found.foreign += 1
     return found
 

@@ -51,6 +51,6 @@ def _why(record: Record, baseline: Record) -> str:
         if record[key] != baseline[key]:
             return f"run with other {key}"
     if record["buffers"] != baseline["buffers"]:
-        return "BatchNorm and dropout in inference mode (freeze.buffers) in one of the two"
+        return "BatchNorm and dropout in eval mode (freeze.buffers) in one of the two"
     told = [COUPLINGS.get(word, word) for word in record.get("couplings", ()) if word not in baseline.get("couplings", ())]
     return "; ".join(told) or "unknown"

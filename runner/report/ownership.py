@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.contract import CHANGES, COMPARISON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
+from runner.contract import (
+    CHANGES,
+    COLUMNS,
+    COMPARISON,
+    FAILURE_COLUMNS,
+    FAILURES,
+    HEATMAP_PNG,
+    HEATMAP_SVG,
+    OUTCOME_COLUMNS,
+    PAGE,
+)
 
 GENERATOR = '<meta name="generator" content="freeze-runner '
 # What stands within the first line of a table and the first bytes of the others, where this project wrote it.
-OURS = {
-    COMPARISON: ",status,reason,verdict,",
-    CHANGES: "run,name,",
-    FAILURES: "run,status,reason,log,overrides",
+SIGNATURES = {
+    COMPARISON: ",".join(("", *OUTCOME_COLUMNS[:3], "")),
+    CHANGES: ",".join(("run", COLUMNS[0], "")),
+    FAILURES: ",".join(FAILURE_COLUMNS),
     PAGE: GENERATOR,
     HEATMAP_SVG: 'data-generator="freeze-runner"',
     HEATMAP_PNG: "freeze-runner",
@@ -27,4 +37,4 @@ def ours(path: Path, kind: str) -> bool:
         return True
     except OSError:
         return False
-    return not start.strip() or OURS[kind] in (start.split("\n")[0] if kind.endswith(".csv") else start)
+    return not start.strip() or SIGNATURES[kind] in (start.split("\n")[0] if kind.endswith(".csv") else start)

@@ -10,7 +10,7 @@ from runner.errors import listed
 from runner.report.equivalence import BASELINE, trained_parts
 from runner.report.grouping import by_method, given, swept
 from runner.report.prices import cheapest
-from runner.runs.console import cost_lines
+from runner.runs.console import cost_lines, steps_of
 from runner.runs.read import Run
 from runner.runs.text import counted
 
@@ -251,7 +251,7 @@ def of_run(run: Run) -> Answer:
         headline = f"Held: {counted(total, 'frozen tensor')} kept every bit"
         back = f"{counts['returned']} of them moved within a step, and were put back." if counts["returned"] else ""
         lead = back or "Compared bit by bit with what they were at the start."
-    looks = f"after steps {', '.join(map(str, record['looks']))}" if record["looks"] else ""
+    looks = f"after {steps_of(record['looks'])}" if record["looks"] else ""
     idle = [f"{row.name} ({row.cause or 'unknown'})" for row in run.tensors if row.verdict == "idle"]
     found: Points = [
         ("Status", [f"{record['status']}: {record['reason']}"] if not run.finished else []),

@@ -16,7 +16,7 @@ SETTINGS = {
     "frozen_from": {"1": "frozen from the start", "3": "frozen in mid-run"},
     "gradients": {"none": "gradients None", "zeros": "gradients kept as zeros"},
 }
-COLUMNS = (
+TRUTH_COLUMNS = (
     "method",
     "optimizer",
     *SETTINGS,
@@ -33,7 +33,9 @@ COLUMNS = (
 def write_truth_table(rows: Sequence[Mapping[str, Any]], folder: Path, torch_version: str) -> None:
     """Write both files; the page names the version of torch that the outcomes are those of."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "truth_table.csv", DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
+    write_text(
+        folder / "truth_table.csv", DataFrame(rows, columns=list(TRUTH_COLUMNS)).to_csv(index=False, lineterminator="\n")
+    )
     write_text(folder / "truth_table.md", page(read_truth_table(folder), torch_version))
 
 

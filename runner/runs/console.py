@@ -76,12 +76,17 @@ def show(result: Ended, title: str, console: Console, shown_before: Sequence[str
     console.print(table)
     if record["looks"]:
         first, last = ("not finite" if x is None else f"{x:.4g}" for x in (record["loss_first"], record["loss_last"]))
-        console.print(f"loss {first} -> {last}, bits compared after steps {', '.join(map(str, record['looks']))}")
+        console.print(f"loss {first} -> {last}, bits compared after {steps_of(record['looks'])}")
     for line in cost_lines(record["cost"]):
         console.print(escape(line))
     for note in (note for note in record["notes"] if note not in shown_before):
         console.print(f"[yellow]note:[/] {escape(note)}")
     console.print(f"files: {escape(shown(result.folder))}")
+
+
+def steps_of(looks: Sequence[int]) -> str:
+    """`step 1`, `steps 1, 2, 4`."""
+    return f"step{'' if len(looks) == 1 else 's'} {', '.join(map(str, looks))}"
 
 
 def answer(record: Record, rows: list[Row]) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from runner.contract import CHANGES, LOG, RECORD, STEPS, Record
+from runner.contract import CHANGES, HYDRA, LOG, RECORD, STEPS, Record
 
 RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # of a run in a sweep, as runner.config.naming.run_name gives it
 
@@ -57,7 +57,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 def holds_a_run(folder: Path) -> bool:
     """Whether a folder holds a run's files already."""
-    return any((folder / name).exists() for name in (RECORD, CHANGES, STEPS, LOG, ".hydra"))
+    return any((folder / name).exists() for name in (RECORD, CHANGES, STEPS, LOG, HYDRA))
 
 
 class _Log(logging.FileHandler):

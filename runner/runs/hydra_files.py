@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from runner.contract import HYDRA
 from runner.runs.text import clean
 
 LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every value stays text
@@ -19,7 +20,7 @@ def read_config(folder: Path) -> dict[str, str]:
     """The composed config of a run, flat: dotted keys and texts; empty where it cannot be read."""
     flat: dict[str, list[str]] = {}
     try:
-        for key, text in islice(_leaves(_yaml(folder / ".hydra" / "config.yaml"), ""), LEAVES):
+        for key, text in islice(_leaves(_yaml(folder / HYDRA / "config.yaml"), ""), LEAVES):
             flat.setdefault(key, []).append(text)
     except RecursionError:  # an alias of itself
         return {}
@@ -28,7 +29,7 @@ def read_config(folder: Path) -> dict[str, str]:
 
 def read_overrides(folder: Path) -> list[str]:
     """The overrides of a run that left no record; none where they cannot be read."""
-    given = _yaml(folder / ".hydra" / "overrides.yaml")
+    given = _yaml(folder / HYDRA / "overrides.yaml")
     return [clean(text) for text in given if isinstance(text, str)] if isinstance(given, list) else []
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -85,7 +86,10 @@ def run(*overrides: str) -> Result:
     if not all(isinstance(text, str) for text in overrides):
         raise ConfigError(f"run takes texts, run('method=zero_lr', 'freeze=fc'), not {overrides!r}")
     register_resolvers()
-    outer = GlobalHydra.instance().hydra  # `run` may be called inside another Hydra app
+    outer, name = (
+        GlobalHydra.instance().hydra,
+        JobRuntime.instance().get("name"),
+    )  # `run` may be called inside another Hydra app
     GlobalHydra.instance().clear()
     errors: list[BaseException] = []
     try:
@@ -103,6 +107,7 @@ def run(*overrides: str) -> Result:
         raise ConfigError(short_message(error)) from error
     finally:
         GlobalHydra.instance().hydra = outer
+        JobRuntime.instance().set("name", name)
     if errors:
         raise errors[0]
     return done.return_value
@@ -137,7 +142,9 @@ def perform(
         with end_recorded(result, on_error):
             import_all()
             with let_through():
-                outcome = trained(result, config, on_step, note, on_error if own_process else None)
+                outcome = trained(
+                    result=result, config=config, on_step=on_step, note=note, on_end=on_error if own_process else None
+                )
             measured(result, outcome, config, note)
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")

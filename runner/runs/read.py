@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from runner.contract import CHANGES, COST_TEXTS, LOG, RECORD, RUNNING, STATUSES, STEPS, VERDICTS, WITH_TABLES, Record
+from runner.contract import CHANGES, COST_TEXTS, HYDRA, LOG, RECORD, RUNNING, STATUSES, STEPS, VERDICTS, WITH_TABLES, Record
 from runner.proof.verdict import finite
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import read_overrides
@@ -66,7 +66,7 @@ def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: it has its record or its lock, or Hydra's files under a name or with a log of ours."""
     if (folder / RECORD).is_file() or (folder / RUNNING).is_file():
         return True
-    return (folder / ".hydra").is_dir() and bool(
+    return (folder / HYDRA).is_dir() and bool(
         RUN_NAME.fullmatch(folder.name) or ALONE.fullmatch(folder.name) or (folder / LOG).is_file()
     )
 

@@ -66,7 +66,13 @@ def grid(config: DictConfig, loader: ConfigLoader, spanned: Sequence[list[str]],
             raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
         # Pickled, for a thousand live configs take a gigabyte.
         hashed = config_hash(composed)
-        cell = Cell(overrides, hashed, folder / run_name(composed), strict, pickle.dumps(composed))
+        cell = Cell(
+            overrides=overrides,
+            hash=hashed,
+            folder=folder / run_name(composed),
+            strict=strict,
+            composed=pickle.dumps(composed),
+        )
         cells.setdefault(hashed, cell)
     for path in filter(is_run_folder, folder.iterdir()) if folder.is_dir() else ():
         own = cells.get(path.name[-8:])

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from runner.contract import LOCKS, RECORD, RUNNING
+from runner.contract import HYDRA, LOCKS, RECORD, RUNNING
 from runner.errors import ConfigError
 from runner.runs.folder import discard
 
@@ -99,7 +99,7 @@ def clear(run: Run) -> None:
 
 def remove_if_empty(folder: Path) -> None:
     """Remove the folder of a run that Hydra made, and that was never begun."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", RUNNING}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {HYDRA, RUNNING}:
         shutil.rmtree(folder, ignore_errors=True)
 
 

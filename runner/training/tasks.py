@@ -43,7 +43,7 @@ class Classification:
             if "more than 1 value per channel" in str(error):
                 raise ConfigError(
                     f"data.batch_size={len(x)}: BatchNorm cannot normalise one value per channel; give 2 or more, "
-                    "or hold it in inference mode with freeze.buffers=frozen"
+                    "or hold it in eval mode with freeze.buffers=frozen"
                 ) from error
             raise
         if not isinstance(logits, Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 from functools import partial
 
 import pytest
@@ -213,3 +214,20 @@ def test_what_is_not_of_the_kind_that_is_needed_is_refused_by_its_key(kind):
     ):
         build_a(torch.nn.Module, {"_target_": f"builtins.{kind.__name__}"}, "model.build")
     assert isinstance(build_a(torch.nn.Module, {"_target_": "torch.nn.ReLU"}, "model.build"), torch.nn.ReLU)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("runner.models.MLP", "did you mean runner.training.models.MLP?"),
+        ("runner.data.Synthetic", "did you mean runner.training.data.Synthetic?"),
+        ("runner.groups.by_role", "did you mean runner.freezing.groups.by_role?"),
+        ("runner.methods.Exclude", "did you mean runner.methods.exclude.Exclude?"),
+        ("runner.methods.zero_grd.ZeroGrad", "did you mean runner.methods.zero_grad.ZeroGrad?"),
+        ("runner.training.models.MPL", "did you mean MLP?"),
+        ("runner.trainin.models.Mine", "did you mean training or tracing?"),
+    ],
+)
+def test_a_path_of_ours_that_is_not_there_is_answered_with_where_the_name_is(path, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        build({"_target_": path}, "model.build")

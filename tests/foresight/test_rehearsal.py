@@ -36,9 +36,11 @@ def notes_of(*overrides: str) -> tuple[list[str], list[str]]:
     """The urgent notes of a run, and its others."""
     urgent_ones: list[str] = []
     others: list[str] = []
-    experiment(
-        configured(*overrides), on_note=lambda text, *, urgent=False: (urgent_ones if urgent else others).append(text)
-    )
+
+    def on_note(text, *, urgent=False):
+        (urgent_ones if urgent else others).append(text)
+
+    experiment(configured(*overrides), on_note=on_note, foresees=True)
     return urgent_ones, others
 
 

@@ -1,4 +1,4 @@
-"""Modules held in inference mode: nothing moves them out of it, and nothing is left behind."""
+"""Modules held in eval mode: nothing moves them out of it, and nothing is left behind."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ class Forgetful(Conv):
 
 
 class AcrossSamples(Conv):
-    """Normalises by the batch in inference mode, too."""
+    """Normalises by the batch in eval mode, too."""
 
     def __init__(self):
         super().__init__()
@@ -568,4 +568,4 @@ def test_a_plan_says_what_a_run_would(door):
     assert door(*given, "freeze.buffers=frozen")[0] == 0
     code, _, err = door(*given)
     assert code == 2
-    assert "norm, a BatchNorm1d, is not held in inference mode" in err
+    assert "norm, a BatchNorm1d, is not held in eval mode" in err

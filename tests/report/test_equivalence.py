@@ -78,7 +78,7 @@ def test_an_optimizer_that_looks_across_tensors_couples_them_too(door, tmp_path)
         (
             record(),
             record(ZERO_LR, buffers="frozen", digest="b"),
-            ("differs", "BatchNorm and dropout in inference mode (freeze.buffers) in one of the two"),
+            ("differs", "BatchNorm and dropout in eval mode (freeze.buffers) in one of the two"),
         ),
         (record(), {"overrides": [], "trained_digest": "b"}, ("", "")),  # of an older version
     ],

@@ -17,7 +17,7 @@ from runner.tracing import tracing
 def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) -> tuple[str | None, str]:
     """The name of the module whose single output is all that crosses from the frozen prefix to the rest.
 
-    `input` is the shape of one sample. Found on a copy of the model, in inference mode: hooks note the order in which
+    `input` is the shape of one sample. Found on a copy of the model, in eval mode: hooks note the order in which
     modules end, and each that ended before the first trainable one began is tried as the cut, the latest first; it is one
     if no frozen parameter gets a gradient past it and every trainable one that had a gradient still does. Gives
     (None, reason) where there is none, or no copy can be made. The model and its random state stay as they are.

@@ -1,7 +1,7 @@
 """A model whose frozen prefix can be left out of a forward pass: its modules give placeholders, and its end what is given.
 
 The `forward` of a few modules is replaced, on the instances, for as long as the splice stands. These are not hooks, whose
-presence turns off the fast path of a transformer in inference mode.
+presence turns off the fast path of a transformer in eval mode.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ Task = Callable[[nn.Module, Any], Tensor]
 def why_not_repeatable(model: nn.Module, selection: Selection, end: str, sample: Tensor) -> str:
     """Why the prefix would not give the same again in training, or an empty text; `sample` is a batch of any samples.
 
-    Each module of the prefix that is not held in inference mode is run in both modes. The model and its random state
+    Each module of the prefix that is not held in eval mode is run in both modes. The model and its random state
     stay as they are.
     """
     twin = copy.deepcopy(model)
@@ -38,7 +38,7 @@ def why_not_repeatable(model: nn.Module, selection: Selection, end: str, sample:
                 if was == "again":
                     return f"{what} gives other bits when it is run again on the same samples, or draws random numbers"
                 more = f"let freeze.patterns match {name}, too" if selection.modules else "give freeze.buffers=frozen"
-                return f"{what} is not held in inference mode and behaves otherwise in training; {more}"
+                return f"{what} is not held in eval mode and behaves otherwise in training; {more}"
         _set(twin, modes)
         before = random_state()
         one, other = (_end_of(twin, lambda model, batch: model(batch[0]), end, [sample.clone()]) for _ in range(2))
@@ -53,7 +53,7 @@ def _set(model: nn.Module, modes: Mapping[nn.Module, bool] | None) -> None:
 
 
 def _calls(twin: nn.Module, end: str, sample: Tensor) -> list[tuple[str, nn.Module, Any, Any]]:
-    """What each module of the prefix was called with in inference mode, those within others first."""
+    """What each module of the prefix was called with in eval mode, those within others first."""
     found: list[tuple[str, nn.Module, Any, Any]] = []
     begun: list[tuple[Any, Any]] = []
 
@@ -72,7 +72,7 @@ def _calls(twin: nn.Module, end: str, sample: Tensor) -> list[tuple[str, nn.Modu
 
 
 def _differs(module: nn.Module, modes: Mapping[nn.Module, bool], args: Any, kwargs: Any) -> str:
-    """`again` where inference mode does not repeat itself, `training` where training gives other bits, writes or draws."""
+    """`again` where eval mode does not repeat itself, `training` where training gives other bits, writes or draws."""
 
     def run(modes: Mapping[nn.Module, bool] | None) -> list[Any]:
         _set(module, modes)
@@ -126,15 +126,7 @@ def tried(
     `order`: of the dimensions in which what the prefix gives lies in memory, found where it is None. Also gives it, and the
     largest difference that a sample's place in the batch made. Raises SkippedError where the prefix cannot be left out.
     """
-    try:
-        twin, copied = copy.deepcopy(model), copy.deepcopy(task)
-    except Exception as error:
-        raise SkippedError(f"model and task cannot be copied to try the frozen prefix on them: {error}") from error
-    with kept_random_state(), torch.no_grad():
-        gave, again = (_end_of(twin, copied, end, _clones(batch)) for _ in range(2))
-        if not same_bits(gave, again):
-            raise SkippedError("the frozen prefix gives other bits when it is run again on the same samples")
-        moved = max(_moved(twin, copied, end, batch, gave, index) for index in _places(len(batch[0])))
+    gave, moved = _repeated(model, end, task, batch)
     order = order or layout(gave)
     script = Recording(on_meta(batch[0]))
 
@@ -142,7 +134,9 @@ def tried(
         if name != end:
             script.outputs.append((name, each_tensor(output, on_meta)))
 
-    full = _ended(model, end, within, task, _clones(batch), lambda splice, x: splice.recording(x, told))
+    full = _ended(
+        model=model, end=end, within=within, task=task, batch=_clones(batch), how=lambda splice, x: splice.recording(x, told)
+    )
     rows, said = gave.permute(*order).contiguous(), ""
     # Values that stand for any: what looks at them, in a comparison say, must come to the same with each.
     for values in ((), (nan, 1e30, -1e30)):
@@ -154,12 +148,29 @@ def tried(
             for played in scripts:
                 given = [played.x, *_clones(batch[1:])]
                 how = partial(_playing, played, partial(_given, rows, order))
-                if not _alike(full, _ended(model, end, within, task, given, how)):
+                if not _alike(full, _ended(model=model, end=end, within=within, task=task, batch=given, how=how)):
                     raise ValueError("loss, gradients, buffers or the random state come out otherwise")
             return scripts[0], order, moved
         except Exception as error:  # of anyone's model and task, given stand-ins
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     raise SkippedError(f"the frozen prefix cannot be left out of a step: {said}")
+
+
+def _repeated(model: nn.Module, end: str, task: Task, batch: Sequence[Tensor]) -> tuple[Tensor, float]:
+    """What the prefix gives for a batch, and the largest difference that a sample's place in it makes.
+
+    Raises SkippedError where that is not the same again.
+    """
+    try:
+        twin, copied = copy.deepcopy(model), copy.deepcopy(task)
+    except Exception as error:
+        raise SkippedError(f"model and task cannot be copied to try the frozen prefix on them: {error}") from error
+    with kept_random_state(), torch.no_grad():
+        gave, again = (_end_of(twin, copied, end, _clones(batch)) for _ in range(2))
+        if not same_bits(gave, again):
+            raise SkippedError("the frozen prefix gives other bits when it is run again on the same samples")
+        given = {"twin": twin, "task": copied, "end": end, "batch": batch, "gave": gave}
+        return gave, max(_moved(**given, places=index) for index in _places(len(batch[0])))
 
 
 def _alike(one: tuple[list[Any], bytes], other: tuple[list[Any], bytes]) -> bool:

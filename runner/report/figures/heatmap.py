@@ -58,12 +58,12 @@ def heatmap_of(runs: Sequence[Run]) -> Heatmap | None:
     cell = {key: (_value(tensors), _mark(tensors)) for key, tensors in found.items()}
     picked = [[cell.get((row, column), (None, "")) for column in columns] for row in rows]
     return Heatmap(
-        rows,
-        len({row_of(name) for name in every if kinds[name] != "buffer"} & set(rows)),
-        list(columns),
-        [[value for value, _ in line] for line in picked],
-        [[mark for _, mark in line] for line in picked],
-        said,
+        rows=rows,
+        parameters=len({row_of(name) for name in every if kinds[name] != "buffer"} & set(rows)),
+        columns=list(columns),
+        values=[[value for value, _ in line] for line in picked],
+        marks=[[mark for _, mark in line] for line in picked],
+        said=said,
     )
 
 
