@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from runner.report.truth_page import COLUMNS, page, read_truth_table
+from runner.report.truth_page import TRUTH_COLUMNS, page, read_truth_table
 from runner.truth_table import VARIANTS, Cell, became, grid, main, names
 from tests.conftest import ROOT
 from tests.test_conformance import build_method
@@ -43,7 +43,7 @@ def test_the_grid_is_every_method_optimizer_scheduler_and_setting():
 
 
 def test_the_table_has_every_cell_once():
-    assert list(TABLE.columns) == list(COLUMNS)
+    assert list(TABLE.columns) == list(TRUTH_COLUMNS)
     assert TABLE.runs.sum() == len(CELLS)
     assert (TABLE.schedulers.str.count(r"\|") + 1 == TABLE.runs).all()
     for cell in AGAIN:

@@ -169,7 +169,7 @@ def _repeated(model: nn.Module, end: str, task: Task, batch: Sequence[Tensor]) -
         gave, again = (_end_of(twin, copied, end, _clones(batch)) for _ in range(2))
         if not same_bits(gave, again):
             raise SkippedError("the frozen prefix gives other bits when it is run again on the same samples")
-        given = {"twin": twin, "task": copied, "end": end, "batch": batch, "gave": gave}
+        given: dict[str, Any] = {"twin": twin, "task": copied, "end": end, "batch": batch, "gave": gave}
         return gave, max(_moved(**given, places=index) for index in _places(len(batch[0])))
 
 
