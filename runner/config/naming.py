@@ -63,7 +63,7 @@ def freeze_name(freeze: DictConfig, choice: str) -> str:
 def register_resolvers() -> None:
     """Make the `${runner.NAME:}` of `conf` known to OmegaConf, in this process.
 
-    `${runner.steps:}` is what `${batches}` would be if every run made one pass. To be called by the doors alone: importing
+    `${runner.steps:}` is what `${batches}` would be if every run made one pass. Called by the doors alone: importing
     this project registers nothing.
     """
     resolvers = {"steps": steps_of, "epochs": epochs_of, "config_hash": config_hash, "run_name": run_name}
