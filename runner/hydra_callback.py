@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.check import check
+from runner.config.hydra_errors import short_message
 from runner.config.naming import register_resolvers
 from runner.contract import EXIT_DONE, EXIT_FAILED
 from runner.errors import ConfigError, Refused
@@ -37,7 +38,7 @@ class BeforeRun(Callback):
             if holds_a_run(folder):
                 raise ConfigError(f"hydra.run.dir={folder} holds a run already; give a folder of its own")
         except (ConfigError, OmegaConfBaseException) as error:
-            raise Refused(" ".join(str(error).split())) from error
+            raise Refused(" ".join(short_message(error).split())) from error
         except Exception as error:  # a bug in the user's class, met by a plan; there is no log to hold its traceback
             traceback.print_exc()
             raise SystemExit(EXIT_FAILED) from error

@@ -378,3 +378,20 @@ def test_a_run_warns_on_stderr_before_it_trains_and_keeps_the_warning_in_its_rec
     assert warning not in out
     assert json.loads((tmp_path / "here" / "run.json").read_text())["notes"] == [warning]
     assert warning in (tmp_path / "here" / "runner.log").read_text().split("finished")[0]
+
+
+@pytest.mark.parametrize("shown", ["hydra", "job", "all"])
+def test_the_config_can_be_shown_with_everything_resolved(door, shown):
+    code, out, err = door("model=mlp", "scheduler=cosine", "--cfg", shown, "--resolve")
+    assert (code, err) == (0, "")
+    assert ("METHOD__FREEZE__sSEED__HASH8" in out) == (shown == "hydra")
+
+
+def test_a_resolver_that_was_renamed_is_answered_with_its_name(door):
+    code, _, err = door("model=mlp", "hydra.run.dir=out/${config_hash:}")
+    assert (code, err) == (2, "freeze-runner: there is no resolver ${config_hash:}; did you mean ${runner.config_hash:}?\n")
+    code, _, err = door("model=mlp", "scheduler=cosine", "++scheduler.T_max=${steps:}")
+    assert (code, err) == (
+        2,
+        "freeze-runner: scheduler.T_max: there is no resolver ${steps:}; did you mean ${runner.steps:}?\n",
+    )

@@ -13,6 +13,7 @@ from runner.config.schema import CONF, Config, is_whole, known_keys
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse_all, refuse_entries_in_both
 
+UNKNOWN_RESOLVER = "Unsupported interpolation type "  # as OmegaConf says it
 LONGEST = 1e6  # seconds, which every clock and timer can count
 _SCHEMA = OmegaConf.structured(Config)
 
@@ -82,6 +83,8 @@ def _said(error: OmegaConfBaseException, own: dict[str, Any] | None = None) -> s
     if isinstance(error, ConfigKeyError):
         return no_such_key(key)
     said = (error.msg or str(error)).splitlines()[0]
+    if said.startswith(UNKNOWN_RESOLVER):
+        said = unknown_resolver(said.removeprefix(UNKNOWN_RESOLVER))
     if "ListConfig" in said:
         said = f"expected a list, e.g. {key}=[...]"
     return f"{key}: {said}"
@@ -169,6 +172,12 @@ def no_such_key(key: str) -> str:
         have = sorted(path.stem for path in (CONF / group).glob("*.yaml") if option in OmegaConf.load(path))
         return f"{key}: no such key{f' of this {group}; it is one of ' + ', '.join(have) if have else ''}"
     return f"{key}: no such key{did_you_mean(key, keys)}"
+
+
+def unknown_resolver(name: str) -> str:
+    """What to say of `${name:}`, which nobody has registered; ours begin with `runner.`."""
+    ours = f"; did you mean ${{runner.{name}:}}?" if name in ("steps", "epochs", "config_hash", "run_name") else ""
+    return f"there is no resolver ${{{name}:}}{ours}"
 
 
 def config_groups() -> list[str]:

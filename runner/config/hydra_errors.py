@@ -7,7 +7,7 @@ import re
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.check import config_groups, no_such_key
+from runner.config.check import config_groups, no_such_key, unknown_resolver
 from runner.errors import ConfigError, did_you_mean
 
 LAUNCHERS = {  # of Hydra's plugins: the package that brings each, and our extra
@@ -16,9 +16,6 @@ LAUNCHERS = {  # of Hydra's plugins: the package that brings each, and our extra
     "submitit_slurm": ("hydra-submitit-launcher", "slurm"),
     "submitit_local": ("hydra-submitit-launcher", "slurm"),
 }
-
-
-OURS = {name: f"runner.{name}" for name in ("steps", "epochs", "config_hash", "run_name")}  # of our resolvers
 
 
 def short_message(error: Exception) -> str:
@@ -33,11 +30,10 @@ def short_message(error: Exception) -> str:
         return _unreadable(error.override)
     if found := re.search(r"Could not find '([\w/]+)/([^/'\s]+)'", text):
         return _no_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.M))
+    if found := re.search(r"Unsupported interpolation type (\S+)", text):
+        return unknown_resolver(found[1])
     if found := re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text):
         return no_such_key(found[1])
-    if found := re.search(r"Unsupported interpolation type (\S+)", text):
-        ours = OURS.get(found[1])
-        return f"there is no resolver ${{{found[1]}:}}{f'; did you mean ${{{ours}:}}?' if ours else ''}"
     if found := re.search(r"Ambiguous value for argument '(.+)'", text):
         is_noun = found[1].split("=")[0] in config_groups()
         return f"{found[1]} names several values; add -m for a sweep over them{'' if is_noun else ', or [...] for a list'}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 
 from runner import run
 from runner.errors import ConfigError
+from tests.conftest import ROOT
 
 QUICK = ("model=mlp", "batches=2")
 
@@ -126,3 +129,21 @@ def test_the_main_job_on_a_folder_of_pictures(method, pictures):
     assert result.verdict == "held"
     assert result.record["counts"]["held"] == 60
     assert result.record["counts"]["trained"] == 2
+
+
+def test_a_run_inside_another_hydra_app_leaves_its_job_name(tmp_path):
+    Path("app.py").write_text(
+        "import hydra\n"
+        "from hydra.core.hydra_config import HydraConfig\n"
+        "from runner import run\n"
+        "@hydra.main(version_base='1.3', config_path=None)\n"
+        "def main(config):\n"
+        "    assert run('model=mlp', 'batches=1', 'cost=off').status == 'finished'\n"
+        "    print(HydraConfig.get().job.name)\n"
+        "main()\n"
+    )
+    command = [sys.executable, "app.py", "-m", "+number=1,2", "hydra.sweep.dir=mine"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert [line for line in done.stdout.splitlines() if line in ("app", "runner")] == ["app", "app"]
+    assert sorted(path.name for path in Path("mine").glob("*/*.log")) == ["app.log", "app.log"]
