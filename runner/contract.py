@@ -1,6 +1,6 @@
 """What users and scripts may rely on: file names, columns, words, exit codes, and the shape of a row and of a record.
 
-Each word is a `Literal`, so that the type checker refuses any other.
+Each word is a `Literal`: where a value has such a type, the type checker refuses any other word.
 """
 
 from __future__ import annotations
