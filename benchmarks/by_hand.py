@@ -1,7 +1,7 @@
-"""What a careful user writes without this project: freeze a part of ResNet-18, train, and see what moved.
+"""What a careful user writes without this project: freeze a part of ResNet-18, train, and measure what moved.
 
-The yardstick of the other benchmarks: it imports nothing of the project, does the work of
-`python -m runner method=... freeze=...` the plain obvious way, and writes the same columns and rows.
+The reference for the other benchmarks: it imports nothing of the project, does the same as
+`python -m runner method=... freeze=...` in the most direct way, and writes the same columns and rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 
 
 def tensors(model: nn.Module) -> dict[str, tuple[str, str, Tensor]]:
-    """Each parameter and buffer by name, in the order of modules: its kind, its module's type, itself."""
+    """{name: (kind, type of its module, tensor)} for each parameter and buffer, in the order of the modules."""
     found = {}
     for owner, module in model.named_modules():
         kind = type(module).__name__
@@ -32,7 +32,7 @@ def tensors(model: nn.Module) -> dict[str, tuple[str, str, Tensor]]:
 
 
 def row(name: str, kind: str, module_type: str, before: Tensor, after: Tensor, frozen: bool, group: str, lr: Any) -> dict:
-    """How far one tensor moved, and what that means."""
+    """The row of `changes.csv` for one tensor."""
     moved = not torch.equal(before, after)
     old, new = (before, after) if before.is_floating_point() else (before.double(), after.double())
     difference = new.detach() - old
@@ -66,6 +66,7 @@ def row(name: str, kind: str, module_type: str, before: Tensor, after: Tensor, f
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write rows that all have the keys of the first one."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

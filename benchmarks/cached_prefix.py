@@ -1,9 +1,9 @@
-"""A step of a later epoch under `method=cached_prefix`, against `requires_grad`, and against the head alone on its features.
+"""A step of a later epoch under `method=cached_prefix`, compared with `requires_grad`, and with the head alone on features.
 
 Run from the project's root: `python -m benchmarks.cached_prefix [--quick] [--threads N]`. ResNet-18, its backbone frozen and
-held in eval mode, 3x128x128, batches of 8. The three loops run in turn in one process, the two short ones A B B A, so
-that neither always meets the caches that the long one leaves.
-Counted: data, step, and the audit's looks. The first epoch, in which the prefix runs, is not counted.
+in eval mode, 3x128x128, batches of 8. The three loops run in turn in one process, the two short ones in the order A B B A,
+so that neither always runs right after the long one, when the processor's caches are cold.
+Measured are data, step and the audit's looks. The first epoch, in which the frozen layers run, is not measured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from benchmarks.timing import Time, now, say
+from benchmarks.timing import Time, print_ratios, read_clocks
 from runner.assemble import assembled
 from runner.config.check import check
 from runner.config.naming import register_resolvers
@@ -32,20 +32,26 @@ SAMPLES, INPUT, CLASSES = 8, (3, 128, 128), 1000
 
 
 def config(method: str, batches: int, epochs: int) -> Config:
-    """One run of the runner."""
-    given = [f"method={method}", "freeze=backbone", "freeze.buffers=frozen", f"batches={batches}", f"data.epochs={epochs}"]
-    given += [f"model.input={list(INPUT)}", f"model.classes={CLASSES}", f"data.batch_size={SAMPLES}", "device=cpu"]
+    """The checked config of one run."""
+    overrides = [
+        f"method={method}",
+        "freeze=backbone",
+        "freeze.buffers=frozen",
+        f"batches={batches}",
+        f"data.epochs={epochs}",
+    ]
+    overrides += [f"model.input={list(INPUT)}", f"model.classes={CLASSES}", f"data.batch_size={SAMPLES}", "device=cpu"]
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(compose("config", given))
+        return check(compose("config", overrides))
 
 
 @contextmanager
 def by_runner(method: str, batches: int, epochs: int) -> Iterator[Iterator[Any]]:
-    """The runner's steps behind the first epoch, wired as runner/experiment.py does."""
-    asked = config(method, batches, epochs)
+    """Yields the runner's steps after the first epoch (an iterator), set up as in runner/experiment.py."""
+    checked = config(method, batches, epochs)
     with (
-        assembled(asked) as setup,
+        assembled(checked) as setup,
         audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report,
     ):
         steps = training_steps(setup, report, Training())
@@ -56,7 +62,7 @@ def by_runner(method: str, batches: int, epochs: int) -> Iterator[Iterator[Any]]
 
 @contextmanager
 def head_alone(batches: int) -> Iterator[Iterator[Any]]:
-    """The limit: the plain loop of the head on a tensor of features, shuffled, which keeps what `steps.csv` holds."""
+    """The lower limit: yields the steps of a plain loop that trains the head on shuffled features."""
     seed_all(0)
     features, targets = torch.randn(batches * SAMPLES, 512), torch.randint(CLASSES, (batches * SAMPLES,))
     model, loss_of = nn.Linear(512, CLASSES), nn.CrossEntropyLoss()
@@ -74,13 +80,13 @@ def head_alone(batches: int) -> Iterator[Iterator[Any]]:
     yield steps()
 
 
-def took(steps: Iterator[Any], count: int) -> Time:
-    """What `count` more steps took, for each step."""
-    start = now()
+def time_per_step(steps: Iterator[Any], count: int) -> Time:
+    """Run `count` more steps, and return the mean time of a step."""
+    start = read_clocks()
     for _ in islice(steps, count):
         pass
-    used = now() - start
-    return Time(used.cpu / count, used.wall / count)
+    total = read_clocks() - start
+    return Time(total.cpu / count, total.wall / count)
 
 
 def main() -> None:
@@ -97,23 +103,23 @@ def main() -> None:
         by_runner("requires_grad", batches, epochs) as whole,
         head_alone(batches) as head,
     ):
-        found: list[tuple[Time, Time, Time]] = []
+        times: list[tuple[Time, Time, Time]] = []  # of two steps each: requires_grad, cached_prefix, head alone
         for number in range(rounds + 1):
-            of_whole, short = took(whole, few), {}
+            whole_time, short = time_per_step(whole, few), {}
             for name in ("cached", "head", "head", "cached") if number % 2 else ("head", "cached", "cached", "head"):
-                short[name] = short.get(name, Time()) + took({"cached": cached, "head": head}[name], many)
-            found.append((of_whole + of_whole, short["cached"], short["head"]))
+                short[name] = short.get(name, Time()) + time_per_step({"cached": cached, "head": head}[name], many)
+            times.append((whole_time + whole_time, short["cached"], short["head"]))
             if number == 0:
-                found.clear()  # what is done once in a process
+                times.clear()  # the first round includes what is done once per process
     size = f"{rounds} rounds, {torch.get_num_threads()} threads"
-    said = " ms, ".join(f"{median(times[place].cpu for times in found) / 2 * 1e3:.3g}" for place in range(3)) + " ms a step"
+    step_times = " ms, ".join(f"{median(row[place].cpu for row in times) / 2 * 1e3:.3g}" for place in range(3)) + " ms"
     for clock in ("cpu", "wall"):
-        ratio = [getattr(whole, clock) / getattr(cached, clock) for whole, cached, _ in found]
+        ratio = [getattr(whole, clock) / getattr(cached, clock) for whole, cached, _ in times]
         print(f"{size}, {clock}: requires_grad / cached_prefix {median(ratio):.1f} ({min(ratio):.1f} to {max(ratio):.1f})")
-        say(
-            f"{size}, {clock}: cached_prefix / head alone", [getattr(c, clock) / getattr(h, clock) for _, c, h in found], 1.3
+        print_ratios(
+            f"{size}, {clock}: cached_prefix / head alone", [getattr(c, clock) / getattr(h, clock) for _, c, h in times], 1.3
         )
-    print(f"medians of CPU: {said}")
+    print(f"CPU time of a step, medians: {step_times} (requires_grad, cached_prefix, head alone)")
 
 
 if __name__ == "__main__":

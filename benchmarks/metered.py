@@ -1,6 +1,7 @@
-"""A model, data, a task and an optimizer that note the CPU time of what any loop does, so that the rest is the runner's.
+"""A model, data, a task and an optimizer that measure the CPU time of what every training loop does.
 
-`python -m runner` and `runner.run` take them as `_target_`: nothing of the runner is changed or replaced.
+All other CPU time of a run is the runner's own cost. They are given to `python -m runner` and `runner.run` as `_target_`, so
+nothing in the runner is changed.
 """
 
 from __future__ import annotations
@@ -13,29 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-spent = 0.0  # CPU seconds in here since the process began: building the model, forward, backward, step
+spent = 0.0  # CPU seconds of building the model, forward, backward and step, since the process began
 _since: float | None = None
 
 
-def start() -> None:
-    """From now on it is not the runner's."""
+def start_clock() -> None:
+    """Add the CPU time from here on to `spent`."""
     global _since
     _since = process_time()
 
 
-def stop(*_: Any) -> None:
-    """From now on it is the runner's again; a step that no batch began, of a rehearsal, is the runner's."""
+def stop_clock(*_: Any) -> None:
+    """Stop the clock; does nothing if it is not running, as in a step of the rehearsal, which counts as own cost."""
     global spent, _since
     if _since is not None:
         spent, _since = spent + process_time() - _since, None
 
 
 def stack(layers: int, width: int, bias: bool) -> nn.Module:
-    """A stack of linear layers, each `width` x `width`, filled with small numbers: `first` and `last` halves of it.
+    """Linear layers of `width` x `width` in two modules, `first` and `last`, each with a half of them.
 
-    Noise in a billion elements would take longer than everything else, so each is a constant of its own.
+    Each layer is filled with its own small constant: random numbers for a billion elements would take too long.
     """
-    start()
+    start_clock()
     with torch.device("meta"):
         built = [nn.Linear(width, width, bias=bias) for _ in range(layers)]
     for number, layer in enumerate(built, 1):
@@ -46,12 +47,12 @@ def stack(layers: int, width: int, bias: bool) -> nn.Module:
     model = nn.Sequential()
     model.add_module("first", nn.Sequential(*built[:half]))
     model.add_module("last", nn.Sequential(*built[half:]))
-    stop()
+    stop_clock()
     return model
 
 
 class Ones:
-    """The same two samples again and again."""
+    """A data source that repeats one batch of two samples."""
 
     def batches(self, count: int, input: Sequence[int], classes: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields x (2, *input) float32 and y (2,) int64."""
@@ -61,19 +62,19 @@ class Ones:
 
 
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross entropy; the clock it starts is stopped by the optimizer, after backward and step."""
-    start()
+    """Cross entropy; starts the clock, which the optimizer stops after backward and step."""
+    start_clock()
     return functional.cross_entropy(model(batch[0]), batch[1])
 
 
 class Sgd(torch.optim.SGD):
-    """SGD; its hook is the first, so that those of an audit come after the clock has stopped."""
+    """SGD that stops the clock after a step; its hook is registered first, so the hooks of an audit run after that."""
 
     def __init__(self, params: Any, lr: float = 1e-3) -> None:
         super().__init__(params, lr=lr)
-        self.register_step_post_hook(stop)
+        self.register_step_post_hook(stop_clock)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        start()
+        start_clock()
         super().zero_grad(set_to_none)
-        stop()
+        stop_clock()

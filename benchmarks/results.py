@@ -1,4 +1,4 @@
-"""What a benchmark leaves: a process's CPU time, clock and peak memory, a table, and the machine and versions it ran on."""
+"""Measure a process (CPU time, wall time, peak memory), and save a benchmark's table with the machine and versions."""
 
 from __future__ import annotations
 
@@ -20,61 +20,61 @@ PACKAGES = ("freeze-runner", "torch", "torchvision", "lightning", "fastai", "fin
 
 
 @dataclass(frozen=True)
-class Used:
-    """What a process took: CPU seconds (user and system, its children's included), wall seconds, peak resident bytes."""
+class Usage:
+    """What a process used: CPU seconds (user and system, with its children's), wall seconds, peak resident bytes."""
 
     cpu: float
     wall: float
     peak: int
 
 
-def measured(command: Sequence[str]) -> Used:
-    """What a command took, by `timing.measured`."""
-    took, peak = timing.measured(command)
-    return Used(took.cpu, took.wall, peak)
+def measure_command(command: Sequence[str]) -> Usage:
+    """Run a command and return what it used; raises as `timing.time_and_peak` does."""
+    time, peak = timing.time_and_peak(command)
+    return Usage(time.cpu, time.wall, peak)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and the quartiles around it (the range, for fewer than four)."""
-    found = sorted(values)
-    if len(found) < 4:
-        return median(found), found[0], found[-1]
-    return median(found), found[len(found) // 4], found[-1 - len(found) // 4]
+def median_and_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, lower quartile, upper quartile); with fewer than four values (median, minimum, maximum)."""
+    ordered = sorted(values)
+    if len(ordered) < 4:
+        return median(ordered), ordered[0], ordered[-1]
+    return median(ordered), ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
 
 
-def save(name: str, rows: Sequence[Row], threads: int, quick: bool) -> None:
-    """Write a table and what it was measured on; a quick look leaves nothing."""
+def save_table(name: str, rows: Sequence[Row], threads: int, quick: bool) -> None:
+    """Write a table to NAME.csv, and machine and versions to NAME.machine.csv; with `quick` write nothing."""
     if quick:
         return
     FOLDER.mkdir(exist_ok=True)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    _write(FOLDER / f"{name}.csv", columns, [{column: _short(row.get(column)) for column in columns} for row in rows])
-    told = [{"what": what, "value": value} for what, value in {**machine(), "threads": threads}.items()]
-    _write(FOLDER / f"{name}.machine.csv", ["what", "value"], told)
+    _write_csv(FOLDER / f"{name}.csv", columns, [{column: _rounded(row.get(column)) for column in columns} for row in rows])
+    facts = [{"what": key, "value": value} for key, value in {**machine(), "threads": threads}.items()]
+    _write_csv(FOLDER / f"{name}.machine.csv", ["what", "value"], facts)
 
 
 def machine() -> dict[str, str]:
-    """Cores, processor and versions; nothing that tells one machine of a kind from another."""
+    """Cores, processor and versions; nothing that identifies the individual machine."""
     models = {line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
-    found = {"cores": str(os.cpu_count()), "processor": ", ".join(sorted(models)) or platform.machine()}
-    found |= {"system": platform.system(), "python": platform.python_version()}
+    facts = {"cores": str(os.cpu_count()), "processor": ", ".join(sorted(models)) or platform.machine()}
+    facts |= {"system": platform.system(), "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            facts[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            facts[package] = "not installed"
+    return facts
 
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def _short(value: Any) -> Any:
+def _rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()

@@ -1,8 +1,8 @@
-"""The runner's loop inside its audit against the same loop by hand, step by step in one process.
+"""The runner's loop inside its audit, compared with the same loop by hand, step by step in one process.
 
-Run from the project's root: `python -m benchmarks.step_loop [--quick]`. Steps alternate A B B A, so that a drift of
-the machine cancels. Counted: data, step, and the audit's looks at the bits. Not counted: the copy made before and the
-norms after, which both loops would need (see norms.py).
+Run from the project's root: `python -m benchmarks.step_loop [--quick]`. Steps run in the order A B B A, so that slow changes
+of the machine's speed cancel. Measured are data, step, and the audit's looks (comparisons of bits), but not the copy before
+and the norms after, which both loops would need (see norms.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from benchmarks.timing import Time, now, say
+from benchmarks.timing import Time, print_ratios, read_clocks
 from runner.freezing.groups import by_role
 from runner.freezing.selection import select
 from runner.methods.zero_lr import ZeroLr
@@ -39,16 +39,16 @@ def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def audited(count: int) -> Iterator[Any]:
-    """The runner's loop, a step a `next`, wired as runner/experiment.py does."""
+    """The runner's loop, set up as in runner/experiment.py; the first `next` sets it up, each later one runs a step."""
     model, optimizer = model_and_optimizer()
     batches = Synthetic(SAMPLES).batches(count, INPUT, CLASSES, seed=0)
     with audit(model, select(model, ["fc"]), optimizer):
-        yield None  # what follows is counted
+        yield None  # measured from here on
         yield from train(model, optimizer, Classification(), batches)
 
 
 def by_hand(count: int) -> Iterator[Any]:
-    """The plain loop, a step a `next`, which keeps what the runner's `steps.csv` holds."""
+    """The plain loop; the first `next` sets it up, each later one runs a step and returns the values of `steps.csv`."""
     model, optimizer = model_and_optimizer()
     generator = torch.Generator().manual_seed(0)
     loss_of = nn.CrossEntropyLoss()
@@ -67,39 +67,48 @@ def by_hand(count: int) -> Iterator[Any]:
 
 
 def repetition(count: int) -> tuple[list[Time], list[Time]]:
-    """What each step of the two loops took, interleaved A B B A."""
+    """The time of each step of (the audited loop, the plain loop); the loops alternate in the order A B B A."""
     loops = {"audited": audited(count), "by_hand": by_hand(count)}
-    took: dict[str, list[Time]] = {name: [] for name in loops}
+    times: dict[str, list[Time]] = {name: [] for name in loops}
     for loop in loops.values():
         next(loop)
     for number in range(count):
         for name in sorted(loops, reverse=number % 2 == 1):
-            start = now()
+            start = read_clocks()
             step = next(loops[name])
-            took[name].append(now() - start)
+            times[name].append(read_clocks() - start)
             del step
     for loop in loops.values():
         loop.close()
-    return took["audited"], took["by_hand"]
+    return times["audited"], times["by_hand"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=32, help="steps in a repetition; at a power of 2 the last is a look")
+    parser.add_argument("--steps", type=int, default=32, help="steps in a repetition")
     parser.add_argument("--quick", action="store_true", help="two repetitions of 8 steps instead of five of 32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     steps = 8 if args.quick else args.steps
-    repetition(2)  # what is done once in a process: lazy imports, thread pools
+    repetition(2)  # for what is done once per process: lazy imports, thread pools
     pairs = [repetition(steps) for _ in range(2 if args.quick else 5)]
-    totals = [(sum(ours, Time()), sum(hand, Time())) for ours, hand in pairs]
-    said = f"{median(o.cpu for o, _ in totals) / steps * 1e3:.0f} ms a step"
-    say(f"step loop, {steps} steps of {SAMPLES}, CPU", [ours.cpu / hand.cpu for ours, hand in totals], 1.01, said)
-    say(f"step loop, {steps} steps of {SAMPLES}, wall", [ours.wall / hand.wall for ours, hand in totals], 1.01)
-    between = [n for n in range(steps) if (n + 1) & n]  # steps after which nothing is looked at
-    plain = [ours[n].cpu / hand[n].cpu for ours, hand in pairs for n in between]
-    say("  of which steps without a look, CPU", plain)
+    totals = [(sum(audited_times, Time()), sum(hand, Time())) for audited_times, hand in pairs]
+    note = f"{median(o.cpu for o, _ in totals) / steps * 1e3:.0f} ms per step"
+    print_ratios(
+        f"step loop, {steps} steps of {SAMPLES}, CPU",
+        [audited_times.cpu / hand.cpu for audited_times, hand in totals],
+        1.01,
+        note,
+    )
+    print_ratios(
+        f"step loop, {steps} steps of {SAMPLES}, wall",
+        [audited_times.wall / hand.wall for audited_times, hand in totals],
+        1.01,
+    )
+    no_look = [n for n in range(steps) if (n + 1) & n]  # steps after which the audit does not compare bits
+    ratios = [audited_times[n].cpu / hand[n].cpu for audited_times, hand in pairs for n in no_look]
+    print_ratios("  only steps without a look, CPU", ratios)
 
 
 if __name__ == "__main__":

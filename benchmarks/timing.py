@@ -1,4 +1,4 @@
-"""What the benchmarks share: clocks, child processes, and the line in which each says its result."""
+"""Shared by the benchmarks: clocks, child processes, and printing a result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUNNER = [sys.executable, "-m", "runner"]
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds: `cpu` is user and system time over all threads, `wall` is the clock's."""
+    """Seconds: `cpu` is user and system time of all threads, `wall` is elapsed time."""
 
     cpu: float = 0.0
     wall: float = 0.0
@@ -31,37 +31,37 @@ class Time:
         return Time(self.cpu - other.cpu, self.wall - other.wall)
 
 
-def now() -> Time:
-    """This process's clocks."""
+def read_clocks() -> Time:
+    """The CPU time of this process, and the wall clock."""
     return Time(process_time(), perf_counter())
 
 
-def measured(command: Sequence[str]) -> tuple[Time, int]:
-    """Run a command from the project's root; what it took, its own children included, and its peak resident bytes.
+def time_and_peak(command: Sequence[str]) -> tuple[Time, int]:
+    """Run a command from the project's root; returns its time, with that of its children, and its peak resident bytes.
 
-    The peak is that of the largest single process, and holds only while this one is small: a child starts as its copy.
-    Raises RuntimeError with what the command wrote where its exit code is not 0.
+    The peak is that of its largest process. It is only right if this process is small, because a child starts as a copy.
+    Raises RuntimeError with the command's output if its exit code is not 0.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         start = perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(process.pid, 0)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
         wall = perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
-            said.seek(0)
-            raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}\n{said.read().decode()[-3000:]}")
-    return Time(used.ru_utime + used.ru_stime, wall), used.ru_maxrss * 1024
+            output.seek(0)
+            raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}\n{output.read().decode()[-3000:]}")
+    return Time(usage.ru_utime + usage.ru_stime, wall), usage.ru_maxrss * 1024
 
 
-def child(command: Sequence[str]) -> Time:
-    """Run a command from the project's root and return what it took, as `measured` does."""
-    return measured(command)[0]
+def time_command(command: Sequence[str]) -> Time:
+    """Run a command from the project's root and return its time; raises as `time_and_peak` does."""
+    return time_and_peak(command)[0]
 
 
-def say(what: str, ratios: Sequence[float], target: float | None = None, note: str = "") -> None:
-    """Print a line: the median of the ratios, their range, and the target where there is one."""
+def print_ratios(label: str, ratios: Sequence[float], target: float | None = None, note: str = "") -> None:
+    """Print a line: the median of the ratios, their range, whether the target is met, and a note."""
     middle = median(ratios)
-    spread = f"{min(ratios):.3f} to {max(ratios):.3f}, n={len(ratios)}"
-    judged = "" if target is None else f"  target <= {target:.3g}  {'met' if middle <= target else 'MISSED'}"
-    print(f"{what:<46} {middle:6.3f}  ({spread}){judged}{'  ' + note if note else ''}", flush=True)
+    value_range = f"{min(ratios):.3f} to {max(ratios):.3f}, n={len(ratios)}"
+    result = "" if target is None else f"  target <= {target:.3g}  {'met' if middle <= target else 'MISSED'}"
+    print(f"{label:<46} {middle:6.3f}  ({value_range}){result}{'  ' + note if note else ''}", flush=True)

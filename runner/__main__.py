@@ -19,7 +19,7 @@ from runner.config.naming import CUSTOM, freeze_name, method_choice, register_re
 from runner.config.schema import CONF, steps_of
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, WITH_TABLES
 from runner.errors import ConfigError, Refused
-from runner.runs.interrupts import leave_at_once, on_interrupt
+from runner.runs.interrupts import exit_at_once, handle_interrupts
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
         print(f"freeze-runner {runner.__version__}")
         return EXIT_DONE
     try:
-        with on_interrupt(leave_at_once):
+        with handle_interrupts(exit_at_once):
             return through_hydra()
     except KeyboardInterrupt:
         print("freeze-runner: interrupted", file=sys.stderr)
@@ -67,7 +67,7 @@ def through_hydra() -> int:
         except OSError as error:
             print(f"freeze-runner: failed: the record cannot be written: {error}", file=sys.stderr)
             codes.append(EXIT_FAILED)
-        except Exception:  # ours: what a run itself does wrong, `perform` records
+        except Exception:  # ours: what a run itself does wrong, `execute_run` records
             traceback.print_exc()
             codes.append(EXIT_FAILED)
 
@@ -79,7 +79,7 @@ def carry_out(config: DictConfig) -> int:
     """One run of its own, its progress, its summary and its page; returns its exit code."""
     from runner.runs import console, job
 
-    terminal = console.terminal()
+    terminal = console.create_console()
     shown: list[str] = []
 
     def on_note(text: str, *, urgent: bool = False) -> None:
@@ -87,15 +87,15 @@ def carry_out(config: DictConfig) -> int:
             shown.append(text)
             print(f"freeze-runner: warning: {text}", file=sys.stderr)
 
-    with console.progress(steps_of(config), terminal) as on_step:
-        result = job.perform(config, on_step, on_note=on_note)
+    with console.progress_bar(steps_of(config), terminal) as on_step:
+        result = job.execute_run(config, on_step, on_note=on_note)
     if result.status in WITH_TABLES:
         from runner.report.files import write_run_page
 
-        console.show(result, title(config), terminal, shown_before=shown)
+        console.print_summary(result, title(config), terminal, printed_notes=shown)
         write_run_page(result.folder)
     else:
-        refuse(f"{result.record['status']}: {result.record['reason']} (log: {console.shown(result.folder / LOG)})")
+        refuse(f"{result.record['status']}: {result.record['reason']} (log: {console.display_path(result.folder / LOG)})")
     if result.status == "interrupted":
         raise KeyboardInterrupt
     return result.exit_code

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from runner.config.build import build, build_a
 from runner.config.schema import Config
 from runner.contract import Note, unheard
-from runner.cost.meter import Clock, Counter, Meter
+from runner.cost.meter import CountingMeter, Meter, TimingMeter
 from runner.errors import ConfigError, SkippedError
 from runner.freezing.eval_mode import hold_in_eval_mode
 from runner.freezing.groups import Group, prepared_for, regroup, with_lrs, without_empty
@@ -69,7 +69,7 @@ def assembled(config: Config, note: Note = unheard) -> Iterator[Setup]:
         built = build_a(nn.Module, config.model.build, "model.build").to(device)
         refuse_unless_dense(built)
         meter = build_meter(config, device, note)
-        meter.built(built)
+        meter.on_model_built(built)
         for module in built.modules():
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(built)
@@ -183,6 +183,6 @@ def own_keys(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_meter(config: Config, device: torch.device, note: Note) -> Meter:
     """The meter of `cost=off|count|time`."""
-    kind = {"off": Meter, "count": Counter, "time": Clock}[config.cost.value]
+    kind = {"off": Meter, "count": CountingMeter, "time": TimingMeter}[config.cost.value]
     settings = ("task", "autocast", "method", "freeze", "schedule")
     return kind({"model": config.model.build} | {key: getattr(config, key) for key in settings}, device, note)

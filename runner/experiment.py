@@ -15,14 +15,14 @@ from torch import nn
 from runner.assemble import Setup, assembled, begin_phase, build_batches, build_scheduler, build_task
 from runner.config.schema import Config
 from runner.contract import Cost, Figures, Note, Row, unheard
-from runner.foresight.warnings import Foreseen, couplings, foresee_phase
+from runner.foresight.warnings import Forecast, couplings, foresee_phase
 from runner.freezing.schedule import spans
 from runner.freezing.selection import Selection
 from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
-from runner.proof.verdict import counts, finite, run_verdict
+from runner.proof.verdict import count_verdicts, finite_or_none, run_verdict
 from runner.seeding import seed_all
 from runner.training.loop import Step, train
 
@@ -45,7 +45,7 @@ class Training:
     """How far the training has come. `not_run`: of each module, the share of the phase's steps that did not run it."""
 
     steps: list[Step] = field(default_factory=list)
-    foreseen: Foreseen = field(default_factory=Foreseen)
+    foreseen: Forecast = field(default_factory=Forecast)
     not_run: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
 
@@ -76,9 +76,9 @@ def experiment(
         losses = torch.stack([step.loss for step in training.steps]).tolist() if training.steps else []
         figures: Figures = {
             "verdict": run_verdict(report.rows),
-            "counts": counts(report.rows),
-            "loss_first": finite(losses[0]) if losses else None,
-            "loss_last": finite(losses[-1]) if losses else None,
+            "counts": count_verdicts(report.rows),
+            "loss_first": finite_or_none(losses[0]) if losses else None,
+            "loss_last": finite_or_none(losses[-1]) if losses else None,
             "looks": report.looks,
             "threads": torch.get_num_threads(),
             "device": str(setup.device),
@@ -102,7 +102,7 @@ def training_steps(setup: Setup, report: Report, training: Training, foresees: b
     config, phases, optimizer = setup.config, setup.phases, setup.optimizer
     task = build_task(config, setup.device)
     scheduler = build_scheduler(config, optimizer)  # under the audit, which has to see the declared rates
-    task = setup.meter.watched(task, optimizer, setup.undo)
+    task = setup.meter.wrap_task(task, optimizer, setup.undo)
     setup.method.attach(optimizer, phases[0].selection, setup.undo)
     seed_all(config.seed)
     batches = build_batches(config, setup.device)
@@ -117,7 +117,7 @@ def training_steps(setup: Setup, report: Report, training: Training, foresees: b
             training.foreseen = foresee_phase(setup, training.foreseen)
         context = PhaseContext(setup.model, task, setup.note)
         fed = setup.method.feed(islice(batches, count), context)
-        fed = setup.meter.first_of(fed, phase.first, optimizer, setup.undo)
+        fed = setup.meter.watch_first_batch(fed, phase.first, optimizer, setup.undo)
         how = {"scheduler": scheduler, "clip": config.clip, "zero_grad_to_none": config.zero_grad_to_none}
         for step in train(setup.model, optimizer, task, fed, **how, first=phase.first):
             training.steps.append(step)
@@ -130,10 +130,10 @@ def costs(setup: Setup, training: Training) -> Cost:
     """The figures of a run that made steps; none of one that was interrupted, whose end is not to wait for them."""
     if not training.steps or training.interrupted:
         return {}
-    return setup.meter.read(
+    return setup.meter.read_costs(
         model=setup.model,
         optimizer=setup.optimizer,
         selection=setup.selection,
         parameters=setup.parameters,
-        not_run=training.not_run,
+        skipped=training.not_run,
     )

@@ -15,7 +15,7 @@ from runner.config.hydra_errors import short_message
 from runner.config.naming import register_resolvers
 from runner.contract import EXIT_DONE, EXIT_FAILED
 from runner.errors import ConfigError, Refused
-from runner.runs.folder import holds_a_run
+from runner.runs.folder import contains_run
 
 register_resolvers()  # at import, for the config names this module in each process that composes or runs it
 
@@ -30,12 +30,12 @@ class BeforeRun(Callback):
                 raise ConfigError("resume=last goes on with a sweep; add -m")
             if checked.plan:
                 from runner.foresight.plan import show_plan
-                from runner.runs.console import terminal
+                from runner.runs.console import create_console
 
-                show_plan(checked, terminal())
+                show_plan(checked, create_console())
                 raise SystemExit(EXIT_DONE)
             folder = Path(config.hydra.run.dir)
-            if holds_a_run(folder):
+            if contains_run(folder):
                 raise ConfigError(f"hydra.run.dir={folder} holds a run already; give a folder of its own")
         except (ConfigError, OmegaConfBaseException) as error:
             raise Refused(" ".join(short_message(error).split())) from error

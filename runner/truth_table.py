@@ -26,7 +26,7 @@ from runner.config.schema import CONF, Config
 from runner.contract import EXIT_DONE, Row
 from runner.errors import SkippedError
 from runner.report.truth_page import TRUTH_COLUMNS, write_truth_table
-from runner.runs.console import terminal
+from runner.runs.console import create_console
 
 if TYPE_CHECKING:
     from runner.experiment import Outcome
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")  # torch's, of schedulers that are stepped before an optimizer that is skipped
     cells = list(grid())
     gc.freeze()  # what was imported is there to stay; looking through it after every few runs takes a third of the time
-    ends = [became(cell) for cell in track(cells, "runs", console=terminal(), disable=not sys.stdout.isatty())]
+    ends = [became(cell) for cell in track(cells, "runs", console=create_console(), disable=not sys.stdout.isatty())]
     table = rows(cells, ends)
     write_truth_table(table, folder, torch.__version__.partition("+")[0])
     print(f"{len(cells)} runs, {len(table)} distinct outcomes: {folder / 'truth_table.md'}")

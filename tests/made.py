@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.contract import CHANGES, COLUMNS, LOG, RECORD, STEPS
-from runner.proof.verdict import counts
+from runner.proof.verdict import count_verdicts
 from runner.runs.folder import csv_text
 
 VERSIONS = {"python": "3.11.7", "freeze-runner": "0.1.0", "torch": "2.14.1"}
@@ -51,7 +51,7 @@ def make_run(
         "status": "finished",
         "reason": "",
         "verdict": "leaked" if any(row["verdict"] == "leaked" for row in rows) else "held",
-        "counts": counts(rows),
+        "counts": count_verdicts(rows),
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
         "looks": [1, 2] if rows else [],

@@ -119,7 +119,8 @@ def test_what_needs_the_model_is_one_line_code_2_and_a_folder_that_says_failed(d
 def test_one_run_writes_the_files_of_the_contract_and_says_the_answer(command):
     done = command("method=zero_lr", "freeze=head", *QUICK)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "HELD  2 of 2 frozen tensors kept every bit" in done.stdout
+    buffers = "3 BatchNorm buffers changed (normal; `freeze.buffers=frozen` stops it)"
+    assert f"HELD  2 of 2 frozen tensors kept every bit; {buffers}" in done.stdout
     assert "\x1b" not in done.stdout  # no colour, no bar in a pipe
     (folder,) = folders()
     assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}", str(folder))
@@ -350,7 +351,7 @@ def test_a_plan_names_each_hazard_and_who_would_be_to_blame(door):
         "hazard: zero_lr with OneCycleLR: the learning rate of the group frozen becomes 0.1 at step 6: "
         "body.weight and 6 more would leak\n" in out
     )
-    assert "hazard: BatchNorm1d norm will drift, for its buffers are live; freeze.buffers=frozen holds them\n" in out
+    assert "hazard: buffers of BatchNorm1d norm will change (normal; freeze.buffers=frozen stops it)\n" in out
 
 
 def test_a_plan_says_what_would_stay_idle(door):
@@ -373,7 +374,7 @@ def test_a_plan_of_a_method_that_cannot_serve_is_code_2(door):
 def test_a_run_warns_on_stderr_before_it_trains_and_keeps_the_warning_in_its_record(door, tmp_path):
     given = ("model=mlp", "freeze=backbone", "method=zero_lr", "optimizer=rprop", "hydra.run.dir=here")
     code, out, err = door(*given)
-    warning = "Rprop moves at lr 0: body.weight and 6 more would leak"
+    warning = "Rprop updates at lr 0: body.weight and 6 more would leak"
     assert (code, err) == (0, f"freeze-runner: warning: {warning}\n")
     assert warning not in out
     assert json.loads((tmp_path / "here" / "run.json").read_text())["notes"] == [warning]

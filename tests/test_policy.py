@@ -63,13 +63,14 @@ PRIVATE_NAMES = {
         "torch._subclasses.fake_tensor.FakeTensorMode",
         "torch.utils._python_dispatch.TorchDispatchMode",
     },
-    "runner/foresight/rehearsal.py": {"_backward_hooks", "_buffers", "_parameters", "_post_accumulate_grad_hooks"},
+    "runner/foresight/effects.py": {"_backward_hooks", "_post_accumulate_grad_hooks"},
+    "runner/foresight/rehearsal.py": {"_buffers", "_parameters"},
     "runner/freezing/selection.py": {"_modules", "_orig_mod", "_parameters"},
     "runner/methods/prefix/bypass.py": {"_version"},
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},
     "runner/proof/audit.py": {"_optimizer_step_post_hooks"},
     "runner/proof/replay.py": {"_hooks"},
-    "runner/proof/witness.py": {
+    "runner/proof/leak_tracer.py": {
         "_buffers",
         "_optimizer_step_post_hooks",
         "_optimizer_step_pre_hooks",

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from runner.report.truth_page import TRUTH_COLUMNS, page, read_truth_table
+from runner.report.truth_page import TRUTH_COLUMNS, read_truth_table, truth_table_markdown
 from runner.truth_table import VARIANTS, Cell, became, grid, main, names
 from tests.conftest import ROOT
 from tests.test_conformance import build_method
@@ -93,7 +93,7 @@ def test_a_method_leaks_in_the_table_only_under_the_traps_that_it_confesses(meth
 def test_the_page_is_what_the_table_says_and_names_the_version_of_torch():
     text = (DOCS / "truth_table.md").read_text()
     (version,) = re.findall(r"runs with torch (\S+):", text)
-    assert text == page(TABLE, version)
+    assert text == truth_table_markdown(TABLE, version)
 
 
 def test_the_command_says_what_it_takes(capsys):

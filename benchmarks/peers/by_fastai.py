@@ -1,4 +1,4 @@
-"""fastai's Learner with two parameter groups, the first of them frozen; neither recorder nor progress bar, no validation.
+"""fastai's Learner with two parameter groups, the first one frozen; without recorder, progress bar and validation.
 
 Source: https://docs.fast.ai/learner.html
 """
@@ -20,7 +20,7 @@ from benchmarks.peers.work import LR, MOMENTUM, Backbone, Batch
 
 
 def train(net: nn.Module, batches: Iterable[Batch]) -> nn.Module:
-    """One epoch over the batches with torch's SGD, which fastai's documentation has in an OptimWrapper."""
+    """Train one epoch on the batches with torch's SGD in an OptimWrapper, as in fastai's documentation."""
     model = Backbone(net)
     learner = Learner(
         DataLoaders(batches, [], device=torch.device("cpu")),

@@ -1,4 +1,4 @@
-"""Lightning with a BaseFinetuning callback, and with finetuning-scheduler; what their documentation switches off is off.
+"""Lightning with a BaseFinetuning callback, and with finetuning-scheduler, with extras off as their documentation describes.
 
 Sources: https://lightning.ai/docs/pytorch/stable/api/lightning.pytorch.callbacks.BaseFinetuning.html,
 https://finetuning-scheduler.readthedocs.io
@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore")
 
 
 class Classifier(lightning.LightningModule):
-    """The model as a LightningModule; the optimizer takes what has `requires_grad`, as the callback's documentation asks."""
+    """The model as a LightningModule; its optimizer has the parameters with `requires_grad`, as the callback needs."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Classifier(lightning.LightningModule):
 
 
 class FreezeBackbone(BaseFinetuning):
-    """Freezes the backbone, its BatchNorm parameters too, and never thaws it."""
+    """Freezes the backbone, with its BatchNorm parameters, and never unfreezes it."""
 
     def freeze_before_training(self, pl_module: Classifier) -> None:
         self.freeze(pl_module.net.backbone, train_bn=False)
@@ -50,7 +50,7 @@ class FreezeBackbone(BaseFinetuning):
 
 
 def train(net: nn.Module, batches: Iterable[Batch]) -> nn.Module:
-    """One epoch over the batches in Lightning's barebones mode, which is made to measure its overhead."""
+    """Train one epoch on the batches in Lightning's barebones mode, which is meant for measuring its overhead."""
     module = Classifier(net)
     trainer = lightning.Trainer(accelerator="cpu", devices=1, max_epochs=1, barebones=True, callbacks=[FreezeBackbone()])
     trainer.fit(module, batches)
@@ -58,13 +58,15 @@ def train(net: nn.Module, batches: Iterable[Batch]) -> nn.Module:
 
 
 def train_scheduled(net: nn.Module, batches: Iterable[Batch]) -> nn.Module:
-    """The same under finetuning-scheduler, at the first depth of a schedule, the head; it demands a checkpoint callback,
-    which keeps nothing, and so no barebones mode."""
+    """Train one epoch with finetuning-scheduler, in the first phase of a schedule, which trains the head.
+
+    It needs a checkpoint callback (which saves nothing here), so barebones mode is not possible.
+    """
     import finetuning_scheduler as fts
 
     module = Classifier(net)
     schedule = {0: {"params": ["net.head.*"], "max_transition_epoch": 1}}
-    with tempfile.TemporaryDirectory() as folder:  # where it writes the schedule down
+    with tempfile.TemporaryDirectory() as folder:  # it writes the schedule to a file
         scheduler = fts.FinetuningScheduler(
             schedule, epoch_transitions_only=True, restore_best=False, logging_level=logging.ERROR, log_dir=folder
         )

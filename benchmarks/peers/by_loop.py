@@ -1,4 +1,4 @@
-"""The hand-written loops: freezing as each of the runner's methods does it, in the few lines that it takes by hand."""
+"""The hand-written loops: each freezing method of the runner, written by hand in a few lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METHODS = ("requires_grad", "detach", "exclude", "grad_none", "restore", "to_buf
 def train(net: nn.Module, batches: Iterable[Batch], method: str = "requires_grad") -> nn.Module:
     """Train the head on the batches and return the model."""
     frozen = [p for name, p in net.named_parameters() if not name.startswith("fc.")]
-    optimizer, forward, after = prepared(net, frozen, method)
+    optimizer, forward, after_step = prepare(net, frozen, method)
     loss_of = nn.CrossEntropyLoss()
     losses = []
     net.train()
@@ -24,19 +24,19 @@ def train(net: nn.Module, batches: Iterable[Batch], method: str = "requires_grad
         loss = loss_of(forward(x), y)
         loss.backward()
         optimizer.step()
-        after()
+        after_step()
         losses.append(loss.detach())
     return net
 
 
-def prepared(
+def prepare(
     net: nn.Module, frozen: list[nn.Parameter], method: str
 ) -> tuple[torch.optim.Optimizer, Callable[[torch.Tensor], torch.Tensor], Callable[[], None]]:
-    """The optimizer, the forward pass, and what follows each step."""
-    everything = list(net.parameters())
-    groups: list[dict] = [{"params": everything}]
+    """Freeze `net` by a method; returns the optimizer, the forward pass, and a function to call after each step."""
+    parameters = list(net.parameters())
+    groups: list[dict] = [{"params": parameters}]
     forward: Callable[[torch.Tensor], torch.Tensor] = net
-    after: Callable[[], None] = lambda: None  # noqa: E731
+    after_step: Callable[[], None] = lambda: None  # noqa: E731
     if method == "requires_grad":
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -61,7 +61,7 @@ def prepared(
         copies = [parameter.detach().clone() for parameter in frozen]
 
         @torch.no_grad()
-        def after() -> None:
+        def after_step() -> None:
             for parameter, copy in zip(frozen, copies, strict=True):
                 parameter.copy_(copy)
     elif method == "to_buffer":
@@ -71,4 +71,4 @@ def prepared(
                     value = module._parameters.pop(key).detach()
                     module.register_buffer(key, value)
         groups = [{"params": list(net.fc.parameters())}]
-    return torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM), forward, after
+    return torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM), forward, after_step

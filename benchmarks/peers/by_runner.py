@@ -1,4 +1,4 @@
-"""This project's runner: every method of `conf/method/` but the baseline and `custom`, as users run them."""
+"""This project's runner with every method of `conf/method/`, except the baseline `none` and `custom`."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.timing import ROOT
 
-if TYPE_CHECKING:  # which would import torch, and make the processes that this one measures begin large
+if TYPE_CHECKING:  # torch is not imported, so that this process and its children stay small
     from benchmarks.peers.work import Batch
 
 METHODS = tuple(sorted({file.stem for file in (ROOT / "conf" / "method").glob("*.yaml")} - {"none", "custom"}))
-given: dict[str, Iterable[Batch]] = {}  # the batches of each method, for a config can hold no objects
+batches_of: dict[str, Iterable[Batch]] = {}  # the batches of each method; a config cannot contain objects
 
 
-class Given:
-    """A source of data that yields what it was given."""
+class PreparedBatches:
+    """A data source that returns the batches of a method in `batches_of`."""
 
     def __init__(self, method: str) -> None:
         self.method = method
 
     def batches(self, count: int, input: Any, classes: int, seed: int) -> Iterable[Batch]:
-        """The batches of `given`."""
-        return given[self.method]
+        """The batches of this method; the arguments are ignored."""
+        return batches_of[self.method]
 
 
 def overrides(method: str, samples: int, size: int, steps: int, threads: int) -> list[str]:
-    """The command line of a run."""
+    """The overrides of a run."""
     work = [f"model.input=[3,{size},{size}]", f"batches={steps}", f"data.batch_size={samples}", f"threads={threads}"]
     return [f"method={method}", "freeze=backbone", *work]
 
 
-def configured(method: str, size: int, steps: int, threads: int) -> Any:
-    """The same as a typed config, whose data are those of `given`."""
+def build_config(method: str, size: int, steps: int, threads: int) -> Any:
+    """The checked config of these overrides, with the data of `batches_of`."""
     from hydra import compose, initialize_config_dir
 
     from runner.config.check import check
     from runner.config.naming import register_resolvers
     from runner.config.schema import CONF
 
-    source = ["data=custom", f"data._target_={__name__}.Given", f"++data.method={method}"]
-    asked = [text for text in overrides(method, 1, size, steps, threads) if not text.startswith("data.")]
+    source = ["data=custom", f"data._target_={__name__}.PreparedBatches", f"++data.method={method}"]
+    others = [text for text in overrides(method, 1, size, steps, threads) if not text.startswith("data.")]
     register_resolvers()
     with initialize_config_dir(config_dir=str(CONF), job_name="runner", version_base="1.3"):
-        return check(compose("config", [*asked, *source]))
+        return check(compose("config", [*others, *source]))
 
 
 def train(config: Any, batches: Iterable[Batch]) -> Any:
-    """One run inside its audit; returns the model as trained, and asserts that the frozen part held."""
+    """Do one run, with its audit; returns the trained model, and asserts that the frozen part held."""
     from runner.experiment import experiment
     from runner.proof.verdict import run_verdict
 
-    given[config.data["method"]] = batches
+    batches_of[config.data["method"]] = batches
     outcome = experiment(config)
     assert run_verdict(outcome.rows) == "held", "the audit says that the frozen part leaked"
     return outcome.model

@@ -1,6 +1,6 @@
 """What a user of Lightning and Hydra writes for a sweep: `python -m benchmarks.peers.hydra_lightning -m method=A,B ...`.
 
-Hydra's own launcher runs the jobs one after the other in one process. Each leaves its losses in a `run.json`, and no table.
+Hydra's own launcher runs the jobs one after the other in one process. Each job writes its losses to `run.json`.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ class Sweep:
 
 
 class Classifier(lightning.LightningModule):
-    """ResNet-18 in two parts, one of them frozen; it keeps its losses."""
+    """ResNet-18 in two parts, one of them frozen; keeps its losses in `losses`."""
 
     def __init__(self, cfg: Sweep) -> None:
         super().__init__()
         self.cfg, self.net = cfg, Backbone(model(cfg.seed))
         self.frozen = self.net.head if cfg.freeze == "fc" else self.net.backbone
         self.loss_of = nn.CrossEntropyLoss()
-        self.seen: list[Tensor] = []
+        self.losses: list[Tensor] = []
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         loss = self.loss_of(self.net(batch[0]), batch[1])
-        self.seen.append(loss.detach())
+        self.losses.append(loss.detach())
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         frozen = {id(parameter) for parameter in self.frozen.parameters()}
-        rest = [p for p in self.net.parameters() if id(p) not in frozen]
-        groups: list[dict] = [{"params": rest}]
+        trainable = [p for p in self.net.parameters() if id(p) not in frozen]
+        groups: list[dict] = [{"params": trainable}]
         if self.cfg.method != "requires_grad":
             lr = 0.0 if self.cfg.method == "zero_lr" else LR
             groups.append({"params": list(self.frozen.parameters()), "lr": lr})
@@ -59,7 +59,7 @@ class Classifier(lightning.LightningModule):
 
 
 class Freeze(BaseFinetuning):
-    """Freezes what the settings say, and never thaws it."""
+    """Freezes the part that the settings name, and never unfreezes it."""
 
     def freeze_before_training(self, pl_module: Classifier) -> None:
         if pl_module.cfg.method == "requires_grad":
@@ -78,7 +78,7 @@ def main(cfg: Sweep) -> None:
     module = Classifier(cfg)
     trainer = lightning.Trainer(accelerator="cpu", devices=1, max_epochs=1, barebones=True, callbacks=[Freeze()])
     trainer.fit(module, Batches(cfg.steps, cfg.samples, cfg.size, cfg.seed))
-    losses = torch.stack(module.seen).tolist()
+    losses = torch.stack(module.losses).tolist()
     record = {"method": cfg.method, "freeze": cfg.freeze, "seed": cfg.seed, "loss_first": losses[0], "loss_last": losses[-1]}
     Path(HydraConfig.get().runtime.output_dir, "run.json").write_text(json.dumps(record))
 

@@ -1,4 +1,4 @@
-"""The work that every contestant does: ResNet-18, its backbone frozen, SGD with momentum, the same batches; its proof."""
+"""The work of every contestant (ResNet-18, frozen backbone, SGD with momentum, the same batches), and how it is checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Batches:
-    """`count` batches of `samples` noise pictures, made when they are asked for, as `data=synthetic` makes them."""
+    """`count` batches of `samples` random images, generated when iterated; the same as those of `data=synthetic`."""
 
     count: int
     samples: int
@@ -34,7 +34,7 @@ class Batches:
 
 
 class Backbone(nn.Module):
-    """ResNet-18 in two modules, `backbone` and `head`, as examples of fine-tuning have it; it computes the same."""
+    """ResNet-18 as two modules, `backbone` and `head`, as in fine-tuning examples; it computes the same."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -45,22 +45,22 @@ class Backbone(nn.Module):
 
 
 def model(seed: int = SEED) -> nn.Module:
-    """The weights that the runner gives ResNet-18 at this seed."""
+    """A ResNet-18 with the weights that the runner gives it for this seed."""
     torch.manual_seed(seed)
     return resnet18(weights=None)
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What a model holds, as digests: its head, the parameters of its backbone, BatchNorm's statistics."""
+class Digests:
+    """Digests of a model's head, of the parameters of its backbone, and of its BatchNorm statistics."""
 
     head: str
     backbone: str
     statistics: str
 
 
-def proof(net: nn.Module) -> Proof:
-    """The digests of a ResNet-18, or of one in two modules; a parameter counts as one where it was made a buffer."""
+def digests_of(net: nn.Module) -> Digests:
+    """The digests of a ResNet-18 or a `Backbone`; a parameter that was turned into a buffer counts as a parameter."""
     last = net.head if isinstance(net, Backbone) else net.fc
     weights, statistics = [], []
     for module in net.modules():
@@ -68,22 +68,25 @@ def proof(net: nn.Module) -> Proof:
         for key, tensor in sorted(own.items()):
             if tensor is not None:
                 (weights if key in ("weight", "bias") else statistics).append(tensor)
-    return Proof(digest([last.weight, last.bias]), digest(weights), digest(statistics))
+    return Digests(digest([last.weight, last.bias]), digest(weights), digest(statistics))
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
     """sha256 over the bytes of the tensors, in order."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        hasher.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
-def judged(what: str, found: Proof, start: Proof, hand: Proof) -> str:
-    """In words, what a contestant did otherwise than the hand-written loop; AssertionError where it did other work."""
-    assert found.backbone == start.backbone, f"{what}: the frozen part moved"
-    assert found.head == hand.head, f"{what}: the trained head differs from the hand-written loop's"
+def check_same_work(name: str, found: Digests, start: Digests, hand: Digests) -> str:
+    """`same bits`, or how a contestant's BatchNorm statistics differ from the hand-written loop's.
+
+    Raises AssertionError if its backbone moved or its head differs from the hand-written loop's.
+    """
+    assert found.backbone == start.backbone, f"{name}: the frozen part moved"
+    assert found.head == hand.head, f"{name}: the trained head differs from the hand-written loop's"
     if found.statistics == hand.statistics:
         return "same bits"
-    kept = found.statistics == start.statistics
-    return "same weights; BatchNorm statistics " + ("not tracked" if kept else "differ from the hand-written loop's")
+    unchanged = found.statistics == start.statistics
+    return "same weights; BatchNorm statistics " + ("not tracked" if unchanged else "differ from the hand-written loop's")

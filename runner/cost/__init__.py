@@ -1,1 +1,1 @@
-"""Price it: what a step computes, keeps and takes."""
+"""Price it: the FLOPs, memory and time of a training step."""

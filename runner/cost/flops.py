@@ -1,4 +1,4 @@
-"""What forward and backward compute and keep, counted on a copy of the model: FLOPs, saved bytes, live bytes."""
+"""Count the FLOPs and the memory of forward and backward on a copy of the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runner.tracing import tracing
 
 Task = Callable[[nn.Module, Any], Tensor]
 META, REAL = "a meta copy", "a real batch"
-ATTENTION: dict[str, Callable[..., int]] = {  # operators of aten that torch counts on other devices alone
+ATTENTION_FORMULAS: dict[str, Callable[..., int]] = {  # CPU operators of aten that torch's counter does not know
     "_scaled_dot_product_flash_attention_for_cpu": lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
     "_scaled_dot_product_flash_attention_for_cpu_backward": (
         lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value)
@@ -30,19 +30,20 @@ ATTENTION: dict[str, Callable[..., int]] = {  # operators of aten that torch cou
 
 
 @dataclass(frozen=True)
-class Count:
+class StepCount:
     """What forward and backward of one batch take.
 
     Attributes:
         flops_forward, flops_backward: floating-point operations of matrix products and convolutions, as torch counts them.
-        saved_bytes: what autograd keeps for backward, each storage once, parameters left out (a view of one counts, such as
-            the transposed weight of a linear layer).
-        gradient_bytes, gradients: of the gradients that backward leaves on parameters; the names of those.
-        peak_bytes: the most that lives at once of what forward and backward make, gradients included, without the scratch
-            memory of kernels. What torch's profiler would sum up, without its half second and its lines on the terminal.
-        order: the names of the parameters in the order in which the forward pass comes to their modules.
-        by_module: floating-point operations of the forward pass of each module, by its name, those within it included.
-        on: `a meta copy`, which computes nothing, or `a real batch`.
+        saved_bytes: what autograd saves for backward, each storage once, without parameters; a view of a parameter counts,
+            such as the transposed weight of a linear layer.
+        gradient_bytes: of the gradients of parameters after backward.
+        peak_bytes: the largest size at any time of all tensors that forward and backward create, gradients included, without
+            the scratch memory of kernels. Agrees with torch's profiler, which needs half a second and prints lines.
+        gradients: the names of the parameters that have a gradient after backward.
+        parameter_order: the names of the parameters, in the order in which the forward pass calls their modules.
+        flops_by_module: floating-point operations of the forward pass of each module with its submodules, by name.
+        counted_on: `a meta copy` (on fake tensors, nothing is computed) or `a real batch`.
     """
 
     flops_forward: int
@@ -51,16 +52,16 @@ class Count:
     gradient_bytes: int
     peak_bytes: int
     gradients: tuple[str, ...]
-    order: tuple[str, ...]
-    by_module: Mapping[str, int]
-    on: str
+    parameter_order: tuple[str, ...]
+    flops_by_module: Mapping[str, int]
+    counted_on: str
 
 
 @dataclass(frozen=True)
 class FakeCopy:
-    """A copy of a model, hooks and flags included, whose tensors have a device and a shape, and no values; ties stay ties.
+    """A copy of a model with fake tensors, which have device, dtype and shape but no values; keeps hooks, flags and ties.
 
-    Operators choose the kernel that they would on real ones, and make nothing.
+    Operators select the same kernels as on real tensors, and compute nothing.
     Source: https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
     """
 
@@ -69,75 +70,81 @@ class FakeCopy:
 
     @classmethod
     def copy_of(cls, model: nn.Module) -> FakeCopy:
-        mode = FakeTensorMode(allow_non_fake_inputs=True)  # which a cache of the user's may hold
+        """Copy a model; gradients are not copied."""
+        mode = FakeTensorMode(allow_non_fake_inputs=True)  # the model may use tensors that it keeps outside its modules
         fakes = {id(entry.tensor): mode.from_tensor(entry.tensor) for entry in entries(model).values()}
         for fake in fakes.values():
             fake.grad = None
         return cls(copy.deepcopy(model, fakes), mode)
 
-    def count(self, task: Task, batch: Any) -> Count:
-        """Count one step on a batch of this one's shapes."""
-        with kept_random_state(), _plain_attention(), self.mode:
-            return _counted(self.model, task, each_tensor(batch, self.mode.from_tensor), META)
+    def count(self, task: Task, batch: Any) -> StepCount:
+        """Count one step on a batch with the shapes of this one."""
+        with kept_random_state(), _without_fused_attention(), self.mode:
+            return _run_and_count(self.model, task, each_tensor(batch, self.mode.from_tensor), META)
 
 
-def count(model: nn.Module, task: Task, batch: Any) -> Count:
-    """Count one step of this model on this batch; the model, its gradients and the random state stay as they are.
+def count_step(model: nn.Module, task: Task, batch: Any) -> StepCount:
+    """Count one step of a model on a batch, without changing the model, its gradients or the random state.
 
-    On a copy without values where the model allows, else on a copy and the real batch, which takes its time and memory.
+    Counts on a fake copy if the model allows it, else on a real copy and the real batch, which takes time and memory.
     Source: https://github.com/pytorch/pytorch/blob/main/torch/utils/flop_counter.py,
     https://docs.pytorch.org/docs/stable/autograd.html#torch.autograd.graph.saved_tensors_hooks
     """
     try:
         return FakeCopy.copy_of(model).count(task, batch)
-    except Exception:  # a forward pass that needs values; the same on real ones tells what is really wrong
-        with kept_random_state(), _plain_attention():
-            twin = copy.deepcopy(model)
-            twin.zero_grad()
-            return _counted(twin, task, each_tensor(batch, Tensor.clone), REAL)
+    except Exception:  # the forward pass may need values; any other error is raised again below
+        with kept_random_state(), _without_fused_attention():
+            model_copy = copy.deepcopy(model)
+            model_copy.zero_grad()
+            return _run_and_count(model_copy, task, each_tensor(batch, Tensor.clone), REAL)
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Without torch's fused transformer layer in eval mode, whose products nobody counts."""
-    was = torch.backends.mha.get_fastpath_enabled()
+def _without_fused_attention() -> Iterator[None]:
+    """Disable torch's fused transformer layer for eval mode, whose FLOPs torch does not count."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(was)
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
-def _formulas(aten: Any) -> dict[Any, Callable[..., int]]:
-    """The formulas of those operators that this torch has: it may rename them, for their names are private."""
-    found = {getattr(aten, name, None): formula for name, formula in ATTENTION.items()}
+def _attention_formulas(aten: Any) -> dict[Any, Callable[..., int]]:
+    """Return the formulas by operator; operators that this torch does not have are omitted, for their names are private."""
+    found = {getattr(aten, name, None): formula for name, formula in ATTENTION_FORMULAS.items()}
     return {operator: formula for operator, formula in found.items() if operator is not None}
 
 
-class _Live(TorchDispatchMode):
-    """Adds up the storages that operators make, for as long as each lives; not those that are there before."""
+class _MemoryCounter(TorchDispatchMode):
+    """Counts the bytes of all storages that operators create while they exist: `bytes` now, `peak` at most.
 
-    def __init__(self, there: Any) -> None:
+    `existing`: tensors whose storages are not counted.
+    """
+
+    def __init__(self, existing: Any) -> None:
         super().__init__()
         self.bytes = self.peak = 0
-        self.known: WeakSet[torch.UntypedStorage] = WeakSet(storages_in(there))
+        self.seen: WeakSet[torch.UntypedStorage] = WeakSet(storages_in(existing))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for storage in storages_in(made):
-            if storage not in self.known:
-                self.known.add(storage)
+        """Run an operator and count the storages of its result that are new."""
+        result = func(*args, **(kwargs or {}))
+        for storage in storages_in(result):
+            if storage not in self.seen:
+                self.seen.add(storage)
                 self.bytes += storage.nbytes()
                 self.peak = max(self.peak, self.bytes)
-                finalize(storage, self.gone, storage.nbytes()).atexit = False
-        return made
+                finalize(storage, self.subtract, storage.nbytes()).atexit = False
+        return result
 
-    def gone(self, size: int) -> None:
+    def subtract(self, size: int) -> None:
+        """Subtract the bytes of a storage that has been freed."""
         self.bytes -= size
 
 
 def storages_in(value: Any) -> Iterator[torch.UntypedStorage]:
-    """The storage of every tensor in nested dicts, lists and tuples; of a sparse one those of its indices and values."""
+    """Yield the storage of every tensor in nested dicts, lists and tuples; of a sparse one those of indices and values."""
     for tensor in tensors_in(value):
         if tensor.layout is torch.sparse_coo:
             yield from (tensor._indices().untyped_storage(), tensor._values().untyped_storage())
@@ -145,42 +152,43 @@ def storages_in(value: Any) -> Iterator[torch.UntypedStorage]:
             yield tensor.untyped_storage()
 
 
-def _counted(model: nn.Module, task: Task, batch: Any, on: str) -> Count:
+def _run_and_count(model: nn.Module, task: Task, batch: Any, counted_on: str) -> StepCount:
+    """Run forward and backward of this model and count; `counted_on` is only stored in the result."""
     parameters = dict(model.named_parameters())
-    own = {id(parameter) for parameter in parameters.values()}
-    saved: WeakSet[torch.UntypedStorage] = WeakSet()  # weak, for what is held here would seem to live longer
-    sizes: list[int] = []
-    order: dict[str, None] = {}
+    parameter_ids = {id(parameter) for parameter in parameters.values()}
+    saved: WeakSet[torch.UntypedStorage] = WeakSet()  # weak, because a reference would prolong the storage's life
+    saved_sizes: list[int] = []
+    parameter_order: dict[str, None] = {}  # used as an ordered set
 
-    def keep(tensor: Tensor) -> Tensor:
-        for storage in storages_in(tensor) if id(tensor) not in own else ():
+    def record_saved(tensor: Tensor) -> Tensor:
+        for storage in storages_in(tensor) if id(tensor) not in parameter_ids else ():
             if storage not in saved:
                 saved.add(storage)
-                sizes.append(storage.nbytes())
+                saved_sizes.append(storage.nbytes())
         return tensor
 
-    def reach(name: str, module: nn.Module, *_: Any) -> None:
+    def record_order(name: str, module: nn.Module, *_: Any) -> None:
         prefix = f"{name}." if name else ""
-        order.update(dict.fromkeys(prefix + own_name for own_name, _ in module.named_parameters(recurse=False)))
+        parameter_order.update(dict.fromkeys(prefix + key for key, _ in module.named_parameters(recurse=False)))
 
-    there = [entry.tensor for entry in entries(model).values()]
-    formulas = _formulas(torch.ops.aten)
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, _Live([there, batch]) as live:
-        with tracing(model, reach), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    existing = [entry.tensor for entry in entries(model).values()]
+    formulas = _attention_formulas(torch.ops.aten)
+    with FlopCounterMode(display=False, custom_mapping=formulas) as flops, _MemoryCounter([existing, batch]) as memory:
+        with tracing(model, record_order), torch.autograd.graph.saved_tensors_hooks(record_saved, lambda tensor: tensor):
             loss = task(model, batch)
-        forward = counter.get_total_flops()
-        by_module = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+        flops_forward = flops.get_total_flops()
+        flops_by_module = {name.partition(".")[2]: sum(ops.values()) for name, ops in flops.get_flop_counts().items()}
         if loss.requires_grad:
             loss.backward()
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-    return Count(
-        flops_forward=forward,
-        flops_backward=counter.get_total_flops() - forward,
-        saved_bytes=sum(sizes),
+    return StepCount(
+        flops_forward=flops_forward,
+        flops_backward=flops.get_total_flops() - flops_forward,
+        saved_bytes=sum(saved_sizes),
         gradient_bytes=sum(storage.nbytes() for storage in storages_in(gradients)),
-        peak_bytes=live.peak,
+        peak_bytes=memory.peak,
         gradients=tuple(gradients),
-        order=tuple(order),
-        by_module=by_module,
-        on=on,
+        parameter_order=tuple(parameter_order),
+        flops_by_module=flops_by_module,
+        counted_on=counted_on,
     )

@@ -1,4 +1,7 @@
-"""What a run costs: figures that do not depend on how busy the machine is, and the seconds of a step; it changes no bit."""
+"""Measure what a run costs: figures that do not depend on how busy the machine is, and the seconds of a step.
+
+Measuring changes no bit of the training.
+"""
 
 from __future__ import annotations
 
@@ -16,221 +19,241 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import COSTS, PREDICTED, SECONDS, Cost, Note
-from runner.cost.flops import META, Count, FakeCopy, Task, count, storages_in
+from runner.cost.flops import META, FakeCopy, StepCount, Task, count_step, storages_in
 from runner.freezing.selection import Selection
 from runner.tensors import tensors_in
 from runner.training.loop import needs_closure
 
-NotRun = Mapping[str, float]
-WARM_UP = 3  # steps that are not timed, where there are more
-FREEZING = ("method", "freeze", "schedule")  # the settings in which a run and its unfrozen baseline differ
-COUNTED = "tensors of forward and backward counted, without the scratch memory of kernels"
-SMALL_SAVING = 0.9  # of the baseline's FLOPs: from here on the summary says why
-_counts: dict[tuple[Any, ...], Count] = {}  # of this process: a sweep counts once for each model, input and frozen set
+Shares = Mapping[str, float]  # by name of a module
+WARM_UP_STEPS = 3  # not timed, if the run has more steps
+FREEZING_SETTINGS = ("method", "freeze", "schedule")  # in these a run and its unfrozen baseline differ
+PEAK_COUNTED = "tensors of forward and backward counted, without the scratch memory of kernels"
+SMALL_SAVING = 0.9  # share of the baseline's FLOPs; from here on the summary explains why so little is saved
+_count_cache: dict[tuple[Any, ...], StepCount] = {}  # so that a sweep counts once per model, input and frozen set
 
 
 @dataclass
 class Meter:
-    """`cost=off`, which meters nothing; the others add theirs at the same places.
+    """The meter for `cost=off`: its methods mark the places where the other meters measure, and do nothing.
 
-    `settings` are the parts of the config that decide a step's FLOPs. `note` takes why a figure is empty.
+    Attributes:
+        settings: the parts of the config that determine the FLOPs of a step.
+        device: the device of the model.
+        note: called with the reason if a figure is empty.
     """
 
     settings: Mapping[str, Any]
     device: torch.device
     note: Note
 
-    def built(self, model: nn.Module) -> None:
-        """The model as built, before anything is frozen."""
+    def on_model_built(self, model: nn.Module) -> None:
+        """Called with the model before anything is frozen."""
 
-    def watched(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
-        """The task to train with; called before the method acts on the optimizer."""
+    def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
+        """Return the task to train with; called before the method's `attach`."""
         return task
 
-    def first_of(self, batches: Iterable[Any], step: int, optimizer: Optimizer, undo: ExitStack) -> Iterator[Any]:
-        """The batches of a phase that begins at `step`, of which the first is seen before its step is made."""
-        for place, batch in enumerate(batches):
-            if not place:
-                self.begin(batch, step, optimizer, undo)
+    def watch_first_batch(self, batches: Iterable[Any], step: int, optimizer: Optimizer, undo: ExitStack) -> Iterator[Any]:
+        """Yield the batches of a phase that begins at `step`; call `on_phase_begin` with the first one."""
+        for position, batch in enumerate(batches):
+            if not position:
+                self.on_phase_begin(batch, step, optimizer, undo)
             yield batch
 
-    def begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """A phase's first batch, before its first step."""
+    def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+        """Called with the first batch of a phase, before its first step."""
 
-    def read(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], not_run: NotRun
+    def read_costs(
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
     ) -> Cost:
-        """The figures, after the last step.
+        """Return all figures; called after the last step.
 
-        `model`: as trained; `parameters`: of the model as built; `not_run`: of each module, by name, the share of the steps
-        that did not run it.
+        `model`: as trained. `parameters`: of the model as built. `skipped`: for each module, the share of the steps in which
+        it did not run.
         """
         return {}
 
     @contextmanager
-    def noting(self, what: str) -> Iterator[None]:
-        """A figure that cannot be had is empty and says why; the run goes on."""
+    def note_errors(self, problem: str) -> Iterator[None]:
+        """If the block raises, note the problem and the error instead; the run goes on."""
         try:
             yield
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
-            self.note(f"cost: {what}: {type(error).__name__}: {reason}")
+            self.note(f"cost: {problem}: {type(error).__name__}: {reason}")
 
 
-class Counter(Meter):
-    """`cost=count`: bytes of gradients and state read after the last step, then a step counted on a copy of the model.
+class CountingMeter(Meter):
+    """The meter for `cost=count`: reads the bytes of gradients and optimizer state, and counts a step on a model copy.
 
-    After the run, so that nothing that counting leaves behind outside the model, in a cache say, could reach the training.
+    Counts after the run, so that side effects of the model's code outside the model, as in a cache, cannot reach the run.
     """
 
-    blueprint: FakeCopy | None = None  # the model as built
+    fake_model: FakeCopy | None = None  # a copy of the model as built
     task: Task
-    batch: Any = None  # the first, in the shape of which a step is counted
+    batch: Any = None  # the first one; a step is counted on a batch of its shapes
 
-    def built(self, model: nn.Module) -> None:
-        with self.noting("the unfrozen baseline is not known"):
-            self.blueprint = FakeCopy.copy_of(model)
+    def on_model_built(self, model: nn.Module) -> None:
+        """Keep a fake copy of the unfrozen model, as the baseline to compare with."""
+        with self.note_errors("the unfrozen baseline is not known"):
+            self.fake_model = FakeCopy.copy_of(model)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def watched(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
+    def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
+        """Keep a copy of the task to count with; return the task unchanged."""
         self.task = task
-        with self.noting("the task cannot be copied, and is counted as it is"):
-            self.task = copy.deepcopy(task)  # which may keep a state of its own
+        with self.note_errors("the task cannot be copied, and is counted as it is"):
+            self.task = copy.deepcopy(task)  # because a task may have a state
         return task
 
-    def begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+    def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+        """Keep the first batch of the run."""
         if step == 1:
             self.batch = batch
 
-    def read(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], not_run: NotRun
+    def read_costs(
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
     ) -> Cost:
+        """Return the bytes and FLOPs, and their shares of the unfrozen baseline."""
         cost: Cost = dict.fromkeys(COSTS)
-        with self.noting("bytes of gradients and optimizer state are not known"):
+        with self.note_errors("bytes of gradients and optimizer state are not known"):
             cost |= bytes_held(parameters, optimizer, selection)
         if self.device.type == "cuda":
             cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
             cost["peak_memory_by"] = "torch.cuda.max_memory_allocated"
         if self.batch is None:
             return cost
-        what = [dict(self.settings), sorted(selection.parameters), sorted(selection.modules), _shapes(self.batch)]
-        with self.noting("FLOPs and saved bytes are not known"):
-            now = _once((type(model), type(self.task)), what, lambda: count(model, self.task, self.batch))
-            cost |= {key: getattr(now, key) for key in ("flops_backward", "saved_bytes")}
-            left = sum(share * now.by_module.get(name, 0) for name, share in not_run.items())
-            cost["flops_forward"] = now.flops_forward - round(left)  # of a step, in the mean
-            cost["flops_counted_on"] = now.on
+        key = [dict(self.settings), sorted(selection.parameters), sorted(selection.modules), _shapes(self.batch)]
+        with self.note_errors("FLOPs and saved bytes are not known"):
+            types = (type(model), type(self.task))
+            counted = _count_once(types, key, lambda: count_step(model, self.task, self.batch))
+            cost |= {name: getattr(counted, name) for name in ("flops_backward", "saved_bytes")}
+            not_computed = sum(share * counted.flops_by_module.get(name, 0) for name, share in skipped.items())
+            cost["flops_forward"] = counted.flops_forward - round(not_computed)  # mean of all steps
+            cost["flops_counted_on"] = counted.counted_on
             if cost["peak_memory_bytes"] is None and cost["parameter_bytes"] is not None:
-                cost["peak_memory_bytes"], cost["peak_memory_by"] = self.peak(cost, now, model), COUNTED
-            if baseline := self.unfrozen(now):
-                cost |= shares(cost, baseline, optimizer)
-                cost["why_small"] = why_small(cost, now, selection)
+                cost["peak_memory_bytes"], cost["peak_memory_by"] = self.peak_bytes(cost, counted, model), PEAK_COUNTED
+            if baseline := self.count_baseline(counted):
+                cost |= shares_of_baseline(cost, baseline, optimizer)
+                cost["why_small"] = explain_small_saving(cost, counted, selection)
         if needs_closure(optimizer):
             self.note("cost: the optimizer's step runs forward and backward itself, several times; the FLOPs are of one")
         return cost
 
-    def unfrozen(self, now: Count) -> Count | None:
-        """The count of the model as built, which is what the shares are of."""
-        if now.on != META:
+    def count_baseline(self, counted: StepCount) -> StepCount | None:
+        """Count a step of the model as built, with nothing frozen; None if the run itself was counted on a real batch."""
+        if counted.counted_on != META:
             self.note("cost: counted on a real batch, for the forward pass needs values; so no unfrozen baseline is known")
-        elif self.blueprint is not None:
-            unfrozen = self.blueprint
-            settings = {key: value for key, value in self.settings.items() if key not in FREEZING}
-            kinds = (type(unfrozen.model), type(self.task))
-            return _once(kinds, [settings, _shapes(self.batch)], lambda: unfrozen.count(self.task, self.batch))
+        elif self.fake_model is not None:
+            fake_model = self.fake_model
+            settings = {key: value for key, value in self.settings.items() if key not in FREEZING_SETTINGS}
+            types = (type(fake_model.model), type(self.task))
+            return _count_once(types, [settings, _shapes(self.batch)], lambda: fake_model.count(self.task, self.batch))
         return None
 
-    def peak(self, cost: Cost, now: Count, model: nn.Module) -> int:
-        """On a CPU: what stands, and the most that forward and backward add to it.
+    def peak_bytes(self, cost: Cost, counted: StepCount, model: nn.Module) -> int:
+        """Return the peak memory on a CPU: parameters, buffers, state, batch, and the peak of forward and backward.
 
-        Resident size hangs on what the process did before, and torch's profiler, with which the count agrees, takes half a
-        second and writes to the terminal. What a step makes for itself and what a method keeps are not in it.
+        Counted, because resident memory depends on what the process did before. What the optimizer's step allocates and what
+        a method keeps are not included.
         """
-        return (
-            _bytes([*model.buffers(), self.batch]) + cost["parameter_bytes"] + cost["optimizer_state_bytes"] + now.peak_bytes
-        )
+        existing = _total_bytes([*model.buffers(), self.batch]) + cost["parameter_bytes"] + cost["optimizer_state_bytes"]
+        return existing + counted.peak_bytes
 
 
 def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
-    """The bytes of gradients, optimizer state and parameters, and of the frozen part's; read from the run itself."""
-    frozen = [state for key, state in optimizer.state.items() if isinstance(key, Tensor) and key in selection]
+    """Return the bytes of parameters, and of all and of the frozen parameters' gradients and optimizer state."""
+    frozen_state = [state for key, state in optimizer.state.items() if isinstance(key, Tensor) and key in selection]
     return {
-        "gradient_bytes": _bytes([parameter.grad for parameter in parameters]),
-        "optimizer_state_bytes": _bytes(optimizer.state),
-        "parameter_bytes": _bytes(parameters),
-        "frozen_gradient_bytes": _bytes([parameter.grad for parameter in parameters if parameter in selection]),
-        # LBFGS keeps the state of all under one parameter.
-        "frozen_optimizer_state_bytes": None if needs_closure(optimizer) else _bytes(frozen),
+        "gradient_bytes": _total_bytes([parameter.grad for parameter in parameters]),
+        "optimizer_state_bytes": _total_bytes(optimizer.state),
+        "parameter_bytes": _total_bytes(parameters),
+        "frozen_gradient_bytes": _total_bytes([parameter.grad for parameter in parameters if parameter in selection]),
+        # LBFGS keeps the state of all parameters under one of them.
+        "frozen_optimizer_state_bytes": None if needs_closure(optimizer) else _total_bytes(frozen_state),
     }
 
 
-def shares(cost: Cost, baseline: Count, optimizer: Optimizer) -> Cost:
-    """What of the unfrozen baseline each figure is; a byte of a parameter there has as much state as one that is stepped."""
+def shares_of_baseline(cost: Cost, baseline: StepCount, optimizer: Optimizer) -> Cost:
+    """Return each figure divided by that of the unfrozen baseline.
+
+    The baseline's optimizer state is estimated: as many bytes of state per byte of a parameter as in this run.
+    """
     unfrozen: Cost = {key: getattr(baseline, key, None) for key in PREDICTED}
-    with_state = [key for key, state in optimizer.state.items() if isinstance(key, Tensor) and _bytes(state)]
-    stepped = _bytes(with_state)
-    if stepped and not needs_closure(optimizer):
-        unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / stepped * baseline.gradient_bytes
+    parameters_with_state = [
+        key for key, state in optimizer.state.items() if isinstance(key, Tensor) and _total_bytes(state)
+    ]
+    bytes_with_state = _total_bytes(parameters_with_state)
+    if bytes_with_state and not needs_closure(optimizer):
+        unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / bytes_with_state * baseline.gradient_bytes
     found = {f"{key}_share": cost[key] / unfrozen[key] for key in PREDICTED if cost[key] is not None and unfrozen[key]}
-    whole = baseline.flops_forward + baseline.flops_backward
-    return found | ({"flops_share": (cost["flops_forward"] + cost["flops_backward"]) / whole} if whole else {})
+    total = baseline.flops_forward + baseline.flops_backward
+    return found | ({"flops_share": (cost["flops_forward"] + cost["flops_backward"]) / total} if total else {})
 
 
-class Clock(Counter):
-    """`cost=time`: also the seconds of forward, backward (clipping included) and step; waits for an accelerator at each."""
+class TimingMeter(CountingMeter):
+    """The meter for `cost=time`: also measures the seconds of forward, backward (with clipping) and the optimizer step.
 
-    def watched(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
-        super().watched(task, optimizer, undo)
-        self.seconds: list[tuple[float, float, float]] = []
-        self.forward: list[float] = []  # begin and end, since the last step
+    Waits for the accelerator at each reading of the clock.
+    """
 
-        def timed(model: nn.Module, batch: Any) -> Tensor:
+    def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
+        """Return a task that also records when its forward pass begins and ends."""
+        super().wrap_task(task, optimizer, undo)
+        self.seconds: list[tuple[float, float, float]] = []  # of forward, backward and optimizer step
+        self.times: list[float] = []  # of this step: begin and end of each forward pass, begin of the optimizer step
+
+        def timed_task(model: nn.Module, batch: Any) -> Tensor:
             begin = self.read_clock()
             loss = task(model, batch)
-            self.forward += [begin, self.read_clock()]
+            self.times += [begin, self.read_clock()]
             return loss
 
-        def before(*_: Any) -> None:
-            self.forward.append(self.read_clock())
+        def before_step(*_: Any) -> None:
+            self.times.append(self.read_clock())
 
-        undo.callback(optimizer.register_step_pre_hook(before).remove)
-        return timed
+        undo.callback(optimizer.register_step_pre_hook(before_step).remove)
+        return timed_task
 
-    def begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        super().begin(batch, step, optimizer, undo)
-        self.forward.clear()
+    def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+        """Before the first step of the run, register the hook that takes the time when an optimizer step has ended."""
+        super().on_phase_begin(batch, step, optimizer, undo)
+        self.times.clear()
 
-        def after(*_: Any) -> None:
-            marks, end = list(self.forward), self.read_clock()
-            self.forward.clear()
-            if len(marks) == 3:  # begin, end, step: a closure runs its forward passes within the step
-                self.seconds.append((marks[1] - marks[0], marks[2] - marks[1], end - marks[2]))
+        def after_step(*_: Any) -> None:
+            times, end = list(self.times), self.read_clock()
+            self.times.clear()
+            if len(times) == 3:  # not if a closure runs the forward passes within the step
+                self.seconds.append((times[1] - times[0], times[2] - times[1], end - times[2]))
 
-        if step == 1:  # last of all hooks, so that what a method does after the step counts as the step's
-            undo.callback(optimizer.register_step_post_hook(after).remove)
+        if step == 1:  # registered last, so that what a method does in a hook after the step counts as part of the step
+            undo.callback(optimizer.register_step_post_hook(after_step).remove)
 
-    def read(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], not_run: NotRun
+    def read_costs(
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
     ) -> Cost:
-        cost = super().read(model=model, optimizer=optimizer, selection=selection, parameters=parameters, not_run=not_run)
-        # Without the warm-up, and without the steps at which the audit looks, which is within them.
+        """Return the same figures, and the median and interquartile range of the seconds."""
+        cost = super().read_costs(model, optimizer, selection, parameters=parameters, skipped=skipped)
+        # Without the warm-up, and without steps 1, 2, 4, 8, ..., which include the audit's comparison.
         timed = [
-            seconds for number, seconds in enumerate(self.seconds[:-1], 1) if number > WARM_UP and number & (number - 1)
+            seconds
+            for number, seconds in enumerate(self.seconds[:-1], 1)
+            if number > WARM_UP_STEPS and number & (number - 1)
         ]
         if not timed:
-            few = f"needs {WARM_UP + 3} steps or more"
-            why = few if self.seconds else "the optimizer's step runs the forward pass itself"
-            self.note(f"cost: the seconds of a step are not known: {why}")
-        for place, key in enumerate(SECONDS):
-            values = [seconds[place] for seconds in timed]
+            too_few = f"needs {WARM_UP_STEPS + 3} steps or more"
+            reason = too_few if self.seconds else "the optimizer's step runs the forward pass itself"
+            self.note(f"cost: the seconds of a step are not known: {reason}")
+        for position, key in enumerate(SECONDS):
+            values = [seconds[position] for seconds in timed]
             quartiles = quantiles(values, n=4, method="inclusive") if len(values) > 1 else []
             cost[key] = median(values) if values else None
             cost[f"{key}_spread"] = quartiles[2] - quartiles[0] if quartiles else None
         return cost
 
     def read_clock(self) -> float:
-        """A monotonic clock, read when the device has done what it was given."""
+        """Wait until the device has finished its work, and return the seconds of a monotonic clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -238,33 +261,35 @@ class Clock(Counter):
         return perf_counter()
 
 
-def why_small(cost: Cost, now: Count, selection: Selection) -> str:
-    """Why freezing saves little of the FLOPs; empty where it does not, and where nothing is frozen."""
+def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -> str:
+    """Return why freezing saves few FLOPs; an empty text if it saves many, or if nothing is frozen."""
     frozen = set(selection.parameters)
     if cost.get("flops_share") is None or cost["flops_share"] < SMALL_SAVING or not frozen:
         return ""
-    if frozen & set(now.gradients):
+    if frozen & set(counted.gradients):
         return "the gradients of what is frozen are computed all the same"
-    places = [name in frozen for name in now.order]
-    if True not in places or False not in places or places.index(False) > places.index(True):
+    is_frozen = [name in frozen for name in counted.parameter_order]
+    if True not in is_frozen or False not in is_frozen or is_frozen.index(False) > is_frozen.index(True):
         return "the frozen part computes little"
-    last_trained = len(places) - 1 - places[::-1].index(False)
-    if last_trained < places.index(True):
+    last_trained = len(is_frozen) - 1 - is_frozen[::-1].index(False)
+    if last_trained < is_frozen.index(True):
         return "the frozen part is at the end: backward still runs through it"
     return "what trains begins before the frozen part: backward still runs through it"
 
 
 def _shapes(batch: Any) -> list[Any]:
+    """Return shape and dtype of each tensor in a batch."""
     return [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors_in(batch)]
 
 
-def _bytes(value: Any) -> int:
-    """The bytes of all tensors in nested dicts, lists and tuples, each storage once."""
+def _total_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in nested dicts, lists and tuples, each storage once."""
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages_in(value)}.values())
 
 
-def _once(kinds: tuple[type, ...], what: Any, counting: Callable[[], Count]) -> Count:
-    key = (*kinds, json.dumps(what, sort_keys=True, default=str))
-    if key not in _counts:
-        _counts[key] = counting()
-    return _counts[key]
+def _count_once(types: tuple[type, ...], settings: Any, count: Callable[[], StepCount]) -> StepCount:
+    """Return the cached count for these types and settings, or call `count` and cache its result."""
+    key = (*types, json.dumps(settings, sort_keys=True, default=str))
+    if key not in _count_cache:
+        _count_cache[key] = count()
+    return _count_cache[key]

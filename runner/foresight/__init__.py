@@ -1,1 +1,1 @@
-"""Look first: what would leak, drift or stay idle, before anything is trained."""
+"""Look first: predict what would leak, which buffers would change and what would stay idle, before training."""

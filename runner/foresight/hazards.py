@@ -1,4 +1,4 @@
-"""A rehearsal -> sentences: what would move that is declared frozen, who would move it, and what would not train."""
+"""Turn a rehearsal into warnings: what would leak and why, which buffers would change, what would stay idle."""
 
 from __future__ import annotations
 
@@ -8,71 +8,74 @@ from runner.contract import Row
 from runner.errors import listed
 from runner.foresight.rehearsal import Rehearsal
 
-FORESEEN_BY_FLAGS = ("scheduler", "optimizer_ignores_lr", "weight_decay", "optimizer_state", "optimizer_rule")
-"""The causes that need no batch: a gradient, or a write in the forward pass, shows itself only in one."""
+CAUSES_WITHOUT_BATCH = ("scheduler", "optimizer_ignores_lr", "weight_decay", "optimizer_state", "optimizer_rule")
+"""The causes that can be foreseen without a batch; gradients and writes in the forward pass need one."""
 
 
-def leaks(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequence[str] = ()) -> list[str]:
-    """A sentence for each group and cause by which something frozen would leak; `causes` limits them."""
-    found: dict[tuple[str, str], list[Row]] = {}
+def leak_warnings(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequence[str] = ()) -> list[str]:
+    """Return a sentence for each cause and parameter group with frozen tensors that would leak.
+
+    `method`, `optimizer`: their names, for the sentences. `causes`: if given, only leaks with one of these causes count.
+    """
+    rows_of: dict[tuple[str, str], list[Row]] = {}
     for row in rehearsal.rows:
         if row["verdict"] == "leaked" and (not causes or any(cause in causes for cause in row["cause"].split("|"))):
-            found.setdefault((row["cause"], row["group"]), []).append(row)
-    told = []
-    for (cause, group), rows in found.items():
-        who = _doing(cause, group, rehearsal, method=method, optimizer=optimizer)
-        told.append(f"{who}: {listed([row['name'] for row in rows], most=2)} would leak")
-    return told
+            rows_of.setdefault((row["cause"], row["group"]), []).append(row)
+    sentences = []
+    for (cause, group), rows in rows_of.items():
+        reason = _describe_cause(cause, group, rehearsal, method=method, optimizer=optimizer)
+        sentences.append(f"{reason}: {listed([row['name'] for row in rows], most=2)} would leak")
+    return sentences
 
 
-def drifts(rehearsal: Rehearsal, frozen: Sequence[str], owners: Mapping[str, str]) -> list[str]:
-    """A sentence for the live buffers beside frozen parameters that the forward pass would write.
+def buffer_warnings(rehearsal: Rehearsal, frozen: Sequence[str], owners: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each type of module that has frozen parameters and buffers that would change.
 
-    `owners`: of each tensor's name, the module's.
+    `frozen`: names of the frozen parameters. `owners`: the module of each tensor, by name.
     """
-    with_frozen = {owners[name] for name in frozen}
-    drifting = [row for row in rehearsal.rows if row["verdict"] == "drifted" and owners[row["name"]] in with_frozen]
-    by_type: dict[str, set[str]] = {}
-    for row in drifting:
-        by_type.setdefault(row["module_type"], set()).add(owners[row["name"]])
+    frozen_owners = {owners[name] for name in frozen}
+    modules_of_type: dict[str, set[str]] = {}
+    for row in rehearsal.rows:
+        if row["verdict"] == "drifted" and owners[row["name"]] in frozen_owners:
+            modules_of_type.setdefault(row["module_type"], set()).add(owners[row["name"]])
     return [
-        f"{kind} {listed(sorted(modules), most=2)} will drift, for its buffers are live; freeze.buffers=frozen holds them"
-        for kind, modules in by_type.items()
+        f"buffers of {module_type} {listed(sorted(modules), most=2)} will change (normal; freeze.buffers=frozen stops it)"
+        for module_type, modules in modules_of_type.items()
     ]
 
 
-def idles(rehearsal: Rehearsal) -> list[str]:
-    """A sentence for each cause by which something trainable would stay as it is."""
-    why = {
+def idle_warnings(rehearsal: Rehearsal) -> list[str]:
+    """Return a sentence for each cause why trainable parameters would stay idle."""
+    descriptions = {
         "not_in_optimizer": "in no group of the optimizer",
-        "no_gradient": "reached by no gradient",
-        "zero_gradient": "reached by gradients of 0 alone",
-        "lr_zero": "stepped at a learning rate of 0",
+        "no_gradient": "without a gradient",
+        "zero_gradient": "all gradients are 0",
+        "lr_zero": "the learning rate is 0",
     }
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for row in rehearsal.rows:
         if row["verdict"] == "idle":
-            found.setdefault(row["cause"], []).append(row["name"])
-    return [f"{listed(names, most=2)} would stay idle: {why.get(cause, cause)}" for cause, names in found.items()]
+            names_of.setdefault(row["cause"], []).append(row["name"])
+    return [
+        f"{listed(names, most=2)} would stay idle: {descriptions.get(cause, cause)}" for cause, names in names_of.items()
+    ]
 
 
-def _doing(cause: str, group: str, rehearsal: Rehearsal, method: str, optimizer: str) -> str:
+def _describe_cause(cause: str, group: str, rehearsal: Rehearsal, method: str, optimizer: str) -> str:
+    """Return a clause for the cause of a leak; for a scheduler, with the step at which the group's rate is highest."""
     if cause == "scheduler":
-        scheduler = type(rehearsal.scheduler).__name__
-        first = rehearsal.phases[-1].first
-        at = max(
-            (number for number in rehearsal.rates if number >= first), key=lambda number: rehearsal.rates[number][group]
-        )
+        lrs, first = rehearsal.lrs, rehearsal.phases[-1].first
+        step = max((number for number in lrs if number >= first), key=lambda number: lrs[number][group])
         return (
-            f"{method} with {scheduler}: the learning rate of the group {group} becomes "
-            f"{rehearsal.rates[at][group]:.3g} at step {at}"
+            f"{method} with {type(rehearsal.scheduler).__name__}: the learning rate of the group {group} becomes "
+            f"{lrs[step][group]:.3g} at step {step}"
         )
     return {
-        "optimizer_ignores_lr": f"{optimizer} moves at lr 0",
-        "weight_decay": f"{optimizer} decays weights whose gradient is 0",
-        "optimizer_state": f"{optimizer} moves on by the state it has gathered",
-        "weight_decay|optimizer_state": f"{optimizer} moves on by weight decay and the state it has gathered",
-        "optimizer_rule": f"{optimizer} moves on a gradient of 0, without decay or state",
-        "gradient": f"{method} does not keep the gradient from {optimizer}",
-        "forward_write": "the forward pass writes",
+        "optimizer_ignores_lr": f"{optimizer} updates at lr 0",
+        "weight_decay": f"{optimizer} applies weight decay at gradient 0",
+        "optimizer_state": f"{optimizer} still updates from its state",
+        "weight_decay|optimizer_state": f"{optimizer} still updates from weight decay and its state",
+        "optimizer_rule": f"{optimizer} updates at gradient 0, without weight decay or state",
+        "gradient": f"{method} leaves gradients for {optimizer}",
+        "forward_write": "the forward pass writes to frozen tensors",
     }.get(cause, cause)

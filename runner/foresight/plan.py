@@ -1,4 +1,4 @@
-"""Look first: what a run would do and what would go wrong, without training and without a folder."""
+"""Show what a run would do and what would go wrong, without training and without creating a folder (`plan=true`)."""
 
 from __future__ import annotations
 
@@ -9,66 +9,71 @@ from rich.table import Table
 from runner.assemble import Setup, assembled, begin_phase, build_batches, build_task
 from runner.config.schema import Config
 from runner.errors import ConfigError, SkippedError
-from runner.foresight.hazards import drifts, idles, leaks
-from runner.foresight.rehearsal import Effect, Rehearsal, effect_of_a_batch
-from runner.foresight.warnings import labels, rehearsed
+from runner.foresight.effects import Effect, effect_of_batch
+from runner.foresight.hazards import buffer_warnings, idle_warnings, leak_warnings
+from runner.foresight.rehearsal import Rehearsal
+from runner.foresight.warnings import method_and_optimizer_names, rehearse_phases
 from runner.freezing.groups import placed, rate
 from runner.tensors import entries, now
 
 
 def foresee(setup: Setup) -> Rehearsal:
-    """What will become of every tensor, by one batch through each phase of the run and a rehearsal of its steps.
+    """Predict how every tensor will change: run one batch in each phase, then rehearse the steps of the run.
 
-    The setup is used up: its model has seen a batch, and is frozen as in its last phase. Cannot foresee what depends on
-    more than one batch: rows of an `Embedding(max_norm=...)` that a later one looks up, gradients that die or are rounded
-    away. Raises what the run would raise.
+    The setup cannot be used for a run afterwards: its model has processed batches, and is frozen as in its last phase. Does
+    not foresee what depends on later batches: rows of an `Embedding(max_norm=...)` that only they look up, gradients that
+    become 0 or are rounded away. Raises what the run would raise.
     """
     task, first = build_task(setup.config, setup.device), next(build_batches(setup.config, setup.device), None)
     if first is None:
-        return rehearsed(setup, [Effect()])
+        return rehearse_phases(setup, [Effect()])
     effects = []
     for number in range(len(setup.phases)):
         if number:
             begin_phase(setup, number)
         setup.model.train()
-        effects.append(effect_of_a_batch(setup.model, setup.parameters, task, first.batch))
-    return rehearsed(setup, effects)
+        effects.append(effect_of_batch(setup.model, setup.parameters, task, first.batch))
+    return rehearse_phases(setup, effects)
 
 
 def show_plan(config: Config, console: Console) -> None:
-    """Print every parameter with its shape, group, learning rate and whether it is declared frozen, then the hazards."""
+    """Print every parameter with its shape, group, learning rate and whether it would be frozen, then the hazards.
+
+    Raises ConfigError if the method would skip this model.
+    """
 
     def note(text: str, *, urgent: bool = False) -> None:
         console.print(f"note: {escape(text)}")
 
     try:
         with assembled(config, note) as setup:
-            console.print(_parameters(setup))
+            console.print(_parameter_table(setup))
             modules = len(setup.selection.modules)
             console.print(
                 f"{len(setup.selection.parameters)} of {len(setup.parameters)} parameters would be frozen, "
                 f"{modules} modules held in eval mode; nothing was trained or written."
             )
             try:
-                foreseen = foresee(setup)
-            except SkippedError as skipped:  # by an optimizer that does not step dummies, as it may not step the real ones
+                rehearsal = foresee(setup)
+            except SkippedError as skipped:  # the optimizer refused the stand-in's parameters
                 console.print(f"hazards cannot be foreseen: {escape(str(skipped))}")
                 return
             owners = {name: entry.owner for name, entry in setup.before.entries.items()}
             hazards = [
-                *leaks(foreseen, *labels(setup)),
-                *drifts(foreseen, list(setup.selection.parameters), owners),
-                *idles(foreseen),
+                *leak_warnings(rehearsal, *method_and_optimizer_names(setup)),
+                *buffer_warnings(rehearsal, list(setup.selection.parameters), owners),
+                *idle_warnings(rehearsal),
             ]
             for hazard in hazards:
                 console.print(f"[yellow]hazard:[/] {escape(hazard)}")
             if not hazards:
-                console.print("no hazard is foreseen: by this batch, what is frozen would hold and the rest would train")
+                console.print("no hazard is foreseen: with this batch, everything frozen holds and the rest trains")
     except SkippedError as skipped:
         raise ConfigError(f"skipped: {skipped}") from skipped
 
 
-def _parameters(setup: Setup) -> Table:
+def _parameter_table(setup: Setup) -> Table:
+    """Return a table with a line for each parameter."""
     group_of, resolve = placed([setup.optimizer]), now(entries(setup.model))
     table = Table("parameter", "shape", "group", "lr", "requires_grad", "frozen", box=None, pad_edge=False)
     first = setup.phases[-1].first

@@ -1,16 +1,15 @@
-"""What would move, before anything is trained: the run's optimizer, scheduler and method, rehearsed on a stunt double.
+"""Predict what would move by running the optimizer, scheduler and method of a run on a small stand-in for its model.
 
-The double has a few elements for each tensor of the model. Its loss pulls at them as a batch pulled at the real ones, its
-forward pass writes what the real one writes, and the audit watches it as it will watch the run.
+The stand-in has a few elements for each tensor of the model. Its loss gives gradients to the same parameters as a batch does
+in the model, its forward pass writes to the same tensors, and the audit watches it as it will watch the run.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,153 +18,98 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import Row
+from runner.foresight.effects import Effect, Task
 from runner.freezing.groups import Group, rate, regroup
 from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
 from runner.proof.audit import audit
-from runner.proof.changes import snapshot
-from runner.proof.replay import couples_with, gradient
+from runner.proof.replay import frozen_gradients_affect_others
 from runner.seeding import kept_random_state
-from runner.tensors import Entry, entries, now, same_bits
+from runner.tensors import Entry
 from runner.training.loop import Step, train
 
-IN_FULL = 32  # steps of a phase; of the others only the scheduler's are made, and one step at the highest rates
-Task = Callable[[nn.Module, Any], Tensor]
-Rates = dict[int, dict[str, float]]  # by the number of a step and the name of a group
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a batch does to a model in one phase.
-
-    `pulls` says, by a parameter's identity, what backward makes of its gradient: `present`, `zero`, `dropped` (set to
-    None), and `untouched` where it is left as it was. `written`: names of the tensors that the forward pass writes.
-    """
-
-    pulls: Mapping[int, str] = field(default_factory=dict)
-    written: frozenset[str] = frozenset()
+FULL_STEPS = 32  # at most so many steps of a phase are run; for the later ones only the scheduler is stepped
+LearningRates = dict[int, dict[str, float]]  # by step number and name of the parameter group
 
 
 @dataclass
 class Rehearsal:
-    """What became of the double: rows as of a run, under the real names; the groups' rates at each step; the scheduler.
+    """What is predicted for a run.
 
-    `couples`: the gradients of what is frozen change how the optimizer steps the rest (LBFGS).
+    Attributes:
+        phases: the phases that were rehearsed.
+        rows: the rows of an audit, one for each tensor of the model.
+        lrs: the learning rate of each parameter group at each step.
+        scheduler: the scheduler that was used, or None.
+        optimizer_couples: whether gradients of frozen parameters change how the optimizer updates the others (LBFGS).
     """
 
     phases: Sequence[Phase]
     rows: list[Row]
-    rates: Rates
+    lrs: LearningRates
     scheduler: Any
-    couples: bool
+    optimizer_couples: bool
 
 
-def effect_of_a_batch(model: nn.Module, parameters: Sequence[Tensor], task: Task, batch: Any) -> Effect:
-    """What one batch does to gradients, which are put back, and what its forward pass writes, which the model keeps."""
-    written: set[str] = set()
+class StandInModel(nn.Module):
+    """A module with a few elements of each tensor of a model; its forward pass returns the loss of a step.
 
-    def pull() -> None:
-        before = snapshot(model)
-        loss = task(model, batch)
-        resolve = now(entries(model))
-        for name, was in before.entries.items():
-            after = resolve(was)
-            if after is None or not same_bits(before.values[name], after):
-                written.add(name)
-        if loss.requires_grad:
-            loss.backward()
-
-    pulls = _pulls(parameters, pull)
-    return Effect(pulls, frozenset(written))
-
-
-def effect_of_flags(parameters: Sequence[Tensor]) -> Effect:
-    """The same without a batch: what backward would do to each parameter by its flag and its hooks alone.
-
-    Hooks are tried on a copy of one element, for they may be anybody's.
+    Attributes:
+        stand_in_of: the stand-in of each tensor, by the id of the model's tensor.
+        initial_of: a copy of the stand-in's initial values, by the same id.
+        by_name: the stand-ins, by the name of the model's tensor.
     """
-    return Effect({id(p): _pull_of(p) if p.requires_grad else "untouched" for p in parameters})
 
-
-def _pull_of(parameter: Tensor) -> str:
-    if not (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
-        return "present"
-    copied = parameter.detach().reshape(-1)[:1].clone().requires_grad_()
-    copied._backward_hooks = OrderedDict(parameter._backward_hooks or {})
-    copied._post_accumulate_grad_hooks = OrderedDict(parameter._post_accumulate_grad_hooks or {})
-    with kept_random_state():
-        return _pulls([copied], lambda: copied.sum().backward())[id(copied)]
-
-
-def _pulls(parameters: Sequence[Tensor], pull: Callable[[], None]) -> dict[int, str]:
-    """Pull from no gradients, and again from zeros if that has to tell `dropped` from `untouched`; then put all back."""
-    were = [parameter.grad for parameter in parameters]
-    fresh = _pulled_from(parameters, lambda parameter: None, pull)
-    found = {it: "untouched" if left == "none" else left for it, left in fresh.items()}
-    if any(fresh[id(parameter)] == "none" and parameter.requires_grad for parameter in parameters):
-        kept = _pulled_from(parameters, torch.zeros_like, pull)
-        found.update({it: "dropped" for it, left in fresh.items() if left == kept[it] == "none"})
-    for parameter, was in zip(parameters, were, strict=True):
-        parameter.grad = was
-    return found
-
-
-def _pulled_from(
-    parameters: Sequence[Tensor], start: Callable[[Tensor], Tensor | None], pull: Callable[[], None]
-) -> dict[int, str]:
-    for parameter in parameters:
-        parameter.grad = start(parameter)
-    pull()
-    return {id(parameter): gradient(parameter) for parameter in parameters}
-
-
-class Double(nn.Module):
-    """A few elements of each tensor; `forward` gives the loss of a step, and writes what the model writes."""
-
-    def __init__(self, found: Mapping[str, Entry]) -> None:
+    def __init__(self, model_entries: Mapping[str, Entry]) -> None:
         super().__init__()
-        self.of: dict[int, Tensor] = {}
-        self.start: dict[int, Tensor] = {}
-        self.named: dict[str, Tensor] = {}
-        for name, entry in found.items():
-            values = _some(entry.tensor.detach())
+        self.stand_in_of: dict[int, Tensor] = {}
+        self.initial_of: dict[int, Tensor] = {}
+        self.by_name: dict[str, Tensor] = {}
+        for name, entry in model_entries.items():
+            values = _few_elements(entry.tensor.detach())
             registry: Any = self._parameters if entry.kind == "parameter" else self._buffers
-            dummy = nn.Parameter(values) if entry.kind == "parameter" and values.is_floating_point() else values
-            self.start[id(entry.tensor)] = values.clone()
-            # Registered without dots, for the double has no modules within.
-            self.of[id(entry.tensor)] = self.named[name] = registry[name.replace(".", "/")] = dummy
+            stand_in = nn.Parameter(values) if entry.kind == "parameter" and values.is_floating_point() else values
+            self.initial_of[id(entry.tensor)] = values.clone()
+            registry[name.replace(".", "/")] = stand_in  # dots would mean submodules, which the stand-in does not have
+            self.stand_in_of[id(entry.tensor)] = self.by_name[name] = stand_in
 
     def forward(self, step: int, effect: Effect) -> Tensor:
-        """Half the squared distance to a point, another at each step, over what is pulled."""
-        noise = torch.Generator().manual_seed(step)
+        """Return half the squared distance to a random point, another one at each step, as the loss.
+
+        Only parameters to which `effect` gives a gradient are in the loss; the tensors in `effect.written` are changed.
+        """
+        generator = torch.Generator().manual_seed(step)
         terms = [torch.zeros((), requires_grad=True)]
-        for real, dummy in self.of.items():
-            if effect.pulls.get(real, "untouched") != "untouched" and dummy.requires_grad:
-                aim = self.start[real] + torch.randn(dummy.shape, generator=noise).to(dummy)
-                force = 0.0 if effect.pulls[real] == "zero" else 0.5
-                terms.append(force * (dummy - aim).abs().square().sum().float().cpu())
+        for tensor_id, stand_in in self.stand_in_of.items():
+            if effect.gradients.get(tensor_id, "untouched") != "untouched" and stand_in.requires_grad:
+                target = self.initial_of[tensor_id] + torch.randn(stand_in.shape, generator=generator).to(stand_in)
+                weight = 0.0 if effect.gradients[tensor_id] == "zero" else 0.5
+                terms.append(weight * (stand_in - target).abs().square().sum().float().cpu())
         with torch.no_grad():
-            for name in effect.written & self.named.keys():
-                value = self.named[name]
+            for name in effect.written & self.by_name.keys():
+                value = self.by_name[name]
                 value.copy_(~value if value.dtype is torch.bool else value + value.abs() + 1)
         return torch.stack(terms).sum()
 
-    def stands_in(self, selection: Selection) -> Selection:
-        """The selection of the doubles of what is selected."""
+    def map_selection(self, selection: Selection) -> Selection:
+        """Return a selection of the stand-ins of the selected tensors."""
         parameters, buffers = (
-            {name.replace(".", "/"): self.of[id(tensor)] for name, tensor in named.items() if id(tensor) in self.of}
-            for named in (selection.parameters, selection.buffers)
+            {name.replace(".", "/"): self.stand_in_of[id(t)] for name, t in tensors.items() if id(t) in self.stand_in_of}
+            for tensors in (selection.parameters, selection.buffers)
         )
         return replace(selection, parameters=parameters, buffers=buffers, modules={})
 
-    def groups(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups with the doubles of their parameters."""
-        return [{**group, "params": [self.of[id(p)] for p in group["params"] if id(p) in self.of]} for group in groups]
+    def map_groups(self, groups: Sequence[Group]) -> list[Group]:
+        """Return the parameter groups with the stand-ins of their parameters."""
+        return [
+            {**group, "params": [self.stand_in_of[id(p)] for p in group["params"] if id(p) in self.stand_in_of]}
+            for group in groups
+        ]
 
 
 def rehearse(
-    found: Mapping[str, Entry],
+    model_entries: Mapping[str, Entry],
     phases: Sequence[Phase],
     effects: Sequence[Effect],
     *,
@@ -175,110 +119,122 @@ def rehearse(
     build_scheduler: Callable[[Optimizer], Any],
     zero_grad_to_none: bool,
 ) -> Rehearsal:
-    """Run the phases on a double of what was found in a model; a batch has `effects`, one for each phase.
+    """Run the phases on a stand-in for the model; in each phase, every batch has the effect of the same position.
 
-    Draws no random state. Raises what the optimizer, scheduler or method raises.
+    Draws no random numbers. Raises what the optimizer, scheduler or method raises.
     """
-    method = copy.copy(method)  # one that keeps what it is attached to must not lose the real optimizer
+    method = copy.copy(method)  # a method that stores its optimizer must not store this one
     with kept_random_state(), ExitStack() as undo:
-        classes = alike(found, phases, effects)
-        double = Double({name: members[0] for name, members in classes.items()})
-        optimizer = build_optimizer([dict(group) for group in double.groups(phases[0].groups)])
-        frozen = double.stands_in(phases[0].selection)
-        rates: Rates = {}
-        put_back = ExitStack()  # the rates as the scheduler left them
-        with audit(double, frozen, optimizer) as report:
+        equivalents = group_equivalent(model_entries, phases, effects)
+        stand_in = StandInModel({name: members[0] for name, members in equivalents.items()})
+        optimizer = build_optimizer([dict(group) for group in stand_in.map_groups(phases[0].groups)])
+        frozen = stand_in.map_selection(phases[0].selection)
+        lrs: LearningRates = {}
+        restore_lrs = ExitStack()
+        with audit(stand_in, frozen, optimizer) as report:
             scheduler = build_scheduler(optimizer)
             for number, (phase, effect) in enumerate(zip(phases, effects, strict=True)):
-                put_back.close()
+                restore_lrs.close()
                 if number:
-                    frozen = double.stands_in(phase.selection)
-                    regroup(optimizer, double.groups(phases[number - 1].groups), double.groups(phase.groups))
+                    frozen = stand_in.map_selection(phase.selection)
+                    regroup(optimizer, stand_in.map_groups(phases[number - 1].groups), stand_in.map_groups(phase.groups))
                     report.freeze(frozen)
                 method.attach(optimizer, frozen, undo)
-                for real, dummy in double.of.items():
-                    if effect.pulls.get(real) == "dropped":
-                        undo.callback(dummy.register_post_accumulate_grad_hook(_drop).remove)
+                for tensor_id, tensor in stand_in.stand_in_of.items():
+                    if effect.gradients.get(tensor_id) == "dropped":
+                        undo.callback(tensor.register_post_accumulate_grad_hook(_drop_gradient).remove)
                 last = phases[number + 1].first - 1 if number + 1 < len(phases) else batches
-                play = partial(train, double, optimizer, _task(effect), zero_grad_to_none=zero_grad_to_none)
-                rates |= _played(play, optimizer, scheduler, range(phase.first, last + 1), put_back=put_back)
-        couples = False
-        double.zero_grad()
-        double(batches + 1, replace(effects[-1], written=frozenset())).backward()
-        with suppress(Exception):  # a step that cannot be replayed tells nothing of it
-            couples = couples_with(optimizer, list(frozen.parameters.values()))
-    rows = _told(report.rows, found, classes)
-    return Rehearsal(phases=phases, rows=rows, rates=rates, scheduler=scheduler, couples=couples)
+                train_steps = partial(train, stand_in, optimizer, _task_of(effect), zero_grad_to_none=zero_grad_to_none)
+                lrs |= _run_phase(train_steps, optimizer, scheduler, range(phase.first, last + 1), restore_lrs=restore_lrs)
+        optimizer_couples = False
+        stand_in.zero_grad()
+        stand_in(batches + 1, replace(effects[-1], written=frozenset())).backward()
+        with suppress(Exception):  # if the step cannot be replayed, this is not known
+            optimizer_couples = frozen_gradients_affect_others(optimizer, list(frozen.parameters.values()))
+    rows = _rows_of_model(report.rows, model_entries, equivalents)
+    return Rehearsal(phases=phases, rows=rows, lrs=lrs, scheduler=scheduler, optimizer_couples=optimizer_couples)
 
 
-def _told(rows: list[Row], found: Mapping[str, Entry], classes: Mapping[str, list[Entry]]) -> list[Row]:
-    """What became of each tensor, which is what became of the double of its class."""
-    fates = {row["name"].replace("/", "."): row for row in rows}
-    fate_of = {entry.name: fates[name] for name, members in classes.items() for entry in members}
-    return [{**fate_of[name], "name": name, "module_type": entry.module_type} for name, entry in found.items()]
+def _rows_of_model(rows: list[Row], model_entries: Mapping[str, Entry], equivalents: Mapping[str, list[Entry]]) -> list[Row]:
+    """Return a row for each tensor of the model: that of the stand-in for all tensors equivalent to it."""
+    row_of_stand_in = {row["name"].replace("/", "."): row for row in rows}
+    row_of = {entry.name: row_of_stand_in[name] for name, members in equivalents.items() for entry in members}
+    return [{**row_of[name], "name": name, "module_type": entry.module_type} for name, entry in model_entries.items()]
 
 
-def _played(
-    play: Callable[..., Iterator[Step]], optimizer: Optimizer, scheduler: Any, numbers: range, *, put_back: ExitStack
-) -> Rates:
-    """Make the steps of these numbers; returns the groups' rates at each.
+def _run_phase(
+    train_steps: Callable[..., Iterator[Step]], optimizer: Optimizer, scheduler: Any, steps: range, *, restore_lrs: ExitStack
+) -> LearningRates:
+    """Run the steps of one phase; return the learning rates of the groups at each step.
 
-    Few steps are made in full. Of more, the scheduler alone is stepped to the end, and the optimizer once more at the
-    highest rate that each group had meanwhile: what moves at any of them moves then. That rate stays until `put_back` is
-    closed, for a leak that is found at the end is replayed for its cause.
+    At most FULL_STEPS are run. For the others only the scheduler is stepped; then the optimizer makes one step with each
+    group at the highest learning rate it had meanwhile, because what moves at any of them moves at the highest. This rate
+    stays until `restore_lrs` is closed, because a leak that is found at the end is replayed for its cause.
     """
-    in_full, others = numbers[:IN_FULL], numbers[IN_FULL:]
-    rates = {step.number: step.lrs for step in play(in_full, scheduler=scheduler, first=numbers.start)}
-    if scheduler is None or not others:
-        return rates
-    for number in others:
-        rates[number] = {group["name"]: rate(group) for group in optimizer.param_groups}
+    full_steps, other_steps = steps[:FULL_STEPS], steps[FULL_STEPS:]
+    lrs = {step.number: step.lrs for step in train_steps(full_steps, scheduler=scheduler, first=steps.start)}
+    if scheduler is None or not other_steps:
+        return lrs
+    for number in other_steps:
+        lrs[number] = {group["name"]: rate(group) for group in optimizer.param_groups}
         scheduler.step(*([0.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
     for group in (group for group in optimizer.param_groups if "lr" in group):
-        put_back.callback(group.__setitem__, "lr", group["lr"])
-        group["lr"] = max(rates[number][group["name"]] for number in others)
-    for _ in play(others[-1:]):
+        restore_lrs.callback(group.__setitem__, "lr", group["lr"])
+        group["lr"] = max(lrs[number][group["name"]] for number in other_steps)
+    for _ in train_steps(other_steps[-1:]):
         pass
-    return rates
+    return lrs
 
 
-def _task(effect: Effect) -> Task:
-    return lambda double, step: double(step, effect)
+def _task_of(effect: Effect) -> Task:
+    """Return a task for the training loop that calls the stand-in; its batches are step numbers."""
+    return lambda stand_in, step: stand_in(step, effect)
 
 
-def _some(tensor: Tensor) -> Tensor:
-    """The first elements, or the largest if those are 0, in a tensor of as many dimensions, each of two at most."""
+def _few_elements(tensor: Tensor) -> Tensor:
+    """Return a copy of a few elements as a tensor with as many dimensions, each of size 2 at most.
+
+    They are the first ones, or the largest ones if some of the first are 0 and not all elements are.
+    """
     shape = [min(2, size) for size in tensor.shape]
     flat, count = tensor.reshape(-1), torch.Size(shape).numel()
     chosen = flat[:count]
-    if _some_is_not_zero(tensor) and not bool(chosen.all()):
+    if _has_nonzero(tensor) and not bool(chosen.all()):
         chosen = flat[(flat if flat.is_complex() else flat.float()).abs().topk(count).indices]
     return chosen.reshape(shape).clone()
 
 
-def _some_is_not_zero(tensor: Tensor) -> bool:
+def _has_nonzero(tensor: Tensor) -> bool:
+    """Whether any element is not 0; looks at the first ones first, because that is usually enough."""
     flat = tensor.detach().reshape(-1)
     return bool(flat[:64].any()) or bool(flat.any())
 
 
-def alike(found: Mapping[str, Entry], phases: Sequence[Phase], effects: Sequence[Effect]) -> dict[str, list[Entry]]:
-    """What of a model fares alike, for one double to stand for it, by the name of the first."""
-    placed = [{id(p): group["name"] for group in phase.groups for p in group["params"]} for phase in phases]
-    alike: dict[Any, list[Entry]] = {}
-    for name, entry in found.items():
-        tensor, it = entry.tensor, id(entry.tensor)
-        frozen = (tensor in phase.selection or name in phase.selection.buffers for phase in phases)
-        fate = zip(
-            frozen,
-            (groups.get(it) for groups in placed),
-            (effect.pulls.get(it) for effect in effects),
+def group_equivalent(
+    model_entries: Mapping[str, Entry], phases: Sequence[Phase], effects: Sequence[Effect]
+) -> dict[str, list[Entry]]:
+    """Group the tensors for which a rehearsal gives the same result, so that one stand-in is enough for each group.
+
+    Returns the entries of each group by the name of its first tensor. Equivalent tensors have the same kind, dtype and shape
+    of the stand-in, and in each phase the same role, parameter group and effect of a batch.
+    """
+    group_names = [{id(p): group["name"] for group in phase.groups for p in group["params"]} for phase in phases]
+    equivalents: dict[Any, list[Entry]] = {}
+    for name, entry in model_entries.items():
+        tensor, tensor_id = entry.tensor, id(entry.tensor)
+        of_each_phase = zip(
+            (tensor in phase.selection or name in phase.selection.buffers for phase in phases),
+            (names.get(tensor_id) for names in group_names),
+            (effect.gradients.get(tensor_id) for effect in effects),
             (name in effect.written for effect in effects),
             strict=True,
         )
         shape = tuple(min(2, size) for size in tensor.shape)
-        alike.setdefault((entry.kind, tensor.dtype, shape, _some_is_not_zero(tensor), *fate), []).append(entry)
-    return {entries[0].name: entries for entries in alike.values()}
+        key = (entry.kind, tensor.dtype, shape, _has_nonzero(tensor), *of_each_phase)
+        equivalents.setdefault(key, []).append(entry)
+    return {members[0].name: members for members in equivalents.values()}
 
 
-def _drop(parameter: Tensor) -> None:
+def _drop_gradient(parameter: Tensor) -> None:
+    """Set the gradient to None; used as a hook."""
     parameter.grad = None

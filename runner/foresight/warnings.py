@@ -1,4 +1,4 @@
-"""What is foreseen of a run as its phases begin: what would leak, and whether the frozen part's gradients reach the rest."""
+"""Warn when a phase begins of what would leak in it, and find out whether gradients of frozen parameters affect others."""
 
 from __future__ import annotations
 
@@ -7,43 +7,45 @@ from dataclasses import dataclass
 
 from runner.assemble import Setup, build_optimizer, build_scheduler
 from runner.contract import Coupling, method_name
-from runner.foresight.hazards import FORESEEN_BY_FLAGS, leaks
-from runner.foresight.rehearsal import Effect, Rehearsal, effect_of_flags, rehearse
-from runner.proof.replay import gradient
+from runner.foresight.effects import Effect, effect_of_flags
+from runner.foresight.hazards import CAUSES_WITHOUT_BATCH, leak_warnings
+from runner.foresight.rehearsal import Rehearsal, rehearse
+from runner.proof.replay import gradient_kind
 
 
 @dataclass(frozen=True)
-class Foreseen:
-    """What is foreseen of the phases that have begun.
+class Forecast:
+    """What is foreseen for the phases that have begun.
 
-    `effects` are those of a batch in each phase, by its parameters' flags and hooks; `couples` says whether gradients of
-    what is frozen change how the optimizer steps the rest.
+    Attributes:
+        effects: what a batch does in each phase, judging by the flags and hooks of the parameters.
+        optimizer_couples: whether gradients of frozen parameters change how the optimizer updates the others.
     """
 
     effects: tuple[Effect, ...] = ()
-    couples: bool = False
+    optimizer_couples: bool = False
 
 
-def foresee_phase(setup: Setup, before: Foreseen) -> Foreseen:
-    """What is foreseen as one more phase has begun, by the scheduler's trace and the optimizer on dummy tensors.
+def foresee_phase(setup: Setup, before: Forecast) -> Forecast:
+    """Return the forecast extended by the phase that has just begun, and warn of leaks in an urgent note.
 
-    An urgent note says what would leak, another why that cannot be foreseen.
+    Needs no batch: it rehearses the run's steps on a stand-in for the model. If that fails, a note says why.
     """
     effects = (*before.effects, effect_of_flags(setup.parameters))
     if not setup.phases[len(effects) - 1].selection.parameters:
-        return Foreseen(effects)
+        return Forecast(effects)
     try:
-        rehearsal = rehearsed(setup, effects)
-    except Exception as error:  # of anyone's optimizer, built on other tensors than its own; the run itself will tell
+        rehearsal = rehearse_phases(setup, effects)
+    except Exception as error:  # a user's optimizer may not work with a stand-in's tensors; the run itself goes on
         setup.note(f"what would leak could not be foreseen: {type(error).__name__}: {error}")
-        return Foreseen(effects, before.couples)
-    for warning in leaks(rehearsal, *labels(setup), FORESEEN_BY_FLAGS):
+        return Forecast(effects, before.optimizer_couples)
+    for warning in leak_warnings(rehearsal, *method_and_optimizer_names(setup), CAUSES_WITHOUT_BATCH):
         setup.note(warning, urgent=True)
-    return Foreseen(effects, rehearsal.couples)
+    return Forecast(effects, rehearsal.optimizer_couples)
 
 
-def rehearsed(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
-    """The phases that have these effects, played by a double."""
+def rehearse_phases(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
+    """Rehearse the first phases of a run, one for each effect of a batch."""
     config = setup.config
     return rehearse(
         setup.before.entries,
@@ -57,14 +59,20 @@ def rehearsed(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
     )
 
 
-def couplings(setup: Setup, foreseen: Foreseen) -> list[Coupling]:
-    """Through what the frozen part's gradients reached the rest: `clip` (they are in the norm), `optimizer`."""
-    pulled = any(gradient(tensor) == "present" for tensor in setup.selection.parameters.values())
-    by: dict[Coupling, bool] = {"clip": pulled and setup.config.clip is not None, "optimizer": foreseen.couples}
-    return [word for word, is_coupled in by.items() if is_coupled]
+def couplings(setup: Setup, forecast: Forecast) -> list[Coupling]:
+    """Return how gradients of frozen parameters changed the updates of the others.
+
+    `clip`: they were part of the gradient norm that was clipped. `optimizer`: the optimizer's rule combines parameters.
+    """
+    frozen_have_gradients = any(gradient_kind(tensor) == "present" for tensor in setup.selection.parameters.values())
+    is_coupled: dict[Coupling, bool] = {
+        "clip": frozen_have_gradients and setup.config.clip is not None,
+        "optimizer": forecast.optimizer_couples,
+    }
+    return [coupling for coupling, holds in is_coupled.items() if holds]
 
 
-def labels(setup: Setup) -> tuple[str, str]:
-    """What a method and an optimizer are called in a sentence."""
+def method_and_optimizer_names(setup: Setup) -> tuple[str, str]:
+    """Return the names of a run's method and optimizer for messages, such as `zero_lr` and `SGD`."""
     method = type(setup.method)
     return method_name(f"{method.__module__}.{method.__qualname__}"), type(setup.optimizer).__name__

@@ -1,1 +1,1 @@
-"""Ways to freeze, one file a method."""
+"""Freezing methods, one file each."""

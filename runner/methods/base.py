@@ -1,4 +1,4 @@
-"""What a freezing method may do, and the traps under which it may leak."""
+"""The base class of all freezing methods, and the traps: the situations in which some methods leak."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from runner.freezing.selection import Selection
 TRAPS = {
     "any_step": "a plain optimizer step",
     "weight_decay": "an optimizer with weight decay",
-    "optimizer_rule": "an optimizer that moves a parameter on a zero gradient, without decay or state (ASGD)",
-    "optimizer_ignores_lr": "an optimizer that steps at a learning rate of 0 (Rprop)",
-    "mid_run": "freezing in mid-run, gradients dropped to None: state that was gathered before",
-    "zeros_mid_run": "freezing in mid-run while gradients are kept as zeros",
-    "lbfgs_mid_run": "freezing in mid-run under LBFGS, whose direction spans all parameters",
-    "scheduler_mid_run": "a scheduler that computes the rate from the initial one (LambdaLR), freezing in mid-run",
+    "optimizer_rule": "an optimizer that changes a parameter whose gradient is zero, without weight decay or state (ASGD)",
+    "optimizer_ignores_lr": "an optimizer that changes parameters at a learning rate of 0 (Rprop)",
+    "mid_run": "freezing in mid-run, gradients set to None: the optimizer state of earlier steps remains",
+    "zeros_mid_run": "freezing in mid-run, gradients kept as zeros",
+    "lbfgs_mid_run": "freezing in mid-run under LBFGS, whose step direction depends on all parameters",
+    "scheduler_mid_run": "freezing in mid-run, with a scheduler that computes the rate from the initial one (LambdaLR)",
     "scheduler": "a scheduler that raises the learning rate of a group from 0 (OneCycleLR, CyclicLR, SWALR)",
 }
 
 
 @dataclass
 class PhaseContext:
-    """What a method may use as it feeds the batches of one phase.
+    """What a method can use while it feeds the batches of one phase.
 
-    `not_run` counts, for each module by its name, the steps of the phase that do not run it: the cost of a step leaves it
-    out of those. `note` takes what the user should be told.
+    Attributes:
+        model: the model that is trained.
+        task: computes the loss from the model and a batch.
+        note: reports a message to the user.
+        not_run: by module name, the number of steps of this phase in which the method skipped the module; the cost of a
+            step excludes what is skipped.
     """
 
     model: nn.Module
@@ -43,33 +47,33 @@ class PhaseContext:
 
 
 class FreezingMethod:
-    """The four stages at which a method may act; each does nothing unless it is overridden.
+    """The stages at which a method can act; each of them does nothing by default.
 
-    A method overrides the stage where it acts and nothing else, uses torch's own means (flags, groups, hooks, module
-    swaps), and puts a callback on `undo` for whatever it changes in the model, so that leaving the stack restores it.
+    A method overrides only the stages that it needs and uses torch's own means (flags, parameter groups, hooks, module
+    swaps). For everything that it changes in the model, it adds a callback to `undo` that restores it.
     """
 
     leaks_under: frozenset[str] = frozenset()
-    """The traps of TRAPS under which what this method froze moves; the conformance tests hold it against the outcome."""
+    """The keys of TRAPS under which this method leaks; tests check that it leaks exactly there."""
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
-        """The reason why this method cannot serve this model, or None."""
+        """Return the reason if this method does not work with this model and selection, otherwise None."""
         return None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
-        """Act on the model before the optimizer exists; returns the model to train."""
+        """Change the model before the optimizer is built; return the model to train."""
         return model
 
     def groups(self, groups: list[Group], selection: Selection) -> list[Group]:
-        """Rewrite the optimizer's parameter groups, as cut by the config."""
+        """Return the optimizer's parameter groups, made from those that the config asks for."""
         return groups
 
     def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
-        """Act on the optimizer once it exists."""
+        """Change the optimizer after it is built."""
 
     def feed(self, batches: Iterable[Any], context: PhaseContext) -> Iterator[Any]:
-        """Gather the batches of one phase, each when the loop asks for it.
+        """Yield the batches of one phase, each built only when the training loop asks for it.
 
-        Each of `batches` has the batch itself, gathered as it is asked for, and the numbers of its samples: `batch`, `ids`.
+        `batches` are LazyBatch objects: `batch` builds the batch, `ids` are the numbers of its samples.
         """
-        return (drawn.batch for drawn in batches)
+        return (lazy_batch.batch for lazy_batch in batches)

@@ -1,4 +1,4 @@
-"""Freezing by the flag, and a memory of what the frozen prefix said."""
+"""Freezing with `requires_grad`, and caching the outputs of the frozen prefix."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from runner.errors import SkippedError
 from runner.freezing.selection import Selection
 from runner.methods.base import PhaseContext
 from runner.methods.prefix.boundary import frozen_prefix
-from runner.methods.prefix.bypass import Bypass, Recording, outermost
-from runner.methods.prefix.check import in_memory_order, tried, why_not_repeatable
+from runner.methods.prefix.bypass import Bypass, Recording, find_prefix_modules
+from runner.methods.prefix.check import restore_dim_order, verified_recording, why_not_repeatable
 from runner.methods.prefix.row_store import DamagedError, RowStore
 from runner.methods.requires_grad import RequiresGrad
 from runner.tensors import is_compiled
@@ -23,136 +23,146 @@ from runner.training.epochs import LazyBatch
 
 
 class CachedPrefix(RequiresGrad):
-    """Freezes as `requires_grad` does, and runs the frozen prefix once for each sample: later passes begin behind it.
+    """Freezes as `requires_grad` does, and runs the frozen prefix once for each sample: later epochs use its stored outputs.
 
-    Serves a prefix that is held in eval mode (`freeze.buffers=frozen`) and says the same again, to the bit, tried on
-    copies; whatever else is skipped, with the reason. The weights have the bits that `requires_grad` gives them where all
-    batches are of one size and a sample's place in a batch makes no difference to the prefix; where it does, a note says
-    by how much. With one pass nothing is asked twice, and this is `requires_grad`. Does not hold where that does not.
-    `input`: shape of one sample; `epochs`: passes; `memory_mb`: MiB of rows in memory, behind which a file in a temporary
-    folder below `folder` takes them.
+    Works only for a prefix that is held in eval mode (`freeze.buffers=frozen`) and whose outputs can be repeated bit by bit,
+    which is checked on copies; otherwise the run is skipped, with the reason. The weights are bitwise those of
+    `requires_grad` if all batches have one size and the prefix's output for a sample does not depend on its position in
+    the batch; if it does, a note gives the largest difference. With one epoch nothing is cached, and the method is the same
+    as `requires_grad`. Does not hold where `requires_grad` does not.
+
+    `input`: shape of one sample. `epochs`: number of epochs. `memory_mb`: MiB of outputs kept in memory; further ones go to
+    a file in a temporary folder below `folder`.
     Source: https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html (ConvNet as fixed feature extractor)
     """
 
     def __init__(self, input: Sequence[int], epochs: int = 1, memory_mb: float = 1024, folder: str | None = None) -> None:
         super().__init__()
         self.input, self.epochs, self.limit, self.folder = input, epochs, int(memory_mb * 2**20), folder
-        self.end: str | None = None
-        self.within: list[str] = []
-        self.found_for: Selection | None = None
-        self.splice: Bypass | None = None
-        self.memory = RowStore(self.limit, folder)
-        self.scripts: dict[int, Recording] = {}  # by the number of samples
-        self.order: Sequence[int] | None = None
-        self.stores = True
+        self.boundary: str | None = None  # the module at the end of the frozen prefix
+        self.prefix_modules: list[str] = []  # the outermost modules that run before it
+        self.checked_selection: Selection | None = None  # the selection that the two were found for
+        self.bypass: Bypass | None = None
+        self.store = RowStore(self.limit, folder)
+        self.storing = True  # False after a write or read of the store failed
+        self.recordings: dict[int, Recording] = {}  # by batch size
+        self.dim_order: Sequence[int] | None = None  # of the boundary's output, see `memory_dim_order`
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         if self.epochs == 1:
             return None
-        self.found_for, self.end = selection, None
+        self.checked_selection, self.boundary = selection, None
         if not selection.parameters:
-            return "nothing is frozen, so there is no prefix whose output could be remembered"
+            return "nothing is frozen, so there is no frozen prefix to cache"
         if is_compiled(model):
-            return "a part of the model is compiled, and would be compiled again for the passes that leave it out"
+            return "a part of the model is compiled; skipping the prefix would compile it again"
         device = next(model.parameters()).device
         sample = torch.randn(4, *self.input, generator=torch.Generator().manual_seed(0)).to(device)
         try:
-            end, reason = frozen_prefix(model, selection, self.input)
-            reason = reason or why_not_repeatable(model, selection, end or "", sample)
-            self.within = outermost(model, end or "", sample) if not reason else []
-        except Exception as error:  # of anyone's model, given samples that are not its own
+            boundary, reason = frozen_prefix(model, selection, self.input)
+            reason = reason or why_not_repeatable(model, selection, boundary or "", sample)
+            self.prefix_modules = find_prefix_modules(model, boundary or "", sample) if not reason else []
+        except Exception as error:  # the user's model may not accept the random samples
             return f"the model does not run on a batch of shape [4, *model.input]: {type(error).__name__}: {error}"
-        self.end = None if reason else end
+        self.boundary = None if reason else boundary
         return reason or None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
-        if self.splice is not None:  # of an earlier phase, whose prefix was shorter
-            self.splice.undo()
-            self.memory.close()
-            self.splice = None
+        if self.bypass is not None:  # of an earlier phase, whose prefix was shorter
+            self.bypass.undo()
+            self.store.close()
+            self.bypass = None
         if self.epochs > 1 and selection.parameters:
-            if selection is not self.found_for and (reason := self.skip(model, selection)):
+            if selection is not self.checked_selection and (reason := self.skip(model, selection)):
                 raise SkippedError(reason)
-            assert self.end is not None
-            self.memory, self.scripts, self.order, self.stores = RowStore(self.limit, self.folder), {}, None, True
-            self.splice = Bypass(model, self.end, self.within)
-            undo.callback(self.memory.close)
-            undo.callback(self.splice.undo)
+            assert self.boundary is not None
+            self.store, self.storing = RowStore(self.limit, self.folder), True
+            self.recordings, self.dim_order = {}, None
+            self.bypass = Bypass(model, self.boundary, self.prefix_modules)
+            undo.callback(self.store.close)
+            undo.callback(self.bypass.undo)
         return super().prepare(model, selection, undo)
 
     def feed(self, batches: Iterable[LazyBatch], context: PhaseContext) -> Iterator[Any]:
-        note = context.note
         if self.epochs == 1:
-            note("data.epochs is 1: nothing that the frozen prefix says would be asked for again, so it is not remembered")
-        if self.splice is None:
+            context.note("data.epochs is 1: each sample is used once, so the frozen prefix's outputs are not cached")
+        if self.bypass is None:
             yield from super().feed(batches, context)
             return
-        for drawn in batches:
-            if not drawn.is_a_row_of_tensors or drawn.ids is None:
-                raise SkippedError("data gives batches that are not (tensor, ...) with a row for each sample")
-            rows = self.recalled(drawn.ids, note)
+        for lazy_batch in batches:
+            if not lazy_batch.is_a_row_of_tensors or lazy_batch.ids is None:
+                raise SkippedError("data yields batches that are not (tensor, ...) with one row per sample")
+            rows = self.cached_rows(lazy_batch.ids, context.note)
             if rows is not None:
-                script = self.scripts[len(drawn.ids)]
-                with self.splice.playing(script, self.giver(drawn.ids, rows)):
-                    yield drawn.behind(script.x)
-                context.not_run.update([*self.within, self.end or ""])
+                recording = self.recordings[len(lazy_batch.ids)]
+                with self.bypass.replay(recording, self.output_loader(lazy_batch.ids, rows)):
+                    yield lazy_batch.behind(recording.x)
+                context.not_run.update([*self.prefix_modules, self.boundary or ""])
             else:
-                batch = drawn.batch
-                self.try_once(batch, context)
-                with self.splice.recording(batch[0], self.teller(drawn.ids, note)):
+                batch = lazy_batch.batch
+                self.check_batch_size(batch, context)
+                with self.bypass.record(batch[0], self.output_saver(lazy_batch.ids, context.note)):
                     yield batch
 
-    def try_once(self, batch: Any, context: PhaseContext) -> None:
-        """With the first batch of its size, make sure that the prefix can be left out, before anything is trained on it."""
-        assert self.end is not None
+    def check_batch_size(self, batch: Any, context: PhaseContext) -> None:
+        """Before the first step with a batch of this size, check on copies that the prefix can be skipped.
+
+        Raises SkippedError if it cannot.
+        """
+        assert self.boundary is not None
         size = len(batch[0])
-        if size in self.scripts:
+        if size in self.recordings:
             return
-        self.scripts[size], self.order, moved = tried(
-            model=context.model, end=self.end, within=self.within, task=context.task, batch=batch, order=self.order
+        self.recordings[size], self.dim_order, difference = verified_recording(
+            model=context.model,
+            boundary=self.boundary,
+            prefix_modules=self.prefix_modules,
+            task=context.task,
+            batch=batch,
+            dim_order=self.dim_order,
         )
-        if moved:
+        if difference:
             context.note(
-                f"the frozen prefix gives a sample other bits at another place in a batch of {size} (by {moved:.2g} at "
-                "most): the weights come near those of requires_grad and need not have their bits"
+                f"the frozen prefix's output for a sample depends on its position in a batch of {size} (by up to "
+                f"{difference:.2g}): the weights may differ from those of requires_grad by rounding"
             )
-        if len(self.scripts) == 2:
+        if len(self.recordings) == 2:
             context.note(
-                "batches are of more than one size, and the frozen prefix may give a sample other bits in each: "
-                "the weights come near those of requires_grad and need not have their bits"
+                "batches have more than one size, and the frozen prefix's output for a sample may depend on it: "
+                "the weights may differ from those of requires_grad by rounding"
             )
 
-    def teller(self, ids: list[int], note: Note) -> Callable[[str, Any], None]:
-        """What keeps the prefix's output for samples that are not yet remembered."""
+    def output_saver(self, ids: list[int], note: Note) -> Callable[[str, Any], None]:
+        """Return a function `save(module_name, output)` that stores the boundary's output for samples not yet stored."""
 
-        def told(name: str, output: Any) -> None:
-            fresh = [place for place, number in enumerate(ids) if number not in self.memory]
-            if name != self.end or not fresh or not self.stores:
+        def save(name: str, output: Any) -> None:
+            new = [position for position, number in enumerate(ids) if number not in self.store]
+            if name != self.boundary or not new or not self.storing:
                 return
-            assert self.order is not None
+            assert self.dim_order is not None
             try:
-                self.memory.put([ids[place] for place in fresh], output.detach()[fresh].permute(*self.order))
+                self.store.put([ids[position] for position in new], output.detach()[new].permute(*self.dim_order))
             except OSError as error:
-                self.stores = False
-                note(f"what the frozen prefix says cannot all be remembered ({error}): what is missing is computed again")
+                self.storing = False
+                note(f"the frozen prefix's outputs cannot all be cached ({error}): missing ones are computed again")
 
-        return told
+        return save
 
-    def recalled(self, ids: list[int], note: Note) -> Tensor | None:
-        """What the prefix said of these samples, or None where it has to say it again."""
-        if not all(number in self.memory for number in ids):
+    def cached_rows(self, ids: list[int], note: Note) -> Tensor | None:
+        """Return the stored outputs (N, ...) of the prefix for N samples, or None if any is missing or damaged."""
+        if not all(number in self.store for number in ids):
             return None
         try:
-            return self.memory.get(ids)
+            return self.store.get(ids)
         except (DamagedError, OSError) as error:
-            self.memory.forget_file()
-            self.stores = False
-            note(f"the file of what the frozen prefix said is damaged ({error}): what was in it is computed again")
+            self.store.forget_file()
+            self.storing = False
+            note(f"the file of the frozen prefix's outputs is damaged ({error}): what was in it is computed again")
             return None
 
-    def giver(self, ids: list[int], rows: Tensor) -> Callable[[], Tensor]:
-        """What gives the rows, new ones at each call of a task that makes several."""
-        ready = [rows]
-        order = self.order
-        assert order is not None
-        return lambda: in_memory_order(ready.pop() if ready else self.memory.get(ids), order)
+    def output_loader(self, ids: list[int], rows: Tensor) -> Callable[[], Tensor]:
+        """Return a function that gives the boundary's output for these samples: first `rows`, then new copies."""
+        unused = [rows]
+        dim_order = self.dim_order
+        assert dim_order is not None
+        return lambda: restore_dim_order(unused.pop() if unused else self.store.get(ids), dim_order)

@@ -19,10 +19,10 @@ from runner.methods.prefix.boundary import frozen_prefix
 class Detach(FreezingMethod):
     """Runs the frozen prefix without a graph, as `with torch.no_grad()` around a backbone does.
 
-    Nothing of the prefix is saved for backward and none of its parameters gets a gradient, so that the optimizer passes
-    them over. Serves a frozen prefix alone: a frozen part in the middle or at the end is skipped. Begun in mid-run, it does
-    not hold where gradients are kept as zeros, nor under LBFGS. Does not stop writes in the forward pass. `input`: shape
-    of one sample.
+    Nothing of the prefix is saved for backward and its parameters get no gradients, so the optimizer does not step them.
+    Works only if the frozen part comes first; otherwise the run is skipped. Does not hold if it begins in mid-run and
+    gradients are kept as zeros, nor if it begins in mid-run under LBFGS. Does not prevent writes in the forward pass.
+    `input`: shape of one sample.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#locally-disabling-gradient-computation
     """
 
@@ -30,37 +30,38 @@ class Detach(FreezingMethod):
 
     def __init__(self, input: Sequence[int]) -> None:
         self.input = input
-        self.boundary: str | None = None
-        self.found_for: Selection | None = None
+        self.boundary: str | None = None  # the module at the end of the frozen prefix
+        self.checked_selection: Selection | None = None  # the selection that the boundary was found for
         self.hooks: list[RemovableHandle] = []
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         if not selection.parameters:
             return None
         self.boundary, reason = frozen_prefix(model, selection, self.input)
-        self.found_for = selection
+        self.checked_selection = selection
         return reason or None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
-        if selection is not self.found_for and (reason := self.skip(model, selection)):
+        if selection is not self.checked_selection and (reason := self.skip(model, selection)):
             raise SkippedError(reason)
         for hook in self.hooks:  # of an earlier phase, whose prefix was shorter
             hook.remove()
         if self.boundary is not None and selection.parameters:
-            was: list[bool] = []
+            modes_before: list[bool] = []
 
-            def begin(*_: Any) -> None:
-                was.append(torch.is_grad_enabled())
+            def disable_grad(*_: Any) -> None:
+                modes_before.append(torch.is_grad_enabled())
                 torch.set_grad_enabled(False)
 
-            def end(*_: Any) -> None:
-                if was:
-                    torch.set_grad_enabled(was.pop())
+            def restore_grad_mode(*_: Any) -> None:
+                if modes_before:
+                    torch.set_grad_enabled(modes_before.pop())
 
             self.hooks = [
-                model.register_forward_pre_hook(begin),
-                model.get_submodule(self.boundary).register_forward_hook(end, prepend=True),
-                model.register_forward_hook(end, prepend=True, always_call=True),  # the forward pass may raise
+                model.register_forward_pre_hook(disable_grad),
+                model.get_submodule(self.boundary).register_forward_hook(restore_grad_mode, prepend=True),
+                # if the forward pass raises before the boundary
+                model.register_forward_hook(restore_grad_mode, prepend=True, always_call=True),
             ]
             for hook in self.hooks:
                 undo.callback(hook.remove)

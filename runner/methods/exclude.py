@@ -1,4 +1,4 @@
-"""Freezing by leaving out."""
+"""Freezing by not giving parameters to the optimizer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from runner.methods.base import FreezingMethod
 
 
 class Exclude(FreezingMethod):
-    """Does not hand frozen parameters to the optimizer, which therefore cannot step them.
+    """Does not give frozen parameters to the optimizer, which therefore cannot step them.
 
-    Gradients are still computed and pile up, since `optimizer.zero_grad()` passes them over, and they enter a global-norm
-    clip over all parameters: the rest is then trained differently. Does not stop writes in the forward pass.
+    Gradients are still computed. They accumulate, because `optimizer.zero_grad()` does not reach them, and count in a
+    global-norm clip over all parameters, which changes how the other parameters train. Does not prevent writes in the
+    forward pass.
     Source: https://docs.pytorch.org/docs/stable/optim.html#constructing-it
     """
 

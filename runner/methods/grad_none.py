@@ -1,4 +1,4 @@
-"""Freezing by dropping gradients."""
+"""Freezing by setting gradients to None."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from runner.methods.base import FreezingMethod
 class GradNone(FreezingMethod):
     """Sets a frozen parameter's gradient to None as soon as backward has accumulated it, before clipping and the step.
 
-    The optimizer passes over a parameter without a gradient: no weight decay, no momentum. Backward's work is not saved.
-    Does not hold for a parameter that has no part in the loss while gradients are kept as zeros, nor against writes in
-    the forward pass, nor, begun in mid-run, under LBFGS.
+    The optimizer ignores a parameter without a gradient: no weight decay, no momentum. The work of backward is not saved.
+    Does not hold for a parameter that the loss does not depend on while gradients are kept as zeros, nor if it begins in
+    mid-run under LBFGS. Does not prevent writes in the forward pass.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_post_accumulate_grad_hook.html
     """
 
@@ -24,9 +24,9 @@ class GradNone(FreezingMethod):
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         for parameter in selection.parameters.values():
             if parameter.requires_grad:
-                undo.callback(parameter.register_post_accumulate_grad_hook(_drop).remove)
+                undo.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
         return model
 
 
-def _drop(parameter: Tensor) -> None:
+def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None

@@ -1,4 +1,4 @@
-"""The baseline."""
+"""The baseline: no freezing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from runner.methods.base import TRAPS, FreezingMethod
 
 
 class NoMethod(FreezingMethod):
-    """Does nothing about what is declared frozen: the baseline, which leaks at the first step and says what would move."""
+    """Does nothing: the baseline. Frozen parameters leak at the first step, which shows what trains without freezing."""
 
     leaks_under = frozenset(TRAPS)

@@ -1,4 +1,4 @@
-"""Freezing by the flag."""
+"""Freezing by setting `requires_grad` to False."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from runner.methods.base import FreezingMethod
 
 
 class RequiresGrad(FreezingMethod):
-    """Sets `requires_grad` False, so that backward computes no gradient and the optimizer passes the parameter over.
+    """Sets `requires_grad` to False: backward computes no gradient, and the optimizer does not step the parameter.
 
-    Holds exactly under every dense torch optimizer when set before the first step. Set in mid-run, a gradient that is
-    kept as zeros lets weight decay and the moments gathered before go on moving it, and LBFGS moves it along with the
-    rest; `clean` drops gradients and optimizer state at that moment. Does not stop what is written in the forward pass:
-    BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
+    Holds exactly under every dense torch optimizer if set before the first step. Does not hold if it is set in mid-run and
+    gradients are kept as zeros (weight decay and stored moments still change the parameter), nor if it is set in mid-run
+    under LBFGS. `clean` deletes gradients and optimizer state at that moment, so that zero gradients do no harm. Does not
+    prevent writes in the forward pass: BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#setting-requires-grad
     """
 

@@ -1,4 +1,4 @@
-"""Freezing by copying back."""
+"""Freezing by copying the old values back after each step."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from runner.methods.base import FreezingMethod
 
 
 class Restore(FreezingMethod):
-    """Copies frozen parameters back after each step of the optimizer, from a copy taken when it is attached.
+    """After each optimizer step, restores frozen parameters from a copy that was made when the method was attached.
 
-    They move within a step and return (the verdict says so), at the price of a second copy, and optimizer state keeps
-    gathering. What is written between two steps stays until the next one, and what is written after the last stays.
+    The parameters change within a step and return (verdict `returned`). This costs a second copy of them, and optimizer
+    state is still updated. A write between two steps remains until the next step; one after the last step remains.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.register_step_post_hook.html
     """
 
@@ -24,8 +24,8 @@ class Restore(FreezingMethod):
         copies = [(parameter, parameter.detach().clone()) for parameter in selection.parameters.values()]
 
         @torch.no_grad()
-        def put_back(*_: Any) -> None:
+        def restore_copies(*_: Any) -> None:
             for parameter, copy in copies:
                 parameter.copy_(copy)
 
-        undo.callback(optimizer.register_step_post_hook(put_back).remove)
+        undo.callback(optimizer.register_step_post_hook(restore_copies).remove)

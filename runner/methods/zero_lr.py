@@ -13,12 +13,13 @@ from runner.methods.base import FreezingMethod
 
 
 class ZeroLr(FreezingMethod):
-    """Gives frozen parameters a group of their own with a learning rate of 0, as users who write `lr=0` do.
+    """Puts frozen parameters into parameter groups with a learning rate of 0.
 
-    Gradients are still computed, so nothing is saved, and they enter a global-norm clip. Does not hold against
-    schedulers that set the rate (OneCycleLR, CyclicLR, SWALR, cosine with `eta_min`; in mid-run all that compute it from
-    the initial one), optimizers that move at rate 0 (Rprop), or writes in the forward pass. `guard` puts lr 0 and weight
-    decay 0 back before each step, which stops schedulers.
+    Gradients are still computed, so nothing is saved, and they count in a global-norm clip. Does not hold under schedulers
+    that set the rate (OneCycleLR, CyclicLR, SWALR, cosine with `eta_min`; if it begins in mid-run, all schedulers that
+    compute it from the initial one), nor under optimizers that change parameters at rate 0 (Rprop). Does not prevent writes
+    in the forward pass. `guard` sets learning rate and weight decay to 0 again before each step, which makes it hold under
+    schedulers.
     Source: https://docs.pytorch.org/docs/stable/optim.html#per-parameter-options
     """
 
@@ -36,9 +37,9 @@ class ZeroLr(FreezingMethod):
         if not self.guard:
             return
 
-        def put_back(*_: Any) -> None:
+        def set_to_zero(*_: Any) -> None:
             for group in optimizer.param_groups:
                 if any(parameter in selection for parameter in group["params"]):
                     group.update({key: 0.0 for key in ("lr", "weight_decay") if key in group})
 
-        undo.callback(optimizer.register_step_pre_hook(put_back).remove)
+        undo.callback(optimizer.register_step_pre_hook(set_to_zero).remove)

@@ -1,1 +1,1 @@
-"""Prove it: what became of every tensor, to the last bit, and who moved it."""
+"""Prove it: how each tensor changed, to the last bit, and what changed it."""

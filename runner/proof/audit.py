@@ -1,4 +1,4 @@
-"""The audit: watches anyone's training loop, changes nothing, and says of every tensor what became of it."""
+"""Audit a training loop: watch it without changing anything, and report for every tensor whether it changed, and why."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from runner.contract import Cause, Row
 from runner.errors import ConfigError
 from runner.freezing.groups import placed, rate
 from runner.freezing.selection import Selection, from_flags, select
-from runner.proof.audit_report import Report, needs
-from runner.proof.changes import Snapshot, change, snapshot, with_added
-from runner.proof.replay import gradient, within_a_step
+from runner.proof.audit_report import Report, unknown_cause_notes
+from runner.proof.changes import Snapshot, add_new_tensors, measure_change, snapshot
+from runner.proof.leak_tracer import LeakTracer, try_find_causes
+from runner.proof.replay import gradient_kind, is_nested_step
 from runner.proof.verdict import Evidence, idle_cause, verdict
-from runner.proof.witness import Witness, try_causes
 from runner.tensors import Entry, entries, is_compiled, now, refuse_unless_dense, same_bits
 
 
@@ -31,240 +31,265 @@ def audit(
     *,
     before: Snapshot | None = None,
 ) -> Iterator[Report]:
-    """Watch the training inside the `with` block; the report is complete when the block is left.
+    """Watch the training inside the `with` block; the report is complete when the block has been left.
 
-    `frozen`: patterns, a Selection, or None for whatever has `requires_grad` False on entry. `optimizer`: one, several,
-    or None; their steps are counted, and bits are compared after steps 1, 2, 4, 8, ... or each `every` steps, and on
-    leaving. The step that follows a look which found a leak is replayed on copies for its cause; a rate that a scheduler
-    set before the block was entered passes for the declared one. `every=1` watches every step for who writes, at the price
-    of comparing all that is frozen around each module. A replay copies the optimizer's parameters, gradients and state,
-    for as long as it takes. `before`: a snapshot to compare with, where one was taken earlier. Raises ConfigError, a
-    ValueError, for bad patterns and for tensors that are not dense.
+    The training is not changed. Raises ConfigError, a ValueError, for bad arguments and for tensors that are not dense.
+
+    Args:
+        frozen: patterns or a Selection. Without patterns it treats every parameter whose `requires_grad` is False on entry
+            as frozen.
+        optimizer: one, several or none. Bits are compared after its steps 1, 2, 4, 8, ... and on leaving. The step after a
+            comparison that found a leak is replayed on copies of parameters, gradients and state to find its cause.
+            Learning rates that a scheduler has set before the block count as the declared ones.
+        every: compare bits every so many steps instead. With 1, every step is traced to see what writes to frozen tensors,
+            which compares them before and after the forward pass of each module that contains them.
+        before: an earlier snapshot to compare with, instead of the values on entry.
     """
-    optimizers = _checked(model, frozen, optimizer, every)
+    optimizers = _check_arguments(model, frozen, optimizer, every)
     if isinstance(frozen, Selection):
         selection = frozen
     else:
-        selection = from_flags(model) if frozen is None else select(model, _patterns(frozen))
-    start = with_added(before, model) if before else snapshot(model)
-    watch = _Watch(model=model, selection=selection, optimizers=optimizers, every=every, before=start)
-    hooks = [one.register_step_post_hook(partial(watch.after_step, index)) for index, one in enumerate(optimizers)]
+        selection = from_flags(model) if frozen is None else select(model, _check_patterns(frozen))
+    initial = add_new_tensors(before, model) if before else snapshot(model)
+    auditor = _Auditor(model=model, selection=selection, optimizers=optimizers, every=every, initial=initial)
+    hooks = [each.register_step_post_hook(partial(auditor.after_step, i)) for i, each in enumerate(optimizers)]
     try:
-        yield watch.report
+        yield auditor.report
     except BaseException:
-        with suppress(Exception):  # what the block raised matters more
-            watch.finish()
+        with suppress(Exception):  # the exception from the block is the one to raise
+            auditor.finish()
         raise
     else:
-        watch.finish()
-        if frozen is None and not watch.frozen_names:
-            watch.report.notes.append("nothing had requires_grad False when the audit began, so nothing was held")
+        auditor.finish()
+        if frozen is None and not auditor.frozen_names:
+            auditor.report.notes.append("no parameter was frozen (requires_grad=False) on entry: give patterns")
     finally:
-        watch.dismiss()
-        watch.report.declare = None  # which holds the copy of the model
+        auditor.stop_tracer()
+        auditor.report.on_freeze = None  # it refers to the model and to the copy of its tensors
         for hook in hooks:
             hook.remove()
 
 
-def _checked(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[Optimizer]:
-    """The optimizers as a list, where all arguments are of their kind."""
+def _check_arguments(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[Optimizer]:
+    """Return the optimizers as a list. Raises ConfigError if an argument has the wrong type or value."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     refuse_unless_dense(model)
     if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
-        raise ConfigError(f"every is {every!r}; give the number of steps between looks, 1 or more")
+        raise ConfigError(f"every is {every!r}; compare bits every 1 or more steps")
     given: Any = [] if optimizer is None else optimizer
     optimizers = list(given) if isinstance(given, (list, tuple)) else [given]
-    for one in optimizers:
-        if not isinstance(one, Optimizer):
-            raise ConfigError(f"optimizer holds a {type(one).__name__}; give torch optimizers")
-        if not hasattr(one, "_optimizer_step_post_hooks"):
+    for each in optimizers:
+        if not isinstance(each, Optimizer):
+            raise ConfigError(f"optimizer is a {type(each).__name__}; give torch optimizers")
+        if not hasattr(each, "_optimizer_step_post_hooks"):
             raise ConfigError(
-                f"optimizer holds a {type(one).__name__} that has not called torch's Optimizer.__init__; "
+                f"optimizer is a {type(each).__name__} that has not called torch's Optimizer.__init__; "
                 "give the optimizer that it wraps"
             )
     return optimizers
 
 
-def _patterns(frozen: Any) -> list[str]:
+def _check_patterns(frozen: Any) -> list[str]:
+    """Return the patterns as a list. Raises ConfigError if they are not a list of strings."""
     if not isinstance(frozen, (list, tuple, set)) or not all(isinstance(pattern, str) for pattern in frozen):
         given = repr(frozen) if isinstance(frozen, (str, list, tuple)) else f"a {type(frozen).__name__}"
         raise ConfigError(f"frozen is {given}; give a list of patterns, a Selection or None")
     return list(frozen)
 
 
-class _Watch:
-    """Looks at one model after its optimizers' steps, and writes the report at the end."""
+class _Auditor:
+    """Compares the tensors of one model after steps of its optimizers, and fills the report at the end.
+
+    Args:
+        selection: what is declared frozen.
+        every: compare bits every so many steps; None for steps 1, 2, 4, 8, ...
+        initial: the tensors to compare with.
+    """
 
     def __init__(
-        self, model: nn.Module, selection: Selection, optimizers: list[Optimizer], every: int | None, before: Snapshot
+        self, model: nn.Module, selection: Selection, optimizers: list[Optimizer], every: int | None, initial: Snapshot
     ) -> None:
         self.model, self.optimizers, self.every = model, optimizers, every
-        self.before = Snapshot(before.entries, dict(before.values))
-        self.evidence = {name: Evidence() for name in before.entries}
-        self.lrs: dict[int, float] = {}  # of each group, by identity: the rate of its last step
-        self.steps = [0] * len(optimizers)
-        self.witness: Witness | None = None
-        self.report = Report(declare=self.declare)
+        self.initial = Snapshot(initial.entries, dict(initial.values))
+        self.evidence = {name: Evidence() for name in initial.entries}
+        self.last_lrs: dict[int, float] = {}  # by id of a parameter group: its learning rate at its last step
+        self.step_counts = [0] * len(optimizers)
+        self.tracer: LeakTracer | None = None
+        self.report = Report(on_freeze=self.freeze_more)
         self.frozen_names, self.frozen_ids = set[str](), set[int]()
-        self.name_frozen(selection)
+        self.declare_frozen(selection)
         if every == 1 or (optimizers and not is_compiled(model)):
-            self.call_witness(self.frozen())  # who writes in the first forward pass may have no reason to write again
+            self.start_tracer(self.frozen_tensors())  # a tensor may be written in the first forward pass only
 
-    def name_frozen(self, selection: Selection) -> None:
-        declared = {**selection.parameters, **selection.buffers}
-        self.frozen_names |= set(declared)
-        self.frozen_ids |= {id(tensor) for tensor in declared.values()}
-        self.rates = [[rate(group) for group in one.param_groups] for one in self.optimizers]  # as declared
+    def declare_frozen(self, selection: Selection) -> None:
+        """Add the selected tensors to those declared frozen, and store the current learning rates as the declared ones."""
+        selected = {**selection.parameters, **selection.buffers}
+        self.frozen_names |= set(selected)
+        self.frozen_ids |= {id(tensor) for tensor in selected.values()}
+        self.declared_lrs = [[rate(group) for group in each.param_groups] for each in self.optimizers]
 
-    def declare(self, frozen: Selection | Sequence[str]) -> None:
-        """Hold what is newly frozen against what it is now, and what was declared before against what it was."""
-        known = set(self.frozen())
-        self.name_frozen(frozen if isinstance(frozen, Selection) else select(self.model, _patterns(frozen)))
-        for name, (_, tensor) in self.frozen().items():
-            if name not in known:
-                self.before.values[name] = tensor.detach().clone()
+    def freeze_more(self, frozen: Selection | Sequence[str]) -> None:
+        """Declare more tensors frozen; the new ones are compared with their current values from now on."""
+        frozen_before = set(self.frozen_tensors())
+        self.declare_frozen(frozen if isinstance(frozen, Selection) else select(self.model, _check_patterns(frozen)))
+        for name, (_, tensor) in self.frozen_tensors().items():
+            if name not in frozen_before:
+                self.initial.values[name] = tensor.detach().clone()
                 self.evidence[name] = Evidence()
-        if self.optimizers:  # what state is left from before may move it just once
-            self.call_witness(self.frozen(), wary=True)
+        if self.optimizers:  # optimizer state from before the freeze may move a tensor in the next step only
+            self.start_tracer(self.frozen_tensors(), replay_all=True)
 
     def after_step(self, index: int, *_: Any) -> None:
-        if within_a_step(self.optimizers[index]):
+        """Compare bits and find causes after a step of optimizer `index`; registered as its step post-hook."""
+        if is_nested_step(self.optimizers[index]):
             return
-        self.steps[index] += 1
-        self.lrs.update((id(group), rate(group)) for group in self.optimizers[index].param_groups)
-        step = self.steps[index]
-        doubled = step & (step - 1) == 0
-        due = step % self.every == 0 if self.every else doubled
-        if due:
-            self.look(step)
-        if due or doubled:  # while the step's gradients and rates are still there
-            self.ask_why_idle([index])
-        if self.witness:
-            self.hear(self.witness, index)
-        if due and (leaked := self.leaked()):
-            self.guess(index, leaked)
-            if not self.witness:
-                self.call_witness(leaked)
+        self.step_counts[index] += 1
+        self.last_lrs.update((id(group), rate(group)) for group in self.optimizers[index].param_groups)
+        step = self.step_counts[index]
+        is_power_of_two = step & (step - 1) == 0
+        compares = step % self.every == 0 if self.every else is_power_of_two
+        if compares:
+            self.compare_bits(step)
+        if compares or is_power_of_two:  # while the gradients and learning rates of the step are still there
+            self.record_gradients([index])
+        if self.tracer:
+            self.collect_causes(self.tracer, index)
+        if compares and (leaked := self.leaked_without_cause()):
+            self.find_fallback_causes(index, leaked)
+            if not self.tracer:
+                self.start_tracer(leaked)
 
-    def call_witness(self, suspects: dict[str, tuple[Entry, Tensor]], wary: bool = False) -> None:
-        self.dismiss()
-        self.witness = Witness(
+    def start_tracer(self, tensors: dict[str, tuple[Entry, Tensor]], replay_all: bool = False) -> None:
+        """Trace what writes to these tensors, instead of those traced before; arguments as of `LeakTracer`."""
+        self.stop_tracer()
+        self.tracer = LeakTracer(
             model=self.model,
             optimizers=self.optimizers,
-            suspects=suspects,
-            start=self.before.values,
-            declared=self.rates,
-            wary=wary,
+            tensors=tensors,
+            initial_values=self.initial.values,
+            declared_lrs=self.declared_lrs,
+            replay_all=replay_all,
         )
 
-    def hear(self, witness: Witness, index: int) -> None:
-        witness.step_ended(index)
-        for name, cause in witness.causes.items():
+    def collect_causes(self, tracer: LeakTracer, index: int) -> None:
+        """Store what the tracer has found when a step of optimizer `index` has ended; stop it if it is done."""
+        tracer.on_step_end(index)
+        for name, cause in tracer.causes.items():
             self.evidence[name].cause = cause
-        for name, reason in witness.reasons.items():
-            self.evidence[name].reason = reason
-        if witness.done and self.every != 1:
-            self.dismiss()
+        for name, error in tracer.errors.items():
+            self.evidence[name].why_unknown = error
+        if tracer.is_done and self.every != 1:
+            self.stop_tracer()
 
-    def dismiss(self) -> None:
-        if self.witness:
-            self.witness.close()
-        self.witness = None
+    def stop_tracer(self) -> None:
+        """Remove the tracer's hooks, if there is a tracer."""
+        if self.tracer:
+            self.tracer.close()
+        self.tracer = None
 
-    def frozen(self) -> dict[str, tuple[Entry, Tensor]]:
-        """The tensors declared frozen, as they were and as they are."""
+    def frozen_tensors(self) -> dict[str, tuple[Entry, Tensor]]:
+        """Return the tensors declared frozen by name: each with its initial entry and as it is in the model now."""
         resolve = now(entries(self.model))
-        found = {name: (was, resolve(was)) for name, was in self.before.entries.items() if self.declared(was)}
-        return {name: (was, tensor) for name, (was, tensor) in found.items() if tensor is not None}
+        found = {name: (entry, resolve(entry)) for name, entry in self.initial.entries.items() if self.is_frozen(entry)}
+        return {name: (entry, tensor) for name, (entry, tensor) in found.items() if tensor is not None}
 
-    def leaked(self) -> dict[str, tuple[Entry, Tensor]]:
-        """Those declared frozen that had moved at a look, and whose cause is not known."""
-        seen = self.evidence
-        return {name: pair for name, pair in self.frozen().items() if seen[name].differed and not seen[name].cause}
+    def leaked_without_cause(self) -> dict[str, tuple[Entry, Tensor]]:
+        """Return those frozen tensors that differed at a comparison and whose cause is not yet known."""
+        leaked = {name for name, evidence in self.evidence.items() if evidence.differed and not evidence.cause}
+        return {name: pair for name, pair in self.frozen_tensors().items() if name in leaked}
 
-    def look(self, step: int) -> None:
+    def compare_bits(self, step: int) -> None:
+        """Record which tensors differ from their initial values after this step."""
         if step not in self.report.looks:
             self.report.looks.append(step)
-        for was, tensor, seen in self.unmoved():
-            seen.differed = not same_bits(self.before.values[was.name], tensor)
+        for entry, tensor, evidence in self.unchanged_tensors():
+            evidence.differed = not same_bits(self.initial.values[entry.name], tensor)
 
-    def ask_why_idle(self, stepped: Sequence[int]) -> None:
-        """Of what one of these optimizers might have moved, the gradient and the rate."""
+    def record_gradients(self, stepped: Sequence[int]) -> None:
+        """Record gradient and learning rate of each trainable parameter that has not changed, which explain why it is idle.
+
+        `stepped`: indices of the optimizers whose parameters are recorded; without any optimizer, all parameters are.
+        """
         group_of = placed([self.optimizers[index] for index in stepped])
-        for was, tensor, seen in self.unmoved():
-            held = id(tensor) in group_of
-            if was.kind == "parameter" and not self.declared(was) and (held or not self.optimizers):
-                seen.gradients.add(gradient(tensor))
-                seen.lrs.update([rate(group_of[id(tensor)][1])] if held else ())
+        for entry, tensor, evidence in self.unchanged_tensors():
+            in_group = id(tensor) in group_of
+            if entry.kind == "parameter" and not self.is_frozen(entry) and (in_group or not self.optimizers):
+                evidence.gradients.add(gradient_kind(tensor))
+                evidence.lrs.update([rate(group_of[id(tensor)][1])] if in_group else ())
 
-    def unmoved(self) -> Iterator[tuple[Entry, Tensor, Evidence]]:
+    def unchanged_tensors(self) -> Iterator[tuple[Entry, Tensor, Evidence]]:
+        """Yield initial entry, current tensor and evidence of each tensor that has not differed at any comparison."""
         resolve = now(entries(self.model))
-        for name, was in self.before.entries.items():
-            tensor, seen = resolve(was), self.evidence[name]
-            if tensor is not None and not seen.differed:
-                yield was, tensor, seen
+        for name, entry in self.initial.entries.items():
+            tensor, evidence = resolve(entry), self.evidence[name]
+            if tensor is not None and not evidence.differed:
+                yield entry, tensor, evidence
 
-    def declared(self, entry: Entry) -> bool:
-        """Whether it is declared frozen: by identity, or by name, since `model.double()` makes new buffers."""
+    def is_frozen(self, entry: Entry) -> bool:
+        """Whether a tensor is declared frozen, by identity or by name: `model.double()` replaces buffers by new ones."""
         return id(entry.tensor) in self.frozen_ids or entry.name in self.frozen_names
 
     def finish(self) -> None:
-        last = max(self.steps, default=0)
+        """Compare the last step, find the remaining causes, and fill the report."""
+        last = max(self.step_counts, default=0)
         if last and last not in self.report.looks:
-            self.look(last)
-        if not self.optimizers:  # the gradients that are still there are all there is to tell why
-            self.ask_why_idle([])
+            self.compare_bits(last)
+        if not self.optimizers:  # only the gradients that are still there can explain idle parameters
+            self.record_gradients([])
         for index in range(len(self.optimizers)):
-            self.guess(index, self.leaked())
+            self.find_fallback_causes(index, self.leaked_without_cause())
         resolve, group_of = now(entries(self.model)), placed(self.optimizers)
-        for was in self.before.entries.values():
-            name, group = group_of.get(id(was.tensor), ("", None))
-            lr = None if group is None else self.lrs.get(id(group), rate(group))
-            self.report.rows.append(self.row(was, resolve(was), name, lr))
+        for entry in self.initial.entries.values():
+            group_name, group = group_of.get(id(entry.tensor), ("", None))
+            lr = None if group is None else self.last_lrs.get(id(group), rate(group))
+            self.report.rows.append(self.make_row(entry, resolve(entry), group_name, lr))
         if not self.optimizers:
-            for seen in self.evidence.values():
-                seen.reason = "it needs the optimizer, whose steps would tell: audit(model, frozen, optimizer)"
+            for evidence in self.evidence.values():
+                evidence.why_unknown = "give the optimizer, audit(model, frozen, optimizer)"
         elif not last:
-            for seen in self.evidence.values():
-                seen.reason = "it needs a step of the optimizer that was given, which made none"
-        self.report.notes = needs(self.report.rows, {name: seen.reason for name, seen in self.evidence.items()})
+            for evidence in self.evidence.values():
+                evidence.why_unknown = "the given optimizer made no step; give the one that trains"
+        why_unknown = {name: evidence.why_unknown for name, evidence in self.evidence.items()}
+        self.report.notes = unknown_cause_notes(self.report.rows, why_unknown)
         self.report.ended = True
 
-    def guess(self, index: int, leaked: dict[str, tuple[Entry, Tensor]]) -> None:
-        """Replay a step from the gradients that are still there: what counts where no later step tells more."""
-        tensors = {name: tensor for name, (_, tensor) in leaked.items() if not self.evidence[name].guess}
+    def find_fallback_causes(self, index: int, leaked: dict[str, tuple[Entry, Tensor]]) -> None:
+        """Replay a step of optimizer `index` from the gradients that are still there, in case no later step is traced."""
+        tensors = {name: tensor for name, (_, tensor) in leaked.items() if not self.evidence[name].fallback_cause}
         if not tensors:
             return
-        found, reason = try_causes(self.optimizers[index], tensors, self.rates[index])
+        causes, error = try_find_causes(self.optimizers[index], tensors, self.declared_lrs[index])
         for name in tensors:
-            seen = self.evidence[name]
-            seen.guess, seen.reason = seen.guess or found.get(name, ""), reason or seen.reason
+            evidence = self.evidence[name]
+            evidence.fallback_cause = evidence.fallback_cause or causes.get(name, "")
+            evidence.why_unknown = error or evidence.why_unknown
 
-    def row(self, was: Entry, after: Tensor | None, group: str, lr: float | None) -> Row:
-        moved_by = change(self.before.values[was.name], after)
-        seen, frozen = self.evidence[was.name], self.declared(was)
-        word = verdict(was.kind, frozen, moved_by.moved, seen.differed)
-        cause: Cause = (seen.cause or seen.guess or "unknown") if word == "leaked" else ""
+    def make_row(self, entry: Entry, after: Tensor | None, group: str, lr: float | None) -> Row:
+        """Return the row of one tensor. `after`: the tensor at the end; `group`, `lr`: of its parameter group."""
+        change = measure_change(self.initial.values[entry.name], after)
+        evidence, frozen = self.evidence[entry.name], self.is_frozen(entry)
+        word = verdict(entry.kind, frozen, change.moved, evidence.differed)
+        cause: Cause = (evidence.cause or evidence.fallback_cause or "unknown") if word == "leaked" else ""
         if word == "idle":
-            cause = idle_cause(seen, bool(self.optimizers), group != "")
+            cause = idle_cause(evidence, bool(self.optimizers), group != "")
         return {
-            "name": was.name,
-            "aliases": "|".join(was.aliases),
-            "kind": was.kind,
-            "module_type": was.module_type,
-            "shape": "x".join(map(str, was.tensor.shape)),
-            "numel": was.tensor.numel(),
-            "dtype": str(was.tensor.dtype).removeprefix("torch."),
+            "name": entry.name,
+            "aliases": "|".join(entry.aliases),
+            "kind": entry.kind,
+            "module_type": entry.module_type,
+            "shape": "x".join(map(str, entry.tensor.shape)),
+            "numel": entry.tensor.numel(),
+            "dtype": str(entry.tensor.dtype).removeprefix("torch."),
             "frozen": frozen,
             "group": group,
             "lr": lr,
             "requires_grad": bool(after is not None and after.requires_grad),
-            "initial_l2": moved_by.initial_l2,
-            "change_l2": moved_by.change_l2,
-            "change_rel": moved_by.change_rel,
-            "change_max": moved_by.change_max,
-            "moved": moved_by.moved,
+            "initial_l2": change.initial_l2,
+            "change_l2": change.change_l2,
+            "change_rel": change.change_rel,
+            "change_max": change.change_max,
+            "moved": change.moved,
             "verdict": word,
             "cause": cause,
         }

@@ -1,4 +1,4 @@
-"""What an audit found: rows, leaks, and what a cause that is not known would need."""
+"""The result of an audit: its rows, its leaks, and how to find causes that are unknown."""
 
 from __future__ import annotations
 
@@ -13,69 +13,76 @@ from runner.freezing.selection import Selection
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-NEED = "it needs one more step that writes it, after the one at which the change was found, or audit(every=1)"
+HOW_TO_FIND_CAUSE = "use audit(every=1), or train until it changes again after the change was found"
 
 
 class LeakError(AssertionError):
-    """A tensor declared frozen changed."""
+    """A tensor that was declared frozen has changed."""
 
 
 @dataclass
 class Report:
-    """What an audit saw; filled when it ends.
+    """The result of an audit; complete when its `with` block has been left.
 
-    `looks` are the numbers of the steps after which bits were compared; `notes` say what a cause that is `unknown` would
-    need.
+    Attributes:
+        rows: one for each parameter and buffer, with the columns of `changes.csv`.
+        looks: the numbers of the steps after which bits were compared.
+        notes: sentences for the user; one for each reason for which causes are `unknown`.
+        ended: whether the audit has ended.
+        on_freeze: called by `freeze`; None when the audit has ended.
     """
 
     rows: list[Row] = field(default_factory=list)
     looks: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ended: bool = False
-    declare: Callable[[Selection | Sequence[str]], None] | None = field(default=None, repr=False)
+    on_freeze: Callable[[Selection | Sequence[str]], None] | None = field(default=None, repr=False)
 
     def freeze(self, frozen: Selection | Sequence[str]) -> None:
-        """From here on, hold what is declared frozen against what it is now: for a loop that freezes in mid-run.
+        """Declare more tensors frozen from now on, for a loop that freezes in the middle of training.
 
-        `frozen`: patterns or a Selection; what was declared before stays declared. Freeze first, a rate of 0
-        included, for the rates that the groups have now are those declared. Raises ConfigError for bad
-        patterns, and RuntimeError when the audit has ended.
+        `frozen`: patterns or a Selection. The new tensors are compared with their current values; those declared before stay
+        declared. Call this after freezing them, also if you freeze by a learning rate of 0: the groups' current learning
+        rates count as the declared ones. Raises ConfigError for bad patterns, RuntimeError if the audit has ended.
         """
-        if self.declare is None:
-            raise RuntimeError("the audit has ended: declare what is frozen inside the with block")
-        self.declare(frozen)
+        if self.on_freeze is None:
+            raise RuntimeError("the audit has ended; call report.freeze() inside the with block")
+        self.on_freeze(frozen)
 
     @property
     def frame(self) -> DataFrame:
         """The rows as a pandas DataFrame with the columns of `changes.csv`."""
         from pandas import DataFrame
 
-        self._must_have_ended()
+        self._require_ended()
         return DataFrame(self.rows, columns=list(COLUMNS))
 
     @property
     def leaks(self) -> list[str]:
-        """The names of what was declared frozen and moved."""
-        self._must_have_ended()
+        """The names of the tensors that were declared frozen and changed."""
+        self._require_ended()
         return [row["name"] for row in self.rows if row["verdict"] == "leaked"]
 
     def raise_if_leaked(self) -> None:
         """Raise LeakError with the names and causes of all leaks, if there are any."""
-        self._must_have_ended()
+        self._require_ended()
         leaks = [f"{row['name']} ({row['cause']})" for row in self.rows if row["verdict"] == "leaked"]
         if leaks:
             raise LeakError(f"{len(leaks)} frozen tensors changed: {', '.join(leaks)}")
 
-    def _must_have_ended(self) -> None:
+    def _require_ended(self) -> None:
+        """Raise RuntimeError if the audit has not ended."""
         if not self.ended:
-            raise RuntimeError("the audit has not ended: read its report after the with block, not in it")
+            raise RuntimeError("the audit has not ended; read its report after the with block, not in it")
 
 
-def needs(rows: Sequence[Row], reasons: Mapping[str, str]) -> list[str]:
-    """What each cause that no experiment has found would need, names with the same need in one sentence."""
-    unknown: dict[str, list[str]] = {}
+def unknown_cause_notes(rows: Sequence[Row], why_unknown: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each reason why causes are unknown, with the names of the tensors.
+
+    `why_unknown`: the reason by name; where it is empty, the sentence says how to find the cause.
+    """
+    names_of: dict[str, list[str]] = {}
     for row in rows:
         if row["verdict"] == "leaked" and row["cause"] == "unknown":
-            need = reasons[row["name"]] or NEED
-            unknown.setdefault(need, []).append(row["name"])
-    return [f"the cause is unknown for {listed(names, most=2)}: {need}" for need, names in unknown.items()]
+            names_of.setdefault(why_unknown[row["name"]] or HOW_TO_FIND_CAUSE, []).append(row["name"])
+    return [f"the cause is unknown for {listed(names, most=2)}: {reason}" for reason, names in names_of.items()]

@@ -1,7 +1,6 @@
-"""A step of an optimizer, replayed on copies under one change at a time: why would it move this tensor?
+"""Replay an optimizer step on copies, with one thing changed at a time, to find out why the step moves a tensor.
 
-Nothing is known of the optimizer but that it has groups, state and gradients, so that it serves those that nobody here
-has heard of.
+Only parameter groups, state and gradients are assumed, so that this works for third-party optimizers too.
 """
 
 from __future__ import annotations
@@ -25,258 +24,277 @@ from runner.freezing.groups import rate
 from runner.seeding import kept_random_state
 from runner.tensors import same_bits, share_memory
 
-Edit = Callable[[Optimizer], None]
-# What optimizers call it; the replay shows whether it is to blame.
-DECAY = re.compile(r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$")
+Edit = Callable[[Optimizer], None]  # changes the copy of an optimizer before its step is replayed
+WEIGHT_DECAY_NAME = re.compile(r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$")  # names of the option in various optimizers
 
 
-def causes_in_step(
-    optimizer: Optimizer, suspects: Mapping[str, Tensor], declared: Sequence[float], with_closure: bool = False
+def find_causes(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool = False
 ) -> dict[str, LeakCause]:
-    """Why a step from the gradients and state that are there now moves each suspect; suspects that do not move are omitted.
+    """Return why a step from the current gradients and state moves each tensor; tensors that do not move are omitted.
 
-    `declared` are the rates that the groups were given, by position; `with_closure`: the step is given one. Nothing real
-    is stepped, and no random state is drawn from. Raises whatever the optimizer or its copy raises.
+    `declared_lrs`: the learning rate of each parameter group when the tensors were declared frozen. `with_closure`: call
+    `step` with a closure. The real parameters, optimizer and random state stay as they are. Raises what the optimizer or
+    copying it raises.
     """
     with kept_random_state():
-        moves = partial(moved, optimizer, suspects, with_closure=with_closure)
-        moving = moves()
-        pulled = {name for name in moving if gradient(suspects[name]) == "present"}
-        found = _of_the_pulled(optimizer, {name: suspects[name] for name in pulled}, moves, declared)
-        if pushed := moving - pulled:
-            found.update(_of_the_pushed(pushed, moves))
-    for name, tensor in suspects.items():
-        if name not in found and any(p is not tensor and share_memory(p, tensor) for p in _stepped(optimizer)):
-            found[name] = "shared_tensor"
-    return found
+        replay = partial(moved_tensors, optimizer, tensors, with_closure=with_closure)
+        moved = replay()
+        with_gradient = {name for name in moved if gradient_kind(tensors[name]) == "present"}
+        causes = _causes_with_gradient(optimizer, {name: tensors[name] for name in with_gradient}, replay, declared_lrs)
+        if without_gradient := moved - with_gradient:
+            causes.update(_causes_without_gradient(without_gradient, replay))
+    for name, tensor in tensors.items():
+        if name not in causes and any(p is not tensor and share_memory(p, tensor) for p in _stepped_tensors(optimizer)):
+            causes[name] = "shared_tensor"
+    return causes
 
 
-def _of_the_pulled(
-    optimizer: Optimizer, pulled: Mapping[str, Tensor], moves: Callable[..., set[str]], declared: Sequence[float]
+def _causes_with_gradient(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], replay: Callable[..., set[str]], declared_lrs: Sequence[float]
 ) -> dict[str, LeakCause]:
-    """With a gradient: the scheduler, if the declared rate stops it; a rule that needs no rate; else the gradient itself."""
-    rates = [rate(group) for group in optimizer.param_groups]
-    known = [*declared, *rates[len(declared) :]]  # groups may have been added since
-    left = set(pulled)
-    if pulled and known != rates:
-        declared_rates = partial(_with_rates, known)
-        left = moves(declared_rates)
-        left &= moves(declared_rates, _with_fresh_state) if left else left  # some keep a rate in their state (ASGD)
-    at_zero = {
+    """Return why a step moves tensors whose gradient is not zero: `scheduler`, `optimizer_ignores_lr` or `gradient`.
+
+    `scheduler`: it does not move at the declared learning rate; `optimizer_ignores_lr`: it moves although a rate is 0.
+    """
+    lrs = [rate(group) for group in optimizer.param_groups]
+    old_lrs = [*declared_lrs, *lrs[len(declared_lrs) :]]  # groups may have been added since
+    moved_at_old_lrs = set(tensors)
+    if tensors and old_lrs != lrs:
+        set_old_lrs = partial(_set_learning_rates, old_lrs)
+        moved_at_old_lrs = replay(set_old_lrs)
+        if moved_at_old_lrs:  # some optimizers keep the learning rate in their state (ASGD)
+            moved_at_old_lrs &= replay(set_old_lrs, _clear_state)
+    ids_at_lr_zero = {
         id(parameter)
-        for group, lr, was in zip(optimizer.param_groups, rates, known, strict=True)
+        for group, lr, old_lr in zip(optimizer.param_groups, lrs, old_lrs, strict=True)
         for parameter in group["params"]
-        if lr == 0 or was == 0
+        if lr == 0 or old_lr == 0
     }
-    found: dict[str, LeakCause] = {}
-    for name, tensor in pulled.items():
-        stepped_anyway: LeakCause = "optimizer_ignores_lr" if id(tensor) in at_zero else "gradient"
-        found[name] = stepped_anyway if name in left else "scheduler"
-    return found
+    causes: dict[str, LeakCause] = {}
+    for name, tensor in tensors.items():
+        cause: LeakCause = "optimizer_ignores_lr" if id(tensor) in ids_at_lr_zero else "gradient"
+        causes[name] = cause if name in moved_at_old_lrs else "scheduler"
+    return causes
 
 
-def _of_the_pushed(pushed: set[str], moves: Callable[..., set[str]]) -> dict[str, LeakCause]:
-    """Without a gradient: weight decay, what the state had gathered, both together, or the rule itself."""
-    trials: dict[LeakCause, tuple[Edit, ...]] = {
-        "weight_decay": (_without_decay,),
-        "optimizer_state": (_with_fresh_state,),
-        "weight_decay|optimizer_state": (_without_decay, _with_fresh_state),
+def _causes_without_gradient(names: set[str], replay: Callable[..., set[str]]) -> dict[str, LeakCause]:
+    """Return why a step moves tensors whose gradient is zero or None.
+
+    The cause is what must be removed to stop the movement: weight decay, state or both; else it is `optimizer_rule`.
+    """
+    edits_of_cause: dict[LeakCause, tuple[Edit, ...]] = {
+        "weight_decay": (_zero_weight_decay,),
+        "optimizer_state": (_clear_state,),
+        "weight_decay|optimizer_state": (_zero_weight_decay, _clear_state),
     }
-    found: dict[str, LeakCause] = dict.fromkeys(pushed, "optimizer_rule")
-    left = set(pushed)
-    for cause, changes in trials.items():
-        if left:
-            still = moves(*changes)
-            found.update(dict.fromkeys(left - still, cause))
-            left &= still
-    return found
+    causes: dict[str, LeakCause] = dict.fromkeys(names, "optimizer_rule")
+    unexplained = set(names)
+    for cause, edits in edits_of_cause.items():
+        if unexplained:
+            moved = replay(*edits)
+            causes.update(dict.fromkeys(unexplained - moved, cause))
+            unexplained &= moved
+    return causes
 
 
-def moved(optimizer: Optimizer, suspects: Mapping[str, Tensor], *changes: Edit, with_closure: bool = False) -> set[str]:
-    """Which suspects a step would move by a bit, with these changes made to the copy that is stepped."""
-    twin, twin_of = copied(optimizer)
-    for change in changes:
-        change(twin)
+def moved_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *edits: Edit, with_closure: bool = False) -> set[str]:
+    """Return the names of the tensors in which a step changes a bit; first, `edits` are applied to the copied optimizer."""
+    optimizer_copy, copy_of = copy_optimizer(optimizer)
+    for edit in edits:
+        edit(optimizer_copy)
     try:
-        step(twin, with_closure)
+        step_copy(optimizer_copy, with_closure)
     except Exception:
-        if _with_fresh_state not in changes:
+        if _clear_state not in edits:
             raise
-        twin, twin_of = copied(optimizer)  # it made its state when it was built (Adagrad) and finds none
-        for change in (*changes, _with_zeroed_state):
-            if change is not _with_fresh_state:
-                change(twin)
-        step(twin, with_closure)
-    return {
-        name for name, tensor in suspects.items() if id(tensor) in twin_of and not same_bits(tensor, twin_of[id(tensor)])
-    }
+        # Some optimizers create their state in `__init__` only (Adagrad): zero the state instead of clearing it.
+        optimizer_copy, copy_of = copy_optimizer(optimizer)
+        for edit in (*edits, _zero_state):
+            if edit is not _clear_state:
+                edit(optimizer_copy)
+        step_copy(optimizer_copy, with_closure)
+    return {name for name, real in tensors.items() if id(real) in copy_of and not same_bits(real, copy_of[id(real)])}
 
 
-def couples_with(optimizer: Optimizer, frozen: Sequence[Tensor]) -> bool:
-    """Whether the gradients of what is frozen change what a step makes of the rest."""
-    if all(gradient(tensor) != "present" for tensor in frozen):
+def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor]) -> bool:
+    """Whether the gradients of the frozen tensors change how a step updates the other parameters.
+
+    Compares a step with these gradients to one in which they are None. Raises what the optimizer or copying it raises.
+    """
+    if all(gradient_kind(tensor) != "present" for tensor in frozen):
         return False
-    steps = []
-    for dropped in ((), frozen):
+    results = []
+    for without_gradient in ((), frozen):
         with kept_random_state():
-            twin, twin_of = copied(optimizer)
-            for tensor in dropped:
-                if id(tensor) in twin_of:
-                    twin_of[id(tensor)].grad = None
-            step(twin)
-            steps.append(twin_of)
-    rest = steps[0].keys() - {id(tensor) for tensor in frozen}
-    return any(not same_bits(steps[0][it], steps[1][it]) for it in rest)
+            optimizer_copy, copy_of = copy_optimizer(optimizer)
+            for tensor in without_gradient:
+                if id(tensor) in copy_of:
+                    copy_of[id(tensor)].grad = None
+            step_copy(optimizer_copy)
+            results.append(copy_of)
+    other_ids = results[0].keys() - {id(tensor) for tensor in frozen}
+    return any(not same_bits(results[0][tensor_id], results[1][tensor_id]) for tensor_id in other_ids)
 
 
-def copied(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
-    """A copy with parameters, gradients and state of its own and without hooks, and the copy of each parameter by id.
+def copy_optimizer(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
+    """Copy an optimizer with its parameters, gradients and state, without hooks.
 
-    `copy.deepcopy` would not do: it loses `.grad`, and what an optimizer holds besides its groups and its state (LBFGS).
+    Returns the copy, and the copy of each parameter by the id of the original. `copy.deepcopy` cannot be used: it loses
+    `.grad`, and what an optimizer keeps in other attributes than its groups and state (LBFGS). Raises TypeError if an
+    attribute is a function, because a copied function would still act on the original.
     """
     memo: dict[int, Any] = {}
-    parameters = _stepped(optimizer)
+    parameters = _stepped_tensors(optimizer)
     for parameter in parameters:
-        twin = copy.deepcopy(parameter)
-        twin.grad = None if parameter.grad is None else parameter.grad.detach().clone()
-        memo[id(parameter)] = twin
-    twins = {id(parameter): memo[id(parameter)] for parameter in parameters}
-    ones = _with_inner(optimizer)
-    memo.update({id(one): object.__new__(type(one)) for one in ones})
-    for one in ones:
-        _copy_into(memo[id(one)], one, memo)
-    return memo[id(optimizer)], twins
+        parameter_copy = copy.deepcopy(parameter)
+        parameter_copy.grad = None if parameter.grad is None else parameter.grad.detach().clone()
+        memo[id(parameter)] = parameter_copy
+    copy_of = {id(parameter): memo[id(parameter)] for parameter in parameters}
+    originals = _with_inner_optimizers(optimizer)
+    memo.update({id(original): object.__new__(type(original)) for original in originals})
+    for original in originals:
+        _copy_attributes(memo[id(original)], original, memo)
+    return memo[id(optimizer)], copy_of
 
 
-def _with_inner(optimizer: Optimizer) -> list[Optimizer]:
-    """An optimizer and those that it wraps."""
-    ones = [optimizer]
-    for one in ones:  # which grows meanwhile
-        inner = [value for kept in vars(one).values() for value in _values(kept) if isinstance(value, Optimizer)]
-        ones += [value for value in inner if not any(value is known for known in ones)]
-    return ones
+def _with_inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the optimizer, followed by all optimizers that it wraps, directly or through another one."""
+    found = [optimizer]
+    for outer in found:  # the list grows during the loop
+        inner = [item for value in vars(outer).values() for item in _items(value) if isinstance(item, Optimizer)]
+        found += [item for item in inner if not any(item is other for other in found)]
+    return found
 
 
-def _values(kept: Any) -> Iterable[Any]:
-    return kept.values() if isinstance(kept, dict) else kept if isinstance(kept, (list, tuple)) else (kept,)
+def _items(value: Any) -> Iterable[Any]:
+    """Return the values of a dict, the items of a list or tuple, or the value itself."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
 
 
-def _stepped(optimizer: Optimizer) -> list[Tensor]:
-    """What an optimizer steps: its groups, and what it lists elsewhere (LBFGS goes on with what its group once held)."""
+def _stepped_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """Return the tensors that an optimizer steps: those in its groups and in list attributes (LBFGS keeps such a list)."""
     lists = []
-    for one in _with_inner(optimizer):
-        lists += [group["params"] for group in one.param_groups]
-        lists += [value for value in vars(one).values() if isinstance(value, list)]
-    return list({id(tensor): tensor for found in lists for tensor in found if isinstance(tensor, Tensor)}.values())
+    for each in _with_inner_optimizers(optimizer):
+        lists += [group["params"] for group in each.param_groups]
+        lists += [value for value in vars(each).values() if isinstance(value, list)]
+    return list({id(item): item for items in lists for item in items if isinstance(item, Tensor)}.values())
 
 
-def _copy_into(twin: Optimizer, optimizer: Optimizer, memo: dict[int, Any]) -> None:
-    # A scheduler leaves on the optimizer a `step` that is bound to the real one.
-    kept = {name: value for name, value in vars(optimizer).items() if name != "step" and not name.endswith("_hooks")}
-    for name, value in kept.items():
-        own = isinstance(value, MethodType) and id(value.__self__) in memo
-        if isinstance(value, (FunctionType, MethodType, partial)) and not own:  # a copy shares its closure and globals
-            raise TypeError(f"its {name} is a function, which a copy would call on what is real")
-    vars(twin).update(copy.deepcopy(kept, memo))
-    for value in vars(twin).values():
-        if isinstance(value, dict):  # where it keeps what it knows of a tensor by the tensor's id
+def _copy_attributes(target: Optimizer, optimizer: Optimizer, memo: dict[int, Any]) -> None:
+    """Copy the attributes of `optimizer` to `target`, with empty hooks; `memo` maps ids of originals to existing copies."""
+    # A scheduler sets `optimizer.step` to a function that is bound to the real optimizer.
+    attributes = {name: value for name, value in vars(optimizer).items() if name != "step" and not name.endswith("_hooks")}
+    for name, value in attributes.items():
+        is_own_method = isinstance(value, MethodType) and id(value.__self__) in memo
+        if isinstance(value, (FunctionType, MethodType, partial)) and not is_own_method:
+            raise TypeError(f"its {name} is a function, which would act on the real optimizer")
+    vars(target).update(copy.deepcopy(attributes, memo))
+    for value in vars(target).values():
+        if isinstance(value, dict):  # some optimizers use ids of tensors as keys: replace them by the ids of the copies
             for key in [key for key in value if isinstance(key, int) and isinstance(memo.get(key), Tensor)]:
                 value[id(memo[key])] = value.pop(key)
-    vars(twin).update({name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")})
+    vars(target).update({name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")})
 
 
-def step(optimizer: Optimizer, with_closure: bool = False) -> None:
-    """One step of a copy by its class's own rule, from the gradients it has.
+def step_copy(optimizer: Optimizer, with_closure: bool = False) -> None:
+    """Step a copied optimizer from its current gradients, without calling hooks.
 
-    A closure, where it is given or needs one, makes these and the loss to first order: a line search has to see it fall.
+    A closure, if wanted or required, sets these gradients and returns a first-order approximation of the loss, so that a
+    line search sees the loss decrease.
     """
-    rule: Any = type(optimizer).step
-    if getattr(rule, "hooked", False):  # torch's wrapper calls the hooks that were registered for all optimizers
-        rule = rule.__wrapped__
-    argument = signature(rule).parameters.get("closure")
+    class_step: Any = type(optimizer).step
+    if getattr(class_step, "hooked", False):  # torch's wrapper would call the hooks registered for all optimizers
+        class_step = class_step.__wrapped__
+    argument = signature(class_step).parameters.get("closure")
     if argument is not None and (with_closure or argument.default is Parameter.empty):  # LBFGS
-        rule(optimizer, closure=_first_order(optimizer))
+        class_step(optimizer, closure=_first_order_closure(optimizer))
     else:
-        rule(optimizer)
+        class_step(optimizer)
 
 
-def within_a_step(optimizer: Optimizer) -> bool:
-    """Whether the hook that asks was called for a step within a step: an overridden `step` that calls its parent's.
-
-    torch wraps each of the two, and calls the hooks for both.
-    """
-    wrapper = getattr(type(optimizer).step, "__code__", None)
+def is_nested_step(optimizer: Optimizer) -> bool:
+    """Whether the calling step hook runs for a `super().step()` inside an overridden `step`: torch calls hooks for both."""
+    step_code = getattr(type(optimizer).step, "__code__", None)
     frame: FrameType | None = sys._getframe(1)
     count = 0
     while frame is not None:
-        count += frame.f_code is wrapper and frame.f_locals.get("self") is optimizer
+        count += frame.f_code is step_code and frame.f_locals.get("self") is optimizer
         frame = frame.f_back
     return count > 1
 
 
-def _first_order(optimizer: Optimizer) -> Callable[[], Tensor]:
-    start = [(one, one.detach().clone(), one.grad.clone()) for one in _stepped(optimizer) if one.grad is not None]
+def _first_order_closure(optimizer: Optimizer) -> Callable[[], Tensor]:
+    """Return a closure that sets the current gradients again and returns the sum of gradient * (parameter - start)."""
+    starts = [(p, p.detach().clone(), p.grad.clone()) for p in _stepped_tensors(optimizer) if p.grad is not None]
 
     @torch.no_grad()
-    def loss(*given: Any, **options: Any) -> Tensor:
-        for parameter, _, slope in start:
-            parameter.grad = slope.clone()  # some clear it on the way (SAM)
-        terms = [(slope * (parameter - was)).sum() for parameter, was, slope in start]
+    def closure(*args: Any, **kwargs: Any) -> Tensor:
+        for parameter, _, gradient in starts:
+            parameter.grad = gradient.clone()  # some optimizers clear it during the step (SAM)
+        terms = [(gradient * (parameter - start)).sum() for parameter, start, gradient in starts]
         return torch.stack([term.float() for term in terms]).sum() if terms else torch.zeros(())
 
-    return loss
+    return closure
 
 
-def gradient(parameter: Tensor) -> str:
-    """What a parameter's gradient is now: `none`, `zero` (it is there, and all of it is 0) or `present`."""
+def gradient_kind(parameter: Tensor) -> str:
+    """Return what the gradient of a parameter is: `none`, `zero` (all its elements are 0) or `present`."""
     if parameter.grad is None:
         return "none"
     values = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
     return "present" if bool(values.any()) else "zero"
 
 
-def _with_rates(rates: list[float], twin: Optimizer) -> None:
-    for group, lr in zip(twin.param_groups, rates, strict=True):
-        if lr == lr:  # NaN: a group that knows no rate
+def _set_learning_rates(lrs: list[float], optimizer: Optimizer) -> None:
+    """Set the learning rate of each parameter group, by position."""
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        if lr == lr:  # NaN stands for a group without a learning rate
             group["lr"] = lr
 
 
-def _without_decay(twin: Optimizer) -> None:
-    for one in _with_inner(twin):
-        for options in (*one.param_groups, one.defaults, vars(one)):
+def _zero_weight_decay(optimizer: Optimizer) -> None:
+    """Set all options for weight decay to 0."""
+    for each in _with_inner_optimizers(optimizer):
+        for options in (*each.param_groups, each.defaults, vars(each)):
             for name in options:
-                if DECAY.search(name):
+                if WEIGHT_DECAY_NAME.search(name):
                     options[name] = 0.0
 
 
-def _with_fresh_state(twin: Optimizer) -> None:
-    for one in _with_inner(twin):
-        one.state.clear()
-    _zero_what_is_kept_elsewhere(twin)
+def _clear_state(optimizer: Optimizer) -> None:
+    """Remove the optimizer state, and zero tensors that are kept in attributes instead."""
+    for each in _with_inner_optimizers(optimizer):
+        each.state.clear()
+    _zero_attribute_tensors(optimizer)
 
 
-def _with_zeroed_state(twin: Optimizer) -> None:
-    for one in _with_inner(twin):
-        _zeroed(one.state)
-    _zero_what_is_kept_elsewhere(twin)
+def _zero_state(optimizer: Optimizer) -> None:
+    """Zero the tensors and numbers in the optimizer state, and tensors that are kept in attributes instead."""
+    for each in _with_inner_optimizers(optimizer):
+        _zero_nested(each.state)
+    _zero_attribute_tensors(optimizer)
 
 
-def _zero_what_is_kept_elsewhere(twin: Optimizer) -> None:
-    """Zero the tensors in attributes: a velocity, say. One without a dimension is rather a rate or a count."""
-    ones = _with_inner(twin)
-    stepped = {id(parameter) for one in ones for group in one.param_groups for parameter in group["params"]}
-    for kept in (kept for one in ones for kept in vars(one).values()):
-        for value in _values(kept):
-            if type(value) is Tensor and value.dim() and id(value) not in stepped:
-                value.detach().zero_()
+def _zero_attribute_tensors(optimizer: Optimizer) -> None:
+    """Zero tensors that are attributes of the optimizer, such as a momentum buffer, except its parameters.
+
+    Tensors without a dimension are kept, because they are probably a learning rate or a step count.
+    """
+    optimizers = _with_inner_optimizers(optimizer)
+    parameter_ids = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+    for attribute in (attribute for each in optimizers for attribute in vars(each).values()):
+        for item in _items(attribute):
+            if type(item) is Tensor and item.dim() and id(item) not in parameter_ids:
+                item.detach().zero_()
 
 
-def _zeroed(value: Any) -> Any:
-    """Tensors and numbers set to 0, however deep."""
+def _zero_nested(value: Any) -> Any:
+    """Set all tensors and numbers in nested dicts and lists to 0, in place; return the new value."""
     if isinstance(value, Tensor):
         value.detach().zero_()
     elif isinstance(value, dict):
-        value.update({key: _zeroed(kept) for key, kept in value.items()})
+        value.update({key: _zero_nested(item) for key, item in value.items()})
     elif isinstance(value, list):
-        value[:] = map(_zeroed, value)
+        value[:] = map(_zero_nested, value)
     return type(value)(0) if isinstance(value, (int, float)) else value

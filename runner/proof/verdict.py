@@ -1,4 +1,4 @@
-"""Evidence -> a word, and a cause. Pure functions."""
+"""Turn what was observed of a tensor into its verdict and cause. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ from runner.contract import VERDICTS, IdleCause, Kind, LeakCause, Row, RunVerdic
 
 @dataclass
 class Evidence:
-    """What was seen of one tensor at the looks.
+    """What the audit has observed of one tensor.
 
-    `differed`: its bits were not those of the start at one look or more. `gradients`: of each look while it had not
-    moved, `none`, `zero` or `present`. `lrs`: its group's rates at those looks. `cause`: who moved it, once a step has
-    told; `guess`: who would have, by the gradients after the step at which the leak was found; `reason`: why one could not.
+    Attributes:
+        differed: whether its bits differed from the initial ones after at least one of the steps that were compared.
+        gradients: the kinds of its gradient (`none`, `zero`, `present`) after those steps, until it first differed.
+        lrs: the learning rates of its parameter group after the same steps.
+        cause: why it leaked, found by watching the step that changed it; empty if that is not known.
+        fallback_cause: why it leaked, found by replaying a step after the change was noticed; used if `cause` is empty.
+        why_unknown: why no cause could be found; empty if nothing failed.
     """
 
     differed: bool = False
     gradients: set[str] = field(default_factory=set)
     lrs: set[float] = field(default_factory=set)
     cause: LeakCause | Literal[""] = ""
-    guess: LeakCause | Literal[""] = ""
-    reason: str = ""
+    fallback_cause: LeakCause | Literal[""] = ""
+    why_unknown: str = ""
 
 
 def verdict(kind: Kind, frozen: bool, moved: bool, differed: bool) -> Verdict:
-    """The word of the contract for a parameter or buffer, declared frozen or not."""
+    """Return the verdict of one parameter or buffer.
+
+    `frozen`: it was declared frozen. `moved`: its bits differ at the end. `differed`: they differed after an earlier step.
+    """
     if kind == "buffer" and not frozen:
         return "drifted" if moved or differed else "still"
     if moved:
@@ -39,11 +46,14 @@ def verdict(kind: Kind, frozen: bool, moved: bool, differed: bool) -> Verdict:
 
 
 def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) -> IdleCause:
-    """Why a trainable parameter did not move by a bit."""
+    """Return why no bit of a trainable parameter changed.
+
+    `optimizer_known`: the audit was given an optimizer. `in_optimizer`: one of its groups has the parameter.
+    """
     if optimizer_known and not in_optimizer:
         return "not_in_optimizer"
     if not evidence.gradients:
-        return "unknown"  # nothing was looked at while gradients were there
+        return "unknown"  # no step was compared while gradients were there
     if evidence.gradients == {"none"}:
         return "no_gradient"
     if "present" not in evidence.gradients:
@@ -54,25 +64,25 @@ def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) ->
 
 
 def run_verdict(rows: Iterable[Row]) -> RunVerdict:
-    """`leaked` where anything declared frozen leaked, otherwise `held`."""
+    """Return `leaked` if any tensor that was declared frozen leaked, otherwise `held`."""
     return "leaked" if any(row["verdict"] == "leaked" for row in rows) else "held"
 
 
-def strayed(count: Mapping[str, int]) -> bool:
-    """Whether anything declared frozen leaked or anything trainable stayed idle: what `strict=true` does not let pass."""
-    return count["leaked"] + count["idle"] > 0
+def violates_strict(verdict_counts: Mapping[str, int]) -> bool:
+    """Whether `strict=true` fails a run with these counts: a frozen tensor leaked, or a trainable one stayed idle."""
+    return verdict_counts["leaked"] + verdict_counts["idle"] > 0
 
 
-def counts(rows: Iterable[Row]) -> dict[str, int]:
-    """How many rows have each verdict."""
+def count_verdicts(rows: Iterable[Row]) -> dict[str, int]:
+    """Return how many rows have each verdict; verdicts that no row has count 0."""
     count: dict[str, int] = dict.fromkeys(VERDICTS, 0)
     for row in rows:
         count[row["verdict"]] += 1
     return count
 
 
-def finite(value: float | None) -> float | None:
-    """The value, or None where it is NaN or infinite, or larger than a float can be."""
+def finite_or_none(value: float | None) -> float | None:
+    """Return the value, or None if it is NaN, infinite, or an integer too large for a float."""
     try:
         return value if value is not None and math.isfinite(value) else None
     except OverflowError:

@@ -1,1 +1,1 @@
-"""Run folders -> tables, pictures and one page. Reads files only, executes nothing in them, leaves torch unimported."""
+"""Run folders -> tables, figures and one HTML page. Only reads files: never executes what is in them or imports torch."""

@@ -1,4 +1,4 @@
-"""Which methods trained the rest bit by bit as `requires_grad` does, and why others did not."""
+"""Compare the trainable part of each run, bit by bit, with that of the same run under `requires_grad`."""
 
 from __future__ import annotations
 
@@ -6,43 +6,46 @@ from collections.abc import Mapping
 
 from runner.contract import Record
 
-BASELINE = "runner.methods.requires_grad.RequiresGrad"
-COUPLINGS = {
+BASELINE_TARGET = "runner.methods.requires_grad.RequiresGrad"
+COUPLING_TEXTS = {
     "clip": "clipping: the frozen part's gradients enter the norm",
     "optimizer": "the optimizer's step looks across tensors, the frozen part's gradients among them",
 }
 
 
-def trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str, str]]:
-    """Of each run, by name: `identical` or `differs`, and why; both empty where there is no run to hold it against.
+def compare_trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str, str]]:
+    """For each run, by label: (`identical` or `differs`, the reason); both are empty if the run has no baseline.
 
-    That is the run of `requires_grad` whose config is otherwise the same, or else differs in `freeze.buffers` alone.
+    The baseline is the run of `requires_grad` with an otherwise equal config; if there is none, one that also differs in
+    `freeze.buffers`.
     """
     baselines: dict[tuple[str, str], Record] = {}
     for record in records.values():
         if _is_baseline(record):
             baselines[record["setting"], record["buffers"]] = record
             baselines.setdefault((record["setting"], "any"), record)
-    found = {}
-    for name, record in records.items():
+    compared = {}
+    for label, record in records.items():
         setting = record.get("setting", "")
         baseline = baselines.get((setting, record.get("buffers", "")), baselines.get((setting, "any")))
         if baseline is None or not record["trained_digest"] or record.get("status", "finished") != "finished":
-            found[name] = ("", "")
+            compared[label] = ("", "")
         elif record["trained_digest"] == baseline["trained_digest"]:
-            found[name] = ("identical", "")
+            compared[label] = ("identical", "")
         else:
-            found[name] = ("differs", _why(record, baseline))
-    return found
+            compared[label] = ("differs", _why_different(record, baseline))
+    return compared
 
 
 def _is_baseline(record: Record) -> bool:
     method = record.get("method", {})
-    known = method.get("_target_") == BASELINE and not method.get("clean") and bool(record["trained_digest"])
-    return known and bool(record.get("setting"))  # an old record has none, and could be of any setting
+    if method.get("_target_") != BASELINE_TARGET or method.get("clean"):
+        return False
+    return bool(record["trained_digest"] and record.get("setting"))  # records of old versions have no setting
 
 
-def _why(record: Record, baseline: Record) -> str:
+def _why_different(record: Record, baseline: Record) -> str:
+    """The reason why the trained bits differ, or `unknown`."""
     if record["verdict"] == "leaked":
         return "the frozen part leaked"
     if baseline["verdict"] == "leaked":
@@ -52,5 +55,5 @@ def _why(record: Record, baseline: Record) -> str:
             return f"run with other {key}"
     if record["buffers"] != baseline["buffers"]:
         return "BatchNorm and dropout in eval mode (freeze.buffers) in one of the two"
-    told = [COUPLINGS.get(word, word) for word in record.get("couplings", ()) if word not in baseline.get("couplings", ())]
-    return "; ".join(told) or "unknown"
+    own_couplings = [word for word in record.get("couplings", ()) if word not in baseline.get("couplings", ())]
+    return "; ".join(COUPLING_TEXTS.get(word, word) for word in own_couplings) or "unknown"

@@ -1,4 +1,4 @@
-"""What tells runs apart: the overrides in which they differ, their method, and which differ in the seed alone."""
+"""Order, name and group runs: by the overrides in which they differ, by method, and by everything but the seed."""
 
 from __future__ import annotations
 
@@ -8,107 +8,106 @@ from dataclasses import dataclass
 from runner.contract import NOT_HASHED, method_name
 from runner.runs.read import Run
 
-WORST = ("leaked", "failed", "interrupted", "skipped", "finished", "held")  # from the worst
+OUTCOMES = ("leaked", "failed", "interrupted", "skipped", "finished", "held")  # the worst first
 
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ in the seed alone."""
+    """Runs that differ only in the seed."""
 
     name: str
     runs: list[Run]
 
     @property
     def outcome(self) -> str:
-        """The worst of its runs."""
-        return worst(self.runs)
+        """The worst outcome of its runs."""
+        found = {run.outcome for run in self.runs}
+        return next((outcome for outcome in OUTCOMES if outcome in found), "finished")
 
 
-def given(run: Run) -> dict[str, str]:
-    """A run's overrides by key, but for those that only say where and how it is carried out: they tell no runs apart."""
+def overrides_by_key(run: Run) -> dict[str, str]:
+    """A run's overrides as {key: value}, without keys that only say where and how it runs (`contract.NOT_HASHED`)."""
     overrides = (text.partition("=") for text in run.record["overrides"])
     return {key: value for key, _, value in overrides if key.lstrip("+~").split(".")[0] not in NOT_HASHED}
 
 
-def swept(runs: Sequence[Run]) -> list[str]:
-    """The override keys whose values are not the same in all runs; all keys where there is just one run."""
-    overrides = [given(run) for run in runs]
-    keys = dict.fromkeys(key for own in overrides for key in own)
-    return [key for key in keys if len(runs) == 1 or len({own.get(key) for own in overrides}) > 1]
+def swept_keys(runs: Sequence[Run]) -> list[str]:
+    """The override keys whose values differ between the runs; for a single run, all its keys."""
+    overrides = [overrides_by_key(run) for run in runs]
+    keys = dict.fromkeys(key for values in overrides for key in values)
+    return [key for key in keys if len(runs) == 1 or len({values.get(key) for values in overrides}) > 1]
 
 
-def in_order(runs: Sequence[Run]) -> list[Run]:
-    """Runs by the values of what tells them apart, numbers as numbers, then by name."""
-    keys = swept(runs)
+def sort_runs(runs: Sequence[Run]) -> list[Run]:
+    """The runs sorted by the values of their swept keys, numbers as numbers, then by label."""
+    keys = swept_keys(runs)
 
-    def place(run: Run) -> list[tuple[float, str]]:
-        own = given(run)
-        return [_natural(text) for text in (*(own.get(key, "") for key in keys), run.label)]
+    def sort_key(run: Run) -> list[tuple[float, str]]:
+        values = overrides_by_key(run)
+        return [_number_or_text(text) for text in (*(values.get(key, "") for key in keys), run.label)]
 
-    return sorted(runs, key=place)
+    return sorted(runs, key=sort_key)
 
 
-def names(runs: Sequence[Run]) -> dict[str, str]:
-    """A short name of each run by its label: the values of what tells it apart; the label where they do not."""
-    keys = swept(runs)
-    short = {run.label: " ".join(_told(key, given(run)[key]) for key in keys if given(run).get(key)) for run in runs}
-    times: dict[str, int] = {}
+def short_names(runs: Sequence[Run]) -> dict[str, str]:
+    """A short name for each run, by label: the values of its swept keys, or the label if these are not unique."""
+    keys = swept_keys(runs)
+    short = {}
+    for run in runs:
+        values = overrides_by_key(run)
+        short[run.label] = " ".join(
+            f"seed {values[key]}" if key == "seed" else values[key] for key in keys if values.get(key)
+        )
+    uses: dict[str, int] = {}
     for name in short.values():
-        times[name] = times.get(name, 0) + 1
-    return {label: name if len(runs) > 1 and name and times[name] == 1 else label for label, name in short.items()}
-
-
-def _told(key: str, value: str) -> str:
-    return f"seed {value}" if key == "seed" else value
+        uses[name] = uses.get(name, 0) + 1
+    return {label: name if len(runs) > 1 and name and uses[name] == 1 else label for label, name in short.items()}
 
 
 def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
-    """The runs by their overrides but for the seed; one whose overrides are unknown is a cell of its own."""
-    keys = [key for key in swept(runs) if key != "seed"]
-    grouped: dict[tuple[str, ...], list[Run]] = {}
+    """The runs grouped by their overrides without the seed; a run without overrides is a group of its own."""
+    keys = [key for key in swept_keys(runs) if key != "seed"]
+    groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        own = sorted(f"{key}={value}" for key, value in given(run).items() if key != "seed")
-        grouped.setdefault(tuple(own) or ("", run.label), []).append(run)
+        overrides = sorted(f"{key}={value}" for key, value in overrides_by_key(run).items() if key != "seed")
+        groups.setdefault(tuple(overrides) or ("", run.label), []).append(run)
     return [
-        SeedGroup(" ".join(filter(None, (given(members[0]).get(key, "") for key in keys))) or members[0].label, members)
-        for members in grouped.values()
+        SeedGroup(
+            " ".join(filter(None, (overrides_by_key(members[0]).get(key, "") for key in keys))) or members[0].label, members
+        )
+        for members in groups.values()
     ]
 
 
-def worst(runs: Sequence[Run]) -> str:
-    """The worst outcome of some runs."""
-    found = {run.outcome for run in runs}
-    return next((word for word in WORST if word in found), "finished")
-
-
-def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs by the method that they used, with those of its options that are not the same in all runs of it."""
+def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by method name; if a method ran with different options, its name is followed by these options."""
     nodes = {run.label: run.record["method"] for run in runs}
-    varied: dict[str, dict[str, set[str]]] = {}
+    option_values: dict[str, dict[str, set[str]]] = {}
     for node in nodes.values():
         for key, value in node.items():
-            varied.setdefault(str(node.get("_target_")), {}).setdefault(key, set()).add(str(value))
-    grouped: dict[str, list[Run]] = {}
+            option_values.setdefault(str(node.get("_target_")), {}).setdefault(key, set()).add(str(value))
+    groups: dict[str, list[Run]] = {}
     for run in runs:
         node = nodes[run.label]
-        options = varied.get(str(node.get("_target_")), {})
-        told = [f"{key}={_plain(value)}" for key, value in node.items() if key != "_target_" and len(options[key]) > 1]
-        grouped.setdefault(" ".join([method_of(run), *told]), []).append(run)
-    return grouped
+        values = option_values.get(str(node.get("_target_")), {})
+        options = [f"{key}={_yaml_text(value)}" for key, value in node.items() if key != "_target_" and len(values[key]) > 1]
+        groups.setdefault(" ".join([method_of(run), *options]), []).append(run)
+    return groups
 
 
 def method_of(run: Run) -> str:
-    """What a run's method is called; as it was asked for where an old record does not say."""
+    """The name of a run's method; taken from its overrides if its record is too old to have it."""
     target = str(run.record["method"].get("_target_", ""))
-    return method_name(target) or given(run).get("method", "") or "an unknown method"
+    return method_name(target) or overrides_by_key(run).get("method", "") or "an unknown method"
 
 
-def _natural(value: str) -> tuple[float, str]:
+def _number_or_text(value: str) -> tuple[float, str]:
+    """A sort key: numbers by size, then texts by letter."""
     try:
         return float(value), ""
     except ValueError:
         return float("inf"), value
 
 
-def _plain(value: object) -> str:
+def _yaml_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

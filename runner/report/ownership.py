@@ -1,4 +1,4 @@
-"""Which files this project wrote, so that it never writes over another's."""
+"""Whether a file was written by this project: the report never overwrites anybody else's file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from runner.contract import (
     PAGE,
 )
 
-GENERATOR = '<meta name="generator" content="freeze-runner '
-# What stands within the first line of a table and the first bytes of the others, where this project wrote it.
+GENERATOR_TAG = '<meta name="generator" content="freeze-runner '
+# A text that only our files contain: in the first line of a CSV file, in the first 2000 bytes of the others.
 SIGNATURES = {
     COMPARISON: ",".join(("", *OUTCOME_COLUMNS[:3], "")),
     CHANGES: ",".join(("run", COLUMNS[0], "")),
     FAILURES: ",".join(FAILURE_COLUMNS),
-    PAGE: GENERATOR,
+    PAGE: GENERATOR_TAG,
     HEATMAP_SVG: 'data-generator="freeze-runner"',
     HEATMAP_PNG: "freeze-runner",
 }
 
 
-def ours(path: Path, kind: str) -> bool:
-    """Whether a file of a kind may be written at a path: nothing is there, or it is empty, or this project wrote it."""
+def may_overwrite(path: Path, name: str) -> bool:
+    """Return True if no file is at `path`, or it is empty, or it carries the signature of the output file `name`."""
     try:
         with path.open("rb") as file:
             start = file.read(2000).decode("utf-8", "replace")
@@ -37,4 +37,4 @@ def ours(path: Path, kind: str) -> bool:
         return True
     except OSError:
         return False
-    return not start.strip() or SIGNATURES[kind] in (start.split("\n")[0] if kind.endswith(".csv") else start)
+    return not start.strip() or SIGNATURES[name] in (start.split("\n")[0] if name.endswith(".csv") else start)

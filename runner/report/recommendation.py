@@ -1,4 +1,4 @@
-"""The answer in words: which methods held, which leaked and by whose doing, and which one to use. Pure functions."""
+"""The report's summary in words: which methods held, which leaked and why, and which one to use. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,263 +7,281 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runner.errors import listed
-from runner.report.equivalence import BASELINE, trained_parts
-from runner.report.grouping import by_method, given, swept
-from runner.report.prices import cheapest
-from runner.runs.console import cost_lines, steps_of
+from runner.report.costs import cheapest_methods
+from runner.report.equivalence import BASELINE_TARGET, compare_trained_parts
+from runner.report.grouping import group_by_method, overrides_by_key, swept_keys
+from runner.runs.console import cost_lines, listed_steps
 from runner.runs.read import Run
-from runner.runs.text import counted
+from runner.runs.text import changed_buffers, counted
 
-Points = list[tuple[str, list[str]]]
+Findings = list[tuple[str, list[str]]]
+"""(heading, lines) pairs, in the order of the page."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A headline, what it trained_parts on, and the findings: a term, and what is said of it."""
+class Summary:
+    """A headline, the sentence that explains it, and the findings."""
 
     headline: str
     lead: str
-    points: Points = field(default_factory=list)
+    findings: Findings = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class MethodResults:
-    """How one method fared over its runs."""
+    """The runs of one method. `trained_parts` is the result of `compare_trained_parts`, for all runs of the report."""
 
     method: str
     runs: list[Run]
-    rest: dict[str, tuple[str, str]]
+    trained_parts: dict[str, tuple[str, str]]
 
     @property
-    def judged(self) -> list[Run]:
-        """The runs that finished with something frozen."""
-        return [run for run in self.runs if run.finished and froze(run)]
+    def finished(self) -> list[Run]:
+        """The runs that finished and had something frozen."""
+        return [run for run in self.runs if run.finished and has_frozen(run)]
 
     @property
     def leaked(self) -> list[Run]:
-        return [run for run in self.judged if run.record["verdict"] == "leaked"]
+        """The finished runs in which something frozen leaked."""
+        return [run for run in self.finished if run.record["verdict"] == "leaked"]
 
     @property
     def held(self) -> bool:
-        """Whether it held in every run that finished."""
-        return bool(self.judged) and not self.leaked
+        """Whether at least one run finished and none of the finished ones leaked."""
+        return bool(self.finished) and not self.leaked
 
     @property
     def complete(self) -> bool:
-        """Whether each of its runs finished."""
+        """Whether every run finished."""
         return all(run.finished for run in self.runs)
 
     @property
     def returned(self) -> bool:
-        return any(run.record["counts"]["returned"] for run in self.judged)
+        """Whether a frozen tensor moved and was put back in some run."""
+        return any(run.record["counts"]["returned"] for run in self.finished)
 
-    def rested(self, word: str) -> list[Run]:
-        """The runs whose rest is `identical`, or `differs`."""
-        return [run for run in self.judged if self.rest[run.label][0] == word]
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the method is `requires_grad`."""
+        return bool(self.runs[0].record["method"].get("_target_") == BASELINE_TARGET)
+
+    def with_trained_part(self, word: str) -> list[Run]:
+        """The finished runs whose trainable part is `identical` to the baseline's, or `differs` from it."""
+        return [run for run in self.finished if self.trained_parts[run.label][0] == word]
 
 
-def froze(run: Run) -> bool:
-    """Whether anything was declared frozen, as far as the record tells."""
+def has_frozen(run: Run) -> bool:
+    """Whether anything was declared frozen; True if the record has no counts."""
     counts = run.record["counts"]
-    return any(counts[word] for word in ("held", "returned", "leaked")) or not any(counts.values())
+    return any(counts[verdict] for verdict in ("held", "returned", "leaked")) or not any(counts.values())
 
 
-def of_runs(runs: Sequence[Run]) -> Answer:
-    """The answer that several runs give together."""
-    rest = trained_parts({run.label: run.record for run in runs})
-    results = [MethodResults(method, members, rest) for method, members in by_method(runs).items()]
-    if not any(one.judged for one in results):
-        why = (
-            "Nothing was declared frozen." if any(run.finished for run in runs) else "Failures and their reasons are below."
-        )
-        done = sum(run.finished for run in runs)
-        return Answer(f"{counted(done, 'run')} of {len(runs):,} finished", why, points(results, runs))
-    headline, lead = advice(results)
-    return Answer(headline, lead, points(results, runs))
+def summarize_runs(runs: Sequence[Run]) -> Summary:
+    """The summary of several runs."""
+    trained_parts = compare_trained_parts({run.label: run.record for run in runs})
+    results = [MethodResults(method, members, trained_parts) for method, members in group_by_method(runs).items()]
+    if not any(result.finished for result in results):
+        finished = sum(run.finished for run in runs)
+        lead = "Nothing was declared frozen." if finished else "Failures and their reasons are below."
+        return Summary(f"{counted(finished, 'run')} of {len(runs):,} finished", lead, all_findings(results, runs))
+    headline, lead = recommend(results)
+    return Summary(headline, lead, all_findings(results, runs))
 
 
-def advice(results: Sequence[MethodResults]) -> tuple[str, str]:
-    """Which method to use: one that held throughout, left the rest as it was, and is the cheapest where costs are known."""
-    held = [one for one in results if one.held]
+def recommend(results: Sequence[MethodResults]) -> tuple[str, str]:
+    """(headline, lead): use the cheapest of the best methods that held; with equal or unknown costs, `requires_grad`."""
     if len(results) == 1:
-        return _alone(results[0])
+        return _single_method(results[0])
+    held = [result for result in results if result.held]
     if not held:
-        if not any(len(one.judged) > len(one.leaked) for one in results if one.method != "none"):
-            return "No method held", "Each leaked in all of its runs; below stands by whose doing."
-        most = max(
-            (one for one in results if one.method != "none"),
-            key=lambda one: (len(one.judged) - len(one.leaked)) / max(len(one.judged), 1),
-        )
-        kept = len(most.judged) - len(most.leaked)
-        return "No method held", f"{most.method} came nearest: it held in {kept} of {counted(len(most.judged), 'run')}."
-    pool = best(held)
-    names = [one.method for one in pool]
-    saving = cheapest({one.method: one.judged for one in pool})
-    baseline = [one.method for one in pool if one.runs[0].record["method"].get("_target_") == BASELINE]
-    least = saving[0] if saving else names
-    chosen = next((name for name in least if name in baseline), least[0])
-    others = [name for name in names if name != chosen]
-    alike = ", and trained the rest to the same bits" if any(one.rested("identical") for one in pool) else ""
-    said = f"{chosen} kept every frozen bit in {_kept(pool[names.index(chosen)])}"
+        return _no_method_held(results)
+    best = best_methods(held)
+    names = [result.method for result in best]
+    cheapest = cheapest_methods({result.method: result.finished for result in best})
+    candidates = cheapest[0] if cheapest else names
+    baselines = [result.method for result in best if result.is_baseline]
+    chosen = next((name for name in candidates if name in baselines), candidates[0])
+    headline, others = f"Use {chosen}", [name for name in names if name != chosen]
+    lead = f"{chosen} kept every frozen bit in {_finished_text(best[names.index(chosen)])}"
     if not others:
-        return f"Use {chosen}", f"{said}; {_why_alone([one for one in held if one.method != chosen])}."
-    said += f". So did {listed(others)}{alike}"
-    if saving:
-        if len(least) == len(names):
-            return f"Use {chosen}", f"{said}, at the same cost: {saving[1]}."
-        others = [name for name in least if name != chosen]
-        beside = f"{listed(others)} and it are the cheapest of them" if others else "It is the cheapest of them"
-        return f"Use {chosen}", f"{said}. {beside}: {saving[1]}."
-    return (
-        f"Use {chosen}",
-        f"{said}. {'Any of them will do' if chosen not in baseline else 'Among equals, it is torch’s own way'}.",
-    )
+        return headline, f"{lead}; {_why_others_are_worse([result for result in held if result.method != chosen])}."
+    identical = any(result.with_trained_part("identical") for result in best)
+    lead += f". So did {listed(others)}{', and trained the other parameters to the same bits' if identical else ''}"
+    if not cheapest:
+        return headline, f"{lead}. {'Any of them will do' if chosen not in baselines else f'{chosen} is PyTorch’s own way'}."
+    if len(candidates) == len(names):
+        return headline, f"{lead}, at the same cost: {cheapest[1]}."
+    equals = [name for name in candidates if name != chosen]
+    return headline, f"{lead}. {listed([chosen, *equals])} {'are' if equals else 'is'} the cheapest of them: {cheapest[1]}."
 
 
-def best(held: Sequence[MethodResults]) -> list[MethodResults]:
-    """Of the methods that held, those of the first rank that has any: complete, with the rest alike, nothing put back."""
-    for rank in (
-        lambda one: one.complete and not one.rested("differs") and not one.returned,
-        lambda one: one.complete and not one.rested("differs"),
-        lambda one: not one.rested("differs"),
-        lambda one: one.complete,
+def best_methods(held: Sequence[MethodResults]) -> list[MethodResults]:
+    """The methods that meet the strictest condition that any of `held` meets; the conditions go from strict to loose."""
+    for condition in (
+        lambda result: result.complete and not result.with_trained_part("differs") and not result.returned,
+        lambda result: result.complete and not result.with_trained_part("differs"),
+        lambda result: not result.with_trained_part("differs"),
+        lambda result: result.complete,
     ):
-        if found := [one for one in held if rank(one)]:
+        if found := [result for result in held if condition(result)]:
             return found
     return list(held)
 
 
-def points(results: Sequence[MethodResults], runs: Sequence[Run]) -> Points:
-    """The findings, term by term; a term of which there is nothing to say is left out."""
+def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findings:
+    """The findings about several runs; headings without a line are left out."""
     idle = [run for run in runs if run.finished and run.record["counts"]["idle"]]
-    found: Points = [
-        ("Held", _held(results)),
-        ("Leaked", [_leaked(one) for one in results if one.leaked]),
-        ("Trained the rest", _rest(results)),
-        ("Saves little", [line for one in results for line in _saves_little(one)]),
-        ("Idle", [f"{counted(len(idle), 'run')} left something trainable unmoved: {causes(idle, 'idle')}"] if idle else []),
-        ("Unfinished", [line for one in results for line in _unfinished(one)]),
+    idle_line = f"something trainable did not move in {counted(len(idle), 'run')}: {list_causes(idle, 'idle')}"
+    findings: Findings = [
+        ("Held", _held_lines(results)),
+        ("Leaked", [_leaked_line(result) for result in results if result.leaked]),
+        ("Trained part", _trained_part_lines(results)),
+        ("Saves little", [line for result in results for line in _saves_little_lines(result)]),
+        ("Idle", [idle_line] if idle else []),
+        ("Unfinished", [line for result in results for line in _unfinished_lines(result)]),
     ]
-    return [(term, lines) for term, lines in found if lines]
+    return [(heading, lines) for heading, lines in findings if lines]
 
 
-def causes(runs: Sequence[Run], verdict: str) -> str:
-    """By whose doing tensors got a verdict: the causes, the most frequent first."""
+def list_causes(runs: Sequence[Run], verdict: str) -> str:
+    """The causes of the tensors with this verdict, as a text, the most frequent first."""
     count = Counter(row.cause or "unknown" for run in runs for row in run.tensors if row.verdict == verdict)
-    return listed([cause.replace("|", " with ") for cause, _ in count.most_common()]) or "what their tables do not tell"
+    return listed([cause.replace("|", " with ") for cause, _ in count.most_common()]) or "cause not recorded"
 
 
-def under(picked: Sequence[Run], among: Sequence[Run]) -> str:
-    """What the picked runs have in common that not all runs of the method have, as overrides."""
-    told = []
-    for key in swept(among):
-        values, everywhere = ({given(run).get(key, "") for run in part} for part in (picked, among))
-        if key != "seed" and len(values) < len(everywhere):
-            told.append(f"{key}={'|'.join(sorted(values))}")
-    return ", ".join(told)
+def distinguishing_overrides(picked: Sequence[Run], runs: Sequence[Run]) -> str:
+    """The override values of `picked`, for each swept key of which `runs` have further values; `key=a|b, key2=c`."""
+    texts = []
+    for key in swept_keys(runs):
+        values, all_values = ({overrides_by_key(run).get(key, "") for run in part} for part in (picked, runs))
+        if key != "seed" and len(values) < len(all_values):
+            texts.append(f"{key}={'|'.join(sorted(values))}")
+    return ", ".join(texts)
 
 
-def _alone(one: MethodResults) -> tuple[str, str]:
-    if one.held:
-        return f"{one.method} held", f"It kept every frozen bit in {_kept(one)}."
-    where = under(one.leaked, one.judged)
-    told = f"It leaked in {len(one.leaked)} of {counted(len(one.judged), 'run')}{', under ' + where if where else ''}."
-    return f"{one.method} leaked", told
+def _single_method(result: MethodResults) -> tuple[str, str]:
+    """(headline, lead) if all runs have the same method: whether it held."""
+    if result.held:
+        return f"{result.method} held", f"It kept every frozen bit in {_finished_text(result)}."
+    overrides = distinguishing_overrides(result.leaked, result.finished)
+    share = f"{len(result.leaked)} of {counted(len(result.finished), 'run')}"
+    return f"{result.method} leaked", f"It leaked in {share}{', with ' + overrides if overrides else ''}."
 
 
-def _held(results: Sequence[MethodResults]) -> list[str]:
-    kept = [one for one in results if one.held and not one.returned]
-    back = [one.method for one in results if one.held and one.returned]
-    lines = [f"{listed([one.method for one in kept])}: every frozen bit, at every look"] if kept else []
-    return lines + ([f"{listed(back)}: moved within a step, and was put back each time"] if back else [])
+def _no_method_held(results: Sequence[MethodResults]) -> tuple[str, str]:
+    """(headline, lead) if every method leaked in some run: the method that held in the largest share of its runs."""
+    candidates = [result for result in results if result.method != "none"]
+    if not any(len(result.finished) > len(result.leaked) for result in candidates):
+        return "No method held", "Each leaked in all of its runs; the causes are below."
+    nearest = max(candidates, key=lambda result: (len(result.finished) - len(result.leaked)) / max(len(result.finished), 1))
+    held = len(nearest.finished) - len(nearest.leaked)
+    return "No method held", f"{nearest.method} came nearest: it held in {held} of {counted(len(nearest.finished), 'run')}."
 
 
-def _leaked(one: MethodResults) -> str:
-    where = under(one.leaked, one.judged)
-    said = f"{one.method}: in {len(one.leaked)} of {counted(len(one.judged), 'run')}, by {causes(one.leaked, 'leaked')}"
-    return f"{said}; under {where}" if where else said
+def _held_lines(results: Sequence[MethodResults]) -> list[str]:
+    unmoved = [result.method for result in results if result.held and not result.returned]
+    returned = [result.method for result in results if result.held and result.returned]
+    lines = [f"{listed(unmoved)}: every frozen bit, at every comparison"] if unmoved else []
+    return lines + ([f"{listed(returned)}: moved within a step, and was put back each time"] if returned else [])
 
 
-def _rest(results: Sequence[MethodResults]) -> list[str]:
-    others = [one for one in results if one.runs[0].record["method"].get("_target_") != BASELINE]
-    alike = [one.method for one in others if one.rested("identical") and not one.rested("differs")]
-    lines = [f"as requires_grad does, bit for bit: {listed(alike)}"] if alike else []
-    for one in results:
-        if other := one.rested("differs"):
-            compared = len(other) + len(one.rested("identical"))
-            why = dict.fromkeys(one.rest[run.label][1] for run in other)
-            lines.append(f"otherwise: {one.method}, in {len(other)} of {counted(compared, 'run')} ({listed(list(why))})")
+def _leaked_line(result: MethodResults) -> str:
+    overrides = distinguishing_overrides(result.leaked, result.finished)
+    share = f"in {len(result.leaked)} of {counted(len(result.finished), 'run')}"
+    line = f"{result.method}: {share}, cause: {list_causes(result.leaked, 'leaked')}"
+    return f"{line}; with {overrides}" if overrides else line
+
+
+def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
+    others = [result for result in results if not result.is_baseline]
+    identical = [
+        result.method
+        for result in others
+        if result.with_trained_part("identical") and not result.with_trained_part("differs")
+    ]
+    lines = [f"same bits as under requires_grad: {listed(identical)}"] if identical else []
+    for result in results:
+        if differing := result.with_trained_part("differs"):
+            compared = len(differing) + len(result.with_trained_part("identical"))
+            reasons = dict.fromkeys(result.trained_parts[run.label][1] for run in differing)
+            share = f"{len(differing)} of {counted(compared, 'run')}"
+            lines.append(f"other bits: {result.method}, in {share} ({listed(list(reasons))})")
     return lines
 
 
-def _saves_little(one: MethodResults) -> list[str]:
-    by_why: dict[str, list[Run]] = {}
-    for run in one.judged:
-        if (why := run.record["cost"].get("why_small")) and not one.leaked:
-            by_why.setdefault(str(why), []).append(run)
-    told = {why: under(runs, one.judged) for why, runs in by_why.items()}
-    return [f"{one.method}: {why}{'; under ' + where if where else ''}" for why, where in told.items()]
+def _saves_little_lines(result: MethodResults) -> list[str]:
+    by_reason: dict[str, list[Run]] = {}
+    for run in result.finished:
+        if (reason := run.record["cost"].get("why_small")) and not result.leaked:
+            by_reason.setdefault(str(reason), []).append(run)
+    overrides = {reason: distinguishing_overrides(runs, result.finished) for reason, runs in by_reason.items()}
+    return [f"{result.method}: {reason}{'; with ' + text if text else ''}" for reason, text in overrides.items()]
 
 
-def _unfinished(one: MethodResults) -> list[str]:
-    by_status: dict[str, list[Run]] = {}
-    for run in one.runs:
-        if not run.finished:
-            by_status.setdefault(run.record["status"], []).append(run)
-    return [f"{one.method}: {len(some)} of {counted(len(one.runs), 'run')} {status}" for status, some in by_status.items()]
+def _unfinished_lines(result: MethodResults) -> list[str]:
+    by_status = Counter(run.record["status"] for run in result.runs if not run.finished)
+    total = counted(len(result.runs), "run")
+    return [f"{result.method}: {number} of {total} {status}" for status, number in by_status.items()]
 
 
-def _kept(one: MethodResults) -> str:
-    """How many runs that is, and of how many."""
-    done, asked = len(one.judged), len([run for run in one.runs if not run.finished or froze(run)])
-    if done < asked:
-        return f"{done:,} of {asked:,} runs; {asked - done:,} did not finish"
-    return "its one run" if done == 1 else f"all of its {done:,} runs"
+def _finished_text(result: MethodResults) -> str:
+    """`its one run`, `all of its 6 runs`, or `5 of 6 runs; 1 did not finish`."""
+    finished = len(result.finished)
+    total = len([run for run in result.runs if not run.finished or has_frozen(run)])
+    if finished < total:
+        return f"{finished:,} of {total:,} runs; {total - finished:,} did not finish"
+    return "its one run" if finished == 1 else f"all of its {finished:,} runs"
 
 
-def _why_alone(others: Sequence[MethodResults]) -> str:
-    """Why no other method that held is as good."""
-    differ = [one.method for one in others if one.rested("differs")]
-    back = [one.method for one in others if one.returned and not one.rested("differs")]
-    short = [one.method for one in others if one.method not in (*differ, *back)]
-    told = [
-        f"{listed(differ)} held too, but trained the rest otherwise" if differ else "",
-        f"{listed(back)} put back what had moved" if back else "",
-        f"{listed(short)} did not finish everywhere" if short else "",
+def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
+    """Why the other methods that held are not recommended."""
+    differing = [result.method for result in others if result.with_trained_part("differs")]
+    returned = [result.method for result in others if result.returned and not result.with_trained_part("differs")]
+    incomplete = [result.method for result in others if result.method not in (*differing, *returned)]
+    reasons = [
+        f"{listed(differing)} held too, but trained the other parameters differently" if differing else "",
+        f"{listed(returned)} put back what had moved" if returned else "",
+        f"{listed(incomplete)} did not finish all runs" if incomplete else "",
     ]
-    return "; ".join(filter(None, told)) or "no other method held"
+    return "; ".join(filter(None, reasons)) or "no other method held"
 
 
-def of_run(run: Run) -> Answer:
-    """The answer that one run gives."""
-    record, frozen = run.record, [row for row in run.tensors if row.frozen]
+def summarize_run(run: Run) -> Summary:
+    """The summary of a single run."""
+    record, counts = run.record, run.record["counts"]
     if not run.finished and not run.tensors:
-        return Answer(record["status"].capitalize(), _sentence(record["reason"]))
-    counts: Mapping[str, int] = record["counts"]
-    leaks = [row for row in frozen if row.verdict == "leaked"]
-    if leaks:
-        told = [f"{row.name} ({row.cause or 'unknown'})" for row in leaks]
-        headline, lead = f"Leaked: {len(leaks)} of {counted(len(frozen), 'frozen tensor')}", f"Changed: {listed(told)}."
-    elif not froze(run):
-        headline, lead = "Nothing was declared frozen", ""
-    else:
-        total = len(frozen) or counts["held"] + counts["returned"]
-        headline = f"Held: {counted(total, 'frozen tensor')} kept every bit"
-        back = f"{counts['returned']} of them moved within a step, and were put back." if counts["returned"] else ""
-        lead = back or "Compared bit by bit with what they were at the start."
-    looks = f"after {steps_of(record['looks'])}" if record["looks"] else ""
+        return Summary(record["status"].capitalize(), _as_sentence(record["reason"]))
+    headline, lead = _verdict_text(run)
     idle = [f"{row.name} ({row.cause or 'unknown'})" for row in run.tensors if row.verdict == "idle"]
-    found: Points = [
+    findings: Findings = [
         ("Status", [f"{record['status']}: {record['reason']}"] if not run.finished else []),
         ("Trained", [f"{counted(counts['trained'], 'parameter')}"] if counts["trained"] else []),
         ("Idle", [listed(idle)] if idle else []),
-        ("Drifted", [f"{counted(counts['drifted'], 'live buffer')}, as PyTorch's do"] if counts["drifted"] else []),
-        ("Bits compared", [looks] if looks else []),
+        ("Drifted", [changed_buffers(counts["drifted"])] if counts["drifted"] else []),
+        ("Bits compared", [f"after {listed_steps(record['looks'])}"] if record["looks"] else []),
         ("Cost", list(cost_lines(record["cost"]))),
         ("Notes", record["notes"]),
     ]
-    return Answer(headline, lead, [(term, lines) for term, lines in found if lines])
+    return Summary(headline, lead, [(heading, lines) for heading, lines in findings if lines])
 
 
-def _sentence(text: str) -> str:
+def _verdict_text(run: Run) -> tuple[str, str]:
+    """(headline, lead) for a run that has a table of tensors."""
+    counts: Mapping[str, int] = run.record["counts"]
+    frozen = [row for row in run.tensors if row.frozen]
+    leaks = [f"{row.name} ({row.cause or 'unknown'})" for row in frozen if row.verdict == "leaked"]
+    if leaks:
+        return f"Leaked: {len(leaks)} of {counted(len(frozen), 'frozen tensor')}", f"Changed: {listed(leaks)}."
+    if not has_frozen(run):
+        return "Nothing was declared frozen", ""
+    returned = counts["returned"]
+    lead = f"{returned} of them moved within a step, and were put back." if returned else ""
+    total = len(frozen) or counts["held"] + returned
+    return (
+        f"Held: {counted(total, 'frozen tensor')} kept every bit",
+        lead or "Compared bit by bit with what they were at the start.",
+    )
+
+
+def _as_sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") if text else ""

@@ -1,4 +1,4 @@
-"""The truth table's rows -> `truth_table.csv` and a page to read, `truth_table.md`."""
+"""Write the truth table: `truth_table.csv`, and `truth_table.md` for readers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pandas import DataFrame, read_csv
 
 from runner.runs.folder import write_text
 
-SETTINGS = {
+SETTINGS = {  # column -> the text for each of its values
     "weight_decay": {"0.0": "no weight decay", "0.1": "weight decay"},
     "frozen_from": {"1": "frozen from the start", "3": "frozen in mid-run"},
     "gradients": {"none": "gradients None", "zeros": "gradients kept as zeros"},
@@ -31,83 +31,89 @@ TRUTH_COLUMNS = (
 
 
 def write_truth_table(rows: Sequence[Mapping[str, Any]], folder: Path, torch_version: str) -> None:
-    """Write both files; the page names the version of torch that the outcomes are those of."""
+    """Write both files into `folder`; the Markdown page names the torch version that the rows were measured with."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(
         folder / "truth_table.csv", DataFrame(rows, columns=list(TRUTH_COLUMNS)).to_csv(index=False, lineterminator="\n")
     )
-    write_text(folder / "truth_table.md", page(read_truth_table(folder), torch_version))
+    write_text(folder / "truth_table.md", truth_table_markdown(read_truth_table(folder), torch_version))
 
 
 def read_truth_table(folder: Path) -> DataFrame:
-    """The table as text, but for the number of runs."""
+    """The rows of `truth_table.csv`: `runs` as int, all other columns as text."""
     return read_csv(folder / "truth_table.csv", dtype=str, keep_default_na=False).astype({"runs": int})
 
 
-def page(table: DataFrame, torch_version: str) -> str:
-    """Method x optimizer: held, or under how many settings not; when, cause by cause; the rest; what a plan foresaw."""
+def truth_table_markdown(table: DataFrame, torch_version: str) -> str:
+    """The Markdown page: outcome per method and optimizer, causes of leaks, trained parts, skipped runs, predictions."""
     methods, optimizers = list(table.method.unique()), list(table.optimizer.unique())
     ran = table[table.outcome != "skipped"]
-    leaked, kept = ran[ran.outcome == "leaked"], ran[ran.outcome != "leaked"]
+    leaked, held = ran[ran.outcome == "leaked"], ran[ran.outcome != "leaked"]
     environment = Environment(loader=PackageLoader("runner.report", "."), undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("truth_table.md.jinja").render(
         torch_version=torch_version,
         runs=table.runs.sum(),
         optimizers=optimizers,
         matrix={
-            method: [_word(table[(table.method == method) & (table.optimizer == name)]) for name in optimizers]
+            method: [_outcome_text(table[(table.method == method) & (table.optimizer == name)]) for name in optimizers]
             for method in methods
         },
         leaks=[
             (method, cause.replace("|", " and "), ", ".join(optimizers), settings)
             for (method, cause), rows in leaked.groupby(["method", "causes"], sort=False)
-            for settings, optimizers in _by_settings(rows, table).items()
+            for settings, optimizers in _optimizers_by_settings(rows, table).items()
         ],
-        rests=[
-            (method, *(_runs(rows[rows.trained_part == word]) for word in ("identical", "differs")), _where(rows, table))
-            for method, rows in kept[kept.trained_part != ""].groupby("method", sort=False)
+        trained_parts=[
+            (
+                method,
+                *(_count_runs(rows[rows.trained_part == word]) for word in ("identical", "differs")),
+                _where_different(rows, table),
+            )
+            for method, rows in held[held.trained_part != ""].groupby("method", sort=False)
         ],
-        skips=[(reason, _runs(rows)) for reason, rows in table[table.outcome == "skipped"].groupby("reason")],
-        ran=_runs(ran),
-        unforeseen=ran[ran.foreseen != "yes"].to_dict("records"),
-        unforeseen_runs=_runs(ran[ran.foreseen != "yes"]),
+        skipped=[(reason, _count_runs(rows)) for reason, rows in table[table.outcome == "skipped"].groupby("reason")],
+        ran=_count_runs(ran),
+        mispredicted=ran[ran.foreseen != "yes"].to_dict("records"),
+        mispredicted_runs=_count_runs(ran[ran.foreseen != "yes"]),
     )
 
 
-def _word(cell: DataFrame) -> str:
-    ran = cell[cell.outcome != "skipped"]
-    leaked = _runs(ran[ran.outcome == "leaked"])
+def _outcome_text(rows: DataFrame) -> str:
+    """The text for one method under one optimizer: `**held**`, `*returned*`, `skipped`, or `leaked runs/all runs`."""
+    ran = rows[rows.outcome != "skipped"]
+    leaked = _count_runs(ran[ran.outcome == "leaked"])
     if not len(ran):
         return "skipped"
     if leaked:
-        return f"{leaked}/{_runs(ran)}"
-    word = "*returned*" if (ran.outcome == "returned").any() else "**held**"
-    return f"{word}, {_runs(cell) - _runs(ran)} skipped" if len(ran) < len(cell) else word
+        return f"{leaked}/{_count_runs(ran)}"
+    text = "*returned*" if (ran.outcome == "returned").any() else "**held**"
+    return f"{text}, {_count_runs(rows) - _count_runs(ran)} skipped" if len(ran) < len(rows) else text
 
 
-def _where(rows: DataFrame, table: DataFrame) -> str:
-    differing = rows[rows.trained_part == "differs"]
-    return f"{', '.join(differing.optimizer.unique())}: {_settings(differing, table)}" if len(differing) else ""
+def _where_different(rows: DataFrame, table: DataFrame) -> str:
+    """The optimizers and settings of the rows whose trained part differs; empty if there are none."""
+    different = rows[rows.trained_part == "differs"]
+    return f"{', '.join(different.optimizer.unique())}: {_settings_text(different, table)}" if len(different) else ""
 
 
-def _by_settings(rows: DataFrame, table: DataFrame) -> dict[str, list[str]]:
-    """The optimizers that have the same settings in common."""
+def _optimizers_by_settings(rows: DataFrame, table: DataFrame) -> dict[str, list[str]]:
+    """{text of the settings: optimizers}, for the rows of one method and cause."""
     found: dict[str, list[str]] = {}
     for optimizer, part in rows.groupby("optimizer", sort=False):
-        found.setdefault(_settings(part, table), []).append(str(optimizer))
+        found.setdefault(_settings_text(part, table), []).append(str(optimizer))
     return found
 
 
-def _settings(rows: DataFrame, table: DataFrame) -> str:
-    """What the rows have in common that not all runs with these optimizers have."""
-    among = table[table.optimizer.isin(rows.optimizer.unique())]
-    used, there = (sorted(set("|".join(part.schedulers).split("|"))) for part in (rows, among))
-    told = [f"scheduler {', '.join(used)}"] if used != there else []
+def _settings_text(rows: DataFrame, table: DataFrame) -> str:
+    """The settings that set `rows` apart from all runs with the same optimizers; `any` if none does."""
+    all_rows = table[table.optimizer.isin(rows.optimizer.unique())]
+    schedulers, all_schedulers = (sorted(set("|".join(part.schedulers).split("|"))) for part in (rows, all_rows))
+    texts = [f"scheduler {', '.join(schedulers)}"] if schedulers != all_schedulers else []
     for column, words in SETTINGS.items():
-        values, all_values = (set(part[column]) & words.keys() for part in (rows, among))
-        told += [words[value] for value in values if len(values) < len(all_values)]
-    return ", ".join(told) or "any"
+        values, all_values = (set(part[column]) & words.keys() for part in (rows, all_rows))
+        texts += [words[value] for value in values if len(values) < len(all_values)]
+    return ", ".join(texts) or "any"
 
 
-def _runs(rows: DataFrame) -> int:
+def _count_runs(rows: DataFrame) -> int:
     return int(rows.runs.sum())

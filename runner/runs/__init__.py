@@ -1,1 +1,1 @@
-"""One run on disk: written and read here."""
+"""One run on disk: writing and reading its folder."""

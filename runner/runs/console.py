@@ -1,4 +1,4 @@
-"""What a person reads on the terminal when a run has ended."""
+"""What the terminal shows of a run: a progress bar, and a summary when the run has ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from runner.contract import COSTS, Cost, Record, Row
 from runner.errors import listed
-from runner.runs.text import in_gflop, in_mib, in_percent
+from runner.runs.text import changed_buffers, in_gflop, in_mib, in_percent
 
 COLOURS = {
     "held": "green",
@@ -26,29 +26,29 @@ COLOURS = {
     "skipped": "yellow",
 }
 
-BYTES = {
+BYTE_COSTS = {
     "saved_bytes": "saved for backward",
     "gradient_bytes": "of gradients",
     "optimizer_state_bytes": "of optimizer state",
 }
 
 
-class Ended(Protocol):
-    """A result, as far as a summary reads it."""
+class EndedRun(Protocol):
+    """The attributes of a `Result` that the summary uses."""
 
     folder: Path
     record: Record
     rows: list[Row]
 
 
-def terminal() -> Console:
-    """Where a run speaks to a person; a pipe has no width, so that no cell is cut there."""
+def create_console() -> Console:
+    """Return a rich console on stdout; in a pipe it is 400 columns wide, so that no table cell is cut."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
 
 
 @contextmanager
-def progress(batches: int, console: Console) -> Iterator[Any]:
-    """A progress bar on a terminal, nothing in a pipe; yields what to call after each step."""
+def progress_bar(batches: int, console: Console) -> Iterator[Any]:
+    """Show a progress bar on a terminal, nothing in a pipe; yields the function to call after each step."""
     if not sys.stdout.isatty():
         yield lambda step: None
         return
@@ -58,70 +58,73 @@ def progress(batches: int, console: Console) -> Iterator[Any]:
         yield lambda step: bar.advance(task)
 
 
-def show(result: Ended, title: str, console: Console, shown_before: Sequence[str] = ()) -> None:
-    """A run that trained: what was asked, held or leaked, the largest mover of each verdict, where the files are.
+def print_summary(result: EndedRun, title: str, console: Console, printed_notes: Sequence[str] = ()) -> None:
+    """Print the summary of a run that trained: title, verdict, largest change per verdict, cost, notes and folder.
 
-    `shown_before` are the notes that were shown when they arose.
+    `printed_notes`: notes that were printed during the run and are left out.
     """
     record, rows = result.record, result.rows
     console.print(f"[bold]{escape(title)}[/]")
     if record["status"] != "finished":
         console.print(f"[yellow]{record['status'].upper()}[/]  {escape(record['reason'])}")
     if record["looks"]:
-        console.print(answer(record, rows))
-    table = Table("verdict", "count", "largest mover", "change", "of its start", "cause", box=None, pad_edge=False)
+        console.print(verdict_line(record, rows))
+    table = Table("verdict", "count", "most changed", "change", "relative", "cause", box=None, pad_edge=False)
     for verdict, count in record["counts"].items():
         if count:
-            table.add_row(*_mover(verdict, [row for row in rows if row["verdict"] == verdict]))
+            table.add_row(*_verdict_cells(verdict, [row for row in rows if row["verdict"] == verdict]))
     console.print(table)
     if record["looks"]:
         first, last = ("not finite" if x is None else f"{x:.4g}" for x in (record["loss_first"], record["loss_last"]))
-        console.print(f"loss {first} -> {last}, bits compared after {steps_of(record['looks'])}")
+        console.print(f"loss {first} -> {last}, bits compared after {listed_steps(record['looks'])}")
     for line in cost_lines(record["cost"]):
         console.print(escape(line))
-    for note in (note for note in record["notes"] if note not in shown_before):
+    for note in (note for note in record["notes"] if note not in printed_notes):
         console.print(f"[yellow]note:[/] {escape(note)}")
-    console.print(f"files: {escape(shown(result.folder))}")
+    console.print(f"files: {escape(display_path(result.folder))}")
 
 
-def steps_of(looks: Sequence[int]) -> str:
-    """`step 1`, `steps 1, 2, 4`."""
-    return f"step{'' if len(looks) == 1 else 's'} {', '.join(map(str, looks))}"
+def listed_steps(steps: Sequence[int]) -> str:
+    """Return `step 1` or `steps 1, 2, 4`."""
+    return f"step{'' if len(steps) == 1 else 's'} {', '.join(map(str, steps))}"
 
 
-def answer(record: Record, rows: list[Row]) -> str:
-    """Held or leaked, in one line."""
+def verdict_line(record: Record, rows: list[Row]) -> str:
+    """Return the line that says whether the frozen tensors held or leaked, with rich markup."""
     frozen = [row for row in rows if row["frozen"]]
-    drifted = record["counts"]["drifted"]
-    beside = f"; {drifted} live buffers drifted, as PyTorch's do" if drifted else ""
+    drifted = [row["module_type"] for row in rows if row["verdict"] == "drifted"]
+    buffers = f"; {changed_buffers(len(drifted), drifted)}" if drifted else ""
     if not frozen:
-        return f"[bold]NOTHING FROZEN[/]  no parameter was declared frozen{beside}"
+        return f"[bold]NOTHING FROZEN[/]  no parameter was declared frozen{buffers}"
     leaks = [row for row in frozen if row["verdict"] == "leaked"]
     if leaks:
-        worst = max(leaks, key=_distance)
+        worst = max(leaks, key=_change_key)
         return (
             f"[bold red]LEAKED[/]  {len(leaks)} of {len(frozen)} frozen tensors changed, most of all "
-            f"{escape(worst['name'])}{beside}"
+            f"{escape(worst['name'])}{buffers}"
         )
     returned = sum(row["verdict"] == "returned" for row in frozen)
     if returned:
-        return f"[bold green]HELD[/]  {len(frozen)} frozen tensors; {returned} of them moved and returned{beside}"
-    return f"[bold green]HELD[/]  {len(frozen)} of {len(frozen)} frozen tensors kept every bit{beside}"
+        return f"[bold green]HELD[/]  {len(frozen)} frozen tensors; {returned} of them moved and returned{buffers}"
+    return f"[bold green]HELD[/]  {len(frozen)} of {len(frozen)} frozen tensors kept every bit{buffers}"
 
 
 def cost_lines(cost: Cost) -> Iterator[str]:
-    """What a step cost beside training everything, and why freezing saves little where it does; nothing where unmetered."""
+    """Yield lines on the cost of a step, compared with training everything, and on why little is saved.
+
+    Yields nothing if the cost was not measured.
+    """
     if not cost:
         return
-    cost = {**dict.fromkeys(COSTS), **cost}  # an older record has fewer
+    cost = {**dict.fromkeys(COSTS), **cost}  # records of older versions have fewer keys
     parts = []
     if None not in (flops := [cost["flops_forward"], cost["flops_backward"]]):
-        parts.append(f"{in_gflop(sum(flops))} GFLOP{_share(cost['flops_share'])}")
-    for key, what in BYTES.items():
+        parts.append(f"{in_gflop(sum(flops))} GFLOP{_percentage(cost['flops_share'])}")
+    for key, what in BYTE_COSTS.items():
         if cost[key] is not None:
-            parts.append(f"{in_mib(cost[key])} MiB {what}{_share(cost[f'{key}_share'])}")
-    known = any(cost[key] is not None for key in ("flops_share", *(f"{key}_share" for key in BYTES)))
-    yield f"a step: {', '.join(parts)}{'; in brackets of what training everything would take' if known else ''}"
+            parts.append(f"{in_mib(cost[key])} MiB {what}{_percentage(cost[f'{key}_share'])}")
+    has_shares = any(cost[key] is not None for key in ("flops_share", *(f"{key}_share" for key in BYTE_COSTS)))
+    yield f"a step: {', '.join(parts)}{' (percentages: compared with training everything)' if has_shares else ''}"
     if cost["seconds_step"] is not None:
         seconds = ", ".join(f"{word} {cost[f'seconds_{word}']:.3g} s" for word in ("forward", "backward", "step"))
         yield f"a step, median: {seconds}"
@@ -131,28 +134,30 @@ def cost_lines(cost: Cost) -> Iterator[str]:
         yield f"little is saved: {cost['why_small']}"
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f" ({in_percent(value)})"
+def _percentage(share: float | None) -> str:
+    return "" if share is None else f" ({in_percent(share)})"
 
 
-def shown(path: Path) -> str:
-    """A path as a person reads it: relative where it lies below the current folder."""
+def display_path(path: Path) -> str:
+    """Return a path as text, relative if it is below the current folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _mover(verdict: str, rows: list[Row]) -> list[str]:
-    most = max(rows, key=_distance)
+def _verdict_cells(verdict: str, rows: list[Row]) -> list[str]:
+    """Return the cells of the summary's row for one verdict; for `idle` the names of the tensors."""
+    most_changed = max(rows, key=_change_key)
     colour = COLOURS.get(verdict)
     causes = ", ".join(sorted({row["cause"] for row in rows if row["cause"]}))
     label = f"[{colour}]{verdict}[/]" if colour else verdict
-    if not most["moved"]:
+    if not most_changed["moved"]:
         names = listed([row["name"] for row in rows], most=4)
         return [label, str(len(rows)), escape(names) if verdict == "idle" else "", "", "", causes]
-    share = "" if most["change_rel"] is None else f"{most['change_rel']:.2%}"
-    return [label, str(len(rows)), escape(most["name"]), f"{most['change_l2']:.4g}", share, causes]
+    relative = "" if most_changed["change_rel"] is None else f"{most_changed['change_rel']:.2%}"
+    return [label, str(len(rows)), escape(most_changed["name"]), f"{most_changed['change_l2']:.4g}", relative, causes]
 
 
-def _distance(row: Row) -> tuple[bool, bool, float]:
+def _change_key(row: Row) -> tuple[bool, bool, float]:
+    """Return a key that sorts rows by how much their tensor changed: unchanged, then integers, then real numbers."""
     change = row["change_rel"] if row["change_rel"] is not None else row["change_l2"]
-    counts = row["dtype"].startswith(("int", "uint", "bool"))  # BatchNorm's number of batches tells nobody anything
-    return row["moved"], not counts, float("inf") if change != change else change
+    is_integer = row["dtype"].startswith(("int", "uint", "bool"))  # such as num_batches_tracked, which says little
+    return row["moved"], not is_integer, float("inf") if change != change else change

@@ -1,4 +1,4 @@
-"""A run's folder: the files of the contract, each written beside its name and renamed when it is whole."""
+"""Write a run's folder: each file under a temporary name, which is renamed when the file is complete."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from typing import Any
 
 from runner.contract import CHANGES, HYDRA, LOG, RECORD, STEPS, Record
 
-RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # of a run in a sweep, as runner.config.naming.run_name gives it
+RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # a run's folder in a sweep, see runner.config.naming.run_name
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file beside `path`, then give it its name: a torn file never stands under a final name."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write(temporary_path)`, then rename that file to `path`: a file with its final name is always complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(beside)
-        os.replace(beside, path)
+        write(temporary)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all, with the line ends as given."""
-    write_whole(path, lambda beside: beside.write_bytes(text.encode()))
+    """Write a text file in UTF-8, completely or not at all; line ends are kept as they are."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
-def discard(folder: Path, *names: str) -> None:
-    """Remove files of a folder, those that are there and can be removed, and what was left of writing them."""
+def remove_files(folder: Path, *names: str) -> None:
+    """Remove these files and their temporary files from a folder; ignores those that are missing or cannot be removed."""
     for name in names:
         for path in (folder / name, *folder.glob(f".{name}.*.part")):
             with suppress(OSError):
@@ -42,12 +42,12 @@ def discard(folder: Path, *names: str) -> None:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write `run.json`."""
+    """Write `run.json`. Raises ValueError if a number is not finite."""
     write_text(folder / RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV: floats by `repr`, booleans as True and False, None as an empty field."""
+    """Return rows as CSV: floats by `repr`, booleans as True and False, None and missing keys as empty fields."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
@@ -55,13 +55,13 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def holds_a_run(folder: Path) -> bool:
-    """Whether a folder holds a run's files already."""
+def contains_run(folder: Path) -> bool:
+    """Whether a folder contains a file of a run."""
     return any((folder / name).exists() for name in (RECORD, CHANGES, STEPS, LOG, HYDRA))
 
 
-class _Log(logging.FileHandler):
-    """A log that a full disk silences: what it would say of that, nobody could write either."""
+class _LogHandler(logging.FileHandler):
+    """A log file that ignores write errors: on a full disk they could not be logged either."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -69,20 +69,20 @@ class _Log(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Send this project's log, and what others log as a warning or worse, to a file for as long as the block lasts."""
-    handler = _Log(path, encoding="utf-8")
+    """Inside the block, write the messages of the logger `runner`, and warnings of other loggers, to a file."""
+    handler = _LogHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root, ours = logging.getLogger(), logging.getLogger("runner")
-    level, propagate = ours.level, ours.propagate
+    root, logger = logging.getLogger(), logging.getLogger("runner")
+    level, propagate = logger.level, logger.propagate
     root.addHandler(handler)
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False  # the terminal has the summary
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # the terminal shows the summary instead
     try:
         yield
     finally:
         root.removeHandler(handler)
-        ours.removeHandler(handler)
-        ours.setLevel(level)
-        ours.propagate = propagate
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
         handler.close()

@@ -1,4 +1,4 @@
-"""What Hydra left in a run folder: the composed config and the overrides, as texts; no tag in them builds anything."""
+"""Read what Hydra wrote into a run's folder: the composed config and the overrides. Values are read as texts only."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ from typing import Any
 import yaml
 
 from runner.contract import HYDRA
-from runner.runs.text import clean
+from runner.runs.text import printable
 
-LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every value stays text
-LEAVES = 5000  # of one config; a file of aliases could unfold into more than any memory holds
+LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # reads every value as text, and builds no objects
+MAX_VALUES = 5000  # of one config: YAML aliases in a small file can expand to more than fits into memory
 
 
 def read_config(folder: Path) -> dict[str, str]:
-    """The composed config of a run, flat: dotted keys and texts; empty where it cannot be read."""
-    flat: dict[str, list[str]] = {}
+    """Return a run's composed config as dotted keys and texts; empty if it cannot be read."""
+    texts_by_key: dict[str, list[str]] = {}
     try:
-        for key, text in islice(_leaves(_yaml(folder / HYDRA / "config.yaml"), ""), LEAVES):
-            flat.setdefault(key, []).append(text)
-    except RecursionError:  # an alias of itself
+        for key, text in islice(_flat_items(_read_yaml(folder / HYDRA / "config.yaml"), ""), MAX_VALUES):
+            texts_by_key.setdefault(key, []).append(text)
+    except RecursionError:  # an alias that refers to itself
         return {}
-    return {clean(key): clean(", ".join(texts)) for key, texts in flat.items() if key}
+    return {printable(key): printable(", ".join(texts)) for key, texts in texts_by_key.items() if key}
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """The overrides of a run that left no record; none where they cannot be read."""
-    given = _yaml(folder / HYDRA / "overrides.yaml")
-    return [clean(text) for text in given if isinstance(text, str)] if isinstance(given, list) else []
+    """Return a run's overrides as Hydra wrote them; empty if they cannot be read."""
+    overrides = _read_yaml(folder / HYDRA / "overrides.yaml")
+    return [printable(text) for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
 
 
-def _leaves(node: Any, key: str) -> Iterator[tuple[str, str]]:
+def _flat_items(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, text) for each value in nested mappings and lists; the items of a list share its key."""
     if isinstance(node, dict) and node:
         for name, value in node.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+            yield from _flat_items(value, f"{key}.{name}" if key else str(name))
     elif isinstance(node, list) and node:
         for item in node:
-            yield from _leaves(item, key)
+            yield from _flat_items(item, key)
     else:
         yield key, str(node)
 
 
-def _yaml(path: Path) -> Any:
+def _read_yaml(path: Path) -> Any:
+    """Return the content of a YAML file, or None if it cannot be read."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

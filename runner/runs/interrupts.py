@@ -1,4 +1,4 @@
-"""What may end a run from outside: an interrupt (Ctrl-C, SIGTERM), and the seconds that it may take."""
+"""End a run early: on an interrupt (Ctrl-C, SIGTERM), or when its `timeout` is over."""
 
 from __future__ import annotations
 
@@ -14,39 +14,43 @@ from typing import Any
 
 from runner.contract import EXIT_FAILED, EXIT_INTERRUPTED
 
-GRACE = 1.0  # seconds beyond its limit that a run's step may take to end by itself, before its process is ended
+GRACE_SECONDS = 1.0  # how long after its timeout a run may still end by itself, before its process is ended
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
-def leave_at_once(*_: Any) -> None:
-    """The handler while nothing has begun: an exception amid an import, or in Hydra, would be lost or misread."""
+def exit_at_once(*_: Any) -> None:
+    """Signal handler for the time before a run begins: exit with code 130.
+
+    It does not raise, because an exception during an import, or inside Hydra, would be lost or misreported.
+    """
     os.write(2, b"freeze-runner: interrupted\n")
     os._exit(EXIT_INTERRUPTED)
 
 
+REPLACEABLE_HANDLERS = (signal.SIG_DFL, signal.default_int_handler, exit_at_once)
+
+
 @contextmanager
-def on_interrupt(handler: Any) -> Iterator[None]:
-    """For as long as the block lasts, SIGINT and SIGTERM go to this handler, where nobody else has set one."""
-    was = {number: signal.getsignal(number) for number in INTERRUPTS} if _takes_signals() else {}
-    ours = {number: before for number, before in was.items() if before in OURS}
-    for number in ours:
+def handle_interrupts(handler: Any) -> Iterator[None]:
+    """Inside the block, `handler` is the signal handler of SIGINT and SIGTERM; handlers of other libraries are kept."""
+    current = {number: signal.getsignal(number) for number in INTERRUPTS} if _is_main_thread() else {}
+    replaced = {number: previous for number, previous in current.items() if previous in REPLACEABLE_HANDLERS}
+    for number in replaced:
         signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, before in ours.items():
-            signal.signal(number, before)
-
-
-OURS = (signal.SIG_DFL, signal.default_int_handler, leave_at_once)
+        for number, previous in replaced.items():
+            signal.signal(number, previous)
 
 
 @contextmanager
-def interrupts_held_back() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Hold interrupts back while a run is written; yields a context in which the first one is raised.
+def delay_interrupts() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Inside the block, delay interrupts, so that files are written completely.
 
-    One that came before it is raised there, one that came after it, and was not the second, when all is written. Handlers
-    of others are left alone.
+    Yields a function that returns an inner context, in which the first interrupt raises KeyboardInterrupt at once; one that
+    came before is raised when the inner context begins. An interrupt that came after it is raised at the end of the block,
+    unless one was already raised. Signal handlers of other libraries are kept.
     """
     raising, raised, pending = False, False, False
 
@@ -58,7 +62,7 @@ def interrupts_held_back() -> Iterator[Callable[[], AbstractContextManager[None]
             raise KeyboardInterrupt
 
     @contextmanager
-    def let_through() -> Iterator[None]:
+    def raise_interrupts() -> Iterator[None]:
         nonlocal raising, raised, pending
         if pending:
             raised, pending = True, False
@@ -69,55 +73,56 @@ def interrupts_held_back() -> Iterator[Callable[[], AbstractContextManager[None]
         finally:
             raising = False
 
-    with on_interrupt(handle):
-        yield let_through
+    with handle_interrupts(handle):
+        yield raise_interrupts
     if pending:
         raise KeyboardInterrupt
 
 
 @contextmanager
 def time_limit(
-    seconds: float | None, log: Path, on_end: Callable[[str], None] | None = None
+    seconds: float | None, log: Path, on_kill: Callable[[str], None] | None = None
 ) -> Iterator[Callable[[], None]]:
-    """Yields what to call between steps: it raises TimeoutError when the seconds are over.
+    """Yield a function to call between steps, which raises TimeoutError when the seconds are over.
 
-    With `on_end` the limit is hard, for a process that has no other work: where no step ends within a second of grace, the
-    stacks are appended to `log`, `on_end` is told the reason, and the process ends.
+    With `on_kill`, for a run that has a process of its own, the limit also applies within a step: one second later the
+    stack traces are appended to `log`, `on_kill(reason)` is called, and the process ends.
     """
-    begun = monotonic()
+    start = monotonic()
 
     def check() -> None:
-        if seconds is not None and monotonic() - begun > seconds:
+        if seconds is not None and monotonic() - start > seconds:
             raise TimeoutError(f"the run was not done after timeout={seconds:g} seconds")
 
-    if seconds is None or on_end is None:
+    if seconds is None or on_kill is None:
         yield check
         return
-    ending = threading.Lock()  # taken once: by whichever comes first, the end of the time or that of the block
+    end_lock = threading.Lock()  # acquired once: by `kill`, or at the end of the block
 
-    def end() -> None:
-        if not ending.acquire(blocking=False):
+    def kill() -> None:
+        if not end_lock.acquire(blocking=False):
             return
         try:
             with log.open("a", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file)
-            on_end(f"the run was not done after timeout={seconds:g} seconds, and no step ended: its process was ended")
+            on_kill(f"the run was not done after timeout={seconds:g} seconds, and no step ended: its process was ended")
         finally:
             os._exit(EXIT_FAILED)
 
-    timer = threading.Timer(seconds + GRACE, end)
+    timer = threading.Timer(seconds + GRACE_SECONDS, kill)
     timer.daemon = True
     with log.open("a", encoding="utf-8") as file:
-        # The last resort: what holds the interpreter's lock keeps every Python thread from running, but not this.
-        faulthandler.dump_traceback_later(seconds + 5 * GRACE, exit=True, file=file)
+        # If a step holds the interpreter lock, the timer's thread cannot run; faulthandler needs no Python thread.
+        faulthandler.dump_traceback_later(seconds + 5 * GRACE_SECONDS, exit=True, file=file)
         timer.start()
         try:
             yield check
         finally:
-            ending.acquire()
+            end_lock.acquire()
             timer.cancel()
             faulthandler.cancel_dump_traceback_later()
 
 
-def _takes_signals() -> bool:
-    return threading.current_thread() is threading.main_thread()  # signals reach the main thread alone
+def _is_main_thread() -> bool:
+    """Whether this is the main thread, the only one that can set signal handlers."""
+    return threading.current_thread() is threading.main_thread()

@@ -1,4 +1,4 @@
-"""One composed config -> one run, carried out in its folder: the log, the files, and what is said of a failure."""
+"""Carry out one run: from its composed config to the files in its folder."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from runner.contract import (
     unheard,
 )
 from runner.errors import ConfigError, Refused, SkippedError
-from runner.proof.verdict import strayed
-from runner.runs.folder import discard, logging_to, write_record
-from runner.runs.interrupts import interrupts_held_back, time_limit
-from runner.runs.record import one_line, unmeasured
-from runner.runs.write import TABLES, remarks, write_tables
+from runner.proof.verdict import violates_strict
+from runner.runs.folder import logging_to, remove_files, write_record
+from runner.runs.interrupts import delay_interrupts, time_limit
+from runner.runs.record import error_line, new_record
+from runner.runs.write import TRAINING_FILES, training_notes, write_tables
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +56,13 @@ log = logging.getLogger("runner")
 
 @dataclass
 class Result:
-    """A run that ended. `record` is what `run.json` holds; `model` is trained, with its flags and modes restored."""
+    """The result of a run.
+
+    Attributes:
+        record: the content of `run.json`.
+        rows: the rows of `changes.csv`; empty if the run did not train.
+        model: the trained model, its flags and modes restored; None if the run did not train.
+    """
 
     folder: Path
     record: Record
@@ -66,113 +72,116 @@ class Result:
 
     @property
     def status(self) -> Status:
+        """`finished`, `failed`, `interrupted` or `skipped`."""
         return self.record["status"]
 
     @property
     def verdict(self) -> RunVerdict | None:
+        """`held` or `leaked`; None if the run did not train."""
         return self.record["verdict"]
 
-    def end(self, status: Status, reason: str, exit_code: int) -> None:
-        """Say how the run ended, and why."""
+    def set_end(self, status: Status, reason: str, exit_code: int) -> None:
+        """Set how the run ended, and why."""
         self.record["status"], self.record["reason"], self.exit_code = status, reason, exit_code
 
 
 def run(*overrides: str) -> Result:
-    """One run from Python, as `python -m runner OVERRIDES...` makes it, files included; it never exits.
+    """Carry out one run, as `python -m runner OVERRIDES...` does, and return its result; never exits the process.
 
-    Raises ConfigError, a ValueError, for what the command line would refuse with exit code 2, and whatever a run that
-    fails raises. A run that is skipped or interrupted returns and says so in its status.
+    Raises ConfigError, a ValueError, if the command line would exit with code 2, and the run's own exception if it fails.
+    A run that is skipped or interrupted returns, with that status.
     """
     if not all(isinstance(text, str) for text in overrides):
         raise ConfigError(f"run takes texts, run('method=zero_lr', 'freeze=fc'), not {overrides!r}")
     register_resolvers()
-    outer, name = (
-        GlobalHydra.instance().hydra,
-        JobRuntime.instance().get("name"),
-    )  # `run` may be called inside another Hydra app
+    # This may be inside another Hydra app, whose global state is restored below.
+    outer_hydra, outer_name = GlobalHydra.instance().hydra, JobRuntime.instance().get("name")
     GlobalHydra.instance().clear()
     errors: list[BaseException] = []
     try:
         with initialize_config_dir(config_dir=str(CONF), job_name="runner", version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
-            done = hydra.run("config", lambda cfg: perform(cfg, on_error=errors.append), list(overrides), False)
+            done = hydra.run("config", lambda cfg: execute_run(cfg, on_error=errors.append), list(overrides), False)
     except Refused as refused:
         raise ConfigError(str(refused.code)) from refused
-    except SystemExit as left:  # a plan, which prints and makes no run, or a bug in the user's class that it met
-        if isinstance(left.__cause__, Exception):
-            raise left.__cause__ from None
-        raise ConfigError("plan=true makes no run to return; look first on the command line") from left
+    except SystemExit as system_exit:  # by plan=true: a plan was printed, or a user's class failed in it
+        if isinstance(system_exit.__cause__, Exception):
+            raise system_exit.__cause__ from None
+        raise ConfigError("plan=true makes no run to return; use it on the command line") from system_exit
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(short_message(error)) from error
     finally:
-        GlobalHydra.instance().hydra = outer
-        JobRuntime.instance().set("name", name)
+        GlobalHydra.instance().hydra = outer_hydra
+        JobRuntime.instance().set("name", outer_name)
     if errors:
         raise errors[0]
     return done.return_value
 
 
-def perform(
+def execute_run(
     composed: DictConfig,
     on_step: Callable[[Step], None] = lambda step: None,
     on_error: Callable[[BaseException], None] = lambda error: None,
     on_note: Note = unheard,
     own_process: bool = False,
 ) -> Result:
-    """Carry out one run in the folder that Hydra made for it, and write its files, whatever happens.
+    """Carry out one run in the folder that Hydra made for it, and write its files, even if it fails.
 
-    A failure is logged with its traceback, recorded in `run.json`, handed to `on_error`, and not raised. `timeout` is
-    checked between steps; where the run has a process of its own, that ends even within one. Each note goes to the log,
-    to the record and to `on_note`.
+    A failure is logged with its traceback, recorded in `run.json`, and passed to `on_error`; it is not raised. `timeout` is
+    checked between steps; with `own_process` it also ends the process within a step. Notes are logged, recorded, and passed
+    to `on_note`.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed, HydraConfig.get().runtime.choices["method"])
-    record = record_of(config, composed, HydraConfig.get().overrides.task)
+    record = initial_record(config, composed, HydraConfig.get().overrides.task)
     result = Result(folder, record, exit_code=EXIT_FAILED)
-    discard(folder, RECORD, *TABLES)  # of an earlier try, in a sweep that is started again
+    remove_files(folder, RECORD, *TRAINING_FILES)  # of an earlier attempt, in a sweep that is resumed
 
     def note(text: str, *, urgent: bool = False) -> None:
         log.warning("%s", text)
         record["notes"].append(text)
         on_note(text, urgent=urgent)
 
-    with logging_to(folder / LOG), interrupts_held_back() as let_through:
+    with logging_to(folder / LOG), delay_interrupts() as raise_interrupts:
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
-        with end_recorded(result, on_error):
-            import_all()
-            with let_through():
-                outcome = trained(
-                    result=result, config=config, on_step=on_step, note=note, on_end=on_error if own_process else None
+        with record_early_end(result, on_error):
+            import_dependencies()
+            with raise_interrupts():
+                outcome = train_within_time_limit(
+                    result=result, config=config, on_step=on_step, note=note, on_kill=on_error if own_process else None
                 )
-            measured(result, outcome, config, note)
+            write_outcome(result, outcome, config, note)
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
     return result
 
 
 @contextmanager
-def end_recorded(result: Result, on_error: Callable[[BaseException], None]) -> Iterator[None]:
-    """Whatever ends the block early is how the run ended; a failure is logged, and its tables are removed."""
+def record_early_end(result: Result, on_error: Callable[[BaseException], None]) -> Iterator[None]:
+    """Set the result's status and reason if an exception ends the block; the exception is not raised.
+
+    If the run failed, its tables are removed, and the exception is logged and passed to `on_error`.
+    """
     try:
         yield
     except SkippedError as skipped:
-        result.end("skipped", str(skipped), EXIT_REFUSED)
+        result.set_end("skipped", str(skipped), EXIT_REFUSED)
     except KeyboardInterrupt:
-        result.end("interrupted", "interrupted", EXIT_INTERRUPTED)
-    except (Exception, SystemExit) as error:  # a user's `sys.exit()` ends its run, not the sweep
-        discard(result.folder, *TABLES)
+        result.set_end("interrupted", "interrupted", EXIT_INTERRUPTED)
+    except (Exception, SystemExit) as error:  # `sys.exit()` in a user's class ends its run, not the sweep
+        remove_files(result.folder, *TRAINING_FILES)
         if isinstance(error, ConfigError):
-            result.end("failed", " ".join(str(error).split()), EXIT_REFUSED)
+            result.set_end("failed", " ".join(str(error).split()), EXIT_REFUSED)
         else:
-            result.end("failed", one_line(error), EXIT_FAILED)
+            result.set_end("failed", error_line(error), EXIT_FAILED)
         log.error("%s\n%s", result.record["reason"], traceback.format_exc())
         on_error(error)
 
 
-def record_of(config: Config, composed: DictConfig, overrides: Sequence[str]) -> Record:
-    """The record of a run of this config before it has measured anything."""
-    return unmeasured(
+def initial_record(config: Config, composed: DictConfig, overrides: Sequence[str]) -> Record:
+    """Return the record of a run of this config that has not trained yet."""
+    return new_record(
         overrides=overrides,
         config_hash=config_hash(composed),
         method=config.method,
@@ -183,31 +192,32 @@ def record_of(config: Config, composed: DictConfig, overrides: Sequence[str]) ->
     )
 
 
-def import_all() -> None:
-    """Import what a run needs, and torch._dynamo, which its optimizer would: half an import is worse than none."""
+def import_dependencies() -> None:
+    """Import what a run needs, and torch._dynamo, which optimizers import: an interrupt must not end a half-done import."""
     import_module("runner.experiment")
     import_module("torch._dynamo")
 
 
-def trained(
+def train_within_time_limit(
     result: Result,
     config: Config,
     on_step: Callable[[Step], None],
     note: Note,
-    on_end: Callable[[BaseException], None] | None,
+    on_kill: Callable[[BaseException], None] | None,
 ) -> Outcome:
-    """The run itself, within its time.
+    """Train, and return the outcome. Raises TimeoutError after a step if the config's `timeout` is over.
 
-    `on_end` is called where the time ends within a step, and the process with it.
+    With `on_kill` the timeout also applies within a step: the record is written, `on_kill(error)` is called, and the
+    process ends.
     """
     from runner.experiment import experiment
 
-    def end(reason: str) -> None:
+    def record_kill(reason: str) -> None:
         write_record(result.folder, {**result.record, "reason": reason})
-        assert on_end is not None
-        on_end(TimeoutError(reason))
+        assert on_kill is not None
+        on_kill(TimeoutError(reason))
 
-    with time_limit(config.timeout, result.folder / LOG, end if on_end else None) as check_time:
+    with time_limit(config.timeout, result.folder / LOG, record_kill if on_kill else None) as check_time:
 
         def after_step(step: Step) -> None:
             on_step(step)
@@ -216,14 +226,15 @@ def trained(
         return experiment(config, after_step, note, foresees=True)
 
 
-def measured(result: Result, outcome: Outcome, config: Config, note: Note) -> None:
-    """Write the tables of a run that trained, and complete its record."""
-    for remark in remarks(outcome, config.steps):
-        note(remark)
+def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) -> None:
+    """Write the tables of a run that trained, and complete its result."""
+    for text in training_notes(outcome, config.steps):
+        note(text)
     write_tables(result.folder, outcome, with_weights=config.save)
     result.rows, result.model = outcome.rows, outcome.model
     result.record.update(outcome.figures)
     if outcome.interrupted:
-        result.end("interrupted", f"interrupted after step {len(outcome.steps)} of {config.steps}", EXIT_INTERRUPTED)
+        result.set_end("interrupted", f"interrupted after step {len(outcome.steps)} of {config.steps}", EXIT_INTERRUPTED)
     else:
-        result.end("finished", "", EXIT_STRICT if config.strict and strayed(result.record["counts"]) else EXIT_DONE)
+        exit_code = EXIT_STRICT if config.strict and violates_strict(result.record["counts"]) else EXIT_DONE
+        result.set_end("finished", "", exit_code)

@@ -1,4 +1,4 @@
-"""What a run folder says of itself: read with care, made checked_record, and what could not be read said in words."""
+"""Read a run's folder. Nothing in it is trusted: what cannot be read becomes a line in `problems`, not an exception."""
 
 from __future__ import annotations
 
@@ -9,27 +9,35 @@ from pathlib import Path
 from typing import Any, cast
 
 from runner.contract import CHANGES, COST_TEXTS, HYDRA, LOG, RECORD, RUNNING, STATUSES, STEPS, VERDICTS, WITH_TABLES, Record
-from runner.proof.verdict import finite
+from runner.proof.verdict import finite_or_none
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import read_overrides
 from runner.runs.tables import TensorRow, read_losses, read_tensors
-from runner.runs.text import clean, cleaned
+from runner.runs.text import printable, printable_values
 
 RawRecord = dict[str, Any]
-"""A record as it was read, of any version and with any value."""
+"""The JSON object of a `run.json`, written by any version and not checked yet."""
 
 KILLED = "the run left no run.json that can be read; it was killed"
-GOES_ON = "the run left no run.json; it is still in progress, or was killed"
-ALONE = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # the folder of a run that is in no sweep
-TEXTS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest")
-LISTS = ("overrides", "notes", "couplings")
-MAPPINGS = ("method", "versions", "git")
-NUMBERS = ("loss_first", "loss_last", "seed", "threads")
+IN_PROGRESS = "the run left no run.json; it is still in progress, or was killed"
+SINGLE_RUN_NAME = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # a run's folder outside sweeps
+TEXT_KEYS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest")
+LIST_KEYS = ("overrides", "notes", "couplings")
+MAPPING_KEYS = ("method", "versions", "git")
+NUMBER_KEYS = ("loss_first", "loss_last", "seed", "threads")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: what it is called, its folder, its record with every key there, its tensors and losses, what is unread."""
+    """A run that was read from its folder.
+
+    Attributes:
+        label: the run's name in reports.
+        record: its `run.json`, with every key.
+        tensors: the rows of its `changes.csv`.
+        losses: the losses of its `steps.csv`.
+        problems: a line for each thing that could not be read.
+    """
 
     label: str
     folder: Path
@@ -40,16 +48,17 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """The verdict of a run that finished, else its status."""
+        """The verdict if the run finished, otherwise its status."""
         return str(self.record["verdict"] if self.finished and self.record["verdict"] else self.record["status"])
 
     @property
     def finished(self) -> bool:
+        """Whether the run's status is `finished`."""
         return bool(self.record["status"] == "finished")
 
 
 def read_record(folder: Path) -> RawRecord | None:
-    """A run folder's `run.json`, or None where there is none that can be read (the run was killed, or has not begun)."""
+    """Return a run's `run.json`, or None if it is missing or cannot be read."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -58,75 +67,86 @@ def read_record(folder: Path) -> RawRecord | None:
 
 
 def run_folders(sweep: Path) -> list[Path]:
-    """The run folders below a sweep's folder, by name."""
-    return sorted(path for path in sweep.iterdir() if is_run(path))
+    """Return the run folders in a sweep's folder, sorted by name."""
+    return sorted(path for path in sweep.iterdir() if is_run_folder(path))
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has its record or its lock, or Hydra's files under a name or with a log of ours."""
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder is a run's.
+
+    It is if it has a record or the mark of a run in progress, or if it has Hydra's files and either a run's name or a log.
+    """
     if (folder / RECORD).is_file() or (folder / RUNNING).is_file():
         return True
-    return (folder / HYDRA).is_dir() and bool(
-        RUN_NAME.fullmatch(folder.name) or ALONE.fullmatch(folder.name) or (folder / LOG).is_file()
-    )
+    has_run_name = RUN_NAME.fullmatch(folder.name) or SINGLE_RUN_NAME.fullmatch(folder.name)
+    return (folder / HYDRA).is_dir() and bool(has_run_name or (folder / LOG).is_file())
 
 
 def read_run(folder: Path, label: str | None = None) -> Run:
-    """A run folder, whatever is wrong with it."""
+    """Read a run's folder; `label` is its name in reports, by default the folder's name."""
     problems: list[str] = []
-    given = read_record(folder)
-    record = checked_record(given, problems)
-    if given is None and (folder / RUNNING).is_file():
-        record["reason"] = GOES_ON
-    if given is None and (folder / RECORD).is_file():
-        problems.append(f"{RECORD} is torn, or no record of a run")
+    raw_record = read_record(folder)
+    record = checked_record(raw_record, problems)
+    if raw_record is None and (folder / RUNNING).is_file():
+        record["reason"] = IN_PROGRESS
+    if raw_record is None and (folder / RECORD).is_file():
+        problems.append(f"{RECORD} is not the record of a run")
     record["overrides"] = record["overrides"] or read_overrides(folder)
-    run = Run(clean(label or folder.name), folder, record, problems=problems)
+    run = Run(printable(label or folder.name), folder, record, problems=problems)
     if record["status"] in WITH_TABLES:
         run.tensors.extend(read_tensors(folder / CHANGES, problems))
         run.losses.extend(read_losses(folder / STEPS, problems))
     return run
 
 
-def tables_are_whole(folder: Path, record: Record) -> bool:
-    """Whether a finished run's tables are there, with as many rows in `changes.csv` as the record counts, if it does."""
+def tables_are_complete(folder: Path, record: Record) -> bool:
+    """Whether both tables of a finished run can be read, and `changes.csv` has as many rows as the record counts.
+
+    The number of rows is not checked if the record, of an older version, has no counts.
+    """
     problems: list[str] = []
     rows = len(read_tensors(folder / CHANGES, problems))
     read_losses(folder / STEPS, problems)
     return not problems and rows == (sum(record["counts"].values()) or rows)
 
 
-def checked_record(record: RawRecord | None, problems: list[str]) -> Record:
-    """A record with every key there and of its type: what older versions lack is empty, what is of a wrong type is said."""
-    given: RawRecord = {"status": "failed", "reason": KILLED} if record is None else record
-    wrong = [key for key in given if key in _KINDS and not _is(given[key], _KINDS[key])]
-    taken = {key: given[key] for key in given if key not in wrong and given[key] is not None}
-    made: RawRecord = {key: clean(taken.get(key, "")) for key in TEXTS}
-    made |= {key: [clean(item) for item in taken.get(key, []) if isinstance(item, str)] for key in LISTS}
-    made |= {key: cleaned(taken.get(key, {})) for key in MAPPINGS}
-    made |= {key: finite(taken.get(key)) for key in NUMBERS}
-    made |= {key: made[key] or None for key in ("verdict", "trained_digest")}
-    made["looks"] = [look for look in taken.get("looks", []) if isinstance(look, int)]
-    made["counts"] = {word: n if _is(n := taken.get("counts", {}).get(word), int) and n else 0 for word in VERDICTS}
-    costs = taken.get("cost", {}).items()
-    made["cost"] = {clean(key): finite(value) for key, value in costs if _is(value, (int, float))}
-    made["cost"] |= {clean(key): clean(value) for key, value in costs if isinstance(value, str) and key in COST_TEXTS}
-    made["status"] = taken.get("status")
-    if made["status"] not in STATUSES:
-        made["reason"] = clean(f"{RECORD} has a status that this version does not know: {given['status']!r}")
-        made["status"] = "failed"
+def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
+    """Return a record that has every key with a value of its type.
+
+    Missing values are empty. Values of a wrong type are ignored, and named in `problems`. None stands for a killed run.
+    """
+    raw = {"status": "failed", "reason": KILLED} if raw is None else raw
+    wrong = [key for key in raw if key in _TYPES and not _has_type(raw[key], _TYPES[key])]
+    valid = {key: raw[key] for key in raw if key not in wrong and raw[key] is not None}
+    record: RawRecord = {key: printable(valid.get(key, "")) for key in TEXT_KEYS}
+    record |= {key: [printable(item) for item in valid.get(key, []) if isinstance(item, str)] for key in LIST_KEYS}
+    record |= {key: printable_values(valid.get(key, {})) for key in MAPPING_KEYS}
+    record |= {key: finite_or_none(valid.get(key)) for key in NUMBER_KEYS}
+    record |= {key: record[key] or None for key in ("verdict", "trained_digest")}
+    record["looks"] = [step for step in valid.get("looks", []) if isinstance(step, int)]
+    counts = valid.get("counts", {})
+    record["counts"] = {word: n if _has_type(n := counts.get(word), int) and n else 0 for word in VERDICTS}
+    costs = valid.get("cost", {}).items()
+    record["cost"] = {printable(key): finite_or_none(value) for key, value in costs if _has_type(value, (int, float))}
+    texts = {key: value for key, value in costs if isinstance(value, str) and key in COST_TEXTS}
+    record["cost"] |= {printable(key): printable(value) for key, value in texts.items()}
+    record["status"] = valid.get("status")
+    if record["status"] not in STATUSES:
+        record["reason"] = printable(f"{RECORD} has a status that this version does not know: {raw['status']!r}")
+        record["status"] = "failed"
     if wrong:
-        problems.append(f"{RECORD}: not of the expected type, taken as absent: {', '.join(wrong)}")
-    return cast(Record, made)
+        problems.append(f"{RECORD}: values of a wrong type, ignored: {', '.join(wrong)}")
+    return cast(Record, record)
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys((*TEXTS, "status"), str),
-    **dict.fromkeys((*LISTS, "looks"), list),
-    **dict.fromkeys((*MAPPINGS, "counts", "cost"), dict),
-    **dict.fromkeys(NUMBERS, (int, float)),
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys((*TEXT_KEYS, "status"), str),
+    **dict.fromkeys((*LIST_KEYS, "looks"), list),
+    **dict.fromkeys((*MAPPING_KEYS, "counts", "cost"), dict),
+    **dict.fromkeys(NUMBER_KEYS, (int, float)),
 }
 
 
-def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    return value is None or (isinstance(value, kind) and not isinstance(value, bool))
+def _has_type(value: Any, types: type | tuple[type, ...]) -> bool:
+    """Whether a value is None or has one of these types; a bool is not taken for an int."""
+    return value is None or (isinstance(value, types) and not isinstance(value, bool))

@@ -1,4 +1,4 @@
-"""What `run.json` holds of a run that has measured nothing yet, and of one that died."""
+"""The record (`run.json`) of a run that has not trained yet."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from runner.contract import Record
-from runner.proof.verdict import counts
+from runner.proof.verdict import count_verdicts
 
-ONCE = ("resume", "plan")  # overrides that belong to one call, not to the run
-_LIBRARIES = ("freeze-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy")  # whose versions a record holds
+COMMAND_KEYS = ("resume", "plan")  # overrides that concern one command, not the run, and are not recorded
+_LIBRARIES = ("freeze-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy")  # whose versions are recorded
 
 
-def unmeasured(
+def new_record(
     *,
     overrides: Sequence[str],
     config_hash: str,
@@ -26,12 +26,12 @@ def unmeasured(
     seed: int,
     device: str,
 ) -> Record:
-    """The record of a run that has measured nothing yet: what was asked, on what, and no outcome but `failed`."""
+    """Return the record of a run that has not trained yet: its config and environment, status `failed`, no results."""
     return {
         "status": "failed",
         "reason": "",
         "verdict": None,
-        "counts": counts(()),
+        "counts": count_verdicts(()),
         "loss_first": None,
         "loss_last": None,
         "looks": [],
@@ -47,43 +47,44 @@ def unmeasured(
         "trained_digest": None,
         "couplings": [],
         "cost": {},
-        "versions": versions(),
-        "git": git(),
+        "versions": library_versions(),
+        "git": git_state(),
     }
 
 
 def persistent_overrides(overrides: Sequence[str]) -> list[str]:
-    """The overrides without those that belong to one call."""
-    return [text for text in overrides if text.split("=")[0].lstrip("+") not in ONCE]
+    """Return the overrides that belong to the run, without those that concern one command (COMMAND_KEYS)."""
+    return [text for text in overrides if text.split("=")[0].lstrip("+") not in COMMAND_KEYS]
 
 
-def one_line(error: BaseException) -> str:
-    """An exception in one line."""
+def error_line(error: BaseException) -> str:
+    """Return an exception as one line: its type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that decide a run's bits."""
-    found = {"python": platform.python_version()}
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that a run's results depend on; empty if not installed."""
+    versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a checkout that was not installed
-            found[name] = ""
-    return found
+            versions[name] = version(name)
+        except PackageNotFoundError:  # a checkout that is not installed
+            versions[name] = ""
+    return versions
 
 
 @lru_cache(maxsize=1)
-def git() -> dict[str, Any]:
-    """The commit of the current folder's repository, and whether it has uncommitted changes; None where there is none."""
+def git_state() -> dict[str, Any]:
+    """Return the git commit of the current folder and whether files are modified (`dirty`); None outside a repository."""
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {"commit": commit or None, "dirty": None if changed is None or not commit else bool(changed)}
 
 
 def _git(*arguments: str) -> str | None:
+    """Return the output of a git command, or None if it fails."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What a run measured: the rows of `changes.csv` and the losses of `steps.csv`, as far as they can be read."""
+"""Read a run's tables: the rows of `changes.csv` and the losses of `steps.csv`, as far as they can be read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from sys import intern
 from typing import NamedTuple
 
-from runner.runs.text import clean, number
+from runner.runs.text import parse_number, printable
 
 
 class TensorRow(NamedTuple):
-    """A row of `changes.csv`, as far as the page speaks of it; numbers are None where there are none."""
+    """The columns of a row of `changes.csv` that the report uses. A number is None if its field is not a number."""
 
     name: str
     kind: str
@@ -26,14 +26,17 @@ class TensorRow(NamedTuple):
     change_rel: float | None
 
 
-def read_rows(path: Path, needs: tuple[str, ...], problems: list[str]) -> Iterator[dict[str, str]]:
-    """A CSV file's rows as far as they can be read; what cannot be is one line in `problems`."""
-    torn = 0
+def read_rows(path: Path, required: tuple[str, ...], problems: list[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file as far as it can be read; appends a line to `problems` for each kind of error.
+
+    `required`: columns without which no row is read.
+    """
+    incomplete = 0
     try:
         with path.open(encoding="utf-8", newline="") as source:
             reader = csv.reader(source)
             columns = next(reader, [])
-            if missing := [name for name in needs if name not in columns]:
+            if missing := [name for name in required if name not in columns]:
                 what = "is empty" if not columns else f"has no column {' or '.join(missing)}"
                 problems.append(f"{path.name} {what}")
                 return
@@ -41,41 +44,41 @@ def read_rows(path: Path, needs: tuple[str, ...], problems: list[str]) -> Iterat
                 if len(row) == len(columns):
                     yield dict(zip(columns, row, strict=True))
                 else:
-                    torn += 1
+                    incomplete += 1
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
     except (OSError, ValueError, csv.Error) as error:
         why = "not text" if isinstance(error, ValueError) else getattr(error, "strerror", None) or str(error)
         problems.append(f"{path.name} cannot be read to its end: {why}")
-    if torn:
-        problems.append(f"{path.name}: {torn} torn {'row' if torn == 1 else 'rows'} left out")
+    if incomplete:
+        problems.append(f"{path.name}: {incomplete} incomplete {'row' if incomplete == 1 else 'rows'} ignored")
 
 
 def read_tensors(path: Path, problems: list[str]) -> list[TensorRow]:
-    """The rows of a `changes.csv`."""
+    """Return the rows of a `changes.csv`."""
     return [tensor_row(row) for row in read_rows(path, ("name", "verdict"), problems)]
 
 
 def tensor_row(row: dict[str, str]) -> TensorRow:
-    """One row of `changes.csv`, whose columns may be those of another version."""
+    """Return a row of `changes.csv` as a TensorRow; columns that an older version lacks are empty."""
 
-    def word(key: str) -> str:
-        return intern(clean(row.get(key, "")))
+    def text(column: str) -> str:
+        return intern(printable(row.get(column, "")))
 
     return TensorRow(
-        name=word("name"),
-        kind=word("kind"),
-        dtype=word("dtype"),
+        name=text("name"),
+        kind=text("kind"),
+        dtype=text("dtype"),
         frozen=row.get("frozen") == "True",
         moved=row.get("moved") == "True",
-        verdict=word("verdict"),
-        cause=word("cause"),
-        change_l2=number(row.get("change_l2", "")),
-        change_rel=number(row.get("change_rel", "")),
+        verdict=text("verdict"),
+        cause=text("cause"),
+        change_l2=parse_number(row.get("change_l2", "")),
+        change_rel=parse_number(row.get("change_rel", "")),
     )
 
 
 def read_losses(path: Path, problems: list[str]) -> list[float]:
-    """The losses of a `steps.csv`, NaN where one is no number."""
-    found = (number(row["loss"]) for row in read_rows(path, ("step", "loss"), problems))
-    return [math.nan if loss is None else loss for loss in found]
+    """Return the losses of a `steps.csv`, NaN for a field that is not a number."""
+    losses = (parse_number(row["loss"]) for row in read_rows(path, ("step", "loss"), problems))
+    return [math.nan if loss is None else loss for loss in losses]

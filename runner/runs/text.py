@@ -1,30 +1,31 @@
-"""Texts and numbers made fit to be shown: those of anyone's files, and figures with their units."""
+"""Texts and numbers for display: texts from files of any origin made printable, and numbers with units."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
-# Controls, marks that turn the direction of writing, halves of characters, and what XML does not allow.
+# Control characters, marks that change the writing direction, lone surrogates, and what XML does not allow.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
-def clean(text: str) -> str:
-    """A text that any terminal, page and picture can show: what controls them, or is no character, becomes `\ufffd`."""
+def printable(text: str) -> str:
+    """Return the text with each UNPRINTABLE character replaced by `\ufffd`, safe for a terminal, page or picture."""
     return text if text.isprintable() else UNPRINTABLE.sub("\ufffd", text)
 
 
-def cleaned(value: Any) -> Any:
-    """Nested mappings and lists with every text clean."""
+def printable_values(value: Any) -> Any:
+    """Return nested mappings and lists with `printable` applied to every text and key."""
     if isinstance(value, str):
-        return clean(value)
+        return printable(value)
     if isinstance(value, dict):
-        return {clean(str(key)): cleaned(inner) for key, inner in value.items()}
-    return [cleaned(inner) for inner in value] if isinstance(value, list) else value
+        return {printable(str(key)): printable_values(inner) for key, inner in value.items()}
+    return [printable_values(inner) for inner in value] if isinstance(value, list) else value
 
 
-def number(text: str) -> float | None:
-    """The number that a CSV field holds, or None."""
+def parse_number(text: str) -> float | None:
+    """Return the number in a CSV field, or None if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -32,25 +33,35 @@ def number(text: str) -> float | None:
 
 
 def in_digits(value: float | None, unit: float = 1.0) -> str:
-    """A number in four digits; nothing where there is none."""
+    """Return `value / unit` with four digits; an empty text for None and NaN."""
     return "" if value is None or value != value else f"{value / unit:.4g}"
 
 
 def in_gflop(flops: float | None) -> str:
-    """Floating-point operations in billions, without the unit."""
+    """Return a number of floating-point operations in GFLOP, without the unit."""
     return in_digits(flops, 1e9)
 
 
 def in_mib(size: float | None) -> str:
-    """Bytes in MiB, without the unit."""
+    """Return a number of bytes in MiB, without the unit."""
     return in_digits(size, 2**20)
 
 
 def in_percent(share: float | None) -> str:
-    """A share as a whole percentage."""
+    """Return a share (1.0 is everything) as a whole percentage; an empty text for None and NaN."""
     return "" if share is None or share != share else f"{share:.0%}"
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 run`, `2 runs`, `1,000 runs`."""
+    """Return `1 run`, `2 runs` or `1,000 runs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def changed_buffers(count: int, module_types: Collection[str] = ()) -> str:
+    """Return `60 BatchNorm buffers changed (...)`, or without `BatchNorm` if some buffers belong to other modules.
+
+    `module_types`: the class names of the modules that have the buffers; empty if they are not known.
+    """
+    batch_norm = bool(module_types) and all("BatchNorm" in module_type for module_type in module_types)
+    kind = "BatchNorm buffer" if batch_norm else "buffer"
+    return f"{counted(count, kind)} changed (normal; `freeze.buffers=frozen` stops it)"

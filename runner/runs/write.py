@@ -1,4 +1,4 @@
-"""A run that trained -> its tables, its weights, and the figures of its record."""
+"""Write the files of a run that trained: its tables and weights."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.contract import CHANGES, COLUMNS, STEP_COLUMNS, STEPS, WEIGHTS
-from runner.runs.folder import csv_text, write_text, write_whole
+from runner.runs.folder import csv_text, write_atomically, write_text
 
 if TYPE_CHECKING:
     from runner.experiment import Outcome
 
-TABLES = (CHANGES, STEPS, WEIGHTS)  # what only a run that trained leaves
+TRAINING_FILES = (CHANGES, STEPS, WEIGHTS)  # the files that only a run that trained has
 
 
 def write_tables(folder: Path, outcome: Outcome, with_weights: bool) -> None:
-    """Write `changes.csv` and `steps.csv`, and the model's weights where they are wanted, each whole or not at all."""
+    """Write `changes.csv`, `steps.csv` and, if asked for, the model's weights."""
     write_text(folder / CHANGES, csv_text(COLUMNS, outcome.rows))
-    write_text(folder / STEPS, steps_text(outcome))
+    write_text(folder / STEPS, steps_csv(outcome))
     if with_weights:
         from safetensors.torch import save_model
 
-        write_whole(folder / WEIGHTS, lambda beside: save_model(outcome.model, str(beside)))
+        write_atomically(folder / WEIGHTS, lambda temporary: save_model(outcome.model, str(temporary)))
 
 
-def steps_text(outcome: Outcome) -> str:
-    """`steps.csv`: a row a step, a column a group that the run had at any time."""
+def steps_csv(outcome: Outcome) -> str:
+    """Return `steps.csv`: a row per step, and a learning-rate column for each group that existed in any step."""
     names = dict.fromkeys(name for step in outcome.steps for name in step.lrs)
     rows = [
         {"step": step.number, "loss": loss, "seconds": step.seconds, **{f"lr/{n}": lr for n, lr in step.lrs.items()}}
@@ -36,14 +36,17 @@ def steps_text(outcome: Outcome) -> str:
     return csv_text([*STEP_COLUMNS, *(f"lr/{name}" for name in names)], rows)
 
 
-def remarks(outcome: Outcome, steps: int) -> Iterator[str]:
-    """What the user should be told though nothing stopped; `steps` are those that were asked for."""
+def training_notes(outcome: Outcome, steps: int) -> Iterator[str]:
+    """Yield notes for the user about a run that trained: nothing trains, data that ended early, a loss that is not finite.
+
+    `steps`: the number of steps that the config asks for.
+    """
     parameters = [row for row in outcome.rows if row["kind"] == "parameter"]
     losses = outcome.losses
     if parameters and all(row["frozen"] for row in parameters):
         yield "every parameter is declared frozen: nothing trains"
     if len(losses) < steps and not outcome.interrupted:
         yield f"the data ended after {len(losses)} of {steps} batches"
-    broken = next((number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
-    if broken is not None:
-        yield f"the loss became {losses[broken - 1]} at step {broken}"
+    not_finite = next((number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
+    if not_finite is not None:
+        yield f"the loss became {losses[not_finite - 1]} at step {not_finite}"

@@ -1,1 +1,1 @@
-"""Many runs: which are to be made, where they run, and what survives."""
+"""Many runs: which ones a sweep consists of, launching them, and resuming after an interruption."""

@@ -1,4 +1,4 @@
-"""A sweep: its folder, its cells, what is still to run, and the tables and the page that are read back from files."""
+"""Drive a sweep: prepare its folder, launch the runs that have not finished, and write the tables and the page."""
 
 from __future__ import annotations
 
@@ -14,70 +14,74 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP, SWEEP_CONFIG
 from runner.errors import ConfigError
-from runner.proof.verdict import strayed
-from runner.runs.console import shown, terminal
-from runner.runs.folder import discard, write_whole
-from runner.runs.interrupts import interrupts_held_back, on_interrupt
-from runner.runs.read import is_run
+from runner.proof.verdict import violates_strict
+from runner.runs.console import create_console, display_path
+from runner.runs.folder import remove_files, write_atomically
+from runner.runs.interrupts import delay_interrupts, handle_interrupts
+from runner.runs.read import is_run_folder
 from runner.runs.record import persistent_overrides
-from runner.sweep.grid import Cell, Composed, grid, is_run_folder
-from runner.sweep.launch import DiskFullError, launch, record_end, refuse_unreachable
-from runner.sweep.lock import clear, died, is_held, refuse_without_locks, remove_if_empty, wait_until_free
-from runner.sweep.progress import progress_of
+from runner.sweep.grid import ComposedConfigLoader, SweepRun, compose_runs, has_run_name
+from runner.sweep.launch import DiskFullError, check_reachable, launch, record_end
+from runner.sweep.lock import check_locks_work, clear_folder, detect_death, is_locked, remove_if_unused, wait_until_free
+from runner.sweep.progress import show_progress
 from runner.sweep.worker import Worker
 
-SWEEPS = Path("outputs") / "sweeps"
-IN_THIS_PROCESS = "basic"  # Hydra's launcher that runs in this process, one run after the other
+SWEEPS_FOLDER = Path("outputs") / "sweeps"
+SEQUENTIAL_LAUNCHER = "basic"  # Hydra's launcher that carries out the runs one by one in this process
 
 
-def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, spanned: Sequence[list[str]]) -> None:
-    """Run the grid of these overrides, write the sweep's files, and leave by SystemExit where not all is well.
+def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, override_lists: Sequence[list[str]]) -> None:
+    """Carry out a run for each list of overrides, and write the sweep's files; raises SystemExit with a code other than 0.
 
-    Raises ConfigError before anything is written where any cell cannot be composed, and where no run can be launched.
+    Runs that have finished in the sweep's folder are not run again. With `plan=true` the runs are only listed. Raises
+    ConfigError before anything is written if a config cannot be composed, and if no run can be launched.
     """
-    folder = settled_folder(config)
-    cells, dropped = grid(config, context.config_loader, spanned, folder)
-    if not cells:
+    folder = resolve_folder(config)
+    runs, dropped = compose_runs(config, context.config_loader, override_lists, folder)
+    if not runs:
         raise ConfigError("the sweep has no run: a glob or a range in it is empty")
     if dropped:
-        print(f"{dropped} of {dropped + len(cells)} runs dropped: the same config as another in the grid")
+        print(f"{dropped} of {dropped + len(runs)} runs dropped: the same config as another in the grid")
     if config.plan:
-        for cell in cells:
-            state = "finished" if cell.finished else "to run  "
-            print(f"{state}  {shown(cell.folder)}  {' '.join(persistent_overrides(cell.overrides))}")
+        for run in runs:
+            state = "finished" if run.finished else "to run  "
+            print(f"{state}  {display_path(run.folder)}  {' '.join(persistent_overrides(run.overrides))}")
         return
-    refuse_foreign(folder)
-    left = [cell for cell in cells if not cell.finished]
-    if len(left) < len(cells):
-        print(f"{len(cells) - len(left)} of {len(cells)} runs are finished already and kept")
-    if left:
-        refuse_unreachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
-        if crowd := crowding(config):
-            print(crowd)
+    check_folder(folder)
+    unfinished = [run for run in runs if not run.finished]
+    if len(unfinished) < len(runs):
+        print(f"{len(runs) - len(unfinished)} of {len(runs)} runs are finished already and kept")
+    if unfinished:
+        check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
+        if warning := too_many_threads(config):
+            print(warning)
     interrupted = False
     try:
-        with on_interrupt(signal.default_int_handler):
-            carry_out(config, context, launcher, left, folder=folder)
+        with handle_interrupts(signal.default_int_handler):
+            launch_runs(config, context, launcher, unfinished, folder=folder)
     except KeyboardInterrupt:
         interrupted = True
-        end_what_goes_on(left, folder)
+        end_running(unfinished, folder)
     finally:
-        with interrupts_held_back():
-            written = not any(cell.ended for cell in cells) or conclude(folder)
-    if (folder / STOP).exists() and (unbegun := sum(not cell.ended for cell in cells)):
-        print(f"{unbegun} of {len(cells)} runs were not begun: on_error=stop")
-    if code := EXIT_INTERRUPTED if interrupted else exit_code(cells) or (EXIT_DONE if written else EXIT_FAILED):
+        with delay_interrupts():
+            written = not any(run.ended for run in runs) or write_sweep_results(folder)
+    if (folder / STOP).exists() and (not_begun := sum(not run.ended for run in runs)):
+        print(f"{not_begun} of {len(runs)} runs were not begun: on_error=stop")
+    if code := EXIT_INTERRUPTED if interrupted else exit_code(runs) or (EXIT_DONE if written else EXIT_FAILED):
         sys.exit(code)
 
 
-def settled_folder(config: DictConfig) -> Path:
-    """The sweep's folder, absolute, and told to every process that composes a run's config."""
+def resolve_folder(config: DictConfig) -> Path:
+    """Return the sweep's absolute folder, and set it in the config, so that every process composes configs with it.
+
+    With `resume=last` it is the newest folder below SWEEPS_FOLDER. Raises ConfigError if there is none.
+    """
     if config.resume == "last":
         if any(text.startswith("hydra.sweep.dir=") for text in config.hydra.overrides.hydra):
             raise ConfigError("resume=last and hydra.sweep.dir both name the sweep's folder; give one of them")
-        sweeps = sorted(path.parent for path in SWEEPS.glob(f"*/*/{SWEEP_CONFIG}"))
+        sweeps = sorted(path.parent for path in SWEEPS_FOLDER.glob(f"*/*/{SWEEP_CONFIG}"))
         if not sweeps:
-            raise ConfigError(f"resume=last finds no sweep below {SWEEPS}; give hydra.sweep.dir=DIR")
+            raise ConfigError(f"resume=last finds no sweep below {SWEEPS_FOLDER}; give hydra.sweep.dir=DIR")
         folder = sweeps[-1].absolute()
     else:
         folder = Path(config.hydra.sweep.dir).absolute()
@@ -88,99 +92,102 @@ def settled_folder(config: DictConfig) -> Path:
     return folder
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds anything but a sweep of ours: the sweep's files could fall on another's."""
+def check_folder(folder: Path) -> None:
+    """Raise ConfigError if a folder contains other files than a sweep of this project, which the sweep could overwrite."""
     if not folder.is_dir():
         return
-    grid_file = folder / SWEEP_CONFIG
-    if grid_file.is_file() and "FreezeSweeper" in grid_file.read_text(errors="replace"):
+    sweep_config = folder / SWEEP_CONFIG
+    if sweep_config.is_file() and "FreezeSweeper" in sweep_config.read_text(errors="replace"):
         return
-    foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".") and not holds_none_but_ours(path)]
+    foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".") and not is_own_run_folder(path)]
     if foreign:
         raise ConfigError(
-            f"{shown(folder)} holds {min(foreign)} and no sweep of freeze-runner; give another folder: hydra.sweep.dir=DIR"
+            f"{display_path(folder)} holds {min(foreign)} and no sweep of freeze-runner; "
+            "give another folder: hydra.sweep.dir=DIR"
         )
 
 
-def holds_none_but_ours(path: Path) -> bool:
-    """Whether this is the folder of a run, by its name and by what it holds."""
-    return is_run_folder(path) and (is_run(path) or not any(path.iterdir()))
+def is_own_run_folder(path: Path) -> bool:
+    """Whether this is the folder of a run of this project, by its name and its content; it may be empty."""
+    return has_run_name(path) and (is_run_folder(path) or not any(path.iterdir()))
 
 
-def carry_out(config: DictConfig, context: HydraContext, launcher: Launcher, cells: list[Cell], *, folder: Path) -> None:
-    """Make the sweep's folder, and run the cells by the launcher of the config."""
+def launch_runs(
+    config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, folder: Path
+) -> None:
+    """Create the sweep's folder, clear the folders of earlier attempts, and launch the runs; show their progress."""
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_without_locks(folder)
-    for part in folder.glob(".*.part"):
-        discard(folder, part.name)
-    discard(folder, STOP, INTERRUPT)
-    write_whole(folder / SWEEP_CONFIG, lambda beside: OmegaConf.save(config, beside))
-    if not cells:
+    check_locks_work(folder)
+    for temporary in folder.glob(".*.part"):
+        remove_files(folder, temporary.name)
+    remove_files(folder, STOP, INTERRUPT)
+    write_atomically(folder / SWEEP_CONFIG, lambda temporary: OmegaConf.save(config, temporary))
+    if not runs:
         return
-    lost = [cell for cell in cells if died(cell.folder)]
-    for cell in cells:
-        clear(cell)
-    if lost:
-        print(f"{len(lost)} runs ended with their process at an earlier start, and come last; launch=joblib isolates each")
-        cells = [*(cell for cell in cells if cell not in lost), *lost]
-    batches = [cells]
-    if config.hydra.runtime.choices["hydra/launcher"] == IN_THIS_PROCESS:  # it keeps the config of all runs of a launch
-        context = Composed.instead_of(context, cells)
-        batches = [[cell] for cell in cells]
-    launcher.setup(hydra_context=context, task_function=Worker.of_this_process(folder), config=config)
-    with progress_of(cells, terminal()):
+    died = [run for run in runs if detect_death(run.folder)]
+    for run in runs:
+        clear_folder(run)
+    if died:
+        print(f"{len(died)} runs were in progress when an earlier start died: they run last; launch=joblib isolates each")
+        runs = [*(run for run in runs if run not in died), *died]
+    batches = [runs]
+    if config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL_LAUNCHER:  # it keeps all configs of a launch in memory
+        context = ComposedConfigLoader.context_for(context, runs)
+        batches = [[run] for run in runs]
+    launcher.setup(hydra_context=context, task_function=Worker.from_this_process(folder), config=config)
+    with show_progress(runs, create_console()):
         try:
             launch(launcher, batches, folder, config.on_error == "stop")
         except DiskFullError as error:
             print(f"freeze-runner: failed: {error}", file=sys.stderr)
 
 
-def end_what_goes_on(cells: list[Cell], folder: Path) -> None:
-    """After an interrupt: ask the runs in other processes to end, wait for them a while, and record those that died."""
+def end_running(runs: list[SweepRun], folder: Path) -> None:
+    """After an interrupt: end the runs in other processes, wait up to 10 seconds for them, record those that died."""
     (folder / INTERRUPT).touch()
-    wait_until_free([cell.folder for cell in cells], seconds=10)
-    for cell in cells:
-        if died(cell.folder):
-            record_end(cell, "interrupted", "the sweep was interrupted")
-        elif not cell.ended and not is_held(cell.folder):
-            remove_if_empty(cell.folder)
+    wait_until_free([run.folder for run in runs], seconds=10)
+    for run in runs:
+        if detect_death(run.folder):
+            record_end(run, "interrupted", "the sweep was interrupted")
+        elif not run.ended and not is_locked(run.folder):
+            remove_if_unused(run.folder)
 
 
-def crowding(config: DictConfig) -> str:
-    """What is to be said where the workers of this machine have more threads than it has cores; empty where they fit."""
+def too_many_threads(config: DictConfig) -> str:
+    """Return a note if the launcher's workers on this machine have more threads than it has cores, otherwise ""."""
     workers = config.hydra.launcher.get("n_jobs")
     if workers is None:
         return ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = workers if workers > 0 else max(1, cores + 1 + workers)  # as joblib counts
+    workers = workers if workers > 0 else max(1, cores + 1 + workers)  # -1 is all cores, as in joblib
     threads = cores if config.threads == "auto" else config.threads
     if workers * threads <= cores:
         return ""
     return f"note: {workers} workers x {threads} threads on {cores} cores: runs will wait for each other"
 
 
-def conclude(folder: Path) -> bool:
-    """Write the sweep's tables and its page from its run folders, and print one table; returns whether they were written."""
+def write_sweep_results(folder: Path) -> bool:
+    """Write the sweep's tables and page, made from its run folders, and print the comparison; False if that failed."""
     from runner.report.comparison import print_comparison
     from runner.report.files import write_sweep_files
 
     try:
-        print_comparison(write_sweep_files(folder), terminal())
+        print_comparison(write_sweep_files(folder), create_console())
     except OSError as error:
         print(f"freeze-runner: the sweep's tables cannot be written: {error}", file=sys.stderr)
         return False
-    print(f"files: {shown(folder)}")
+    print(f"files: {display_path(folder)}")
     return True
 
 
-def exit_code(cells: list[Cell]) -> int:
-    """130 where a run was interrupted, 1 where one failed, 3 where a strict one leaked or idled; else, skips included, 0."""
-    records = [cell.record for cell in cells]
+def exit_code(runs: list[SweepRun]) -> int:
+    """Return 130 if a run was interrupted, else 1 if one failed, else 3 if a strict one leaked or was idle, else 0."""
+    records = [run.record for run in runs]
     if any(record and record["status"] == "interrupted" for record in records):
         return EXIT_INTERRUPTED
     if any(record is None or record["status"] == "failed" for record in records):
         return EXIT_FAILED
-    strayed_away = any(
-        cell.strict and record and strayed(record["counts"]) for cell, record in zip(cells, records, strict=True)
+    strict_violated = any(
+        run.strict and record and violates_strict(record["counts"]) for run, record in zip(runs, records, strict=True)
     )
-    return EXIT_STRICT if strayed_away else EXIT_DONE
+    return EXIT_STRICT if strict_violated else EXIT_DONE

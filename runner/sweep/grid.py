@@ -1,4 +1,4 @@
-"""The grid of a sweep: its distinct cells, each composed and checked before any runs."""
+"""The grid of a sweep: its distinct runs, each config composed and checked before any run starts."""
 
 from __future__ import annotations
 
@@ -17,92 +17,105 @@ from runner.config.naming import config_hash, run_name
 from runner.contract import Record
 from runner.errors import ConfigError
 from runner.runs.folder import RUN_NAME
-from runner.runs.read import checked_record, read_record, tables_are_whole
+from runner.runs.read import checked_record, read_record, tables_are_complete
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a sweep: its overrides, its config's hash, its folder, whether leaking or idling makes its exit code 3."""
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+        overrides: the overrides that its config is composed from.
+        hash: the hash of its config.
+        strict: whether its config has `strict=true`.
+        pickled_config: its composed config.
+    """
 
     overrides: list[str]
     hash: str
     folder: Path
     strict: bool
-    composed: bytes
+    pickled_config: bytes
 
     @property
     def record(self) -> Record | None:
+        """Its `run.json`, read from its folder; None if the run has not ended."""
         record = read_record(self.folder)
         return checked_record(record, []) if record else None
 
     @property
     def finished(self) -> bool:
-        """Whether it has finished, and its tables are still whole: as many rows as the record counts."""
+        """Whether its status is `finished` and its tables are complete."""
         record = self.record
-        return bool(record and record["status"] == "finished" and tables_are_whole(self.folder, record))
+        return bool(record and record["status"] == "finished" and tables_are_complete(self.folder, record))
 
     @property
     def failed(self) -> bool:
+        """Whether its status is `failed`."""
         record = self.record
         return bool(record and record["status"] == "failed")
 
     @property
     def ended(self) -> bool:
+        """Whether it has a record, with any status."""
         return self.record is not None
 
 
-def grid(config: DictConfig, loader: ConfigLoader, spanned: Sequence[list[str]], folder: Path) -> tuple[list[Cell], int]:
-    """The distinct cells of the overrides that a sweep spans, and how many were dropped as duplicates.
+def compose_runs(
+    config: DictConfig, loader: ConfigLoader, override_lists: Sequence[list[str]], folder: Path
+) -> tuple[list[SweepRun], int]:
+    """Return the distinct runs of a sweep, and how many were dropped because their config equals another run's.
 
-    Raises ConfigError where one cannot be composed.
-    A run is its config: where one of the same config has finished below `folder` under another name, it is that cell's.
+    `override_lists`: the overrides of each run. `folder`: the sweep's folder. If a run of the same config has finished in
+    another folder there, that folder is used. Raises ConfigError if a config cannot be composed.
     """
-    cells: dict[str, Cell] = {}
-    for overrides in spanned:
+    runs: dict[str, SweepRun] = {}
+    for overrides in override_lists:
         composed = loader.load_sweep_config(config, overrides)
         try:
             strict = check(composed).strict
         except ConfigError as error:
             raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
-        # Pickled, for a thousand live configs take a gigabyte.
-        hashed = config_hash(composed)
-        cell = Cell(
+        hash_ = config_hash(composed)
+        run = SweepRun(
             overrides=overrides,
-            hash=hashed,
+            hash=hash_,
             folder=folder / run_name(composed),
             strict=strict,
-            composed=pickle.dumps(composed),
+            pickled_config=pickle.dumps(composed),  # a thousand config objects would take a gigabyte
         )
-        cells.setdefault(hashed, cell)
-    for path in filter(is_run_folder, folder.iterdir()) if folder.is_dir() else ():
-        own = cells.get(path.name[-8:])
-        if own and path != own.folder and (other := replace(own, folder=path)).finished:
-            cells[own.hash] = other
-    return list(cells.values()), len(spanned) - len(cells)
+        runs.setdefault(hash_, run)
+    for path in filter(has_run_name, folder.iterdir()) if folder.is_dir() else ():
+        run_of_hash = runs.get(path.name[-8:])
+        if run_of_hash and path != run_of_hash.folder and (moved := replace(run_of_hash, folder=path)).finished:
+            runs[moved.hash] = moved
+    return list(runs.values()), len(override_lists) - len(runs)
 
 
-def is_run_folder(path: Path) -> bool:
-    """Whether this is named as the folder of a run in a sweep is."""
+def has_run_name(path: Path) -> bool:
+    """Whether a path is named like a run's folder in a sweep."""
     return bool(RUN_NAME.fullmatch(path.name))
 
 
-class Composed:
-    """A config loader that hands the local launcher what the grid has composed: composing costs more than a small run."""
+class ComposedConfigLoader:
+    """A config loader that returns the configs that the runs already have; composing takes longer than a small run."""
 
-    def __init__(self, loader: ConfigLoader, cells: list[Cell]) -> None:
-        self.loader, self.cells = loader, {tuple(cell.overrides): cell.composed for cell in cells}
+    def __init__(self, loader: ConfigLoader, runs: list[SweepRun]) -> None:
+        self.loader, self.pickled_configs = loader, {tuple(run.overrides): run.pickled_config for run in runs}
 
     @classmethod
-    def instead_of(cls, context: HydraContext, cells: list[Cell]) -> HydraContext:
-        loader: Any = cls(context.config_loader, cells)
+    def context_for(cls, context: HydraContext, runs: list[SweepRun]) -> HydraContext:
+        """Return a Hydra context with such a loader in place of the context's own."""
+        loader: Any = cls(context.config_loader, runs)
         return HydraContext(config_loader=loader, callbacks=context.callbacks)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        config = pickle.loads(self.cells[tuple(sweep_overrides)])
-        OmegaConf.copy_cache(master_config, config)  # the sweep's time, which its folder is named by
+        """Return the config of the run with these overrides."""
+        config = pickle.loads(self.pickled_configs[tuple(sweep_overrides)])
+        OmegaConf.copy_cache(master_config, config)  # keeps the sweep's start time, which is in its folder's name
         return config
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # of a copy that is not whole yet
+        if name == "loader":  # not set yet while the object is copied
             raise AttributeError(name)
         return getattr(self.loader, name)

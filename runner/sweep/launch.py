@@ -1,4 +1,4 @@
-"""Launching a sweep's cells until each has ended, whatever becomes of the processes that run them."""
+"""Launch a sweep's runs until each has ended, even if processes that run them die."""
 
 from __future__ import annotations
 
@@ -17,58 +17,59 @@ from runner.config.check import check
 from runner.contract import LOG, STOP, Status
 from runner.errors import ConfigError
 from runner.runs.folder import logging_to, write_record
-from runner.runs.job import record_of
-from runner.runs.record import one_line
-from runner.sweep.grid import Cell
-from runner.sweep.lock import died, locked, wait_until_free
+from runner.runs.job import initial_record
+from runner.runs.record import error_line
+from runner.sweep.grid import SweepRun
+from runner.sweep.lock import detect_death, locked, wait_until_free
 
 log = logging.getLogger("runner")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class DiskFullError(Exception):
-    """What a run writes could not be written."""
+    """The launcher could not start a run because files could not be written."""
 
 
-def launch(launcher: Launcher, batches: list[list[Cell]], sweep: Path, stop_on_error: bool) -> None:
-    """Launch the cells batch by batch; where a process dies, launch what is left, and record the run that kills its process.
+def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_on_error: bool) -> None:
+    """Launch runs batch by batch until each has ended, or until the sweep's folder has a `.stop` file.
 
-    When one process dies, some launchers end all others with it (joblib), and some leave them running and forget them
-    (Ray, submitit). So the folders are asked, not the launcher: a run that was in flight, and is no more, is launched again
-    with what is left, and if it was in flight at two deaths, alone: one that dies alone is the one. What a launcher forgot
-    while it was queued may thus be launched twice; whichever comes first runs it. Raises ConfigError where no run could
-    begin, and DiskFullError where that was because nothing could be written.
+    If one process dies, some launchers end all others (joblib), and some forget runs that go on (Ray, submitit). So after
+    each launch the folders decide: runs that have not ended are launched again. A run that was in progress twice when a
+    process died is then launched alone; if its process dies again, the run is recorded as failed. A run that a launcher
+    still has in its queue may be launched twice; the second time it does nothing. With `stop_on_error`, a run whose process
+    dies is recorded as failed at once, and a failed run creates the `.stop` file. Raises ConfigError if no run could start,
+    or DiskFullError if that was because nothing could be written.
     """
     waiting, deaths = deque(batches), Counter[str]()
     while waiting and not (sweep / STOP).exists():
         batch = waiting.popleft()
-        error = attempt(launcher, batch)
-        wait_until_free([cell.folder for cell in batch])
-        in_flight = [cell for cell in batch if died(cell.folder)]
-        left = [cell for cell in batch if not cell.ended and cell not in in_flight]
-        if len(left) == len(batch) and not (sweep / STOP).exists():
-            if isinstance(error, OSError) and error.errno in FULL:
+        error = launch_once(launcher, batch)
+        wait_until_free([run.folder for run in batch])
+        died = [run for run in batch if detect_death(run.folder)]
+        remaining = [run for run in batch if not run.ended and run not in died]
+        if len(remaining) == len(batch) and not (sweep / STOP).exists():
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise DiskFullError(str(error)) from error
-            raise ConfigError(f"the launcher could not begin a run: {one_line(error) if error else 'it gave no reason'}")
-        deaths.update(cell.hash for cell in in_flight)
+            raise ConfigError(f"the launcher could not begin a run: {error_line(error) if error else 'it gave no reason'}")
+        deaths.update(run.hash for run in died)
         if len(batch) == 1 or stop_on_error:
-            for cell in in_flight:
+            for run in died:
                 what = "its record could not be written" if isinstance(error, OSError) else "its process died"
-                with suppress(OSError):  # the table then says that it left no record
-                    record_end(cell, "failed", f"{what} ({one_line(error).split('. ')[0]})" if error else what)
+                with suppress(OSError):  # the tables then say that the run left no record
+                    record_end(run, "failed", f"{what} ({error_line(error).split('. ')[0]})" if error else what)
         else:
-            waiting.extend([cell] for cell in in_flight if deaths[cell.hash] > 1)
-            left += [cell for cell in in_flight if deaths[cell.hash] == 1]
-        if left:
-            waiting.appendleft(left)
-        if stop_on_error and any(cell.failed for cell in batch):
+            waiting.extend([run] for run in died if deaths[run.hash] > 1)
+            remaining += [run for run in died if deaths[run.hash] == 1]
+        if remaining:
+            waiting.appendleft(remaining)
+        if stop_on_error and any(run.failed for run in batch):
             (sweep / STOP).touch()
 
 
-def refuse_unreachable(address: str | None) -> None:
-    """Raise ConfigError where nothing answers at HOST:PORT; Ray would ask for minutes before it says so."""
+def check_reachable(address: str | None) -> None:
+    """Raise ConfigError if nothing answers at the address HOST:PORT of a Ray cluster; Ray itself would try for minutes."""
     host, colon, port = str(address).rpartition("://")[2].rpartition(":")
-    if not colon or not port.isdecimal():  # `auto`, or none
+    if not colon or not port.isdecimal():  # `auto`, or no address
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -76,21 +77,21 @@ def refuse_unreachable(address: str | None) -> None:
         raise ConfigError(f"nothing answers at hydra.launcher.ray.init.address={address}: {error}") from error
 
 
-def attempt(launcher: Launcher, cells: list[Cell]) -> Exception | None:
-    """Launch once; returns what the launcher raised, or a run, which raises only where it could not be recorded."""
+def launch_once(launcher: Launcher, runs: list[SweepRun]) -> Exception | None:
+    """Launch runs once; return the exception of the launcher, or of a run that could not be recorded, or None."""
     try:
-        ended = launcher.launch([cell.overrides for cell in cells], initial_job_idx=0)
+        jobs = launcher.launch([run.overrides for run in runs], initial_job_idx=0)
     except Exception as error:
         return error
-    return next((job._return_value for job in ended if job.status is JobStatus.FAILED), None)
+    return next((job._return_value for job in jobs if job.status is JobStatus.FAILED), None)
 
 
-def record_end(cell: Cell, status: Status, reason: str) -> None:
-    """Say in a run's folder why it did not come to say so itself, unless it has meanwhile."""
-    composed = pickle.loads(cell.composed)
-    record = record_of(check(composed), composed, composed.hydra.overrides.task)
-    with locked(cell.folder):
-        if not cell.ended:
-            write_record(cell.folder, {**record, "status": status, "reason": reason})
-            with logging_to(cell.folder / LOG):
+def record_end(run: SweepRun, status: Status, reason: str) -> None:
+    """Write the record and a log line of a run whose process ended without writing them; does nothing if it has a record."""
+    composed = pickle.loads(run.pickled_config)
+    record = initial_record(check(composed), composed, composed.hydra.overrides.task)
+    with locked(run.folder):
+        if not run.ended:
+            write_record(run.folder, {**record, "status": status, "reason": reason})
+            with logging_to(run.folder / LOG):
                 log.error("%s: %s", status, reason)

@@ -1,7 +1,8 @@
-"""A run's folder belongs to one process at a time: a lock, and a mark in the folder of a run in progress.
+"""Locks on the folders of a sweep's runs: each folder belongs to one process at a time.
 
-The system releases a lock when its process dies, so a mark without a lock and without a record is what a process that died
-leaves behind. The locks of a sweep lie side by side in a folder of their own, for acquiring one creates its file.
+A process acquires the run's lock and creates `.running` in its folder. The system releases the lock when the process dies,
+so a `.running` file without a lock and without a record means that a process died. The locks are files in a folder of
+their own, because acquiring one creates its file.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from filelock import FileLock, Timeout
 
 from runner.contract import HYDRA, LOCKS, RECORD, RUNNING
 from runner.errors import ConfigError
-from runner.runs.folder import discard
+from runner.runs.folder import remove_files
 
 
-def lock(path: Path) -> FileLock:
-    """The system's own lock on a file, never one that only a file's presence stands for: that would outlive its process."""
+def system_lock(path: Path) -> FileLock:
+    """Return a lock on a file by the operating system, which releases it when the process dies."""
     return FileLock(path, fallback_to_soft=False)
 
 
-def lock_of(folder: Path) -> FileLock:
-    """The lock of a run's folder."""
+def run_lock(folder: Path) -> FileLock:
+    """Return the lock of a run's folder."""
     locks = folder.parent / LOCKS
     locks.mkdir(exist_ok=True)
-    return lock(locks / folder.name)
+    return system_lock(locks / folder.name)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for as long as the block lasts, and mark it; waits while another process holds it.
+    """Inside the block, hold the lock of a run's folder; waits until it is free.
 
-    The mark goes when the run has left its record.
+    Creates `.running`, and removes it at the end if the run has a record.
     """
-    with lock_of(folder):
+    with run_lock(folder):
         (folder / RUNNING).touch()
         try:
             yield
@@ -48,39 +49,42 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _if_free(folder: Path) -> Iterator[bool]:
-    """Hold the folder of a run that has begun, where no living process does; yields whether it is held."""
+def _try_lock(folder: Path) -> Iterator[bool]:
+    """Try to hold the lock of a folder that has `.running`; yields whether it is held, without waiting."""
     if not (folder / RUNNING).exists():
         yield False
         return
-    held = lock_of(folder)
+    lock = run_lock(folder)
     try:
-        held.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         yield False
         return
     try:
         yield True
     finally:
-        held.release()
+        lock.release()
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a living process holds this folder."""
-    with _if_free(folder) as free:
-        return not free and (folder / RUNNING).exists()
+def is_locked(folder: Path) -> bool:
+    """Whether a living process holds the lock of a run's folder."""
+    with _try_lock(folder) as acquired:
+        return not acquired and (folder / RUNNING).exists()
 
 
-def died(folder: Path) -> bool:
-    """Whether a run began here and its process is no more; says so once, for its mark is then removed."""
-    with _if_free(folder) as free:
-        if free:
+def detect_death(folder: Path) -> bool:
+    """Whether the process of the run in this folder died before it wrote a record.
+
+    Removes `.running`, so a second call returns False.
+    """
+    with _try_lock(folder) as acquired:
+        if acquired:
             (folder / RUNNING).unlink(missing_ok=True)
-        return free and not (folder / RECORD).exists()
+        return acquired and not (folder / RECORD).exists()
 
 
-class Run(Protocol):
-    """A run of a sweep, as far as its lock is concerned."""
+class ClearableRun(Protocol):
+    """The attributes of a SweepRun that `clear_folder` uses."""
 
     @property
     def folder(self) -> Path: ...
@@ -88,34 +92,34 @@ class Run(Protocol):
     def finished(self) -> bool: ...
 
 
-def clear(run: Run) -> None:
-    """Remove what an earlier try left, unless a living process holds the folder or the run has finished by now."""
-    if run.folder.is_dir() and not is_held(run.folder):
+def clear_folder(run: ClearableRun) -> None:
+    """Remove the record and `.running` of an earlier attempt, unless a living process has the lock or the run finished."""
+    if run.folder.is_dir() and not is_locked(run.folder):
         with locked(run.folder):
             if not run.finished:
-                discard(run.folder, RECORD)
-            discard(run.folder, RUNNING)
+                remove_files(run.folder, RECORD)
+            remove_files(run.folder, RUNNING)
 
 
-def remove_if_empty(folder: Path) -> None:
-    """Remove the folder of a run that Hydra made, and that was never begun."""
+def remove_if_unused(folder: Path) -> None:
+    """Remove the folder of a run that never began: it has only what Hydra wrote."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {HYDRA, RUNNING}:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_free(folders: list[Path], seconds: float = float("inf")) -> None:
-    """Wait until no living process holds any of these folders, at most so long."""
-    until = monotonic() + seconds
+    """Wait until no living process holds the lock of any of these folders, at most for this many seconds in all."""
+    deadline = monotonic() + seconds
     for folder in folders:
-        while is_held(folder) and monotonic() < until:
+        while is_locked(folder) and monotonic() < deadline:
             sleep(0.05)
 
 
-def refuse_without_locks(folder: Path) -> None:
-    """Raise ConfigError on a file system that knows no locks: two processes could run the same run there."""
-    probe = lock(folder / ".lock")
+def check_locks_work(folder: Path) -> None:
+    """Raise ConfigError if files in this folder cannot be locked: two processes could then carry out the same run."""
+    test_lock = system_lock(folder / ".lock")
     try:
-        probe.acquire(timeout=0)
+        test_lock.acquire(timeout=0)
     except Timeout:
         pass
     except (OSError, NotImplementedError) as error:
@@ -123,5 +127,5 @@ def refuse_without_locks(folder: Path) -> None:
             f"{folder} lies where files cannot be locked ({error}); give hydra.sweep.dir=DIR elsewhere"
         ) from error
     finally:
-        probe.release()
-        discard(folder, ".lock")
+        test_lock.release()
+        remove_files(folder, ".lock")

@@ -1,4 +1,4 @@
-"""A sweep's progress, told from the runs' folders, so that it is the same whichever processes run them."""
+"""Show a sweep's progress, read from the runs' folders, so that it is the same for every launcher."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from runner.contract import RECORD, Record
 from runner.runs.console import COLOURS
 
-EVERY = 0.5  # seconds
+POLL_SECONDS = 0.5
 
 
-class Watched(Protocol):
-    """A cell of a sweep, as far as progress is concerned."""
+class RecordedRun(Protocol):
+    """The attributes of a SweepRun that the progress uses."""
 
     @property
     def folder(self) -> Path: ...
@@ -30,62 +30,64 @@ class Watched(Protocol):
 
 
 @contextmanager
-def progress_of(cells: Sequence[Watched], console: Console) -> Iterator[None]:
-    """Print a line for each of these runs as it ends, with its reason where it failed; on a terminal a bar stands below."""
-    columns = TextColumn("runs"), BarColumn(), TextColumn("{task.fields[said]}")
-    over = threading.Event()
+def show_progress(runs: Sequence[RecordedRun], console: Console) -> Iterator[None]:
+    """Inside the block, print a line for each run as it ends; on a terminal also show a progress bar.
+
+    Runs that end before the block does are all printed.
+    """
+    columns = TextColumn("runs"), BarColumn(), TextColumn("{task.fields[state]}")
+    block_ended = threading.Event()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(cells), said="")
-        tally = Tally(len(cells))
+        task = bar.add_task("", total=len(runs), state="")
+        tally = Tally(len(runs))
 
         def watch() -> None:
-            left = list(cells)
-            while left:
-                last = over.is_set()  # what ended before is still told
-                for cell in list(left):
-                    if (cell.folder / RECORD).exists() and (record := cell.record):
-                        left.remove(cell)
-                        said = tally.count(record)
-                        bar.console.print(line(cell.folder.name, record, tally, console.is_terminal))
-                        bar.update(task, advance=1, said=said)
-                if last:
+            waiting = list(runs)
+            while waiting:
+                is_last_look = block_ended.is_set()
+                for run in list(waiting):
+                    if (run.folder / RECORD).exists() and (record := run.record):
+                        waiting.remove(run)
+                        tally.add(record)
+                        bar.console.print(run_line(run.folder.name, record, tally, console.is_terminal))
+                        bar.update(task, advance=1, state=str(tally))
+                if is_last_look:
                     return
-                over.wait(EVERY)
+                block_ended.wait(POLL_SECONDS)
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
             yield
         finally:
-            over.set()
+            block_ended.set()
             watcher.join()
 
 
 class Tally:
-    """How many runs have ended and failed, and how long the rest will take at this pace."""
+    """How many runs of a sweep have ended and failed; `str(tally)` also estimates the remaining time."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.ended, self.done, self.failed, self.begun = total, 0, 0, 0, monotonic()
+        self.total, self.ended, self.done, self.failed, self.start = total, 0, 0, 0, monotonic()
 
-    def count(self, record: Record) -> str:
-        """Count one more; returns the state of the sweep in words."""
+    def add(self, record: Record) -> None:
+        """Count one more run that ended."""
         self.ended += 1
         self.done += record["status"] in ("finished", "skipped")
         self.failed += record["status"] == "failed"
-        return str(self)
 
     def __str__(self) -> str:
         left = self.total - self.ended
         words = [f"{self.done} done", f"{self.failed} failed", f"{left} left"]
         if left:
-            seconds = (monotonic() - self.begun) / self.ended * left
+            seconds = (monotonic() - self.start) / self.ended * left
             words.append(f"{timedelta(seconds=round(seconds))} to go")
         return ", ".join(words)
 
 
-def line(name: str, record: Record, tally: Tally, on_terminal: bool) -> str:
-    """One run that ended, in one line; in a pipe, which has no bar, the state of the sweep stands behind it."""
-    word = record["verdict"] if record["status"] == "finished" else record["status"]
+def run_line(name: str, record: Record, tally: Tally, on_terminal: bool) -> str:
+    """Return the line for one run that ended: its name, outcome and reason; in a pipe, without a bar, also the tally."""
+    outcome = record["verdict"] if record["status"] == "finished" else record["status"]
     reason = f": {escape(record['reason'])}" if record["reason"] else ""
     state = "" if on_terminal else f"  ({tally})"
-    return f"{escape(name)}  [{COLOURS.get(word or '', 'default')}]{word}[/]{reason}{state}"
+    return f"{escape(name)}  [{COLOURS.get(outcome or '', 'default')}]{outcome}[/]{reason}{state}"

@@ -1,4 +1,4 @@
-"""One run of a sweep, in whichever process a launcher gives it."""
+"""Carry out one run of a sweep, in any process that a launcher starts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from runner.contract import INTERRUPT, SLOTS, STOP
-from runner.runs.job import perform
+from runner.runs.job import execute_run
 from runner.runs.read import read_record
-from runner.sweep.lock import lock, locked, remove_if_empty
+from runner.sweep.lock import locked, remove_if_unused, system_lock
 
-_slot: list[tuple[int, FileLock]] = []  # the number of this process, and the lock that it holds until it ends
+_own_slot: list[tuple[int, FileLock]] = []  # this process's slot and its lock, which is held until the process ends
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Worker:
 
     Attributes:
         sweep: the sweep's folder, absolute.
-        home: the folder that the sweep was started in, from which a user's own modules and data are found.
-        process: host and number of the sweep's own process.
+        home: the folder in which the sweep was started; a user's modules and data are found from there.
+        process: host and process id of the process that started the sweep.
     """
 
     sweep: str
@@ -38,15 +38,19 @@ class Worker:
     process: tuple[str, int]
 
     @classmethod
-    def of_this_process(cls, sweep: Path) -> Worker:
+    def from_this_process(cls, sweep: Path) -> Worker:
+        """Return a worker for a sweep that this process starts."""
         return cls(str(sweep), os.getcwd(), this_process())
 
     def __call__(self, composed: DictConfig) -> None:
-        """Carry out the run, unless another process has meanwhile, or the sweep is to stop."""
-        folder, sweep = Path(HydraConfig.get().runtime.output_dir), Path(self.sweep)
-        own = self.process != this_process()
+        """Carry out the run, unless it has a record already, or the sweep is stopped or interrupted.
 
-        def failed(error: BaseException) -> None:
+        Raises KeyboardInterrupt if the run is interrupted in the process that started the sweep.
+        """
+        folder, sweep = Path(HydraConfig.get().runtime.output_dir), Path(self.sweep)
+        own_process = self.process != this_process()
+
+        def on_error(error: BaseException) -> None:
             if composed.on_error == "stop":
                 (sweep / STOP).touch()
 
@@ -54,53 +58,53 @@ class Worker:
             if read_record(folder):
                 return
             if (sweep / STOP).exists() or (sweep / INTERRUPT).exists():
-                remove_if_empty(folder)
+                remove_if_unused(folder)
                 return
-            if own:
+            if own_process:
                 os.chdir(self.home)
-                take_accelerator(sweep)
-            result = perform(composed, interrupted_by(sweep / INTERRUPT), failed, own_process=own)
-        if result.status == "interrupted" and not own:
+                select_accelerator(sweep)
+            result = execute_run(composed, interrupt_check(sweep / INTERRUPT), on_error, own_process=own_process)
+        if result.status == "interrupted" and not own_process:
             raise KeyboardInterrupt
 
 
-def interrupted_by(flag: Path) -> Callable[[Any], None]:
-    """What to call after a step: raises KeyboardInterrupt when the file is there, looking once a second."""
-    looked = monotonic()
+def interrupt_check(flag: Path) -> Callable[[Any], None]:
+    """Return a function to call after each step: it raises KeyboardInterrupt if the file exists, checked once a second."""
+    last_check = monotonic()
 
-    def look(step: Any) -> None:
-        nonlocal looked
-        if monotonic() - looked > 1:
-            looked = monotonic()
+    def check(step: Any) -> None:
+        nonlocal last_check
+        if monotonic() - last_check > 1:
+            last_check = monotonic()
             if flag.exists():
                 raise KeyboardInterrupt
 
-    return look
+    return check
 
 
 def this_process() -> tuple[str, int]:
-    """Host and number of this process."""
+    """Return the host name and the process id of this process."""
     return platform.node(), os.getpid()
 
 
-def take_accelerator(sweep: Path) -> None:
-    """Let this process compute on the accelerator of its slot, where its launcher leaves it to see several."""
+def select_accelerator(sweep: Path) -> None:
+    """Make this process compute on the accelerator with the number of its slot, modulo the number of accelerators."""
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(slot(sweep) % torch.cuda.device_count())
+        torch.cuda.set_device(worker_slot(sweep) % torch.cuda.device_count())
 
 
-def slot(sweep: Path) -> int:
-    """The lowest number that no living process on this host holds; this process holds it until it ends."""
-    if not _slot:
+def worker_slot(sweep: Path) -> int:
+    """Return this process's slot: the lowest number that no living process on this host had when it was first called."""
+    if not _own_slot:
         (sweep / SLOTS).mkdir(exist_ok=True)
         for number in count():
-            own = lock(sweep / SLOTS / f"{platform.node()}-{number}")
+            lock = system_lock(sweep / SLOTS / f"{platform.node()}-{number}")
             try:
-                own.acquire(timeout=0)
+                lock.acquire(timeout=0)
             except Timeout:
                 continue
-            _slot.append((number, own))
+            _own_slot.append((number, lock))
             break
-    return _slot[0][0]
+    return _own_slot[0][0]

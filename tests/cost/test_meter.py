@@ -1,4 +1,4 @@
-"""What a run costs: figures held against oracles, metered without changing a bit, and empty with a reason where unknown."""
+"""The cost of a run: compared with independent counts, measured without changing a bit, empty with a reason if unknown."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torchvision.models import resnet18, vit_b_16
 from runner import truth_table
 from runner.assemble import assembled
 from runner.contract import COSTS
-from runner.cost.flops import META, REAL, Count, FakeCopy, _counted, count
-from runner.cost.meter import why_small
+from runner.cost.flops import META, REAL, FakeCopy, StepCount, _run_and_count, count_step
+from runner.cost.meter import explain_small_saving
 from runner.experiment import Training, training_steps
 from runner.freezing.selection import select
 from runner.proof.audit import audit
@@ -40,29 +40,29 @@ def frozen(model: nn.Module, *patterns: str) -> nn.Module:
     return model
 
 
-def test_resnet18_costs_what_it_is_known_to_cost():
+def test_the_counts_of_resnet18_are_those_known():
     model, one = resnet18(), batch(3, 128, 128, classes=1000)
-    whole = count(model, Classification(), one)
-    assert whole.on == META
-    assert round((whole.flops_forward + whole.flops_backward) / 1e9, 2) == 27.83
-    assert round(whole.saved_bytes / MIB, 1) == 57.3
-    assert round(whole.gradient_bytes / MIB, 1) == 44.6
-    head = count(frozen(model, "conv1", "bn1", "layer*"), Classification(), one)
+    whole_step = count_step(model, Classification(), one)
+    assert whole_step.counted_on == META
+    assert round((whole_step.flops_forward + whole_step.flops_backward) / 1e9, 2) == 27.83
+    assert round(whole_step.saved_bytes / MIB, 1) == 57.3
+    assert round(whole_step.gradient_bytes / MIB, 1) == 44.6
+    head = count_step(frozen(model, "conv1", "bn1", "layer*"), Classification(), one)
     assert round((head.flops_forward + head.flops_backward) / 1e9, 2) == 9.49
     assert head.saved_bytes < 0.1 * MIB
 
 
-def test_two_linear_layers_cost_what_one_counts_by_hand():
+def test_the_counts_of_two_linear_layers_agree_with_a_hand_count():
     model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 4, bias=False))
-    one = count(model, lambda model, x: model(x).sum(), torch.zeros(3, 6))
+    one = count_step(model, lambda model, x: model(x).sum(), torch.zeros(3, 6))
     products = 2 * 3 * (6 * 5 + 5 * 4)
     assert one.flops_forward == products
-    assert one.flops_backward == products + 2 * 3 * 5 * 4  # each weight, and the gradient of what is between them
+    assert one.flops_backward == products + 2 * 3 * 5 * 4  # of both weights, and of the activation between them
     assert one.gradient_bytes == 4 * (6 * 5 + 5 * 4)
-    # x and the first output; and, as torch saves it, the view of the second weight, for the gradient between
+    # x, the output of the first layer, and a view of the second weight
     assert one.saved_bytes == 4 * (3 * 6 + 3 * 5 + 5 * 4)
-    assert one.order == ("0.weight", "1.weight")
-    assert one.by_module == {"": products, "0": 2 * 3 * 6 * 5, "1": 2 * 3 * 5 * 4}
+    assert one.parameter_order == ("0.weight", "1.weight")
+    assert one.flops_by_module == {"": products, "0": 2 * 3 * 6 * 5, "1": 2 * 3 * 5 * 4}
 
 
 MODELS = {
@@ -75,16 +75,17 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_copy_without_values_counts_what_a_real_step_does(name):
+def test_a_fake_copy_gives_the_same_counts_as_a_real_step(name):
     build, one = MODELS[name]
     model = build()
-    counted, real = count(model, Classification(), one), _counted(copy.deepcopy(model), Classification(), one, META)
-    assert counted == real
-    assert counted.flops_forward > 0
+    fake = count_step(model, Classification(), one)
+    real = _run_and_count(copy.deepcopy(model), Classification(), one, META)
+    assert fake == real
+    assert fake.flops_forward > 0
 
 
 @pytest.mark.parametrize("name", ["mlp", "attention"])  # a convolution takes scratch memory
-def test_the_peak_is_what_torchs_profiler_sums_up(name):
+def test_the_peak_memory_agrees_with_the_profiler_of_torch(name):
     from torch.profiler import ProfilerActivity, profile
 
     build, one = MODELS[name]
@@ -98,10 +99,10 @@ def test_the_peak_is_what_torchs_profiler_sums_up(name):
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)
-    assert count(model, Classification(), one).peak_bytes == peak
+    assert count_step(model, Classification(), one).peak_bytes == peak
 
 
-def test_counting_leaves_the_model_its_gradients_and_the_random_state_as_they_are():
+def test_counting_does_not_change_the_model_its_gradients_or_the_random_state():
     class Draws(MLP):
         def forward(self, x):
             self.calls = getattr(self, "calls", 0) + 1
@@ -114,7 +115,7 @@ def test_counting_leaves_the_model_its_gradients_and_the_random_state_as_they_ar
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    count(model, Classification(), one)
+    count_step(model, Classification(), one)
     assert torch.equal(torch.rand(2), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(parameter.grad, gradients[name]) for name, parameter in model.named_parameters())
@@ -123,7 +124,7 @@ def test_counting_leaves_the_model_its_gradients_and_the_random_state_as_they_ar
 
 
 def bits_of_a_run(cost: str, *overrides: str):
-    """Rows, weights, buffers, optimizer state and random state after a run."""
+    """Rows, losses, weights and buffers, optimizer state and random state after a run."""
     config = configured(f"cost={cost}", "batches=6", *overrides)
     with assembled(config) as setup:
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
@@ -134,7 +135,7 @@ def bits_of_a_run(cost: str, *overrides: str):
 
 
 def assert_same_bits(one, other) -> None:
-    """Nested values that are equal, tensors to the last bit."""
+    """Assert that nested values are equal, tensors to the last bit."""
     if isinstance(one, torch.Tensor):
         assert same_bits(one, other)
     elif isinstance(one, dict):
@@ -164,7 +165,7 @@ def test_meters_leave_weights_buffers_random_state_and_the_optimizer_bit_identic
         assert_same_bits(bits_of_a_run(cost, *overrides), off)
 
 
-def test_gradient_and_state_bytes_are_read_from_the_run_the_frozen_parts_apart():
+def test_the_bytes_of_gradients_and_optimizer_state_are_read_from_the_run_and_split_by_frozen():
     def costs(method, optimizer="sgd"):
         return measure(f"method={method}", "freeze=backbone", f"optimizer={optimizer}", "batches=3").figures["cost"]
 
@@ -182,12 +183,12 @@ def test_gradient_and_state_bytes_are_read_from_the_run_the_frozen_parts_apart()
     assert zero["parameter_bytes"] == flag["parameter_bytes"] == head + rest
 
 
-def test_every_figure_has_its_key_and_cost_off_has_none():
+def test_cost_time_has_every_figure_and_cost_off_has_none():
     assert tuple(measure("batches=9", "cost=time").figures["cost"]) == COSTS
     assert measure("cost=off").figures["cost"] == {}
 
 
-def test_seconds_are_those_of_forward_backward_and_step_warm_up_left_out():
+def test_the_seconds_of_forward_backward_and_step_are_measured_after_a_warm_up():
     cost = measure("batches=9", "cost=time").figures["cost"]
     assert all(cost[f"seconds_{part}"] > 0 for part in ("forward", "backward", "step"))
     assert all(cost[f"seconds_{part}_spread"] >= 0 for part in ("forward", "backward", "step"))
@@ -195,23 +196,26 @@ def test_seconds_are_those_of_forward_backward_and_step_warm_up_left_out():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (("batches=5", "cost=time"), "needs 6 steps or more"),
         (("batches=8", "cost=time", "optimizer=lbfgs", "groups=one"), "the optimizer's step runs the forward pass itself"),
     ],
     ids=["short", "lbfgs"],
 )
-def test_seconds_that_are_not_known_are_empty_and_say_why(overrides, said):
+def test_seconds_that_are_not_known_are_empty_and_a_note_says_why(overrides, message):
     outcome = measure(*overrides)
     assert outcome.figures["cost"]["seconds_step"] is None
     assert outcome.figures["cost"]["flops_forward"] > 0
-    assert any(said in note for note in outcome.notes)
+    assert any(message in note for note in outcome.notes)
 
 
 HOSTILE = {
     "needs values": ("if x.sum().item() > 1e9: raise KeyError", REAL),
-    "hates modes": ("if torch.utils._python_dispatch._get_current_dispatch_mode(): raise KeyError('no modes')", None),
+    "refuses dispatch modes": (
+        "if torch.utils._python_dispatch._get_current_dispatch_mode(): raise KeyError('no modes')",
+        None,
+    ),
     "custom function": ("x = Double.apply(x)", META),
     "has side effects": ("self.calls = getattr(self, 'calls', 0) + 1; assert self.calls < 9", META),
     "cannot be copied": ("self.lock = threading.Lock()", None),
@@ -219,7 +223,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("line", "on"), HOSTILE.values(), ids=HOSTILE)
-def test_a_model_that_cannot_be_metered_runs_on_and_the_figure_says_why(line, on, door):
+def test_a_model_that_cannot_be_counted_trains_and_a_note_says_why(line, on, door):
     Path("mine.py").write_text(
         "import threading, torch, runner.training.models\n"
         "class Double(torch.autograd.Function):\n"
@@ -240,27 +244,31 @@ def test_a_model_that_cannot_be_metered_runs_on_and_the_figure_says_why(line, on
         assert "note: cost: FLOPs and saved bytes are not known: " in out
 
 
-def one_cost(share=1.0):
+def cost_with_share(share=1.0):
     return {"flops_share": share}
 
 
-def counted(*order: str, gradients: tuple[str, ...] = ()) -> Count:
-    return Count(1, 1, 0, 0, 0, gradients, order, {}, META)
+def count_with(*order: str, gradients: tuple[str, ...] = ()) -> StepCount:
+    return StepCount(1, 1, 0, 0, 0, gradients, order, {}, META)
 
 
 def test_the_summary_says_why_a_saving_is_small():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     order = ("0.weight", "0.bias", "1.weight", "1.bias")
     first, last, nothing = (select(model, patterns) for patterns in (["0"], ["1"], ["0.bias"]))
-    assert why_small(one_cost(0.3), counted(*order), first) == ""
-    assert "computed all the same" in why_small(one_cost(), counted(*order, gradients=("0.weight",)), first)
-    assert "at the end: backward still runs through it" in why_small(one_cost(), counted(*order), last)
-    assert "begins before the frozen part" in why_small(one_cost(), counted(*order), select(model, ["0.bias"]))
-    assert "computes little" in why_small(one_cost(0.99), counted("0.bias", *order), nothing)
+    assert explain_small_saving(cost_with_share(0.3), count_with(*order), first) == ""
+    assert "computed all the same" in explain_small_saving(
+        cost_with_share(), count_with(*order, gradients=("0.weight",)), first
+    )
+    assert "at the end: backward still runs through it" in explain_small_saving(cost_with_share(), count_with(*order), last)
+    assert "begins before the frozen part" in explain_small_saving(
+        cost_with_share(), count_with(*order), select(model, ["0.bias"])
+    )
+    assert "computes little" in explain_small_saving(cost_with_share(0.99), count_with("0.bias", *order), nothing)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (("method=grad_none", "freeze=backbone"), "computed all the same"),
         (("method=requires_grad", "freeze=head"), "at the end"),
@@ -270,20 +278,20 @@ def test_the_summary_says_why_a_saving_is_small():
     ],
     ids=" ".join,
 )
-def test_a_run_says_why_it_saves_little(overrides, said):
+def test_a_run_says_why_it_saves_little(overrides, message):
     why = measure(*overrides).figures["cost"]["why_small"]
-    assert said in why if said else not why
+    assert message in why if message else not why
 
 
-def test_the_frozen_part_at_the_end_is_said_on_the_terminal(door):
+def test_the_terminal_explains_a_small_saving(door):
     _, out, _ = door("freeze=head", "model=mlp", "batches=2")
     assert "little is saved: the frozen part is at the end: backward still runs through it" in out
-    assert "in brackets of what training everything would take" in out
+    assert "(percentages: compared with training everything)" in out
     _, out, _ = door("freeze=backbone", "model=mlp", "batches=2", "cost=off")
     assert "GFLOP" not in out
 
 
-def test_a_sweep_measures_the_shares_where_it_holds_the_unfrozen_run_and_else_keeps_the_prediction(door):
+def test_a_sweep_with_an_unfrozen_run_has_measured_shares_and_a_single_run_has_predicted_ones(door):
     grid = ("model=mlp", "batches=9", "freeze=backbone", "cost=time", "hydra.sweep.dir=sweep")
     door("-m", "method=requires_grad,none", *grid)
     rows = {row["method"]: row for row in csv.DictReader(Path("sweep/comparison.csv").read_text().splitlines())}
@@ -300,11 +308,11 @@ def test_a_sweep_measures_the_shares_where_it_holds_the_unfrozen_run_and_else_ke
         assert float(rows["none"][f"{key}_share"]) == 1
     alone = json.loads(next(Path("sweep").glob("requires_grad*/run.json")).read_text())["cost"]
     for key in ("flops_backward_share", "saved_bytes_share", "gradient_bytes_share", "optimizer_state_bytes_share"):
-        assert alone[key] == pytest.approx(float(rows["requires_grad"][key]))  # the prediction was right
+        assert alone[key] == pytest.approx(float(rows["requires_grad"][key]))  # as predicted by the run itself
     assert alone["seconds_step_share"] is None
 
 
-def test_a_sweep_counts_once_for_each_model_input_and_frozen_set(door):
+def test_a_sweep_counts_once_per_model_input_and_frozen_set(door):
     Path("mine.py").write_text(
         "from pathlib import Path\nimport torch, runner.training.models\n"
         "class Net(runner.training.models.MLP):\n    def forward(self, x):\n"
@@ -314,7 +322,7 @@ def test_a_sweep_counts_once_for_each_model_input_and_frozen_set(door):
     )
     grid = ("model=mlp", "model.build._target_=mine.Net", "batches=2", "seed=0,1,2", "hydra.sweep.dir=sweep")
     assert door("-m", "method=zero_lr,requires_grad", *grid)[0] == 0
-    assert Path("counted").read_text() == "x" * 3  # each method, and the unfrozen baseline, over three seeds
+    assert Path("counted").read_text() == "x" * 3  # two methods and the unfrozen baseline, once for all three seeds
 
 
 def test_the_baseline_is_counted_on_the_model_as_built():
@@ -324,10 +332,10 @@ def test_the_baseline_is_counted_on_the_model_as_built():
             self.body.requires_grad_(False)
 
     model = Halved()
-    assert FakeCopy.copy_of(model).count(Classification(), batch(64)) == count(model, Classification(), batch(64))
+    assert FakeCopy.copy_of(model).count(Classification(), batch(64)) == count_step(model, Classification(), batch(64))
 
 
-def test_what_a_remembered_prefix_leaves_out_is_not_counted_in_the_mean_step():
+def test_modules_skipped_by_cached_prefix_are_not_counted_in_the_mean_step():
     frozen_part = ("freeze=backbone", "freeze={patterns: ['**'], keep: ['@head'], buffers: frozen}", "batches=4")
     once = measure("method=cached_prefix", *frozen_part).figures["cost"]["flops_forward"]
     twice = measure("method=cached_prefix", *frozen_part, "data.epochs=2").figures["cost"]["flops_forward"]
@@ -336,7 +344,7 @@ def test_what_a_remembered_prefix_leaves_out_is_not_counted_in_the_mean_step():
     assert 2 * twice == once + head
 
 
-def test_freezing_everything_is_priced_in_words(door):
+def test_the_terminal_shows_the_cost_of_freezing_everything(door):
     _, out, _ = door("freeze=all", "model=mlp", "batches=2")
     assert "GFLOP (39%)" in out
 
@@ -349,7 +357,7 @@ AWKWARD = {
 
 
 @pytest.mark.parametrize("line", AWKWARD.values(), ids=AWKWARD)
-def test_no_meter_changes_a_bit_even_of_a_model_whose_forward_pass_reaches_beyond_it(line, door):
+def test_no_meter_changes_a_bit_even_if_the_forward_pass_has_side_effects(line, door):
     Path("mine.py").write_text(
         "import functools, torch, runner.training.models\n"
         "@functools.lru_cache\ndef scale(n): return torch.linspace(0, 1, n)\n"
@@ -365,12 +373,12 @@ def test_no_meter_changes_a_bit_even_of_a_model_whose_forward_pass_reaches_beyon
     assert len(tables) == 1
 
 
-def test_state_that_belongs_to_no_parameter_and_a_closures_state_are_told_apart():
+def test_the_frozen_share_of_the_state_of_lbfgs_is_not_known():
     cost = measure("optimizer=lbfgs", "groups=one", "freeze=backbone", "batches=2")
     assert cost.figures["cost"]["frozen_optimizer_state_bytes"] is None
     assert cost.figures["cost"]["optimizer_state_bytes_share"] is None
     assert any("several times; the FLOPs are of one" in note for note in cost.notes)
 
 
-def test_the_truth_table_meters_nothing():
+def test_the_truth_table_measures_no_cost():
     assert truth_table.base().cost.value == "off"

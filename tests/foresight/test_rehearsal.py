@@ -1,4 +1,4 @@
-"""What a plan foresees, held against what then happens; what a run's start warns of; that looking changes nothing."""
+"""A plan compared with what the run then does; the warnings when a run starts; and that rehearsing changes nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 
 from runner.assemble import assembled
 from runner.experiment import experiment
+from runner.foresight.effects import Effect, effect_of_batch, effect_of_flags
 from runner.foresight.plan import foresee
-from runner.foresight.rehearsal import Double, Effect, effect_of_a_batch, effect_of_flags
+from runner.foresight.rehearsal import StandInModel
 from runner.freezing.groups import by_frozen
 from runner.methods.base import TRAPS, FreezingMethod
 from runner.proof.verdict import run_verdict
@@ -22,8 +23,8 @@ from tests.test_conformance import METHODS, PROVOKED
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def fates(rows) -> dict[str, tuple[str, str]]:
-    """Verdict and cause of all that is frozen and of every buffer."""
+def verdicts_and_causes(rows) -> dict[str, tuple[str, str]]:
+    """Verdict and cause of every frozen tensor and every buffer."""
     return {row["name"]: (row["verdict"], row["cause"]) for row in rows if row["frozen"] or row["kind"] == "buffer"}
 
 
@@ -33,15 +34,15 @@ def foreseen(*overrides: str):
 
 
 def notes_of(*overrides: str) -> tuple[list[str], list[str]]:
-    """The urgent notes of a run, and its others."""
-    urgent_ones: list[str] = []
-    others: list[str] = []
+    """The urgent notes of a run, and the other ones."""
+    urgent_notes: list[str] = []
+    other_notes: list[str] = []
 
     def on_note(text, *, urgent=False):
-        (urgent_ones if urgent else others).append(text)
+        (urgent_notes if urgent else other_notes).append(text)
 
     experiment(configured(*overrides), on_note=on_note, foresees=True)
-    return urgent_ones, others
+    return urgent_notes, other_notes
 
 
 def warnings(*overrides: str) -> list[str]:
@@ -50,29 +51,29 @@ def warnings(*overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("trap", TRAPS)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_plan_foresees_every_trap_and_raises_no_false_alarm(method, trap):
+def test_a_plan_predicts_every_leak_of_the_traps_and_no_other(method, trap):
     if trap == "lbfgs_mid_run" and method in ("zero_lr", "exclude", "to_buffer"):
         return  # they need a second group, and LBFGS takes one
     given = (f"method={method}", "freeze=backbone", *PROVOKED[trap])
-    assert fates(foreseen(*given).rows) == fates(measure(*given).rows)
+    assert verdicts_and_causes(foreseen(*given).rows) == verdicts_and_causes(measure(*given).rows)
 
 
 @pytest.mark.parametrize("freeze", ["backbone", "head", "bias", "batchnorm", "all", "none"])
 @pytest.mark.parametrize("buffers", ["live", "frozen"])
-def test_a_plan_foresees_which_buffers_drift_and_what_trains(freeze, buffers):
+def test_a_plan_predicts_every_verdict(freeze, buffers):
     given = ("method=requires_grad", f"freeze={freeze}", f"freeze.buffers={buffers}", "batches=4")
     rows = {row["name"]: row["verdict"] for row in foreseen(*given).rows}
     assert rows == {row["name"]: row["verdict"] for row in measure(*given).rows}
 
 
-def test_a_plan_foresees_a_parameter_that_no_group_holds():
+def test_a_plan_predicts_that_a_parameter_in_no_group_stays_idle():
     rows = foreseen("freeze=none", "groups=module", "groups.names=[head]").rows
     idle = {row["name"] for row in rows if (row["verdict"], row["cause"]) == ("idle", "not_in_optimizer")}
     assert idle == {row["name"] for row in rows if row["kind"] == "parameter"} - {"head.weight", "head.bias"}
 
 
 class Renormed(nn.Module):
-    """An embedding that its forward pass rewrites, and a head."""
+    """An embedding whose forward pass rescales its weight, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,21 +87,21 @@ class Renormed(nn.Module):
 RENORMED = ("model.build={_target_: tests.foresight.test_rehearsal.Renormed}", "freeze.patterns=[embed]", "freeze.keep=[]")
 
 
-def test_a_plan_foresees_what_the_forward_pass_writes():
-    assert fates(foreseen(*RENORMED).rows) == {"embed.weight": ("leaked", "forward_write")}
-    assert fates(measure(*RENORMED, "batches=4").rows) == {"embed.weight": ("leaked", "forward_write")}
+def test_a_plan_predicts_writes_in_the_forward_pass():
+    assert verdicts_and_causes(foreseen(*RENORMED).rows) == {"embed.weight": ("leaked", "forward_write")}
+    assert verdicts_and_causes(measure(*RENORMED, "batches=4").rows) == {"embed.weight": ("leaked", "forward_write")}
 
 
-def test_the_largest_rate_of_a_long_schedule_is_foreseen_though_not_every_step_is_played():
+def test_the_highest_learning_rate_of_a_long_schedule_is_found_though_not_every_step_is_rehearsed():
     given = ("method=zero_lr", "freeze=backbone", "scheduler=one_cycle", "batches=3000")
     rehearsal = foreseen(*given)
-    assert fates(rehearsal.rows)["body.weight"] == ("leaked", "scheduler")
+    assert verdicts_and_causes(rehearsal.rows)["body.weight"] == ("leaked", "scheduler")
     (warning,) = warnings(*given)
     trained = measure(*given, "cost=off")
     peak = max(trained.steps, key=lambda step: step.lrs["frozen"])
     assert f"becomes {peak.lrs['frozen']:.3g} at step {peak.number}:" in warning
     assert peak.lrs["frozen"] == pytest.approx(0.1)
-    assert {number: lrs["frozen"] for number, lrs in rehearsal.rates.items()} == {
+    assert {number: lrs["frozen"] for number, lrs in rehearsal.lrs.items()} == {
         step.number: step.lrs["frozen"] for step in trained.steps
     }
 
@@ -113,52 +114,52 @@ def test_the_largest_rate_of_a_long_schedule_is_foreseen_though_not_every_step_i
             "zero_lr with OneCycleLR: the learning rate of the group frozen becomes 0.1 at step 6: "
             "body.weight and 6 more would leak",
         ),
-        (("method=zero_lr", "optimizer=rprop"), "Rprop moves at lr 0: body.weight and 6 more would leak"),
+        (("method=zero_lr", "optimizer=rprop"), "Rprop updates at lr 0: body.weight and 6 more would leak"),
         (
             ("method=zero_grad", "optimizer=adamw", "optimizer.weight_decay=0.1"),
-            "AdamW decays weights whose gradient is 0: body.weight and 5 more would leak",
+            "AdamW applies weight decay at gradient 0: body.weight and 5 more would leak",
         ),
         (
             ("method=zero_grad", "optimizer=asgd"),
-            "ASGD moves on a gradient of 0, without decay or state: body.weight and 5 more would leak",
+            "ASGD updates at gradient 0, without weight decay or state: body.weight and 5 more would leak",
         ),
         (
             (*PROVOKED["zeros_mid_run"], "method=requires_grad", "optimizer=adam"),
-            "Adam moves on by the state it has gathered: body.weight and 6 more would leak",
+            "Adam still updates from its state: body.weight and 6 more would leak",
         ),
     ],
 )
-def test_a_runs_own_start_warns_in_a_sentence_of_what_needs_no_batch_to_be_foreseen(given, sentence):
+def test_a_run_warns_at_its_start_of_leaks_that_can_be_foreseen_without_a_batch(given, sentence):
     assert warnings("freeze=backbone", *given) == [sentence]
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
-def test_a_run_that_holds_starts_without_a_warning(method):
+def test_a_run_in_which_nothing_leaks_starts_without_a_warning(method):
     assert warnings("freeze=backbone", f"method={method}") == []
 
 
-def test_what_only_a_batch_can_show_is_left_to_the_plan():
+def test_leaks_that_need_a_batch_are_predicted_only_by_the_plan():
     assert warnings("freeze=backbone", "method=none") == []
-    assert set(fates(foreseen("freeze=backbone", "method=none").rows).values()) >= {("leaked", "gradient")}
+    assert set(verdicts_and_causes(foreseen("freeze=backbone", "method=none").rows).values()) >= {("leaked", "gradient")}
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-def test_looking_ahead_changes_no_bit_of_the_run(trap):
+def test_a_rehearsal_changes_no_bit_of_the_run(trap):
     given = ("method=zero_grad", "freeze=backbone", *PROVOKED[trap])
     watched, plain = experiment(configured(*given), foresees=True), experiment(configured(*given))
     assert (watched.rows, watched.losses) == (plain.rows, plain.losses)
 
 
-def test_looking_ahead_draws_no_random_state():
+def test_a_plan_draws_no_random_numbers():
     config = configured("freeze=backbone", "method=zero_lr", "scheduler=one_cycle")
     with assembled(config) as setup:
-        was = torch.get_rng_state(), random.getstate()
+        before = torch.get_rng_state(), random.getstate()
         foresee(setup)
-        assert torch.equal(was[0], torch.get_rng_state())
-        assert was[1] == random.getstate()
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert before[1] == random.getstate()
 
 
-def test_an_optimizer_that_cannot_be_rehearsed_is_said_and_the_run_goes_on():
+def test_an_optimizer_that_cannot_be_rehearsed_gives_a_note_and_the_run_goes_on():
     given = ("freeze=backbone", "optimizer={_target_: tests.foresight.test_rehearsal.OnlyOnce, lr: 0.1}")
     OnlyOnce.built = 0
     assert notes_of(*given) == ([], ["what would leak could not be foreseen: RuntimeError: built twice"])
@@ -176,7 +177,7 @@ class OnlyOnce(torch.optim.SGD):
         super().__init__(params, lr)
 
 
-def test_pulls_tell_a_gradient_that_is_dropped_from_one_that_is_not_touched():
+def test_effects_distinguish_dropped_gradients_from_untouched_ones():
     model = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("present", "zero", "dropped", "untouched")})
     model["zero"].weight.register_hook(torch.zeros_like)
     model["dropped"].weight.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
@@ -188,40 +189,40 @@ def test_pulls_tell_a_gradient_that_is_dropped_from_one_that_is_not_touched():
     parameters = [model[name].weight for name in model]
     expected = {id(model[name].weight): name for name in model}
     assert effect_of_flags(parameters) == Effect(expected)
-    assert effect_of_a_batch(model, parameters, task, torch.ones(1, 2)) == Effect(expected)
+    assert effect_of_batch(model, parameters, task, torch.ones(1, 2)) == Effect(expected)
     assert all(parameter.grad is None for parameter in parameters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64, torch.int64, torch.bool])
-def test_a_double_stands_for_tensors_of_every_type_and_shape_and_writes_them(dtype):
+def test_a_stand_in_has_tensors_of_every_dtype_and_number_of_dimensions_and_writes_to_them(dtype):
     model = nn.Module()
     for name, shape in {"scalar": (), "vector": (5,), "empty": (0, 3), "kernel": (4, 1, 3, 3)}.items():
         model.register_buffer(name, torch.ones(shape, dtype=dtype))
-    double = Double(entries(model))
-    before = {name: tensor.clone() for name, tensor in double.named.items()}
-    double(1, Effect(written=frozenset(double.named)))
-    for name, tensor in double.named.items():
+    stand_in = StandInModel(entries(model))
+    before = {name: tensor.clone() for name, tensor in stand_in.by_name.items()}
+    stand_in(1, Effect(written=frozenset(stand_in.by_name)))
+    for name, tensor in stand_in.by_name.items():
         assert tensor.dim() == getattr(model, name).dim()
         assert not tensor.numel() or not torch.equal(tensor, before[name])
 
 
-class Keeps(FreezingMethod):
-    """Puts the rate of what is frozen back by the optimizer that it was attached to, and not by that of the hook."""
+class StoresOptimizer(FreezingMethod):
+    """Sets the frozen learning rate to 0 in the optimizer that it stored in `attach`, not in the one the hook gets."""
 
     def groups(self, groups, selection):
         return by_frozen(groups, selection, lr=0.0)
 
     def attach(self, optimizer, selection, undo):
         self.optimizer = optimizer
-        undo.callback(optimizer.register_step_pre_hook(self.put_back).remove)
+        undo.callback(optimizer.register_step_pre_hook(self.set_lr_to_zero).remove)
 
-    def put_back(self, *_):
+    def set_lr_to_zero(self, *_):
         self.optimizer.param_groups[0]["lr"] = 0.0
 
 
-def test_a_method_that_keeps_its_optimizer_keeps_the_real_one_while_a_double_is_rehearsed():
+def test_a_method_that_stores_its_optimizer_still_has_the_real_one_after_a_rehearsal():
     given = (
-        "method={_target_: tests.foresight.test_rehearsal.Keeps}",
+        "method={_target_: tests.foresight.test_rehearsal.StoresOptimizer}",
         "freeze=backbone",
         "scheduler=one_cycle",
         "batches=5",
@@ -231,7 +232,7 @@ def test_a_method_that_keeps_its_optimizer_keeps_the_real_one_while_a_double_is_
     assert watched.figures["trained_digest"] == plain.figures["trained_digest"]
 
 
-def test_looking_ahead_calls_no_hook_of_anybody_on_what_is_real():
+def test_effects_of_flags_call_hooks_only_on_copies():
     model = nn.Linear(2, 2)
     seen = []
     model.weight.register_hook(lambda gradient: gradient * torch.rand(()))
@@ -244,17 +245,20 @@ def test_looking_ahead_calls_no_hook_of_anybody_on_what_is_real():
 
 
 @pytest.mark.parametrize("first", [1, 900])
-def test_a_rate_that_rises_late_and_falls_again_is_foreseen_with_its_cause(first):
-    given = ("method=zero_lr", "freeze=backbone", "batches=2000", "scheduler._target_=tests.foresight.test_rehearsal.Late")
-    given = (*given, "schedule=after", f"schedule.step={first}", "data.batch_size=2", "cost=off")
-    assert fates(foreseen(*given).rows)["body.weight"] == ("leaked", "scheduler")
-    assert fates(measure(*given).rows)["body.weight"] == ("leaked", "unknown")  # no look finds it before the last step
+def test_a_learning_rate_that_rises_late_and_falls_again_is_foreseen_with_its_cause(first):
+    given = (
+        *("method=zero_lr", "freeze=backbone", "batches=2000", "schedule=after", f"schedule.step={first}"),
+        *("scheduler._target_=tests.foresight.test_rehearsal.LateRise", "data.batch_size=2", "cost=off"),
+    )
+    assert verdicts_and_causes(foreseen(*given).rows)["body.weight"] == ("leaked", "scheduler")
+    # No comparison finds the leak before the last step.
+    assert verdicts_and_causes(measure(*given).rows)["body.weight"] == ("leaked", "unknown")
     warning = warnings(*given)[-1]
     assert "becomes 0.5 at step 1500:" in warning
 
 
-class Late(torch.optim.lr_scheduler.LRScheduler):
-    """A rate of 0.5 at step 1500 alone, for every group."""
+class LateRise(torch.optim.lr_scheduler.LRScheduler):
+    """A learning rate of 0.5 at step 1500, and of 0 at all others."""
 
     def get_lr(self):
         return [0.5 if self.last_epoch == 1499 else 0.0 for _ in self.optimizer.param_groups]

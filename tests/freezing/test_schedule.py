@@ -24,7 +24,7 @@ from runner.errors import ConfigError, SkippedError
 from runner.experiment import Outcome, experiment
 from runner.freezing.schedule import Phase, after, constant, spans
 from runner.freezing.selection import Selection, select
-from runner.proof.changes import change
+from runner.proof.changes import measure_change
 from runner.proof.verdict import run_verdict
 from runner.runs.folder import csv_text
 from runner.training.data import Synthetic
@@ -213,7 +213,7 @@ def assert_agree(result: Outcome, loop: Loop) -> None:
             name = row["name"]
             assert row["frozen"] is is_frozen(name)
             since = (loop.at_freeze if is_frozen(name) else loop.start)[name]
-            moved = change(since, theirs[name])
+            moved = measure_change(since, theirs[name])
             assert {key: row[key] for key in vars(moved)} == vars(moved)
             stays, goes = ({"held", "returned"}, {"leaked"}) if is_frozen(name) else ({"idle"}, {"trained"})
             assert row["verdict"] in (goes if moved.moved else stays)

@@ -1,4 +1,4 @@
-"""The cached prefix: the bits of `requires_grad`, the prefix run once a sample, and a reason where that cannot be."""
+"""`cached_prefix`: same bits as `requires_grad`, the prefix runs once per sample, or the run is skipped with a reason."""
 
 from __future__ import annotations
 
@@ -27,33 +27,37 @@ FROZEN = ("freeze=backbone", "freeze.buffers=frozen")
 CALLS: list[int] = []
 
 
-def beside_selection(outcome) -> list[str]:
-    """A run's notes, but for those of its selection."""
+def notes_of_method(outcome) -> list[str]:
+    """Return a run's notes without those of its selection."""
     return [note for note in outcome.notes if note not in outcome.selection.notes]
 
 
 def model(name, *more):
+    """Return the overrides that use a model of this file."""
     return ("model=custom", f"model.build._target_={HERE}{name}", "model.input=[3,8,8]", "model.classes=10", *more)
 
 
-def both(*overrides, epochs=3, options=()):
-    """The run under `requires_grad`, and that under `cached_prefix`."""
+def run_both(*overrides, epochs=3, options=()):
+    """Return the outcomes of a run with `requires_grad` and of one with `cached_prefix`."""
     given = (*FROZEN, *overrides, f"data.epochs={epochs}")
     return measure("method=requires_grad", *given), measure("method=cached_prefix", *options, *given)
 
 
-def assert_same_bits(one, other):
-    assert one.losses == other.losses
-    ours, theirs = one.model.state_dict(), other.model.state_dict()
-    assert list(ours) == list(theirs)
-    assert [name for name in ours if not same_bits(ours[name], theirs[name])] == []
-    assert one.figures["trained_digest"] == other.figures["trained_digest"]
-    rows = [[(row["name"], row["verdict"], row["change_l2"], row["group"]) for row in it.rows] for it in (one, other)]
+def assert_same_bits(plain, cached):
+    assert plain.losses == cached.losses
+    plain_state, cached_state = plain.model.state_dict(), cached.model.state_dict()
+    assert list(plain_state) == list(cached_state)
+    assert [name for name in plain_state if not same_bits(plain_state[name], cached_state[name])] == []
+    assert plain.figures["trained_digest"] == cached.figures["trained_digest"]
+    rows = [
+        [(row["name"], row["verdict"], row["change_l2"], row["group"]) for row in outcome.rows]
+        for outcome in (plain, cached)
+    ]
     assert rows[0] == rows[1]
 
 
 class Conv(nn.Module):
-    """A convolution, a BatchNorm, and a residual step of functions between modules."""
+    """A convolution, a BatchNorm, and a residual connection outside any module."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +74,7 @@ class Conv(nn.Module):
 
 
 class Counted(Conv):
-    """Counts the calls of its prefix where they are real."""
+    """Its prefix counts in CALLS how often it runs."""
 
     def __init__(self):
         super().__init__()
@@ -84,7 +88,7 @@ class CountedConv(nn.Conv2d):
 
 
 class Shapes(Conv):
-    """Reads shapes, and tells by them what to do."""
+    """Its forward pass depends on shapes."""
 
     def forward(self, x):
         n, c, h, w = x.shape
@@ -95,7 +99,7 @@ class Shapes(Conv):
 
 
 class Token(nn.Module):
-    """Puts a parameter of its own in front by a function, as vision transformers do."""
+    """Concatenates a parameter of its own with the input, outside any module, as vision transformers do."""
 
     def __init__(self):
         super().__init__()
@@ -109,7 +113,7 @@ class Token(nn.Module):
 
 
 class InPlace(Conv):
-    """Writes in place, and lies in channels_last behind its first module."""
+    """Writes in place, and uses the memory format channels_last after its first module."""
 
     def __init__(self):
         super().__init__()
@@ -123,8 +127,8 @@ class InPlace(Conv):
         return self.head(self.act(x))
 
 
-class HeadThatDraws(Conv):
-    """A head with dropout and a BatchNorm that trains."""
+class RandomHead(Conv):
+    """Its trainable head uses random numbers and batch statistics."""
 
     def __init__(self):
         super().__init__()
@@ -132,7 +136,7 @@ class HeadThatDraws(Conv):
 
 
 class Deep(nn.Module):
-    """The prefix ends within a Sequential within a ModuleList, and one activation serves all of it."""
+    """Its prefix ends inside a Sequential in a ModuleList, and one activation module is used several times."""
 
     def __init__(self):
         super().__init__()
@@ -152,64 +156,64 @@ SMALL = {
     "mlp": ("model=mlp",),
     "token_mlp": ("model=token_mlp",),
     "resnet18": ("model=resnet18", "model.input=[3,32,32]", "model.classes=10"),
-    **{name: model(name) for name in ("Conv", "Shapes", "Token", "InPlace", "HeadThatDraws", "Deep")},
+    **{name: model(name) for name in ("Conv", "Shapes", "Token", "InPlace", "RandomHead", "Deep")},
 }
 HEADS = ("model.head=head",)
 
 
 @pytest.mark.parametrize("memory_mb", [0, 0.001, 1024])
 @pytest.mark.parametrize("name", SMALL)
-def test_the_weights_have_the_bits_that_requires_grad_gives_them(name, memory_mb):
-    one, other = both(*SMALL[name], "batches=4", options=(f"method.memory_mb={memory_mb}",))
-    assert_same_bits(one, other)
-    assert beside_selection(other) == []
-    assert run_verdict(other.rows) == "held"
+def test_the_weights_have_the_same_bits_as_with_requires_grad(name, memory_mb):
+    plain, cached = run_both(*SMALL[name], "batches=4", options=(f"method.memory_mb={memory_mb}",))
+    assert_same_bits(plain, cached)
+    assert notes_of_method(cached) == []
+    assert run_verdict(cached.rows) == "held"
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "asgd", "lbfgs", "rmsprop", "rprop", "sgd"])
 @pytest.mark.parametrize("epochs", [2, 5])
-def test_so_it_does_under_every_optimizer(optimizer, epochs):
+def test_same_bits_under_every_optimizer(optimizer, epochs):
     more = ("groups=one", "optimizer.max_iter=3") if optimizer == "lbfgs" else ()
-    assert_same_bits(*both(*model("HeadThatDraws"), f"optimizer={optimizer}", *more, epochs=epochs))
+    assert_same_bits(*run_both(*model("RandomHead"), f"optimizer={optimizer}", *more, epochs=epochs))
 
 
 @pytest.mark.parametrize("more", [("clip=0.1",), ("autocast=true",), ("scheduler=one_cycle",), ("zero_grad_to_none=false",)])
-def test_so_it_does_with_everything_else_that_a_step_has(more):
-    one, other = both(*model("Conv"), *more)
-    assert_same_bits(one, other)
-    assert beside_selection(other) == []
+def test_same_bits_with_clipping_autocast_scheduler_and_zeroed_gradients(more):
+    plain, cached = run_both(*model("Conv"), *more)
+    assert_same_bits(plain, cached)
+    assert notes_of_method(cached) == []
 
 
 @pytest.mark.parametrize("data", ["data=digits", "data=synthetic"])
 @pytest.mark.parametrize("size", [1, 2, 7])
-def test_so_it_does_at_every_size_of_a_batch(data, size):
-    assert_same_bits(*both(*model("Conv"), data, f"data.batch_size={size}"))
+def test_same_bits_at_every_batch_size(data, size):
+    assert_same_bits(*run_both(*model("Conv"), data, f"data.batch_size={size}"))
 
 
-def test_with_two_threads_the_bits_are_the_same_or_a_note_says_by_how_much_not():
-    one, other = both(*SMALL["resnet18"], "threads=2", "data.batch_size=8")
-    if not beside_selection(other):
-        assert_same_bits(one, other)
-    assert other.losses == pytest.approx(one.losses, rel=1e-4)
+def test_with_two_threads_the_bits_are_the_same_or_a_note_gives_the_difference():
+    plain, cached = run_both(*SMALL["resnet18"], "threads=2", "data.batch_size=8")
+    if not notes_of_method(cached):
+        assert_same_bits(plain, cached)
+    assert cached.losses == pytest.approx(plain.losses, rel=1e-4)
 
 
-def test_the_prefix_may_end_within_a_container():
+def test_the_prefix_may_end_inside_a_container():
     freeze = ("freeze.patterns=[parts]", "freeze.keep=[parts.1.3]")
-    assert_same_bits(*both(*model("Deep", *freeze)))
+    assert_same_bits(*run_both(*model("Deep", *freeze)))
 
 
-def test_where_everything_is_frozen_the_output_of_the_model_is_what_is_remembered():
+def test_if_everything_is_frozen_the_models_output_is_cached():
     CALLS.clear()
-    one, other = both(*model("Counted"), "freeze.patterns=['**']", "freeze.keep=[]", "batches=3")
-    assert one.losses == other.losses
-    assert run_verdict(other.rows) == "held"
+    plain, cached = run_both(*model("Counted"), "freeze.patterns=['**']", "freeze.keep=[]", "batches=3")
+    assert plain.losses == cached.losses
+    assert run_verdict(cached.rows) == "held"
 
 
-# How often it runs
+# How often the prefix runs
 
 
-def real_calls(*overrides, epochs=3, options=()):
-    """How often the prefix runs beyond what the trial of it takes, which is as much for one batch as for many."""
+def calls_per_batch(*overrides, epochs=3, options=()):
+    """Return how often the prefix runs per batch of an epoch, without the calls of the check, which do not depend on it."""
     counts = []
     for batches in (3, 7):
         CALLS.clear()
@@ -221,39 +225,41 @@ def real_calls(*overrides, epochs=3, options=()):
 
 @pytest.mark.parametrize("epochs", [2, 5])
 @pytest.mark.parametrize("memory_mb", [0, 1024])
-def test_the_prefix_runs_once_a_batch_however_many_passes(epochs, memory_mb):
-    assert real_calls(epochs=epochs, options=(f"method.memory_mb={memory_mb}",)) == 1
-    assert real_calls("optimizer=adam", epochs=epochs) == 1
+def test_the_prefix_runs_once_per_batch_for_any_number_of_epochs(epochs, memory_mb):
+    assert calls_per_batch(epochs=epochs, options=(f"method.memory_mb={memory_mb}",)) == 1
+    assert calls_per_batch("optimizer=adam", epochs=epochs) == 1
 
 
-class Watched(CachedPrefix):
-    """Notes what the first module gives, in the training itself."""
+class RecordsOutputs(CachedPrefix):
+    """Records the outputs of the first module of the model that is trained, not those of its copies."""
 
-    gave: ClassVar[list[torch.Tensor]] = []
+    outputs: ClassVar[list[torch.Tensor]] = []
 
     def prepare(self, model, selection, undo):
         first = model.first
         undo.callback(
-            first.register_forward_hook(lambda it, _, output: self.gave.append(output) if it is first else None).remove
+            first.register_forward_hook(
+                lambda hooked, _, output: self.outputs.append(output) if hooked is first else None
+            ).remove
         )
         return super().prepare(model, selection, undo)
 
 
-def test_in_the_training_itself_it_runs_as_often_as_there_are_batches():
-    Watched.gave.clear()
+def test_in_the_training_the_prefix_runs_only_in_the_first_epoch():
+    RecordsOutputs.outputs.clear()
     given = ("method.epochs=4", "method.input=[3,8,8]", *model("Conv"), *FROZEN, "data.epochs=4", "batches=3")
-    measure("method=cached_prefix", f"method._target_={HERE}Watched", *given)
-    assert [output.is_meta for output in Watched.gave] == [False] * 3 + [True] * 9
+    measure("method=cached_prefix", f"method._target_={HERE}RecordsOutputs", *given)
+    assert [output.is_meta for output in RecordsOutputs.outputs] == [False] * 3 + [True] * 9
 
 
-def test_one_pass_remembers_nothing_and_is_requires_grad():
-    one, other = both(*model("Conv"), epochs=1)
-    assert_same_bits(one, other)
-    assert "data.epochs is 1" in beside_selection(other)[0]
+def test_with_one_epoch_nothing_is_cached_and_it_is_the_same_as_requires_grad():
+    plain, cached = run_both(*model("Conv"), epochs=1)
+    assert_same_bits(plain, cached)
+    assert "data.epochs is 1" in notes_of_method(cached)[0]
     assert_same_bits(measure("freeze=head"), measure("method=cached_prefix", "freeze=head"))
 
 
-# Why not
+# Reasons to skip the run
 
 
 class Noise(nn.Module):
@@ -281,16 +287,16 @@ class Dropped(Conv):
         return self.head(self.flat(self.act(functional.max_pool2d(self.inner(self.first(x)), 2))))
 
 
-class Forgetful(Conv):
-    """Gives something else each time, and draws nothing."""
+class CountsCalls(Conv):
+    """Its output changes with each call, without random numbers."""
 
     def forward(self, x):
-        self.times = getattr(self, "times", 0) + 1
-        return self.head(self.flat(functional.max_pool2d(self.inner(self.first(x * self.times)), 2)))
+        self.calls = getattr(self, "calls", 0) + 1
+        return self.head(self.flat(functional.max_pool2d(self.inner(self.first(x * self.calls)), 2)))
 
 
 class AcrossSamples(Conv):
-    """Normalises by the batch in eval mode, too."""
+    """Uses batch statistics also in eval mode."""
 
     def __init__(self):
         super().__init__()
@@ -298,14 +304,14 @@ class AcrossSamples(Conv):
 
 
 class AroundTheEnd(Conv):
-    """Its input goes around the prefix."""
+    """Its output also depends on its input directly, not only through the prefix."""
 
     def forward(self, x):
         return super().forward(x) + x.mean((1, 2, 3))[:, None]
 
 
 class Mask(Token):
-    """Looks at its input's values, and at its own token, and takes another head for what is large."""
+    """Its output depends on a comparison of values in the prefix."""
 
     def forward(self, x):
         features = self.embed(x.flatten(2)) + self.token
@@ -317,35 +323,35 @@ class Mask(Token):
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (model("Noisy"), "gives other bits when it is run again"),
-        (model("Noisy", "freeze.patterns=[first,norm,inner]", "freeze.keep=[]"), "act, a Noise, gives other bits when it"),
-        (model("NoisyInBetween", "freeze.patterns=[first,norm,inner]", "freeze.keep=[]"), "gives other bits when it is run"),
-        (model("Forgetful"), "gives other bits when it is run again"),
+        (model("Noisy"), "gives different outputs for the same samples"),
+        (model("Noisy", "freeze.patterns=[first,norm,inner]", "freeze.keep=[]"), "act, a Noise, gives different outputs"),
+        (model("NoisyInBetween", "freeze.patterns=[first,norm,inner]", "freeze.keep=[]"), "gives different outputs"),
+        (model("CountsCalls"), "gives different outputs for the same samples"),
         (model("AcrossSamples"), "depends on the other samples of its batch"),
-        (model("AroundTheEnd"), "cannot be left out of a step"),
-        (model("Mask"), "cannot be left out of a step"),
+        (model("AroundTheEnd"), "cannot be skipped in a step"),
+        (model("Mask"), "cannot be skipped in a step"),
         (model("Conv", "freeze.buffers=live"), "norm, a BatchNorm2d, is not held .*; give freeze.buffers=frozen"),
         (
             model("Dropped", "freeze.patterns=[first,inner]", "freeze.keep=[]"),
-            "act, a Dropout, is not held .* match act, too",
+            "act, a Dropout, is not held .* add act to freeze.patterns",
         ),
         (model("Conv", "freeze.patterns=[inner]", "freeze.keep=[]"), "no single module's output"),
         (model("Conv", "freeze.patterns=['@head']", "freeze.keep=[]"), "no single module's output"),
         (model("Conv", "freeze.patterns=[]", "freeze.keep=[]"), "nothing is frozen"),
         (model("Conv", "data=custom", f"data._target_={HERE}Dicts"), r"batches that are not \(tensor, ...\)"),
-        (model("Conv", "task=custom", f"task._target_={HERE}Flips"), "something else than the samples of a batch"),
-        (model("Conv", "task=custom", f"task._target_={HERE}FlipsInPlace"), "gives other bits|as they are"),
-        (model("Conv", "task=custom", f"task._target_={HERE}Weighs"), "cannot be left out of a step"),
+        (model("Conv", "task=custom", f"task._target_={HERE}Flips"), "does not pass the samples of a batch"),
+        (model("Conv", "task=custom", f"task._target_={HERE}FlipsInPlace"), "gives different outputs|unchanged"),
+        (model("Conv", "task=custom", f"task._target_={HERE}Weighs"), "cannot be skipped in a step"),
     ],
     ids=str,
 )
-def test_what_cannot_be_served_is_skipped_with_the_reason(overrides, reason):
+def test_a_run_that_cannot_use_the_cache_is_skipped_with_the_reason(overrides, reason):
     with pytest.raises(SkippedError, match=reason):
         measure("method=cached_prefix", *FROZEN, *overrides, "data.epochs=2")
 
 
-def test_dropout_that_is_held_is_served():
-    assert_same_bits(*both(*model("Dropped")))
+def test_a_prefix_with_dropout_in_eval_mode_is_cached():
+    assert_same_bits(*run_both(*model("Dropped")))
 
 
 class Dicts:
@@ -355,7 +361,7 @@ class Dicts:
 
 
 class Flips:
-    """Augments what it is given."""
+    """Changes the samples at random before they reach the model."""
 
     def __call__(self, model, batch):
         x, y = batch
@@ -369,7 +375,7 @@ class FlipsInPlace:
 
 
 class Weighs:
-    """Takes the samples' own values into the loss."""
+    """Its loss depends on the values of the samples."""
 
     def __call__(self, model, batch):
         x, y = batch
@@ -387,14 +393,14 @@ class Twice:
 
 
 def test_a_task_may_call_the_model_several_times():
-    assert_same_bits(*both(*model("InPlace"), "task=custom", f"task._target_={HERE}Twice"))
+    assert_same_bits(*run_both(*model("InPlace"), "task=custom", f"task._target_={HERE}Twice"))
 
 
 # Data
 
 
 class Sized:
-    """Batches of several sizes; with `nan`, samples without numbers."""
+    """Batches of the given sizes; with `nan`, the first sample of each is NaN."""
 
     def __init__(self, sizes, nan=False):
         self.sizes, self.nan = sizes, nan
@@ -409,41 +415,42 @@ class Sized:
 
 
 class Augments:
-    """Gives the same samples at each call of `batches`, with other noise."""
+    """Yields other random samples at each call of `batches`."""
 
     def batches(self, count, input, classes, seed):
         for _ in range(count):
             yield torch.randn(4, *input), torch.zeros(4, dtype=torch.long)
 
 
-def of(source, *more):
+def data_from(source, *more):
+    """Return the overrides that use a data source of this file."""
     return ("data=custom", f"data._target_={HERE}{source}", *more)
 
 
-def test_a_last_batch_of_another_size_is_served_and_said():
-    one, other = both(*model("Conv"), *of("Sized", "data.sizes=[4,4,3]"))
-    assert len(other.steps) == 9
-    assert any("batches are of more than one size" in note for note in beside_selection(other))
-    assert other.losses == pytest.approx(one.losses, rel=1e-4)
+def test_a_last_batch_of_another_size_is_cached_with_a_note():
+    plain, cached = run_both(*model("Conv"), *data_from("Sized", "data.sizes=[4,4,3]"))
+    assert len(cached.steps) == 9
+    assert any("batches have more than one size" in note for note in notes_of_method(cached))
+    assert cached.losses == pytest.approx(plain.losses, rel=1e-4)
 
 
-def test_what_is_no_number_is_remembered_as_it_is():
-    one, other = both(*model("Conv"), *of("Sized", "data.sizes=[4,4]", "data.nan=true"))
-    assert [str(loss) for loss in one.losses] == [str(loss) for loss in other.losses]
-    assert one.figures["trained_digest"] == other.figures["trained_digest"]
+def test_nan_is_cached_unchanged():
+    plain, cached = run_both(*model("Conv"), *data_from("Sized", "data.sizes=[4,4]", "data.nan=true"))
+    assert [str(loss) for loss in plain.losses] == [str(loss) for loss in cached.losses]
+    assert plain.figures["trained_digest"] == cached.figures["trained_digest"]
 
 
-def test_what_a_source_draws_at_random_is_drawn_once_and_comes_back():
-    assert_same_bits(*both(*model("Conv"), *of("Augments")))
+def test_random_samples_of_a_source_are_the_same_in_each_epoch():
+    assert_same_bits(*run_both(*model("Conv"), *data_from("Augments")))
 
 
 # Phases
 
 
-def test_a_prefix_that_is_frozen_later_is_remembered_from_then_on():
+def test_a_prefix_that_is_frozen_later_is_cached_from_then_on():
     more = (*model("Counted"), "schedule=after", "schedule.step=5", "batches=3", "cost=off")
-    one, other = both(*more, epochs=5)
-    assert_same_bits(one, other)
+    plain, cached = run_both(*more, epochs=5)
+    assert_same_bits(plain, cached)
     CALLS.clear()
     measure("method=cached_prefix", *FROZEN, *more, "data.epochs=9")
     longer = len(CALLS)
@@ -452,15 +459,16 @@ def test_a_prefix_that_is_frozen_later_is_remembered_from_then_on():
     assert longer == len(CALLS)
 
 
-# Where it cannot be kept
+# Errors of the cache file
 
 
-def trained(overrides, on_step):
+def run_cached(overrides, on_step):
+    """Return the outcome of four epochs with `cached_prefix`."""
     return measure("method=cached_prefix", *FROZEN, *model("Conv"), "data.epochs=4", *overrides, on_step=on_step)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short"])
-def test_a_damaged_file_is_said_and_computed_again_with_the_same_weights(damage, tmp_path):
+def test_outputs_in_a_damaged_file_are_computed_again_with_a_note_and_the_same_weights(damage, tmp_path):
     def on_step(step):
         (file,) = tmp_path.rglob("prefix")
         if step.number == 6:
@@ -469,78 +477,80 @@ def test_a_damaged_file_is_said_and_computed_again_with_the_same_weights(damage,
             else:
                 os.truncate(file, 10)
 
-    got = trained(("method.memory_mb=0.002", f"method.folder={tmp_path}"), on_step)
-    assert_same_bits(measure("method=requires_grad", *FROZEN, *model("Conv"), "data.epochs=4"), got)
-    (note,) = beside_selection(got)
+    outcome = run_cached(("method.memory_mb=0.002", f"method.folder={tmp_path}"), on_step)
+    assert_same_bits(measure("method=requires_grad", *FROZEN, *model("Conv"), "data.epochs=4"), outcome)
+    (note,) = notes_of_method(outcome)
     assert "is damaged" in note
     assert not list(tmp_path.iterdir())
 
 
 @contextmanager
-def files_of_at_most(size):
-    was = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, was[1]))
+def file_size_limit(size):
+    """Inside the block, files cannot become larger than `size` bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [100, 2000])
-def test_a_full_disk_is_said_and_what_is_missing_computed_again(size, tmp_path):
-    with files_of_at_most(size):
-        got = trained(("method.memory_mb=0", f"method.folder={tmp_path}"), lambda step: None)
-    assert_same_bits(measure("method=requires_grad", *FROZEN, *model("Conv"), "data.epochs=4"), got)
-    (note,) = beside_selection(got)
-    assert "cannot all be remembered ([Errno 27] File too large)" in note
+def test_on_a_full_disk_missing_outputs_are_computed_again_with_a_note(size, tmp_path):
+    with file_size_limit(size):
+        outcome = run_cached(("method.memory_mb=0", f"method.folder={tmp_path}"), lambda step: None)
+    assert_same_bits(measure("method=requires_grad", *FROZEN, *model("Conv"), "data.epochs=4"), outcome)
+    (note,) = notes_of_method(outcome)
+    assert "cannot all be cached ([Errno 27] File too large)" in note
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_there_is_said(tmp_path):
-    got = trained(("method.memory_mb=0", f"method.folder={tmp_path / 'nowhere'}"), lambda step: None)
-    assert "cannot all be remembered" in beside_selection(got)[0]
-    assert run_verdict(got.rows) == "held"
+def test_a_missing_folder_for_the_file_gives_a_note(tmp_path):
+    outcome = run_cached(("method.memory_mb=0", f"method.folder={tmp_path / 'nowhere'}"), lambda step: None)
+    assert "cannot all be cached" in notes_of_method(outcome)[0]
+    assert run_verdict(outcome.rows) == "held"
 
 
-@pytest.mark.parametrize("ends", [KeyboardInterrupt, ValueError])
-@pytest.mark.parametrize("at", [2, 6])
-def test_nothing_stays_of_a_run_that_is_ended(ends, at, tmp_path):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("step_number", [2, 6])
+def test_a_run_that_ends_early_removes_its_file_and_restores_the_model(error, step_number, tmp_path):
     def on_step(step):
-        if step.number == at:
-            raise ends
+        if step.number == step_number:
+            raise error
 
     given = ("method.memory_mb=0", f"method.folder={tmp_path}")
-    if ends is KeyboardInterrupt:
-        got = trained(given, on_step)
-        assert got.interrupted
-        assert all("forward" not in vars(module) for module in got.model.modules())
+    if error is KeyboardInterrupt:
+        outcome = run_cached(given, on_step)
+        assert outcome.interrupted
+        assert all("forward" not in vars(module) for module in outcome.model.modules())
     else:
-        with pytest.raises(ends):
-            trained(given, on_step)
+        with pytest.raises(error):
+            run_cached(given, on_step)
     assert not list(tmp_path.iterdir())
 
 
-# Undone
+# Restoring the model
 
 
 def state(model):
+    """Return what `cached_prefix` may change of a model: instance attributes and modes of its modules."""
     return {name: (id(module), sorted(vars(module)), module.training) for name, module in model.named_modules()}
 
 
-def test_leaving_undoes_all_and_a_copy_made_meanwhile_runs_as_it_is():
+def test_the_model_is_restored_and_a_copy_made_meanwhile_runs_the_prefix():
     model = MLP([8])
-    own = vars(model.norm)["forward"] = model.norm.forward
+    instance_forward = vars(model.norm)["forward"] = model.norm.forward
     selection = select(model, ["**"], ["head"], buffers="frozen")
     before = state(model)
-    chosen = CachedPrefix([8], epochs=2)
+    method = CachedPrefix([8], epochs=2)
     x = torch.randn(4, 8)
     with ExitStack() as undo:
-        assert chosen.skip(model, selection) is None
+        assert method.skip(model, selection) is None
         assert state(model) == before
         for module in selection.modules.values():
             module.eval()
         expected = model(x)
-        chosen.prepare(model, selection, undo)
+        method.prepare(model, selection, undo)
         assert torch.equal(model(x), expected)
         copied = copy.deepcopy(model)
         with torch.no_grad():
@@ -549,10 +559,10 @@ def test_leaving_undoes_all_and_a_copy_made_meanwhile_runs_as_it_is():
         assert torch.equal(model(x), expected)
     model.train()
     assert state(model) == before
-    assert vars(model.norm)["forward"] is own
+    assert vars(model.norm)["forward"] is instance_forward
 
 
-def test_looking_whether_it_serves_changes_nothing():
+def test_the_check_changes_neither_weights_nor_random_state():
     model = MLP([8])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
@@ -563,7 +573,7 @@ def test_looking_whether_it_serves_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_plan_says_what_a_run_would(door):
+def test_a_plan_is_refused_with_the_same_reason_as_a_run(door):
     given = ("model=mlp", "method=cached_prefix", "data.epochs=2", "freeze=backbone", "plan=true")
     assert door(*given, "freeze.buffers=frozen")[0] == 0
     code, _, err = door(*given)

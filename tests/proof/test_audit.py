@@ -1,4 +1,4 @@
-"""The audit in hand-written loops: every verdict, every idle cause, and that watching changes nothing."""
+"""The audit in hand-written loops: every verdict, every cause of idle parameters, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class Net(nn.Module):
         return self.head(self.drop(self.norm(self.body(x)).relu()))
 
 
-class Oddities(nn.Module):
-    """One parameter for each way to stay idle, and one that trains."""
+class IdleNet(nn.Module):
+    """One parameter for each cause of staying idle, and one that trains."""
 
     def __init__(self):
         super().__init__()
         self.trains = nn.Parameter(torch.ones(2))
-        self.outside = nn.Parameter(torch.ones(2))
+        self.not_in_optimizer = nn.Parameter(torch.ones(2))
         self.unused = nn.Parameter(torch.ones(2))
         self.multiplied_by_zero = nn.Parameter(torch.ones(2))
         self.at_rate_zero = nn.Parameter(torch.ones(2))
 
     def forward(self, x):
-        return x * (self.trains + self.outside + 0 * self.multiplied_by_zero + self.at_rate_zero)
+        return x * (self.trains + self.not_in_optimizer + 0 * self.multiplied_by_zero + self.at_rate_zero)
 
 
 class Wrapper(nn.Module):
@@ -63,7 +63,7 @@ class Wrapper(nn.Module):
         self.module = module
 
 
-def net():
+def small_net():
     torch.manual_seed(0)
     return Net()
 
@@ -73,7 +73,7 @@ def sgd(model, **options):
 
 
 def train(model, optimizer, steps=4, before_step=None, x=None):
-    """A plain loop; `before_step` maps a step's number to what is done just before the optimizer's step."""
+    """A plain training loop; `before_step` maps step numbers to functions to call just before the optimizer step."""
     x = torch.arange(12.0).reshape(4, 3) if x is None else x
     for step in range(1, steps + 1):
         optimizer.zero_grad()
@@ -101,29 +101,30 @@ def cause(report, name):
 
 
 def hooks(model, *optimizers):
-    kept = [vars(one) for one in (*model.modules(), *optimizers)]
-    return [(key, list(value)) for names in kept for key, value in names.items() if key.endswith("hooks")]
+    attributes = [vars(each) for each in (*model.modules(), *optimizers)]
+    return [(key, list(value)) for names in attributes for key, value in names.items() if key.endswith("hooks")]
 
 
-def spoiled_then_put_back(tensor, at=2):
-    was = tensor.detach().clone()
-    return {at: write(tensor, was + 1), at + 1: write(tensor, was)}
+def change_and_restore(tensor, at=2):
+    """Change a tensor before step `at` and restore it before the next one."""
+    old = tensor.detach().clone()
+    return {at: write(tensor, old + 1), at + 1: write(tensor, old)}
 
 
 # Verdicts of parameters
 
 
 @pytest.mark.parametrize("every", [None, 1, 3])
-def test_a_frozen_parameter_that_keeps_its_bits_held_and_one_that_does_not_leaked(every):
-    model = net()
+def test_a_frozen_parameter_with_equal_bits_held_and_one_with_other_bits_leaked(every):
+    model = small_net()
     model.head.requires_grad_(False)
     with audit(model, ["head", "body.bias"], sgd(model), every) as report:
         train(model, sgd(model))
     assert [word(report, name) for name in ("head.weight", "head.bias", "body.bias")] == ["held", "held", "leaked"]
 
 
-def test_a_trainable_parameter_trained_where_it_moved_and_is_idle_where_it_did_not():
-    model = net()
+def test_a_trainable_parameter_that_moved_trained_and_one_that_did_not_is_idle():
+    model = small_net()
     model.body.bias.requires_grad_(False)
     with audit(model, [], sgd(model)) as report:
         train(model, sgd(model))
@@ -131,40 +132,40 @@ def test_a_trainable_parameter_trained_where_it_moved_and_is_idle_where_it_did_n
 
 
 @pytest.mark.parametrize("frozen", [["body"], []])
-def test_a_parameter_that_is_put_back_returned_whether_declared_frozen_or_not(frozen):
-    model = net()
+def test_a_parameter_that_is_restored_returned_whether_declared_frozen_or_not(frozen):
+    model = small_net()
     model.body.requires_grad_(False)
     optimizer = sgd(model)
     with audit(model, frozen, optimizer) as report:
-        train(model, optimizer, before_step=spoiled_then_put_back(model.body.weight))
+        train(model, optimizer, before_step=change_and_restore(model.body.weight))
     row = next(row for row in report.rows if row["name"] == "body.weight")
     assert (row["verdict"], row["moved"], row["change_l2"]) == ("returned", False, 0.0)
 
 
-def test_what_returned_is_no_leak():
-    model = net()
+def test_a_returned_parameter_is_not_a_leak():
+    model = small_net()
     model.body.requires_grad_(False)
     optimizer = sgd(model)
     with audit(model, ["body"], optimizer) as report:
-        train(model, optimizer, before_step=spoiled_then_put_back(model.body.weight))
+        train(model, optimizer, before_step=change_and_restore(model.body.weight))
     assert report.leaks == []
     report.raise_if_leaked()
 
 
-def test_looking_always_sees_what_looks_at_powers_of_two_miss():
+def test_comparing_after_every_step_finds_what_comparing_after_powers_of_two_misses():
     words = []
     for every in (None, 1):
-        model = net()
+        model = small_net()
         model.body.requires_grad_(False)
         optimizer = sgd(model)
         with audit(model, ["body"], optimizer, every) as report:
-            train(model, optimizer, before_step=spoiled_then_put_back(model.body.weight, at=3))
+            train(model, optimizer, before_step=change_and_restore(model.body.weight, at=3))
         words.append(word(report, "body.weight"))
     assert words == ["held", "returned"]
 
 
 def test_a_write_after_the_last_step_is_a_leak():
-    model = net()
+    model = small_net()
     model.body.requires_grad_(False)
     optimizer = sgd(model)
     with audit(model, ["body"], optimizer) as report:
@@ -173,8 +174,8 @@ def test_a_write_after_the_last_step_is_a_leak():
     assert report.leaks == ["body.bias"]
 
 
-def test_minus_zero_is_not_zero_to_the_last_bit():
-    model = net()
+def test_minus_zero_instead_of_zero_is_a_leak():
+    model = small_net()
     write(model.head.bias, [0.0, 0.0])()
     with audit(model, ["head"]) as report:
         write(model.head.bias, [0.0, -0.0])()
@@ -184,7 +185,7 @@ def test_minus_zero_is_not_zero_to_the_last_bit():
 
 @pytest.mark.parametrize(("frozen", "expected"), [(["body"], "leaked"), ([], "trained")])
 def test_weights_that_became_nan_have_moved_and_their_norms_are_nan(frozen, expected):
-    model = net()
+    model = small_net()
     with audit(model, frozen, sgd(model)) as report:
         write(model.body.bias, float("nan"))()
     row = next(row for row in report.rows if row["name"] == "body.bias")
@@ -192,8 +193,8 @@ def test_weights_that_became_nan_have_moved_and_their_norms_are_nan(frozen, expe
     assert all(row[key] != row[key] for key in ("change_l2", "change_rel", "change_max"))
 
 
-def test_weights_that_were_nan_and_stay_so_held():
-    model = net()
+def test_weights_that_were_nan_and_stay_nan_held():
+    model = small_net()
     write(model.body.bias, float("nan"))()
     with audit(model, ["body"]) as report:
         pass
@@ -207,8 +208,8 @@ def test_weights_that_were_nan_and_stay_so_held():
     ("buffers", "training", "expected"),
     [("live", True, "drifted"), ("live", False, "still"), ("frozen", True, "leaked"), ("frozen", False, "held")],
 )
-def test_a_buffer_is_judged_by_whether_it_was_declared_frozen(buffers, training, expected):
-    model = net().train(training)
+def test_the_verdict_of_a_buffer_depends_on_whether_it_was_declared_frozen(buffers, training, expected):
+    model = small_net().train(training)
     selection = select(model, ["norm"], buffers=buffers)
     with audit(model, selection, sgd(model)) as report:
         train(model, sgd(model))
@@ -217,20 +218,20 @@ def test_a_buffer_is_judged_by_whether_it_was_declared_frozen(buffers, training,
 
 
 @pytest.mark.parametrize(("buffers", "expected"), [("live", "drifted"), ("frozen", "returned")])
-def test_a_buffer_that_is_put_back_drifted_where_live_and_returned_where_frozen(buffers, expected):
-    model = net().eval()
+def test_a_buffer_that_is_restored_drifted_if_live_and_returned_if_frozen(buffers, expected):
+    model = small_net().eval()
     optimizer = sgd(model)
     with audit(model, select(model, ["norm"], buffers=buffers), optimizer) as report:
-        train(model, optimizer, before_step=spoiled_then_put_back(model.norm.running_mean))
+        train(model, optimizer, before_step=change_and_restore(model.norm.running_mean))
     assert word(report, "norm.running_mean") == expected
 
 
-# Looks
+# Comparisons
 
 
 @settings(max_examples=60, deadline=None)
 @given(steps=st.integers(0, 40), every=st.none() | st.integers(1, 12))
-def test_looks_follow_steps_one_two_four_eight_or_each_nth_and_always_the_last(steps, every):
+def test_bits_are_compared_after_steps_1_2_4_8_or_every_nth_and_the_last(steps, every):
     model = nn.Linear(1, 1)
     optimizer = sgd(model)
     with audit(model, [], optimizer, every) as report:
@@ -240,8 +241,8 @@ def test_looks_follow_steps_one_two_four_eight_or_each_nth_and_always_the_last(s
     assert report.looks == sorted({*wanted, *([steps] if steps else [])})
 
 
-def test_the_rows_are_there_when_the_block_is_left_and_not_before():
-    model = net()
+def test_the_report_has_rows_when_the_block_has_been_left_and_not_before():
+    model = small_net()
     with audit(model) as report:
         assert report.rows == []
     assert len(report.rows) == len(model.state_dict())
@@ -253,7 +254,7 @@ def test_the_rows_are_there_when_the_block_is_left_and_not_before():
 def test_patterns_and_a_selection_of_the_same_patterns_give_the_same_rows():
     reports = []
     for as_selection in (False, True):
-        model = net()
+        model = small_net()
         optimizer = sgd(model)
         with audit(model, select(model, ["**.bias"]) if as_selection else ["**.bias"], optimizer) as report:
             train(model, optimizer)
@@ -262,8 +263,8 @@ def test_patterns_and_a_selection_of_the_same_patterns_give_the_same_rows():
     assert [row["name"] for row in reports[0].rows if row["frozen"]] == ["body.bias", "norm.bias", "head.bias"]
 
 
-def test_without_a_declaration_what_has_requires_grad_false_on_entry_is_frozen_whatever_the_flag_becomes():
-    model = net()
+def test_without_patterns_every_parameter_whose_requires_grad_is_false_on_entry_counts_as_frozen_to_the_end():
+    model = small_net()
     model.head.requires_grad_(False)
     optimizer = sgd(model)
     with audit(model, None, optimizer) as report:
@@ -281,8 +282,8 @@ def test_without_a_declaration_what_has_requires_grad_false_on_entry_is_frozen_w
     ]
 
 
-def test_nothing_declared_is_nothing_frozen():
-    model = net()
+def test_without_patterns_and_flags_nothing_is_frozen():
+    model = small_net()
     with audit(model) as report:
         pass
     assert not any(row["frozen"] for row in report.rows)
@@ -300,15 +301,15 @@ def test_a_tied_parameter_is_one_row_with_its_aliases_and_frozen_under_either_na
     ]
 
 
-def test_patterns_look_through_the_prefix_that_a_wrapper_adds():
-    model = Wrapper(net())
+def test_patterns_match_without_the_prefix_that_a_wrapper_adds():
+    model = Wrapper(small_net())
     with audit(model, ["head"]) as report:
         pass
     assert [row["name"] for row in report.rows if row["frozen"]] == ["module.head.weight", "module.head.bias"]
 
 
-def test_a_selection_tells_its_tensors_by_identity_so_that_a_wrapper_changes_nothing():
-    model = net()
+def test_a_selection_of_a_model_works_for_a_wrapper_of_it():
+    model = small_net()
     selection = select(model, ["norm"], buffers="frozen")
     with audit(Wrapper(model), selection) as report:
         pass
@@ -321,8 +322,8 @@ def test_a_selection_tells_its_tensors_by_identity_so_that_a_wrapper_changes_not
     ]
 
 
-def test_a_selection_made_before_the_model_took_another_type_still_declares_the_same():
-    model = net()
+def test_a_selection_works_after_the_model_was_converted_to_another_dtype():
+    model = small_net()
     selection = select(model, ["norm"], buffers="frozen")
     with audit(model.double(), selection) as report:
         pass
@@ -335,8 +336,8 @@ def test_a_selection_made_before_the_model_took_another_type_still_declares_the_
     ]
 
 
-def test_a_snapshot_taken_earlier_shows_what_moved_before_the_block():
-    model = net()
+def test_an_earlier_snapshot_shows_what_moved_before_the_block():
+    model = small_net()
     before = snapshot(model)
     write(model.body.bias, 3.0)()
     with audit(model, ["body"], before=before) as report:
@@ -347,8 +348,8 @@ def test_a_snapshot_taken_earlier_shows_what_moved_before_the_block():
 # Optimizers
 
 
-def test_without_an_optimizer_nothing_is_looked_at_on_the_way_and_the_ends_are_still_compared():
-    model = net()
+def test_without_an_optimizer_bits_are_compared_only_on_leaving():
+    model = small_net()
     model.head.requires_grad_(False)
     with audit(model, ["head", "body.bias"]) as report:
         train(model, sgd(model))
@@ -358,8 +359,8 @@ def test_without_an_optimizer_nothing_is_looked_at_on_the_way_and_the_ends_are_s
     assert {(row["group"], row["lr"]) for row in report.rows} == {("", None)}
 
 
-def test_several_optimizers_are_watched_and_their_groups_told_apart():
-    model = net()
+def test_the_groups_of_several_optimizers_have_different_names():
+    model = small_net()
     one = torch.optim.SGD([model.body.weight, model.norm.weight], lr=0.1)
     other = torch.optim.Adam([{"params": [model.head.weight]}, {"params": [model.head.bias], "name": "mine"}], lr=0.25)
     with audit(model, [], [one, other]) as report:
@@ -379,7 +380,7 @@ def test_several_optimizers_are_watched_and_their_groups_told_apart():
 
 
 def test_a_named_group_keeps_its_name_and_an_unnamed_one_gets_its_position():
-    model = net()
+    model = small_net()
     groups = [{"params": model.body.parameters()}, {"params": model.head.parameters(), "name": "top", "lr": 0.5}]
     with audit(model, [], torch.optim.SGD(groups, lr=0.1)) as report:
         pass
@@ -387,8 +388,8 @@ def test_a_named_group_keeps_its_name_and_an_unnamed_one_gets_its_position():
     assert groups == [("0", 0.1), ("0", 0.1), ("", None), ("", None), ("top", 0.5), ("top", 0.5)]
 
 
-def test_the_rate_of_a_row_is_the_one_that_its_groups_last_step_used():
-    model = net()
+def test_the_learning_rate_of_a_row_is_that_of_the_last_step_of_its_group():
+    model = small_net()
     optimizer = sgd(model)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     with audit(model, [], optimizer) as report:
@@ -396,10 +397,10 @@ def test_the_rate_of_a_row_is_the_one_that_its_groups_last_step_used():
             train(model, optimizer, steps=1)
             scheduler.step()
     assert report.rows[0]["lr"] == 0.025
-    assert optimizer.param_groups[0]["lr"] == 0.0125  # the scheduler had its say, no step followed
+    assert optimizer.param_groups[0]["lr"] == 0.0125  # the scheduler has changed it, and no step followed
 
 
-# Causes of being idle
+# Causes of idle parameters
 
 
 def idle_causes(report):
@@ -408,7 +409,7 @@ def idle_causes(report):
 
 @pytest.mark.parametrize("every", [None, 1])
 def test_each_idle_parameter_has_its_own_cause(every):
-    model = Oddities()
+    model = IdleNet()
     optimizer = torch.optim.SGD(
         [
             {"params": [model.trains, model.unused, model.multiplied_by_zero], "lr": 0.1},
@@ -418,7 +419,7 @@ def test_each_idle_parameter_has_its_own_cause(every):
     with audit(model, [], optimizer, every) as report:
         train(model, optimizer, x=torch.tensor([1.0, 0.0]))
     assert idle_causes(report) == {
-        "outside": "not_in_optimizer",
+        "not_in_optimizer": "not_in_optimizer",
         "unused": "no_gradient",
         "multiplied_by_zero": "zero_gradient",
         "at_rate_zero": "lr_zero",
@@ -436,7 +437,7 @@ def test_bfloat16_weights_of_one_under_adamw_are_rounded_away():
     assert idle_causes(report) == {"weight": "rounded_away", "bias": "rounded_away"}
 
 
-def test_a_rate_of_zero_at_some_of_the_looks_only_is_not_why_a_parameter_is_idle():
+def test_a_learning_rate_of_zero_at_some_steps_only_is_not_the_cause_of_an_idle_parameter():
     model = nn.Linear(3, 2, bias=False).to(torch.bfloat16)
     nn.init.ones_(model.weight)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -449,8 +450,8 @@ def test_a_rate_of_zero_at_some_of_the_looks_only_is_not_why_a_parameter_is_idle
 
 
 @pytest.mark.parametrize("name", ["trains", "unused"])
-def test_a_parameter_that_is_not_declared_frozen_and_whose_flag_is_off_is_idle_without_a_gradient(name):
-    model = Oddities()
+def test_a_parameter_that_is_not_declared_frozen_but_does_not_require_a_gradient_is_idle_by_no_gradient(name):
+    model = IdleNet()
     model.get_parameter(name).requires_grad_(False)
     optimizer = sgd(model)
     with audit(model, [], optimizer) as report:
@@ -458,10 +459,10 @@ def test_a_parameter_that_is_not_declared_frozen_and_whose_flag_is_off_is_idle_w
     assert idle_causes(report)[name] == "no_gradient"
 
 
-def test_gradients_cleared_at_the_end_of_each_step_do_not_hide_why_a_parameter_is_idle():
-    model = Oddities()
+def test_the_cause_of_an_idle_parameter_is_found_if_gradients_are_cleared_after_each_step():
+    model = IdleNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    with audit(model, ["outside"], optimizer, every=10) as report:
+    with audit(model, ["not_in_optimizer"], optimizer, every=10) as report:
         for _ in range(3):
             train(model, optimizer, steps=1, x=torch.ones(2))
             optimizer.zero_grad()
@@ -473,8 +474,8 @@ def test_gradients_cleared_at_the_end_of_each_step_do_not_hide_why_a_parameter_i
     }
 
 
-def test_a_rate_that_rises_after_the_last_step_does_not_hide_that_all_steps_used_rate_zero():
-    model = Oddities()
+def test_a_learning_rate_raised_after_the_last_step_does_not_change_the_cause_lr_zero():
+    model = IdleNet()
     optimizer = sgd(model)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step >= 3))
     with audit(model, [], optimizer) as report:
@@ -485,23 +486,23 @@ def test_a_rate_that_rises_after_the_last_step_does_not_hide_that_all_steps_used
 
 
 def test_a_parameter_that_held_trained_or_returned_has_no_cause():
-    model = net()
+    model = small_net()
     model.norm.requires_grad_(False)
     optimizer = sgd(model)
     with audit(model, ["norm"], optimizer) as report:
-        train(model, optimizer, before_step=spoiled_then_put_back(model.norm.bias))
+        train(model, optimizer, before_step=change_and_restore(model.norm.bias))
     assert {row["cause"] for row in report.rows if row["verdict"] in ("held", "returned", "trained", "drifted")} == {""}
 
 
-# Watching changes nothing
+# An audit changes nothing
 
 
-def everything(optimizer_of, watched):
-    """All that a training leaves behind, to the last bit: one flat list of tensors and plain values."""
+def training_result(make_optimizer, watched):
+    """Everything that a training changes, as one flat list of tensors and plain values."""
     random.seed(0)
     numpy.random.seed(0)
-    model, losses = net(), []
-    optimizer = optimizer_of(model.parameters())
+    model, losses = small_net(), []
+    optimizer = make_optimizer(model.parameters())
     generator = torch.Generator().manual_seed(1)
     with audit(model, ["head"], optimizer, every=1) if watched else nullcontext():
         for _ in range(5):
@@ -518,13 +519,14 @@ def everything(optimizer_of, watched):
     tensors = [*model.parameters(), *model.buffers()]
     gradients = [parameter.grad for parameter in model.parameters()]
     versions = [tensor._version for tensor in tensors]
-    chance = [torch.get_rng_state(), random.random(), float(numpy.random.rand())]
-    left = [tensors, gradients, versions, losses, optimizer.state_dict(), chance, hooks(model, optimizer)]
-    return tree_leaves(left)
+    random_states = [torch.get_rng_state(), random.random(), float(numpy.random.rand())]
+    return tree_leaves(
+        [tensors, gradients, versions, losses, optimizer.state_dict(), random_states, hooks(model, optimizer)]
+    )
 
 
 @pytest.mark.parametrize(
-    "optimizer_of",
+    "make_optimizer",
     [
         lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01),
         lambda params: torch.optim.AdamW(params, lr=0.1),
@@ -533,40 +535,40 @@ def everything(optimizer_of, watched):
     ],
     ids=["SGD", "AdamW", "foreach", "LBFGS"],
 )
-def test_an_audit_changes_no_bit_of_the_training_it_watches(optimizer_of):
-    alone, watched = everything(optimizer_of, watched=False), everything(optimizer_of, watched=True)
-    assert len(alone) == len(watched)
-    for one, other in zip(alone, watched, strict=True):
+def test_an_audit_changes_no_bit_of_the_training_it_watches(make_optimizer):
+    unwatched, watched = training_result(make_optimizer, watched=False), training_result(make_optimizer, watched=True)
+    assert len(unwatched) == len(watched)
+    for one, other in zip(unwatched, watched, strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-def test_an_audit_takes_no_number_from_any_random_state():
-    model = net()
+def test_an_audit_draws_no_random_number():
+    model = small_net()
     random.seed(0)
     numpy.random.seed(0)
-    was = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state()
+    before = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state()
     optimizer = sgd(model.eval())
     with audit(model, ["head"], optimizer, every=1):
         train(model, optimizer)
-    assert random.getstate() == was[0]
-    assert numpy.random.get_state()[1].tobytes() == was[1]
-    assert torch.equal(torch.get_rng_state(), was[2])
+    assert random.getstate() == before[0]
+    assert numpy.random.get_state()[1].tobytes() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_no_hook_is_left_behind():
-    model = net()
+def test_an_audit_leaves_no_hook():
+    model = small_net()
     one, other = sgd(model), sgd(model)
-    was = hooks(model, one, other)
+    hooks_before = hooks(model, one, other)
     with audit(model, [], [one, other]):
         train(model, one)
-    assert hooks(model, one, other) == was
+    assert hooks(model, one, other) == hooks_before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_in_the_block_passes_and_leaves_the_rows_and_no_hook(error):
-    model = net()
+def test_an_exception_in_the_block_propagates_and_leaves_the_rows_and_no_hook(error):
+    model = small_net()
     optimizer = sgd(model)
-    was, raised, reports = hooks(model, optimizer), error("mine"), []
+    hooks_before, raised, reports = hooks(model, optimizer), error("mine"), []
 
     def interrupted():
         with audit(model, ["head"], optimizer) as report:
@@ -578,13 +580,13 @@ def test_an_exception_in_the_block_passes_and_leaves_the_rows_and_no_hook(error)
         interrupted()
     (report,) = reports
     assert caught.value is raised
-    assert hooks(model, optimizer) == was
+    assert hooks(model, optimizer) == hooks_before
     assert report.looks == [1, 2, 3]
     assert report.leaks == ["head.weight", "head.bias"]
 
 
-def test_after_the_block_steps_are_watched_no_more():
-    model = net()
+def test_steps_after_the_block_are_not_watched():
+    model = small_net()
     optimizer = sgd(model)
     with audit(model, [], optimizer) as report:
         train(model, optimizer, steps=1)
@@ -595,7 +597,7 @@ def test_after_the_block_steps_are_watched_no_more():
 
 
 def test_two_audits_of_one_training_agree():
-    model = net()
+    model = small_net()
     optimizer = sgd(model)
     with audit(model, ["body"], optimizer) as outer, audit(model, ["body"], optimizer, every=1) as inner:
         train(model, optimizer)
@@ -603,7 +605,7 @@ def test_two_audits_of_one_training_agree():
     assert (outer.looks, inner.looks) == ([1, 2, 4], [1, 2, 3, 4])
 
 
-def test_sparse_gradients_are_watched_like_any_other():
+def test_parameters_with_sparse_gradients_are_watched():
     model = nn.Sequential(nn.Embedding(5, 2, sparse=True), nn.Linear(2, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with audit(model, [], optimizer) as report:
@@ -615,7 +617,7 @@ def test_sparse_gradients_are_watched_like_any_other():
 
 
 def test_a_row_has_the_columns_of_the_contract_in_order():
-    model = net()
+    model = small_net()
     optimizer = sgd(model)
     with audit(model, ["head"], optimizer) as report:
         train(model, optimizer)
@@ -626,7 +628,7 @@ def test_a_row_has_the_columns_of_the_contract_in_order():
 
 
 def test_rows_come_module_by_module_with_parameters_before_buffers_and_non_persistent_ones_too():
-    model = net()
+    model = small_net()
     model.register_buffer("scale", torch.tensor(2.0), persistent=False)
     with audit(model) as report:
         pass
@@ -646,8 +648,8 @@ def test_rows_come_module_by_module_with_parameters_before_buffers_and_non_persi
     ]
 
 
-def test_the_change_relative_to_nothing_is_empty():
-    model = net()
+def test_the_relative_change_is_none_if_the_initial_norm_is_zero():
+    model = small_net()
     write(model.body.bias, 0.0)()
     with audit(model) as report:
         write(model.body.bias, 2.0)()
@@ -659,8 +661,8 @@ def test_a_frame_without_rows_still_has_the_columns():
     assert list(Report(ended=True).frame.columns) == list(COLUMNS)
 
 
-def test_raising_names_every_leak_with_its_cause():
-    model = net()
+def test_raise_if_leaked_names_every_leak_with_its_cause():
+    model = small_net()
     optimizer = sgd(model)
     with audit(model, ["head"], optimizer) as report:
         train(model, optimizer)
@@ -672,18 +674,18 @@ def test_raising_names_every_leak_with_its_cause():
         assert f"{name} ({cause(report, name)})" in str(caught.value)
 
 
-def test_raising_is_silent_where_nothing_leaked():
-    model = net()
+def test_raise_if_leaked_does_nothing_without_a_leak():
+    model = small_net()
     with audit(model, ["head"]) as report:
         pass
     report.raise_if_leaked()
 
 
-# What is refused
+# Arguments that raise
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"every": 0}, "every is 0"),
         ({"every": -1}, "every is -1"),
@@ -695,25 +697,25 @@ def test_raising_is_silent_where_nothing_leaked():
     ],
     ids=str,
 )
-def test_a_bad_argument_is_refused_before_the_block_begins_and_no_hook_is_left(arguments, said):
-    model = net()
+def test_a_bad_argument_raises_before_the_block_begins_and_leaves_no_hook(arguments, message):
+    model = small_net()
     optimizer = sgd(model)
-    was = hooks(model, optimizer)
-    with pytest.raises(ConfigError, match=said), audit(model, optimizer=optimizer, **arguments):
+    hooks_before = hooks(model, optimizer)
+    with pytest.raises(ConfigError, match=message), audit(model, optimizer=optimizer, **arguments):
         raise AssertionError("the block began")
-    assert hooks(model, optimizer) == was
+    assert hooks(model, optimizer) == hooks_before
 
 
-def test_what_is_no_optimizer_is_refused_and_leaves_no_hook_on_the_ones_before_it():
-    model = net()
+def test_an_argument_that_is_not_an_optimizer_raises_and_leaves_no_hook():
+    model = small_net()
     optimizer = sgd(model)
-    was = hooks(model, optimizer)
+    hooks_before = hooks(model, optimizer)
     with pytest.raises((ConfigError, TypeError, AttributeError)), audit(model, [], [optimizer, None]):
         raise AssertionError("the block began")
-    assert hooks(model, optimizer) == was
+    assert hooks(model, optimizer) == hooks_before
 
 
-def test_a_model_without_values_is_refused():
+def test_a_model_on_the_meta_device_raises():
     with pytest.raises(ConfigError, match=r"body\.weight is on the meta device"), audit(Net().to("meta")):
         raise AssertionError("the block began")
 
@@ -722,26 +724,26 @@ def test_a_model_without_values_is_refused():
 
 
 def test_a_tensor_that_a_wrapper_renames_is_one_row_and_held():
-    model = net()
+    model = small_net()
     with audit(model, ["norm"], sgd(model)) as report:
         model.norm = torch.nn.Sequential(model.norm)
     assert [row["verdict"] for row in report.rows if row["frozen"]] == ["held", "held"]
     assert len({row["name"] for row in report.rows}) == len(report.rows) == len(entries(model))
 
 
-def test_a_failure_inside_the_block_is_what_the_user_sees():
-    model = net()
+def test_an_exception_in_the_block_is_raised_even_if_the_audit_cannot_finish():
+    model = small_net()
 
     def fail():
-        model.to("meta")  # what the audit would look at is gone, too
+        model.to("meta")  # the audit cannot compare the tensors either
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"), audit(model, ["norm"], sgd(model)):
         fail()
 
 
-def test_a_report_is_not_read_before_its_audit_has_ended():
-    model = net()
+def test_reading_a_report_before_its_audit_has_ended_raises():
+    model = small_net()
     with audit(model, ["norm"], sgd(model)) as report:
         for read in (report.raise_if_leaked, lambda: report.leaks, lambda: report.frame):
             with pytest.raises(RuntimeError, match="after the with block"):
@@ -749,8 +751,8 @@ def test_a_report_is_not_read_before_its_audit_has_ended():
     assert report.leaks == []
 
 
-def test_a_report_that_is_kept_keeps_neither_the_model_nor_the_copy_of_it():
-    model = net()
+def test_a_report_does_not_keep_the_model_alive():
+    model = small_net()
     optimizer = sgd(model)
     with audit(model, ["head"], optimizer) as report:
         train(model, optimizer)
@@ -762,23 +764,23 @@ def test_a_report_that_is_kept_keeps_neither_the_model_nor_the_copy_of_it():
 
 
 class CallsItsParent(torch.optim.SGD):
-    """Overrides `step`; torch wraps both that and its parent's, and calls the hooks for both."""
+    """Overrides `step`; torch wraps it and the parent's `step`, and calls the hooks for both."""
 
     def step(self, closure=None):
         return super().step(closure)
 
 
-def test_a_step_that_calls_its_parents_is_counted_once():
-    sgd(net())  # torch wraps a class when it is first built
-    model = net()
+def test_a_step_that_calls_the_step_of_its_parent_class_is_counted_once():
+    sgd(small_net())  # torch wraps a class when it is first built
+    model = small_net()
     optimizer = CallsItsParent(model.parameters(), lr=0.1)
     with audit(model, ["head"], optimizer) as report:
         train(model, optimizer, steps=3)
     assert report.looks == [1, 2, 3]
 
 
-def test_freezing_more_in_mid_run_lets_go_of_nothing_that_was_declared_before():
-    model = net()
+def test_what_was_declared_before_stays_declared_if_more_is_frozen_later():
+    model = small_net()
     optimizer = sgd(model)
     with audit(model, ["head"], optimizer) as report:
         train(model, optimizer, steps=2)
@@ -789,36 +791,39 @@ def test_freezing_more_in_mid_run_lets_go_of_nothing_that_was_declared_before():
     assert word(report, "body.weight") == "held"
 
 
-def test_an_audit_to_which_nothing_was_frozen_says_so():
-    model = net()
+def test_an_audit_without_patterns_and_flags_notes_that_nothing_was_frozen():
+    model = small_net()
     with audit(model) as report:
         model.head.requires_grad_(False)
-    assert report.notes == ["nothing had requires_grad False when the audit began, so nothing was held"]
+    assert report.notes == ["no parameter was frozen (requires_grad=False) on entry: give patterns"]
     with audit(model, []) as report:
         pass
     assert report.notes == []
 
 
 @pytest.mark.parametrize("frozen", [nn.Linear(1, 1), torch.ones(2), [nn.Linear(1, 1)], 3])
-def test_what_is_no_list_of_patterns_is_refused_in_one_line(frozen):
-    said = r"^frozen is .*; give a list of patterns, a Selection or None$"
-    with pytest.raises(ConfigError, match=said), audit(net(), frozen):
+def test_an_argument_that_is_not_a_list_of_patterns_raises_with_a_short_message(frozen):
+    message = r"^frozen is .*; give a list of patterns, a Selection or None$"
+    with pytest.raises(ConfigError, match=message), audit(small_net(), frozen):
         pass
 
 
-def test_an_optimizer_that_only_wraps_another_is_refused_and_leaves_no_hook():
-    class Wraps(torch.optim.Optimizer):
+def test_an_optimizer_without_the_init_of_torch_raises_and_leaves_no_hook():
+    class WrapsOptimizer(torch.optim.Optimizer):
         def __init__(self, inner):
             self.inner, self.param_groups = inner, inner.param_groups
 
     before = dict(torch.nn.modules.module._global_forward_hooks)
-    with pytest.raises(ConfigError, match="give the optimizer that it wraps"), audit(net(), ["head"], Wraps(sgd(net()))):
+    with (
+        pytest.raises(ConfigError, match="give the optimizer that it wraps"),
+        audit(small_net(), ["head"], WrapsOptimizer(sgd(small_net()))),
+    ):
         pass
     assert dict(torch.nn.modules.module._global_forward_hooks) == before
 
 
-class Passes(torch.optim.SGD):
-    """Calls its closure with an argument, or takes something else in its place."""
+class PassesArgumentToClosure(torch.optim.SGD):
+    """Calls its closure with an argument."""
 
     def step(self, closure=None):
         closure(backward=True)
@@ -826,8 +831,8 @@ class Passes(torch.optim.SGD):
 
 
 def test_a_closure_that_takes_arguments_is_called_with_them():
-    model = net()
-    optimizer = Passes(model.parameters(), lr=0.1)
+    model = small_net()
+    optimizer = PassesArgumentToClosure(model.parameters(), lr=0.1)
 
     def closure(backward):
         optimizer.zero_grad()

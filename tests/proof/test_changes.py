@@ -1,4 +1,4 @@
-"""How far a tensor moved: every norm against a slow float64 one, and the cases where zero or NaN is the claim."""
+"""How far a tensor moved: norms compared with slow float64 ones, and cases in which they are exactly zero or NaN."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from runner.proof.changes import CHUNK, Change, change, snapshot
+from runner.proof.changes import CPU_CHUNK, Change, measure_change, snapshot
 from runner.training.models import MLP
 
-CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
-NARROW = [torch.float32, torch.bfloat16, torch.float16]
-BORDER = CHUNK["cpu"]
+HYPOTHESIS_SETTINGS = settings(max_examples=200, deadline=None, database=None, derandomize=True)
+FLOAT32_AND_SMALLER = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine two would spend their time waiting for each other
+    torch.set_num_threads(1)  # two threads would wait for each other on a busy machine
     yield
     torch.set_num_threads(threads)
 
 
-def slow(before: Tensor, after: Tensor) -> tuple[float, float, float]:
-    """Norms of the start and the difference and the largest difference, of Python numbers, one element at a time."""
+def slow_norms(before: Tensor, after: Tensor) -> tuple[float, float, float]:
+    """Norm of the initial values, norm of the difference and largest difference, computed with Python numbers."""
     start = before.detach().reshape(-1).tolist()
     moves = [abs(new - old) for old, new in zip(start, after.detach().reshape(-1).tolist(), strict=True)]
     return sqrt(fsum(abs(x) ** 2 for x in start)), sqrt(fsum(x * x for x in moves)), max(moves, default=0.0)
 
 
-def agree(found: Change, expected: tuple[float, float, float], relative: float) -> None:
+def assert_close(found: Change, expected: tuple[float, float, float], relative: float) -> None:
     got = (found.initial_l2, found.change_l2, found.change_max)
     assert got == pytest.approx(expected, rel=relative, abs=0)
 
@@ -46,68 +45,68 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 # Norms
 
 
-@pytest.mark.parametrize("count", [1, 5, 1000, 2 * BORDER + 3])
-@pytest.mark.parametrize("dtype", NARROW, ids=str)
-def test_norms_of_random_values_are_those_of_float64_to_a_millionth(dtype, count):
+@pytest.mark.parametrize("count", [1, 5, 1000, 2 * CPU_CHUNK + 3])
+@pytest.mark.parametrize("dtype", FLOAT32_AND_SMALLER, ids=str)
+def test_norms_of_random_values_agree_with_float64_to_a_millionth(dtype, count):
     before = noise(count, dtype=dtype)
     after = before + 0.1 * noise(count, seed=1, dtype=dtype)
-    agree(change(before, after), slow(before, after), 1e-6)
+    assert_close(measure_change(before, after), slow_norms(before, after), 1e-6)
 
 
-@pytest.mark.parametrize("count", [1000, BORDER + 3])
-@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("count", [1000, CPU_CHUNK + 3])
+@pytest.mark.parametrize("dtype", FLOAT32_AND_SMALLER, ids=str)
 @pytest.mark.parametrize(("start", "step"), [(0.7, 1e-3), (1.1, 0.01), (3.3, 0.3)])
-def test_norms_are_as_exact_where_every_element_moves_alike_as_in_the_first_step_of_adam(dtype, count, start, step):
+def test_norms_are_exact_if_every_element_moves_by_the_same_as_in_the_first_step_of_adam(dtype, count, start, step):
     before = torch.full((count,), start, dtype=dtype)
     after = before - torch.tensor(step, dtype=dtype)
-    agree(change(before, after), slow(before, after), 1e-6)
+    assert_close(measure_change(before, after), slow_norms(before, after), 1e-6)
 
 
-@CHECKED
+@HYPOTHESIS_SETTINGS
 @given(
-    st.sampled_from(NARROW),
+    st.sampled_from(FLOAT32_AND_SMALLER),
     st.lists(st.tuples(st.floats(-60000, 60000, width=32), st.floats(-60000, 60000, width=32)), min_size=1, max_size=40),
 )
-def test_norms_of_any_values_are_those_of_float64(dtype, pairs):
+def test_norms_of_any_values_agree_with_float64(dtype, pairs):
     before, after = (torch.tensor(values, dtype=dtype) for values in zip(*pairs, strict=True))
-    agree(change(before, after), slow(before, after), 1e-6)
+    assert_close(measure_change(before, after), slow_norms(before, after), 1e-6)
 
 
 def test_float64_is_measured_in_float64():
     before = noise(1000, dtype=torch.float64)
     after = before * (1 + 1e-13)
-    agree(change(before, after), slow(before, after), 1e-12)
+    assert_close(measure_change(before, after), slow_norms(before, after), 1e-12)
 
 
-@pytest.mark.parametrize("position", [0, BORDER - 1, BORDER, 2 * BORDER])
-def test_one_element_that_moved_is_found_on_either_side_of_a_chunk(position):
-    before = torch.zeros(2 * BORDER + 1)
+@pytest.mark.parametrize("position", [0, CPU_CHUNK - 1, CPU_CHUNK, 2 * CPU_CHUNK])
+def test_one_changed_element_is_found_at_the_borders_of_chunks(position):
+    before = torch.zeros(2 * CPU_CHUNK + 1)
     after = before.clone()
     after[position] = -0.5
-    assert change(before, after) == Change(0.0, 0.5, 0.5, moved=True)
+    assert measure_change(before, after) == Change(0.0, 0.5, 0.5, moved=True)
 
 
 @pytest.mark.parametrize("value", [1e30, 3e38, 1e-25, 1e-38, 1e-44])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_values_whose_squares_float32_cannot_hold_have_exact_norms_all_the_same(dtype, value):
+def test_norms_are_exact_for_values_whose_squares_overflow_or_vanish_in_float32(dtype, value):
     before = torch.tensor([value, 0.0, -value, value], dtype=dtype)
     after = torch.tensor([value, value, value, 0.0], dtype=dtype)
-    agree(change(before, after), slow(before, after), 1e-6)
+    assert_close(measure_change(before, after), slow_norms(before, after), 1e-6)
 
 
 @pytest.mark.parametrize("value", [1e30, 1e-25])
-def test_a_huge_or_tiny_move_is_measured_whatever_it_starts_from(value):
+def test_a_huge_or_tiny_change_of_an_ordinary_tensor_is_measured(value):
     before = torch.full((7,), 1.0)
     before[3] = 0.0
     after = before.clone()
     after[3] = value
-    assert change(before, after).change_l2 == change(before, after).change_max == torch.tensor(value).item()
+    assert measure_change(before, after).change_l2 == measure_change(before, after).change_max == torch.tensor(value).item()
 
 
-def test_the_relative_change_is_the_change_over_the_start_and_nothing_where_the_start_is_zero():
-    assert change(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])).change_rel == 0.2
-    assert change(torch.zeros(2), torch.ones(2)).change_rel is None
-    assert change(torch.zeros(0), torch.zeros(0)).change_rel is None
+def test_the_relative_change_is_relative_to_the_initial_norm_and_none_if_that_is_zero():
+    assert measure_change(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])).change_rel == 0.2
+    assert measure_change(torch.zeros(2), torch.ones(2)).change_rel is None
+    assert measure_change(torch.zeros(0), torch.zeros(0)).change_rel is None
 
 
 # Types
@@ -134,14 +133,14 @@ def test_the_relative_change_is_the_change_over_the_start_and_nothing_where_the_
     ],
 )
 def test_booleans_integers_scalars_and_empty_tensors_have_exact_norms(before, after, expected):
-    assert change(before, after) == expected
+    assert measure_change(before, after) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-def test_the_norms_of_a_complex_tensor_are_those_of_its_moduli(dtype):
+def test_the_norms_of_a_complex_tensor_are_those_of_its_absolute_values(dtype):
     before = torch.tensor([3 + 4j, 1 + 1j], dtype=dtype)
     after = torch.tensor([0 + 0j, 1 + 1j], dtype=dtype)
-    found = change(before, after)
+    found = measure_change(before, after)
     assert (found.initial_l2, found.change_l2, found.moved) == (sqrt(27), 5.0, True)
 
 
@@ -150,53 +149,53 @@ def test_the_norms_of_a_complex_tensor_are_those_of_its_moduli(dtype):
 
 @pytest.mark.parametrize(
     "dtype",
-    [*NARROW, torch.float64, torch.complex64, torch.bool, torch.uint8, torch.int64, torch.float8_e4m3fn],
+    [*FLOAT32_AND_SMALLER, torch.float64, torch.complex64, torch.bool, torch.uint8, torch.int64, torch.float8_e4m3fn],
     ids=str,
 )
-def test_what_did_not_move_has_a_change_of_exactly_zero(dtype):
+def test_an_equal_tensor_has_a_change_of_exactly_zero(dtype):
     before = noise(33).to(dtype)
-    found = change(before, before.clone())
+    found = measure_change(before, before.clone())
     assert (found.change_l2, found.change_max, found.moved) == (0.0, 0.0, False)
 
 
-@pytest.mark.parametrize("dtype", [*NARROW, torch.float64, torch.complex64], ids=str)
-def test_minus_zero_has_moved_by_nothing(dtype):
+@pytest.mark.parametrize("dtype", [*FLOAT32_AND_SMALLER, torch.float64, torch.complex64], ids=str)
+def test_minus_zero_instead_of_zero_has_moved_by_a_distance_of_zero(dtype):
     zero = torch.zeros(5, dtype=dtype)
-    assert change(zero, -zero) == Change(0.0, 0.0, 0.0, moved=True)
+    assert measure_change(zero, -zero) == Change(0.0, 0.0, 0.0, moved=True)
 
 
-@pytest.mark.parametrize("dtype", [*NARROW, torch.float64, torch.complex64], ids=str)
-@pytest.mark.parametrize("position", [0, 2, BORDER + 4])
+@pytest.mark.parametrize("dtype", [*FLOAT32_AND_SMALLER, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("position", [0, 2, CPU_CHUNK + 4])
 def test_a_tensor_that_became_nan_has_moved_by_nan(dtype, position):
-    before = torch.ones(BORDER + 5, dtype=dtype)
+    before = torch.ones(CPU_CHUNK + 5, dtype=dtype)
     after = before.clone()
     after[position] = nan
-    found = change(before, after)
+    found = measure_change(before, after)
     assert found.moved
     assert isnan(found.change_l2)
     assert isnan(found.change_max)
     assert isnan(found.change_rel)
-    assert found.initial_l2 == pytest.approx(sqrt(BORDER + 5), rel=1e-6)
+    assert found.initial_l2 == pytest.approx(sqrt(CPU_CHUNK + 5), rel=1e-6)
 
 
 def test_equal_nan_bits_have_not_moved_and_other_nan_bits_have():
     quiet, other = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32).split(1)
-    same = change(quiet, quiet.clone())
+    same = measure_change(quiet, quiet.clone())
     assert (same.moved, same.change_l2, same.change_max) == (False, 0.0, 0.0)
     assert isnan(same.initial_l2)
-    assert change(quiet, other).moved
-    assert isnan(change(quiet, other).change_l2)
+    assert measure_change(quiet, other).moved
+    assert isnan(measure_change(quiet, other).change_l2)
 
 
-def test_what_became_infinite_has_moved_by_infinity():
-    assert change(torch.ones(3), torch.tensor([1.0, 1.0, -inf])) == Change(sqrt(3), inf, inf, moved=True)
+def test_a_tensor_that_became_infinite_has_moved_by_infinity():
+    assert measure_change(torch.ones(3), torch.tensor([1.0, 1.0, -inf])) == Change(sqrt(3), inf, inf, moved=True)
 
 
 @pytest.mark.parametrize(
     "after", [None, torch.ones(3), torch.ones(2, 1), torch.ones(()), torch.ones(2, dtype=torch.float64)], ids=str
 )
-def test_what_is_gone_or_has_another_shape_or_type_has_moved_by_nan(after):
-    found = change(torch.ones(2), after)
+def test_a_missing_tensor_or_one_of_another_shape_or_dtype_has_moved_by_nan(after):
+    found = measure_change(torch.ones(2), after)
     assert found.moved
     assert isnan(found.initial_l2)
     assert isnan(found.change_l2)
@@ -217,22 +216,22 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("new", LAYOUTS)
 @pytest.mark.parametrize("old", LAYOUTS)
-def test_neither_layout_changes_the_answer(old, new):
+def test_the_memory_layouts_do_not_change_the_result(old, new):
     moved = WIDE + 0.1 * noise(4, 6, 5, 3, seed=1)
-    still = change(LAYOUTS[old](WIDE), LAYOUTS[new](WIDE))
-    assert (still.change_l2, still.change_max, still.moved) == (0.0, 0.0, False)
-    agree(change(LAYOUTS[old](WIDE), LAYOUTS[new](moved)), slow(WIDE, moved), 1e-6)
+    unchanged = measure_change(LAYOUTS[old](WIDE), LAYOUTS[new](WIDE))
+    assert (unchanged.change_l2, unchanged.change_max, unchanged.moved) == (0.0, 0.0, False)
+    assert_close(measure_change(LAYOUTS[old](WIDE), LAYOUTS[new](moved)), slow_norms(WIDE, moved), 1e-6)
 
 
 def test_an_expanded_tensor_counts_each_of_its_elements():
     before, after = torch.tensor([3.0]).expand(4), torch.tensor([1.0]).expand(4)
-    assert change(before, after) == Change(6.0, 4.0, 2.0, moved=True)
+    assert measure_change(before, after) == Change(6.0, 4.0, 2.0, moved=True)
 
 
 # Snapshots
 
 
-def test_a_snapshot_is_a_copy_of_every_parameter_and_buffer_that_training_does_not_touch():
+def test_a_snapshot_copies_every_parameter_and_buffer_and_training_does_not_change_it():
     model = MLP([3])
     model.norm.register_buffer("mask", torch.ones(2), persistent=False)
     before = snapshot(model)
@@ -243,11 +242,11 @@ def test_a_snapshot_is_a_copy_of_every_parameter_and_buffer_that_training_does_n
     assert list(before.values) == list(before.entries)
     assert "norm.mask" in before.values
     assert all(torch.equal(before.values[name], value) for name, value in values.items())
-    assert all(change(before.values[name], entry.tensor).moved for name, entry in before.entries.items())
+    assert all(measure_change(before.values[name], entry.tensor).moved for name, entry in before.entries.items())
     assert not any(value.requires_grad for value in before.values.values())
 
 
-def test_a_snapshot_changes_nothing_in_the_model_nor_in_the_state_of_the_random_numbers():
+def test_a_snapshot_changes_neither_the_model_nor_the_random_state():
     model = MLP([3])
     state, flags = torch.get_rng_state(), [parameter.requires_grad for parameter in model.parameters()]
     versions = [tensor._version for tensor in model.state_dict(keep_vars=True).values()]
@@ -258,19 +257,19 @@ def test_a_snapshot_changes_nothing_in_the_model_nor_in_the_state_of_the_random_
 
 
 def peak_bytes(work) -> int:
-    """The most memory that was allocated at once inside `work`, from the allocator's own events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+    """The most memory that was allocated at once inside `work`, from the events of the profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
         work()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    allocated = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return peak
 
 
 @pytest.mark.parametrize(("layout", "value"), [("channels_last", 0.5), ("contiguous", 1e30)])  # huge: in float64
-def test_snapshot_and_change_take_at_most_a_twentieth_more_than_the_parameters(layout, value):
+def test_snapshot_and_norms_take_at_most_a_twentieth_more_memory_than_the_parameters(layout, value):
     model = nn.ParameterList(LAYOUTS[layout](torch.full((512, 512, 3, 3), value)) for _ in range(5))  # resnet18's size
     found: list[Change] = []
 
@@ -278,8 +277,8 @@ def test_snapshot_and_change_take_at_most_a_twentieth_more_than_the_parameters(l
         before = snapshot(model)
         for parameter in model:
             parameter.data.mul_(1.5)
-        found.extend(change(before.values[name], entry.tensor) for name, entry in before.entries.items())
+        found.extend(measure_change(before.values[name], entry.tensor) for name, entry in before.entries.items())
 
     size = sum(parameter.nbytes for parameter in model)
     assert size <= peak_bytes(measure) <= 1.05 * size
-    assert [one.moved for one in found] == [True] * 5
+    assert [change.moved for change in found] == [True] * 5

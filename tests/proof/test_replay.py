@@ -1,4 +1,4 @@
-"""A step replayed on copies, against real steps of trainings that are made anew for each: the same bits, the same causes."""
+"""A step replayed on copies has the same bits and causes as real steps of trainings that are repeated from the start."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from runner.freezing.groups import rate
-from runner.proof.replay import causes_in_step, copied, gradient, moved, step
+from runner.proof.replay import copy_optimizer, find_causes, gradient_kind, moved_tensors, step_copy
 from runner.seeding import kept_random_state
 from runner.tensors import same_bits, share_memory
-from tests.proof.test_witness import (
+from tests.proof.test_leak_tracer import (
+    CUSTOM_OPTIMIZERS,
     DENSE,
-    HEARD_OF_BY_NOBODY,
     LR,
-    Bound,
-    Locked,
-    Mine,
+    CannotBeCopied,
+    CustomOptimizer,
+    HoldsFunction,
     NeedsClosure,
     Velocity,
-    ahead,
-    as_groups,
-    chance,
+    compute_gradients,
+    equal_values,
     freeze,
-    net,
-    options,
-    pass_through,
-    same,
+    lookahead,
+    random_states,
+    small_net,
+    two_groups,
+    with_options,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,29 +40,29 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LBFGS = torch.optim.LBFGS
 
 
-def takes(of, name):
-    return name in signature(of).parameters
+def has_argument(make_optimizer, name):
+    return name in signature(make_optimizer).parameters
 
 
 def real_step(model, optimizer):
-    """A step from the gradients that are there; a closure, where one is needed, makes no others."""
+    """Make a real step from the current gradients; LBFGS and NeedsClosure get a closure without backward."""
     needs_closure = isinstance(optimizer, (LBFGS, NeedsClosure))
     optimizer.step(*([lambda: model(torch.ones(1, 3)).square().sum()] if needs_closure else []))
 
 
-def trained(of, params_of=nn.Module.parameters, steps=2):
-    """A model and its optimizer after some real steps, and the gradients of the next one."""
-    model = net()
-    optimizer = of(params_of(model))
+def trained(make_optimizer, params_of=nn.Module.parameters, steps=2):
+    """A model and its optimizer after some real steps, with the gradients for the next one."""
+    model = small_net()
+    optimizer = make_optimizer(params_of(model))
     for _ in range(steps):
-        pass_through(model, optimizer)
+        compute_gradients(model, optimizer)
         real_step(model, optimizer)
-    pass_through(model, optimizer)
+    compute_gradients(model, optimizer)
     return model, optimizer
 
 
 def tensors_in(value):
-    """All tensors of an optimizer, however deep in dicts, lists and other optimizers, its parameters among them."""
+    """All tensors in nested dicts, lists and optimizers, including the parameters."""
     if isinstance(value, torch.Tensor):
         return [value.detach()]
     inside = vars(value) if isinstance(value, Optimizer) else value
@@ -70,127 +70,129 @@ def tensors_in(value):
     return [tensor for one in inside for tensor in tensors_in(one)]
 
 
-def left(model, optimizer):
-    """A copy of all that a step, or what is around it, might change."""
+def copy_of_everything(model, optimizer):
+    """A copy of everything that a step or a replay might change."""
     tensors = [(p.detach().clone(), p._version, copy.deepcopy(p.grad)) for p in model.parameters()]
     plain = {name: value for name, value in vars(optimizer).items() if isinstance(value, (int, float, str))}
     hooks = [len(value) for name, value in vars(optimizer).items() if name.endswith("_hooks")]
-    return [tensors, [one.clone() for one in tensors_in(optimizer)], len(optimizer.state), plain, hooks, chance()]
+    return [tensors, [one.clone() for one in tensors_in(optimizer)], len(optimizer.state), plain, hooks, random_states()]
 
 
-def as_they_come():
-    return [options(of, **({"max_iter": 1} if of is LBFGS else {})) for of in DENSE]
+def with_defaults():
+    return [with_options(make_optimizer, **({"max_iter": 1} if make_optimizer is LBFGS else {})) for make_optimizer in DENSE]
 
 
 def variants():
-    """Every dense optimizer of torch as it comes, in each of its implementations, and with what else changes its step."""
-    yield from as_they_come()
-    for of in DENSE:
+    """Every dense optimizer of torch with its defaults, and with each option that changes its step."""
+    yield from with_defaults()
+    for make_optimizer in DENSE:
         for flag in ("foreach", "fused", "maximize", "amsgrad", "nesterov", "centered", "decoupled_weight_decay"):
-            if takes(of, flag):
-                yield options(of, **{flag: True}, **({"momentum": 0.9} if takes(of, "momentum") else {}))
-        if takes(of, "weight_decay"):
-            yield options(of, weight_decay=0.1)
-    yield options(LBFGS, max_iter=1, history_size=1)
-    yield options(Adam, lr=torch.tensor(LR))
+            if has_argument(make_optimizer, flag):
+                yield with_options(
+                    make_optimizer, **{flag: True}, **({"momentum": 0.9} if has_argument(make_optimizer, "momentum") else {})
+                )
+        if has_argument(make_optimizer, "weight_decay"):
+            yield with_options(make_optimizer, weight_decay=0.1)
+    yield with_options(LBFGS, max_iter=1, history_size=1)
+    yield with_options(Adam, lr=torch.tensor(LR))
 
 
-# The same bits
+# The replay has the same bits
 
 
 @pytest.mark.parametrize(
-    ("of", "scheduled"),
+    ("make_optimizer", "scheduled"),
     [
-        *(pytest.param(*one.values, False, id=one.id) for one in [*variants(), *HEARD_OF_BY_NOBODY]),
-        *(pytest.param(*one.values, True, id=f"{one.id} scheduled") for one in [*as_they_come(), *HEARD_OF_BY_NOBODY]),
+        *(pytest.param(*one.values, False, id=one.id) for one in [*variants(), *CUSTOM_OPTIMIZERS]),
+        *(pytest.param(*one.values, True, id=f"{one.id} scheduled") for one in [*with_defaults(), *CUSTOM_OPTIMIZERS]),
     ],
 )
-def test_a_copys_step_gives_the_very_bits_that_the_real_one_then_gives_and_touches_nothing_of_it(of, scheduled):
-    model, optimizer = trained(of)
+def test_a_step_of_a_copy_gives_the_same_bits_as_the_real_step_and_leaves_the_original_unchanged(make_optimizer, scheduled):
+    model, optimizer = trained(make_optimizer)
     if scheduled:
         scheduler = lr_scheduler.StepLR(getattr(optimizer, "inner", optimizer), 1, 0.5)
         real_step(model, optimizer)
         scheduler.step()
-        pass_through(model, optimizer)
-    before = left(model, optimizer)
+        compute_gradients(model, optimizer)
+    before = copy_of_everything(model, optimizer)
     with kept_random_state():
-        twin, twin_of = copied(optimizer)
-        step(twin)
-    assert same(left(model, optimizer), before)
+        optimizer_copy, copy_of = copy_optimizer(optimizer)
+        step_copy(optimizer_copy)
+    assert equal_values(copy_of_everything(model, optimizer), before)
     real_step(model, optimizer)
-    assert all(same_bits(twin_of[id(parameter)], parameter) for parameter in model.parameters())
-    assert not same(before[0], left(model, optimizer)[0])
-    if not isinstance(optimizer, LBFGS):  # which keeps the loss, too
-        assert same(tensors_in(twin), tensors_in(optimizer))
+    assert all(same_bits(copy_of[id(parameter)], parameter) for parameter in model.parameters())
+    assert not equal_values(before[0], copy_of_everything(model, optimizer)[0])
+    if not isinstance(optimizer, LBFGS):  # LBFGS also stores the loss
+        assert equal_values(tensors_in(optimizer_copy), tensors_in(optimizer))
 
 
-@pytest.mark.parametrize("of", [*as_they_come(), *HEARD_OF_BY_NOBODY])
-def test_a_copy_shares_no_memory_with_the_real_one(of):
-    _, optimizer = trained(of)
-    twin, twin_of = copied(optimizer)
-    mine = [*tensors_in(twin), *twin_of.values(), *(one.grad for one in twin_of.values())]
-    real = tensors_in(optimizer)
-    real += [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-    assert len(mine) >= len(real) > 0
-    assert not any(share_memory(one, other) for one in mine if one is not None for other in real)
+@pytest.mark.parametrize("make_optimizer", [*with_defaults(), *CUSTOM_OPTIMIZERS])
+def test_a_copy_shares_no_memory_with_the_real_one(make_optimizer):
+    _, optimizer = trained(make_optimizer)
+    optimizer_copy, copy_of = copy_optimizer(optimizer)
+    of_copy = [*tensors_in(optimizer_copy), *copy_of.values(), *(one.grad for one in copy_of.values())]
+    of_real = tensors_in(optimizer)
+    of_real += [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
+    assert len(of_copy) >= len(of_real) > 0
+    assert not any(share_memory(one, other) for one in of_copy if one is not None for other in of_real)
 
 
-def test_a_copy_steps_what_lbfgs_steps_though_its_group_holds_it_no_more():
-    model, optimizer = trained(options(LBFGS, max_iter=1).values[0])
+def test_a_copy_of_lbfgs_steps_a_parameter_that_was_removed_from_its_group_as_the_real_one_does():
+    model, optimizer = trained(with_options(LBFGS, max_iter=1).values[0])
     optimizer.param_groups[0]["params"] = [model.free.weight]
-    twin, twin_of = copied(optimizer)
-    step(twin)
+    optimizer_copy, copy_of = copy_optimizer(optimizer)
+    step_copy(optimizer_copy)
     real_step(model, optimizer)
-    assert len(twin_of) == 3
-    assert all(same_bits(twin_of[id(parameter)], parameter) for parameter in model.parameters())
+    assert len(copy_of) == 3
+    assert all(same_bits(copy_of[id(parameter)], parameter) for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("of", [Adam, ahead])
-def test_a_replay_calls_no_hook_of_the_optimizer_nor_of_those_it_wraps_and_a_real_step_does(of):
-    model, optimizer = trained(of)
+@pytest.mark.parametrize("make_optimizer", [Adam, lookahead])
+def test_a_replay_calls_no_hooks_of_the_optimizer_or_its_inner_optimizers_and_a_real_step_does(make_optimizer):
+    model, optimizer = trained(make_optimizer)
     called = []
     for one in (optimizer, getattr(optimizer, "inner", optimizer)):
         one.register_step_pre_hook(lambda *_: called.append("before"))
         one.register_step_post_hook(lambda *_: called.append("after"))
-    assert moved(optimizer, {"leaky": model.leaky.weight}) == {"leaky"}
+    assert moved_tensors(optimizer, {"leaky": model.leaky.weight}) == {"leaky"}
     assert called == []
     real_step(model, optimizer)
     assert called == ["before", "before", "after", "after"]
 
 
-def test_a_replay_calls_none_of_the_hooks_for_all_optimizers():
+def test_a_replay_calls_no_global_optimizer_hooks():
     model, optimizer = trained(Adam)
     called = []
     hooks = [register_optimizer_step_pre_hook(lambda *_: called.append("before"))]
     hooks.append(register_optimizer_step_post_hook(lambda *_: called.append("after")))
     try:
-        assert moved(optimizer, {"leaky": model.leaky.weight}) == {"leaky"}
+        assert moved_tensors(optimizer, {"leaky": model.leaky.weight}) == {"leaky"}
     finally:
         for hook in hooks:
             hook.remove()
     assert called == []
 
 
-# The same causes
+# The replay finds the same causes
 
 
-def made_anew(optimizer):
-    """An optimizer of the same class and options that has no state yet."""
+def without_state(optimizer):
+    """A new optimizer with the same class and options, without state."""
     return type(optimizer)([{**group} for group in optimizer.param_groups])
 
 
-def told_by_hand(made, declared):
-    """Why a step moves the first layer: each experiment is a real step of a training of its own."""
+def cause_by_real_steps(build_training, declared):
+    """Why a step moves the first layer, by real steps of trainings that are repeated for each experiment."""
 
     def moves(lr=None, decay=None, fresh=False):
-        model, optimizer = made()
+        model, optimizer = build_training()
         group = optimizer.param_groups[0]
         group.update(({} if lr is None else {"lr": lr}) | ({} if decay is None else {"weight_decay": decay}))
         was = model.leaky.weight.detach().clone()
-        real_step(model, made_anew(optimizer) if fresh else optimizer)
+        real_step(model, without_state(optimizer) if fresh else optimizer)
         return not same_bits(was, model.leaky.weight)
 
-    model, optimizer = made()
+    model, optimizer = build_training()
     lr = rate(optimizer.param_groups[0])
     if not moves():
         return {}
@@ -205,15 +207,16 @@ def told_by_hand(made, declared):
     return {"leaky": "optimizer_rule" if moves(decay=0.0, fresh=True) else "weight_decay|optimizer_state"}
 
 
-def at_the_step(of, now, lr, decay):
-    """A training after two steps, with the first layer's gradient and rate as they are to be at the third."""
-    given = {"weight_decay": decay} if takes(of, "weight_decay") else {}
-    given |= {"momentum": 0.9} if takes(of, "momentum") else {}
-    given |= {"max_iter": 1} if of is LBFGS else {}
-    model, optimizer = trained(partial(of, **given), nn.Module.parameters if of is LBFGS else partial(as_groups, lr=LR))
+def before_third_step(make_optimizer, gradient, lr, decay):
+    """A training after two steps, with this gradient and learning rate of the first layer for the third step."""
+    kwargs = {"weight_decay": decay} if has_argument(make_optimizer, "weight_decay") else {}
+    kwargs |= {"momentum": 0.9} if has_argument(make_optimizer, "momentum") else {}
+    kwargs |= {"max_iter": 1} if make_optimizer is LBFGS else {}
+    params_of = nn.Module.parameters if make_optimizer is LBFGS else partial(two_groups, lr=LR)
+    model, optimizer = trained(partial(make_optimizer, **kwargs), params_of)
     optimizer.param_groups[0]["lr"] = lr
-    if now != "present":
-        freeze(model.leaky, to_zeros=now == "zero")
+    if gradient != "present":
+        freeze(model.leaky, to_zeros=gradient == "zero")
     return model, optimizer
 
 
@@ -222,70 +225,70 @@ STEPS = {
     "rate 0": ("present", 0.0, 0.0, 0.1),
     "rate raised": ("present", LR, 0.0, 0.0),
     "rate lowered": ("present", LR, 2 * LR, 0.0),
-    "rate put to 0": ("present", 0.0, LR, 0.0),
+    "rate set to 0": ("present", 0.0, LR, 0.0),
     "zeros": ("zero", LR, LR, 0.0),
     "zeros, decay": ("zero", LR, LR, 0.1),
     "none": ("none", LR, LR, 0.1),
 }
 
 
-@pytest.mark.parametrize(("now", "lr", "declared", "decay"), STEPS.values(), ids=STEPS)
-@pytest.mark.parametrize("of", DENSE)
-def test_the_cause_is_the_one_that_real_steps_of_trainings_made_anew_tell(of, now, lr, declared, decay):
-    model, optimizer = at_the_step(of, now, lr, decay)
+@pytest.mark.parametrize(("gradient", "lr", "declared", "decay"), STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("make_optimizer", DENSE)
+def test_the_cause_is_the_same_as_by_real_steps_of_repeated_trainings(make_optimizer, gradient, lr, declared, decay):
+    model, optimizer = before_third_step(make_optimizer, gradient, lr, decay)
     rates = [declared, *map(rate, optimizer.param_groups[1:])]
-    before = left(model, optimizer)
-    found = causes_in_step(optimizer, {"leaky": model.leaky.weight, "held": model.held.weight}, rates)
-    assert found == told_by_hand(partial(at_the_step, of, now, lr, decay), declared)
-    assert same(left(model, optimizer), before)
+    before = copy_of_everything(model, optimizer)
+    found = find_causes(optimizer, {"leaky": model.leaky.weight, "held": model.held.weight}, rates)
+    assert found == cause_by_real_steps(partial(before_third_step, make_optimizer, gradient, lr, decay), declared)
+    assert equal_values(copy_of_everything(model, optimizer), before)
 
 
-@pytest.mark.parametrize("of", DENSE)
-def test_moved_names_just_what_the_real_step_then_moves(of):
-    model, optimizer = trained(of)
-    suspects = dict(model.named_parameters())
-    suspects["elsewhere"] = torch.ones(2)
-    was = {name: tensor.detach().clone() for name, tensor in suspects.items()}
-    foreseen = moved(optimizer, suspects)
+@pytest.mark.parametrize("make_optimizer", DENSE)
+def test_moved_tensors_are_exactly_those_that_the_real_step_moves(make_optimizer):
+    model, optimizer = trained(make_optimizer)
+    tensors = dict(model.named_parameters())
+    tensors["elsewhere"] = torch.ones(2)
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    moved = moved_tensors(optimizer, tensors)
     real_step(model, optimizer)
-    assert foreseen == {name for name, tensor in suspects.items() if not same_bits(was[name], tensor)}
-    assert foreseen == {"leaky.weight", "free.weight"}
+    assert moved == {name for name, tensor in tensors.items() if not same_bits(before[name], tensor)}
+    assert moved == {"leaky.weight", "free.weight"}
 
 
 @pytest.mark.parametrize("search", [None, "strong_wolfe"])
-def test_a_line_search_sees_the_loss_fall_along_the_gradient(search):
-    model, optimizer = trained(options(LBFGS, max_iter=3, line_search_fn=search).values[0])
-    assert causes_in_step(optimizer, {"leaky": model.leaky.weight}, [LR]) == {"leaky": "gradient"}
+def test_a_line_search_sees_the_loss_decrease_along_the_gradient(search):
+    model, optimizer = trained(with_options(LBFGS, max_iter=3, line_search_fn=search).values[0])
+    assert find_causes(optimizer, {"leaky": model.leaky.weight}, [LR]) == {"leaky": "gradient"}
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["the same groups", "a group more"])
-def test_the_rates_that_were_declared_still_count_when_a_group_was_added(group):
-    model = net()
+def test_the_declared_learning_rates_still_count_after_a_group_was_added(group):
+    model = small_net()
     optimizer = SGD(model.leaky.parameters(), lr=LR)
-    pass_through(model, optimizer)
+    compute_gradients(model, optimizer)
     if group:
         optimizer.add_param_group({"params": model.free.parameters()})
-    found = causes_in_step(optimizer, {"leaky": model.leaky.weight}, [0.0])
+    found = find_causes(optimizer, {"leaky": model.leaky.weight}, [0.0])
     assert found == {"leaky": "scheduler"}
 
 
-# What cannot be copied
+# Optimizers that cannot be copied
 
 
 @pytest.mark.parametrize(
-    ("of", "said"),
-    [(Locked, "cannot pickle"), (Bound, "its stepping is a function, which a copy would call")],
+    ("make_optimizer", "message"),
+    [(CannotBeCopied, "cannot pickle"), (HoldsFunction, "its stepping is a function, which would act")],
 )
-def test_what_cannot_be_copied_is_refused_before_anything_is_stepped(of, said):
-    model, optimizer = trained(of)
-    before = left(model, optimizer)
-    with pytest.raises(TypeError, match=said):
-        causes_in_step(optimizer, {"leaky": model.leaky.weight}, [LR])
-    assert same(left(model, optimizer), before)
+def test_an_optimizer_that_cannot_be_copied_raises_before_anything_is_stepped(make_optimizer, message):
+    model, optimizer = trained(make_optimizer)
+    before = copy_of_everything(model, optimizer)
+    with pytest.raises(TypeError, match=message):
+        find_causes(optimizer, {"leaky": model.leaky.weight}, [LR])
+    assert equal_values(copy_of_everything(model, optimizer), before)
 
 
-class Listed(Mine):
-    """Holds a function that holds its parameters in a list."""
+class HoldsFunctionOfParameters(CustomOptimizer):
+    """Has a function that refers to its parameters in a list."""
 
     def __init__(self, params, lr=LR):
         super().__init__(params, lr)
@@ -296,8 +299,8 @@ class Listed(Mine):
         self.stepping()
 
 
-class OfAMethod(Mine):
-    """Holds a function that holds a method of its own."""
+class HoldsFunctionOfMethod(CustomOptimizer):
+    """Has a function that refers to one of its methods."""
 
     def __init__(self, params, lr=LR):
         super().__init__(params, lr)
@@ -308,17 +311,17 @@ class OfAMethod(Mine):
         self.stepping()
 
 
-@pytest.mark.parametrize("of", [Listed, OfAMethod])
-def test_a_function_that_holds_the_real_parameters_or_a_method_is_refused_too(of):
-    model, optimizer = trained(of)
-    before = left(model, optimizer)
+@pytest.mark.parametrize("make_optimizer", [HoldsFunctionOfParameters, HoldsFunctionOfMethod])
+def test_a_function_that_refers_to_the_real_parameters_or_a_method_raises_too(make_optimizer):
+    model, optimizer = trained(make_optimizer)
+    before = copy_of_everything(model, optimizer)
     with pytest.raises(TypeError, match="its stepping is a function"):
-        copied(optimizer)
-    assert same(left(model, optimizer), before)
+        copy_optimizer(optimizer)
+    assert equal_values(copy_of_everything(model, optimizer), before)
 
 
-class Method(Velocity):
-    """Holds a method of its own, which goes with a copy."""
+class HoldsMethod(Velocity):
+    """Has one of its methods as an attribute, which can be copied."""
 
     def __init__(self, params, lr=LR):
         super().__init__(params, lr)
@@ -328,14 +331,14 @@ class Method(Velocity):
         self.stepping()
 
 
-def test_a_method_that_an_optimizer_keeps_steps_the_copy():
-    model, optimizer = trained(Method)
-    before = left(model, optimizer)
-    twin, twin_of = copied(optimizer)
-    step(twin)
-    assert same(left(model, optimizer), before)
+def test_a_method_that_is_an_attribute_of_the_optimizer_steps_the_copy():
+    model, optimizer = trained(HoldsMethod)
+    before = copy_of_everything(model, optimizer)
+    optimizer_copy, copy_of = copy_optimizer(optimizer)
+    step_copy(optimizer_copy)
+    assert equal_values(copy_of_everything(model, optimizer), before)
     real_step(model, optimizer)
-    assert all(same_bits(twin_of[id(parameter)], parameter) for parameter in model.parameters())
+    assert all(same_bits(copy_of[id(parameter)], parameter) for parameter in model.parameters())
 
 
 # Gradients
@@ -359,7 +362,7 @@ def sparse(places):
     ],
     ids=["none", "zeros", "negative zeros", "denormal", "nan", "sparse zeros", "sparse that cancels", "sparse"],
 )
-def test_a_gradient_is_absent_or_all_zero_or_present(value, word):
+def test_the_kind_of_a_gradient_is_none_zero_or_present(value, word):
     parameter = nn.Parameter(torch.ones(3))
     parameter.grad = value
-    assert gradient(parameter) == word
+    assert gradient_kind(parameter) == word

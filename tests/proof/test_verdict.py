@@ -1,56 +1,56 @@
-"""The words of the contract, cell by cell, and the causes of an idle parameter."""
+"""Every verdict of the contract's table, and the causes of idle parameters."""
 
 from __future__ import annotations
 
 import pytest
 
 from runner.contract import VERDICTS
-from runner.proof.verdict import Evidence, counts, idle_cause, run_verdict, verdict
+from runner.proof.verdict import Evidence, count_verdicts, idle_cause, run_verdict, verdict
 
 COLUMNS = [("parameter", True), ("parameter", False), ("buffer", False), ("buffer", True)]
 TABLE = {
-    "equal at every look": ["held", "idle", "still", "held"],
-    "equal at the end, different at a look": ["returned", "returned", "drifted", "returned"],
+    "equal at every comparison": ["held", "idle", "still", "held"],
+    "equal at the end, different before": ["returned", "returned", "drifted", "returned"],
     "different at the end": ["leaked", "trained", "drifted", "leaked"],
 }
-SEEN = {  # moved, differed at a look; what differs at the end may have been missed by every look
-    "equal at every look": [(False, False)],
-    "equal at the end, different at a look": [(False, True)],
+MOVED_AND_DIFFERED = {  # (moved, differed): a change at the end may not have been there at any comparison
+    "equal at every comparison": [(False, False)],
+    "equal at the end, different before": [(False, True)],
     "different at the end": [(True, True), (True, False)],
 }
-CELLS = [
+CASES = [
     (kind, frozen, moved, differed, word)
     for row, words in TABLE.items()
     for (kind, frozen), word in zip(COLUMNS, words, strict=True)
-    for moved, differed in SEEN[row]
+    for moved, differed in MOVED_AND_DIFFERED[row]
 ]
 
 
-@pytest.mark.parametrize(("kind", "frozen", "moved", "differed", "word"), CELLS)
-def test_every_cell_of_the_table_has_its_word(kind, frozen, moved, differed, word):
+@pytest.mark.parametrize(("kind", "frozen", "moved", "differed", "word"), CASES)
+def test_every_case_of_the_table_has_its_verdict(kind, frozen, moved, differed, word):
     assert verdict(kind, frozen, moved, differed) == word
 
 
-def test_the_table_speaks_every_word_and_no_other():
+def test_the_table_has_exactly_the_verdicts_of_the_contract():
     assert {word for words in TABLE.values() for word in words} == set(VERDICTS)
     assert len(VERDICTS) == len(set(VERDICTS)) == 7
 
 
 @pytest.mark.parametrize("word", VERDICTS)
-def test_a_run_leaked_only_where_something_declared_frozen_leaked(word):
+def test_a_run_leaked_if_and_only_if_a_row_leaked(word):
     rows = [{"verdict": "held"}, {"verdict": "trained"}, {"verdict": word}, {"verdict": "drifted"}]
     assert run_verdict(rows) == ("leaked" if word == "leaked" else "held")
 
 
-def test_a_run_of_no_rows_held():
+def test_a_run_without_rows_held():
     assert run_verdict([]) == "held"
 
 
-def test_counts_name_every_verdict_and_add_up_to_the_rows():
+def test_counts_have_every_verdict_and_add_up_to_the_number_of_rows():
     rows = [{"verdict": word} for number, word in enumerate(VERDICTS) for _ in range(number)]
-    assert counts(rows) == {word: number for number, word in enumerate(VERDICTS)}
-    assert list(counts([])) == list(VERDICTS)
-    assert not any(counts([]).values())
+    assert count_verdicts(rows) == {word: number for number, word in enumerate(VERDICTS)}
+    assert list(count_verdicts([])) == list(VERDICTS)
+    assert not any(count_verdicts([]).values())
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_counts_name_every_verdict_and_add_up_to_the_rows():
         (set(), set(), False, False, "unknown"),
     ],
 )
-def test_every_idle_parameter_has_the_cause_that_its_evidence_gives(gradients, lrs, known, in_optimizer, cause):
+def test_the_cause_of_an_idle_parameter_follows_from_its_evidence(gradients, lrs, known, in_optimizer, cause):
     assert idle_cause(Evidence(gradients=gradients, lrs=lrs), known, in_optimizer) == cause
 
 
-def test_what_differs_at_a_look_is_never_idle_nor_held():
+def test_a_tensor_that_differed_at_a_comparison_is_never_idle_or_held_or_still():
     assert all(verdict(kind, frozen, False, True) not in ("held", "idle", "still") for kind, frozen in COLUMNS)

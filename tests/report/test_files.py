@@ -1,4 +1,4 @@
-"""The report: from run folders of any age and state to tables and words, with nothing lost that can be read."""
+"""The report's tables and page: written from new, old and damaged run folders, with everything that can be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from runner.report.__main__ import main
 from runner.report.files import write_run_page, write_sweep_files
-from runner.runs.read import GOES_ON, KILLED, read_run
+from runner.runs.read import IN_PROGRESS, KILLED, read_run
 from tests.conftest import ROOT
 from tests.made import HELD, LEAKED, make_run, make_sweep, tensor
 
@@ -35,22 +35,23 @@ def report(capsys):
     return call
 
 
-def table(name: str, sweep: Path = SWEEP) -> list[dict[str, str]]:
+def rows_of(name: str, sweep: Path = SWEEP) -> list[dict[str, str]]:
     with (sweep / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def unread(out: str) -> list[str]:
+def problems_in(out: str) -> list[str]:
+    """What the command printed after `could not be read: `, line by line."""
     return [line.removeprefix("could not be read: ") for line in out.splitlines() if line.startswith("could not be read")]
 
 
-def test_a_sweeps_folder_gets_six_files_and_no_other():
+def test_a_sweep_folder_gets_exactly_six_files():
     folders = make_sweep(SWEEP)
     write_sweep_files(SWEEP)
     assert {path.name for path in SWEEP.iterdir()} == {*FILES, *(folder.name for folder in folders)}
 
 
-def test_the_same_run_folders_give_the_same_bytes_wherever_they_lie():
+def test_the_same_run_folders_give_the_same_bytes_in_any_place():
     make_sweep(SWEEP)
     shutil.copytree(SWEEP, Path("elsewhere") / "sweep")
     for sweep in (SWEEP, Path("elsewhere") / "sweep"):
@@ -69,7 +70,7 @@ def test_no_file_of_a_sweep_holds_a_path_of_the_machine(tmp_path):
 def test_failures_csv_has_a_row_for_each_run_that_did_not_finish():
     make_sweep(SWEEP)
     (row,) = write_sweep_files(SWEEP).query("status != 'finished'").to_dict("records")
-    (failed,) = table("failures.csv")
+    (failed,) = rows_of("failures.csv")
     assert list(failed) == ["run", "status", "reason", "log", "overrides"]
     assert failed == {
         "run": row["run"],
@@ -81,14 +82,14 @@ def test_failures_csv_has_a_row_for_each_run_that_did_not_finish():
     assert (SWEEP / failed["log"]).is_file()
 
 
-def test_failures_csv_of_a_sweep_without_one_is_its_header():
+def test_failures_csv_of_a_sweep_without_failures_has_only_its_header():
     make_run(SWEEP)
     write_sweep_files(SWEEP)
     assert (SWEEP / "failures.csv").read_text() == "run,status,reason,log,overrides\n"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_someone_elses_is_left_as_it_is_and_that_is_said(name, capsys):
+def test_a_file_that_this_project_did_not_write_is_not_overwritten_and_named_on_stderr(name, capsys):
     make_sweep(SWEEP)
     (SWEEP / name).write_text("mine: run,status\n")
     write_sweep_files(SWEEP)
@@ -98,12 +99,12 @@ def test_a_file_of_someone_elses_is_left_as_it_is_and_that_is_said(name, capsys)
     assert all((SWEEP / other).stat().st_size > 20 for other in FILES if other != name)
 
 
-def test_its_own_files_are_written_again():
+def test_files_that_this_project_wrote_are_overwritten():
     make_run(SWEEP)
     write_sweep_files(SWEEP)
     make_run(SWEEP, "none", rows=LEAKED)
     write_sweep_files(SWEEP)
-    assert len(table("comparison.csv")) == 2
+    assert len(rows_of("comparison.csv")) == 2
     assert "none" in (SWEEP / "report.html").read_text()
     assert b"none" in (SWEEP / "heatmap.svg").read_bytes()
 
@@ -112,25 +113,25 @@ def test_a_swept_key_and_a_cost_are_columns_of_the_comparison():
     make_run(SWEEP, "zero_lr", "clip=1.0", cost={"flops_forward": 10, "saved_bytes": 3})
     make_run(SWEEP, "zero_lr", "++clip2=null", "~scheduler")
     write_sweep_files(SWEEP)
-    first, second = table("comparison.csv")
+    first, second = rows_of("comparison.csv")
     assert {"clip", "++clip2", "~scheduler", "flops_forward", "saved_bytes", "seconds_step"} <= first.keys()
     assert sorted([first["flops_forward"], second["flops_forward"]]) == ["", "10.0"]
 
 
-def test_overrides_that_only_say_where_a_run_goes_tell_no_runs_apart_and_split_no_seeds():
+def test_overrides_that_only_say_where_a_run_runs_are_no_column_and_split_no_seed_group():
     make_run(SWEEP, "zero_lr", "seed=0", "timeout=9", "launch=joblib")
     make_run(SWEEP, "zero_lr", "seed=1")
     write_sweep_files(SWEEP)
-    assert list(table("comparison.csv")[0])[:3] == ["run", "seed", "status"]
+    assert list(rows_of("comparison.csv")[0])[:3] == ["run", "seed", "status"]
     assert "1 setting" in (SWEEP / "report.html").read_text()
 
 
-def test_joined_changes_take_the_columns_of_other_versions_and_leave_torn_rows_out():
+def test_joined_changes_have_the_columns_of_other_versions_and_omit_torn_rows():
     one, two = make_run(SWEEP, "none", rows=LEAKED), make_run(SWEEP, "zero_lr")
     old = (one / "changes.csv").read_text().splitlines()
     (one / "changes.csv").write_text("\n".join(["name,verdict,new", "a,held,7", "b,he"]))
     write_sweep_files(SWEEP)
-    rows = table("changes.csv")
+    rows = rows_of("changes.csv")
     assert list(rows[0]) == ["run", *old[0].split(","), "new"]
     assert [(row["run"], row["name"], row["new"]) for row in rows] == [
         (one.name, "a", "7"),
@@ -138,7 +139,7 @@ def test_joined_changes_take_the_columns_of_other_versions_and_leave_torn_rows_o
     ]
 
 
-def test_a_page_is_read_from_any_folders_and_nothing_beside_it_is_written(report):
+def test_the_command_reads_any_folders_and_writes_only_the_page(report):
     make_sweep(Path("one") / "sweep")
     make_run(Path("two") / "deep" / "down", "none", rows=LEAKED, name="named by someone")
     before = set(Path().rglob("*"))
@@ -149,7 +150,7 @@ def test_a_page_is_read_from_any_folders_and_nothing_beside_it_is_written(report
     assert "deep/down/named by someone" in Path("report.html").read_text()
 
 
-def test_a_folder_given_twice_or_reached_twice_counts_once_and_the_same_config_in_two_places_twice(report):
+def test_a_folder_found_twice_counts_once_and_a_copy_of_it_counts_again(report):
     folder = make_run(Path("one"))
     shutil.copytree("one", "two")
     assert report("one", "two", str(folder), "one/.", "-o", "page.html")[0] == 0
@@ -169,26 +170,26 @@ def test_a_single_run_gets_a_page_of_its_own(report):
     assert Path("report.html").read_text() == html
 
 
-def test_a_real_sweep_and_a_real_run_report_themselves(door, report):
+def test_the_pages_of_a_real_sweep_and_a_real_run(door, report):
     methods = "method=requires_grad,zero_lr,none"
     assert door("-m", methods, "freeze=head", "model=mlp", "batches=2", "hydra.sweep.dir=sweep")[0] == 0
     write_sweep_files(SWEEP)
     html = (SWEEP / "report.html").read_text()
     assert "Use requires_grad" in html
-    assert "none: in 1 of 1 run, by gradient" in html
-    assert "So did zero_lr, and trained the rest to the same bits" in html
+    assert "none: in 1 of 1 run, cause: gradient" in html
+    assert "So did zero_lr, and trained the other parameters to the same bits" in html
     assert door("model=mlp", "freeze=head", "batches=2", "hydra.run.dir=alone")[0] == 0
     assert report("alone")[0] == 0
     assert "Held: 2 frozen tensors kept every bit" in Path("report.html").read_text()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nosuch"], "nosuch does not exist"),
         (["sweep", "nosuch"], "nosuch does not exist"),
         (["sweep/file"], "sweep/file is a file; give the folder that it lies in"),
-        (["empty"], "no run found below empty; give a folder that holds run.json, or one above such"),
+        (["empty"], "no run found below empty; give a folder that holds run.json, or one above it"),
         ([], "the following arguments are required: DIR"),
         (["sweep", "--nosuch"], "unrecognized arguments: --nosuch"),
         (["sweep", "-o", "empty"], "empty is a folder; give -o a file, such as empty/report.html"),
@@ -197,18 +198,18 @@ def test_a_real_sweep_and_a_real_run_report_themselves(door, report):
         (["sweep", "-o", "sweep/file/page.html"], "there is no folder sweep/file"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_exit_code_2(report, arguments, said):
+def test_a_wrong_argument_is_one_line_and_exit_code_2(report, arguments, message):
     make_run(SWEEP)
     Path("empty").mkdir()
     (SWEEP / "file").write_text("mine")
     code, out, err = report(*arguments)
     assert (code, out) == (2, "")
-    assert re.fullmatch(rf"freeze-runner: {re.escape(said)}.*\n", err)
+    assert re.fullmatch(rf"freeze-runner: {re.escape(message)}.*\n", err)
     assert (SWEEP / "file").read_text() == "mine"
     assert not Path("report.html").exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_torn_page(report, monkeypatch):
+def test_a_full_disk_gives_a_one_line_error_and_no_partial_page(report, monkeypatch):
     make_run(SWEEP)
 
     def full(path, content):
@@ -231,7 +232,7 @@ def test_the_report_imports_neither_torch_nor_hydra():
 
 
 def broken(what: str):
-    """A run folder with one thing wrong, and the words for it."""
+    """A run folder with the files of BROKEN[what]: None deletes one, bytes replace it, a dict changes keys of `run.json`."""
     folder = make_run(SWEEP)
     for name, content in BROKEN[what][0].items():
         if content is None:
@@ -245,14 +246,14 @@ def broken(what: str):
 
 
 BROKEN = {
-    "a torn record": ({"run.json": b'{"status": "fini'}, ["run.json is torn, or no record of a run"]),
-    "an empty record": ({"run.json": b""}, ["run.json is torn, or no record of a run"]),
-    "a list for a record": ({"run.json": b"[1, 2]"}, ["run.json is torn, or no record of a run"]),
-    "a deep record": ({"run.json": b"[" * 200_000}, ["run.json is torn, or no record of a run"]),
-    "bytes for a record": ({"run.json": bytes(range(256))}, ["run.json is torn, or no record of a run"]),
+    "a torn record": ({"run.json": b'{"status": "fini'}, ["run.json is not the record of a run"]),
+    "an empty record": ({"run.json": b""}, ["run.json is not the record of a run"]),
+    "a list for a record": ({"run.json": b"[1, 2]"}, ["run.json is not the record of a run"]),
+    "a deep record": ({"run.json": b"[" * 200_000}, ["run.json is not the record of a run"]),
+    "bytes for a record": ({"run.json": bytes(range(256))}, ["run.json is not the record of a run"]),
     "wrong types": (
         {"run.json": {"counts": [], "overrides": "a", "loss_last": "low", "method": 3, "versions": None, "git": []}},
-        ["run.json: not of the expected type, taken as absent: counts, loss_last, overrides, method, git"],
+        ["run.json: values of a wrong type, ignored: counts, loss_last, overrides, method, git"],
     ),
     "wrong types inside": (
         {"run.json": {"counts": {"held": "x"}, "overrides": [1, None], "cost": {"a": []}, "looks": ["x"], "notes": [{}]}},
@@ -264,7 +265,7 @@ BROKEN = {
     "no steps": ({"steps.csv": None}, ["steps.csv is missing"]),
     "empty rows": ({"changes.csv": b""}, ["changes.csv is empty"]),
     "binary rows": ({"changes.csv": bytes(range(256)) * 9}, ["changes.csv cannot be read to its end: not text"]),
-    "a torn row": ({"changes.csv": b"name,verdict\na,held\nb"}, ["changes.csv: 1 torn row left out"]),
+    "a torn row": ({"changes.csv": b"name,verdict\na,held\nb"}, ["changes.csv: 1 incomplete row ignored"]),
     "a null byte": ({"steps.csv": b"step,loss\n1,2\n\0,\0\n"}, []),
     "other columns": ({"changes.csv": b"name,how\na,held\n"}, ["changes.csv has no column verdict"]),
     "words for numbers": ({"steps.csv": b"step,loss\n1,two\n2,nan\n"}, []),
@@ -281,18 +282,18 @@ def test_a_folder_whose_name_is_not_utf8_is_reported(report):
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_broken_is_a_line_and_the_rest_is_reported(report, what):
+def test_each_broken_file_is_a_line_and_everything_else_is_reported(report, what):
     folder = broken(what)
     good = make_run(SWEEP, "none", rows=LEAKED)
     code, out, err = report("sweep")
     assert (code, err) == (0, "")
-    assert unread(out) == [f"{folder.name}: {line}" for line in BROKEN[what][1]]
+    assert problems_in(out) == [f"{folder.name}: {line}" for line in BROKEN[what][1]]
     html = Path("report.html").read_text()
     assert good.name in html
     assert folder.name in html
     assert ("What could not be read" in html) == bool(BROKEN[what][1])
     write_sweep_files(SWEEP)
-    assert {row["run"] for row in table("comparison.csv")} == {folder.name, good.name}
+    assert {row["run"] for row in rows_of("comparison.csv")} == {folder.name, good.name}
 
 
 def test_a_run_whose_record_cannot_be_read_failed_and_keeps_its_overrides(report):
@@ -300,48 +301,48 @@ def test_a_run_whose_record_cannot_be_read_failed_and_keeps_its_overrides(report
     (SWEEP / "by hand").mkdir()
     (SWEEP / "by hand" / ".running").touch()
     write_sweep_files(SWEEP)
-    assert {row["run"]: (row["status"], row["reason"]) for row in table("failures.csv")} == {
+    assert {row["run"]: (row["status"], row["reason"]) for row in rows_of("failures.csv")} == {
         folder.name: ("failed", KILLED),
-        "by hand": ("failed", GOES_ON),
+        "by hand": ("failed", IN_PROGRESS),
     }
-    assert "method=zero_lr" in {row["overrides"] for row in table("failures.csv")}
+    assert "method=zero_lr" in {row["overrides"] for row in rows_of("failures.csv")}
 
 
-def test_an_old_record_lacks_keys_and_that_is_no_fault(report):
+def test_a_record_of_an_old_version_lacks_keys_and_is_no_problem(report):
     folder = make_run(SWEEP)
     make_run(SWEEP, "requires_grad")
     record = json.loads((folder / "run.json").read_text())
     old = {key: record[key] for key in ("status", "verdict", "loss_last", "overrides")}
     (folder / "run.json").write_text(json.dumps(old))
     code, out, _ = report("sweep")
-    assert (code, unread(out)) == (0, [])
+    assert (code, problems_in(out)) == (0, [])
     html = Path("report.html").read_text()
     assert "zero_lr" in html
     assert read_run(folder).record["counts"]["held"] == 0
 
 
-def test_a_status_of_another_version_is_a_failed_row_with_its_word():
+def test_an_unknown_status_is_reported_as_failed_and_named_in_the_reason():
     make_run(SWEEP, status="pruned")
     write_sweep_files(SWEEP)
-    (row,) = table("failures.csv")
+    (row,) = rows_of("failures.csv")
     assert row["reason"] == "run.json has a status that this version does not know: 'pruned'"
 
 
-def test_folders_of_other_hydra_projects_are_passed_over_and_counted(report):
+def test_folders_of_other_hydra_projects_are_skipped_and_counted(report):
     make_run(SWEEP)
     for name in ("theirs", "deep/theirs"):
         (SWEEP / name / ".hydra").mkdir(parents=True)
         (SWEEP / name / ".hydra" / "config.yaml").write_text("lr: 1\n")
     _, out, _ = report("sweep")
-    assert unread(out) == ["2 folders of other Hydra projects passed over"]
+    assert problems_in(out) == ["2 folders of other Hydra projects skipped"]
     write_sweep_files(SWEEP)
-    assert len(table("comparison.csv")) == 1
+    assert len(rows_of("comparison.csv")) == 1
     code, _, err = report("sweep/theirs")
     assert code == 2
-    assert "1 folder of other Hydra projects passed over" in err
+    assert "1 folder of other Hydra projects skipped" in err
 
 
-def test_nothing_in_a_config_is_executed_and_a_bomb_of_aliases_does_not_unfold(report):
+def test_nothing_in_a_config_is_executed_and_nested_yaml_aliases_are_not_expanded(report):
     folder = make_run(SWEEP)
     make_run(SWEEP, "none")
     config = folder / ".hydra" / "config.yaml"
@@ -353,11 +354,11 @@ def test_nothing_in_a_config_is_executed_and_a_bomb_of_aliases_does_not_unfold(r
     assert Path("report.html").stat().st_size < 1_000_000
 
 
-def test_many_runs_print_those_that_did_not_hold(report):
+def test_of_many_runs_only_those_that_did_not_hold_are_printed(report):
     for seed in range(250):
         make_run(SWEEP, "none" if seed == 7 else "zero_lr", f"seed={seed}", rows=LEAKED if seed == 7 else HELD)
     _, out, _ = report("sweep")
-    assert "250 runs, 249 of them held; shown are 1 that did not" in out
+    assert "250 runs, 249 of them held; above: 1 that did not hold" in out
     assert len(out.splitlines()) < 10
 
 
@@ -376,7 +377,7 @@ def test_a_page_of_24_runs_of_122_rows_is_under_a_megabyte():
     assert (SWEEP / "report.html").stat().st_size < 1_000_000
 
 
-def test_a_page_of_1000_runs_is_under_five_megabytes_and_says_what_is_grouped():
+def test_a_page_of_1000_runs_is_under_five_megabytes_and_says_how_runs_are_grouped():
     for number in range(1000):
         losses = [2.0 + number / 7 + step / 3 for step in range(20)]
         given = f"optimizer.lr={number // 100}", f"optimizer.weight_decay={number % 10}", f"seed={number}"

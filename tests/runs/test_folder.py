@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and say numbers exactly."""
+"""Files are written completely or not at all, and their numbers read back exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.contract import COLUMNS
-from runner.runs.folder import csv_text, holds_a_run, write_record, write_text, write_whole
+from runner.runs.folder import contains_run, csv_text, write_atomically, write_record, write_text
 
 
 def test_the_columns_are_those_of_the_contract_in_order():
@@ -23,9 +23,11 @@ def test_the_columns_are_those_of_the_contract_in_order():
     )
 
 
-def torn(error):
+def failing_writer(error):
+    """Return a function that writes a part of a file, then raises."""
+
     def write(path):
-        path.write_text("half of")
+        path.write_text("a part")
         raise error
 
     return write
@@ -34,29 +36,29 @@ def torn(error):
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
 def test_a_writer_that_raises_leaves_no_file(error, tmp_path):
     with pytest.raises(type(error)):
-        write_whole(tmp_path / "changes.csv", torn(error))
+        write_atomically(tmp_path / "changes.csv", failing_writer(error))
     assert os.listdir(tmp_path) == []
 
 
-def test_a_writer_that_raises_leaves_the_file_that_stood_there(tmp_path):
+def test_a_writer_that_raises_keeps_the_previous_file(tmp_path):
     (tmp_path / "changes.csv").write_text("the first")
     with pytest.raises(OSError, match="disk full"):
-        write_whole(tmp_path / "changes.csv", torn(OSError("disk full")))
+        write_atomically(tmp_path / "changes.csv", failing_writer(OSError("disk full")))
     assert os.listdir(tmp_path) == ["changes.csv"]
     assert (tmp_path / "changes.csv").read_text() == "the first"
 
 
-def test_while_it_is_written_a_file_does_not_stand_under_its_name(tmp_path):
+def test_a_file_has_its_final_name_only_when_it_is_complete(tmp_path):
     seen = []
 
     def write(path):
-        path.write_text("whole")
+        path.write_text("complete")
         seen.append(((tmp_path / "x.csv").exists(), path.parent))
 
-    write_whole(tmp_path / "x.csv", write)
+    write_atomically(tmp_path / "x.csv", write)
     assert seen == [(False, tmp_path)]
     assert os.listdir(tmp_path) == ["x.csv"]
-    assert (tmp_path / "x.csv").read_text() == "whole"
+    assert (tmp_path / "x.csv").read_text() == "complete"
 
 
 def test_a_new_file_replaces_an_old_one(tmp_path):
@@ -65,12 +67,12 @@ def test_a_new_file_replaces_an_old_one(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"new"
 
 
-def test_text_is_written_in_utf8_with_its_line_ends_as_given(tmp_path):
+def test_text_is_written_in_utf8_and_line_ends_are_kept(tmp_path):
     write_text(tmp_path / "a", "é\r\nb\n")
     assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\r\nb\n"
 
 
-def test_a_record_reads_back_as_it_was(tmp_path):
+def test_a_record_reads_back_unchanged(tmp_path):
     record = {"status": "finished", "loss_first": 0.1, "verdict": None, "looks": [1, 2], "counts": {"held": 2}}
     write_record(tmp_path, record)
     assert json.loads((tmp_path / "run.json").read_text()) == record
@@ -78,7 +80,7 @@ def test_a_record_reads_back_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_record_with_a_number_that_json_cannot_hold_is_not_written(value, tmp_path):
+def test_a_record_with_a_number_that_is_not_finite_is_not_written(value, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_record(tmp_path, {"loss_first": value})
     assert os.listdir(tmp_path) == []
@@ -103,17 +105,17 @@ def test_a_record_with_a_number_that_json_cannot_hold_is_not_written(value, tmp_
     ],
     ids=repr,
 )
-def test_a_field_is_printed_so(value, field):
+def test_csv_fields_are_written_exactly(value, field):
     assert csv_text(["x", "y"], [{"x": value, "y": 0}]) == f"x,y\n{field},0\n"
 
 
-def test_a_key_that_a_row_lacks_is_an_empty_field_and_one_that_no_column_names_is_an_error():
+def test_a_missing_key_is_an_empty_field_and_a_key_without_a_column_is_an_error():
     assert csv_text(["x", "y"], [{"y": 1}]) == "x,y\n,1\n"
     with pytest.raises(ValueError, match="z"):
         csv_text(["x", "y"], [{"z": 1}])
 
 
-def test_without_rows_the_header_stands_alone():
+def test_without_rows_only_the_header_is_written():
     assert csv_text(COLUMNS, []) == ",".join(COLUMNS) + "\n"
 
 
@@ -129,13 +131,13 @@ def test_names_and_floats_read_back_exactly(pairs):
 
 
 @pytest.mark.parametrize("name", ["run.json", "changes.csv", "steps.csv", "runner.log", ".hydra"])
-def test_a_folder_with_any_file_of_a_run_holds_a_run(name, tmp_path):
+def test_a_folder_with_any_file_of_a_run_contains_a_run(name, tmp_path):
     folder = Path(tmp_path)
     (folder / "notes.txt").write_text("mine")
-    assert not holds_a_run(folder)
+    assert not contains_run(folder)
     (folder / name).mkdir()
-    assert holds_a_run(folder)
+    assert contains_run(folder)
 
 
-def test_a_folder_that_is_not_there_holds_no_run(tmp_path):
-    assert not holds_a_run(tmp_path / "nowhere")
+def test_a_missing_folder_contains_no_run(tmp_path):
+    assert not contains_run(tmp_path / "nowhere")

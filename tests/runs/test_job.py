@@ -1,4 +1,4 @@
-"""From Python: `run` as in a notebook, on synthetic and on real input."""
+"""`run` from Python, as in a notebook, with synthetic data and with images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 QUICK = ("model=mlp", "batches=2")
 
 
-def test_run_returns_rows_verdict_model_and_folder():
+def test_run_returns_status_verdict_model_files_and_rows():
     result = run("method=zero_lr", "freeze=head", *QUICK)
     assert (result.status, result.verdict, result.exit_code) == ("finished", "held", 0)
     assert isinstance(result.model, torch.nn.Module)
@@ -26,7 +26,7 @@ def test_run_returns_rows_verdict_model_and_folder():
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_the_model_comes_back_trained_with_its_flags_and_modes_restored(mode):
+def test_flags_and_modes_of_the_returned_model_are_restored(mode):
     Path("in_mode.py").write_text(
         f"import runner.training.models\ndef net(**kw): return runner.training.models.MLP(**kw).train({mode})\n"
     )
@@ -38,7 +38,7 @@ def test_the_model_comes_back_trained_with_its_flags_and_modes_restored(mode):
     assert "train" not in vars(result.model.norm)
 
 
-def test_a_method_that_wraps_the_model_leaves_the_rows_and_gives_the_model_back_as_built():
+def test_a_method_may_wrap_the_model_and_the_result_has_the_original_one():
     Path("wraps.py").write_text(
         "import torch\n"
         "from runner.methods.requires_grad import RequiresGrad\n"
@@ -52,13 +52,13 @@ def test_a_method_that_wraps_the_model_leaves_the_rows_and_gives_the_model_back_
     assert type(result.model).__name__ == "MLP"
 
 
-@pytest.mark.parametrize("said", ["plan=true", "plan=True", "++plan=yes"])
-def test_a_plan_from_python_is_refused_and_does_not_exit(said):
+@pytest.mark.parametrize("plan", ["plan=true", "plan=True", "++plan=yes"])
+def test_a_plan_from_python_raises_and_does_not_exit(plan):
     with pytest.raises(ConfigError, match="command line"):
-        run(said, *QUICK)
+        run(plan, *QUICK)
 
 
-def test_data_that_ends_early_is_said_and_data_that_does_not_is_cut():
+def test_data_that_ends_early_is_noted_and_data_that_is_longer_is_cut():
     Path("ends.py").write_text(
         "from runner.training.data import Synthetic\n"
         "class Source(Synthetic):\n"
@@ -76,7 +76,7 @@ def test_data_that_ends_early_is_said_and_data_that_does_not_is_cut():
 
 
 @pytest.mark.parametrize("bad", ["batches=0", "+typo=1", "freeze=fc", "optimizer._target_=no.such"])
-def test_a_mistake_is_a_value_error_and_never_an_exit(bad):
+def test_a_wrong_config_is_a_config_error_and_never_an_exit(bad):
     with pytest.raises(ConfigError):
         run(bad, *QUICK[:1])
 
@@ -86,13 +86,13 @@ def test_an_unknown_choice_is_a_value_error_too():
         run("model=resnet19")
 
 
-def test_a_bug_in_the_users_class_is_raised_as_it_is():
+def test_an_exception_of_the_users_class_is_raised_unchanged():
     Path("mine_too.py").write_text("class Net:\n    def __init__(self):\n        raise KeyError('oh')\n")
     with pytest.raises(KeyError, match="oh"):
         run("model=custom", "model.build._target_=mine_too.Net", "model.input=[8]", "model.classes=4")
 
 
-def test_run_can_be_called_inside_another_hydra_app():
+def test_a_run_inside_another_hydra_app_keeps_the_apps_config():
     from hydra import compose, initialize_config_dir
 
     from runner.config.schema import CONF
@@ -104,7 +104,7 @@ def test_run_can_be_called_inside_another_hydra_app():
 
 @pytest.fixture
 def pictures():
-    """A folder of pictures, two classes."""
+    """Create a folder of pictures in two classes; return the override that uses it."""
     from PIL import Image
 
     for index, kind in enumerate(("cats", "dogs")):
@@ -115,7 +115,7 @@ def pictures():
 
 
 @pytest.mark.parametrize("method", ["requires_grad", "zero_lr"])
-def test_the_main_job_on_scanned_digits(method):
+def test_frozen_parameters_hold_on_scanned_digits(method):
     result = run(f"method={method}", "freeze=fc", "data=digits", "model.input=[3,32,32]", "model.classes=10", "batches=3")
     assert result.verdict == "held"
     assert result.record["counts"]["held"] == 2
@@ -123,7 +123,7 @@ def test_the_main_job_on_scanned_digits(method):
 
 
 @pytest.mark.parametrize("method", ["requires_grad", "zero_lr"])
-def test_the_main_job_on_a_folder_of_pictures(method, pictures):
+def test_frozen_parameters_hold_on_a_folder_of_pictures(method, pictures):
     more = ("data=image_folder", pictures, "model.input=[3,40,40]", "model.classes=2", "batches=3")
     result = run(f"method={method}", "freeze=backbone", *more)
     assert result.verdict == "held"
@@ -131,7 +131,7 @@ def test_the_main_job_on_a_folder_of_pictures(method, pictures):
     assert result.record["counts"]["trained"] == 2
 
 
-def test_a_run_inside_another_hydra_app_leaves_its_job_name(tmp_path):
+def test_a_run_inside_another_hydra_app_keeps_the_apps_job_name(tmp_path):
     Path("app.py").write_text(
         "import hydra\n"
         "from hydra.core.hydra_config import HydraConfig\n"

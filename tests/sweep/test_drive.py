@@ -1,4 +1,4 @@
-"""Sweeps: the grid in one process, one folder a run, and tables that one failing run never costs."""
+"""Sweeps in one process: one folder per run, tables of all runs, failing runs, and resuming."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ SWEEP = Path("sweep")
 
 
 def comparison():
+    """Return the rows of the sweep's `comparison.csv`."""
     return list(csv.DictReader((SWEEP / "comparison.csv").open()))
 
 
-def test_a_sweep_makes_a_folder_a_run_and_joins_their_tables(door):
+def test_a_sweep_has_a_folder_per_run_and_joins_their_tables(door):
     code, out, err = door("-m", "method=requires_grad,zero_lr", "freeze=head,backbone", *QUICK)
     assert (code, err) == (0, "")
     folders = sorted(path.parent for path in SWEEP.rglob("run.json"))
@@ -38,7 +39,7 @@ def test_a_sweep_makes_a_folder_a_run_and_joins_their_tables(door):
     assert "requires_grad  backbone  held" in out
 
 
-def test_every_method_is_one_glob(door):
+def test_a_glob_selects_every_method(door):
     assert door("-m", "method=glob(*)", "freeze=backbone", *QUICK)[0] == 0
     methods = {path.stem for path in (CONF / "method").glob("*.yaml")}
     assert {row["method"]: row["verdict"] for row in comparison()} == {
@@ -46,7 +47,7 @@ def test_every_method_is_one_glob(door):
     }
 
 
-def test_a_failing_run_costs_neither_the_others_nor_the_table(door):
+def test_a_failing_run_affects_neither_the_other_runs_nor_the_table(door):
     code, out, _ = door("-m", "freeze=head,fc,bias", *QUICK)
     assert code == 1
     assert [(row["freeze"], row["status"], row["verdict"]) for row in comparison()] == [
@@ -58,33 +59,33 @@ def test_a_failing_run_costs_neither_the_others_nor_the_table(door):
 
 
 @pytest.mark.parametrize("bad", ["batches=1,0", "method=zero_lr,nosuch", "freeze.patterns=[head],[a..b]", "+typo=1,2"])
-def test_a_cell_that_cannot_be_composed_is_refused_before_any_run(door, bad):
+def test_a_config_that_cannot_be_composed_is_refused_before_any_run(door, bad):
     code, _, err = door("-m", "model=mlp", "hydra.sweep.dir=sweep", bad)
     assert code == 2
     assert len(err.splitlines()) == 1
     assert not SWEEP.exists()
 
 
-def test_duplicates_are_dropped_and_said(door):
+def test_duplicate_runs_are_dropped_with_a_message(door):
     code, out, _ = door("-m", "seed=0,0,1", "freeze.patterns=[head],['@head']", *QUICK)
     assert code == 0
     assert "2 of 6 runs dropped" in out
     assert len(comparison()) == 4
 
 
-def test_a_sweep_takes_the_worst_exit_code_and_strict_counts(door):
+def test_the_exit_code_of_a_sweep_is_that_of_its_worst_run(door):
     assert door("-m", "method=none,zero_lr", "freeze=head", "strict=true", *QUICK)[0] == 3
     assert door("-m", "method=none", "freeze=head,fc", "strict=true", "model=mlp", "hydra.sweep.dir=other")[0] == 1
 
 
-def test_a_second_start_keeps_what_is_finished_untouched(door):
+def test_a_second_start_does_not_change_finished_runs(door):
     door("-m", "freeze=head", *QUICK)
     (first,) = SWEEP.rglob("run.json")
-    stamp = first.stat().st_mtime_ns
+    written_at = first.stat().st_mtime_ns
     code, out, _ = door("-m", "freeze=head,bias", *QUICK)
     assert code == 0
     assert "1 of 2 runs are finished already and kept" in out
-    assert first.stat().st_mtime_ns == stamp
+    assert first.stat().st_mtime_ns == written_at
     assert len(comparison()) == 2
 
 
@@ -107,7 +108,7 @@ def test_a_run_folder_without_a_record_is_a_failed_row():
     assert (row["status"], row["reason"]) == ("failed", "the run left no run.json that can be read; it was killed")
 
 
-def test_an_interrupted_sweep_keeps_its_table_and_leaves_with_130(door):
+def test_an_interrupted_sweep_writes_its_table_and_exits_with_130(door):
     Path("mine.py").write_text(
         "import runner.training.models\nclass Net(runner.training.models.MLP):\n"
         "    def forward(self, x):\n        raise KeyboardInterrupt\n"
@@ -115,10 +116,10 @@ def test_an_interrupted_sweep_keeps_its_table_and_leaves_with_130(door):
     code, _, _ = door("-m", "model.build._target_=runner.training.models.MLP,mine.Net", "seed=0,1", *QUICK)
     assert code == 130
     assert [row["status"] for row in comparison()].count("interrupted") == 1
-    assert [row["status"] for row in comparison()].count("finished") == 2  # the fourth was never begun
+    assert [row["status"] for row in comparison()].count("finished") == 2  # the fourth did not begin
 
 
-def test_a_skipped_run_is_a_row_and_no_failure(door):
+def test_a_skipped_run_is_in_the_table_and_not_a_failure(door):
     Path("mine.py").write_text(
         "from runner import FreezingMethod\n"
         "class Never(FreezingMethod):\n"
@@ -135,7 +136,7 @@ def test_a_skipped_run_is_a_row_and_no_failure(door):
     assert json.loads(Path("alone/run.json").read_text())["status"] == "skipped"
 
 
-def test_a_run_that_fails_where_it_was_interrupted_leaves_no_rows(door):
+def test_a_run_that_was_interrupted_and_fails_when_resumed_has_no_rows(door):
     Path("mine.py").write_text(
         "from pathlib import Path\n"
         "import runner.training.models\n"
@@ -146,71 +147,72 @@ def test_a_run_that_fails_where_it_was_interrupted_leaves_no_rows(door):
         "        Path('once').touch()\n"
         "        return super().forward(x)\n"
     )
-    cell = ("-m", "model.build._target_=mine.Net", *QUICK)
-    assert door(*cell)[0] == 130
+    command = ("-m", "model.build._target_=mine.Net", *QUICK)
+    assert door(*command)[0] == 130
     (folder,) = (path.parent for path in SWEEP.rglob("run.json"))
     assert (folder / "changes.csv").exists()
     Path("again").touch()
-    assert door(*cell)[0] == 1
+    assert door(*command)[0] == 1
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     assert not (folder / "changes.csv").exists()
     assert (SWEEP / "changes.csv").read_text() == ""
 
 
-def test_a_corrupt_record_is_a_failed_row_and_costs_no_table(door):
+def test_a_run_with_a_corrupt_record_is_run_again(door):
     door("-m", "freeze=head", *QUICK)
     (record,) = SWEEP.rglob("run.json")
-    record.write_text("{ torn")
+    record.write_text("{ incomplete")
     code, _, _ = door("-m", "freeze=head,bias", *QUICK)
     assert code == 0  # it was run again
     assert [row["status"] for row in comparison()] == ["finished", "finished"]
 
 
 def files(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files below a folder by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_is_its_config_however_it_is_spelled(door):
+def test_a_run_is_found_by_its_config_whatever_its_overrides_or_folder_name(door):
     door("-m", "freeze.patterns=[head]", *QUICK)
     (folder,) = SWEEP.glob("*__custom__*")
-    stamp = (folder / "run.json").stat().st_mtime_ns
+    written_at = (folder / "run.json").stat().st_mtime_ns
     code, out, _ = door(
         "-m", "freeze.patterns=['head']", "strict=true", "on_error=stop", "timeout=60", "launch=local", *QUICK
     )
     assert (code, "1 of 1 runs are finished already" in out) == (0, True)
     door("-m", "method=zero_lr", *QUICK)
-    was = next(SWEEP.glob("zero_lr__*"))
-    was.rename(SWEEP / was.name.replace("zero_lr__head", "mine__custom"))
+    renamed = next(SWEEP.glob("zero_lr__*"))
+    renamed.rename(SWEEP / renamed.name.replace("zero_lr__head", "mine__custom"))
     code, out, _ = door("-m", "method=zero_lr", *QUICK)
     assert "1 of 1 runs are finished already" in out
     assert not list(SWEEP.glob("zero_lr__*"))
-    assert (folder / "run.json").stat().st_mtime_ns == stamp
+    assert (folder / "run.json").stat().st_mtime_ns == written_at
 
 
-def test_a_finished_run_that_lost_its_table_is_run_again(door):
+def test_a_finished_run_whose_table_is_missing_is_run_again(door):
     door("-m", "freeze=head", *QUICK)
     (table,) = SWEEP.glob("*/changes.csv")
-    was = table.read_bytes()
+    before = table.read_bytes()
     table.unlink()
     code, out, _ = door("-m", "freeze=head", *QUICK)
     assert (code, "finished already" in out) == (0, False)
-    assert table.read_bytes() == was
+    assert table.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["report.html", "comparison.csv", "multirun.yaml", "notes.txt"])
-def test_a_folder_that_holds_another_projects_files_is_refused_and_left_as_it_is(door, name):
+def test_a_folder_with_files_of_another_project_is_refused_and_not_changed(door, name):
     SWEEP.mkdir()
-    (SWEEP / name).write_text("theirs")
+    (SWEEP / name).write_text("of another project")
     (SWEEP / "0").mkdir()
     (SWEEP / "0" / "run.json").write_text("{}")
-    was = files(SWEEP)
+    before = files(SWEEP)
     code, _, err = door("-m", "freeze=head", *QUICK)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "no sweep of freeze-runner; give another folder: hydra.sweep.dir=DIR" in err
-    assert files(SWEEP) == was
+    assert files(SWEEP) == before
 
 
-def test_on_error_stop_begins_no_more_runs_and_resuming_runs_what_is_left(door):
+def test_on_error_stop_begins_no_more_runs_and_resuming_carries_out_the_others(door):
     code, _, _ = door("-m", "freeze=head,fc,bias", "on_error=stop", *QUICK)
     assert code == 1
     assert {row["freeze"]: row["status"] for row in comparison()} == {"head": "finished", "fc": "failed"}
@@ -223,7 +225,7 @@ def test_on_error_stop_begins_no_more_runs_and_resuming_runs_what_is_left(door):
     }
 
 
-def test_a_run_past_its_time_is_a_failed_row_and_costs_no_other(door):
+def test_a_run_that_exceeds_its_timeout_fails_and_the_others_finish(door):
     door("model=mlp", "batches=1")  # the first run of a process imports more than it computes
     code, out, _ = door("-m", "batches=2,1000000", "timeout=2", "model=mlp", "threads=1", "hydra.sweep.dir=sweep")
     assert code == 1
@@ -234,52 +236,53 @@ def test_a_run_past_its_time_is_a_failed_row_and_costs_no_other(door):
     assert "failed: TimeoutError" in out
 
 
-def test_an_interrupted_run_makes_the_exit_code_130_even_where_the_sweep_went_on():
+def test_exit_code_by_the_statuses_of_the_runs():
     from runner.sweep.drive import exit_code
 
     @dataclass
-    class Cell:
+    class FakeRun:
         strict: bool
         record: dict | None
 
-    def of(*statuses, strict=False, leaked=0):
-        return exit_code([Cell(strict, {"status": one, "counts": {"leaked": leaked, "idle": 0}}) for one in statuses])
+    def code(*statuses, strict=False, leaked=0):
+        counts = {"leaked": leaked, "idle": 0}
+        return exit_code([FakeRun(strict, {"status": status, "counts": counts}) for status in statuses])
 
-    assert of("finished", "skipped") == 0
-    assert of("finished", "failed", "interrupted") == 130
-    assert of("finished", "failed", strict=True, leaked=1) == 1
-    assert of("finished", strict=True, leaked=1) == 3
-    assert exit_code([Cell(False, None)]) == 1
+    assert code("finished", "skipped") == 0
+    assert code("finished", "failed", "interrupted") == 130
+    assert code("finished", "failed", strict=True, leaked=1) == 1
+    assert code("finished", strict=True, leaked=1) == 3
+    assert exit_code([FakeRun(False, None)]) == 1
 
 
-def test_a_finished_run_of_an_older_version_is_kept_under_strict(door):
+def test_strict_does_not_rerun_a_finished_run_of_an_older_version(door):
     door("-m", "freeze=head", *QUICK)
     (record,) = SWEEP.glob("*/run.json")
     record.write_text(json.dumps({"status": "finished"}))
     assert door("-m", "freeze=head", "strict=true", *QUICK)[0] == 0
 
 
-def test_what_a_kill_left_half_written_is_cleaned_up(door):
+def test_temporary_files_of_a_killed_sweep_are_removed(door):
     door("-m", "freeze=head", *QUICK)
     (folder,) = (path.parent for path in SWEEP.glob("*/run.json"))
-    for place in (SWEEP / ".changes.csv.99999.part", SWEEP / ".multirun.yaml.99.part", folder / ".run.json.9.part"):
-        place.write_text("half of")
+    for path in (SWEEP / ".changes.csv.99999.part", SWEEP / ".multirun.yaml.99.part", folder / ".run.json.9.part"):
+        path.write_text("a part")
     (folder / "changes.csv").unlink()
     door("-m", "freeze=head", *QUICK)
     assert not list(SWEEP.rglob("*.part"))
 
 
-def test_failures_are_told_when_they_happen_with_what_is_done_and_left(door):
+def test_each_run_is_printed_when_it_ends_with_the_numbers_of_done_failed_and_left(door):
     _, out, _ = door("-m", "freeze=fc,head", *QUICK)
     lines = [line for line in out.splitlines() if " left" in line]
     assert "failed: freeze.patterns: 'fc' matches no parameter" in lines[0]
     assert lines[1].endswith("held  (1 done, 1 failed, 0 left)")
 
 
-def test_a_launcher_that_is_not_installed_names_the_extra(door, monkeypatch):
+def test_the_error_for_a_missing_launcher_names_the_extra_to_install(door, monkeypatch):
     from hydra.core.config_store import ConfigStore
 
-    assert door("plan=true", "model=mlp")[0] == 0  # Hydra has looked for its plugins
+    assert door("plan=true", "model=mlp")[0] == 0  # so that Hydra has loaded its plugins
     launchers = ConfigStore.instance().repo["hydra"]["launcher"]
     for launch, plugin in {"joblib": "joblib", "ray": "ray", "slurm": "submitit_slurm"}.items():
         monkeypatch.delitem(launchers, f"{plugin}.yaml", raising=False)
@@ -291,7 +294,7 @@ def test_a_launcher_that_is_not_installed_names_the_extra(door, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "threads", "said"),
+    ("launcher", "threads", "message"),
     [
         ({}, "auto", ""),
         ({"n_jobs": 1}, 1, ""),
@@ -300,11 +303,11 @@ def test_a_launcher_that_is_not_installed_names_the_extra(door, monkeypatch):
         ({"n_jobs": -1}, 2, "2 threads on"),
     ],
 )
-def test_more_workers_than_cores_is_said(launcher, threads, said):
+def test_more_worker_threads_than_cores_give_a_note(launcher, threads, message):
     from omegaconf import OmegaConf
 
-    from runner.sweep.drive import crowding
+    from runner.sweep.drive import too_many_threads
 
-    told = crowding(OmegaConf.create({"threads": threads, "hydra": {"launcher": launcher}}))
-    assert said in told
-    assert bool(told) == bool(said)
+    note = too_many_threads(OmegaConf.create({"threads": threads, "hydra": {"launcher": launcher}}))
+    assert message in note
+    assert bool(note) == bool(message)

@@ -1,4 +1,4 @@
-"""A run's folder belongs to one living process at a time."""
+"""A run's folder is locked by one living process at a time."""
 
 from __future__ import annotations
 
@@ -10,126 +10,126 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.sweep.lock import clear, died, is_held, locked, remove_if_empty, wait_until_free
+from runner.sweep.lock import clear_folder, detect_death, is_locked, locked, remove_if_unused, wait_until_free
 from tests.conftest import ROOT
 
-HOLD = """
+LOCK_FOLDER = """
 import sys, time
 from pathlib import Path
 from runner.sweep.lock import locked
 with locked(Path(sys.argv[1])):
-    print("held", flush=True)
+    print("locked", flush=True)
     time.sleep(float(sys.argv[2]))
 """
 
 
-def holder(folder: Path, seconds: float) -> subprocess.Popen:
-    """A process that holds the folder; returns when it does."""
+def locking_process(folder: Path, seconds: float) -> subprocess.Popen:
+    """Start a process that locks the folder for some seconds; returns when it has the lock."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), str(seconds)],
+        [sys.executable, "-c", LOCK_FOLDER, str(folder), str(seconds)],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
+    assert process.stdout.readline() == b"locked\n"
     return process
 
 
-def test_a_folder_is_held_until_its_process_dies_and_says_then_that_a_run_began(tmp_path):
-    assert not is_held(tmp_path)
-    assert not died(tmp_path)
-    process = holder(tmp_path, 60)
-    assert is_held(tmp_path)
-    assert not died(tmp_path)
+def test_a_folder_is_locked_until_its_process_dies_and_the_death_is_detected_once(tmp_path):
+    assert not is_locked(tmp_path)
+    assert not detect_death(tmp_path)
+    process = locking_process(tmp_path, 60)
+    assert is_locked(tmp_path)
+    assert not detect_death(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not is_held(tmp_path)
-    assert died(tmp_path)
-    assert not died(tmp_path)  # it is said once, and the next that begins is another
+    assert not is_locked(tmp_path)
+    assert detect_death(tmp_path)
+    assert not detect_death(tmp_path)
 
 
 def test_a_second_process_waits_for_the_first(tmp_path):
-    process = holder(tmp_path, 1)
+    process = locking_process(tmp_path, 1)
     with locked(tmp_path):
         assert process.poll() is not None or process.wait(timeout=5) == 0
 
 
-def test_waiting_for_a_folder_ends_with_its_process_or_with_the_time(tmp_path):
-    process = holder(tmp_path, 60)
+def test_waiting_for_a_folder_ends_when_its_process_dies_or_the_time_is_over(tmp_path):
+    process = locking_process(tmp_path, 60)
     start = time.monotonic()
     wait_until_free([tmp_path], seconds=0.2)
-    assert is_held(tmp_path)
+    assert is_locked(tmp_path)
     assert time.monotonic() - start >= 0.2
     process.kill()
     process.wait()
     wait_until_free([tmp_path])
-    assert not is_held(tmp_path)
+    assert not is_locked(tmp_path)
 
 
-def test_a_run_that_left_its_record_leaves_no_claim(tmp_path):
+def test_after_a_run_with_a_record_its_folder_has_no_mark(tmp_path):
     with locked(tmp_path):
         (tmp_path / "run.json").write_text("{}")
-    assert not died(tmp_path)
+    assert not detect_death(tmp_path)
     assert os.listdir(tmp_path) == ["run.json"]
 
 
 @dataclass
-class Run:
+class FakeRun:
     folder: Path
     finished: bool
 
 
-def test_what_an_earlier_try_left_is_taken_away_unless_it_lives_or_has_finished_by_now(tmp_path):
+def test_files_of_an_earlier_attempt_are_removed_unless_it_is_locked_or_finished(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    clear(Run(tmp_path, finished=True))
+    clear_folder(FakeRun(tmp_path, finished=True))
     assert (tmp_path / "run.json").exists()
-    process = holder(tmp_path, 60)
-    clear(Run(tmp_path, finished=False))
-    assert is_held(tmp_path)
+    process = locking_process(tmp_path, 60)
+    clear_folder(FakeRun(tmp_path, finished=False))
+    assert is_locked(tmp_path)
     assert (tmp_path / "run.json").exists()
     process.kill()
     process.wait()
-    clear(Run(tmp_path, finished=False))
+    clear_folder(FakeRun(tmp_path, finished=False))
     assert os.listdir(tmp_path) == []
-    clear(Run(tmp_path / "nowhere", finished=False))
+    clear_folder(FakeRun(tmp_path / "nowhere", finished=False))
 
 
-def test_who_waited_for_a_folder_marks_it_anew(tmp_path):
-    process = holder(tmp_path, 1)
+def test_a_process_that_waited_for_the_lock_marks_the_folder_again(tmp_path):
+    process = locking_process(tmp_path, 1)
     waiter = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path), "60"],
+        [sys.executable, "-c", LOCK_FOLDER, str(tmp_path), "60"],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     time.sleep(0.5)
-    (tmp_path / ".running").unlink()  # as the first does when it ends, while the second waits
+    (tmp_path / ".running").unlink()  # as the first process does when it ends, while the second waits
     process.wait()
     assert waiter.stdout is not None
-    assert waiter.stdout.readline() == b"held\n"
-    assert is_held(tmp_path)
+    assert waiter.stdout.readline() == b"locked\n"
+    assert is_locked(tmp_path)
     waiter.kill()
     waiter.communicate()
 
 
-def test_only_a_folder_that_holds_nothing_of_a_run_is_removed(tmp_path):
+def test_only_the_folder_of_a_run_that_never_began_is_removed(tmp_path):
     for name in ("never_begun", "ended"):
         (tmp_path / name / ".hydra").mkdir(parents=True)
     (tmp_path / "ended" / "runner.log").write_text("why")
     for name in ("never_begun", "ended", "nowhere"):
-        remove_if_empty(tmp_path / name)
+        remove_if_unused(tmp_path / name)
     assert os.listdir(tmp_path) == ["ended"]
 
 
-def test_looking_at_a_folder_creates_nothing(tmp_path):
+def test_checking_a_lock_creates_no_files(tmp_path):
     folder = tmp_path / "sweep" / "run"
     folder.mkdir(parents=True)
-    assert not is_held(folder)
-    assert not died(folder)
+    assert not is_locked(folder)
+    assert not detect_death(folder)
     wait_until_free([folder, tmp_path / "nowhere" / "run"])
     assert [path.name for path in tmp_path.rglob("*")] == ["sweep", "run"]
 
 
-def test_a_run_that_ended_leaves_nothing_in_its_folder_and_one_that_is_in_progress_a_mark(tmp_path):
+def test_a_run_in_progress_has_a_mark_and_one_that_ended_has_none(tmp_path):
     folder = tmp_path / "sweep" / "run"
     folder.mkdir(parents=True)
     with locked(folder):

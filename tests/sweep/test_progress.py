@@ -1,4 +1,4 @@
-"""A sweep's progress is told from files: a line a run in a pipe, with what is done, failed and left."""
+"""A sweep's progress: a line for each run that ended, with the numbers of runs done, failed and left."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from runner.sweep.progress import progress_of
+from runner.sweep.progress import show_progress
 
 
 @dataclass
-class Cell:
+class FakeRun:
     folder: Path
     record: dict[str, Any] | None = None
     seen: list = field(default_factory=list)
@@ -24,36 +24,37 @@ def record(status="finished", verdict="held", reason=""):
     return {"status": status, "verdict": verdict, "reason": reason}
 
 
-def told(cells, ends):
-    for cell, ended in zip(cells, ends, strict=True):  # before the first look, which then meets them in order
-        cell.folder.mkdir()
-        (cell.folder / "run.json").touch()
-        cell.record = ended
+def printed_lines(runs, records):
+    """Return the lines that are printed for these runs; the run without a record has not ended."""
+    for run, record_at_end in zip(runs, records, strict=True):  # before the first poll, so that the order is fixed
+        run.folder.mkdir()
+        (run.folder / "run.json").touch()
+        run.record = record_at_end
     out = io.StringIO()
-    with progress_of(cells, Console(file=out, width=400, highlight=False)):
+    with show_progress(runs, Console(file=out, width=400, highlight=False)):
         pass
     return out.getvalue().splitlines()
 
 
-def test_each_run_is_a_line_with_its_reason_and_the_last_says_that_none_is_left():
-    cells = [Cell(Path(name)) for name in ("a", "b", "c")]
-    lines = told(cells, [record(), record("failed", None, "KeyError: [x]"), record(verdict="leaked")])
+def test_each_ended_run_is_a_line_with_its_outcome_reason_and_the_counts():
+    runs = [FakeRun(Path(name)) for name in ("a", "b", "c")]
+    lines = printed_lines(runs, [record(), record("failed", None, "KeyError: [x]"), record(verdict="leaked")])
     assert [line.split("  (")[0] for line in lines] == ["a  held", "b  failed: KeyError: [x]", "c  leaked"]
     assert re.search(r"\(1 done, 0 failed, 2 left, \d:\d\d:\d\d to go\)$", lines[0])
     assert lines[-1].endswith("(2 done, 1 failed, 0 left)")
 
 
-def test_a_run_that_did_not_end_is_not_told():
-    lines = told([Cell(Path("a")), Cell(Path("b"))], [record(), None])
+def test_a_run_that_did_not_end_is_not_printed():
+    lines = printed_lines([FakeRun(Path("a")), FakeRun(Path("b"))], [record(), None])
     assert [line.split()[0] for line in lines] == ["a"]
 
 
-def test_on_a_terminal_the_lines_stand_above_a_bar():
+def test_on_a_terminal_there_are_lines_and_a_bar():
     out = io.StringIO()
-    cell = Cell(Path("a"), record("failed", None, "why"))
+    run = FakeRun(Path("a"), record("failed", None, "why"))
     Path("a").mkdir()
     Path("a/run.json").touch()
-    with progress_of([cell], Console(file=out, width=100, force_terminal=True)):
+    with show_progress([run], Console(file=out, width=100, force_terminal=True)):
         pass
     assert "failed" in out.getvalue()
     assert ": why" in out.getvalue()

@@ -1,4 +1,4 @@
-"""A run of a sweep, in whichever process: carried out once, and on the accelerator of its process's slot."""
+"""A worker carries out each run once, on the accelerator of its slot."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch
 from runner.sweep import worker
 from tests.conftest import ROOT
 
-TAKE = """
+PRINT_SLOT = """
 import sys
 from pathlib import Path
-from runner.sweep.worker import slot
-print(slot(Path(".")), slot(Path(".")), flush=True)
+from runner.sweep.worker import worker_slot
+print(worker_slot(Path(".")), worker_slot(Path(".")), flush=True)
 sys.stdin.read()
 """
 
 
-def taker() -> tuple[subprocess.Popen, str]:
-    """A process that holds a slot until its input ends, and which one."""
+def slot_process() -> tuple[subprocess.Popen, str]:
+    """Start a process that has a slot until its stdin is closed; returns it and what it printed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", TAKE],
+        [sys.executable, "-c", PRINT_SLOT],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -35,12 +35,12 @@ def taker() -> tuple[subprocess.Popen, str]:
     return process, process.stdout.readline().strip()
 
 
-def test_each_process_has_a_slot_of_its_own_and_one_that_died_gives_it_back():
-    processes, slots = zip(*(taker() for _ in range(3)), strict=True)
+def test_each_process_has_its_own_slot_and_the_slot_of_a_dead_process_is_reused():
+    processes, slots = zip(*(slot_process() for _ in range(3)), strict=True)
     assert slots == ("0 0", "1 1", "2 2")
     processes[1].kill()
     processes[1].wait()
-    again, slot = taker()
+    again, slot = slot_process()
     assert slot == "1 1"
     for process in (*processes, again):
         process.kill()
@@ -48,21 +48,24 @@ def test_each_process_has_a_slot_of_its_own_and_one_that_died_gives_it_back():
 
 
 @pytest.mark.parametrize(("number", "accelerators", "expected"), [(0, 2, 0), (1, 2, 1), (3, 2, 1), (2, 1, 0)])
-def test_workers_share_the_accelerators_in_turn(number, accelerators, expected, monkeypatch):
+def test_a_worker_selects_the_accelerator_of_its_slot(number, accelerators, expected, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: accelerators)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(worker, "_slot", [(number, None)])
-    worker.take_accelerator(Path("."))
+    monkeypatch.setattr(worker, "_own_slot", [(number, None)])
+    worker.select_accelerator(Path("."))
     assert chosen == [expected]
 
 
-def launched_again(monkeypatch, meanwhile) -> list[int]:
-    """Have the launcher asked for each run twice, as one that forgot what it has queued; `meanwhile` stands between."""
+def launch_everything_twice(monkeypatch, meanwhile) -> list[int]:
+    """Make the launcher launch everything twice, as if it had lost track, and call `meanwhile` in between.
+
+    Returns a list that gets an item for each launch.
+    """
     from hydra.core.plugins import Plugins
 
-    Plugins.instance()  # which makes the launchers' classes anew
+    Plugins.instance()  # so that Hydra does not create the launchers' classes again
     launcher = sys.modules["hydra._internal.core_plugins.basic_launcher"].BasicLauncher
     once, calls = launcher.launch, []
 
@@ -77,7 +80,7 @@ def launched_again(monkeypatch, meanwhile) -> list[int]:
 
 
 @pytest.mark.parametrize("flag", ["", ".stop", ".interrupt"])
-def test_a_run_that_has_ended_meanwhile_is_not_run_again_and_loses_nothing(door, monkeypatch, flag):
+def test_a_run_that_is_launched_again_after_it_ended_does_not_change(door, monkeypatch, flag):
     seen = []
 
     def meanwhile():
@@ -86,9 +89,9 @@ def test_a_run_that_has_ended_meanwhile_is_not_run_again_and_loses_nothing(door,
         if flag:
             Path("sweep", flag).touch()
 
-    calls = launched_again(monkeypatch, meanwhile)
+    calls = launch_everything_twice(monkeypatch, meanwhile)
     assert door("-m", "model=mlp", "batches=2", "hydra.sweep.dir=sweep")[0] == 0
     assert calls == [1]
-    ((record, stamp),) = seen
-    assert record.stat().st_mtime_ns == stamp
+    ((record, written_at),) = seen
+    assert record.stat().st_mtime_ns == written_at
     assert (record.parent / "changes.csv").exists()

@@ -1,1 +1,1 @@
-"""The frozen prefix of a model: where it ends, how it is left out of a forward pass, and whether it may be."""
+"""The frozen prefix of a model: where it ends, whether it can be skipped, and how the forward pass skips it."""

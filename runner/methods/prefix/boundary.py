@@ -1,4 +1,4 @@
-"""The frozen prefix of a model: the module behind which no frozen parameter is reached any more."""
+"""Find the frozen prefix of a model: the modules that run before any trainable parameter is used."""
 
 from __future__ import annotations
 
@@ -13,64 +13,67 @@ from runner.freezing.selection import Selection
 from runner.tracing import tracing
 
 
-@torch.random.fork_rng()  # a forward pass may draw
+@torch.random.fork_rng()  # the forward pass may use random numbers
 def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) -> tuple[str | None, str]:
-    """The name of the module whose single output is all that crosses from the frozen prefix to the rest.
+    """Return (name of the boundary module, ""), or (None, reason) if the model has no frozen prefix or cannot be copied.
 
-    `input` is the shape of one sample. Found on a copy of the model, in eval mode: hooks note the order in which
-    modules end, and each that ended before the first trainable one began is tried as the cut, the latest first; it is one
-    if no frozen parameter gets a gradient past it and every trainable one that had a gradient still does. Gives
-    (None, reason) where there is none, or no copy can be made. The model and its random state stay as they are.
+    Only the boundary's output reaches the trainable part. `input`: shape of one sample. Each module that ends after all
+    frozen modules and before any trainable one is tried on a copy in eval mode, the last one first: its output is detached,
+    and it is the boundary if exactly the trainable parameters still get gradients. The model and its random state do not
+    change.
     """
-    names = [name for name, parameter in model.named_parameters() if parameter in selection]
+    frozen_names = [name for name, parameter in model.named_parameters() if parameter in selection]
     try:
-        twin = copy.deepcopy(model).eval()
-    except RuntimeError as error:  # a tensor that is computed and kept as an attribute, as the old weight_norm does
+        copied = copy.deepcopy(model).eval()
+    except RuntimeError as error:  # a non-leaf tensor as an attribute, as with the old weight_norm
         return None, f"the model cannot be copied to look for its frozen prefix: {error}"
-    parameters = dict(twin.named_parameters())
+    parameters = dict(copied.named_parameters())
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name not in names)
-    sample = torch.zeros(2, *input, device=next(twin.parameters()).device)
-    wanted = _reached(twin, sample)
+        parameter.requires_grad_(name not in frozen_names)
+    sample = torch.zeros(2, *input, device=next(copied.parameters()).device)
+    expected = _parameters_with_gradient(copied, sample)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    for name in reversed(_ended_before_the_rest(twin, sample, {parameters[name] for name in names})):
-        handle = twin.get_submodule(name).register_forward_hook(_cut)
-        reached = _reached(twin, sample)
+    for name in reversed(_boundary_candidates(copied, sample, {parameters[name] for name in frozen_names})):
+        handle = copied.get_submodule(name).register_forward_hook(_detach_output)
+        reached = _parameters_with_gradient(copied, sample)
         handle.remove()
-        if reached == wanted:
+        if reached == expected:
             return name, ""
-    return None, f"{names[0]} is frozen, but no single module's output parts what is frozen from what trains"
+    return None, f"{frozen_names[0]} is frozen, but no single module's output separates frozen from trained layers"
 
 
-def _cut(module: nn.Module, args: Any, output: Any) -> Any:
+def _detach_output(module: nn.Module, args: Any, output: Any) -> Any:
     return output.detach() if isinstance(output, Tensor) else output
 
 
-def _reached(model: nn.Module, sample: Tensor) -> set[str]:
-    """The names of the parameters that a gradient of the output reaches."""
+def _parameters_with_gradient(model: nn.Module, sample: Tensor) -> set[str]:
+    """Return the names of the parameters that get a gradient when the sum of the model's output is differentiated."""
     output = model(sample)
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not isinstance(output, Tensor) or not output.requires_grad or not named:
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not isinstance(output, Tensor) or not output.requires_grad or not parameters:
         return set()
-    found = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
-    return {name for name, gradient in zip(named, found, strict=True) if gradient is not None}
+    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
-def _ended_before_the_rest(model: nn.Module, sample: Tensor, frozen: set[nn.Parameter]) -> list[str]:
-    """The modules, called once, that gave one tensor behind all frozen modules and before any trainable one was called."""
+def _boundary_candidates(model: nn.Module, sample: Tensor, frozen: set[nn.Parameter]) -> list[str]:
+    """Return the modules that can be the boundary, in the order in which they end.
+
+    A candidate is called once, returns one tensor, and ends after all frozen modules and before the first trainable one.
+    """
     ended: list[str] = []
-    begun: list[str] = []
+    trainable_called: list[str] = []
 
     def begin(name: str, module: nn.Module, *_: Any) -> None:
         own = list(module.parameters(recurse=False))
         if any(parameter not in frozen for parameter in own):
-            begun.append(name)
+            trainable_called.append(name)
         elif own:
-            ended.clear()  # what ended before another frozen module cannot be behind all of them
+            ended.clear()  # they ended before this frozen module
 
     def end(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not begun and isinstance(output, Tensor):
+        if not trainable_called and isinstance(output, Tensor):
             ended.append(name)
 
     with tracing(model, begin, end):

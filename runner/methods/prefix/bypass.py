@@ -1,7 +1,7 @@
-"""A model whose frozen prefix can be left out of a forward pass: its modules give placeholders, and its end what is given.
+"""Skip the frozen prefix in a forward pass: its modules return placeholders, and its boundary returns stored outputs.
 
-The `forward` of a few modules is replaced, on the instances, for as long as the splice stands. These are not hooks, whose
-presence turns off the fast path of a transformer in eval mode.
+The `forward` of a few module instances is replaced until `Bypass.undo` is called. Hooks are not used, because they turn off
+the fast path of transformers in eval mode.
 """
 
 from __future__ import annotations
@@ -19,164 +19,175 @@ from runner.tensors import each_tensor
 from runner.tracing import tracing
 
 
-class PrefixEndedError(Exception):
-    """The end of the prefix, where a forward pass was to stop. `output`: what it gave."""
+class BoundaryReachedError(Exception):
+    """Raised to end a forward pass at the boundary. `output`: the boundary's output."""
 
     def __init__(self, output: Any) -> None:
         super().__init__("the end of the frozen prefix")
         self.output = output
 
 
-class OtherInputError(Exception):
-    """The model was called with something else than the batch's samples."""
+class ChangedInputError(Exception):
+    """The model was not called with exactly the samples of the batch."""
 
 
 @dataclass
 class Recording:
-    """What the modules of a prefix gave in one forward pass, in turn, as stand-ins of the same shapes; and that for x."""
+    """The outputs of the prefix's modules in one forward pass, with placeholders of the same shapes instead of tensors.
+
+    `x`: a placeholder for the model's input. `outputs`: (module name, output) in the order in which the modules ended,
+    without the boundary.
+    """
 
     x: Tensor
     outputs: list[tuple[str, Any]] = field(default_factory=list)
 
 
-def on_meta(tensor: Tensor) -> Tensor:
-    """A stand-in that costs nothing and fails where it is looked at, or where it meets a tensor that has values."""
+def meta_placeholder(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape, strides and dtype on the meta device, which fails if its values are used."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def full_of(value: float, tensor: Tensor, device: torch.device) -> Tensor:
-    """A stand-in for models that add tensors of their own; in integers it holds 0, or 1 where the value is above 0."""
+def filled_placeholder(value: float, tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the same shape and dtype on `device`, filled with one value.
+
+    For models that combine the prefix's outputs with tensors of their own, where meta tensors fail. Integers and booleans
+    are 1 if `value` is above 0, otherwise 0.
+    """
     has_reals = tensor.is_floating_point() or tensor.is_complex()
     return torch.full_like(tensor, value if has_reals else int(value > 0), device=device)
 
 
 class Bypass:
-    """Replaces `forward` of the model, of the module at the prefix's `end`, and of those `within`, the outermost before it.
+    """Replaces `forward` of the model, of the prefix's outermost modules and of the boundary, to record or skip the prefix.
 
-    Until a pass is recorded or played, everything runs as it is. A call of the model with anything else than the one tensor
-    x that was told, untouched, is not recorded, and raises OtherInputError where it would be played.
+    Outside `record` and `replay`, every module runs as usual. They apply only to calls `model(x)` with the tensor x that
+    they were given, unchanged since then: another call is not recorded, and raises ChangedInputError in a replay.
     """
 
-    def __init__(self, model: nn.Module, end: str, within: Sequence[str]) -> None:
-        self.end = end
-        self.x: Tensor | None = None
-        self.version = 0  # of x: a task may write to it
-        self.beyond = True  # behind the prefix's end, where every module runs as it is
-        self.inside = False  # a module of the prefix, which may call another of those that are replaced
-        self.script: Recording | None = None
-        self.at = 0
-        self.told: Callable[[str, Any], None] = lambda name, output: None
-        self.give: Callable[[], Tensor] = lambda: torch.empty(0)
-        self.stubs = [ReplacedForward(self, name, model.get_submodule(name)) for name in dict.fromkeys(["", *within, end])]
+    def __init__(self, model: nn.Module, boundary: str, prefix_modules: Sequence[str]) -> None:
+        self.boundary = boundary
+        self.x: Tensor | None = None  # None outside `record` and `replay`
+        self.x_version = 0  # to notice that x was written to
+        self.past_boundary = True  # from here on every module runs as usual
+        self.inside_module = False  # within a replaced module, which may call another replaced one
+        self.recording: Recording | None = None  # the one that is replayed
+        self.position = 0  # in the outputs of the recording
+        self.on_output: Callable[[str, Any], None] = lambda name, output: None
+        self.load_output: Callable[[], Tensor] = lambda: torch.empty(0)
+        names = dict.fromkeys(["", *prefix_modules, boundary])
+        self.replaced = [ReplacedForward(self, name, model.get_submodule(name)) for name in names]
 
     @contextmanager
-    def recording(self, x: Tensor, told: Callable[[str, Any], None]) -> Iterator[None]:
-        """Run the prefix, and tell the name and the output of each of its modules in turn, its end the last."""
-        with self._knowing(x):
-            self.told = told
+    def record(self, x: Tensor, on_output: Callable[[str, Any], None]) -> Iterator[None]:
+        """Inside the block, run the prefix and call `on_output(module_name, output)` for each of its modules in order."""
+        with self._expect_input(x):
+            self.on_output = on_output
             yield
 
     @contextmanager
-    def playing(self, script: Recording, give: Callable[[], Tensor]) -> Iterator[None]:
-        """Leave out the prefix: its modules give what the script has, and its end what `give` gives."""
-        with self._knowing(script.x):
-            self.script, self.give = script, give
+    def replay(self, recording: Recording, load_output: Callable[[], Tensor]) -> Iterator[None]:
+        """Inside the block, skip the prefix: its modules return what was recorded, the boundary returns `load_output()`."""
+        with self._expect_input(recording.x):
+            self.recording, self.load_output = recording, load_output
             yield
 
     @contextmanager
-    def _knowing(self, x: Tensor) -> Iterator[None]:
-        self.x, self.version = x, x._version
+    def _expect_input(self, x: Tensor) -> Iterator[None]:
+        self.x, self.x_version = x, x._version
         try:
             yield
         finally:
-            self.x, self.script, self.beyond, self.inside = None, None, True, False
+            self.x, self.recording, self.past_boundary, self.inside_module = None, None, True, False
 
-    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """A call of the model."""
+    def begin_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Begin a call of the model: check its input and start at the first module of the prefix."""
         assert self.x is not None
-        told = not kwargs and len(args) == 1 and args[0] is self.x and self.x._version == self.version
-        if not told and self.script is not None:
-            raise OtherInputError("the task gives the model something else than the samples of the batch as they are")
-        self.beyond, self.inside, self.at = not told, False, 0
+        as_expected = not kwargs and len(args) == 1 and args[0] is self.x and self.x._version == self.x_version
+        if not as_expected and self.recording is not None:
+            raise ChangedInputError("the task does not pass the samples of the batch to the model unchanged")
+        self.past_boundary, self.inside_module, self.position = not as_expected, False, 0
 
-    def through(self, name: str, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """One call of a module that is replaced."""
-        if self.beyond or self.inside:
+    def call_module(self, name: str, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the output of a replaced module: its own `forward`, or in a replay what stands for its output."""
+        if self.past_boundary or self.inside_module:
             return forward(*args, **kwargs)
-        if self.script is None:
-            self.inside = True
+        if self.recording is None:
+            self.inside_module = True
             output = forward(*args, **kwargs)
-            self.inside, self.beyond = False, name == self.end
-            self.told(name, output)
+            self.inside_module, self.past_boundary = False, name == self.boundary
+            self.on_output(name, output)
             return output
-        if name == self.end:
-            self.beyond = True
-            return self.give()
-        expected, output = self.script.outputs[self.at]
-        assert expected == name, f"{name} was called where {expected} was when the prefix ran"
-        self.at += 1
-        return each_tensor(output, Tensor.detach)  # whose shape may be changed in place
+        if name == self.boundary:
+            self.past_boundary = True
+            return self.load_output()
+        expected, output = self.recording.outputs[self.position]
+        assert expected == name, f"{name} was called, but {expected} when the prefix was recorded"
+        self.position += 1
+        return each_tensor(output, Tensor.detach)  # new tensors, whose shape the model may change in place
 
     def undo(self) -> None:
-        """Put every `forward` back."""
-        for stub in self.stubs:
-            stub.undo()
+        """Restore every `forward`."""
+        for replaced in self.replaced:
+            replaced.undo()
 
 
 class ReplacedForward:
-    """Stands as `forward` on one module; a copy of the model has the module's own."""
+    """Replaces `forward` on one module instance; a deep copy of the module has the original `forward`."""
 
-    def __init__(self, splice: Bypass, name: str, module: nn.Module) -> None:
-        self.splice, self.name, self.module = splice, name, module
-        self.own = vars(module).get("forward")
+    def __init__(self, bypass: Bypass, name: str, module: nn.Module) -> None:
+        self.bypass, self.name, self.module = bypass, name, module
+        self.instance_forward = vars(module).get("forward")  # None if the instance used the `forward` of its class
         self.forward = module.forward
         vars(module)["forward"] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        splice = self.splice
-        if self.name == "" and splice.x is not None:
-            splice.begin(args, kwargs)
-        if splice.x is None or (self.name == "" and splice.end != ""):
+        bypass = self.bypass
+        if self.name == "" and bypass.x is not None:
+            bypass.begin_forward(args, kwargs)
+        if bypass.x is None or (self.name == "" and bypass.boundary != ""):
             return self.forward(*args, **kwargs)
-        return splice.through(self.name, self.forward, args, kwargs)
+        return bypass.call_module(self.name, self.forward, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if self.own is not None:
-            return copy.deepcopy(self.own, memo)
+        if self.instance_forward is not None:
+            return copy.deepcopy(self.instance_forward, memo)
         copied = copy.deepcopy(self.module, memo)
         return type(copied).forward.__get__(copied)
 
     def undo(self) -> None:
+        """Restore the original `forward`."""
         vars(self.module).pop("forward", None)
-        if self.own is not None:
-            vars(self.module)["forward"] = self.own
+        if self.instance_forward is not None:
+            vars(self.module)["forward"] = self.instance_forward
 
 
-@torch.random.fork_rng()  # a forward pass may draw
+@torch.random.fork_rng()  # the forward pass may use random numbers
 @torch.no_grad()
-def outermost(model: nn.Module, end: str, sample: Tensor) -> list[str]:
-    """The names of the modules that a forward pass calls before the one at `end` ends, and that no other of them calls.
+def find_prefix_modules(model: nn.Module, boundary: str, sample: Tensor) -> list[str]:
+    """Return the names of the outermost modules that a forward pass calls before the boundary ends.
 
-    Those that contain `end` run, and are not among them. Found on a copy of the model, whose random state stays as it is.
+    Modules that contain the boundary are not among them, because they run in every step. Found on a copy of the model; the
+    random state does not change.
     """
-    twin = copy.deepcopy(model).eval()
-    parts = end.split(".")
-    around = {".".join(parts[:count]) for count in range(len(parts) + 1)}
+    copied = copy.deepcopy(model).eval()
+    parts = boundary.split(".")
+    containers = {".".join(parts[:count]) for count in range(len(parts) + 1)}
     found: list[str] = []
-    inside: list[str] = []
+    open_calls: list[str] = []
 
     def begin(name: str, *_: Any) -> None:
-        if name not in around and not inside:
+        if name not in containers and not open_calls:
             found.append(name)
-        if name not in around:
-            inside.append(name)
+        if name not in containers:
+            open_calls.append(name)
 
-    def finish(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if name == end:
-            raise PrefixEndedError(output)
-        if name not in around:
-            inside.pop()
+    def end(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if name == boundary:
+            raise BoundaryReachedError(output)
+        if name not in containers:
+            open_calls.pop()
 
-    with tracing(twin, begin, finish), suppress(PrefixEndedError):
-        twin(sample)
+    with tracing(copied, begin, end), suppress(BoundaryReachedError):
+        copied(sample)
     return list(dict.fromkeys(found))

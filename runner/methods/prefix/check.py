@@ -1,10 +1,10 @@
-"""Whether what a frozen prefix says may be remembered: by experiment on copies, bit by bit, before it is relied on."""
+"""Check on copies, bit by bit, whether a step that skips the frozen prefix is the same as a full step."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from math import nan
 from typing import Any
@@ -14,181 +14,226 @@ from torch import Tensor, nn
 
 from runner.errors import SkippedError
 from runner.freezing.selection import Selection
-from runner.methods.prefix.bypass import Bypass, PrefixEndedError, Recording, full_of, on_meta
+from runner.methods.prefix.bypass import (
+    BoundaryReachedError,
+    Bypass,
+    Recording,
+    filled_placeholder,
+    meta_placeholder,
+)
 from runner.seeding import kept_random_state, random_state
 from runner.tensors import each_tensor, entries, same_bits
 from runner.tracing import tracing
 
 Task = Callable[[nn.Module, Any], Tensor]
+NOT_DETERMINISTIC = "gives different outputs for the same samples, or uses random numbers"
 
 
 @torch.no_grad()
-def why_not_repeatable(model: nn.Module, selection: Selection, end: str, sample: Tensor) -> str:
-    """Why the prefix would not give the same again in training, or an empty text; `sample` is a batch of any samples.
+def why_not_repeatable(model: nn.Module, selection: Selection, boundary: str, sample: Tensor) -> str:
+    """Return why the prefix's outputs cannot be reused in later epochs, or an empty text if they can.
 
-    Each module of the prefix that is not held in eval mode is run in both modes. The model and its random state
-    stay as they are.
+    Runs each module of the prefix in eval mode and, unless the selection holds it in eval mode, as it is in training.
+    `sample`: a batch of any samples. The model and its random state do not change.
     """
-    twin = copy.deepcopy(model)
-    modes = {module: name not in selection.modules for name, module in twin.named_modules()}
+    copied = copy.deepcopy(model)
+    modes = {module: name not in selection.modules for name, module in copied.named_modules()}
     with kept_random_state():
-        for name, module, args, kwargs in _calls(twin, end, sample):
-            if modes[module] and (was := _differs(module, modes, args, kwargs)):
+        for name, module, args, kwargs in _prefix_calls(copied, boundary, sample):
+            if modes[module] and (difference := _mode_difference(module, modes, args, kwargs)):
                 what = f"{name or 'the model'}, a {type(module).__name__},"
-                if was == "again":
-                    return f"{what} gives other bits when it is run again on the same samples, or draws random numbers"
-                more = f"let freeze.patterns match {name}, too" if selection.modules else "give freeze.buffers=frozen"
-                return f"{what} is not held in eval mode and behaves otherwise in training; {more}"
-        _set(twin, modes)
+                if difference == "repeated":
+                    return f"{what} {NOT_DETERMINISTIC}"
+                advice = f"add {name} to freeze.patterns" if selection.modules else "give freeze.buffers=frozen"
+                return f"{what} is not held in eval mode and behaves differently in training; {advice}"
+        _set_modes(copied, modes)
         before = random_state()
-        one, other = (_end_of(twin, lambda model, batch: model(batch[0]), end, [sample.clone()]) for _ in range(2))
-        if not same_bits(one, other) or random_state() != before:
-            return "the frozen prefix gives other bits when it is run again on the same samples, or draws random numbers"
+        first, second = (_boundary_output(copied, _call_model, boundary, [sample.clone()]) for _ in range(2))
+        if not same_bits(first, second) or random_state() != before:
+            return f"the frozen prefix {NOT_DETERMINISTIC}"
     return ""
 
 
-def _set(model: nn.Module, modes: Mapping[nn.Module, bool] | None) -> None:
+def _call_model(model: nn.Module, batch: Sequence[Tensor]) -> Any:
+    """A task that only calls the model."""
+    return model(batch[0])
+
+
+def _set_modes(model: nn.Module, modes: Mapping[nn.Module, bool] | None) -> None:
+    """Set each module's `training` flag from `modes`, or all to eval mode if that is None."""
     for module in model.modules():
         module.training = modes is not None and modes[module]
 
 
-def _calls(twin: nn.Module, end: str, sample: Tensor) -> list[tuple[str, nn.Module, Any, Any]]:
-    """What each module of the prefix was called with in eval mode, those within others first."""
-    found: list[tuple[str, nn.Module, Any, Any]] = []
-    begun: list[tuple[Any, Any]] = []
+def _prefix_calls(model: nn.Module, boundary: str, sample: Tensor) -> list[tuple[str, nn.Module, Any, Any]]:
+    """Run the prefix in eval mode; return (name, module, args, kwargs) of each call, in the order in which calls end."""
+    calls: list[tuple[str, nn.Module, Any, Any]] = []
+    open_calls: list[tuple[Any, Any]] = []
 
     def begin(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        begun.append(each_tensor((args, kwargs), Tensor.clone))
+        open_calls.append(each_tensor((args, kwargs), Tensor.clone))
 
-    def finish(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        found.append((name, module, *begun.pop()))
-        if name == end:
-            raise PrefixEndedError(output)
+    def end(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.append((name, module, *open_calls.pop()))
+        if name == boundary:
+            raise BoundaryReachedError(output)
 
-    _set(twin, None)
-    with tracing(twin, begin, finish), suppress(PrefixEndedError):
-        twin(sample.clone())
-    return found
+    _set_modes(model, None)
+    with tracing(model, begin, end), suppress(BoundaryReachedError):
+        model(sample.clone())
+    return calls
 
 
-def _differs(module: nn.Module, modes: Mapping[nn.Module, bool], args: Any, kwargs: Any) -> str:
-    """`again` where eval mode does not repeat itself, `training` where training gives other bits, writes or draws."""
+def _mode_difference(module: nn.Module, modes: Mapping[nn.Module, bool], args: Any, kwargs: Any) -> str:
+    """Compare a module's output, tensors and random state between calls.
+
+    Returns `repeated` if two calls in eval mode differ, `training` if a call with `modes` differs from them, else "".
+    """
 
     def run(modes: Mapping[nn.Module, bool] | None) -> list[Any]:
-        _set(module, modes)
-        given, options = each_tensor((args, kwargs), Tensor.clone)
-        output = module(*given, **options)
+        _set_modes(module, modes)
+        copied_args, copied_kwargs = each_tensor((args, kwargs), Tensor.clone)
+        output = module(*copied_args, **copied_kwargs)
         tensors: list[Any] = []
         each_tensor(output, tensors.append)
         return [*tensors, *(entry.tensor.clone() for entry in entries(module).values())]
 
     before = random_state()
-    once, again = run(None), run(None)
-    if not _all_same(once, again) or random_state() != before:
-        return "again"
-    return "" if _all_same(once, run(modes)) and random_state() == before else "training"
+    first, second = run(None), run(None)
+    if not _all_same(first, second) or random_state() != before:
+        return "repeated"
+    return "" if _all_same(first, run(modes)) and random_state() == before else "training"
 
 
-def _all_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    return len(one) == len(other) and all(
-        a is b is None or (a is not None and b is not None and same_bits(a, b)) for a, b in zip(one, other, strict=True)
+def _all_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    """Whether two lists of tensors (or None) are the same, bit by bit."""
+    return len(first) == len(second) and all(
+        a is b is None or (a is not None and b is not None and same_bits(a, b)) for a, b in zip(first, second, strict=True)
     )
 
 
-def _end_of(twin: nn.Module, task: Callable[..., Any], end: str, batch: Sequence[Tensor]) -> Tensor:
-    """What the prefix gives for a batch of a task; raises SkippedError where that is not a tensor of as many samples."""
+def _boundary_output(model: nn.Module, task: Task, boundary: str, batch: Sequence[Tensor]) -> Tensor:
+    """Return the boundary's output for a batch, as the task calls the model.
 
-    def told(name: str, output: Any) -> None:
-        raise PrefixEndedError(output)
+    Raises SkippedError if it is not a tensor (N, ...) for N samples, or if the task changes the samples.
+    """
 
-    splice = Bypass(twin, end, [])
+    def stop(name: str, output: Any) -> None:
+        raise BoundaryReachedError(output)
+
+    bypass = Bypass(model, boundary, [])
     try:
-        with splice.recording(batch[0], told):
-            task(twin, batch)
-    except PrefixEndedError as reached:
+        with bypass.record(batch[0], stop):
+            task(model, batch)
+    except BoundaryReachedError as reached:
         output = reached.output
         if not isinstance(output, Tensor) or not output.dim() or len(output) != len(batch[0]):
-            raise SkippedError(
-                f"{end or 'the model'} gives something else than a tensor with a row for each sample"
-            ) from None
+            raise SkippedError(f"{boundary or 'the model'} does not return a tensor with one row per sample") from None
         return output.detach().clone()
     finally:
-        splice.undo()
-    raise SkippedError("the task gives the model something else than the samples of a batch (tensor, ...) as they are")
+        bypass.undo()
+    raise SkippedError("the task does not pass the samples of a batch (tensor, ...) to the model unchanged")
 
 
-def tried(
-    model: nn.Module, end: str, within: Sequence[str], task: Task, batch: Sequence[Tensor], order: Sequence[int] | None
+def verified_recording(
+    model: nn.Module,
+    boundary: str,
+    prefix_modules: Sequence[str],
+    task: Task,
+    batch: Sequence[Tensor],
+    dim_order: Sequence[int] | None,
 ) -> tuple[Recording, Sequence[int], float]:
-    """A script by which the model, given what its prefix gave, comes to the very bits that it has without.
+    """Record the prefix on a copy, and check that a step that replays the recording is bitwise the same as a full step.
 
-    Held against each other, on copies and from one random state: loss, gradients, buffers and the random state after.
-    `order`: of the dimensions in which what the prefix gives lies in memory, found where it is None. Also gives it, and the
-    largest difference that a sample's place in the batch made. Raises SkippedError where the prefix cannot be left out.
+    Compares loss, gradients, parameters, buffers and random state. `dim_order`: of the boundary's output, see
+    `memory_dim_order`; found if None. Returns the recording, `dim_order`, and the largest difference that a sample's
+    position in the batch makes to the prefix's output. Raises SkippedError if the prefix cannot be skipped.
     """
-    gave, moved = _repeated(model, end, task, batch)
-    order = order or layout(gave)
-    script = Recording(on_meta(batch[0]))
+    output, position_difference = _repeated_output(model, boundary, task, batch)
+    dim_order = dim_order or memory_dim_order(output)
+    recording = Recording(meta_placeholder(batch[0]))
 
-    def told(name: str, output: Any) -> None:
-        if name != end:
-            script.outputs.append((name, each_tensor(output, on_meta)))
+    def save(name: str, output: Any) -> None:
+        if name != boundary:
+            recording.outputs.append((name, each_tensor(output, meta_placeholder)))
 
-    full = _ended(
-        model=model, end=end, within=within, task=task, batch=_clones(batch), how=lambda splice, x: splice.recording(x, told)
-    )
-    rows, said = gave.permute(*order).contiguous(), ""
-    # Values that stand for any: what looks at them, in a comparison say, must come to the same with each.
+    run = partial(_step_result, model=model, boundary=boundary, prefix_modules=prefix_modules, task=task)
+    full_step = run(batch=_clones(batch), context=lambda bypass, x: bypass.record(x, save))
+    rows, problem = output.permute(*dim_order).contiguous(), ""
+    # Meta placeholders first. A model that needs values gets filled ones, and must come to the same result with each.
     for values in ((), (nan, 1e30, -1e30)):
-        kinds: list[Any] = [partial(full_of, value, device=batch[0].device) for value in values] or [on_meta]
-        scripts = [
-            Recording(kind(script.x), [(name, each_tensor(it, kind)) for name, it in script.outputs]) for kind in kinds
-        ]
+        filled: list[Any] = [partial(filled_placeholder, value, device=batch[0].device) for value in values]
+        recordings = [_with_placeholders(recording, placeholder) for placeholder in filled or [meta_placeholder]]
         try:
-            for played in scripts:
-                given = [played.x, *_clones(batch[1:])]
-                how = partial(_playing, played, partial(_given, rows, order))
-                if not _alike(full, _ended(model=model, end=end, within=within, task=task, batch=given, how=how)):
-                    raise ValueError("loss, gradients, buffers or the random state come out otherwise")
-            return scripts[0], order, moved
-        except Exception as error:  # of anyone's model and task, given stand-ins
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    raise SkippedError(f"the frozen prefix cannot be left out of a step: {said}")
+            for replayed in recordings:
+                replay = partial(_replay, replayed, rows, dim_order)
+                if not _same_result(full_step, run(batch=[replayed.x, *_clones(batch[1:])], context=replay)):
+                    raise ValueError("loss, gradients, buffers or the random state differ")
+            return recordings[0], dim_order, position_difference
+        except Exception as error:  # the user's model or task may fail on placeholders
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    raise SkippedError(f"the frozen prefix cannot be skipped in a step: {problem}")
 
 
-def _repeated(model: nn.Module, end: str, task: Task, batch: Sequence[Tensor]) -> tuple[Tensor, float]:
-    """What the prefix gives for a batch, and the largest difference that a sample's place in it makes.
+def _with_placeholders(recording: Recording, placeholder: Callable[[Tensor], Tensor]) -> Recording:
+    """Return the recording with `placeholder(tensor)` in place of each tensor."""
+    outputs = [(name, each_tensor(output, placeholder)) for name, output in recording.outputs]
+    return Recording(placeholder(recording.x), outputs)
 
-    Raises SkippedError where that is not the same again.
+
+def _replay(
+    recording: Recording, rows: Tensor, dim_order: Sequence[int], bypass: Bypass, x: Tensor
+) -> AbstractContextManager[None]:
+    """Return the context in which the prefix is skipped and the boundary returns copies of `rows`; `x` is not used."""
+    return bypass.replay(recording, lambda: restore_dim_order(rows.clone(), dim_order))
+
+
+def _repeated_output(model: nn.Module, boundary: str, task: Task, batch: Sequence[Tensor]) -> tuple[Tensor, float]:
+    """Return the boundary's output for a batch, and the largest difference that a sample's position in it makes.
+
+    Raises SkippedError if a second run gives other bits, or if other positions change more than rounding.
     """
     try:
-        twin, copied = copy.deepcopy(model), copy.deepcopy(task)
+        copied, copied_task = copy.deepcopy(model), copy.deepcopy(task)
     except Exception as error:
-        raise SkippedError(f"model and task cannot be copied to try the frozen prefix on them: {error}") from error
+        raise SkippedError(f"model and task cannot be copied to check the frozen prefix: {error}") from error
     with kept_random_state(), torch.no_grad():
-        gave, again = (_end_of(twin, copied, end, _clones(batch)) for _ in range(2))
-        if not same_bits(gave, again):
-            raise SkippedError("the frozen prefix gives other bits when it is run again on the same samples")
-        given: dict[str, Any] = {"twin": twin, "task": copied, "end": end, "batch": batch, "gave": gave}
-        return gave, max(_moved(**given, places=index) for index in _places(len(batch[0])))
+        output, second = (_boundary_output(copied, copied_task, boundary, _clones(batch)) for _ in range(2))
+        if not same_bits(output, second):
+            raise SkippedError("the frozen prefix gives different outputs for the same samples")
+        differences = []
+        for positions in _other_positions(len(batch[0])):
+            index = torch.tensor(positions, device=batch[0].device)
+            moved = _boundary_output(copied, copied_task, boundary, [part[index] for part in batch])
+            expected = output[index.to(output.device)]
+            differences.append(0.0 if same_bits(moved, expected) else rounding_difference(moved, expected))
+        return output, max(differences)
 
 
-def _alike(one: tuple[list[Any], bytes], other: tuple[list[Any], bytes]) -> bool:
-    return _all_same(one[0], other[0]) and one[1] == other[1]
+def _same_result(first: tuple[list[Any], bytes], second: tuple[list[Any], bytes]) -> bool:
+    return _all_same(first[0], second[0]) and first[1] == second[1]
 
 
-def _ended(
-    model: nn.Module, end: str, within: Sequence[str], task: Task, batch: list[Tensor], how: Callable[..., Any]
+def _step_result(
+    model: nn.Module,
+    boundary: str,
+    prefix_modules: Sequence[str],
+    task: Task,
+    batch: list[Tensor],
+    context: Callable[[Bypass, Tensor], AbstractContextManager[None]],
 ) -> tuple[list[Any], bytes]:
-    """Loss, gradients and all tensors after one batch on a copy, and the random state."""
-    twin, copied = copy.deepcopy(model), copy.deepcopy(task)
-    splice = Bypass(twin, end, within)
+    """Run forward and backward for one batch on a copy; return loss, gradients and all tensors, and the random state.
+
+    `context(bypass, x)`: what the task runs in, `Bypass.record` or `Bypass.replay`.
+    """
+    copied, copied_task = copy.deepcopy(model), copy.deepcopy(task)
+    bypass = Bypass(copied, boundary, prefix_modules)
     with kept_random_state():
-        with how(splice, batch[0]):
-            loss = copied(twin, batch)
+        with context(bypass, batch[0]):
+            loss = copied_task(copied, batch)
             if loss.requires_grad:
                 loss.backward()
-        tensors = [entry.tensor for entry in entries(twin).values()]
+        tensors = [entry.tensor for entry in entries(copied).values()]
         return [loss.detach(), *(tensor.grad for tensor in tensors), *tensors], random_state()
 
 
@@ -196,44 +241,26 @@ def _clones(batch: Sequence[Tensor]) -> list[Tensor]:
     return [part.clone() for part in batch]
 
 
-def _places(samples: int) -> list[list[int]]:
-    """Other places for the samples of a batch: one further with the last left out, and the other way round."""
+def _other_positions(samples: int) -> list[list[int]]:
+    """Return two other orders of a batch: each sample one place further (the last is dropped), and reversed."""
     return [[0, *range(samples - 1)], list(range(samples))[::-1]]
 
 
-def _moved(twin: nn.Module, task: Task, end: str, batch: Sequence[Tensor], gave: Tensor, places: list[int]) -> float:
-    """The largest difference that other places make; raises SkippedError where that is more than rounding."""
-    index = torch.tensor(places, device=batch[0].device)
-    expected = gave[index.to(gave.device)]
-    found = _end_of(twin, task, end, [part[index] for part in batch])
-    if same_bits(found, expected):
-        return 0.0
-    return largest_difference(found, expected)
-
-
-def largest_difference(found: Tensor, expected: Tensor) -> float:
-    """Of two tensors; raises SkippedError where it is more than rounding makes."""
+def rounding_difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest absolute difference of two tensors; raises SkippedError if it is larger than rounding."""
     if found.shape == expected.shape and found.is_floating_point():
         difference = float((found.double() - expected.double()).abs().nan_to_num(0.0).max())
-        room = torch.finfo(found.dtype).eps ** 0.5 * float(expected.double().abs().nan_to_num(0.0).max())
-        if difference <= room and torch.equal(found.isnan(), expected.isnan()):
+        tolerance = torch.finfo(found.dtype).eps ** 0.5 * float(expected.double().abs().nan_to_num(0.0).max())
+        if difference <= tolerance and torch.equal(found.isnan(), expected.isnan()):
             return difference
-    raise SkippedError("what the frozen prefix gives for a sample depends on the other samples of its batch")
+    raise SkippedError("the frozen prefix's output for a sample depends on the other samples of its batch")
 
 
-def _playing(script: Recording, give: Callable[[], Tensor], splice: Bypass, x: Tensor) -> Any:
-    return splice.playing(script, give)
-
-
-def _given(rows: Tensor, order: Sequence[int]) -> Tensor:
-    return in_memory_order(rows.clone(), order)
-
-
-def layout(rows: Tensor) -> list[int]:
-    """The order of dimensions in which rows lie in memory, the first in front."""
+def memory_dim_order(rows: Tensor) -> list[int]:
+    """Return the dimensions of `rows` (N, ...) from the outermost to the innermost in memory, dimension 0 first."""
     return [0, *sorted(range(1, rows.dim()), key=rows.stride, reverse=True)]
 
 
-def in_memory_order(rows: Tensor, order: Sequence[int]) -> Tensor:
-    """Rows whose dimensions are in this order, as they were."""
-    return rows.permute(*sorted(range(len(order)), key=lambda place: order[place]))
+def restore_dim_order(rows: Tensor, dim_order: Sequence[int]) -> Tensor:
+    """Undo `rows.permute(dim_order)`."""
+    return rows.permute(*sorted(range(len(dim_order)), key=lambda dim: dim_order[dim]))

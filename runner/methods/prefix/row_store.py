@@ -1,4 +1,4 @@
-"""A memory of rows by number: up to a bound in the machine's memory, the rest in a file that is mapped into it."""
+"""A store of tensor rows by number: in memory up to a limit, further ones in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -15,105 +15,111 @@ from torch import Tensor
 
 
 class DamagedError(Exception):
-    """What is read from the file is not what was written to it."""
+    """The file does not have the bytes that were written to it."""
 
 
 class RowStore:
-    """Keeps rows of one shape and dtype, whatever bits they hold.
+    """Stores rows of one shape and dtype under numbers, and returns them bit by bit.
 
-    `limit`: bytes that rows may take in memory, on the device where they were made; what comes behind goes to a file in
-    a temporary folder below `folder` (the system's own where that is None), which both go when the memory is closed. Each
-    row of the file has a checksum. What cannot be written is forgotten, and `put` raises the OSError.
+    Rows stay on their device until they take `limit` bytes there; further ones go to a file in a temporary folder below
+    `folder` (None: the system's), which `close` removes. Each row of the file has a checksum. If the file cannot be
+    written, `put` raises OSError and does not store those rows.
     """
 
     def __init__(self, limit: int, folder: str | None = None) -> None:
         self.limit, self.folder = limit, folder
-        self.slots: dict[int, int] = {}  # of each row's number, its place; those in memory come first
-        self.near: Tensor | None = None
-        self.room = 0  # how many rows may lie in memory
-        self._home: tempfile.TemporaryDirectory[str] | None = None
+        self.slots: dict[int, int] = {}  # row number -> slot; slots from `capacity` on are in the file
+        self.in_memory: Tensor | None = None  # (slots, ...)
+        self.row_bytes = 0
+        self.capacity = 0  # how many rows `limit` allows in memory
+        self._temporary_folder: tempfile.TemporaryDirectory[str] | None = None
         self._file: IO[bytes] | None = None
-        self._map: numpy.memmap | None = None  # (rows, bytes of a row)
-        self._sums: list[int] = []
+        self._map: numpy.memmap | None = None  # (rows in the file, bytes of a row)
+        self._checksums: list[int] = []
 
     def __contains__(self, number: int) -> bool:
         return number in self.slots
 
     def put(self, numbers: Sequence[int], rows: Tensor) -> None:
-        """Keep copies of rows (N, ...) under N numbers that are not there yet; raises OSError where the disk does."""
+        """Store copies of rows (N, ...) under N new numbers. Raises OSError if the file cannot be written."""
         rows = rows.detach()
-        if self.near is None:
-            self.near, self.size = rows.new_empty((0, *rows.shape[1:])), rows[:1].numel() * rows.element_size()
-            self.room = self.limit // max(self.size, 1)
+        if self.in_memory is None:
+            self.in_memory, self.row_bytes = rows.new_empty((0, *rows.shape[1:])), rows[:1].numel() * rows.element_size()
+            self.capacity = self.limit // max(self.row_bytes, 1)
         used = len(self.slots)
-        near = max(0, min(self.room - used, len(rows)))
-        if near:
-            if used + near > len(self.near):  # grown by doubling, so that each row is copied but a few times
-                grown = self.near.new_empty((min(max(2 * used, used + near), self.room), *self.near.shape[1:]))
-                grown[:used] = self.near[:used]
-                self.near = grown
-            self.near[used : used + near] = rows[:near]
-            self.slots.update(zip(numbers[:near], range(used, used + near), strict=True))
-        if near < len(rows):
-            self._write(numbers[near:], rows[near:])
+        fitting = max(0, min(self.capacity - used, len(rows)))
+        if fitting:
+            if used + fitting > len(self.in_memory):  # double the size, so that each row is copied only a few times
+                size = min(max(2 * used, used + fitting), self.capacity)
+                grown = self.in_memory.new_empty((size, *self.in_memory.shape[1:]))
+                grown[:used] = self.in_memory[:used]
+                self.in_memory = grown
+            self.in_memory[used : used + fitting] = rows[:fitting]
+            self.slots.update(zip(numbers[:fitting], range(used, used + fitting), strict=True))
+        if fitting < len(rows):
+            self._write(numbers[fitting:], rows[fitting:])
 
     def _write(self, numbers: Sequence[int], rows: Tensor) -> None:
-        written = _bytes(rows)
+        """Append rows to the file."""
+        data = _row_bytes(rows)
         if self._file is None:
-            self._home = tempfile.TemporaryDirectory(prefix="freeze-runner-", dir=self.folder)
-            # Written as a file and only read through the map: a full disk is then an error, and not a signal that kills.
-            self._file = open(os.path.join(self._home.name, "prefix"), "w+b", buffering=0)  # noqa: SIM115
-        self._file.seek(len(self._sums) * self.size)
-        left = memoryview(written.tobytes())
-        while left:
-            left = left[self._file.write(left) :]
-        first = self.room + len(self._sums)
-        self._sums += [zlib.crc32(row) for row in written]
+            self._temporary_folder = tempfile.TemporaryDirectory(prefix="freeze-runner-", dir=self.folder)
+            # Written as a file and read through the map: on a full disk, writing through the map would kill the process.
+            path = os.path.join(self._temporary_folder.name, "prefix")
+            self._file = open(path, "w+b", buffering=0)  # noqa: SIM115
+        self._file.seek(len(self._checksums) * self.row_bytes)
+        unwritten = memoryview(data.tobytes())
+        while unwritten:
+            unwritten = unwritten[self._file.write(unwritten) :]
+        first = self.capacity + len(self._checksums)
+        self._checksums += [zlib.crc32(row) for row in data]
         self.slots.update(zip(numbers, range(first, first + len(rows)), strict=True))
 
     def get(self, numbers: Sequence[int]) -> Tensor:
-        """A new tensor (N, ...) of the rows under these numbers; raises DamagedError where the file has other bits."""
-        assert self.near is not None
+        """Return a new tensor (N, ...) of the rows with these numbers. Raises DamagedError if a checksum does not match."""
+        assert self.in_memory is not None
         slots = [self.slots[number] for number in numbers]
-        if max(slots) < self.room:
-            return self.near.index_select(0, torch.tensor(slots, device=self.near.device))
-        rows = self.near.new_empty((len(slots), *self.near.shape[1:]))
-        for place, slot in enumerate(slots):
-            rows[place] = self.near[slot] if slot < self.room else self._read(slot - self.room)
+        if max(slots) < self.capacity:
+            return self.in_memory.index_select(0, torch.tensor(slots, device=self.in_memory.device))
+        rows = self.in_memory.new_empty((len(slots), *self.in_memory.shape[1:]))
+        for index, slot in enumerate(slots):
+            rows[index] = self.in_memory[slot] if slot < self.capacity else self._read(slot - self.capacity)
         return rows
 
-    def _read(self, place: int) -> Tensor:
-        assert self.near is not None
+    def _read(self, index: int) -> Tensor:
+        """Return the row at this index of the file."""
+        assert self.in_memory is not None
         assert self._file is not None
-        rows = len(self._sums)
-        if not self.size:  # an empty file cannot be mapped
-            return self.near.new_empty(self.near.shape[1:])
-        if os.fstat(self._file.fileno()).st_size < rows * self.size:  # a map of what is no longer there would kill
+        count = len(self._checksums)
+        if not self.row_bytes:  # an empty file cannot be mapped
+            return self.in_memory.new_empty(self.in_memory.shape[1:])
+        if os.fstat(self._file.fileno()).st_size < count * self.row_bytes:  # reading past its end would kill the process
             raise DamagedError("it is shorter than what was written")
-        if self._map is None or len(self._map) < rows:
-            self._map = numpy.memmap(self._file, numpy.uint8, "r", shape=(rows, self.size))
-        found = self._map[place].copy()
-        if zlib.crc32(found) != self._sums[place]:
-            raise DamagedError("it holds other bits than were written")
-        return torch.from_numpy(numpy.asarray(found)).view(self.near.dtype).view(self.near.shape[1:]).to(self.near.device)
+        if self._map is None or len(self._map) < count:
+            self._map = numpy.memmap(self._file, numpy.uint8, "r", shape=(count, self.row_bytes))
+        data = self._map[index].copy()
+        if zlib.crc32(data) != self._checksums[index]:
+            raise DamagedError("a checksum does not match")
+        row = torch.from_numpy(numpy.asarray(data)).view(self.in_memory.dtype).view(self.in_memory.shape[1:])
+        return row.to(self.in_memory.device)
 
     def forget_file(self) -> None:
-        """Forget every row that is in the file."""
-        self.slots = {number: slot for number, slot in self.slots.items() if slot < self.room}
+        """Remove all rows that are in the file from the store."""
+        self.slots = {number: slot for number, slot in self.slots.items() if slot < self.capacity}
 
     def close(self) -> None:
-        """Forget all, and remove the file and its folder."""
-        self.slots, self.near = {}, None
-        self._map = None  # which ends the mapping
+        """Remove all rows, and delete the file and its folder."""
+        self.slots, self.in_memory = {}, None
+        self._map = None  # unmaps the file
         if self._file is not None:
             self._file.close()
-        if self._home is not None:
+        if self._temporary_folder is not None:
             with suppress(OSError):
-                self._home.cleanup()
-        self._file = self._home = None
+                self._temporary_folder.cleanup()
+        self._file = self._temporary_folder = None
 
 
-def _bytes(rows: Tensor) -> numpy.ndarray:
-    """Rows as (N, bytes)."""
+def _row_bytes(rows: Tensor) -> numpy.ndarray:
+    """Return rows as an array (N, bytes of a row)."""
     flat = rows.cpu().contiguous().view(len(rows), -1)
     return flat.view(torch.uint8).numpy() if flat.numel() else numpy.empty((len(rows), 0), numpy.uint8)

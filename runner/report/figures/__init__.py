@@ -1,1 +1,1 @@
-"""The pictures: what they show, as data, and how it is drawn."""
+"""The figures: their data (`heatmap`, `curves`) and how they are drawn (`draw`)."""

@@ -1,28 +1,28 @@
-"""Runs -> the curves of their losses, those that are equal to the last bit as one."""
+"""Runs -> their loss curves; runs with bit-identical losses share one curve."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from runner.errors import listed
-from runner.report.grouping import names
+from runner.report.grouping import short_names
 from runner.runs.read import Run
 from runner.runs.text import counted
 
-MOST_CURVES = 200
+MAX_CURVES = 200
 
 
-def curves(runs: Sequence[Run]) -> tuple[dict[str, list[float]], str]:
-    """The losses of the runs, those that are equal to the last bit as one curve, and what a reader should know of them."""
-    short = names(runs)
-    alike: dict[tuple[float, ...], list[str]] = {}
+def loss_curves(runs: Sequence[Run]) -> tuple[dict[str, list[float]], str]:
+    """({curve label: the loss after each step}, caption); runs with bit-identical losses share a curve."""
+    names = short_names(runs)
+    names_by_losses: dict[tuple[float, ...], list[str]] = {}
     for run in runs:
         if run.losses:
-            alike.setdefault(tuple(run.losses), []).append(short[run.label])
-    picked = list(alike.items())[:MOST_CURVES]
-    found = {listed(own, most=2) + (" with the same bits" if len(own) > 1 else ""): list(curve) for curve, own in picked}
-    total = sum(map(len, alike.values()))
-    said = (
-        f"{counted(len(alike), 'curve')} of {counted(total, 'run')}: runs whose losses are equal to the last bit share one."
-    )
-    return found, said + (f" Shown are the first {len(picked)}." if len(picked) < len(alike) else "")
+            names_by_losses.setdefault(tuple(run.losses), []).append(names[run.label])
+    curves = {}
+    for losses, members in list(names_by_losses.items())[:MAX_CURVES]:
+        label = listed(members, most=2) + (" with the same bits" if len(members) > 1 else "")
+        curves[label] = list(losses)
+    number, total = len(names_by_losses), sum(map(len, names_by_losses.values()))
+    caption = f"{counted(number, 'curve')} of {counted(total, 'run')}: runs with the same losses, bit by bit, share a curve."
+    return curves, caption + (f" Shown are the first {len(curves)}." if len(curves) < number else "")

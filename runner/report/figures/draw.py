@@ -1,4 +1,4 @@
-"""The pictures, by matplotlib, as SVG and PNG: the same bytes for the same numbers, and every name as plain text."""
+"""Draw the figures with matplotlib, as SVG and PNG: the same data give the same bytes; names are never parsed as markup."""
 
 from __future__ import annotations
 
@@ -15,72 +15,74 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "freeze-runner", "font.size": 8, "text.parse_math": False}
-QUIET = "#8a8f98"
-LOOKS: dict[str, dict[str, Any]] = {  # of each mark; told apart by shape, and seen on white, on black and on any colour
+RC_PARAMS: Any = {"svg.fonttype": "none", "svg.hashsalt": "freeze-runner", "font.size": 8, "text.parse_math": False}
+GREY = "#8a8f98"
+MARK_STYLES: dict[str, dict[str, Any]] = {  # marks differ in shape, and are visible on white, on black and on any colour
     "leaked": {"marker": "X", "markersize": 5, "markerfacecolor": "#ffffff", "markeredgecolor": "#b3001b"},
     "nan": {"marker": "D", "markersize": 4, "markerfacecolor": "none", "markeredgecolor": "#c2187e"},
     "idle": {"marker": "v", "markersize": 4, "markerfacecolor": "none", "markeredgecolor": "#d97706"},
-    "returned": {"marker": "o", "markersize": 3.6, "markerfacecolor": "none", "markeredgecolor": QUIET},
-    "started at 0": {"marker": "+", "markersize": 4, "markeredgecolor": QUIET},
-    "zero": {"marker": ".", "markersize": 3, "markerfacecolor": QUIET, "markeredgecolor": "none"},
+    "returned": {"marker": "o", "markersize": 3.6, "markerfacecolor": "none", "markeredgecolor": GREY},
+    "started at 0": {"marker": "+", "markersize": 4, "markeredgecolor": GREY},
+    "zero": {"marker": ".", "markersize": 3, "markerfacecolor": GREY, "markeredgecolor": "none"},
 }
-RAMP = ["#3d5a98", "#4f9ba8", "#a8c97f", "#f5d547"]
-DASHES = ["-", "--", "-.", ":"]
-POINTS = 10_000  # of all curves together
-LONGEST = 48  # characters of a label
-CELL = 0.24, 0.155  # inches
+COLOUR_STOPS = ["#3d5a98", "#4f9ba8", "#a8c97f", "#f5d547"]
+LINE_STYLES = ["-", "--", "-.", ":"]
+MAX_POINTS = 10_000  # of all curves together; longer curves are thinned
+MAX_LABEL = 48  # characters
+CELL_INCHES = 0.24, 0.155  # width, height
 
 
-def heatmap(found: Heatmap) -> Figure:
-    """Parameters x runs: the colour is log10 of the relative change; what has no colour, and what leaked, has a mark."""
+def draw_heatmap(heatmap: Heatmap) -> Figure:
+    """Draw a heatmap: the colour of a cell is log10 of the relative change, its mark one of MARKS."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rows, columns = [_short(name) for name in found.rows], [_short(name) for name in found.columns]
-    left, top, right, bottom = _inches(rows), _inches(columns), 0.3, 1.35
-    wide, high = CELL[0] * len(columns), CELL[1] * len(rows)
-    width, height = max(left + wide + right, 6.8), top + high + bottom
-    with rc_context(STYLE):
+    rows, columns = [_shortened(name) for name in heatmap.rows], [_shortened(name) for name in heatmap.columns]
+    left, top, right, bottom = _label_inches(rows), _label_inches(columns), 0.3, 1.35
+    grid_width, grid_height = CELL_INCHES[0] * len(columns), CELL_INCHES[1] * len(rows)
+    width, height = max(left + grid_width + right, 6.8), top + grid_height + bottom
+    with rc_context(RC_PARAMS):
         figure = Figure(figsize=(width, height))
-        axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
+        axes = figure.add_axes((left / width, bottom / height, grid_width / width, grid_height / height))
         image = axes.imshow(
-            [[math.nan if value is None else value for value in line] for line in found.values],
-            **_colours([value for line in found.values for value in line if value is not None]),
+            [[math.nan if value is None else value for value in line] for line in heatmap.values],
+            **_colour_scale([value for line in heatmap.values for value in line if value is not None]),
             aspect="auto",
             interpolation="none",
         )
-        _mark(axes, found)
-        for x, name in enumerate(columns):  # texts, for ticks take three times as long
+        _draw_marks(axes, heatmap)
+        for x, name in enumerate(columns):  # axes.text, because tick labels take three times as long
             axes.text(x, -0.8, name, rotation=90, ha="center", va="bottom")
         for y, name in enumerate(rows):
             axes.text(-0.8, y, name, ha="right", va="center_baseline")
         axes.set_axis_off()
-        strip = figure.add_axes((0.25 / width, 0.95 / height, 2.4 / width, 0.11 / height))
-        bar = figure.colorbar(image, strip, orientation="horizontal")
+        bar_axes = figure.add_axes((0.25 / width, 0.95 / height, 2.4 / width, 0.11 / height))
+        bar = figure.colorbar(image, bar_axes, orientation="horizontal")
         bar.set_label("log10 of the change relative to the start", loc="left")
         bar.outline.set_visible(False)
-        if marks := axes.get_legend_handles_labels()[0]:
-            place = 2.9 / width, 0.25 / height
-            figure.legend(handles=marks, loc="lower left", bbox_to_anchor=place, ncols=2, frameon=False, columnspacing=1.5)
+        if handles := axes.get_legend_handles_labels()[0]:
+            corner = 2.9 / width, 0.25 / height
+            figure.legend(
+                handles=handles, loc="lower left", bbox_to_anchor=corner, ncols=2, frameon=False, columnspacing=1.5
+            )
     return figure
 
 
-def losses(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """The loss after each step, a curve for each that differs by a bit; very long ones are thinned."""
+def draw_losses(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw the loss curves, {label: the loss after each step}; with a legend if there are 2 to 8."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    told = len(curves) if 1 < len(curves) <= 8 else 0
-    height = 3.2 + 0.17 * told
-    with rc_context(STYLE):
+    legend_lines = len(curves) if 1 < len(curves) <= 8 else 0
+    height = 3.2 + 0.17 * legend_lines
+    with rc_context(RC_PARAMS):
         figure = Figure(figsize=(8.6, height))
-        axes = figure.add_axes((0.07, (0.55 + 0.17 * told) / height, 0.91, 2.5 / height))
+        axes = figure.add_axes((0.07, (0.55 + 0.17 * legend_lines) / height, 0.91, 2.5 / height))
         for number, (label, curve) in enumerate(curves.items()):
-            every = max(1, math.ceil(len(curve) * len(curves) / POINTS))
-            steps, dash = range(1, len(curve) + 1, every), DASHES[number % len(DASHES)]
-            line: dict[str, Any] = {"linestyle": dash, "linewidth": 1.3, "marker": "." if len(steps) < 30 else ""}
-            axes.plot(steps, curve[::every], label=_short(label, 96), **line)
+            every = max(1, math.ceil(len(curve) * len(curves) / MAX_POINTS))
+            steps, line_style = range(1, len(curve) + 1, every), LINE_STYLES[number % len(LINE_STYLES)]
+            line: dict[str, Any] = {"linestyle": line_style, "linewidth": 1.3, "marker": "." if len(steps) < 30 else ""}
+            axes.plot(steps, curve[::every], label=_shortened(label, 96), **line)
         finite = [loss for curve in curves.values() for loss in curve if math.isfinite(loss)]
         if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
             axes.set_yscale("log")
@@ -89,40 +91,41 @@ def losses(curves: Mapping[str, Sequence[float]]) -> Figure:
         axes.set_ylabel("loss")
         axes.locator_params(axis="x", integer=True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(QUIET)
-        axes.tick_params(which="both", color=QUIET)
-        if told:
+        axes.spines[["left", "bottom"]].set_color(GREY)
+        axes.tick_params(which="both", color=GREY)
+        if legend_lines:
             figure.legend(loc="lower left", bbox_to_anchor=(0.06, 0), frameon=False, handlelength=3)
     return figure
 
 
-def _colours(known: Sequence[float]) -> dict[str, Any]:
-    """A ramp that is seen on white and on black, over whole powers of ten."""
+def _colour_scale(values: Sequence[float]) -> dict[str, Any]:
+    """Arguments of `imshow`: a colour map that is visible on white and on black, over whole powers of ten."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    low, high = (math.floor(min(known)), math.ceil(max(known))) if known else (-1, 0)
-    return {"cmap": LinearSegmentedColormap.from_list("change", RAMP), "vmin": low, "vmax": max(high, low + 1)}
+    low, high = (math.floor(min(values)), math.ceil(max(values))) if values else (-1, 0)
+    return {"cmap": LinearSegmentedColormap.from_list("change", COLOUR_STOPS), "vmin": low, "vmax": max(high, low + 1)}
 
 
-def _mark(axes: Any, found: Heatmap) -> None:
-    for mark, words in MARKS.items():
-        places = [(x, y) for y, line in enumerate(found.marks) for x, own in enumerate(line) if own == mark]
-        if places:
-            xs, ys = zip(*places, strict=True)
-            axes.plot(xs, ys, linestyle="none", label=words, clip_on=False, **LOOKS[mark])
-    if 0 < found.parameters < len(found.rows):
-        axes.axhline(found.parameters - 0.5, color=QUIET, linewidth=0.6)
+def _draw_marks(axes: Any, heatmap: Heatmap) -> None:
+    """Draw the marks of the cells, and a line between the rows of parameters and those of buffers."""
+    for mark, label in MARKS.items():
+        cells = [(x, y) for y, line in enumerate(heatmap.marks) for x, cell_mark in enumerate(line) if cell_mark == mark]
+        if cells:
+            xs, ys = zip(*cells, strict=True)
+            axes.plot(xs, ys, linestyle="none", label=label, clip_on=False, **MARK_STYLES[mark])
+    if 0 < heatmap.parameter_rows < len(heatmap.rows):
+        axes.axhline(heatmap.parameter_rows - 0.5, color=GREY, linewidth=0.6)
 
 
 def as_svg(figure: Figure, title: str, description: str) -> str:
-    """A figure as SVG, with a title, a description and a white ground."""
+    """A figure as SVG, with a title, a description and a white background."""
     out = io.BytesIO()
     _save(figure, out, "svg")
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
     root = ElementTree.fromstring(out.getvalue())
-    for told in root.findall(f"{{{SVG}}}metadata"):
-        root.remove(told)
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
     for tag, text in (("desc", description), ("title", title)):
         element = ElementTree.Element(f"{{{SVG}}}{tag}")
         element.text = text
@@ -132,12 +135,12 @@ def as_svg(figure: Figure, title: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def inline(svg: str, name: str) -> str:
-    """The same SVG for a place within a page: no ground, and ids that begin with a name of its own."""
+def svg_for_page(svg: str, name: str) -> str:
+    """The same SVG, to be put into an HTML page: without its background, and with `name-` before every id."""
     root = ElementTree.fromstring(svg)
     for parent in root.iter():
         for child in list(parent):
-            if child.get("id") == "patch_1":
+            if child.get("id") == "patch_1":  # the background
                 parent.remove(child)
     for element in root.iter():
         for key, value in element.attrib.items():
@@ -157,7 +160,7 @@ def inline(svg: str, name: str) -> str:
 
 
 def as_png(figure: Figure) -> bytes:
-    """A figure as PNG, on white."""
+    """A figure as PNG, on a white background."""
     out = io.BytesIO()
     _save(figure, out, "png")
     return out.getvalue()
@@ -167,15 +170,16 @@ def _save(figure: Figure, out: io.BytesIO, kind: str) -> None:
     from matplotlib import rc_context
 
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": "freeze-runner"}
-    with rc_context(STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name in a script that the font lacks
+    with rc_context(RC_PARAMS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about characters that the font does not have
         figure.savefig(out, format=kind, dpi=160, facecolor="white", metadata=metadata)
 
 
-def _short(text: str, longest: int = LONGEST) -> str:
-    return text if len(text) <= longest else f"{text[: longest // 2 - 1]}…{text[-longest // 2 :]}"
+def _shortened(text: str, length: int = MAX_LABEL) -> str:
+    """The text, cut in the middle if it is longer than `length`."""
+    return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-length // 2 :]}"
 
 
-def _inches(labels: Sequence[str]) -> float:
-    """Room for the longest label; measuring each by its glyphs takes longer than all the rest of the drawing."""
+def _label_inches(labels: Sequence[str]) -> float:
+    """The estimated width of the longest label; measuring rendered text would take longer than the whole drawing."""
     return 0.3 + 0.069 * max(map(len, labels))

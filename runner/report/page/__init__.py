@@ -1,1 +1,1 @@
-"""The page: one HTML file, its tables as data, and the template that shows them."""
+"""The HTML page: its tables as data, and the template that renders them."""

@@ -1,5 +1,5 @@
 "use strict";
-// Sorting and filtering, as an addition: without this script every table is there, in the order of its runs.
+// Adds sorting to tables with 2 rows or more, and a filter to those with 6 or more. Without this script the tables are complete.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
   if (rows.length < 2) continue;
@@ -10,28 +10,28 @@ for (const table of document.querySelectorAll("table")) {
     head.append(button);
     head.setAttribute("aria-sort", "none");
     button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") === "ascending", numbers = head.classList.contains("n");
+      const descending = head.getAttribute("aria-sort") === "ascending", numeric = head.classList.contains("n");
       for (const other of heads) other.setAttribute("aria-sort", "none");
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const text = row => row.cells[column].textContent.trim();
-      const key = new Map(rows.map(row => [row, numbers ? parseFloat(text(row)) : text(row)]));
-      const absent = value => value === "" || Number.isNaN(value);
+      head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      const textOf = row => row.cells[column].textContent.trim();
+      const keys = new Map(rows.map(row => [row, numeric ? parseFloat(textOf(row)) : textOf(row)]));
+      const missing = value => value === "" || Number.isNaN(value);
       body.append(...rows.sort((one, two) => {
-        const [a, b] = [key.get(one), key.get(two)];
-        if (absent(a) || absent(b)) return absent(a) - absent(b);
-        const order = numbers ? a - b : a.localeCompare(b, "en", { numeric: true });
-        return down ? -order : order;
+        const [a, b] = [keys.get(one), keys.get(two)];
+        if (missing(a) || missing(b)) return missing(a) - missing(b);
+        const order = numeric ? a - b : a.localeCompare(b, "en", { numeric: true });
+        return descending ? -order : order;
       }));
     });
   });
   if (rows.length < 6) continue;
-  const label = document.createElement("label"), input = document.createElement("input"), shown = document.createElement("output");
+  const label = document.createElement("label"), input = document.createElement("input"), matches = document.createElement("output");
   input.type = "search";
   input.setAttribute("aria-controls", table.id);
   label.append("Filter ", input);
   const line = document.createElement("p");
   line.className = "filter";
-  line.append(label, " ", shown);
+  line.append(label, " ", matches);
   table.parentElement.before(line);
   const texts = new Map(rows.map(row => [row, row.textContent.toLowerCase()]));
   input.addEventListener("input", () => {
@@ -41,6 +41,6 @@ for (const table of document.querySelectorAll("table")) {
       row.hidden = !words.every(word => texts.get(row).includes(word));
       count += !row.hidden;
     }
-    shown.textContent = words.length ? `${count} of ${rows.length}` : "";
+    matches.textContent = words.length ? `${count} of ${rows.length}` : "";
   });
 }

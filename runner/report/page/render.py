@@ -1,7 +1,8 @@
-"""Runs -> one page: a single HTML file that fetches nothing, reads without JavaScript, and sorts and filters with it."""
+"""Runs -> one HTML page that loads nothing else and is readable without JavaScript; with it, tables sort and filter."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,34 +11,34 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from runner import __version__
-from runner.report.grouping import in_order
-from runner.report.ownership import GENERATOR
+from runner.report.grouping import sort_runs
+from runner.report.ownership import GENERATOR_TAG
 from runner.report.page import tables
-from runner.report.recommendation import of_run, of_runs
+from runner.report.recommendation import summarize_run, summarize_runs
 from runner.runs.read import Run
 from runner.runs.text import counted
 
-MOST_UNREAD = 200
+MAX_PROBLEMS = 200
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture for within the page, and what is said below it."""
+    """An SVG figure of the page, and its caption."""
 
     svg: str
-    said: str
+    caption: str
 
 
-def page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture], remarks: Sequence[str] = ()) -> str:
-    """The page of one run or of several; `remarks` are what could not be read, beside what each run says of itself."""
-    runs = in_order(runs)
-    one = runs[0] if len(runs) == 1 else None
-    same, machines = tables.machines_table(runs)
-    sheets = [
+def render_page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture], problems: Sequence[str] = ()) -> str:
+    """The HTML page of one or several runs; `problems` are lines about folders that could not be read."""
+    runs = sort_runs(runs)
+    single = runs[0] if len(runs) == 1 else None
+    common_facts, machines = tables.machines_table(runs)
+    page_tables = [
         tables.seed_groups_table(runs),
-        tables.tensors_table(one.tensors) if one and one.tensors else None,
+        tables.tensors_table(single.tensors) if single and single.tensors else None,
         tables.runs_table(runs),
-        tables.leaks_table(runs) if not one else None,
+        tables.leaks_table(runs) if not single else None,
         tables.failures_table(runs),
         tables.commands_table(runs),
         machines,
@@ -50,28 +51,26 @@ def page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture], remar
         lstrip_blocks=True,
     )
     context: dict[str, Any] = {
-        "generator": Markup(f'{GENERATOR}{__version__}">'),
+        "generator": Markup(f'{GENERATOR_TAG}{__version__}">'),
         "title": title,
         "subtitle": subtitle(runs),
-        "answer": of_run(one) if one else of_runs(runs),
-        "sheets": {sheet.key: sheet for sheet in sheets if sheet and sheet.rows},
-        "pictures": {key: {"svg": Markup(picture.svg), "said": picture.said} for key, picture in pictures.items()},
-        "many": not one,
-        "same": same,
-        "unread": unread(runs, remarks),
+        "summary": summarize_run(single) if single else summarize_runs(runs),
+        "tables": {table.key: table for table in page_tables if table and table.rows},
+        "pictures": {key: {"svg": Markup(picture.svg), "caption": picture.caption} for key, picture in pictures.items()},
+        "many": not single,
+        "common_facts": common_facts,
+        "problems": problem_lines(runs, problems),
     }
     return environment.get_template("page.html.jinja").render(context)
 
 
 def subtitle(runs: Sequence[Run]) -> str:
-    """How many runs there are, and how they ended."""
-    statuses: dict[str, int] = {}
-    for run in runs:
-        statuses[run.record["status"]] = statuses.get(run.record["status"], 0) + 1
+    """The number of runs with each status, such as `7 runs: 6 finished, 1 failed`."""
+    statuses = Counter(run.record["status"] for run in runs)
     return f"{counted(len(runs), 'run')}: {', '.join(f'{number:,} {status}' for status, number in statuses.items())}"
 
 
-def unread(runs: Sequence[Run], remarks: Sequence[str] = ()) -> list[str]:
-    """What could not be read, a line each, and of very many how many more there are."""
-    lines = [*remarks, *(f"{run.label}: {problem}" for run in runs for problem in run.problems)]
-    return lines if len(lines) <= MOST_UNREAD else [*lines[:MOST_UNREAD], f"and {len(lines) - MOST_UNREAD:,} more"]
+def problem_lines(runs: Sequence[Run], problems: Sequence[str] = ()) -> list[str]:
+    """A line for each thing that could not be read; after MAX_PROBLEMS lines only the number of further ones."""
+    lines = [*problems, *(f"{run.label}: {problem}" for run in runs for problem in run.problems)]
+    return lines if len(lines) <= MAX_PROBLEMS else [*lines[:MAX_PROBLEMS], f"and {len(lines) - MAX_PROBLEMS:,} more"]

@@ -1,4 +1,4 @@
-"""The tables of the page, as data: a caption, columns, and rows of cells; one template shows them all."""
+"""The tables of the page as data: caption, columns and rows of cells. `page.html.jinja` renders them all."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any, NamedTuple
 
 from runner.contract import NOT_HASHED, VERDICTS, WITH_TABLES
 from runner.errors import listed
-from runner.report.equivalence import trained_parts
-from runner.report.grouping import SeedGroup, by_method, given, seed_groups, swept
-from runner.report.prices import costs, flops
+from runner.report.costs import costs_by_run, total_flops
+from runner.report.equivalence import compare_trained_parts
+from runner.report.grouping import SeedGroup, group_by_method, overrides_by_key, seed_groups, swept_keys
 from runner.runs.hydra_files import read_config
 from runner.runs.read import Run
 from runner.runs.tables import TensorRow
 from runner.runs.text import counted, in_digits, in_gflop, in_mib, in_percent
 
-MOST, MOST_LEAKS = 1000, 40  # rows of a table
+MAX_TABLE_ROWS, MAX_LEAK_ROWS = 1000, 40
 
 
-PRICES: dict[str, Callable[[Mapping[str, Any]], str]] = {  # of a step; all figures are in comparison.csv
-    "GFLOP": lambda cost: in_gflop(flops(cost)),
+COST_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {  # per step; comparison.csv has the other figures, too
+    "GFLOP": lambda cost: in_gflop(total_flops(cost)),
     "of unfrozen": lambda cost: in_percent(cost.get("flops_share")),
     "saved MiB": lambda cost: in_mib(cost.get("saved_bytes")),
     "gradients MiB": lambda cost: in_mib(cost.get("gradient_bytes")),
@@ -37,14 +37,14 @@ PRICES: dict[str, Callable[[Mapping[str, Any]], str]] = {  # of a step; all figu
 
 
 class Column(NamedTuple):
-    """A column's heading, and whether it holds numbers."""
+    """A column's heading, and whether it holds numbers (aligned right, sorted as numbers)."""
 
     name: str
     number: bool = False
 
 
-class Cell(NamedTuple):
-    """A cell's text, and what it is: an outcome's word, `code`, or nothing."""
+class TableCell(NamedTuple):
+    """A cell's text and its CSS class: an outcome such as `held`, `code`, `why`, or none."""
 
     text: str
     kind: str = ""
@@ -52,56 +52,65 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table of the page; the first entry of a row is what it is about."""
+    """A table of the page; the first cell of a row is its heading."""
 
     key: str
     caption: str
     columns: list[Column]
-    rows: list[list[Cell]] = field(default_factory=list)
+    rows: list[list[TableCell]] = field(default_factory=list)
 
 
 def runs_table(runs: Sequence[Run]) -> PageTable:
-    """A row a run: what tells it apart, how it ended, what moved, its losses, the trained_part, its costs."""
-    keys, trained_part = swept(runs), trained_parts({run.label: run.record for run in runs})
-    words = [word for word in VERDICTS if any(run.record["counts"][word] for run in runs)]
-    cost = costs(runs)
-    priced = [(name, what) for name, what in PRICES.items() if any(what(own) for own in cost.values())]
-    compared = any(word for word, _ in trained_part.values())
-    columns = [Column("run"), *map(Column, keys), Column("answer"), *(Column(word, True) for word in words)]
-    columns += [Column("first loss", True), Column("last loss", True), *([Column("trained_part")] if compared else [])]
-    columns += [Column(name, True) for name, _ in priced]
-    rows = []
-    picked = gravest(runs)
+    """A row per run: swept overrides, outcome, counts of verdicts, losses, comparison with `requires_grad`, costs."""
+    keys, trained_parts = swept_keys(runs), compare_trained_parts({run.label: run.record for run in runs})
+    verdicts = [verdict for verdict in VERDICTS if any(run.record["counts"][verdict] for run in runs)]
+    costs = costs_by_run(runs)
+    cost_columns = [(name, text_of) for name, text_of in COST_COLUMNS.items() if any(map(text_of, costs.values()))]
+    has_trained_part = any(word for word, _ in trained_parts.values())
+    columns = [Column("run"), *map(Column, keys), Column("outcome"), *(Column(verdict, True) for verdict in verdicts)]
+    columns += [Column("first loss", True), Column("last loss", True)]
+    columns += [Column("trained_part")] if has_trained_part else []
+    columns += [Column(name, True) for name, _ in cost_columns]
+    rows, picked = [], pick_runs(runs)
     for run in picked:
-        record, own = run.record, given(run)
-        row = [Cell(run.label), *(Cell(own.get(key, "")) for key in keys), Cell(run.outcome, run.outcome)]
-        row += [Cell(str(record["counts"][word])) for word in words]
-        row += [Cell(_loss(run, loss)) for loss in (record["loss_first"], record["loss_last"])]
-        row += [Cell(": ".join(filter(None, trained_part[run.label])), "why")] if compared else []
-        rows.append(row + [Cell(what(cost[run.label])) for _, what in priced])
-    caption = f"{'What tells each apart' if len(runs) > 1 else 'What was asked'}, how it ended, how many tensors did what"
+        record, overrides = run.record, overrides_by_key(run)
+        row = [
+            TableCell(run.label),
+            *(TableCell(overrides.get(key, "")) for key in keys),
+            TableCell(run.outcome, run.outcome),
+        ]
+        row += [TableCell(str(record["counts"][verdict])) for verdict in verdicts]
+        row += [TableCell(_loss_text(run, loss)) for loss in (record["loss_first"], record["loss_last"])]
+        row += [TableCell(": ".join(filter(None, trained_parts[run.label])), "why")] if has_trained_part else []
+        rows.append(row + [TableCell(text_of(costs[run.label])) for _, text_of in cost_columns])
+    caption = (
+        f"{'How the runs differ' if len(runs) > 1 else 'The settings'}, the outcome, and how many tensors have each verdict"
+    )
     if len(picked) < len(runs):
-        caption += f"; {len(picked):,} of {len(runs):,}, those that did not hold before the others"
+        caption += f"; {len(picked):,} of {len(runs):,} runs, those that did not hold before the others"
     return PageTable("runs", caption, columns, rows)
 
 
-def gravest(runs: Sequence[Run]) -> list[Run]:
-    """As many runs as a table can hold, those that did not hold before the others, in the order in which they were given."""
-    if len(runs) <= MOST:
+def pick_runs(runs: Sequence[Run]) -> list[Run]:
+    """At most MAX_TABLE_ROWS runs, in the given order; if there are more, runs that did not hold are preferred."""
+    if len(runs) <= MAX_TABLE_ROWS:
         return list(runs)
-    picked = {run.label for run in sorted(runs, key=lambda run: run.outcome == "held")[:MOST]}
+    picked = {run.label for run in sorted(runs, key=lambda run: run.outcome == "held")[:MAX_TABLE_ROWS]}
     return [run for run in runs if run.label in picked]
 
 
 def seed_groups_table(runs: Sequence[Run]) -> PageTable | None:
-    """A row for each cell, its runs alike but for the seed: the worst answer, the losses' mean, spread and number."""
-    grouped = seed_groups(runs)
-    if all(len(cell.runs) == 1 for cell in grouped):
+    """A row per group of runs that differ only in the seed: worst outcome, mean, spread and number of losses.
+
+    Returns None if no group has a second run.
+    """
+    groups = seed_groups(runs)
+    if all(len(group.runs) == 1 for group in groups):
         return None
-    keys = [key for key in swept(runs) if key != "seed"]
-    trained_part = trained_parts({run.label: run.record for run in runs})
-    heads = [*map(Column, keys or ["runs"]), Column("worst answer"), Column("runs", True), Column("finished", True)]
-    heads += [
+    keys = [key for key in swept_keys(runs) if key != "seed"]
+    trained_parts = compare_trained_parts({run.label: run.record for run in runs})
+    columns = [*map(Column, keys or ["runs"]), Column("worst outcome"), Column("runs", True), Column("finished", True)]
+    columns += [
         Column("leaked at most", True),
         Column("loss, mean", True),
         Column("spread", True),
@@ -109,33 +118,33 @@ def seed_groups_table(runs: Sequence[Run]) -> PageTable | None:
         Column("trained_part"),
     ]
     rows = []
-    for cell in grouped:
-        own = given(cell.runs[0])
-        known = [loss for run in cell.runs if run.finished and (loss := run.record["loss_last"]) is not None]
-        spread = statistics.stdev(known) if len(known) > 1 else None
-        row = [Cell(own.get(key, "")) for key in keys] or [Cell(cell.name)]
-        row += [Cell(cell.outcome, cell.outcome), Cell(str(len(cell.runs)))]
-        row += [Cell(str(sum(run.finished for run in cell.runs)))]
-        row += [Cell(str(max(run.record["counts"]["leaked"] for run in cell.runs)))]
-        row += [Cell(in_digits(statistics.fmean(known) if known else None)), Cell(in_digits(spread)), Cell(str(len(known)))]
-        rows.append([*row, Cell(_trained_part(cell, trained_part), "why")])
-    told = f"; the first {MOST:,}" if len(rows) > MOST else ""
-    return PageTable("cells", f"{counted(len(grouped), 'setting')}, each over its seeds{told}", heads, rows[:MOST])
+    for group in groups:
+        overrides = overrides_by_key(group.runs[0])
+        losses = [loss for run in group.runs if run.finished and (loss := run.record["loss_last"]) is not None]
+        mean, spread = statistics.fmean(losses) if losses else None, statistics.stdev(losses) if len(losses) > 1 else None
+        row = [TableCell(overrides.get(key, "")) for key in keys] or [TableCell(group.name)]
+        row += [TableCell(group.outcome, group.outcome), TableCell(str(len(group.runs)))]
+        row += [TableCell(str(sum(run.finished for run in group.runs)))]
+        row += [TableCell(str(max(run.record["counts"]["leaked"] for run in group.runs)))]
+        row += [TableCell(in_digits(mean)), TableCell(in_digits(spread)), TableCell(str(len(losses)))]
+        rows.append([*row, TableCell(_trained_part_text(group, trained_parts), "why")])
+    caption = f"{counted(len(groups), 'setting')}, each over its seeds{_first_rows_text(len(rows), MAX_TABLE_ROWS)}"
+    return PageTable("cells", caption, columns, rows[:MAX_TABLE_ROWS])
 
 
 def tensors_table(tensors: Sequence[TensorRow]) -> PageTable:
-    """A row a tensor of one run."""
+    """A row per parameter and buffer of one run."""
     columns = [Column("tensor"), Column("kind"), Column("declared"), Column("verdict"), Column("cause")]
     columns += [Column("change (L2 norm)", True), Column("relative to the start", True)]
     rows = [
         [
-            Cell(row.name),
-            Cell(row.kind),
-            Cell("frozen" if row.frozen else "live" if row.kind == "buffer" else "trainable"),
-            Cell(row.verdict, row.verdict),
-            Cell(row.cause.replace("|", " with ")),
-            Cell(in_digits(row.change_l2)),
-            Cell(in_digits(row.change_rel)),
+            TableCell(row.name),
+            TableCell(row.kind),
+            TableCell("frozen" if row.frozen else "live" if row.kind == "buffer" else "trainable"),
+            TableCell(row.verdict, row.verdict),
+            TableCell(row.cause.replace("|", " with ")),
+            TableCell(in_digits(row.change_l2)),
+            TableCell(in_digits(row.change_rel)),
         ]
         for row in tensors
     ]
@@ -143,13 +152,13 @@ def tensors_table(tensors: Sequence[TensorRow]) -> PageTable:
 
 
 def leaks_table(runs: Sequence[Run]) -> PageTable:
-    """A row for each frozen tensor that leaked and each cause: under which methods, in how many runs, how far at most."""
-    found: dict[tuple[str, str], list[tuple[float, str]]] = {}
-    for method, members in by_method(runs).items():
+    """A row per leaked tensor and cause: the methods, the number of runs, the largest change; largest change first."""
+    leaks: dict[tuple[str, str], list[tuple[float, str]]] = {}  # (tensor, cause) -> (change, method) of each run
+    for method, members in group_by_method(runs).items():
         for run in members:
             for row in run.tensors:
                 if row.verdict == "leaked":
-                    found.setdefault((row.name, row.cause or "unknown"), []).append((_far(row), method))
+                    leaks.setdefault((row.name, row.cause or "unknown"), []).append((_change(row), method))
     columns = [
         Column("tensor"),
         Column("cause"),
@@ -159,71 +168,72 @@ def leaks_table(runs: Sequence[Run]) -> PageTable:
     ]
     rows = [
         [
-            Cell(name),
-            Cell(cause.replace("|", " with ")),
-            Cell(listed(list(dict.fromkeys(method for _, method in leaks)), most=4)),
-            Cell(str(len(leaks))),
-            Cell(in_digits(max(leaks)[0])),
+            TableCell(name),
+            TableCell(cause.replace("|", " with ")),
+            TableCell(listed(list(dict.fromkeys(method for _, method in found)), most=4)),
+            TableCell(str(len(found))),
+            TableCell(in_digits(max(found)[0])),
         ]
-        for (name, cause), leaks in sorted(found.items(), key=lambda item: -max(item[1])[0])
+        for (name, cause), found in sorted(leaks.items(), key=lambda item: -max(item[1])[0])
     ]
-    told = counted(len({name for name, _ in found}), "frozen tensor")
-    caption = f"{told} leaked, the farthest first" + (
-        f"; the first {MOST_LEAKS} of {len(rows)}" if len(rows) > MOST_LEAKS else ""
-    )
-    return PageTable("leaks", caption, columns, rows[:MOST_LEAKS])
+    tensors = counted(len({name for name, _ in leaks}), "frozen tensor")
+    caption = f"{tensors} leaked, the largest change first{_first_rows_text(len(rows), MAX_LEAK_ROWS)}"
+    return PageTable("leaks", caption, columns, rows[:MAX_LEAK_ROWS])
 
 
 def failures_table(runs: Sequence[Run]) -> PageTable:
-    """A row for each run that did not finish, and why."""
+    """A row per run that did not finish: its status and the reason."""
     columns = [Column("run"), Column("status"), Column("reason")]
-    status = [run for run in runs if not run.finished]
     rows = [
-        [Cell(run.label), Cell(run.record["status"], run.record["status"]), Cell(run.record["reason"])] for run in status
+        [TableCell(run.label), TableCell(run.record["status"], run.record["status"]), TableCell(run.record["reason"])]
+        for run in runs
+        if not run.finished
     ]
-    told = f"; the first {MOST:,}" if len(rows) > MOST else ""
-    return PageTable("failures", f"{counted(len(rows), 'run')} did not finish{told}", columns, rows[:MOST])
+    caption = f"{counted(len(rows), 'run')} did not finish{_first_rows_text(len(rows), MAX_TABLE_ROWS)}"
+    return PageTable("failures", caption, columns, rows[:MAX_TABLE_ROWS])
 
 
 def commands_table(runs: Sequence[Run]) -> PageTable:
-    """A row a run: where its config differs from that of most runs, and the command that makes it again."""
-    runs = gravest(runs)
+    """A row per run: the command that repeats it, and its values of the config keys in which the runs differ."""
+    runs = pick_runs(runs)
     configs = {run.label: read_config(run.folder) for run in runs}
     keys = dict.fromkeys(key for config in configs.values() for key in config if key.split(".")[0] not in NOT_HASHED)
     differing = [key for key in keys if len({config.get(key) for config in configs.values() if config}) > 1]
     rows = []
     for run in runs:
         config = configs[run.label]
-        differs = [f"{key}={config[key]}" for key in differing if key in config]
+        values = [f"{key}={config[key]}" for key in differing if key in config]
         command = f"python -m runner {shlex.join(run.record['overrides'])}".rstrip()
-        rows.append([Cell(run.label), *([Cell(", ".join(differs))] if differing else []), Cell(command, "code")])
+        config_cells = [TableCell(", ".join(values))] if differing else []
+        rows.append([TableCell(run.label), *config_cells, TableCell(command, "code")])
     columns = [Column("run"), *([Column("its config")] if differing else []), Column("command")]
-    return PageTable(
-        "commands",
-        "The command that makes each again" + ("; its config, where not all agree" if differing else ""),
-        columns,
-        rows,
-    )
+    caption = "The command that repeats each run" + ("; its config, where the runs differ" if differing else "")
+    return PageTable("commands", caption, columns, rows)
 
 
 def machines_table(runs: Sequence[Run]) -> tuple[str, PageTable]:
-    """What all runs ran on, in a line; and a row for each thing and value in which they differ."""
+    """A line with the versions, device, threads and commit that all runs share, and a row for each other value."""
     facts: dict[str, Counter[str]] = {}
     for run in [run for run in runs if run.record["status"] in WITH_TABLES] or runs:
-        for key, value in _facts(run).items():
+        for key, value in _machine_facts(run).items():
             facts.setdefault(key, Counter())[value] += 1
-    same = [f"{key} {next(iter(count))}" for key, count in facts.items() if len(count) == 1 and next(iter(count))]
+    common = [f"{key} {next(iter(count))}" for key, count in facts.items() if len(count) == 1 and next(iter(count))]
     rows = [
-        [Cell(key), Cell(value or "not recorded"), Cell(str(times))]
+        [TableCell(key), TableCell(value or "not recorded"), TableCell(str(number))]
         for key, count in facts.items()
         if len(count) > 1
-        for value, times in sorted(count.items())
+        for value, number in sorted(count.items())
     ]
-    columns = [Column("of the run"), Column("value"), Column("runs", True)]
-    return ", ".join(same), PageTable("machines", "The runs differ in what they ran on", columns, rows)
+    columns = [Column("fact"), Column("value"), Column("runs", True)]
+    return ", ".join(common), PageTable("machines", "The runs differ in what they ran on", columns, rows)
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _first_rows_text(rows: int, limit: int) -> str:
+    """The end of a caption that says how many rows are shown; empty if all are."""
+    return f"; the first {limit:,} of {rows:,}" if rows > limit else ""
+
+
+def _machine_facts(run: Run) -> dict[str, str]:
     record = run.record
     versions, git = record["versions"], record["git"]
     commit = str(git.get("commit") or "")[:12] + (" with changes" if git.get("dirty") else "")
@@ -231,16 +241,20 @@ def _facts(run: Run) -> dict[str, str]:
     return {str(key): "" if value is None else str(value) for key, value in facts.items()}
 
 
-def _trained_part(cell: SeedGroup, trained_part: dict[str, tuple[str, str]]) -> str:
-    words = dict.fromkeys(": ".join(filter(None, trained_part[run.label])) for run in cell.runs)
-    return "; ".join(filter(None, words))
+def _trained_part_text(group: SeedGroup, trained_parts: dict[str, tuple[str, str]]) -> str:
+    """The distinct results of a group's runs, joined."""
+    texts = dict.fromkeys(": ".join(filter(None, trained_parts[run.label])) for run in group.runs)
+    return "; ".join(filter(None, texts))
 
 
-def _loss(run: Run, loss: float | None) -> str:
-    missing = "not finite" if run.record["looks"] else ""
-    return missing if loss is None else in_digits(loss)
+def _loss_text(run: Run, loss: float | None) -> str:
+    """The loss in four digits; if it is None, `not finite` for a run that made steps, else nothing."""
+    if loss is not None:
+        return in_digits(loss)
+    return "not finite" if run.record["looks"] else ""
 
 
-def _far(row: TensorRow) -> float:
+def _change(row: TensorRow) -> float:
+    """The relative change of a tensor, absolute if it started at 0; infinite if it is unknown or NaN."""
     change = row.change_l2 if row.change_rel is None else row.change_rel
     return math.inf if change is None or math.isnan(change) else change

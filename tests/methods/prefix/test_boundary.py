@@ -1,4 +1,4 @@
-"""The frozen prefix, found by experiment: where one module's output is all that crosses."""
+"""`frozen_prefix` finds the module whose output is all that the trainable part gets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.measure import measure
 
 
 class Residual(nn.Module):
-    """`first`, then `inner` around which `first`'s output crosses, then `last`."""
+    """`first`, then `inner` with a residual connection, then `last`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,27 +32,27 @@ class Residual(nn.Module):
     ("patterns", "boundary"),
     [
         (["first"], "first"),
-        (["first", "inner"], None),  # the sum of both crosses, and no module gives it
+        (["first", "inner"], None),  # the trainable part gets a sum, which no module returns
         (["inner"], None),
         (["last"], None),
         (["first", "last"], None),
         (["**"], ""),
     ],
 )
-def test_the_boundary_is_the_module_whose_output_alone_crosses(patterns, boundary):
+def test_the_boundary_is_the_module_whose_output_is_all_that_the_trainable_part_gets(patterns, boundary):
     model = Residual()
     found, reason = frozen_prefix(model, select(model, patterns), [4])
     assert found == boundary
     assert bool(reason) == (boundary is None)
 
 
-def test_a_tied_weight_that_trains_behind_the_boundary_is_no_prefix():
+def test_a_frozen_weight_that_is_used_again_by_the_trainable_part_is_no_prefix():
     model = MLP([8])
     assert frozen_prefix(model, select(model, ["body", "norm", "there"]), [8])[0] is None
     assert frozen_prefix(model, select(model, ["body", "norm"]), [8])[0] == "norm"
 
 
-def test_looking_for_the_prefix_changes_nothing():
+def test_finding_the_prefix_changes_neither_model_nor_random_state():
     model = MLP([8])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
@@ -66,13 +66,13 @@ def test_looking_for_the_prefix_changes_nothing():
 
 
 @pytest.mark.parametrize("freeze", ["freeze=backbone", "freeze.patterns=[body, norm]"])
-def test_detach_trains_the_rest_as_requires_grad_does_and_gives_the_prefix_no_gradient(freeze):
-    one, other = (measure(f"method={method}", freeze) for method in ("detach", "requires_grad"))
-    assert one.figures["trained_digest"] == other.figures["trained_digest"]
-    assert all(one.model.get_parameter(name).grad is None for name in one.selection.parameters)
+def test_detach_trains_like_requires_grad_and_the_prefix_gets_no_gradient(freeze):
+    detach, requires_grad = (measure(f"method={method}", freeze) for method in ("detach", "requires_grad"))
+    assert detach.figures["trained_digest"] == requires_grad.figures["trained_digest"]
+    assert all(detach.model.get_parameter(name).grad is None for name in detach.selection.parameters)
 
 
-def test_looking_at_a_model_that_draws_in_its_forward_pass_leaves_the_random_state():
+def test_finding_the_prefix_of_a_model_that_uses_random_numbers_keeps_the_random_state():
     class Noisy(MLP):
         def forward(self, x):
             return super().forward(x + torch.rand_like(x))
@@ -92,22 +92,22 @@ def test_a_forward_pass_that_raises_leaves_gradients_enabled():
 
     model = Raises([8])
     method = Detach([8])
-    method.boundary, method.found_for = "norm", select(model, ["body", "norm"])
+    method.boundary, method.checked_selection = "norm", select(model, ["body", "norm"])
     with ExitStack() as undo:
-        method.prepare(model, method.found_for, undo)
+        method.prepare(model, method.checked_selection, undo)
         with pytest.raises(KeyError):
             model(torch.zeros(2, 8))
         assert torch.is_grad_enabled()
 
 
-def test_a_prefix_that_grows_in_mid_run_is_detached_as_far_as_it_is_frozen():
+def test_when_the_prefix_grows_in_mid_run_the_new_prefix_gets_no_gradient():
     model = MLP([8])
-    first, then = select(model, ["body"]), select(model, ["body", "norm"])
+    first, second = select(model, ["body"]), select(model, ["body", "norm"])
     method = Detach([8])
-    assert method.skip(model, then) is None
+    assert method.skip(model, second) is None
     x = torch.randn(4, 8)
     with ExitStack() as undo:
-        for selection in (first, then):
+        for selection in (first, second):
             method.prepare(model, selection, undo)
             model.zero_grad()
             model(x).sum().backward()

@@ -1,4 +1,4 @@
-"""The page in a real browser, from a file address: silent, sortable, filterable, and deaf to what names ask of it."""
+"""The page in a real browser, opened as a file: no errors, no requests, sorting, filtering, and names that stay text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HOSTILE = (
 )
 
 
-def start(profile: Path) -> webdriver.Chrome:
+def start_browser(profile: Path) -> webdriver.Chrome:
     """Start headless Chromium with a profile of its own."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
@@ -51,22 +51,22 @@ def start(profile: Path) -> webdriver.Chrome:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    driver = start(tmp_path_factory.mktemp("profile"))
+    driver = start_browser(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """Open a page that lies in the test's folder, and see that the browser says nothing and asks for nothing else."""
+    """A function that opens a page of the test's folder, and checks that the browser logs nothing and loads nothing else."""
 
     def open_page(path: Path):
         browser.get_log("browser"), browser.get_log("performance")
         browser.get((tmp_path / path).as_uri())
         assert browser.get_log("browser") == []
         events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-        asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        assert [url for url in asked if not url.startswith("data:")] == [(tmp_path / path).as_uri()]
+        requested = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        assert [url for url in requested if not url.startswith("data:")] == [(tmp_path / path).as_uri()]
         return browser
 
     yield open_page
@@ -82,47 +82,50 @@ def sweep() -> Path:
 
 
 def texts(browser, table: str, column: int) -> list[str]:
+    """The texts of the visible cells in a column, counted from 1."""
     cells = browser.find_elements(By.CSS_SELECTOR, f"#{table} tbody tr:not([hidden]) > :nth-child({column})")
     return [cell.text for cell in cells]
 
 
-def head(browser, table: str, name: str):
+def heading(browser, table: str, name: str):
+    """The heading of the column whose name begins with `name`."""
     found = browser.find_elements(By.CSS_SELECTOR, f"#{table} thead th")
     return next(element for element in found if element.text.startswith(name))
 
 
 def column(browser, table: str, name: str) -> int:
+    """The number of the column whose name begins with `name`, from 1."""
     found = browser.find_elements(By.CSS_SELECTOR, f"#{table} thead th")
     return 1 + next(number for number, element in enumerate(found) if element.text.startswith(name))
 
 
-def test_the_page_opens_silently_and_asks_for_nothing(opened, sweep):
+def test_the_page_opens_without_errors_and_without_requests(opened, sweep):
     assert opened(sweep).find_element(By.TAG_NAME, "h1").text == "Use requires_grad"
 
 
-def test_no_page_holds_an_address_to_fetch(sweep):
+def test_the_page_contains_no_address_to_load(sweep):
     html = sweep.read_text()
-    told = set(re.findall(r"(?:https?:)?//[\w.]+[^\s\"'<)]*", html))
-    assert {address for address in told if not address.startswith("http://www.w3.org/")} == set()
+    addresses = set(re.findall(r"(?:https?:)?//[\w.]+[^\s\"'<)]*", html))
+    assert {address for address in addresses if not address.startswith("http://www.w3.org/")} == set()
     assert not re.search(r"@import|url\((?!#)|<link(?! rel=\"icon\" href=\"data:,\")|<(img|iframe|object|embed)|src=", html)
 
 
-def test_a_click_on_a_heading_sorts_numbers_as_numbers_and_a_second_one_turns_it_round(opened, sweep):
+def test_a_click_on_a_heading_sorts_numbers_as_numbers_and_a_second_click_reverses_the_order(opened, sweep):
     browser = opened(sweep)
     place = column(browser, "runs", "last loss")
     for direction in ("ascending", "descending"):
-        head(browser, "runs", "last loss").find_element(By.TAG_NAME, "button").click()
-        assert head(browser, "runs", "last loss").get_attribute("aria-sort") == direction
+        heading(browser, "runs", "last loss").find_element(By.TAG_NAME, "button").click()
+        assert heading(browser, "runs", "last loss").get_attribute("aria-sort") == direction
         losses = [float(text) for text in texts(browser, "runs", place) if text]
         assert len(losses) == 6
         assert losses == sorted(losses, reverse=direction == "descending")
-        assert texts(browser, "runs", place)[-1] == ""  # what has no loss comes last
-    assert head(browser, "runs", "run").get_attribute("aria-sort") == "none"
+        assert texts(browser, "runs", place)[-1] == ""  # runs without a loss come last
+    assert heading(browser, "runs", "run").get_attribute("aria-sort") == "none"
 
 
-def test_the_keyboard_reaches_and_works_a_heading_with_visible_focus(opened, sweep):
+def test_a_heading_can_be_focused_visibly_and_used_with_the_keyboard(opened, sweep):
     browser = opened(sweep)
-    button = head(browser, "runs", "method").find_element(By.TAG_NAME, "button")
+    button = heading(browser, "runs", "method").find_element(By.TAG_NAME, "button")
     box = browser.find_element(By.CSS_SELECTOR, ".filter input")
     box.send_keys(Keys.TAB)
     for _ in range(20):
@@ -137,7 +140,7 @@ def test_the_keyboard_reaches_and_works_a_heading_with_visible_focus(opened, swe
     )
 
 
-def test_a_filter_keeps_the_rows_that_hold_all_its_words(opened, sweep):
+def test_a_filter_keeps_the_rows_that_contain_all_its_words(opened, sweep):
     browser = opened(sweep)
     box = browser.find_element(By.CSS_SELECTOR, "input[aria-controls=runs]")
     box.send_keys("LEAKED none")
@@ -148,16 +151,16 @@ def test_a_filter_keeps_the_rows_that_hold_all_its_words(opened, sweep):
     assert len(texts(browser, "runs", 1)) == 7
 
 
-def test_without_javascript_everything_is_there_and_no_button_that_does_nothing(opened, sweep):
+def test_without_javascript_everything_is_visible_and_there_are_no_useless_buttons(opened, sweep):
     opened(sweep)
     browser = opened(sweep)
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     browser.refresh()
     assert len(browser.find_elements(By.CSS_SELECTOR, "#runs tbody tr")) == 7
     assert browser.find_elements(By.CSS_SELECTOR, "button, input") == []
-    shown = browser.find_elements(By.CSS_SELECTOR, "h2, svg")
-    assert len(shown) >= 8
-    assert all(element.is_displayed() for element in shown)
+    elements = browser.find_elements(By.CSS_SELECTOR, "h2, svg")
+    assert len(elements) >= 8
+    assert all(element.is_displayed() for element in elements)
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -175,15 +178,15 @@ def test_a_hostile_name_stays_text(opened, tmp_path, single):
         path = Path("sweep") / "report.html"
     browser = opened(path)
     assert browser.find_elements(By.CSS_SELECTOR, "img, main script, svg svg, b") == []
-    told = browser.find_element(By.TAG_NAME, "main").text
-    assert all(name in told for name in HOSTILE)
-    assert "49" not in told.split("{{")[1].split("}}")[0]
+    text = browser.find_element(By.TAG_NAME, "main").text
+    assert all(name in text for name in HOSTILE)
+    assert "49" not in text.split("{{")[1].split("}}")[0]
     if not single:
-        drawn = [text.get_attribute("textContent") for text in browser.find_elements(By.CSS_SELECTOR, "svg text")]
+        drawn = [element.get_attribute("textContent") for element in browser.find_elements(By.CSS_SELECTOR, "svg text")]
         assert all(name in drawn for name in HOSTILE)
 
 
-def test_a_hostile_name_stays_text_in_the_picture_that_stands_alone(browser, tmp_path):
+def test_a_hostile_name_stays_text_in_heatmap_svg(browser, tmp_path):
     rows = [tensor(name, "leaked", 0.1, "gradient") for name in HOSTILE]
     make_run(Path("sweep"), "none", rows=rows)
     make_run(Path("sweep"), "zero_lr", rows=rows)
@@ -195,7 +198,7 @@ def test_a_hostile_name_stays_text_in_the_picture_that_stands_alone(browser, tmp
     assert browser.execute_script("return document.querySelectorAll('script, img, foreignObject').length") == 0
 
 
-def test_tables_have_captions_and_scopes_and_pictures_titles_and_descriptions(opened, sweep):
+def test_tables_have_captions_and_scopes_and_figures_have_titles_and_descriptions(opened, sweep):
     browser = opened(sweep)
     for table in browser.find_elements(By.TAG_NAME, "table"):
         assert table.find_element(By.TAG_NAME, "caption").text
@@ -213,12 +216,12 @@ def test_tables_have_captions_and_scopes_and_pictures_titles_and_descriptions(op
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_words_are_legible_in_both_themes(opened, sweep, theme):
+def test_text_has_enough_contrast_in_both_themes(opened, sweep, theme):
     opened(sweep)
     browser = opened(sweep)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
-    ground = luminance(browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color"))
-    assert (ground > 0.5) == (theme == "light")
+    background = luminance(browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color"))
+    assert (background > 0.5) == (theme == "light")
     for selector, key in (
         ("h1", "color"),
         (".eyebrow", "color"),
@@ -228,8 +231,8 @@ def test_words_are_legible_in_both_themes(opened, sweep, theme):
         ("nav a", "color"),
         ("svg text", "fill"),
     ):
-        ink = luminance(browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property(key))
-        assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= 4.5, selector
+        foreground = luminance(browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property(key))
+        assert (max(foreground, background) + 0.05) / (min(foreground, background) + 0.05) >= 4.5, selector
 
 
 def luminance(colour: str) -> float:
@@ -239,7 +242,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_in_print_there_are_no_controls_and_no_column_is_cut(opened, sweep):
+def test_a_printed_page_has_no_controls_and_no_cut_columns(opened, sweep):
     browser = opened(sweep)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert not any(element.is_displayed() for element in browser.find_elements(By.CSS_SELECTOR, ".filter, nav"))

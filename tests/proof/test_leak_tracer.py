@@ -1,4 +1,4 @@
-"""Who moved what was frozen: each cause has a loop that provokes it and just it, and seeking it changes nothing."""
+"""Causes of leaks: for each cause a training loop with just that cause, and that tracing changes nothing."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def linear(inputs, outputs):
 
 
 def seed():
-    torch.default_generator.manual_seed(0)  # torch.manual_seed notes for every other device who called: milliseconds
+    torch.default_generator.manual_seed(0)  # torch.manual_seed also seeds other devices, which takes milliseconds
 
 
-def net(**more):
-    """A layer that is to leak, one that is frozen and keeps still, and one that trains: of matrices alone, for Muon."""
+def small_net(**more):
+    """A layer that will leak, one that is frozen and holds, and one that trains; all weights are matrices, for Muon."""
     seed()
-    model = layers(leaky=linear(3, 2), bend=nn.Tanh(), held=linear(2, 2), bow=nn.Tanh(), free=linear(2, 2), **more)
+    model = layers(leaky=linear(3, 2), tanh1=nn.Tanh(), held=linear(2, 2), tanh2=nn.Tanh(), free=linear(2, 2), **more)
     model.held.requires_grad_(False)
     return model
 
@@ -52,13 +52,13 @@ def lbfgs(params, lr=LR):
     return torch.optim.LBFGS(params, lr=lr, max_iter=4)
 
 
-def as_groups(model, lr):
-    """The layer that is to leak in a group of its own rate."""
+def two_groups(model, lr):
+    """Two parameter groups; the layer that will leak is in the first one, with this learning rate."""
     return [{"params": model.leaky.parameters(), "lr": lr}, {"params": [*model[2].parameters(), *model[4].parameters()]}]
 
 
-def pass_through(model, optimizer, to_none=True, x=X):
-    """What a closure does: it clears the gradients, and makes new ones."""
+def compute_gradients(model, optimizer, to_none=True, x=X):
+    """Clear the gradients and compute new ones, as a closure does; return the loss."""
     optimizer.zero_grad(set_to_none=to_none)
     loss = model(x).square().mean()
     loss.backward()
@@ -66,21 +66,21 @@ def pass_through(model, optimizer, to_none=True, x=X):
 
 
 def train(model, *optimizers, steps=3, to_none=True, after=lambda: None, batches=lambda number: X):
-    """A plain loop, in which several optimizers take turns; `after` is done at the end of its body."""
+    """A plain training loop in which several optimizers take turns; `after` is called after each step."""
     for number in range(steps):
         optimizer = optimizers[number % len(optimizers)]
-        pass_through(model, optimizer, to_none, batches(number))
+        compute_gradients(model, optimizer, to_none, batches(number))
         optimizer.step()
         after()
 
 
 def train_with_closures(model, optimizer, steps=3, batches=lambda number: X):
     for number in range(steps):
-        optimizer.step(lambda number=number: pass_through(model, optimizer, x=batches(number)))
+        optimizer.step(lambda number=number: compute_gradients(model, optimizer, x=batches(number)))
 
 
 def freeze(module, to_zeros=False):
-    """As users do it in mid-run; the gradients that are there stay, as None or as zeros."""
+    """Freeze a module as users do in the middle of training, and set its gradients to None or to zeros."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
         parameter.grad = torch.zeros_like(parameter) if to_zeros else None
@@ -97,23 +97,26 @@ def row_of(report, name):
     return row
 
 
-def leaks(report):
+def leak_causes(report):
     return {row["name"]: row["cause"] for row in report.rows if row["verdict"] == "leaked"}
 
 
-def just(report, cause, *names):
-    """Whether these leaked, by this cause, and whatever else is frozen held without one; nothing is left to tell."""
+def is_only_leak(report, cause, *names):
+    """Whether exactly these tensors leaked, all by this cause, and the report has no notes."""
     others = {(row["verdict"], row["cause"]) for row in report.rows if row["frozen"] and row["name"] not in names}
-    assert leaks(report) == dict.fromkeys(names, cause)
+    assert leak_causes(report) == dict.fromkeys(names, cause)
     assert others <= {("held", "")}
     assert report.notes == []
     return True
 
 
-def options(of, **given):
-    """An optimizer's class with options, and a name for the test."""
-    told = ",".join(f"{key}={value}" for key, value in given.items())
-    return pytest.param(lambda params, **more: of(params, **{"lr": LR, **given, **more}), id=f"{of.__name__}({told})")
+def with_options(optimizer_class, **given):
+    """A test parameter: an optimizer class with options."""
+    text = ",".join(f"{key}={value}" for key, value in given.items())
+    return pytest.param(
+        lambda params, **more: optimizer_class(params, **{"lr": LR, **given, **more}),
+        id=f"{optimizer_class.__name__}({text})",
+    )
 
 
 DENSE = [
@@ -121,14 +124,14 @@ DENSE = [
     for one in vars(torch.optim).values()
     if isinstance(one, type) and issubclass(one, Optimizer) and one not in (Optimizer, torch.optim.SparseAdam)
 ]
-LOOKS = pytest.mark.parametrize("every", [None, 1], ids=["looks at powers of two", "every step"])
+EVERY = pytest.mark.parametrize("every", [None, 1], ids=["powers of two", "every step"])
 
 
-# Optimizers nobody has heard of
+# Custom optimizers
 
 
-class Mine(Optimizer):
-    """What those written here share: groups with a rate, and a rule for each parameter that has a gradient."""
+class CustomOptimizer(Optimizer):
+    """Base of the custom optimizers: calls `move` for each parameter that has a gradient."""
 
     def __init__(self, params, lr=LR, **options):
         super().__init__(params, {"lr": lr, **options})
@@ -146,30 +149,30 @@ class Mine(Optimizer):
         parameter.sub_(parameter.grad, alpha=group["lr"])
 
 
-class Signs(Mine):
-    """Makes steps of one size, whatever its rate is."""
+class FixedStepSize(CustomOptimizer):
+    """Makes steps of a fixed size and ignores the learning rate."""
 
     def move(self, parameter, group):
         parameter.sub_(parameter.grad.sign(), alpha=0.01)
 
 
-class Drift(Mine):
-    """Adds a constant."""
+class AddsConstant(CustomOptimizer):
+    """Adds a constant to the parameter, whatever its gradient."""
 
     def move(self, parameter, group):
         parameter.add_(group["lr"])
 
 
-class Noise(Mine):
-    """Adds numbers drawn from torch, numpy and Python."""
+class AddsNoise(CustomOptimizer):
+    """Adds random numbers of torch, numpy and Python."""
 
     def move(self, parameter, group):
-        drawn = torch.randn_like(parameter) + float(numpy.random.rand()) + random.random()
-        parameter.sub_(parameter.grad + drawn, alpha=group["lr"])
+        noise = torch.randn_like(parameter) + float(numpy.random.rand()) + random.random()
+        parameter.sub_(parameter.grad + noise, alpha=group["lr"])
 
 
-class Velocity(Mine):
-    """Momentum that is kept in an attribute, by tensor."""
+class Velocity(CustomOptimizer):
+    """Momentum, kept in a dict attribute by parameter."""
 
     def __init__(self, params, lr=LR):
         super().__init__(params, lr)
@@ -181,7 +184,7 @@ class Velocity(Mine):
 
 
 class VelocityById(Velocity):
-    """Momentum that is kept by the tensor's id."""
+    """Momentum, kept in a dict attribute by the id of the parameter."""
 
     def move(self, parameter, group):
         velocity = self.velocity.setdefault(id(parameter), torch.zeros_like(parameter))
@@ -189,15 +192,15 @@ class VelocityById(Velocity):
 
 
 class WeakVelocity(Velocity):
-    """Momentum that is kept while the tensor lives, and that goes with no copy of it."""
+    """Momentum, kept in a weak dict, where a copy of the parameter has none."""
 
     def __init__(self, params, lr=LR):
         super().__init__(params, lr)
         self.velocity = WeakTensorKeyDictionary()
 
 
-class FromTheStart(Mine):
-    """Momentum whose state is made when the optimizer is, as Adagrad's."""
+class StateFromInit(CustomOptimizer):
+    """Momentum whose state is created in `__init__`, as in Adagrad."""
 
     def __init__(self, params, lr=LR):
         super().__init__(params, lr)
@@ -213,8 +216,8 @@ class FromTheStart(Mine):
         parameter.sub_(state["velocity"].mul_(0.9).add_(parameter.grad), alpha=group["lr"])
 
 
-class Ahead(Optimizer):
-    """Lets another optimizer go ahead, and every second step comes after it half of the way."""
+class Lookahead(Optimizer):
+    """Wraps another optimizer; every second step averages the parameters with older ones."""
 
     def __init__(self, inner):
         super().__init__(inner.param_groups, {})
@@ -233,8 +236,8 @@ class Ahead(Optimizer):
         return loss
 
 
-class Pair(Optimizer):
-    """Hands the first half of its parameters to one optimizer and the rest to another, and keeps both in a list."""
+class TwoInnerOptimizers(Optimizer):
+    """Wraps two optimizers in a list: one for the first parameter, one for the others."""
 
     def __init__(self, params, lr=LR):
         params = list(params)
@@ -246,8 +249,8 @@ class Pair(Optimizer):
             one.step()
 
 
-class Normed(Mine):
-    """Divides each gradient by the norm of all."""
+class DividesByTotalNorm(CustomOptimizer):
+    """Divides each gradient by the norm of all gradients."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -257,16 +260,16 @@ class Normed(Mine):
             parameter.sub_(parameter.grad / norm, alpha=self.param_groups[0]["lr"])
 
 
-class NeedsClosure(Mine):
-    """Makes its own gradients, and cannot do without."""
+class NeedsClosure(CustomOptimizer):
+    """Requires a closure."""
 
     @torch.no_grad()
     def step(self, closure):
         return super().step(closure)
 
 
-class Climbs(Mine):
-    """Goes up a little, takes the gradients there, and steps with them from where it was, as SAM."""
+class SharpnessAware(CustomOptimizer):
+    """As SAM: moves along the gradient, computes gradients there, and steps with them from the old position."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -274,18 +277,18 @@ class Climbs(Mine):
             raise RuntimeError("give a closure")
         closure = torch.enable_grad()(closure)
         loss, parameters = closure(), [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        was = [parameter.clone() for parameter in parameters]
+        starts = [parameter.clone() for parameter in parameters]
         for parameter in parameters:
             parameter.add_(parameter.grad, alpha=0.05)
         self.zero_grad()
         closure()
-        for parameter, start in zip(parameters, was, strict=True):
+        for parameter, start in zip(parameters, starts, strict=True):
             parameter.copy_(start).sub_(parameter.grad, alpha=self.param_groups[0]["lr"])
         return loss
 
 
-class NeedsLoss(Mine):
-    """Wants the loss itself: its steps are the smaller, the smaller the loss is."""
+class TakesLoss(CustomOptimizer):
+    """Takes the loss itself instead of a closure, and scales its steps by it."""
 
     @torch.no_grad()
     def step(self, loss):
@@ -295,172 +298,173 @@ class NeedsLoss(Mine):
                     parameter.sub_(parameter.grad * loss, alpha=group["lr"])
 
 
-class Shrinks(Mine):
-    """Calls its weight decay `wd`."""
+class DecayNamedWd(CustomOptimizer):
+    """Has an option `wd` for weight decay."""
 
     def move(self, parameter, group):
         parameter.sub_(parameter.grad + group["wd"] * parameter, alpha=group["lr"])
 
 
-class Spoils(Mine):
-    """Adds its weight decay to the gradient itself."""
+class DecayAddedToGradient(CustomOptimizer):
+    """Adds the weight decay to the gradient in place."""
 
     def move(self, parameter, group):
         parameter.sub_(parameter.grad.add_(parameter, alpha=group["weight_decay"]), alpha=group["lr"])
 
 
-class Takes(Mine):
-    """Takes the gradients away."""
+class ClearsGradients(CustomOptimizer):
+    """Sets the gradients to None in its step."""
 
     def move(self, parameter, group):
         super().move(parameter, group)
         parameter.grad = None
 
 
-class Locked(Mine):
-    """Holds what cannot be copied."""
+class CannotBeCopied(CustomOptimizer):
+    """Has an attribute that cannot be copied."""
 
     def __init__(self, params, lr=LR):
         super().__init__(params, lr)
         self.lock = threading.Lock()
 
 
-class Bound(Mine):
-    """Holds a function that holds the optimizer: a copy of it would step the real one's parameters."""
+class HoldsFunction(CustomOptimizer):
+    """Has a function that refers to the optimizer: called by a copy, it would step the real parameters."""
 
     def __init__(self, params, lr=LR):
         super().__init__(params, lr)
-        self.stepping = lambda: Mine.step(self)
+        self.stepping = lambda: CustomOptimizer.step(self)
 
     def step(self, closure=None):
         self.stepping()
 
 
-def ahead(params, lr=LR):
-    return Ahead(Adam(params, lr=lr))
+def lookahead(params, lr=LR):
+    return Lookahead(Adam(params, lr=lr))
 
 
-def decaying(params, lr=LR):
-    return Shrinks(params, lr, wd=0.1)
+def with_decay_named_wd(params, lr=LR):
+    return DecayNamedWd(params, lr, wd=0.1)
 
 
-def spoiling(params, lr=LR):
-    return Spoils(params, lr, weight_decay=0.1)
+def with_decay_added_to_gradient(params, lr=LR):
+    return DecayAddedToGradient(params, lr, weight_decay=0.1)
 
 
-HEARD_OF_BY_NOBODY = [
-    Signs, Drift, Noise, Velocity, VelocityById, FromTheStart, ahead, Pair, Normed, NeedsClosure, decaying, spoiling, Takes
+CUSTOM_OPTIMIZERS = [
+    FixedStepSize, AddsConstant, AddsNoise, Velocity, VelocityById, StateFromInit, lookahead, TwoInnerOptimizers,
+    DividesByTotalNorm, NeedsClosure, with_decay_named_wd, with_decay_added_to_gradient, ClearsGradients
 ]  # fmt: skip
-HEARD_OF_BY_NOBODY = [pytest.param(one, id=one.__name__) for one in HEARD_OF_BY_NOBODY]
+CUSTOM_OPTIMIZERS = [pytest.param(one, id=one.__name__) for one in CUSTOM_OPTIMIZERS]
 
 
-# Each cause, in a loop that provokes it and just it
+# Each cause, in a training loop with just that cause
 
 
-@LOOKS
-@pytest.mark.parametrize("of", DENSE)
-def test_a_gradient_moves_what_is_frozen_in_name_only_under_every_optimizer(of, every):
-    model = net()
-    optimizer = of(model.parameters(), lr=LR)
+@EVERY
+@pytest.mark.parametrize("make_optimizer", DENSE)
+def test_a_gradient_is_the_cause_if_only_the_audit_declares_a_layer_frozen_with_every_optimizer(make_optimizer, every):
+    model = small_net()
+    optimizer = make_optimizer(model.parameters(), lr=LR)
     with audit(model, ["leaky", "held"], optimizer, every) as report:
-        (train_with_closures if of is torch.optim.LBFGS else train)(model, optimizer)
-    assert just(report, "gradient", "leaky.weight")
+        (train_with_closures if make_optimizer is torch.optim.LBFGS else train)(model, optimizer)
+    assert is_only_leak(report, "gradient", "leaky.weight")
 
 
-@LOOKS
+@EVERY
 @pytest.mark.parametrize(
-    "of",
+    "make_optimizer",
     [
-        options(AdamW, weight_decay=0.1),
-        options(SGD, weight_decay=0.1),
-        options(torch.optim.Adagrad, weight_decay=0.1),
-        options(torch.optim.RMSprop, weight_decay=0.1),
-        options(torch.optim.Adadelta, weight_decay=0.1),
+        with_options(AdamW, weight_decay=0.1),
+        with_options(SGD, weight_decay=0.1),
+        with_options(torch.optim.Adagrad, weight_decay=0.1),
+        with_options(torch.optim.RMSprop, weight_decay=0.1),
+        with_options(torch.optim.Adadelta, weight_decay=0.1),
     ],
 )
-def test_weight_decay_moves_what_has_a_gradient_of_zeros(of, every):
-    model = net()
+def test_weight_decay_is_the_cause_if_the_gradient_is_zero(make_optimizer, every):
+    model = small_net()
     freeze(model.leaky, to_zeros=True)
-    optimizer = of(model.parameters())
+    optimizer = make_optimizer(model.parameters())
     with audit(model, None, optimizer, every) as report:
         train(model, optimizer, to_none=False)
-    assert just(report, "weight_decay", "leaky.weight")
+    assert is_only_leak(report, "weight_decay", "leaky.weight")
 
 
-GATHERED = [
-    (options(Adam), "optimizer_state"),
-    (options(AdamW, weight_decay=0.0), "optimizer_state"),
-    (options(SGD, momentum=0.9), "optimizer_state"),
-    (options(torch.optim.RMSprop, momentum=0.9), "optimizer_state"),
-    (options(torch.optim.Adamax), "optimizer_state"),
-    (options(torch.optim.NAdam), "optimizer_state"),
-    (options(torch.optim.RAdam), "optimizer_state"),
-    (options(Adam, weight_decay=0.1), "weight_decay|optimizer_state"),
-    (options(AdamW, weight_decay=0.1), "weight_decay|optimizer_state"),
-    (options(SGD, momentum=0.9, weight_decay=0.1), "weight_decay|optimizer_state"),
+STATE_CAUSES = [
+    (with_options(Adam), "optimizer_state"),
+    (with_options(AdamW, weight_decay=0.0), "optimizer_state"),
+    (with_options(SGD, momentum=0.9), "optimizer_state"),
+    (with_options(torch.optim.RMSprop, momentum=0.9), "optimizer_state"),
+    (with_options(torch.optim.Adamax), "optimizer_state"),
+    (with_options(torch.optim.NAdam), "optimizer_state"),
+    (with_options(torch.optim.RAdam), "optimizer_state"),
+    (with_options(Adam, weight_decay=0.1), "weight_decay|optimizer_state"),
+    (with_options(AdamW, weight_decay=0.1), "weight_decay|optimizer_state"),
+    (with_options(SGD, momentum=0.9, weight_decay=0.1), "weight_decay|optimizer_state"),
 ]
-GATHERED = [pytest.param(*one.values, cause, id=one.id) for one, cause in GATHERED]
+STATE_CAUSES = [pytest.param(*one.values, cause, id=one.id) for one, cause in STATE_CAUSES]
 
 
-@LOOKS
-@pytest.mark.parametrize(("of", "cause"), GATHERED)
-def test_what_the_state_had_gathered_moves_what_is_frozen_after_some_steps_where_the_audit_begins_then(of, cause, every):
-    model = net()
-    optimizer = of(model.parameters())
+@EVERY
+@pytest.mark.parametrize(("make_optimizer", "cause"), STATE_CAUSES)
+def test_the_cause_is_found_if_a_layer_is_frozen_after_some_steps_and_the_audit_begins_then(make_optimizer, cause, every):
+    model = small_net()
+    optimizer = make_optimizer(model.parameters())
     train(model, optimizer, to_none=False)
     freeze(model.leaky, to_zeros=True)
     with audit(model, None, optimizer, every) as report:
         train(model, optimizer, to_none=False)
-    assert just(report, cause, "leaky.weight")
+    assert is_only_leak(report, cause, "leaky.weight")
 
 
-@LOOKS
-@pytest.mark.parametrize(("of", "cause"), GATHERED)
-def test_what_the_state_had_gathered_moves_what_is_frozen_after_some_steps_in_the_audit(of, cause, every):
-    model = net()
-    optimizer = of(model.parameters())
+@EVERY
+@pytest.mark.parametrize(("make_optimizer", "cause"), STATE_CAUSES)
+def test_the_cause_is_found_if_a_layer_is_frozen_after_some_steps_inside_the_audit(make_optimizer, cause, every):
+    model = small_net()
+    optimizer = make_optimizer(model.parameters())
     with audit(model, None, optimizer, every) as report:
         train(model, optimizer, to_none=False)
         freeze(model.leaky, to_zeros=True)
         report.freeze(["leaky", "held"])
         train(model, optimizer, to_none=False)
-    assert just(report, cause, "leaky.weight")
+    assert is_only_leak(report, cause, "leaky.weight")
 
 
-def test_what_lbfgs_had_gathered_moves_what_has_no_gradient_at_all():
-    model = net()
+def test_the_state_of_lbfgs_moves_a_layer_whose_gradient_is_none():
+    model = small_net()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=LR, max_iter=2)
     train_with_closures(model, optimizer)
     freeze(model.leaky)
     with audit(model, None, optimizer) as report:
         train_with_closures(model, optimizer)
-    assert just(report, "optimizer_state", "leaky.weight")
+    assert is_only_leak(report, "optimizer_state", "leaky.weight")
 
 
-@LOOKS
-@pytest.mark.parametrize("of", [torch.optim.ASGD, Drift, Noise])
-def test_a_rule_that_needs_no_gradient_no_decay_and_no_state_is_to_blame_itself(of, every):
-    model = net()
+@EVERY
+@pytest.mark.parametrize("make_optimizer", [torch.optim.ASGD, AddsConstant, AddsNoise])
+def test_an_optimizer_that_moves_parameters_without_gradient_decay_and_state_is_an_optimizer_rule(make_optimizer, every):
+    model = small_net()
     freeze(model.leaky, to_zeros=True)
-    optimizer = of(model.parameters(), lr=LR)
+    optimizer = make_optimizer(model.parameters(), lr=LR)
     with audit(model, None, optimizer, every) as report:
         train(model, optimizer, to_none=False)
-    assert just(report, "optimizer_rule", "leaky.weight")
+    assert is_only_leak(report, "optimizer_rule", "leaky.weight")
 
 
-@LOOKS
-@pytest.mark.parametrize("of", [torch.optim.Rprop, Signs])
+@EVERY
+@pytest.mark.parametrize("make_optimizer", [torch.optim.Rprop, FixedStepSize])
 @pytest.mark.parametrize(("lr", "cause"), [(0.0, "optimizer_ignores_lr"), (LR, "gradient")])
-def test_an_optimizer_that_steps_at_rate_zero_ignores_it(of, lr, cause, every):
-    model = net()
-    optimizer = of(as_groups(model, lr))
+def test_an_optimizer_that_moves_parameters_at_learning_rate_zero_ignores_it(make_optimizer, lr, cause, every):
+    model = small_net()
+    optimizer = make_optimizer(two_groups(model, lr))
     with audit(model, ["leaky", "held"], optimizer, every) as report:
         train(model, optimizer)
-    assert just(report, cause, "leaky.weight")
+    assert is_only_leak(report, cause, "leaky.weight")
 
 
-def rate_put_to_zero(optimizer):
-    """A scheduler that knows of a rate what it was before it was put to 0."""
+def lambda_scheduler_of_old_rate(optimizer):
+    """A scheduler that was built before the learning rate was set to 0, and will set the old rate again."""
     optimizer.param_groups[0]["lr"] = LR
     scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     optimizer.param_groups[0]["lr"] = 0.0
@@ -472,42 +476,42 @@ SCHEDULERS = {
     "CyclicLR": lambda optimizer: lr_scheduler.CyclicLR(optimizer, 0.01, LR),
     "SWALR": lambda optimizer: swa_utils.SWALR(optimizer, LR),
     "CosineAnnealingLR": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 9, eta_min=0.01),
-    "LambdaLR": rate_put_to_zero,
+    "LambdaLR": lambda_scheduler_of_old_rate,
 }
 
 
-@LOOKS
+@EVERY
 @pytest.mark.parametrize("scheduler_of", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.filterwarnings("error")
-def test_a_scheduler_that_raises_a_rate_of_zero_is_to_blame_for_what_then_moves(scheduler_of, every):
-    model = net()
-    optimizer = SGD(as_groups(model, 0.0), lr=LR, momentum=0.9)
+def test_the_scheduler_is_the_cause_if_it_raises_a_learning_rate_of_zero(scheduler_of, every):
+    model = small_net()
+    optimizer = SGD(two_groups(model, 0.0), lr=LR, momentum=0.9)
     with audit(model, ["leaky", "held"], optimizer, every) as report:
         scheduler = scheduler_of(optimizer)
         train(model, optimizer, steps=9, after=scheduler.step)
-    assert just(report, "scheduler", "leaky.weight")
+    assert is_only_leak(report, "scheduler", "leaky.weight")
 
 
-@LOOKS
-def test_a_rate_that_a_scheduler_raises_is_not_to_blame_for_what_moves_at_rate_zero_too(every):
-    model = net()
-    optimizer = Signs(as_groups(model, 0.0))
+@EVERY
+def test_the_scheduler_is_not_the_cause_if_the_tensor_moves_at_learning_rate_zero_too(every):
+    model = small_net()
+    optimizer = FixedStepSize(two_groups(model, 0.0))
     with audit(model, ["leaky", "held"], optimizer, every) as report:
         scheduler = lr_scheduler.OneCycleLR(optimizer, LR, total_steps=9, cycle_momentum=False)
         train(model, optimizer, steps=4, after=scheduler.step)
-    assert just(report, "optimizer_ignores_lr", "leaky.weight")
+    assert is_only_leak(report, "optimizer_ignores_lr", "leaky.weight")
 
 
-def test_a_rate_that_a_scheduler_only_lowers_leaves_the_blame_with_the_gradient():
-    model = net()
+def test_the_gradient_is_the_cause_if_a_scheduler_only_lowers_the_learning_rate():
+    model = small_net()
     optimizer = SGD(model.parameters(), lr=LR)
     with audit(model, ["leaky", "held"], optimizer) as report:
         train(model, optimizer, after=lr_scheduler.ExponentialLR(optimizer, 0.5).step)
-    assert just(report, "gradient", "leaky.weight")
+    assert is_only_leak(report, "gradient", "leaky.weight")
 
 
-class Reassigns(nn.Module):
-    """Puts a new tensor in its buffer's place at every pass."""
+class ReassignsBuffer(nn.Module):
+    """Replaces its buffer by a new tensor in every forward pass."""
 
     def __init__(self):
         super().__init__()
@@ -518,8 +522,8 @@ class Reassigns(nn.Module):
         return x
 
 
-class Parent(nn.Module):
-    """Writes the weight of a child that it does not call."""
+class WritesChildWeight(nn.Module):
+    """Writes to the weight of a child that it does not call."""
 
     def __init__(self):
         super().__init__()
@@ -530,8 +534,8 @@ class Parent(nn.Module):
         return x
 
 
-class Stranger(nn.Module):
-    """Writes the weight of a module that is neither above nor below it."""
+class WritesForeignWeight(nn.Module):
+    """Writes to the weight of a module that is neither its parent nor its child."""
 
     def __init__(self, other):
         super().__init__()
@@ -542,25 +546,25 @@ class Stranger(nn.Module):
         return x
 
 
-def looking_up():
+def embedding_net():
     seed()
     table = nn.Embedding(9, 3, max_norm=0.1).requires_grad_(False)
     return layers(table=table, leaky=linear(3, 2), held=linear(2, 2).requires_grad_(False), free=linear(2, 2))
 
 
-def with_stranger():
-    model = net()
-    return layers(stranger=Stranger(model.held), **dict(model.named_children()))
+def net_with_foreign_writer():
+    model = small_net()
+    return layers(stranger=WritesForeignWeight(model.held), **dict(model.named_children()))
 
 
 STATISTICS = ["running_mean", "running_var", "num_batches_tracked"]
 WRITES_IN_FORWARD = {
-    "Embedding(max_norm)": (looking_up, "table", ["table.weight"]),
-    "a buffer that is reassigned": (lambda: net(odd=Reassigns()), "odd", ["odd.seen"]),
-    "a parent that writes": (lambda: net(odd=Parent()), "odd", ["odd.child.weight"]),
-    "a stranger that writes": (with_stranger, "held", ["held.weight"]),
+    "Embedding(max_norm)": (embedding_net, "table", ["table.weight"]),
+    "a buffer that is reassigned": (lambda: small_net(odd=ReassignsBuffer()), "odd", ["odd.seen"]),
+    "a parent that writes": (lambda: small_net(odd=WritesChildWeight()), "odd", ["odd.child.weight"]),
+    "a stranger that writes": (net_with_foreign_writer, "held", ["held.weight"]),
     "BatchNorm": (
-        lambda: net(odd=nn.BatchNorm1d(2, affine=False)),
+        lambda: small_net(odd=nn.BatchNorm1d(2, affine=False)),
         "odd",
         [f"odd.{name}" for name in STATISTICS],
     ),
@@ -572,50 +576,58 @@ STEPS = {
 }
 
 
-@LOOKS
-@pytest.mark.parametrize(("of", "training"), STEPS.values(), ids=STEPS)
+@EVERY
+@pytest.mark.parametrize(("make_optimizer", "training"), STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize(("model_of", "frozen", "names"), WRITES_IN_FORWARD.values(), ids=WRITES_IN_FORWARD)
-def test_a_forward_pass_that_writes_is_to_blame_even_inside_a_step(model_of, frozen, names, of, training, every):
+def test_a_write_in_a_forward_pass_is_the_cause_even_inside_an_optimizer_step(
+    model_of, frozen, names, make_optimizer, training, every
+):
     model = model_of()
     batches = (lambda number: torch.tensor([[number, number + 4]])) if hasattr(model, "table") else (lambda number: X)
-    optimizer = of(model.parameters(), lr=LR)
+    optimizer = make_optimizer(model.parameters(), lr=LR)
     with audit(model, select(model, [frozen], buffers="frozen"), optimizer, every) as report:
         training(model, optimizer, batches=batches)
-    assert just(report, "forward_write", *names)
+    assert is_only_leak(report, "forward_write", *names)
 
 
-def through_data(model):
+def write_through_data(model):
     model.leaky.weight.data.mul_(0.5)
 
 
-def loading(model):
+def load_changed_state(model):
     state = {name: tensor + 1 if name == "leaky.weight" else tensor for name, tensor in model.state_dict().items()}
     model.load_state_dict(state)
 
 
-def anew(model):
+def replace_parameter(model):
     model.leaky.weight = nn.Parameter(model.leaky.weight.detach() + 1, requires_grad=False)
 
 
-WRITES_OUTSIDE = {"copy_": lambda model: write(model.leaky.weight), ".data": through_data, "load_state_dict": loading}
+WRITES_OUTSIDE = {
+    "copy_": lambda model: write(model.leaky.weight),
+    ".data": write_through_data,
+    "load_state_dict": load_changed_state,
+}
 
 
-@LOOKS
-@pytest.mark.parametrize("writing", [*WRITES_OUTSIDE.values(), anew], ids=[*WRITES_OUTSIDE, "another parameter"])
-def test_whoever_writes_between_steps_is_outside(writing, every):
-    model = net()
+@EVERY
+@pytest.mark.parametrize(
+    "writing", [*WRITES_OUTSIDE.values(), replace_parameter], ids=[*WRITES_OUTSIDE, "another parameter"]
+)
+def test_a_write_between_steps_is_an_outside_write(writing, every):
+    model = small_net()
     freeze(model.leaky)
     optimizer = Adam(model.parameters(), lr=LR)
     with audit(model, None, optimizer, every) as report:
         train(model, optimizer, after=lambda: writing(model))
-    assert just(report, "outside_write", "leaky.weight")
+    assert is_only_leak(report, "outside_write", "leaky.weight")
 
 
-@LOOKS
+@EVERY
 @pytest.mark.parametrize("hook", ["register_step_pre_hook", "register_step_post_hook"])
 @pytest.mark.parametrize("when", ["before the audit", "in the audit"])
-def test_whoever_writes_in_a_hook_of_the_step_is_outside(hook, when, every):
-    model = net()
+def test_a_write_in_a_step_hook_is_an_outside_write(hook, when, every):
+    model = small_net()
     freeze(model.leaky)
     optimizer = Adam(model.parameters(), lr=LR)
     register = getattr(optimizer, hook)
@@ -625,129 +637,129 @@ def test_whoever_writes_in_a_hook_of_the_step_is_outside(hook, when, every):
         if when == "in the audit":
             register(lambda *_: write(model.leaky.weight))
         train(model, optimizer)
-    assert just(report, "outside_write", "leaky.weight")
+    assert is_only_leak(report, "outside_write", "leaky.weight")
 
 
-def test_whoever_writes_in_the_backward_pass_is_outside():
-    model = net()
+def test_a_write_in_the_backward_pass_is_an_outside_write():
+    model = small_net()
     freeze(model.leaky)
     model.free.weight.register_post_accumulate_grad_hook(lambda _: write(model.leaky.weight))
     optimizer = Adam(model.parameters(), lr=LR)
     with audit(model, None, optimizer) as report:
         train(model, optimizer)
-    assert just(report, "outside_write", "leaky.weight")
+    assert is_only_leak(report, "outside_write", "leaky.weight")
 
 
-def as_a_view(model):
+def share_as_view(model):
     model.leaky.weight = nn.Parameter(model.free.weight.detach()[:1], requires_grad=False)
 
 
-def as_its_data(model):
+def share_as_data(model):
     freeze(model.leaky)
     model.leaky.weight.data = model.free.weight.data
 
 
-@LOOKS
-@pytest.mark.parametrize("share", [as_a_view, as_its_data])
+@EVERY
+@pytest.mark.parametrize("share", [share_as_view, share_as_data])
 @pytest.mark.parametrize("inside", [True, False], ids=["and in the optimizer too", "and not in the optimizer"])
-def test_what_lies_in_the_memory_of_what_trains_moves_with_it(share, inside, every):
-    model = net()
+def test_a_frozen_tensor_that_shares_memory_with_a_trained_one_is_a_shared_tensor(share, inside, every):
+    model = small_net()
     share(model)
     model.leaky.forward = lambda x: x[:, :2]
     optimizer = Adam(model.parameters() if inside else model.free.parameters(), lr=LR)
     with audit(model, None, optimizer, every) as report:
         train(model, optimizer)
-    assert just(report, "shared_tensor", "leaky.weight")
+    assert is_only_leak(report, "shared_tensor", "leaky.weight")
 
 
-NEEDS_A_STEP = "it needs one more step that writes it, after the one at which the change was found, or audit(every=1)"
+HOW_TO_FIND_CAUSE = "use audit(every=1), or train until it changes again after the change was found"
 
 
-@LOOKS
-def test_a_write_in_the_forward_pass_of_the_only_step_is_told(every):
-    model = net(norm=nn.BatchNorm1d(2))
+@EVERY
+def test_a_write_in_the_forward_pass_of_the_only_step_is_found(every):
+    model = small_net(norm=nn.BatchNorm1d(2))
     freeze(model.norm)
     optimizer = SGD(model.parameters(), lr=LR)
     with audit(model, select(model, ["norm"], buffers="frozen"), optimizer, every) as report:
         train(model, optimizer, steps=1)
-    assert just(report, "forward_write", *(f"norm.{name}" for name in STATISTICS))
+    assert is_only_leak(report, "forward_write", *(f"norm.{name}" for name in STATISTICS))
 
 
-@LOOKS
-def test_a_table_that_only_the_first_forward_pass_has_reason_to_write_is_told(every):
-    model = looking_up()
+@EVERY
+def test_an_embedding_that_is_written_in_the_first_forward_pass_only_is_found(every):
+    model = embedding_net()
     optimizer = SGD(model.parameters(), lr=LR)
     with audit(model, ["table"], optimizer, every) as report:
         train(model, optimizer, steps=5, batches=lambda number: torch.tensor([[0, 1]]))
-    assert just(report, "forward_write", "table.weight")
+    assert is_only_leak(report, "forward_write", "table.weight")
 
 
-class Once(nn.Module):
-    """Writes its weight in the pass for which it is told to."""
+class WritesWhenAsked(nn.Module):
+    """Writes to its weight in the next forward pass after `writes_next` was set."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(2), requires_grad=False)
-        self.told = False
+        self.writes_next = False
 
     def forward(self, x):
-        if self.told:
+        if self.writes_next:
             write(self.weight)
-        self.told = False
+        self.writes_next = False
         return x
 
 
-def tell(model):
-    model.odd.told = True
+def write_in_next_forward(model):
+    model.odd.writes_next = True
 
 
 @pytest.mark.parametrize(
     ("how", "cause"),
-    [(tell, "forward_write"), (lambda model: write(model.odd.weight), "outside_write")],
+    [(write_in_next_forward, "forward_write"), (lambda model: write(model.odd.weight), "outside_write")],
     ids=["forward", "outside"],
 )
-@LOOKS
-def test_a_single_write_between_two_looks_is_told_only_where_every_step_is_watched(how, cause, every):
-    model = net(odd=Once())
+@EVERY
+def test_the_cause_of_a_single_write_between_two_comparisons_is_found_only_with_every_1(how, cause, every):
+    model = small_net(odd=WritesWhenAsked())
     optimizer = Adam(model.parameters(), lr=LR)
     with audit(model, None, optimizer, every) as report:
         train(model, optimizer, steps=5)
         how(model)
         train(model, optimizer, steps=4)
-    assert leaks(report) == {"odd.weight": cause if every == 1 else "unknown"}
-    assert report.notes == ([] if every == 1 else [f"the cause is unknown for odd.weight: {NEEDS_A_STEP}"])
+    assert leak_causes(report) == {"odd.weight": cause if every == 1 else "unknown"}
+    assert report.notes == ([] if every == 1 else [f"the cause is unknown for odd.weight: {HOW_TO_FIND_CAUSE}"])
 
 
-def test_without_an_optimizer_no_cause_can_be_told_and_it_is_what_is_needed():
-    model = net()
+def test_without_an_optimizer_the_cause_is_unknown_and_the_note_asks_for_one():
+    model = small_net()
     with audit(model) as report:
         write(model.held.weight)
-    assert leaks(report) == {"held.weight": "unknown"}
-    need = "it needs the optimizer, whose steps would tell: audit(model, frozen, optimizer)"
-    assert report.notes == [f"the cause is unknown for held.weight: {need}"]
+    assert leak_causes(report) == {"held.weight": "unknown"}
+    reason = "give the optimizer, audit(model, frozen, optimizer)"
+    assert report.notes == [f"the cause is unknown for held.weight: {reason}"]
 
 
 # Loops of every kind
 
 
-def mixed():
-    """Four frozen layers, each of which another cause moves, and a third optimizer that steps none of them."""
+def net_with_every_cause():
+    """Four frozen layers: three leak by different causes, one holds; and a layer that trains."""
     seed()
-    names = ("pulled", "decayed", "stale", "held")
+    names = ("with_gradient", "decayed", "with_state", "held")
     model = layers(**{name: linear(3, 3) for name in names}, norm=nn.BatchNorm1d(3, affine=False), free=linear(3, 2))
     for name in names[1:]:
         freeze(model.get_submodule(name), to_zeros=True)
     return model
 
 
-@LOOKS
-@pytest.mark.parametrize("turns", [True, False], ids=["in turns", "all in each pass"])
-def test_of_several_optimizers_each_is_told_what_it_moved(turns, every):
-    model = mixed()
-    one = AdamW([*model.pulled.parameters(), *model.decayed.parameters()], lr=LR, weight_decay=0.1)
-    other = SGD([*model.stale.parameters(), *model.held.parameters()], lr=LR, momentum=0.9)
+@EVERY
+@pytest.mark.parametrize("turns", [True, False], ids=["in turns", "all after each backward"])
+def test_the_causes_are_found_with_several_optimizers(turns, every):
+    model = net_with_every_cause()
+    one = AdamW([*model.with_gradient.parameters(), *model.decayed.parameters()], lr=LR, weight_decay=0.1)
+    other = SGD([*model.with_state.parameters(), *model.held.parameters()], lr=LR, momentum=0.9)
     third = Adam(model.free.parameters(), lr=LR)
-    model.stale.weight.grad = torch.ones(3, 3)
+    model.with_state.weight.grad = torch.ones(3, 3)
     other.step()
     with audit(model, select(model, ["**"], ["free"], "frozen"), [one, other, third], every) as report:
         for number in range(9):
@@ -756,19 +768,19 @@ def test_of_several_optimizers_each_is_told_what_it_moved(turns, every):
             model(X).square().mean().backward()
             for optimizer in [(one, other, third)[number % 3]] if turns else [one, other, third]:
                 optimizer.step()
-    assert leaks(report) == {
-        "pulled.weight": "gradient",
+    assert leak_causes(report) == {
+        "with_gradient.weight": "gradient",
         "decayed.weight": "weight_decay",
-        "stale.weight": "optimizer_state",
+        "with_state.weight": "optimizer_state",
         **{f"norm.{name}": "forward_write" for name in STATISTICS},
     }
     assert row_of(report, "held.weight")["verdict"] == "held"
     assert report.notes == []
 
 
-@LOOKS
-def test_gradients_that_were_accumulated_are_told_as_any_other(every):
-    model = net()
+@EVERY
+def test_an_accumulated_gradient_is_found_as_the_cause(every):
+    model = small_net()
     optimizer = Adam(model.parameters(), lr=LR)
     with audit(model, ["leaky", "held"], optimizer, every) as report:
         for _ in range(3):
@@ -776,26 +788,26 @@ def test_gradients_that_were_accumulated_are_told_as_any_other(every):
             for part in X.split(1):
                 model(part).square().mean().backward()
             optimizer.step()
-    assert just(report, "gradient", "leaky.weight")
+    assert is_only_leak(report, "gradient", "leaky.weight")
 
 
-@LOOKS
-@pytest.mark.parametrize("of", [SGD, Adam, lbfgs])
+@EVERY
+@pytest.mark.parametrize("make_optimizer", [SGD, Adam, lbfgs])
 @pytest.mark.parametrize("keyword", [True, False], ids=["step(closure=...)", "step(...)"])
-def test_a_gradient_that_a_closure_makes_in_the_step_is_told(of, keyword, every):
-    model = net()
-    optimizer, losses = of(model.parameters(), lr=LR), []
+def test_a_gradient_that_a_closure_computes_in_the_step_is_found_as_the_cause(make_optimizer, keyword, every):
+    model = small_net()
+    optimizer, losses = make_optimizer(model.parameters(), lr=LR), []
     with audit(model, ["leaky", "held"], optimizer, every) as report:
         for _ in range(3):
-            closure = {"closure": lambda: pass_through(model, optimizer)}
+            closure = {"closure": lambda: compute_gradients(model, optimizer)}
             losses.append(optimizer.step(**closure) if keyword else optimizer.step(*closure.values()))
-    assert just(report, "gradient", "leaky.weight")
+    assert is_only_leak(report, "gradient", "leaky.weight")
     assert all(isinstance(loss, torch.Tensor) for loss in losses)
 
 
-@LOOKS
-def test_a_gradient_that_was_scaled_for_half_precision_is_told(every):
-    model = net()
+@EVERY
+def test_a_gradient_with_a_grad_scaler_is_found_as_the_cause(every):
+    model = small_net()
     optimizer, scaler = SGD(model.parameters(), lr=LR), torch.amp.GradScaler("cpu", init_scale=8.0)
     with audit(model, ["leaky", "held"], optimizer, every) as report:
         for _ in range(3):
@@ -803,23 +815,23 @@ def test_a_gradient_that_was_scaled_for_half_precision_is_told(every):
             scaler.scale(model(X).square().mean()).backward()
             scaler.step(optimizer)
             scaler.update()
-    assert just(report, "gradient", "leaky.weight")
+    assert is_only_leak(report, "gradient", "leaky.weight")
 
 
-@LOOKS
-def test_a_forward_pass_that_is_done_again_in_the_backward_pass_is_to_blame_for_what_it_writes(every):
-    model = net(odd=nn.BatchNorm1d(2, affine=False))
+@EVERY
+def test_a_write_in_a_recomputed_forward_pass_of_a_checkpoint_is_a_forward_write(every):
+    model = small_net(odd=nn.BatchNorm1d(2, affine=False))
     optimizer = SGD(model.parameters(), lr=LR)
     with audit(model, select(model, ["odd"], buffers="frozen"), optimizer, every) as report:
         for _ in range(3):
             optimizer.zero_grad()
             checkpoint(model, X.clone().requires_grad_(), use_reentrant=False).square().mean().backward()
             optimizer.step()
-    assert just(report, "forward_write", *(f"odd.{name}" for name in STATISTICS))
+    assert is_only_leak(report, "forward_write", *(f"odd.{name}" for name in STATISTICS))
 
 
 class Compiled(nn.Module):
-    """Passes its model's hooks over, as what `torch.compile` gives does; that itself takes seconds to be imported."""
+    """Skips the hooks of its model, as a module from `torch.compile` does; importing that takes seconds."""
 
     def __init__(self, model):
         super().__init__()
@@ -829,43 +841,43 @@ class Compiled(nn.Module):
         return self._orig_mod.forward(x)
 
 
-@LOOKS
-@pytest.mark.parametrize("given", ["the model", "the compiled one"])
-def test_a_compiled_forward_pass_is_to_blame_for_what_it_writes(given, every):
-    model = net(odd=Parent())
+@EVERY
+@pytest.mark.parametrize("audited", ["the model", "the compiled model"])
+def test_a_write_in_a_compiled_forward_pass_is_a_forward_write(audited, every):
+    model = small_net(odd=WritesChildWeight())
     compiled = Compiled(model)
     optimizer = SGD(model.parameters(), lr=LR)
-    watched, prefix = (model, "") if given == "the model" else (compiled, "_orig_mod.")
+    watched, prefix = (model, "") if audited == "the model" else (compiled, "_orig_mod.")
     with audit(watched, ["leaky", "odd"], optimizer, every) as report:
         train(compiled, optimizer)
-    assert leaks(report) == {f"{prefix}leaky.weight": "gradient", f"{prefix}odd.child.weight": "forward_write"}
+    assert leak_causes(report) == {f"{prefix}leaky.weight": "gradient", f"{prefix}odd.child.weight": "forward_write"}
 
 
-def several_at_once(model):
+def vmap_over_two_copies(model):
     stacked = {name: torch.stack([tensor.detach(), tensor.detach() + 1]) for name, tensor in model.named_parameters()}
-    torch.func.vmap(lambda some: torch.func.functional_call(model, some, (X,)))(stacked)
+    torch.func.vmap(lambda tensors: torch.func.functional_call(model, tensors, (X,)))(stacked)
 
 
-@LOOKS
+@EVERY
 @pytest.mark.parametrize(
     "passing",
     [
         lambda model: torch.func.functional_call(model, {"leaky.weight": model.leaky.weight + 1}, (X,)),
-        several_at_once,
+        vmap_over_two_copies,
     ],
     ids=["functional_call", "vmap"],
 )
-def test_a_pass_through_other_tensors_in_the_models_place_is_no_write(passing, every):
-    model = net()
+def test_a_forward_pass_with_substituted_tensors_is_not_a_write(passing, every):
+    model = small_net()
     optimizer = SGD(model.parameters(), lr=LR)
     with audit(model, ["leaky", "held"], optimizer, every) as report:
         train(model, optimizer, after=lambda: passing(model))
-    assert just(report, "gradient", "leaky.weight")
+    assert is_only_leak(report, "gradient", "leaky.weight")
 
 
-@LOOKS
-def test_a_forward_pass_that_failed_is_not_to_blame_for_what_is_written_later(every):
-    model = net()
+@EVERY
+def test_a_write_after_a_failed_forward_pass_is_an_outside_write(every):
+    model = small_net()
     freeze(model.leaky)
     optimizer = SGD(model.parameters(), lr=LR)
     with audit(model, None, optimizer, every) as report:
@@ -874,23 +886,23 @@ def test_a_forward_pass_that_failed_is_not_to_blame_for_what_is_written_later(ev
                 model(torch.ones(1, 7))
             write(model.leaky.weight)
             train(model, optimizer, steps=1)
-    assert just(report, "outside_write", "leaky.weight")
+    assert is_only_leak(report, "outside_write", "leaky.weight")
 
 
-@LOOKS
+@EVERY
 def test_a_tied_parameter_is_one_leak_under_its_first_name(every):
-    model = net()
+    model = small_net()
     model.free.weight = model.held.weight
     model.held.requires_grad_(True)
     optimizer = SGD(model.parameters(), lr=LR)
     with audit(model, ["free"], optimizer, every) as report:
         train(model, optimizer)
-    assert just(report, "gradient", "held.weight")
+    assert is_only_leak(report, "gradient", "held.weight")
     assert row_of(report, "held.weight")["aliases"] == "free.weight"
 
 
-@LOOKS
-def test_a_tied_table_that_the_forward_pass_of_either_owner_writes_is_told(every):
+@EVERY
+def test_a_tied_embedding_that_the_forward_pass_of_one_owner_writes_is_a_forward_write(every):
     table = nn.Embedding(9, 3, max_norm=0.1).requires_grad_(False)
     head = linear(3, 9).requires_grad_(False)
     table.weight = head.weight
@@ -898,7 +910,7 @@ def test_a_tied_table_that_the_forward_pass_of_either_owner_writes_is_told(every
     optimizer = SGD(model.parameters(), lr=LR)
     with audit(model, ["head"], optimizer, every) as report:
         train(model, optimizer, batches=lambda number: torch.tensor([number, number + 4]))
-    assert just(report, "forward_write", "table.weight")
+    assert is_only_leak(report, "forward_write", "table.weight")
 
 
 MOVES_ONCE = {
@@ -910,54 +922,54 @@ MOVES_ONCE = {
 
 @pytest.mark.parametrize("cause", MOVES_ONCE)
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_where_every_step_is_watched_the_first_write_is_told_though_it_is_the_only_one(cause, at):
-    model = net()
+def test_with_every_1_the_cause_of_a_single_write_is_found(cause, at):
+    model = small_net()
     freeze(model.leaky)
-    optimizer = SGD(as_groups(model, 0.0 if cause == "scheduler" else LR), lr=LR)
+    optimizer = SGD(two_groups(model, 0.0 if cause == "scheduler" else LR), lr=LR)
     with audit(model, ["leaky", "held"], optimizer, every=1) as report:
         for step in range(1, 8):
             if step == at:
                 MOVES_ONCE[cause](model, optimizer)
             train(model, optimizer, steps=1)
             freeze(model.leaky)
-    assert just(report, cause, "leaky.weight")
+    assert is_only_leak(report, cause, "leaky.weight")
 
 
-@LOOKS
+@EVERY
 @pytest.mark.parametrize("steps", [2, 4, 5])
-def test_the_first_step_after_a_freeze_in_the_audit_is_watched_whenever_the_next_look_is(steps, every):
-    model = net()
+def test_the_first_step_after_a_freeze_in_the_audit_is_traced_whenever_the_next_comparison_is(steps, every):
+    model = small_net()
     optimizer = Adam(model.parameters(), lr=LR)
     with audit(model, None, optimizer, every) as report:
         train(model, optimizer, steps=steps)
-        model.leaky.requires_grad_(False)  # and its gradient is forgotten there
+        model.leaky.requires_grad_(False)  # its gradient is not cleared
         report.freeze(["leaky", "held"])
         optimizer.step()
         train(model, optimizer, steps=6)
-    assert just(report, "gradient", "leaky.weight")
+    assert is_only_leak(report, "gradient", "leaky.weight")
 
 
-def test_a_write_in_the_forward_pass_does_not_hide_what_the_same_step_moves_first():
-    model = net(norm=nn.BatchNorm1d(2, affine=False))
+def test_a_forward_write_does_not_hide_a_gradient_in_the_same_step():
+    model = small_net(norm=nn.BatchNorm1d(2, affine=False))
     optimizer = SGD(model.parameters(), lr=LR)
     with audit(model, select(model, ["leaky", "norm"], buffers="frozen"), optimizer, every=1) as report:
         train(model, optimizer, steps=1)
-    assert leaks(report) == {"leaky.weight": "gradient", **{f"norm.{name}": "forward_write" for name in STATISTICS}}
+    assert leak_causes(report) == {"leaky.weight": "gradient", **{f"norm.{name}": "forward_write" for name in STATISTICS}}
 
 
-@LOOKS
+@EVERY
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("to_none", [True, False], ids=["to None", "to zeros"])
-def test_gradients_that_are_cleared_at_the_end_of_the_loops_body_hide_no_cause(to_none, steps, every):
-    model = net()
+def test_the_cause_is_found_if_gradients_are_cleared_after_each_step(to_none, steps, every):
+    model = small_net()
     optimizer = Adam(model.parameters(), lr=LR)
     with audit(model, ["leaky", "held"], optimizer, every) as report:
         train(model, optimizer, steps=steps, after=lambda: optimizer.zero_grad(set_to_none=to_none))
-    assert just(report, "gradient", "leaky.weight")
+    assert is_only_leak(report, "gradient", "leaky.weight")
 
 
-def test_a_leak_found_at_the_end_is_told_from_the_gradients_that_are_still_there():
-    model = net()
+def test_the_cause_of_a_leak_found_at_the_end_is_found_from_the_remaining_gradients():
+    model = small_net()
     optimizer = SGD(model.parameters(), lr=LR)
     freeze(model.leaky)
     with audit(model, ["leaky", "held"], optimizer) as report:
@@ -965,125 +977,125 @@ def test_a_leak_found_at_the_end_is_told_from_the_gradients_that_are_still_there
         model.leaky.requires_grad_(True)
         train(model, optimizer, steps=1)
     assert report.looks == [1, 2, 3]
-    assert just(report, "gradient", "leaky.weight")
+    assert is_only_leak(report, "gradient", "leaky.weight")
 
 
-# Optimizers nobody has heard of
+# Causes with custom optimizers
 
 
-@LOOKS
-@pytest.mark.parametrize("of", HEARD_OF_BY_NOBODY)
-def test_a_gradient_is_told_under_optimizers_nobody_has_heard_of(of, every):
-    model = net()
-    optimizer = of(model.parameters())
+@EVERY
+@pytest.mark.parametrize("make_optimizer", CUSTOM_OPTIMIZERS)
+def test_a_gradient_is_found_as_the_cause_with_custom_optimizers(make_optimizer, every):
+    model = small_net()
+    optimizer = make_optimizer(model.parameters())
     with audit(model, ["leaky", "held"], optimizer, every) as report:
-        (train_with_closures if of is NeedsClosure else train)(model, optimizer)
-    assert just(report, "gradient", "leaky.weight")
+        (train_with_closures if make_optimizer is NeedsClosure else train)(model, optimizer)
+    assert is_only_leak(report, "gradient", "leaky.weight")
 
 
-@LOOKS
-def test_a_gradient_is_told_where_a_step_climbs_first_and_clears_the_gradients_on_its_way(every):
-    model = net()
-    optimizer = Climbs(model.parameters())
+@EVERY
+def test_a_gradient_is_found_as_the_cause_with_a_sharpness_aware_optimizer(every):
+    model = small_net()
+    optimizer = SharpnessAware(model.parameters())
     with audit(model, ["leaky", "held"], optimizer, every) as report:
         train_with_closures(model, optimizer)
-    assert just(report, "gradient", "leaky.weight")
+    assert is_only_leak(report, "gradient", "leaky.weight")
 
 
-@LOOKS
+@EVERY
 @pytest.mark.parametrize(
-    ("of", "cause"),
+    ("make_optimizer", "cause"),
     [
         (Velocity, "optimizer_state"),
         (VelocityById, "optimizer_state"),
-        (FromTheStart, "optimizer_state"),
-        (ahead, "optimizer_state"),
-        (Pair, "optimizer_state"),
-        (decaying, "weight_decay"),
-        (spoiling, "weight_decay"),
-        (Drift, "optimizer_rule"),
-        (Noise, "optimizer_rule"),
-        (Signs, None),
-        (Normed, None),
+        (StateFromInit, "optimizer_state"),
+        (lookahead, "optimizer_state"),
+        (TwoInnerOptimizers, "optimizer_state"),
+        (with_decay_named_wd, "weight_decay"),
+        (with_decay_added_to_gradient, "weight_decay"),
+        (AddsConstant, "optimizer_rule"),
+        (AddsNoise, "optimizer_rule"),
+        (FixedStepSize, None),
+        (DividesByTotalNorm, None),
     ],
 )
-def test_what_they_do_on_gradients_of_zeros_after_a_freeze_is_told_too(of, cause, every):
-    model = net()
-    optimizer = of(model.parameters())
+def test_the_cause_is_found_with_custom_optimizers_and_gradients_of_zeros(make_optimizer, cause, every):
+    model = small_net()
+    optimizer = make_optimizer(model.parameters())
     with audit(model, None, optimizer, every) as report:
         train(model, optimizer, to_none=False)
         freeze(model.leaky, to_zeros=True)
         report.freeze(["leaky", "held"])
         train(model, optimizer, steps=5, to_none=False)
-    assert just(report, cause, *(["leaky.weight"] if cause else []))
+    assert is_only_leak(report, cause, *(["leaky.weight"] if cause else []))
 
 
-@LOOKS
+@EVERY
 @pytest.mark.parametrize(
-    ("of", "error"),
+    ("make_optimizer", "error"),
     [
-        (Locked, "TypeError: cannot pickle '_thread.lock' object"),
-        (Bound, "TypeError: its stepping is a function, which a copy would call on what is real"),
+        (CannotBeCopied, "TypeError: cannot pickle '_thread.lock' object"),
+        (HoldsFunction, "TypeError: its stepping is a function, which would act on the real optimizer"),
     ],
 )
-def test_what_cannot_be_copied_trains_on_and_the_reason_is_told(of, error, every):
-    models = net(), net()
-    optimizers = of(models[0].parameters()), Mine(models[1].parameters())
+def test_an_optimizer_that_cannot_be_copied_trains_on_and_a_note_gives_the_error(make_optimizer, error, every):
+    models = small_net(), small_net()
+    optimizers = make_optimizer(models[0].parameters()), CustomOptimizer(models[1].parameters())
     with audit(models[0], ["leaky", "held"], optimizers[0], every) as report:
         train(models[0], optimizers[0])
     train(models[1], optimizers[1])
-    assert leaks(report) == {"leaky.weight": "unknown"}
+    assert leak_causes(report) == {"leaky.weight": "unknown"}
     assert report.notes == [
-        f"the cause is unknown for leaky.weight: a step of {of.__name__} could not be replayed ({error})"
+        f"the cause is unknown for leaky.weight: a step of {make_optimizer.__name__} could not be replayed ({error})"
     ]
-    assert same(list(models[0].parameters()), list(models[1].parameters()))
+    assert equal_values(list(models[0].parameters()), list(models[1].parameters()))
 
 
-@LOOKS
-def test_a_step_that_takes_something_else_than_a_closure_gets_it(every):
-    models = net(), net()
+@EVERY
+def test_a_step_that_takes_the_loss_instead_of_a_closure_gets_it(every):
+    models = small_net(), small_net()
     for model in models:
-        optimizer = NeedsLoss(model.parameters())
+        optimizer = TakesLoss(model.parameters())
         with audit(model, ["leaky", "held"], optimizer, every) if model is models[0] else nullcontext() as report:
             for _ in range(3):
-                optimizer.step(pass_through(model, optimizer).detach())
+                optimizer.step(compute_gradients(model, optimizer).detach())
         if report:
-            assert leaks(report) == {"leaky.weight": "unknown"}
+            assert leak_causes(report) == {"leaky.weight": "unknown"}
             assert "could not be replayed (TypeError" in report.notes[0]
-    assert same(list(models[0].parameters()), list(models[1].parameters()))
+    assert equal_values(list(models[0].parameters()), list(models[1].parameters()))
 
 
-@LOOKS
-def test_a_state_that_a_copy_cannot_find_is_not_taken_for_a_write_from_outside(every):
-    model = net()
+@EVERY
+def test_a_step_whose_replay_moves_nothing_gives_an_unknown_cause_and_not_an_outside_write(every):
+    model = small_net()
     optimizer = WeakVelocity(model.parameters())
     train(model, optimizer, to_none=False)
     freeze(model.leaky, to_zeros=True)
     with audit(model, None, optimizer, every) as report:
         train(model, optimizer, to_none=False)
-    assert leaks(report) == {"leaky.weight": "unknown"}
+    assert leak_causes(report) == {"leaky.weight": "unknown"}
     assert report.notes == [
-        "the cause is unknown for leaky.weight: the step moves it, and a replay of the step on copies does not"
+        "the cause is unknown for leaky.weight: the step moves it, but a replay of the step on copies does not"
     ]
 
 
-# Seeking a cause changes nothing
+# Tracing changes nothing
 
 
-def same(one, other):
-    """Whether two things hold the same values, tensors to the bit."""
+def equal_values(one, other):
+    """Whether two nested values are equal."""
     left, right = tree_leaves(one), tree_leaves(other)
     return len(left) == len(right) and all(
         torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(left, right, strict=True)
     )
 
 
-def chance():
+def random_states():
     return torch.get_rng_state(), hash(random.getstate()), numpy.random.get_state()[1].tobytes()
 
 
 def hooks(model, *optimizers):
-    """How many hooks there are of each kind: of modules, tensors and optimizers, and those that torch keeps for all."""
+    """The number of hooks of each kind: of modules, tensors and optimizers, and the global ones."""
     kept = [vars(one) for one in (every_module, sys.modules[Optimizer.__module__], *model.modules(), *optimizers)]
     of_tensors = [(one._backward_hooks, one._post_accumulate_grad_hooks) for one in model.parameters()]
     counts = [
@@ -1097,19 +1109,19 @@ def with_dropout():
     return layers(
         leaky=linear(3, 8),
         norm=nn.BatchNorm1d(8),
-        bend=nn.Tanh(),
+        tanh1=nn.Tanh(),
         drop=nn.Dropout(0.5),
         held=linear(8, 8).requires_grad_(False),
         free=linear(8, 2),
     )
 
 
-def left_by(of, training, watched, every, scheduled=False):
-    """All that a training with dropout leaves behind, and the report of a watch that has causes to seek."""
+def train_and_collect(make_optimizer, training, watched, every, scheduled=False):
+    """Everything that a training with dropout changes, and the report of the audit that watched it, or None."""
     random.seed(0)
     numpy.random.seed(0)
     model = with_dropout()
-    optimizer = of(model.parameters())
+    optimizer = make_optimizer(model.parameters())
     after = lr_scheduler.ExponentialLR(optimizer, 0.9).step if scheduled else lambda: None
     frozen = select(model, ["leaky", "held", "norm"], buffers="frozen")
     with audit(model, frozen, optimizer, every) if watched else nullcontext() as report:
@@ -1122,122 +1134,131 @@ def left_by(of, training, watched, every, scheduled=False):
     modes = [(tensor.requires_grad, tensor._version) for tensor in tensors]
     inner = [one.state_dict() for one in tree_leaves(vars(optimizer)) if isinstance(one, Optimizer)]
     plain = [leaf for leaf in tree_leaves(state) if isinstance(leaf, (torch.Tensor, int, float, str))]
-    return [tensors, gradients, modes, plain, inner, optimizer.state_dict(), chance(), hooks(model, optimizer)], report
+    return [
+        tensors,
+        gradients,
+        modes,
+        plain,
+        inner,
+        optimizer.state_dict(),
+        random_states(),
+        hooks(model, optimizer),
+    ], report
 
 
 CHANGES_NOTHING = [
-    (options(SGD, momentum=0.9, weight_decay=0.01), train),
-    (options(Adam, foreach=True), train),
-    (options(AdamW, fused=True), train),
-    (options(Adam, amsgrad=True), train_with_closures),
-    (options(torch.optim.LBFGS, max_iter=3), train_with_closures),
-    (options(NeedsClosure), train_with_closures),
-    *((one, train) for one in HEARD_OF_BY_NOBODY if one.id != "NeedsClosure"),
-    *((options(one), train) for one in (Locked, Bound, WeakVelocity)),
-    (options(Climbs), train_with_closures),
+    (with_options(SGD, momentum=0.9, weight_decay=0.01), train),
+    (with_options(Adam, foreach=True), train),
+    (with_options(AdamW, fused=True), train),
+    (with_options(Adam, amsgrad=True), train_with_closures),
+    (with_options(torch.optim.LBFGS, max_iter=3), train_with_closures),
+    (with_options(NeedsClosure), train_with_closures),
+    *((one, train) for one in CUSTOM_OPTIMIZERS if one.id != "NeedsClosure"),
+    *((with_options(one), train) for one in (CannotBeCopied, HoldsFunction, WeakVelocity)),
+    (with_options(SharpnessAware), train_with_closures),
 ]
 CHANGES_NOTHING = [pytest.param(*one.values, training, id=one.id) for one, training in CHANGES_NOTHING]
 
 
-@LOOKS
-@pytest.mark.parametrize(("of", "training"), CHANGES_NOTHING)
-def test_seeking_causes_changes_no_bit_and_draws_no_number(of, training, every):
-    alone, _ = left_by(of, training, watched=False, every=every)
-    watched, report = left_by(of, training, watched=True, every=every)
-    assert set(leaks(report)) == {"leaky.weight", "norm.weight", "norm.bias", *(f"norm.{name}" for name in STATISTICS)}
-    for one, other in zip(alone, watched, strict=True):
-        assert same(one, other)
+@EVERY
+@pytest.mark.parametrize(("make_optimizer", "training"), CHANGES_NOTHING)
+def test_tracing_changes_no_bit_and_draws_no_random_number(make_optimizer, training, every):
+    unwatched, _ = train_and_collect(make_optimizer, training, watched=False, every=every)
+    watched, report = train_and_collect(make_optimizer, training, watched=True, every=every)
+    assert set(leak_causes(report)) == {"leaky.weight", "norm.weight", "norm.bias", *(f"norm.{name}" for name in STATISTICS)}
+    for one, other in zip(unwatched, watched, strict=True):
+        assert equal_values(one, other)
 
 
-@LOOKS
+@EVERY
 @pytest.mark.filterwarnings("error")
-def test_seeking_causes_takes_no_step_in_a_schedulers_eyes(every):
-    alone, _ = left_by(Noise, train, watched=False, every=every, scheduled=True)
-    watched, report = left_by(Noise, train, watched=True, every=every, scheduled=True)
+def test_tracing_is_not_counted_as_a_step_by_a_scheduler(every):
+    unwatched, _ = train_and_collect(AddsNoise, train, watched=False, every=every, scheduled=True)
+    watched, report = train_and_collect(AddsNoise, train, watched=True, every=every, scheduled=True)
     assert row_of(report, "leaky.weight")["cause"] == "gradient"
-    for one, other in zip(alone, watched, strict=True):
-        assert same(one, other)
+    for one, other in zip(unwatched, watched, strict=True):
+        assert equal_values(one, other)
 
 
 class Stop(Exception):
     pass
 
 
-def stop(*_):
+def raise_stop(*_):
     raise Stop
 
 
-STOPS = {
-    "in the forward pass": lambda model, optimizer: model.held.register_forward_pre_hook(stop),
-    "in the backward pass": lambda model, optimizer: model.free.weight.register_hook(stop),
-    "in the step": lambda model, optimizer: optimizer.register_step_pre_hook(stop),
-    "after the step": lambda model, optimizer: optimizer.register_step_post_hook(stop),
+STOP_HOOKS = {
+    "in the forward pass": lambda model, optimizer: model.held.register_forward_pre_hook(raise_stop),
+    "in the backward pass": lambda model, optimizer: model.free.weight.register_hook(raise_stop),
+    "in the step": lambda model, optimizer: optimizer.register_step_pre_hook(raise_stop),
+    "after the step": lambda model, optimizer: optimizer.register_step_post_hook(raise_stop),
 }
 
 
-@LOOKS
+@EVERY
 @pytest.mark.parametrize("training", [train, train_with_closures], ids=["step()", "step(closure)"])
-@pytest.mark.parametrize("where", STOPS)
-def test_no_hook_is_left_where_the_loop_raises_while_a_cause_is_sought(where, training, every):
-    model = net(norm=nn.BatchNorm1d(2))
+@pytest.mark.parametrize("where", STOP_HOOKS)
+def test_no_hook_is_left_if_the_loop_raises_while_leaks_are_traced(where, training, every):
+    model = small_net(norm=nn.BatchNorm1d(2))
     optimizer = Adam(model.parameters(), lr=LR)
-    was = hooks(model, optimizer)
-    mine = []
+    hooks_before = hooks(model, optimizer)
+    results = []
 
     def stopped():
         with audit(model, select(model, ["leaky", "norm"], buffers="frozen"), optimizer, every) as report:
             training(model, optimizer, steps=1)
-            assert hooks(model, optimizer) != was
-            mine.extend([report, STOPS[where](model, optimizer)])
+            assert hooks(model, optimizer) != hooks_before
+            results.extend([report, STOP_HOOKS[where](model, optimizer)])
             training(model, optimizer, steps=1)
 
     with pytest.raises(Stop):
         stopped()
-    report, hook = mine
+    report, hook = results
     hook.remove()
-    assert hooks(model, optimizer) == was
-    assert leaks(report)["leaky.weight"] == "gradient"
+    assert hooks(model, optimizer) == hooks_before
+    assert leak_causes(report)["leaky.weight"] == "gradient"
 
 
-def test_hooks_for_all_modules_are_there_only_while_a_cause_is_sought():
-    model = net()
+def test_global_hooks_exist_only_while_leaks_are_traced():
+    model = small_net()
     optimizer = SGD(model.parameters(), lr=LR)
-    was, seen = hooks(model), []
+    hooks_before, unchanged = hooks(model), []
     with audit(model, ["leaky", "held"], optimizer):
-        train(model, optimizer, after=lambda: seen.append(hooks(model) == was))
-    assert seen == [False, True, True]
+        train(model, optimizer, after=lambda: unchanged.append(hooks(model) == hooks_before))
+    assert unchanged == [False, True, True]
 
 
-class Listening(TorchDispatchMode):
-    """Notes the operations that torch does."""
+class OperationRecorder(TorchDispatchMode):
+    """Records the operations that torch runs."""
 
     def __init__(self):
         super().__init__()
-        self.heard = []
+        self.operations = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.heard.append(str(function))
+        self.operations.append(str(function))
         return function(*args, **(kwargs or {}))
 
 
-def is_fast(layer, x):
-    with Listening() as mode:
+def run_and_check_fast_path(layer, x):
+    with OperationRecorder() as mode:
         features = layer(x)
-    return "aten._transformer_encoder_layer_fwd.default" in mode.heard, features
+    return "aten._transformer_encoder_layer_fwd.default" in mode.operations, features
 
 
-def test_a_frozen_transformer_in_inference_mode_keeps_its_fast_path_and_its_bits_while_it_is_watched():
+def test_a_frozen_transformer_in_eval_mode_keeps_its_fast_path_and_its_bits_while_it_is_traced():
     seed()
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval().requires_grad_(False)
     model, x = layers(layer=layer, free=nn.Linear(8, 1)), torch.randn(4, 5, 8)
-    optimizer, outcomes = SGD(model.free.parameters(), lr=LR), [is_fast(layer, x)]
+    optimizer, outcomes = SGD(model.free.parameters(), lr=LR), [run_and_check_fast_path(layer, x)]
     with audit(model, ["layer"], optimizer, every=1) as report:
         for _ in range(3):
-            outcomes.append(is_fast(layer, x))
+            outcomes.append(run_and_check_fast_path(layer, x))
             optimizer.zero_grad()
             model.free(outcomes[-1][1]).square().mean().backward()
             optimizer.step()
     assert all(fast and torch.equal(features, outcomes[0][1]) for fast, features in outcomes)
     assert report.leaks == []
     layer.register_forward_pre_hook(lambda *_: None)
-    assert not is_fast(layer, x)[0]  # what a hook of the layer's own would have done
+    assert not run_and_check_fast_path(layer, x)[0]  # a hook on the layer itself disables the fast path

@@ -1,6 +1,6 @@
-"""One contestant as a process: `python -m benchmarks.peers.one NAME --out FILE [--steps N] [--samples N] [--size N]`.
+"""Train with one tool: `python -m benchmarks.peers.run_tool NAME --out FILE [--steps N] [--samples N] [--size N]`.
 
-It imports no more than its tool needs, as a script of one's own would.
+It only imports what this tool needs, as a user's script would.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.work import Batches, model, proof
+from benchmarks.peers.work import Batches, digests_of, model
 
 NAMES = ("start", "loop", "lightning", "finetuning_scheduler", "fastai")
 
 
-def tool(name: str) -> Callable[..., Any]:
-    """What trains; `start` trains nothing, and proves what all begin with."""
+def train_function(name: str) -> Callable[..., Any]:
+    """The tool's train function; that of `start` returns the model untrained, for the digests of the initial weights."""
     if name == "lightning":
         from benchmarks.peers.by_lightning import train
     elif name == "finetuning_scheduler":
@@ -47,9 +47,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train = tool(args.name)
+    train = train_function(args.name)
     trained = train(model(), Batches(args.steps, args.samples, args.size))
-    args.out.write_text(json.dumps(asdict(proof(trained))))
+    args.out.write_text(json.dumps(asdict(digests_of(trained))))
 
 
 if __name__ == "__main__":

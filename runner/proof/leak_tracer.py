@@ -1,0 +1,239 @@
+"""Trace what writes to frozen tensors during a training step: a forward pass, the optimizer step, or other code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.optim import Optimizer
+
+from runner.contract import LeakCause
+from runner.proof.replay import find_causes
+from runner.tensors import Entry, same_bits
+
+AUDIT_HOOKS = 2  # step hooks that the audit itself registers on an optimizer
+STEPS_TO_WAIT = 4  # steps per optimizer after which the tracer no longer waits for one that has not stepped
+
+
+@dataclass
+class WatchedTensor:
+    """One tensor declared frozen, and what was seen to write to it.
+
+    Attributes:
+        registrations: the modules that it is registered in, each with its key there.
+        tensor: the tensor that was registered at the last comparison.
+        last_value: a copy of its value at the last comparison.
+        writers: what has written to it since the last optimizer step: `forward_write`, `outside_write` or `step`.
+        forward_depth: how many forward passes of modules that contain it are running now.
+        is_substituted: for the running forward pass another tensor is in its place, as by `torch.func.functional_call`.
+    """
+
+    registrations: list[tuple[nn.Module, str]]
+    tensor: Tensor
+    last_value: Tensor
+    writers: set[str] = field(default_factory=set)
+    forward_depth: int = 0
+    is_substituted: bool = False
+
+    @property
+    def current(self) -> Tensor | None:
+        """The tensor that is registered now, which may be another one than before; None if there is none."""
+        for module, key in self.registrations:
+            for registry in (module._parameters, module._buffers):
+                if registry.get(key) is not None:
+                    return registry[key]
+        return None
+
+
+class LeakTracer:
+    """Find the causes of changes of frozen tensors, from the end of one optimizer step to the end of the next.
+
+    Uses hooks of its own and changes nothing. `on_step_end` must be called after each step; `causes` and `errors` (why no
+    cause could be found) then have what is known by name.
+
+    Args:
+        model, optimizers: what is trained.
+        tensors: the tensors to watch by name, each with its entry in the model when the audit began.
+        initial_values: their values when they were declared frozen.
+        declared_lrs: for each optimizer, the learning rates of its groups at that time.
+        replay_all: replay the first step of each optimizer for all tensors, not only for those that have already changed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        tensors: Mapping[str, tuple[Entry, Tensor]],
+        initial_values: Mapping[str, Tensor],
+        declared_lrs: Sequence[Sequence[float]],
+        replay_all: bool = False,
+    ) -> None:
+        self.optimizers, self.initial_values = optimizers, initial_values
+        self.declared_lrs, self.replay_all = declared_lrs, replay_all
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self.watched: dict[str, WatchedTensor] = {}
+        self.names_within: dict[int, set[str]] = {}  # by id of a module: the watched tensors in it and its submodules
+        for name, (entry, tensor) in tensors.items():
+            paths = [full_name.rpartition(".") for full_name in entry.names]
+            registrations = [(modules[owner], key) for owner, _, key in paths if owner in modules]
+            unchanged = same_bits(initial_values[name], tensor)
+            last_value = initial_values[name] if unchanged else tensor.detach().clone()
+            self.watched[name] = WatchedTensor(registrations, tensor, last_value)
+            for full_name in entry.names:
+                parts = full_name.split(".")[:-1]
+                for count in range(len(parts) + 1):
+                    self.names_within.setdefault(id(modules.get(".".join(parts[:count]))), set()).add(name)
+        self.in_step = self.has_closure = self.has_other_hooks = False  # of the current or last optimizer step
+        self.steps_ended: list[int] = []  # the index of the optimizer for each step that has ended
+        self.replayed: set[str] = set()  # the tensors for which the current step has been replayed
+        self.replay_causes: dict[str, LeakCause] = {}  # what that replay has found
+        self.causes: dict[str, LeakCause] = {}
+        self.errors: dict[str, str] = {}
+        # Global hooks, because hooks on a module would disable the fast path of a transformer in eval mode.
+        self.hooks = [
+            register_module_forward_pre_hook(self._on_forward_begin),
+            register_module_forward_hook(self._on_forward_end, always_call=True),
+            *(each.register_step_pre_hook(partial(self._on_step_begin, i)) for i, each in enumerate(optimizers)),
+        ]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every optimizer has stepped, or so many steps have ended that the tracer stops waiting for the others."""
+        all_stepped = len(set(self.steps_ended)) == len(self.optimizers)
+        return all_stepped or len(self.steps_ended) >= STEPS_TO_WAIT * len(self.optimizers)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def on_step_end(self, index: int) -> None:
+        """Record the causes of all writes since the last step; to be called when a step of optimizer `index` has ended."""
+        self._record_writers(self.watched.values())
+        self.in_step = False
+        self.steps_ended.append(index)
+        for name in self._changed_without_cause():
+            writers = self.watched[name].writers
+            if writers and (cause := self._cause_of(name, writers)):
+                self.causes[name] = cause
+        self.replayed.clear()
+        self.replay_causes.clear()
+        for watched in self.watched.values():
+            watched.writers.clear()
+
+    def _tensors_to_replay(self, index: int) -> dict[str, Tensor]:
+        """Return the tensors for which the step of optimizer `index` that begins now is to be replayed."""
+        if self.replay_all and index not in self.steps_ended:
+            current = {name: watched.current for name, watched in self.watched.items()}
+            return {name: tensor for name, tensor in current.items() if tensor is not None}
+        return self._changed_without_cause()
+
+    def _changed_without_cause(self) -> dict[str, Tensor]:
+        """Return the tensors that differ from their initial values and whose cause is not yet known."""
+        current = {name: watched.current for name, watched in self.watched.items() if name not in self.causes}
+        return {
+            name: tensor
+            for name, tensor in current.items()
+            if tensor is not None and not same_bits(self.initial_values[name], tensor)
+        }
+
+    def _cause_of(self, name: str, writers: set[str]) -> LeakCause | Literal[""]:
+        """Return why these writers changed a tensor; if that is unknown, return an empty text and record why in `errors`."""
+        other_writers: tuple[LeakCause, ...] = ("forward_write", "outside_write")
+        for writer in other_writers:
+            if writer in writers:
+                return writer
+        if name not in self.replayed or name in self.replay_causes or name in self.errors:
+            return self.replay_causes.get(name, "")
+        if self.has_other_hooks and not self.has_closure:
+            return "outside_write"
+        if self.has_closure:
+            self.errors[name] = "the step calls its closure several times, and replaying the first call does not move it"
+        else:
+            self.errors[name] = "the step moves it, but a replay of the step on copies does not"
+        return ""
+
+    def _on_step_begin(self, index: int, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Replay the step: at once, or, if it gets a closure, when the closure has computed the gradients."""
+        self._record_writers(self.watched.values())
+        self.in_step = True
+        hook_count = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+        self.has_other_hooks = hook_count > AUDIT_HOOKS
+        closure_is_first = "closure" in list(signature(type(optimizer).step).parameters)[1:2]
+        closure: Any = args[1] if closure_is_first and len(args) > 1 else kwargs.get("closure")
+        self.has_closure = callable(closure)
+        if not self.has_closure:
+            self._replay(index, self._tensors_to_replay(index))
+            return None
+
+        @wraps(closure)
+        def closure_then_replay(*closure_args: Any, **closure_kwargs: Any) -> Any:
+            loss = closure(*closure_args, **closure_kwargs)
+            if not self.replayed:  # first call: the gradients are those of the step, and no parameter has moved yet
+                self._replay(index, self._tensors_to_replay(index))
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": closure_then_replay}
+        return (args[0], closure_then_replay, *args[2:]), kwargs
+
+    def _replay(self, index: int, tensors: dict[str, Tensor]) -> None:
+        """Replay the step of optimizer `index` on copies and record what it finds for these tensors."""
+        if tensors:
+            self.replayed.update(tensors)
+            lrs = self.declared_lrs[index]
+            causes, error = try_find_causes(self.optimizers[index], tensors, lrs, self.has_closure)
+            self.replay_causes.update(causes)
+            self.errors.update(dict.fromkeys(tensors if error else (), error))
+
+    def _on_forward_begin(self, module: nn.Module, args: Any) -> None:
+        """Attribute earlier writes to code outside, and note that a forward pass of this module is running."""
+        if torch.compiler.is_compiling():  # the hook must not become part of the compiled graph
+            return
+        within = self._watched_within(module)
+        for watched in within:
+            if not watched.forward_depth:
+                watched.is_substituted = watched.current is not watched.tensor
+        self._record_writers(watched for watched in within if not watched.is_substituted)
+        for watched in within:
+            watched.forward_depth += 1
+
+    def _on_forward_end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Attribute writes since the forward pass of this module began to that forward pass."""
+        if torch.compiler.is_compiling():
+            return
+        within = self._watched_within(module)
+        self._record_writers(watched for watched in within if not watched.is_substituted)
+        for watched in within:
+            watched.forward_depth = max(0, watched.forward_depth - 1)
+
+    def _watched_within(self, module: nn.Module) -> list[WatchedTensor]:
+        """Return the watched tensors of a module and its submodules."""
+        module = getattr(module, "_orig_mod", module)  # a compiled module does not call the module that it was made from
+        return [self.watched[name] for name in self.names_within.get(id(module), ())]
+
+    def _record_writers(self, tensors: Iterable[WatchedTensor]) -> None:
+        """Compare tensors with their last values; where they differ, record what is running now as the writer."""
+        for watched in tensors:
+            tensor = watched.current
+            if tensor is not None and not same_bits(watched.last_value, tensor):
+                writer = "step" if self.in_step else "outside_write"
+                watched.writers.add("forward_write" if watched.forward_depth else writer)
+                watched.last_value = tensor.detach().clone()
+            watched.tensor = watched.tensor if tensor is None else tensor
+
+
+def try_find_causes(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool = False
+) -> tuple[dict[str, LeakCause], str]:
+    """Return the causes that a replay of the step finds, and an error message, which is empty if it could be replayed."""
+    try:
+        return find_causes(optimizer, tensors, declared_lrs, with_closure), ""
+    except Exception as error:  # a third-party optimizer may raise anything, and the training must go on
+        return {}, f"a step of {type(optimizer).__name__} could not be replayed ({type(error).__name__}: {error})"
