@@ -16,14 +16,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from benchmarks.timing import Time, now, say
 from runner.assemble import assembled
 from runner.config.check import check
-from runner.config.naming import register_resolvers
-from runner.config.schema import CONF, Config
+from runner.config.compose import composed
+from runner.config.schema import Config
 from runner.experiment import Training, training_steps
 from runner.proof.audit import audit
 from runner.seeding import seed_all
@@ -35,9 +34,7 @@ def config(method: str, batches: int, epochs: int) -> Config:
     """One run of the runner."""
     given = [f"method={method}", "freeze=backbone", "freeze.buffers=frozen", f"batches={batches}", f"data.epochs={epochs}"]
     given += [f"model.input={list(INPUT)}", f"model.classes={CLASSES}", f"data.batch_size={SAMPLES}", "device=cpu"]
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(compose("config", given))
+    return check(composed(*given))
 
 
 @contextmanager

@@ -43,7 +43,7 @@ SIDEWAYS = {
 }
 # Where alone a library may be imported: a room, or a module in one.
 ONLY_IN = {
-    "hydra": {"config.hydra_errors", "runs.job", "sweep", *DOORS},
+    "hydra": {"config.compose", "config.hydra_errors", "runs.job", "sweep", *DOORS},
     "omegaconf": {"config", "runs.job", "sweep", *DOORS},
     "pandas": {"report", "proof.audit_report"},
     "matplotlib": {"report"},

@@ -33,17 +33,12 @@ def overrides(method: str, samples: int, size: int, steps: int, threads: int) ->
 
 def configured(method: str, size: int, steps: int, threads: int) -> Any:
     """The same as a typed config, whose data are those of `given`."""
-    from hydra import compose, initialize_config_dir
-
     from runner.config.check import check
-    from runner.config.naming import register_resolvers
-    from runner.config.schema import CONF
+    from runner.config.compose import composed
 
     source = ["data=custom", f"data._target_={__name__}.Given", f"++data.method={method}"]
     asked = [text for text in overrides(method, 1, size, steps, threads) if not text.startswith("data.")]
-    register_resolvers()
-    with initialize_config_dir(config_dir=str(CONF), job_name="runner", version_base="1.3"):
-        return check(compose("config", [*asked, *source]))
+    return check(composed(*asked, *source))
 
 
 def train(config: Any, batches: Iterable[Batch]) -> Any:
