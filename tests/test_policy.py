@@ -84,7 +84,7 @@ FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "docs", ".c
 TEXTS = [
     path
     for path in chain(ROOT.glob("*.*"), *((ROOT / folder).rglob("*") for folder in FOLDERS))
-    if path.is_file() and not {"__pycache__", ".hypothesis"} & set(path.parts)
+    if path.is_file() and not {"__pycache__", ".hypothesis", ".git"} & set(path.parts)
 ]
 MODULES = sorted(chain((ROOT / "runner").rglob("*.py"), (ROOT / "hydra_plugins").glob("*.py")))
 TREES = {path: ast.parse(path.read_text()) for path in MODULES}

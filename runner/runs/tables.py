@@ -31,7 +31,7 @@ def read_rows(path: Path, needs: tuple[str, ...], problems: list[str]) -> Iterat
     torn = 0
     try:
         with path.open(encoding="utf-8", newline="") as source:
-            reader = csv.reader(source)
+            reader = csv.reader(line.replace("\0", "") for line in source)  # Python 3.10 refuses a null byte
             columns = next(reader, [])
             if missing := [name for name in needs if name not in columns]:
                 what = "is empty" if not columns else f"has no column {' or '.join(missing)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -34,7 +34,8 @@ def progress_of(cells: Sequence[Watched], console: Console) -> Iterator[None]:
     """Print a line for each of these runs as it ends, with its reason where it failed; on a terminal a bar stands below."""
     columns = TextColumn("runs"), BarColumn(), TextColumn("{task.fields[said]}")
     over = threading.Event()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    bar = Progress(*columns, console=console, transient=True)
+    with bar if console.is_terminal else nullcontext():
         task = bar.add_task("", total=len(cells), said="")
         tally = Tally(len(cells))
 
