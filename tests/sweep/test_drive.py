@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from runner.config.schema import CONF
+from tests.conftest import read_table
 
 QUICK = ("model=mlp", "batches=2", "hydra.sweep.dir=sweep")
 SWEEP = Path("sweep")
 
 
 def comparison():
-    return list(csv.DictReader((SWEEP / "comparison.csv").open()))
+    return read_table(SWEEP / "comparison.csv")
 
 
 def test_a_sweep_makes_a_folder_a_run_and_joins_their_tables(door):

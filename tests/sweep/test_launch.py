@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_table
 from tests.moods import MOODY, write_moods
 
 SWEEP = Path("sweep")
@@ -23,7 +22,7 @@ SUBMITIT = ("launch=slurm", "hydra/launcher=submitit_local")
 
 
 def rows(mood: str = "") -> list[dict[str, str]]:
-    table = list(csv.DictReader((SWEEP / "comparison.csv").open()))
+    table = read_table(SWEEP / "comparison.csv")
     return [row for row in table if not mood or row["+model.build.mood"] == mood]
 
 
@@ -61,7 +60,7 @@ def test_a_failing_and_a_killed_run_cost_themselves_alone_and_the_good_have_the_
     assert {row["status"] for row in [*rows("good"), *rows("slow")]} == {"finished"}
     assert {row["reason"] for row in rows("fails")} == {"KeyError: 'in a bad mood'"}
     assert all(row["status"] == "failed" and row["reason"].startswith("its process died") for row in rows("dies"))
-    failures = list(csv.DictReader((SWEEP / "failures.csv").open()))
+    failures = read_table(SWEEP / "failures.csv")
     assert len(failures) == 2
     for row in failures:
         assert row["reason"] in done.stdout  # said when it happened

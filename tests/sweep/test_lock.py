@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from runner.sweep.lock import clear, died, is_held, locked, remove_if_empty, wait_until_free
 from tests.conftest import ROOT
@@ -23,19 +26,23 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def holder(folder: Path, seconds: float) -> subprocess.Popen:
-    """A process that holds the folder; returns when it does."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), str(seconds)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
-    return process
+@pytest.fixture
+def holder():
+    """Starts a process that locks a folder for some seconds, and returns it."""
+    with ExitStack() as processes:
+
+        def start(folder: Path, seconds: float, *, until_held: bool = True) -> subprocess.Popen:
+            command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            process = processes.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment))
+            processes.callback(process.kill)
+            assert not until_held or process.stdout.readline() == b"held\n"
+            return process
+
+        yield start
 
 
-def test_a_folder_is_held_until_its_process_dies_and_says_then_that_a_run_began(tmp_path):
+def test_a_folder_is_held_until_its_process_dies_and_says_then_that_a_run_began(tmp_path, holder):
     assert not is_held(tmp_path)
     assert not died(tmp_path)
     process = holder(tmp_path, 60)
@@ -48,13 +55,13 @@ def test_a_folder_is_held_until_its_process_dies_and_says_then_that_a_run_began(
     assert not died(tmp_path)  # it is said once, and the next that begins is another
 
 
-def test_a_second_process_waits_for_the_first(tmp_path):
+def test_a_second_process_waits_for_the_first(tmp_path, holder):
     process = holder(tmp_path, 1)
     with locked(tmp_path):
         assert process.poll() is not None or process.wait(timeout=5) == 0
 
 
-def test_waiting_for_a_folder_ends_with_its_process_or_with_the_time(tmp_path):
+def test_waiting_for_a_folder_ends_with_its_process_or_with_the_time(tmp_path, holder):
     process = holder(tmp_path, 60)
     start = time.monotonic()
     wait_until_free([tmp_path], seconds=0.2)
@@ -79,7 +86,7 @@ class Run:
     finished: bool
 
 
-def test_what_an_earlier_try_left_is_taken_away_unless_it_lives_or_has_finished_by_now(tmp_path):
+def test_what_an_earlier_try_left_is_taken_away_unless_it_lives_or_has_finished_by_now(tmp_path, holder):
     (tmp_path / "run.json").write_text("{}")
     clear(Run(tmp_path, finished=True))
     assert (tmp_path / "run.json").exists()
@@ -94,21 +101,14 @@ def test_what_an_earlier_try_left_is_taken_away_unless_it_lives_or_has_finished_
     clear(Run(tmp_path / "nowhere", finished=False))
 
 
-def test_who_waited_for_a_folder_marks_it_anew(tmp_path):
+def test_who_waited_for_a_folder_marks_it_anew(tmp_path, holder):
     process = holder(tmp_path, 1)
-    waiter = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path), "60"],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    waiter = holder(tmp_path, 60, until_held=False)
     time.sleep(0.5)
     (tmp_path / ".running").unlink()  # as the first does when it ends, while the second waits
     process.wait()
-    assert waiter.stdout is not None
     assert waiter.stdout.readline() == b"held\n"
     assert is_held(tmp_path)
-    waiter.kill()
-    waiter.communicate()
 
 
 def test_only_a_folder_that_holds_nothing_of_a_run_is_removed(tmp_path):
