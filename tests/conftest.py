@@ -12,6 +12,8 @@ from shutil import which
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tensors as small as most tests' only wait for a second thread
+
 from runner.__main__ import main
 from runner.config.naming import register_resolvers
 

@@ -71,6 +71,19 @@ def test_a_failing_and_a_killed_run_cost_themselves_alone_and_the_good_have_the_
     hold_the_good_against_a_sweep_in_one_process(command)
 
 
+def test_workers_of_joblib_write_the_bytes_of_a_sweep_in_one_process(command, door):
+    write_moods()
+    grid = (*MOODY[:3], "+model.build.mood=good,fails", "seed=1,2")
+    assert command("-m", *JOBLIB, *grid, "hydra.sweep.dir=sweep").returncode == 1
+    workers = {path.name.partition("-")[2] for path in Path("ran").iterdir()}
+    assert door("-m", *grid, "launch=local", "threads=1", "hydra.sweep.dir=local")[0] == 1
+    assert len({path.name.partition("-")[2] for path in Path("ran").iterdir()} - workers) == 1
+    assert str(os.getpid()) not in workers
+    tables = {path.parent.name: path.read_bytes() for path in Path("local").glob("*/changes.csv")}
+    assert len(tables) == 2
+    assert {path.parent.name: path.read_bytes() for path in SWEEP.glob("*/changes.csv")} == tables
+
+
 @pytest.mark.long
 def test_runs_are_spread_over_the_nodes_of_a_ray_cluster(command, two_nodes):
     write_moods()
