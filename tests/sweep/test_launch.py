@@ -47,8 +47,9 @@ def two_nodes():
     cluster.shutdown()
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("launcher", ["joblib", "submitit", "ray"])
+@pytest.mark.parametrize(
+    "launcher", ["joblib", *(pytest.param(name, marks=pytest.mark.long) for name in ("submitit", "ray"))]
+)
 def test_a_failing_and_a_killed_run_cost_themselves_alone_and_the_good_have_the_same_bytes(launcher, command, request):
     write_moods()
     launch = {"joblib": JOBLIB, "submitit": SUBMITIT}.get(launcher) or (
@@ -69,19 +70,6 @@ def test_a_failing_and_a_killed_run_cost_themselves_alone_and_the_good_have_the_
     assert len({path.name.partition("-")[2] for path in Path("ran").iterdir()}) > 1  # it took several processes
     assert not list(SWEEP.glob("*/.running"))
     hold_the_good_against_a_sweep_in_one_process(command)
-
-
-def test_workers_of_joblib_write_the_bytes_of_a_sweep_in_one_process(command, door):
-    write_moods()
-    grid = (*MOODY[:3], "+model.build.mood=good,fails", "seed=1,2")
-    assert command("-m", *JOBLIB, *grid, "hydra.sweep.dir=sweep").returncode == 1
-    workers = {path.name.partition("-")[2] for path in Path("ran").iterdir()}
-    assert door("-m", *grid, "launch=local", "threads=1", "hydra.sweep.dir=local")[0] == 1
-    assert len({path.name.partition("-")[2] for path in Path("ran").iterdir()} - workers) == 1
-    assert str(os.getpid()) not in workers
-    tables = {path.parent.name: path.read_bytes() for path in Path("local").glob("*/changes.csv")}
-    assert len(tables) == 2
-    assert {path.parent.name: path.read_bytes() for path in SWEEP.glob("*/changes.csv")} == tables
 
 
 @pytest.mark.long
@@ -140,10 +128,10 @@ def test_on_error_stop_counts_a_run_that_is_killed_too(mood, command):
 @pytest.mark.long
 def test_a_run_that_hangs_beside_good_ones_costs_itself_alone(command):
     write_moods()
-    grid = ("+model.build.mood=hangs,slow", "seed=0,1,2", "timeout=8", "batches=6")
+    grid = ("+model.build.mood=hangs,slow", "seed=0,1", "timeout=8", "batches=6")
     assert command("-m", *JOBLIB, *MOODY, *grid).returncode == 1
-    assert [row["status"] for row in rows("slow")] == ["finished"] * 3
-    assert [row["status"] for row in rows("hangs")] == ["failed"] * 3
+    assert [row["status"] for row in rows("slow")] == ["finished"] * 2
+    assert [row["status"] for row in rows("hangs")] == ["failed"] * 2
 
 
 @pytest.mark.long
