@@ -16,14 +16,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from benchmarks.timing import Time, print_ratios, read_clocks
 from runner.assemble import assembled
 from runner.config.check import check
-from runner.config.naming import register_resolvers
-from runner.config.schema import CONF, Config
+from runner.config.compose import composed
+from runner.config.schema import Config
 from runner.experiment import Training, training_steps
 from runner.proof.audit import audit
 from runner.seeding import seed_all
@@ -41,9 +40,7 @@ def config(method: str, batches: int, epochs: int) -> Config:
         f"data.epochs={epochs}",
     ]
     overrides += [f"model.input={list(INPUT)}", f"model.classes={CLASSES}", f"data.batch_size={SAMPLES}", "device=cpu"]
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(compose("config", overrides))
+    return check(composed(*overrides))
 
 
 @contextmanager

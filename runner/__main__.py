@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import runner
+from runner.config.compose import VERSION_BASE, any_target
 from runner.config.hydra_errors import short_message
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
 from runner.config.schema import CONF, steps_of
@@ -58,7 +59,7 @@ def through_hydra() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would otherwise print, and exit 1 for
     codes: list[int] = []
 
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    @hydra.main(**VERSION_BASE, config_path=str(CONF), config_name="config")
     def job(config: DictConfig) -> None:
         try:
             codes.append(carry_out(config))
@@ -71,7 +72,8 @@ def through_hydra() -> int:
             traceback.print_exc()
             codes.append(EXIT_FAILED)
 
-    job()
+    with any_target():
+        job()
     return max(codes, default=EXIT_DONE)
 
 

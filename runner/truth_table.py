@@ -16,12 +16,11 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.progress import track
 
 from runner.config.check import check
-from runner.config.naming import register_resolvers
+from runner.config.compose import composed
 from runner.config.schema import CONF, Config
 from runner.contract import EXIT_DONE, Row
 from runner.errors import SkippedError
@@ -140,9 +139,7 @@ def configured(cell: Cell) -> Config:
 @lru_cache(maxsize=1)
 def base() -> Config:
     """What all cells have in common."""
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(compose("config", list(BASE)))
+    return check(composed(*BASE))
 
 
 @lru_cache(maxsize=1000)

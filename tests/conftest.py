@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from shutil import which
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tensors as small as most tests' only wait for a second thread
 
 from runner.__main__ import main
 from runner.config.naming import register_resolvers
@@ -29,9 +32,23 @@ if not (which("chromium") and which("chromedriver")):
     collect_ignore.append("report/page/test_browser.py")
 
 
+@pytest.fixture
+def tmp_path(tmp_path):
+    """A folder whose name every path and every argument has to survive."""
+    folder = tmp_path / "it's a ünï dir"
+    folder.mkdir()
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.check import check
-from runner.config.naming import register_resolvers
+from runner.config.compose import composed
 from runner.config.schema import CONF, Config
 from runner.experiment import Outcome, experiment
 
@@ -17,9 +16,7 @@ from runner.experiment import Outcome, experiment
 @lru_cache(maxsize=1)
 def defaults() -> DictConfig:
     """The config of `model=mlp batches=3`."""
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", ["model=mlp", "batches=3"])
+    return composed("model=mlp", "batches=3")
 
 
 def configured(*overrides: str) -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import pytest
 
 import runner
 from runner.contract import COLUMNS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_table
 
 QUICK = ("model=mlp", "batches=3")
 
@@ -125,10 +124,10 @@ def test_one_run_writes_the_files_of_the_contract_and_says_the_answer(command):
     (folder,) = folders()
     assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}", str(folder))
     assert sorted(os.listdir(folder)) == [".hydra", "changes.csv", "report.html", "run.json", "runner.log", "steps.csv"]
-    rows = list(csv.DictReader((folder / "changes.csv").open()))
+    rows = read_table(folder / "changes.csv")
     assert tuple(rows[0]) == COLUMNS
     assert [row["name"] for row in rows if row["verdict"] == "held"] == ["head.weight", "head.bias"]
-    steps = list(csv.DictReader((folder / "steps.csv").open()))
+    steps = read_table(folder / "steps.csv")
     assert list(steps[0]) == ["step", "loss", "seconds", "lr/frozen", "lr/trainable"]
     assert [(row["step"], row["lr/frozen"], row["lr/trainable"]) for row in steps] == [
         (str(number), "0.0", "0.1") for number in (1, 2, 3)
@@ -212,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_nothing_and_is_said_and_recorded(door):
     record = json.loads((folder / "run.json").read_text())
     assert record["loss_last"] is None
     assert record["notes"] == ["the loss became nan at step 2"]
-    assert [row["loss"] for row in csv.DictReader((folder / "steps.csv").open())][1:] == ["nan", "nan"]
+    assert [row["loss"] for row in read_table(folder / "steps.csv")][1:] == ["nan", "nan"]
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_was(door):
@@ -317,7 +316,7 @@ def test_auto_takes_the_module_with_the_classes_outputs_for_the_head_and_says_so
     assert code == 0
     assert "note: model.head=auto took top for the classifier" in out
     (folder,) = folders()
-    rows = list(csv.DictReader((folder / "changes.csv").open()))
+    rows = read_table(folder / "changes.csv")
     assert [row["name"] for row in rows if row["frozen"] == "True"] == ["top.weight", "top.bias"]
 
 

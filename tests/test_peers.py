@@ -135,7 +135,7 @@ def frozen_by(name, model, selection):
     assert not optimizer._optimizer_step_post_hooks
 
 
-def setup(model):
+def setup_of(model):
     """All but the values: flags, hooks, modes, attributes, and everything registered, by identity and in order."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -229,7 +229,7 @@ def test_the_runner_leaves_a_frozen_batchnorm_as_fresh_as_it_was_built_where_buf
 @pytest.mark.parametrize("buffers", ["live", "frozen"])
 def test_what_is_frozen_twice_stays_each_time_and_trains_again_each_time_it_is_thawed(method, buffers):
     model = net()
-    at_first = setup(model)
+    at_first = setup_of(model)
     prefix = names(model, "first", "norm") - (STATISTICS if buffers == "live" else set())
     for _ in range(2):
         before = copies(model)
@@ -239,26 +239,26 @@ def test_what_is_frozen_twice_stays_each_time_and_trains_again_each_time_it_is_t
         assert while_frozen & prefix == ((prefix - STATISTICS) if method not in HOLDING else set())
         assert while_frozen >= names(model, "middle", "last")
         assert bool(report.leaks) == (method not in HOLDING)
-        assert setup(model) == at_first
+        assert setup_of(model) == at_first
         before = copies(model)
         train(model, sgd(model.parameters()))
         assert moved(model, before) == set(before)
-        assert setup(model) == at_first
+        assert setup_of(model) == at_first
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_freezing_what_is_frozen_already_and_leaving_keeps_it_frozen(method):
     model = net()
     selection, before = select(model, ["first"]), copies(model)
-    thawed = setup(model)
+    thawed = setup_of(model)
     with frozen_by("requires_grad", model, selection):
-        frozen = setup(model)
+        frozen = setup_of(model)
         with frozen_by(method, model, selection) as (optimizer, _):
             train(model, optimizer)
-        assert setup(model) == frozen
+        assert setup_of(model) == frozen
         train(model, sgd(model.parameters()))
         assert not moved(model, before) & names(model, "first")
-    assert setup(model) == thawed
+    assert setup_of(model) == thawed
     train(model, sgd(model.parameters()))
     assert moved(model, before) >= names(model, "first")
 

@@ -43,7 +43,7 @@ SIDEWAYS = {
 }
 # Where alone a library may be imported: a room, or a module in one.
 ONLY_IN = {
-    "hydra": {"config.hydra_errors", "runs.job", "sweep", *DOORS},
+    "hydra": {"config.compose", "config.hydra_errors", "runs.job", "sweep", *DOORS},
     "omegaconf": {"config", "runs.job", "sweep", *DOORS},
     "pandas": {"report", "proof.audit_report"},
     "matplotlib": {"report"},
@@ -85,7 +85,7 @@ FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "docs", ".c
 TEXTS = [
     path
     for path in chain(ROOT.glob("*.*"), *((ROOT / folder).rglob("*") for folder in FOLDERS))
-    if path.is_file() and not {"__pycache__", ".hypothesis"} & set(path.parts)
+    if path.is_file() and not {"__pycache__", ".hypothesis", ".git"} & set(path.parts)
 ]
 MODULES = sorted(chain((ROOT / "runner").rglob("*.py"), (ROOT / "hydra_plugins").glob("*.py")))
 TREES = {path: ast.parse(path.read_text()) for path in MODULES}

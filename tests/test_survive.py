@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from runner.contract import COLUMNS
+from tests.conftest import read_table
 
 GRID = ("model=mlp", "batches=3", "threads=1", "method=requires_grad,zero_lr,none", "freeze=head,bias", "seed=0,1")
 RUNS = 12
@@ -63,7 +64,7 @@ def whole(folder: Path) -> dict[str, bytes]:
     for path in sorted(folder.glob("*/run.json")):
         if json.loads(path.read_text())["status"] == "finished":
             found |= {str(file.relative_to(folder)): file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
-            rows = list(csv.DictReader((path.parent / "changes.csv").open()))
+            rows = read_table(path.parent / "changes.csv")
             assert len(rows) == 12
             assert tuple(rows[-1]) == COLUMNS
             assert None not in rows[-1].values()
@@ -144,11 +145,11 @@ def test_sigterm_ends_a_sweep_with_its_table_and_130_and_resume_last_goes_on(for
     os.kill(sweep.pid, signal.SIGTERM)
     assert finish(sweep) == 130
     (table,) = Path().glob("outputs/sweeps/*/*/comparison.csv")
-    before = [row["status"] for row in csv.DictReader(table.open())]
+    before = [row["status"] for row in read_table(table)]
     assert set(before) <= {"finished", "interrupted"}
     assert len(before) < 6
     assert finish(forks("-m", *grid, "resume=last")) == 0
     assert len(list(Path().glob("outputs/sweeps/*/*"))) == 1
-    assert [row["status"] for row in csv.DictReader(table.open())] == ["finished"] * 6
+    assert [row["status"] for row in read_table(table)] == ["finished"] * 6
     assert not [path for path in table.parent.rglob("*.json") if "resume" in path.read_text()]
     assert not [name for name in TABLES if b"resume" in (table.parent / name).read_bytes()]

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from runner.report.truth_page import TRUTH_COLUMNS, read_truth_table, truth_table_markdown
 from runner.truth_table import VARIANTS, Cell, became, grid, main, names
@@ -53,6 +54,9 @@ def test_the_table_has_every_cell_once():
 @pytest.mark.parametrize("cell", AGAIN, ids=lambda cell: "-".join(map(str, vars(cell).values())))
 def test_a_sample_of_the_table_comes_out_the_same_again(cell):
     end, row, baseline = became(cell), row_of(cell), became(replace(cell, method="requires_grad"))
+    if cell.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        assert end.outcome == "skipped"
+        return
     if row["trained_part"]:
         assert row["trained_part"] == ("identical" if end.digest == baseline.digest else "differs")
     assert (end.outcome, end.causes, end.foreseen, end.reason) == tuple(

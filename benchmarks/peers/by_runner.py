@@ -33,17 +33,12 @@ def overrides(method: str, samples: int, size: int, steps: int, threads: int) ->
 
 def build_config(method: str, size: int, steps: int, threads: int) -> Any:
     """The checked config of these overrides, with the data of `batches_of`."""
-    from hydra import compose, initialize_config_dir
-
     from runner.config.check import check
-    from runner.config.naming import register_resolvers
-    from runner.config.schema import CONF
+    from runner.config.compose import composed
 
     source = ["data=custom", f"data._target_={__name__}.PreparedBatches", f"++data.method={method}"]
     others = [text for text in overrides(method, 1, size, steps, threads) if not text.startswith("data.")]
-    register_resolvers()
-    with initialize_config_dir(config_dir=str(CONF), job_name="runner", version_base="1.3"):
-        return check(compose("config", [*others, *source]))
+    return check(composed(*others, *source))
 
 
 def train(config: Any, batches: Iterable[Batch]) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import omegaconf
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.schema import CONF, epochs_of, steps_of
@@ -66,9 +67,11 @@ def register_resolvers() -> None:
     `${runner.steps:}` is what `${batches}` would be if every run made one pass. Called by the doors alone: importing
     this project registers nothing.
     """
+    renamed = tuple(map(int, omegaconf.__version__.split(".")[:2])) >= (2, 4)
+    register: Any = OmegaConf.register_resolver if renamed else OmegaConf.register_new_resolver
     resolvers = {"steps": steps_of, "epochs": epochs_of, "config_hash": config_hash, "run_name": run_name}
     for name, resolve in resolvers.items():
-        OmegaConf.register_new_resolver(f"runner.{name}", partial(_of_root, resolve), replace=True)
+        register(f"runner.{name}", partial(_of_root, resolve), replace=True)
 
 
 def _of_root(resolve: Callable[[DictConfig], Any], *, _root_: DictConfig) -> Any:

@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
@@ -20,9 +19,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.check import check
+from runner.config.compose import hydra_initialized
 from runner.config.hydra_errors import short_message
-from runner.config.naming import config_hash, register_resolvers, setting_hash
-from runner.config.schema import CONF, Config
+from runner.config.naming import config_hash, setting_hash
+from runner.config.schema import Config
 from runner.contract import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -93,13 +93,12 @@ def run(*overrides: str) -> Result:
     """
     if not all(isinstance(text, str) for text in overrides):
         raise ConfigError(f"run takes texts, run('method=zero_lr', 'freeze=fc'), not {overrides!r}")
-    register_resolvers()
     # This may be inside another Hydra app, whose global state is restored below.
     outer_hydra, outer_name = GlobalHydra.instance().hydra, JobRuntime.instance().get("name")
     GlobalHydra.instance().clear()
     errors: list[BaseException] = []
     try:
-        with initialize_config_dir(config_dir=str(CONF), job_name="runner", version_base="1.3"):
+        with hydra_initialized():
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             done = hydra.run("config", lambda cfg: execute_run(cfg, on_error=errors.append), list(overrides), False)

@@ -34,7 +34,7 @@ def read_rows(path: Path, required: tuple[str, ...], problems: list[str]) -> Ite
     incomplete = 0
     try:
         with path.open(encoding="utf-8", newline="") as source:
-            reader = csv.reader(source)
+            reader = csv.reader(line.replace("\0", "") for line in source)  # Python 3.10 refuses a null byte
             columns = next(reader, [])
             if missing := [name for name in required if name not in columns]:
                 what = "is empty" if not columns else f"has no column {' or '.join(missing)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -37,7 +37,8 @@ def show_progress(runs: Sequence[RecordedRun], console: Console) -> Iterator[Non
     """
     columns = TextColumn("runs"), BarColumn(), TextColumn("{task.fields[state]}")
     block_ended = threading.Event()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    bar = Progress(*columns, console=console, transient=True)
+    with bar if console.is_terminal else nullcontext():
         task = bar.add_task("", total=len(runs), state="")
         tally = Tally(len(runs))
 

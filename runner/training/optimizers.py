@@ -30,13 +30,16 @@ def Muon(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
 def LBFGS(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
     """torch.optim.LBFGS, which takes one group: raises ConfigError for more, SkippedError where it is the method's doing.
 
-    A step at a learning rate of 0 raises SkippedError, for its line search would divide by it.
+    Before torch 2.14 it cannot step without parameters, which raises SkippedError, as does a step at a learning rate of 0,
+    for its line search would divide by it. Source: https://github.com/pytorch/pytorch/pull/191666
     """
     if len(groups) > 1:
         names = [group["name"] for group in groups]
         if len({name.removesuffix("/frozen") for name in names}) == 1:
             raise SkippedError("LBFGS takes one group, and this method needs a second for what is frozen")
         raise ConfigError(f"optimizer: LBFGS takes one group, not {len(names)} ({names[0]}, ...); give groups=one")
+    if torch.__version__ < "2.14" and not any(group["params"] for group in groups):
+        raise SkippedError(f"LBFGS without a parameter steps from torch 2.14 on, and this is torch {torch.__version__}")
     optimizer = torch.optim.LBFGS(groups, **options)
     optimizer.register_step_pre_hook(_refuse_a_search_from_zero)
     return optimizer

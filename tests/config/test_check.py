@@ -13,21 +13,21 @@ from itertools import zip_longest
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 import runner
 from runner.config.check import check
-from runner.config.naming import NOT_HASHED, config_hash, register_resolvers
+from runner.config.compose import hydra_initialized
+from runner.config.naming import NOT_HASHED, config_hash
 from runner.config.schema import CONF, Config, known_keys
 from runner.errors import ConfigError
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _conf():
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with hydra_initialized():
         yield
 
 

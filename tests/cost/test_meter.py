@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from runner.proof.audit import audit
 from runner.tensors import same_bits
 from runner.training.models import MLP, TokenMLP
 from runner.training.tasks import Classification
+from tests.conftest import read_table
 from tests.measure import configured, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -294,7 +294,7 @@ def test_the_terminal_explains_a_small_saving(door):
 def test_a_sweep_with_an_unfrozen_run_has_measured_shares_and_a_single_run_has_predicted_ones(door):
     grid = ("model=mlp", "batches=9", "freeze=backbone", "cost=time", "hydra.sweep.dir=sweep")
     door("-m", "method=requires_grad,none", *grid)
-    rows = {row["method"]: row for row in csv.DictReader(Path("sweep/comparison.csv").read_text().splitlines())}
+    rows = {row["method"]: row for row in read_table(Path("sweep/comparison.csv"))}
     for key in (
         "flops_backward",
         "saved_bytes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,6 +30,7 @@ from runner.training.data import Synthetic
 from runner.training.models import MLP
 from runner.training.schedulers import inverse_square_root
 from runner.training.tasks import Classification
+from tests.conftest import read_table
 from tests.measure import configured, measure
 
 STEP, BATCHES = 3, 6
@@ -478,7 +478,7 @@ def test_a_group_a_parameter_keeps_its_parameters_name_whatever_the_method_takes
 def test_the_steps_file_has_a_column_of_rates_for_every_group_from_the_first_step_to_the_last(door):
     more = "hydra.run.dir=here", "model=mlp", "method=zero_lr", "groups=one", "scheduler=step"
     assert door(*MID_RUN, *more, DECAYED)[0] == 0
-    rows = list(csv.DictReader(Path("here/steps.csv").read_text().splitlines()))
+    rows = read_table(Path("here/steps.csv"))
     assert list(rows[0]) == ["step", "loss", "seconds", "lr/all/frozen", "lr/all"]
     loop = by_hand(Hand(freeze=rate_of_zero), scheduler="step")
     assert [[float(row["lr/all/frozen"]), float(row["lr/all"])] for row in rows] == loop.rates

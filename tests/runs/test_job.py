@@ -93,11 +93,11 @@ def test_an_exception_of_the_users_class_is_raised_unchanged():
 
 
 def test_a_run_inside_another_hydra_app_keeps_the_apps_config():
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
 
-    from runner.config.schema import CONF
+    from runner.config.compose import hydra_initialized
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with hydra_initialized():
         assert run(*QUICK).status == "finished"
         assert compose("config", ["model=mlp"]).batches == 10
 
@@ -136,7 +136,8 @@ def test_a_run_inside_another_hydra_app_keeps_the_apps_job_name(tmp_path):
         "import hydra\n"
         "from hydra.core.hydra_config import HydraConfig\n"
         "from runner import run\n"
-        "@hydra.main(version_base='1.3', config_path=None)\n"
+        "from runner.config.compose import VERSION_BASE\n"
+        "@hydra.main(**VERSION_BASE, config_path=None)\n"
         "def main(config):\n"
         "    assert run('model=mlp', 'batches=1', 'cost=off').status == 'finished'\n"
         "    print(HydraConfig.get().job.name)\n"

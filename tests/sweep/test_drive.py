@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runner.config.schema import CONF
+from tests.conftest import read_table
 
 QUICK = ("model=mlp", "batches=2", "hydra.sweep.dir=sweep")
 SWEEP = Path("sweep")
@@ -18,7 +18,7 @@ SWEEP = Path("sweep")
 
 def comparison():
     """Return the rows of the sweep's `comparison.csv`."""
-    return list(csv.DictReader((SWEEP / "comparison.csv").open()))
+    return read_table(SWEEP / "comparison.csv")
 
 
 def test_a_sweep_has_a_folder_per_run_and_joins_their_tables(door):

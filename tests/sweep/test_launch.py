@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_table
 from tests.moods import MOODY, write_moods
 
 SWEEP = Path("sweep")
@@ -24,7 +23,7 @@ SUBMITIT = ("launch=slurm", "hydra/launcher=submitit_local")
 
 def rows(mood: str = "") -> list[dict[str, str]]:
     """Return the rows of `comparison.csv`, all or those of the runs with this mood."""
-    table = list(csv.DictReader((SWEEP / "comparison.csv").open()))
+    table = read_table(SWEEP / "comparison.csv")
     return [row for row in table if not mood or row["+model.build.mood"] == mood]
 
 
@@ -49,8 +48,9 @@ def two_nodes():
     cluster.shutdown()
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("launcher", ["joblib", "submitit", "ray"])
+@pytest.mark.parametrize(
+    "launcher", ["joblib", *(pytest.param(name, marks=pytest.mark.long) for name in ("submitit", "ray"))]
+)
 def test_a_failing_and_a_killed_run_do_not_affect_the_others(launcher, command, request):
     write_moods()
     launch = {"joblib": JOBLIB, "submitit": SUBMITIT}.get(launcher) or (
@@ -62,7 +62,7 @@ def test_a_failing_and_a_killed_run_do_not_affect_the_others(launcher, command, 
     assert {row["status"] for row in [*rows("good"), *rows("slow")]} == {"finished"}
     assert {row["reason"] for row in rows("fails")} == {"KeyError: 'in a bad mood'"}
     assert all(row["status"] == "failed" and row["reason"].startswith("its process died") for row in rows("dies"))
-    failures = list(csv.DictReader((SWEEP / "failures.csv").open()))
+    failures = read_table(SWEEP / "failures.csv")
     assert len(failures) == 2
     for row in failures:
         assert row["reason"] in done.stdout  # printed when the run ended
@@ -131,10 +131,10 @@ def test_on_error_stop_also_stops_after_a_run_whose_process_died(mood, command):
 @pytest.mark.long
 def test_a_run_that_hangs_does_not_affect_the_others(command):
     write_moods()
-    grid = ("+model.build.mood=hangs,slow", "seed=0,1,2", "timeout=8", "batches=6")
+    grid = ("+model.build.mood=hangs,slow", "seed=0,1", "timeout=8", "batches=6")
     assert command("-m", *JOBLIB, *MOODY, *grid).returncode == 1
-    assert [row["status"] for row in rows("slow")] == ["finished"] * 3
-    assert [row["status"] for row in rows("hangs")] == ["failed"] * 3
+    assert [row["status"] for row in rows("slow")] == ["finished"] * 2
+    assert [row["status"] for row in rows("hangs")] == ["failed"] * 2
 
 
 @pytest.mark.long

@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from runner.sweep.lock import clear_folder, detect_death, is_locked, locked, remove_if_unused, wait_until_free
 from tests.conftest import ROOT
@@ -23,19 +26,23 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def locking_process(folder: Path, seconds: float) -> subprocess.Popen:
-    """Start a process that locks the folder for some seconds; returns when it has the lock."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOCK_FOLDER, str(folder), str(seconds)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"locked\n"
-    return process
+@pytest.fixture
+def locking_process():
+    """Start a process that locks a folder for some seconds, and returns it."""
+    with ExitStack() as processes:
+
+        def start(folder: Path, seconds: float, *, until_locked: bool = True) -> subprocess.Popen:
+            command = [sys.executable, "-c", LOCK_FOLDER, str(folder), str(seconds)]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            process = processes.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment))
+            processes.callback(process.kill)
+            assert not until_locked or process.stdout.readline() == b"locked\n"
+            return process
+
+        yield start
 
 
-def test_a_folder_is_locked_until_its_process_dies_and_the_death_is_detected_once(tmp_path):
+def test_a_folder_is_locked_until_its_process_dies_and_the_death_is_detected_once(tmp_path, locking_process):
     assert not is_locked(tmp_path)
     assert not detect_death(tmp_path)
     process = locking_process(tmp_path, 60)
@@ -48,13 +55,13 @@ def test_a_folder_is_locked_until_its_process_dies_and_the_death_is_detected_onc
     assert not detect_death(tmp_path)
 
 
-def test_a_second_process_waits_for_the_first(tmp_path):
+def test_a_second_process_waits_for_the_first(tmp_path, locking_process):
     process = locking_process(tmp_path, 1)
     with locked(tmp_path):
         assert process.poll() is not None or process.wait(timeout=5) == 0
 
 
-def test_waiting_for_a_folder_ends_when_its_process_dies_or_the_time_is_over(tmp_path):
+def test_waiting_for_a_folder_ends_when_its_process_dies_or_the_time_is_over(tmp_path, locking_process):
     process = locking_process(tmp_path, 60)
     start = time.monotonic()
     wait_until_free([tmp_path], seconds=0.2)
@@ -79,7 +86,7 @@ class FakeRun:
     finished: bool
 
 
-def test_files_of_an_earlier_attempt_are_removed_unless_it_is_locked_or_finished(tmp_path):
+def test_files_of_an_earlier_attempt_are_removed_unless_it_is_locked_or_finished(tmp_path, locking_process):
     (tmp_path / "run.json").write_text("{}")
     clear_folder(FakeRun(tmp_path, finished=True))
     assert (tmp_path / "run.json").exists()
@@ -94,21 +101,14 @@ def test_files_of_an_earlier_attempt_are_removed_unless_it_is_locked_or_finished
     clear_folder(FakeRun(tmp_path / "nowhere", finished=False))
 
 
-def test_a_process_that_waited_for_the_lock_marks_the_folder_again(tmp_path):
+def test_a_process_that_waited_for_the_lock_marks_the_folder_again(tmp_path, locking_process):
     process = locking_process(tmp_path, 1)
-    waiter = subprocess.Popen(
-        [sys.executable, "-c", LOCK_FOLDER, str(tmp_path), "60"],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    waiter = locking_process(tmp_path, 60, until_locked=False)
     time.sleep(0.5)
     (tmp_path / ".running").unlink()  # as the first process does when it ends, while the second waits
     process.wait()
-    assert waiter.stdout is not None
     assert waiter.stdout.readline() == b"locked\n"
     assert is_locked(tmp_path)
-    waiter.kill()
-    waiter.communicate()
 
 
 def test_only_the_folder_of_a_run_that_never_began_is_removed(tmp_path):
