@@ -41,7 +41,8 @@ def _is_baseline(record: Record) -> bool:
     method = record.get("method", {})
     if method.get("_target_") != BASELINE_TARGET or method.get("clean"):
         return False
-    return bool(record["trained_digest"] and record.get("setting"))  # records of old versions have no setting
+    finished = record.get("status", "finished") == "finished"
+    return bool(finished and record["trained_digest"] and record.get("setting"))  # records of old versions have no setting
 
 
 def _why_different(record: Record, baseline: Record) -> str:

@@ -1229,6 +1229,15 @@ def test_global_hooks_exist_only_while_leaks_are_traced():
     assert unchanged == [False, True, True]
 
 
+def test_leaks_are_no_longer_traced_once_an_optimizer_has_made_four_steps_for_each_that_there_is():
+    model = small_net()
+    optimizer, never_steps = SGD(model.parameters(), lr=LR), SGD(model.parameters(), lr=LR)
+    hooks_before, unchanged = hooks(model), []
+    with audit(model, ["leaky", "held"], [optimizer, never_steps]):
+        train(model, optimizer, steps=10, after=lambda: unchanged.append(hooks(model) == hooks_before))
+    assert unchanged == [False] * 7 + [True] * 3
+
+
 class OperationRecorder(TorchDispatchMode):
     """Records the operations that torch runs."""
 

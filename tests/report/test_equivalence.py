@@ -65,6 +65,7 @@ def test_an_optimizer_that_looks_across_tensors_trains_other_bits_where_it_has_f
         (record(options={"clean": True}), record(ZERO_LR), ("", "")),
         (record("exclude.Exclude"), record(ZERO_LR), ("", "")),
         (record(digest=None), record(ZERO_LR), ("", "")),
+        (record() | {"status": "interrupted"}, record(ZERO_LR, digest="b"), ("", "")),
         (record(), record(ZERO_LR, digest=None), ("", "")),
         (record(), record(ZERO_LR, digest="b"), ("differs", "unknown")),
         (record(), record(ZERO_LR, digest="b", verdict="leaked"), ("differs", "the frozen part leaked")),
@@ -90,7 +91,7 @@ def test_a_run_is_compared_with_the_requires_grad_run_of_the_same_setting(baseli
 @pytest.mark.parametrize("method", ["requires_grad", "zero_lr", "exclude", "zero_grad"])
 def test_a_run_records_how_frozen_gradients_influenced_the_trainable_part(method, clip):
     coupled = clip != "null" and method in ("zero_lr", "exclude")
-    assert measure(f"method={method}", "freeze=backbone", f"clip={clip}").figures["couplings"] == (
+    assert measure(f"method={method}", "freeze=backbone", f"clip={clip}").record["couplings"] == (
         ["clip"] if coupled else []
     )
 
