@@ -21,9 +21,9 @@ from torch import nn
 from benchmarks.timing import Time, print_ratios, read_clocks
 from runner.assemble import assembled
 from runner.config.check import check
-from runner.config.compose import composed
+from runner.config.compose import compose_config
 from runner.config.schema import Config
-from runner.experiment import Training, training_steps
+from runner.experiment import TrainingState, training_steps
 from runner.proof.audit import audit
 from runner.seeding import seed_all
 
@@ -40,7 +40,7 @@ def config(method: str, batches: int, epochs: int) -> Config:
         f"data.epochs={epochs}",
     ]
     overrides += [f"model.input={list(INPUT)}", f"model.classes={CLASSES}", f"data.batch_size={SAMPLES}", "device=cpu"]
-    return check(composed(*overrides))
+    return check(compose_config(*overrides))
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def by_runner(method: str, batches: int, epochs: int) -> Iterator[Iterator[Any]]
         assembled(checked) as setup,
         audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report,
     ):
-        steps = training_steps(setup, report, Training())
+        steps = training_steps(setup, report, TrainingState())
         for _ in islice(steps, batches if method == "cached_prefix" else 1):
             pass
         yield steps

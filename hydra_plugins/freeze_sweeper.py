@@ -1,4 +1,4 @@
-"""The grid sweeper of freeze-runner. Hydra finds it only here, and loads it for every Hydra app: it imports hydra alone."""
+"""The grid sweeper of freeze-runner. Hydra finds it only here, and loads it for every Hydra app: it imports only hydra."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +10,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 @dataclass
 class FreezeSweeperConf:
+    """The config of the sweeper. `params`: by key, the values to sweep over in addition to those of the command line."""
+
     _target_: str = "hydra_plugins.freeze_sweeper.FreezeSweeper"
     params: dict[str, str] | None = None
 
 
 class FreezeSweeper(BasicSweeper):
-    """Hydra's grid, with duplicates dropped, what is finished kept, and one table at the end."""
+    """Hydra's grid sweep, without duplicate runs and runs that have already finished, and with a report at the end."""
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Carry out the sweep that the overrides `arguments` declare; called by Hydra."""
         from runner.sweep.drive import sweep
 
         config, context, launcher = self.config, self.hydra_context, self.launcher
@@ -30,8 +33,8 @@ class FreezeSweeper(BasicSweeper):
         parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(
             [*self._parse_config(), *arguments]
         )
-        (spanned,) = self.split_arguments(parsed, max_batch_size=None)
-        return sweep(config, context, launcher, [list(overrides) for overrides in spanned])
+        (override_lists,) = self.split_arguments(parsed, max_batch_size=None)
+        return sweep(config, context, launcher, [list(overrides) for overrides in override_lists])
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="freeze", node=FreezeSweeperConf, provider="freeze-runner")

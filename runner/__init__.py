@@ -1,6 +1,6 @@
 """Freeze it, prove it, price it: a config-driven experiment runner for freezing parameters in PyTorch.
 
-The public words are imported when they are first used (PEP 562), so that `import runner` costs nothing.
+The public names are imported when they are first used (PEP 562), so that `import runner` takes no time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["FreezingMethod", "audit", "run", "select"]
 
-_HOME = {
+_MODULE_OF = {
     "FreezingMethod": "runner.methods.base",
     "audit": "runner.proof.audit",
     "run": "runner.runs.job",
@@ -26,12 +26,14 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    """Import a public name when it is first used. Raises AttributeError for any other name."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'runner' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    word = getattr(import_module(_HOME[name]), name)
-    globals()[name] = word
-    return word
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
+    """Return the public names, for completion."""
     return sorted([*(name for name in globals() if name.startswith("__")), *__all__])

@@ -1,25 +1,26 @@
-"""What users and scripts may rely on: file names, columns, words, exit codes, and the shape of a row and of a record.
+"""What users and scripts may rely on: file names, columns, words, exit codes, and the keys of a row and of `run.json`.
 
-Each word is a `Literal`: where a value has such a type, the type checker refuses any other word.
+Verdicts, causes and statuses are `Literal` types, so that mypy refuses any other word.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final, Literal, Protocol, TypedDict, get_args
 
-# A run's folder.
+# Files in the folder of a run.
 CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "runner.log", "model.safetensors"
-RUNNING = ".running"  # the mark of a run in progress, in a sweep
+RUNNING = ".running"  # in a sweep: exists while the run is in progress
 HYDRA = ".hydra"  # the composed config and the overrides, as Hydra writes them
-# A sweep's folder; it holds a `changes.csv` of all its runs, too.
+# Files in the folder of a sweep, besides the `changes.csv` of all its runs.
 COMPARISON, FAILURES, HEATMAP_SVG, HEATMAP_PNG = "comparison.csv", "failures.csv", "heatmap.svg", "heatmap.png"
-SWEEP_CONFIG = "multirun.yaml"  # the config that the sweep was started with
-STOP, INTERRUPT = ".stop", ".interrupt"  # begin no more runs; end those in progress, too
-LOCKS = ".locks"  # a lock for each run
-SLOTS = ".slots"  # a lock for each worker that computes on an accelerator
-PAGE = "report.html"  # of a run as of a sweep
+SWEEP_CONFIG = "multirun.yaml"  # the config with which the sweep was started
+STOP = ".stop"  # while it exists, no further run begins
+INTERRUPT = ".interrupt"  # while it exists, the runs in progress end too
+LOCKS = ".locks"  # the folder of a lock file for each run
+SLOTS = ".slots"  # the folder of a lock file for each worker that uses an accelerator
+PAGE = "report.html"  # in the folder of a run, and of a sweep
 
-Kind = Literal["parameter", "buffer"]
+TensorKind = Literal["parameter", "buffer"]
 Verdict = Literal["held", "returned", "leaked", "trained", "idle", "still", "drifted"]
 RunVerdict = Literal["held", "leaked"]
 Status = Literal["finished", "failed", "interrupted", "skipped"]
@@ -42,11 +43,11 @@ Coupling = Literal["clip", "optimizer"]
 
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
-WITH_TABLES: Final[tuple[Status, ...]] = ("finished", "interrupted")  # the statuses of runs that leave tables
+STATUSES_WITH_TABLES: Final[tuple[Status, ...]] = ("finished", "interrupted")  # runs of these have CSV files
 
 EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, EXIT_STRICT, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
-# Keys that only say where and how a run is carried out: two configs that differ in these alone are the same run.
+# Config keys that only say where and how a run is carried out: configs that differ only in these have the same hash.
 NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost")
 
 
@@ -55,7 +56,7 @@ class Row(TypedDict):
 
     name: str
     aliases: str
-    kind: Kind
+    kind: TensorKind
     module_type: str
     shape: str
     numel: int
@@ -73,39 +74,39 @@ class Row(TypedDict):
     cause: Cause
 
 
-COLUMNS = tuple(Row.__annotations__)
+CHANGE_COLUMNS = tuple(Row.__annotations__)  # of `changes.csv`
 
 OUTCOME_COLUMNS = (
     *("status", "reason", "verdict"),
     *VERDICTS,
     *("loss_first", "loss_last", "trained_part", "trained_part_why"),
-)  # of `comparison.csv`, between the swept keys and the costs
-FAILURE_COLUMNS = ("run", "status", "reason", "log", "overrides")  # of `failures.csv`
-STEP_COLUMNS = ("step", "loss", "seconds")  # of `steps.csv`; then a column `lr/GROUP` for each group that the run had
+)  # columns of `comparison.csv`, between the swept keys and the costs
+FAILURE_COLUMNS = ("run", "status", "reason", "log", "overrides")  # columns of `failures.csv`
+STEP_COLUMNS = ("step", "loss", "seconds")  # columns of `steps.csv`, before `lr/GROUP` for each parameter group
 
 Cost = dict[str, Any]
-"""The figures of a run's cost by name: the keys of COSTS that are known, and None for what could not be had."""
+"""The costs of a run: keys are names in COSTS; a value is None if it could not be measured."""
 
-PREDICTED = ("flops_forward", "flops_backward", "saved_bytes", "gradient_bytes", "optimizer_state_bytes")
+COUNTED = ("flops_forward", "flops_backward", "saved_bytes", "gradient_bytes", "optimizer_state_bytes")
 SECONDS = ("seconds_forward", "seconds_backward", "seconds_step")
-COMPARED = (*PREDICTED, "peak_memory_bytes", *SECONDS)  # figures that are compared with those of an unfrozen run
-COST_TEXTS = ("flops_counted_on", "peak_memory_by", "why_small")
+COSTS_WITH_SHARE = (*COUNTED, "peak_memory_bytes", *SECONDS)  # each also has a `_share`: relative to training everything
+TEXT_COSTS = ("flops_counted_on", "peak_memory_by", "why_small")
 COSTS = (
-    *PREDICTED,
+    *COUNTED,
     "parameter_bytes",
     "peak_memory_bytes",
     *SECONDS,
     *(f"{key}_spread" for key in SECONDS),
     "frozen_gradient_bytes",
     "frozen_optimizer_state_bytes",
-    *(f"{key}_share" for key in COMPARED),
+    *(f"{key}_share" for key in COSTS_WITH_SHARE),
     "flops_share",
-    *COST_TEXTS,
+    *TEXT_COSTS,
 )
 
 
-class Figures(TypedDict):
-    """The keys of a record that only a run that trained can fill."""
+class TrainingRecord(TypedDict):
+    """The part of `run.json` that only a run that trained can fill."""
 
     verdict: RunVerdict | None
     counts: dict[str, int]
@@ -119,8 +120,8 @@ class Figures(TypedDict):
     cost: Cost
 
 
-class Record(Figures):
-    """What `run.json` holds."""
+class Record(TrainingRecord):
+    """The content of `run.json`."""
 
     status: Status
     reason: str
@@ -136,19 +137,19 @@ class Record(Figures):
 
 
 def method_name(target: str) -> str:
-    """What a method is called: the module of one in `runner.methods`, the class of any other."""
-    home, _, name = target.rpartition(".")
-    return home.rpartition(".")[2] if home.startswith("runner.methods.") else name
+    """Return the name of a method from its `_target_`: its module if it is in `runner.methods`, otherwise its class."""
+    parent, _, name = target.rpartition(".")
+    return parent.rpartition(".")[2] if parent.startswith("runner.methods.") else name
 
 
 class Note(Protocol):
-    """The one channel for what the user should be told: called with a sentence, when it arises.
+    """The type of the function through which all messages to the user go.
 
-    An urgent one is shown at once; the others at the end, where the run's record has them all.
+    An urgent note is printed at once, the others at the end of the run; `run.json` lists them all.
     """
 
     def __call__(self, text: str, *, urgent: bool = False) -> None: ...
 
 
-def unheard(text: str, *, urgent: bool = False) -> None:
-    """A note for nobody."""
+def ignore_note(text: str, *, urgent: bool = False) -> None:
+    """Ignore the note: the default where a caller wants no notes."""

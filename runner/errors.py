@@ -1,4 +1,4 @@
-"""Errors that teach: what was given, what was expected, what to do."""
+"""The errors for a user's mistakes, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from difflib import get_close_matches
 
 
 class ConfigError(ValueError):
-    """The user's mistake, said in one short message; a command that meets it exits with 2."""
+    """A mistake of the user: the message says what was given, what was expected and what to do. Exit code 2."""
 
 
 class SkippedError(Exception):
-    """A method cannot serve this model or optimizer; the message is the reason."""
+    """A method does not work with this model or optimizer; the message is the reason."""
 
 
 class Refused(SystemExit):
-    """The user's mistake, found before anything was written; `code` is the message. Hydra lets no other error through."""
+    """A mistake of the user, found before any file was written; `code` is the message.
+
+    It is a SystemExit because Hydra only prints a warning for other exceptions of a callback.
+    """
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """The known names nearest to what was given, as the end of a message; empty where none is near."""
-    by_folded = {name.lower(): name for name in known}
-    near = [by_folded[name] for name in get_close_matches(given.lower(), by_folded, n=3, cutoff=0.6)]
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    """Return `; did you mean A or B?` with up to three known names similar to `given`, or "" if none is similar."""
+    by_lowercase = {name.lower(): name for name in known}
+    similar = [by_lowercase[name] for name in get_close_matches(given.lower(), by_lowercase, n=3, cutoff=0.6)]
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
 def listed(words: Sequence[str], most: int = 12) -> str:
-    """Words as a sentence lists them: `a`, `a and b`, `a, b and c`, and how many more where they are too many."""
+    """Join words for a sentence: `a`, `a and b`, `a, b and c`. Of more than `most` words, the last ones become `N more`."""
     if len(words) > most:
         words = [*words[: most - 1], f"{len(words) - most + 1} more"]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""

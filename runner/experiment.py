@@ -1,6 +1,6 @@
-"""The straight line: config -> model -> selection -> method -> groups -> train -> changes -> verdict. Start reading here.
+"""One run from its config to its verdicts: config -> model -> selection -> method -> groups -> train -> changes -> verdict.
 
-Everything before the first step is put together in `assemble.py`, and undone when the block is left.
+Start reading here. `assemble.py` builds everything that exists before the first step; leaving its block undoes every change.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import nn
 
 from runner.assemble import Setup, assembled, begin_phase, build_batches, build_scheduler, build_task
 from runner.config.schema import Config
-from runner.contract import Cost, Figures, Note, Row, unheard
+from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
-from runner.freezing.schedule import spans
+from runner.freezing.schedule import reached_phases
 from runner.freezing.selection import Selection
 from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
@@ -29,7 +29,16 @@ from runner.training.loop import Step, train
 
 @dataclass
 class Outcome:
-    """What one run left: the model as built, trained; a row for each tensor; the steps; what its record holds of it."""
+    """The result of a run that trained.
+
+    Attributes:
+        model: the trained model, with its own modules, flags and modes.
+        selection: what is frozen in at least one phase.
+        rows: the rows of `changes.csv`, one for each parameter and buffer.
+        losses: the loss of each step.
+        interrupted: whether Ctrl-C or SIGTERM ended the training early.
+        record: the part of `run.json` that only a run that trained can fill.
+    """
 
     model: nn.Module
     selection: Selection
@@ -37,44 +46,50 @@ class Outcome:
     steps: list[Step]
     losses: list[float]
     interrupted: bool
-    figures: Figures
+    record: TrainingRecord
 
 
 @dataclass
-class Training:
-    """How far the training has come. `not_run`: of each module, the share of the phase's steps that did not run it."""
+class TrainingState:
+    """The state of the training, updated at each step.
+
+    Attributes:
+        steps: the steps done so far.
+        forecast: the leaks predicted for the phases that have begun.
+        skipped_shares: by module name, the share (0 to 1) of the last phase's steps in which the method skipped the module.
+    """
 
     steps: list[Step] = field(default_factory=list)
-    foreseen: Forecast = field(default_factory=Forecast)
-    not_run: dict[str, float] = field(default_factory=dict)
+    forecast: Forecast = field(default_factory=Forecast)
+    skipped_shares: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
 
 
 def experiment(
     config: Config,
     on_step: Callable[[Step], None] = lambda step: None,
-    on_note: Note = unheard,
+    on_note: Note = ignore_note,
     *,
-    foresees: bool = False,
+    warn_of_leaks: bool = False,
 ) -> Outcome:
-    """One run, from a config to the rows that say what became of every parameter and buffer.
+    """Run one experiment in memory and return its outcome; the model is restored except for its trained values.
 
-    `on_note` takes each note as it arises; with `foresees` also what would leak, as a phase begins. An interrupt (Ctrl-C)
-    ends the training and keeps what was measured. Raises ConfigError for what the config got wrong and SkippedError where
-    the method cannot serve this model.
+    `on_step` is called after each step, `on_note` with each note to the user. With `warn_of_leaks`, predicted leaks are
+    noted when a phase begins. An interrupt (Ctrl-C) ends the training, and what was measured until then is returned.
+    Raises ConfigError if the config is wrong, and SkippedError if the method does not work with this model.
     """
-    training = Training()
+    state = TrainingState()
     with assembled(config, on_note) as setup:
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
             try:
-                for step in training_steps(setup, report, training, foresees):
+                for step in training_steps(setup, report, state, warn_of_leaks):
                     on_step(step)
             except KeyboardInterrupt:
-                training.interrupted = True
+                state.interrupted = True
         for text in report.notes:
             on_note(text)
-        losses = torch.stack([step.loss for step in training.steps]).tolist() if training.steps else []
-        figures: Figures = {
+        losses = torch.stack([step.loss for step in state.steps]).tolist() if state.steps else []
+        record: TrainingRecord = {
             "verdict": run_verdict(report.rows),
             "counts": count_verdicts(report.rows),
             "loss_first": finite_or_none(losses[0]) if losses else None,
@@ -83,57 +98,57 @@ def experiment(
             "threads": torch.get_num_threads(),
             "device": str(setup.device),
             "trained_digest": trained_digest(setup.before, setup.selection),
-            "couplings": couplings(setup, training.foreseen),
-            "cost": costs(setup, training),
+            "couplings": couplings(setup, state.forecast),
+            "cost": read_costs(setup, state),
         }
         return Outcome(
-            model=setup.built,
+            model=setup.built_model,
             selection=setup.selection,
             rows=report.rows,
-            steps=training.steps,
+            steps=state.steps,
             losses=losses,
-            interrupted=training.interrupted,
-            figures=figures,
+            interrupted=state.interrupted,
+            record=record,
         )
 
 
-def training_steps(setup: Setup, report: Report, training: Training, foresees: bool = False) -> Iterator[Step]:
-    """The steps of a run, phase by phase, each kept in `training` with what else the training leaves."""
+def training_steps(setup: Setup, report: Report, state: TrainingState, warn_of_leaks: bool = False) -> Iterator[Step]:
+    """Train phase by phase: yield each step after it is done, and update `state`."""
     config, phases, optimizer = setup.config, setup.phases, setup.optimizer
     task = build_task(config, setup.device)
-    scheduler = build_scheduler(config, optimizer)  # under the audit, which has to see the declared rates
+    scheduler = build_scheduler(config, optimizer)  # after the audit began, because a scheduler changes the learning rates
     task = setup.meter.wrap_task(task, optimizer, setup.undo)
     setup.method.attach(optimizer, phases[0].selection, setup.undo)
     seed_all(config.seed)
     batches = build_batches(config, setup.device)
-    for number, (phase, count) in enumerate(spans(phases, config.steps)):
-        if len(training.steps) < phase.first - 1:
-            setup.note(f"the data ended before step {phase.first}, from which on more was to be frozen")
+    for number, (phase, count) in enumerate(reached_phases(phases, config.steps)):
+        if len(state.steps) < phase.first - 1:
+            setup.note(f"the data ended before step {phase.first}, where more would have been frozen")
             return
         if number:
             begin_phase(setup, number)
             report.freeze(phase.selection)
-        if foresees:
-            training.foreseen = foresee_phase(setup, training.foreseen)
+        if warn_of_leaks:
+            state.forecast = foresee_phase(setup, state.forecast)
         context = PhaseContext(setup.model, task, setup.note)
-        fed = setup.method.feed(islice(batches, count), context)
-        fed = setup.meter.watch_first_batch(fed, phase.first, optimizer, setup.undo)
-        how = {"scheduler": scheduler, "clip": config.clip, "zero_grad_to_none": config.zero_grad_to_none}
-        for step in train(setup.model, optimizer, task, fed, **how, first=phase.first):
-            training.steps.append(step)
+        phase_batches = setup.method.feed(islice(batches, count), context)
+        phase_batches = setup.meter.watch_first_batch(phase_batches, phase.first, optimizer, setup.undo)
+        options = {"scheduler": scheduler, "clip": config.clip, "zero_grad_to_none": config.zero_grad_to_none}
+        for step in train(setup.model, optimizer, task, phase_batches, **options, first=phase.first):
+            state.steps.append(step)
             yield step
-        made = len(training.steps) - phase.first + 1
-        training.not_run = {name: steps / made for name, steps in context.not_run.items()}
+        phase_steps = len(state.steps) - phase.first + 1
+        state.skipped_shares = {name: steps / phase_steps for name, steps in context.not_run.items()}
 
 
-def costs(setup: Setup, training: Training) -> Cost:
-    """The figures of a run that made steps; none of one that was interrupted, whose end is not to wait for them."""
-    if not training.steps or training.interrupted:
+def read_costs(setup: Setup, state: TrainingState) -> Cost:
+    """Return the measured costs of a run; empty if it did no step, or was interrupted, because measuring takes time."""
+    if not state.steps or state.interrupted:
         return {}
     return setup.meter.read_costs(
         model=setup.model,
         optimizer=setup.optimizer,
         selection=setup.selection,
         parameters=setup.parameters,
-        skipped=training.not_run,
+        skipped=state.skipped_shares,
     )

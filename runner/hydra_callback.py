@@ -1,4 +1,4 @@
-"""What is done before Hydra makes a run's folder: refuse what composing can find, or look first (`plan=true`)."""
+"""A Hydra callback that checks the config of a single run, or shows its plan, before Hydra creates the run's folder."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from runner.contract import EXIT_DONE, EXIT_FAILED
 from runner.errors import ConfigError, Refused
 from runner.runs.folder import contains_run
 
-register_resolvers()  # at import, for the config names this module in each process that composes or runs it
+register_resolvers()  # here, because every process of a sweep imports this module: the config names it
 
 
 class BeforeRun(Callback):
-    """Hydra's callback of a single run; it speaks by SystemExit, for Hydra turns a callback's exceptions into warnings."""
+    """Refuse a wrong config, or print the plan (`plan=true`), before a single run begins.
+
+    It ends the process by SystemExit, because Hydra turns other exceptions of a callback into warnings.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Raise Refused if the config is wrong or the folder is used, and SystemExit after a plan."""
         try:
             checked = check(config)
             if checked.resume:
-                raise ConfigError("resume=last goes on with a sweep; add -m")
+                raise ConfigError("resume=last resumes a sweep; add -m")
             if checked.plan:
                 from runner.foresight.plan import show_plan
                 from runner.runs.console import create_console
@@ -36,9 +40,9 @@ class BeforeRun(Callback):
                 raise SystemExit(EXIT_DONE)
             folder = Path(config.hydra.run.dir)
             if contains_run(folder):
-                raise ConfigError(f"hydra.run.dir={folder} holds a run already; give a folder of its own")
+                raise ConfigError(f"hydra.run.dir={folder} already contains a run; give another folder")
         except (ConfigError, OmegaConfBaseException) as error:
             raise Refused(" ".join(short_message(error).split())) from error
-        except Exception as error:  # a bug in the user's class, met by a plan; there is no log to hold its traceback
+        except Exception as error:  # a bug in a user's class, met by a plan, which has no log for the traceback
             traceback.print_exc()
             raise SystemExit(EXIT_FAILED) from error

@@ -1,4 +1,4 @@
-"""What a run sets of the machine: device, threads, determinism, random state. All but the device is put back."""
+"""What a run sets in the process: device, threads, determinism and random state; all but the device are restored."""
 
 from __future__ import annotations
 
@@ -14,64 +14,70 @@ from runner.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu`, `cuda` or `mps`; ConfigError where it is not there."""
-    there: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    """Return the device of `cpu`, `cuda` or `mps`; `auto` takes the first available of `cuda`, `mps` and `cpu`.
+
+    Raises ConfigError if the device is not available.
+    """
+    checks: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if name == "auto":
-        return torch.device(next((kind for kind, is_there in there.items() if is_there()), "cpu"))
-    if name in there and not there[name]():
+        return torch.device(next((kind for kind, is_available in checks.items() if is_available()), "cpu"))
+    if name in checks and not checks[name]():
         raise ConfigError(f"device={name} is not available here; give device=cpu or device=auto")
     return torch.device(name)
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python, numpy and torch on every device."""
+    """Seed the random generators of Python, numpy and torch, on every device."""
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         torch.manual_seed(seed)
-    else:  # which would note the call, with its stack, for devices that are not there
+    else:  # without a device, manual_seed would store a call with its stack trace, to seed the device later
         torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
-def machine(threads: int | str, deterministic: bool) -> Iterator[None]:
-    """Set threads and determinism; on leaving, put them and the random state back as they were."""
-    was_threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+def machine_settings(threads: int | str, deterministic: bool) -> Iterator[None]:
+    """Within the block, use this number of threads (`auto`: no change) and torch's deterministic algorithms if asked.
+
+    Restores both, and the random state, on leaving.
+    """
+    old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    old_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if threads != "auto":
         torch.set_num_threads(int(threads))
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
         torch.use_deterministic_algorithms(True)
     try:
-        with kept_random_state():
+        with preserve_random_state():
             yield
     finally:
-        torch.set_num_threads(was_threads)
-        torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warn_only)
+        torch.set_num_threads(old_threads)
+        torch.use_deterministic_algorithms(old_deterministic, warn_only=old_warn_only)
 
 
 def random_state() -> bytes:
-    """The random state of Python, numpy and torch, on every device, to be compared."""
-    _, keys, place, *_ = numpy.random.get_state()
+    """Return the random state of Python, numpy and torch (CPU and CUDA) as bytes, for comparisons."""
+    _, keys, position, *_ = numpy.random.get_state()
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-    drawn = b"".join(state.numpy().tobytes() for state in states)
-    return drawn + repr((random.getstate(), place)).encode() + numpy.asarray(keys).tobytes()
+    torch_states = b"".join(state.numpy().tobytes() for state in states)
+    return torch_states + repr((random.getstate(), position)).encode() + numpy.asarray(keys).tobytes()
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
-    """On leaving, put the random state of Python, numpy and torch, on every device, back as it was."""
-    was = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    was_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    was_mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+def preserve_random_state() -> Iterator[None]:
+    """Restore the random state of Python, numpy and torch, on every device, when the block is left."""
+    python_state, numpy_state, torch_state = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
     finally:
-        random.setstate(was[0])
-        numpy.random.set_state(was[1])
-        torch.set_rng_state(was[2])
-        if was_cuda:
-            torch.cuda.set_rng_state_all(was_cuda)
-        if was_mps is not None:
-            torch.mps.set_rng_state(was_mps)
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)

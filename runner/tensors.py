@@ -1,4 +1,4 @@
-"""The tensors of a model: every parameter and buffer once, with all its names, in the order of registration."""
+"""The parameters and buffers of a model, comparison of tensors bit by bit, and mapping over nested values."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from runner.contract import Kind
+from runner.contract import TensorKind
 from runner.errors import ConfigError
 
 
 @dataclass
-class Entry:
-    """One tensor of a model. `name` is the first it was registered under, `aliases` are the others (tied tensors)."""
+class TensorEntry:
+    """One parameter or buffer of a model.
+
+    Attributes:
+        name: the first name under which it is registered, such as `layer1.0.weight`.
+        owner: the name of the module that it is registered in under `name`; "" for the model itself.
+        module_type: the class name of that module.
+        aliases: its other names, if it is tied.
+    """
 
     name: str
-    kind: Kind
+    kind: TensorKind
     owner: str
     module_type: str
     tensor: Tensor
@@ -28,149 +35,164 @@ class Entry:
 
     @property
     def names(self) -> list[str]:
+        """All its names, the first one first."""
         return [self.name, *self.aliases]
 
 
-def entries(model: nn.Module) -> dict[str, Entry]:
-    """Every parameter and buffer by name: each module in `named_modules()` order, its parameters, then its buffers.
+def tensor_entries(model: nn.Module) -> dict[str, TensorEntry]:
+    """Return all parameters and buffers by name: module by module as in `named_modules()`, parameters before buffers.
 
-    Non-persistent buffers are included. A tensor is told by identity, never by value: one that is registered under
-    several names is one entry.
+    Non-persistent buffers are included. Tensors are distinguished by identity, not by value: a tensor that is registered
+    under several names has one entry.
     """
-    found: dict[int, Entry] = {}
+    by_id: dict[int, TensorEntry] = {}
     for owner, module in model.named_modules(remove_duplicate=False):
-        own = [("parameter", name, value) for name, value in module._parameters.items()]
-        own += [("buffer", name, value) for name, value in module._buffers.items()]
-        for kind, name, value in own:
-            if value is None:
+        tensors: list[tuple[TensorKind, str, Tensor | None]] = [
+            *(("parameter", key, tensor) for key, tensor in module._parameters.items()),
+            *(("buffer", key, tensor) for key, tensor in module._buffers.items()),
+        ]
+        for kind, key, tensor in tensors:
+            if tensor is None:
                 continue
-            full = f"{owner}.{name}" if owner else name
-            if id(value) in found:
-                found[id(value)].aliases.append(full)
+            name, module_type = f"{owner}.{key}" if owner else key, type(module).__name__
+            if id(tensor) in by_id:
+                by_id[id(tensor)].aliases.append(name)
             else:
-                found[id(value)] = Entry(name=full, kind=kind, owner=owner, module_type=type(module).__name__, tensor=value)  # type: ignore[arg-type]
-    return {entry.name: entry for entry in found.values()}
+                by_id[id(tensor)] = TensorEntry(name=name, kind=kind, owner=owner, module_type=module_type, tensor=tensor)
+    return {entry.name: entry for entry in by_id.values()}
 
 
-def now(found: Mapping[str, Entry]) -> Callable[[Entry], Tensor | None]:
-    """Where an entry of before is among the entries found now: the same tensor under any name, else one of its name."""
-    here = {id(entry.tensor) for entry in found.values()}
+def tensor_resolver(current: Mapping[str, TensorEntry]) -> Callable[[TensorEntry], Tensor | None]:
+    """Return a function that finds, for an older entry of the same model, its tensor among the current entries.
 
-    def resolve(was: Entry) -> Tensor | None:
-        if id(was.tensor) in here:
-            return was.tensor
-        return found[was.name].tensor if was.name in found else None
+    The function returns the tensor of the older entry itself if the model still has it under any name, otherwise the current
+    tensor of the same name, otherwise None.
+    """
+    current_ids = {id(entry.tensor) for entry in current.values()}
+
+    def resolve(entry: TensorEntry) -> Tensor | None:
+        if id(entry.tensor) in current_ids:
+            return entry.tensor
+        return current[entry.name].tensor if entry.name in current else None
 
     return resolve
 
 
 def refuse_unless_dense(model: nn.Module) -> None:
-    """Raise ConfigError unless there is one process, and every tensor is dense, whole and holds values."""
+    """Raise ConfigError if several processes train the model, or if one of its tensors is not dense or has no values yet."""
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise ConfigError("model: torch.distributed runs several processes; one process and dense tensors are needed")
+        raise ConfigError("model: torch.distributed runs several processes; use one process and dense tensors")
     for name, module in model.named_modules():
         if ".quantized" in type(module).__module__:
             raise ConfigError(f"model: {name} is a quantised {type(module).__name__}; only dense tensors can be watched")
-    for name, entry in entries(model).items():
+    for name, entry in tensor_entries(model).items():
         tensor = entry.tensor
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-            what = "not initialised yet (a lazy module); run one batch through the model in the function that builds it"
+            problem = "not initialised yet (a lazy module); run one batch through the model in the function that builds it"
         elif tensor.is_meta:
-            what = "on the meta device and holds no values; build the model on a real one"
+            problem = "on the meta device and has no values; build the model on a real device"
         elif tensor.is_nested:
-            what = "nested; only dense tensors can be watched bit by bit"
+            problem = "nested; only dense tensors can be watched bit by bit"
         elif tensor.layout is not torch.strided or tensor.is_quantized:
-            what = f"{'quantised' if tensor.is_quantized else 'sparse'}; only dense tensors can be watched bit by bit"
+            problem = f"{'quantised' if tensor.is_quantized else 'sparse'}; only dense tensors can be watched bit by bit"
         elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-            what = f"a {type(tensor).__name__} (sharded or quantised); one process and dense tensors are needed"
+            problem = f"a {type(tensor).__name__} (sharded or quantised); use one process and dense tensors"
         else:
             continue
-        raise ConfigError(f"model: {name} is {what}")
+        raise ConfigError(f"model: {name} is {problem}")
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether a part of it was given to torch.compile: hooks on modules would have it compiled once more."""
+    """Return whether torch.compile was applied to the model or any of its modules (module hooks would make it recompile)."""
     return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules())
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of any dtype hold the same bits; -0.0 and 0.0 differ, equal NaN bits do not."""
+    """Return whether two tensors have the same shape, dtype and bits; they may be on different devices.
+
+    So -0.0 and 0.0 differ, and NaNs are equal if their bits are.
+    """
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return equal_bits(flat(one, like=one), flat(other.to(one.device), like=one))  # a model may move to another device
+    other = other.to(one.device)  # a model may be moved to another device
+    return same_bits_flat(flattened(one, like=one), flattened(other, like=one))
 
 
-def equal_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two contiguous flat tensors of one type and size hold the same bits."""
-    left, right = bits(one), bits(other)
-    if left.dtype != right.dtype:  # a view that begins off the eight bytes
+def same_bits_flat(one: Tensor, other: Tensor) -> bool:
+    """Return whether two flat contiguous tensors of the same dtype and size have the same bits."""
+    left, right = as_integers(one), as_integers(other)
+    if left.dtype != right.dtype:  # one of them is a view that does not begin at a multiple of eight bytes
         left, right = left.clone().view(torch.uint8), right.clone().view(torch.uint8)
     return torch.equal(left, right)
 
 
-def share_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors lie in the same storage, with bytes from the first to the last element of each in common."""
+def memory_overlaps(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors use the same storage and the byte ranges from first to last element overlap."""
     if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not one.numel() or not other.numel():
         return False
-    (begin, end), (start, stop) = _extent(one), _extent(other)
-    return begin < stop and start < end
+    (begin, end), (other_begin, other_end) = _byte_range(one), _byte_range(other)
+    return begin < other_end and other_begin < end
 
 
-def _extent(tensor: Tensor) -> tuple[int, int]:
+def _byte_range(tensor: Tensor) -> tuple[int, int]:
+    """Return where the tensor's elements begin and end in its storage, in bytes."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     begin = int(tensor.storage_offset()) * tensor.element_size()
     return begin, begin + (last + 1) * tensor.element_size()
 
 
-def flat(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor's elements in the order in which `like` lies in memory, so that a channels_last one is not copied."""
+def flattened(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor's elements as a flat contiguous tensor, in the memory order of `like`; copied only if necessary.
+
+    Tensors to compare need the same `like`. A channels_last tensor is not copied if it is its own `like`.
+    """
     if not like.is_contiguous():
         tensor = tensor.permute(sorted(range(like.dim()), key=lambda dim: like.stride(dim), reverse=True))
     return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
 
 
-def bits(flat: Tensor) -> Tensor:
-    """The bits of a contiguous flat tensor as integers, without a copy."""
+def as_integers(flat: Tensor) -> Tensor:
+    """Return a view of a flat contiguous tensor's bits as integers, without a copy."""
     if flat.is_complex():
         flat = torch.view_as_real(flat).view(-1)
     size = flat.element_size()
-    eights = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
-    return flat.view(torch.int64 if eights else _INTEGER_OF_SIZE[size])  # eight bytes at a time compare fastest
+    fits_int64 = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
+    return flat.view(torch.int64 if fits_int64 else _INTEGER_OF_SIZE[size])  # int64 compares fastest
 
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A nested value of the same structure, with `change` applied to whatever is no container.
+def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return a copy of a nested value with `function` applied to each leaf, that is, to everything that is no container.
 
-    Containers are those that torch's pytree knows (tuples, lists, dicts, named tuples, classes that are registered there),
-    and mutable mappings of any other class, which are copied with all that they have besides.
+    Containers are those of torch's pytree (tuples, lists, dicts, named tuples, registered classes), and mutable mappings of
+    any other class; of these a shallow copy is filled, so that their other attributes are kept.
     """
 
-    def within(leaf: Any) -> Any:
+    def map_mapping(leaf: Any) -> Any:
         if not isinstance(leaf, MutableMapping):
-            return change(leaf)
+            return function(leaf)
         copied = copy.copy(leaf)
         for key in leaf:
-            copied[key] = each_leaf(leaf[key], change)
+            copied[key] = map_leaves(leaf[key], function)
         return copied
 
-    return tree_map(within, value)
+    return tree_map(map_mapping, value)
 
 
-def each_tensor(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """A nested value of the same structure, with every tensor in it changed."""
-    return each_leaf(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Return a copy of a nested value with `function` applied to each tensor; other leaves stay as they are."""
+    return map_leaves(value, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
 def leaves_in(value: Any) -> list[Any]:
-    """Whatever is no container in a nested value, in order."""
-    found: list[Any] = []
-    each_leaf(value, found.append)
-    return found
+    """Return all leaves of a nested value in order (see `map_leaves`)."""
+    leaves: list[Any] = []
+    map_leaves(value, leaves.append)
+    return leaves
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in a nested value, in order."""
+    """Return all tensors in a nested value, in order."""
     return [leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor)]

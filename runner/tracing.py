@@ -1,4 +1,4 @@
-"""Watching a forward pass: what is called, in which order, with what, and what it returns."""
+"""Call functions before and after the forward pass of every module of a model."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from torch import nn
 
-Begin = Callable[[str, nn.Module, Any, Any], None]
-End = Callable[[str, nn.Module, Any, Any, Any], None]
+Begin = Callable[[str, nn.Module, Any, Any], None]  # name, module, args, kwargs
+End = Callable[[str, nn.Module, Any, Any, Any], None]  # name, module, args, kwargs, output
 
 
-def ignored(*_: Any) -> None:
-    """Called for what nobody waits for."""
+def ignore_call(*_: Any) -> None:
+    """Ignore the call of a module: the default where a caller needs only `begin` or only `end`."""
 
 
 @contextmanager
-def tracing(model: nn.Module, begin: Begin = ignored, end: End = ignored) -> Iterator[None]:
-    """For as long as the block lasts, call `begin(name, module, args, kwargs)` before a call, `end(..., output)` after it.
+def tracing(model: nn.Module, begin: Begin = ignore_call, end: End = ignore_call) -> Iterator[None]:
+    """Within the block, call `begin` before each forward pass of a module, and `end` after it.
 
-    Of every module in the model, by its first name, the model itself included (its name is empty). Whatever the two raise
-    ends the forward pass.
+    `begin` gets (name, module, args, kwargs), `end` also gets the output. All modules are traced, each under its first name;
+    the name of the model itself is "". An exception of `begin` or `end` ends the forward pass.
     """
     handles = []
     for name, module in model.named_modules():

@@ -1,6 +1,7 @@
-"""Every method x optimizer x weight decay x scheduler x moment x gradients on a small model: `python -m runner.truth_table`.
+"""Run every method with every optimizer, scheduler and setting on a small model: `python -m runner.truth_table`.
 
-Each cell is a run of the straight line, in this process, composed once; and beside its outcome stands what a plan foresaw.
+All runs are in this process, and the config is composed only once. The table has one row for each distinct outcome, with
+the schedulers that lead to it, and says whether a plan predicted it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from rich.progress import track
 
 from runner.config.check import check
-from runner.config.compose import composed
+from runner.config.compose import compose_config
 from runner.config.schema import CONF, Config
 from runner.contract import EXIT_DONE, Row
 from runner.errors import SkippedError
@@ -31,18 +32,24 @@ if TYPE_CHECKING:
     from runner.experiment import Outcome
 
 BASE = ("model=token_mlp", "freeze=backbone", "batches=5", "threads=1", "device=cpu", "data.batch_size=8", "cost=off")
-FREEZE_AT = 3
-VARIANTS = {"requires_grad clean": {"clean": True}, "zero_lr guard": {"guard": True}}
-GROUPS: dict[str, dict[str, Any]] = {  # how an optimizer that does not take every group is served
+FREEZE_AT = 3  # the first frozen step of the cases that freeze in mid-run
+VARIANTS = {"requires_grad clean": {"clean": True}, "zero_lr guard": {"guard": True}}  # methods with options
+GROUPS: dict[str, dict[str, Any]] = {  # for optimizers that do not accept the default groups
     "lbfgs": {"cut": {"_target_": "runner.freezing.groups.all_in_one"}},
     "muon": {"cut": {"_target_": "runner.freezing.groups.by_module", "names": [r"re:(embed|there|head)\.weight"]}},
 }
-FEWER = {"lbfgs": {"max_iter": 3}}  # of the steps within a step, each of which is a batch
+FEWER_ITERATIONS = {"lbfgs": {"max_iter": 3}}  # to save time: each iteration within a step computes the loss
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run; `weight_decay` is None for an optimizer that has none."""
+class Case:
+    """The settings of one run.
+
+    Attributes:
+        weight_decay: None if the optimizer has no weight decay.
+        frozen_from: the first step with frozen parameters, counted from 1.
+        gradients: what `zero_grad` sets gradients to, `none` or `zeros`.
+    """
 
     method: str
     optimizer: str
@@ -54,7 +61,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """How a cell ended: `held`, `returned`, `leaked` or `skipped`; the causes; a digest of the rest; the plan's word."""
+    """The result of one run.
+
+    Attributes:
+        outcome: `held`, `returned`, `leaked` or `skipped`.
+        causes: the causes of the leaks, joined by `; `.
+        digest: a digest of all parameters that were not frozen.
+        foreseen: `yes` if a plan predicted the verdicts, otherwise the first difference.
+        reason: why the run was skipped.
+    """
 
     outcome: str
     causes: str = ""
@@ -63,35 +78,35 @@ class CaseResult:
     reason: str = ""
 
 
-def names(noun: str) -> list[str]:
-    """The choices of a noun, but for the one to fill in."""
-    return sorted(path.stem for path in (CONF / noun).glob("*.yaml") if path.stem != "custom")
+def choices(group: str) -> list[str]:
+    """Return the choices of a config group, except `custom`."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "custom")
 
 
-def grid() -> Iterator[Cell]:
-    """Every cell, `requires_grad` first, against which the others' rest is held."""
-    methods = sorted([*names("method"), *VARIANTS], key=lambda name: (name != "requires_grad", name))
-    for optimizer in names("optimizer"):
-        decays = (0.0, 0.1) if "weight_decay" in node("optimizer", optimizer) else (None,)
-        settings = product(decays, (1, FREEZE_AT), ("none", "zeros"), names("scheduler"))
-        for (decay, first, gradients, scheduler), method in product(settings, methods):
-            yield Cell(
+def all_cases() -> Iterator[Case]:
+    """Yield all cases; of each setting `requires_grad` first, with which the other methods are compared."""
+    methods = sorted([*choices("method"), *VARIANTS], key=lambda name: (name != "requires_grad", name))
+    for optimizer in choices("optimizer"):
+        decays = (0.0, 0.1) if "weight_decay" in config_node("optimizer", optimizer) else (None,)
+        settings = product(decays, (1, FREEZE_AT), ("none", "zeros"), choices("scheduler"))
+        for (weight_decay, frozen_from, gradients, scheduler), method in product(settings, methods):
+            yield Case(
                 method=method,
                 optimizer=optimizer,
-                weight_decay=decay,
-                frozen_from=first,
+                weight_decay=weight_decay,
+                frozen_from=frozen_from,
                 gradients=gradients,
                 scheduler=scheduler,
             )
 
 
-def became(cell: Cell) -> CaseResult:
-    """Foresee and run one cell."""
+def run_case(case: Case) -> CaseResult:
+    """Predict the result of one case by a plan, run it, and return the actual result and whether both agree."""
     from runner.assemble import assembled
     from runner.experiment import experiment
     from runner.foresight.plan import foresee
 
-    config = configured(cell)
+    config = config_of(case)
     try:
         with assembled(config) as setup:
             rehearsal = foresee(setup)
@@ -99,96 +114,100 @@ def became(cell: Cell) -> CaseResult:
     except SkippedError as skipped:
         return CaseResult("skipped", reason=str(skipped))
     frozen = [row for row in outcome.rows if row["frozen"]]
-    words = {row["verdict"] for row in frozen}
+    verdicts = {row["verdict"] for row in frozen}
     return CaseResult(
-        outcome=next(word for word in ("leaked", "returned", "held") if word in words),
+        outcome=next(verdict for verdict in ("leaked", "returned", "held") if verdict in verdicts),
         causes="; ".join(sorted({row["cause"] for row in frozen if row["verdict"] == "leaked"})),
-        digest=outcome.figures["trained_digest"] or "",
-        foreseen=compared(rehearsal.rows, outcome),
+        digest=outcome.record["trained_digest"] or "",
+        foreseen=compare_with_plan(rehearsal.rows, outcome),
     )
 
 
-def compared(foreseen: Sequence[Row], outcome: Outcome) -> str:
-    """`yes` where a plan foresaw verdict and cause of all that is frozen and of every buffer, else the first difference."""
-    was = {row["name"]: (row["verdict"], row["cause"]) for row in foreseen}
+def compare_with_plan(predicted_rows: Sequence[Row], outcome: Outcome) -> str:
+    """Return `yes` if a plan predicted verdict and cause of each frozen tensor and buffer, else the first difference."""
+    predictions = {row["name"]: (row["verdict"], row["cause"]) for row in predicted_rows}
     for row in outcome.rows:
-        told, came = was[row["name"]], (row["verdict"], row["cause"])
-        if (row["frozen"] or row["kind"] == "buffer") and told != came:
-            return f"{row['name']}: foreseen {' '.join(told)}, came {' '.join(came)}"
+        predicted, actual = predictions[row["name"]], (row["verdict"], row["cause"])
+        if (row["frozen"] or row["kind"] == "buffer") and predicted != actual:
+            return f"{row['name']}: foreseen {' '.join(predicted)}, was {' '.join(actual)}"
     return "yes"
 
 
-def configured(cell: Cell) -> Config:
-    """The config of a cell, put together without composing."""
-    method = cell.method.partition(" ")[0]
-    optimizer = {**node("optimizer", cell.optimizer), **FEWER.get(cell.optimizer, {})}
-    if cell.weight_decay is not None:
-        optimizer = {**optimizer, "weight_decay": cell.weight_decay}
-    schedule = {"_target_": "runner.freezing.schedule.after", "step": cell.frozen_from}
+def config_of(case: Case) -> Config:
+    """Return the config of a case, made from the common one without composing, which would be slow."""
+    method = case.method.partition(" ")[0]
+    optimizer = {**config_node("optimizer", case.optimizer), **FEWER_ITERATIONS.get(case.optimizer, {})}
+    if case.weight_decay is not None:
+        optimizer = {**optimizer, "weight_decay": case.weight_decay}
+    schedule = {"_target_": "runner.freezing.schedule.after", "step": case.frozen_from}
     config = replace(
-        base(),
-        method={**node("method", method), **VARIANTS.get(cell.method, {})},
+        base_config(),
+        method={**config_node("method", method), **VARIANTS.get(case.method, {})},
         optimizer=optimizer,
-        scheduler=node("scheduler", cell.scheduler, cell.optimizer),
+        scheduler=config_node("scheduler", case.scheduler, case.optimizer),
         schedule=schedule,
-        zero_grad_to_none=cell.gradients == "none",
+        zero_grad_to_none=case.gradients == "none",
     )
-    return replace(config, groups=replace(config.groups, **GROUPS.get(cell.optimizer, {})))
+    return replace(config, groups=replace(config.groups, **GROUPS.get(case.optimizer, {})))
 
 
 @lru_cache(maxsize=1)
-def base() -> Config:
-    """What all cells have in common."""
-    return check(composed(*BASE))
+def base_config() -> Config:
+    """Return the config with the settings that all cases have in common."""
+    return check(compose_config(*BASE))
 
 
 @lru_cache(maxsize=1000)
-def node(noun: str, name: str, optimizer: str = "") -> dict[str, Any]:
-    """One file of the config, with what it refers to put in."""
-    around = {"batches": base().batches, "model": {"input": base().model.input}}
+def config_node(group: str, name: str, optimizer: str = "") -> dict[str, Any]:
+    """Return the content of `conf/GROUP/NAME.yaml`, with its interpolations resolved.
+
+    `optimizer`: the choice that interpolations such as `${optimizer.lr}` refer to.
+    """
+    context = {"batches": base_config().batches, "model": {"input": base_config().model.input}}
     if optimizer:
-        around["optimizer"] = node("optimizer", optimizer)
-    whole = OmegaConf.create({**around, "node": OmegaConf.load(CONF / noun / f"{name}.yaml")})
+        context["optimizer"] = config_node("optimizer", optimizer)
+    whole = OmegaConf.create({**context, "node": OmegaConf.load(CONF / group / f"{name}.yaml")})
     return OmegaConf.to_container(whole, resolve=True)["node"]  # type: ignore[call-overload,index,return-value]
 
 
-def rows(cells: Sequence[Cell], ends: Sequence[CaseResult]) -> list[dict[str, Any]]:
-    """A row for each distinct outcome of a method, optimizer, decay, moment and kind of gradient, with its schedulers."""
-    baselines = {replace(cell, method=""): end for cell, end in zip(cells, ends, strict=True) if is_baseline(cell)}
-    found: dict[tuple[Any, ...], list[str]] = {}
-    for cell, end in zip(cells, ends, strict=True):
-        baseline = baselines[replace(cell, method="")]
-        comparable = "skipped" not in (end.outcome, baseline.outcome) and baseline.outcome != "leaked"
-        rest = "" if not comparable else "identical" if end.digest == baseline.digest else "differs"
-        setting = (cell.method, cell.optimizer, cell.weight_decay, cell.frozen_from, cell.gradients)
-        found.setdefault((*setting, end.outcome, end.causes, rest, end.foreseen, end.reason), []).append(cell.scheduler)
-    order = list(dict.fromkeys(cell.method for cell in cells))
+def table_rows(cases: Sequence[Case], results: Sequence[CaseResult]) -> list[dict[str, Any]]:
+    """Return a row for each distinct result of cases that differ only in their scheduler, with those schedulers."""
+    baselines = {replace(case, method=""): result for case, result in zip(cases, results, strict=True) if is_baseline(case)}
+    schedulers: dict[tuple[Any, ...], list[str]] = {}  # by all other values of the row
+    for case, result in zip(cases, results, strict=True):
+        baseline = baselines[replace(case, method="")]
+        comparable = "skipped" not in (result.outcome, baseline.outcome) and baseline.outcome != "leaked"
+        trained_part = "" if not comparable else "identical" if result.digest == baseline.digest else "differs"
+        setting = (case.method, case.optimizer, case.weight_decay, case.frozen_from, case.gradients)
+        values = (*setting, result.outcome, result.causes, trained_part, result.foreseen, result.reason)
+        schedulers.setdefault(values, []).append(case.scheduler)
+    order = list(dict.fromkeys(case.method for case in cases))
     return [
-        dict(zip(TRUTH_COLUMNS, (*told[:5], "|".join(sorted(schedulers)), len(schedulers), *told[5:]), strict=True))
-        for told, schedulers in sorted(found.items(), key=lambda row: (order.index(row[0][0]), row[0][1]))
+        dict(zip(TRUTH_COLUMNS, (*values[:5], "|".join(sorted(names)), len(names), *values[5:]), strict=True))
+        for values, names in sorted(schedulers.items(), key=lambda row: (order.index(row[0][0]), row[0][1]))
     ]
 
 
-def is_baseline(cell: Cell) -> bool:
-    """Whether the rest of other methods is held against this one's."""
-    return cell.method == "requires_grad"
+def is_baseline(case: Case) -> bool:
+    """Return whether the other methods are compared with the method of this case."""
+    return case.method == "requires_grad"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the whole grid and write both files."""
+    """Run all cases, and write the table as CSV and as Markdown; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m runner.truth_table", description=__doc__.splitlines()[0])
     parser.add_argument("-o", metavar="FOLDER", type=Path, default=Path("docs"), help="where to write (docs)")
     folder = parser.parse_args(arguments).o
-    import torch  # here, for `--help` should not wait for it
+    import torch  # not at the top, because `--help` should not wait for it
 
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # torch's, of schedulers that are stepped before an optimizer that is skipped
-    cells = list(grid())
-    gc.freeze()  # what was imported is there to stay; looking through it after every few runs takes a third of the time
-    ends = [became(cell) for cell in track(cells, "runs", console=create_console(), disable=not sys.stdout.isatty())]
-    table = rows(cells, ends)
-    write_truth_table(table, folder, torch.__version__.partition("+")[0])
-    print(f"{len(cells)} runs, {len(table)} distinct outcomes: {folder / 'truth_table.md'}")
+    warnings.simplefilter("ignore")  # torch warns if a scheduler steps before the optimizer
+    cases = list(all_cases())
+    gc.freeze()  # the garbage collector would otherwise spend a third of the time on imported modules
+    results = [run_case(case) for case in track(cases, "runs", console=create_console(), disable=not sys.stdout.isatty())]
+    rows = table_rows(cases, results)
+    write_truth_table(rows, folder, torch.__version__.partition("+")[0])
+    print(f"{len(cases)} runs, {len(rows)} distinct outcomes: {folder / 'truth_table.md'}")
     return EXIT_DONE
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.contract import CHANGES, COLUMNS, LOG, RECORD, STEPS
+from runner.contract import CHANGE_COLUMNS, CHANGES, LOG, RECORD, STEPS
 from runner.proof.verdict import count_verdicts
 from runner.runs.folder import csv_text
 
@@ -19,7 +19,11 @@ def tensor(name: str, verdict: str, change: float = 0.0, cause: str = "", **more
     """A row of `changes.csv`."""
     buffer = verdict in ("still", "drifted")
     frozen = verdict in ("held", "leaked", "returned")
-    row = dict.fromkeys(COLUMNS, "") | {"name": name, "kind": "buffer" if buffer else "parameter", "module_type": "Linear"}
+    row = dict.fromkeys(CHANGE_COLUMNS, "") | {
+        "name": name,
+        "kind": "buffer" if buffer else "parameter",
+        "module_type": "Linear",
+    }
     row |= {"shape": "2", "numel": 2, "dtype": "float32", "frozen": frozen, "group": "frozen" if frozen else "trainable"}
     row |= {"lr": 0.1, "requires_grad": not frozen, "initial_l2": 1.0, "change_l2": change, "change_rel": change}
     return row | {"change_max": change, "moved": change != 0, "verdict": verdict, "cause": cause} | more
@@ -76,7 +80,7 @@ def make_run(
     (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\nmethod:\n  _target_: {full['method'].get('_target_')}\n")
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {json.dumps(text)}\n" for text in overrides))
     if full["status"] in ("finished", "interrupted"):
-        (folder / CHANGES).write_text(csv_text(COLUMNS, rows))
+        (folder / CHANGES).write_text(csv_text(CHANGE_COLUMNS, rows))
         steps = [{"step": step, "loss": loss, "seconds": 0.01, "lr/trainable": 0.1} for step, loss in enumerate(losses, 1)]
         (folder / STEPS).write_text(csv_text(["step", "loss", "seconds", "lr/trainable"], steps))
     return folder

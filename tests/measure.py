@@ -8,7 +8,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.check import check
-from runner.config.compose import composed
+from runner.config.compose import compose_config
 from runner.config.schema import CONF, Config
 from runner.experiment import Outcome, experiment
 
@@ -16,7 +16,7 @@ from runner.experiment import Outcome, experiment
 @lru_cache(maxsize=1)
 def defaults() -> DictConfig:
     """The config of `model=mlp batches=3`."""
-    return composed("model=mlp", "batches=3")
+    return compose_config("model=mlp", "batches=3")
 
 
 def configured(*overrides: str) -> Config:

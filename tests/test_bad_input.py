@@ -18,7 +18,7 @@ from tests.measure import measure
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 QUICK = ("model=mlp", "batches=2")
 LBFGS = ("optimizer=lbfgs", "groups=one", "optimizer.max_iter=4")
-OLDER = f"Muon came with torch 2.9, and this is torch {torch.__version__}"
+OLDER = f"Muon needs torch 2.9 or newer; this is torch {torch.__version__}"
 STEP_LR = "torch.optim.lr_scheduler.StepLR"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,7 +82,7 @@ REFUSED = {
     ("optimizer=lbfgs", "groups=parameter"): r"^optimizer: LBFGS takes one group, not 9 ",
     (*LBFGS, "optimizer.lrr=1"): r"^optimizer\.lrr: runner\.training\.optimizers\.LBFGS takes no lrr; did you mean lr\?$",
     ("optimizer=sparse_adam", "optimizer.lrr=1"): r"SparseAdam takes no lrr; did you mean lr\?$",
-    own("Needs"): r"Needs cannot be called so: missing a required argument: 'lr'; it takes \(params, lr\)$",
+    own("Needs"): r"Needs: missing a required argument: 'lr'; its signature is \(params, lr\)$",
     ("scheduler=custom", f"scheduler._target_={STEP_LR}"): r"^scheduler: .* missing a required argument: 'step_size'",
     ("scheduler=custom",): r"^scheduler\._target_ is missing; give scheduler\._target_=\.\.\.$",
     ("scheduler=custom", "scheduler._target_=torch.optim.SGD"): r"^scheduler: torch\.optim\.SGD refused its arguments: ",
@@ -108,7 +108,7 @@ REFUSED = {
 }  # fmt: skip
 
 SECOND_GROUP = "LBFGS takes one group, and this method needs a second for what is frozen"
-FROM_ZERO = "LBFGS searches along a line from its learning rate on, and cannot from one of 0"
+FROM_ZERO = "the line search of LBFGS divides by the learning rate, which is 0 here"
 SKIPPED = {
     (*LBFGS, "method=zero_lr"): SECOND_GROUP,
     (*LBFGS, "method=exclude", "schedule=after", "schedule.step=2"): SECOND_GROUP,
@@ -136,8 +136,8 @@ def test_what_an_optimizer_cannot_serve_is_skipped_with_its_reason(overrides, re
 def test_muon_skips_what_is_no_matrix_and_says_how_to_hand_it_matrices_alone():
     with pytest.raises(SkippedError) as caught:
         measure("optimizer=muon")
-    holds = "Muon steps matrices alone; the group frozen holds a tensor of shape 10: "
-    hands = "method=exclude, where all others are frozen, or groups=module groups.names=[...] hand it matrices alone"
+    holds = "Muon steps only matrices; the group frozen has a tensor of shape 10: "
+    hands = "freeze all others and use method=exclude, or name the matrices: groups=module groups.names=[...]"
     assert str(caught.value) in (holds + hands, OLDER)
 
 
@@ -168,7 +168,7 @@ def test_muon_serves_where_it_is_handed_matrices_alone_as_its_message_says(more)
 def test_an_optimizer_of_ones_own_steps_alike_whether_its_step_takes_no_closure_or_demands_one(name):
     result, sgd = measure(*own(name)), measure("optimizer.momentum=0")
     assert result.losses == sgd.losses
-    assert result.figures["trained_digest"] == sgd.figures["trained_digest"]
+    assert result.record["trained_digest"] == sgd.record["trained_digest"]
     assert run_verdict(result.rows) == "held"
 
 
@@ -278,7 +278,7 @@ def nothing(selection):
 
 @pytest.mark.parametrize(
     ("schedule", "said"),
-    [("late", "must begin at 1"), ("thaws", "thaws what an earlier phase froze"), ("nothing", "must give a list")],
+    [("late", "must begin at 1"), ("thaws", "unfreezes what an earlier phase froze"), ("nothing", "must return a list")],
 )
 def test_a_schedule_of_ones_own_that_cannot_be_is_refused_in_one_line(door, schedule, said):
     Path("mine.py").write_text(SCHEDULES)

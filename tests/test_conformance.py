@@ -128,7 +128,7 @@ def test_methods_that_hold_train_the_rest_bit_by_bit_alike(optimizer, freeze):
     for method in METHODS:
         with suppress(SkippedError):
             results.append(measure(f"method={method}", *more))
-    held = [result.figures["trained_digest"] for result in results if run_verdict(result.rows) == "held"]
+    held = [result.record["trained_digest"] for result in results if run_verdict(result.rows) == "held"]
     assert len(set(held)) == 1
     assert len(held) == len(results) - 1 >= len(METHODS) - (1 if freeze == "backbone" else 2)
 
@@ -136,4 +136,4 @@ def test_methods_that_hold_train_the_rest_bit_by_bit_alike(optimizer, freeze):
 @pytest.mark.parametrize("groups", ["one", "parameter"])
 def test_how_groups_are_cut_changes_no_bit(groups):
     one, other = (measure("method=zero_lr", "freeze=bias", f"groups={cut}") for cut in ("role", groups))
-    assert one.figures["trained_digest"] == other.figures["trained_digest"]
+    assert one.record["trained_digest"] == other.record["trained_digest"]

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from runner import contract
-from runner.contract import CHANGES, COLUMNS, RECORD, VERDICTS, Record
+from runner.contract import CHANGE_COLUMNS, CHANGES, RECORD, VERDICTS, Record
 from tests.conftest import ROOT
 
 
@@ -24,7 +24,7 @@ def test_a_run_writes_just_the_keys_of_a_record_and_the_columns_of_a_row_in_orde
     record = json.loads((tmp_path / "run" / RECORD).read_text())
     assert set(record) == set(Record.__annotations__)
     with (tmp_path / "run" / CHANGES).open() as file:
-        assert tuple(next(csv.reader(file))) == COLUMNS
+        assert tuple(next(csv.reader(file))) == CHANGE_COLUMNS
     assert tuple(record["counts"]) == VERDICTS
 
 

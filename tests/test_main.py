@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import runner
-from runner.contract import COLUMNS
+from runner.contract import CHANGE_COLUMNS
 from tests.conftest import ROOT, read_table
 
 QUICK = ("model=mlp", "batches=3")
@@ -38,7 +38,7 @@ REFUSED_BEFORE_TORCH = {
     ("freeze.patterns=[a..b]",): "empty part",
     ("freeze.patterns=['re:layer[']",): "is not a regular expression",
     (r"freeze.patterns=[re:layer[12]\..*bias]",): "quote the pattern",
-    ("freeze.patterns=[fc]", "freeze.keep=[fc]"): "take it out of one of them",
+    ("freeze.patterns=[fc]", "freeze.keep=[fc]"): "remove it from one of them",
     ("groups.lr=[{pattern: fc, lr: -1}]",): "must be 0 or more",
     ("model=custom",): "model.build._target_ is missing",
     ("data=image_folder",): "data.root is missing",
@@ -49,7 +49,7 @@ REFUSED_BEFORE_TORCH = {
     ("-m", "batches=1,0"): "batches is 0",
     ("hydra.run.dir=file/below",): "cannot write",
     ("freeze=[fc,conv1]",): "freeze.patterns=[A,B]",
-    ("foo",): "'foo' is no argument",
+    ("foo",): "'foo' is not an argument",
     ("-m", "hydra.sweep.subdir=x"): "hydra.sweep.dir",
     ("timeout=0",): "timeout is 0",
     ("on_error=retry",): "expected one of [continue, stop]",
@@ -125,7 +125,7 @@ def test_one_run_writes_the_files_of_the_contract_and_says_the_answer(command):
     assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}", str(folder))
     assert sorted(os.listdir(folder)) == [".hydra", "changes.csv", "report.html", "run.json", "runner.log", "steps.csv"]
     rows = read_table(folder / "changes.csv")
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == CHANGE_COLUMNS
     assert [row["name"] for row in rows if row["verdict"] == "held"] == ["head.weight", "head.bias"]
     steps = read_table(folder / "steps.csv")
     assert list(steps[0]) == ["step", "loss", "seconds", "lr/frozen", "lr/trainable"]
@@ -219,7 +219,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_was(door):
     before = {path: path.read_bytes() for path in Path("here").iterdir() if path.is_file()}
     code, _, err = door("hydra.run.dir=here", *QUICK)
     assert code == 2
-    assert "holds a run already" in err
+    assert "already contains a run" in err
     assert before == {path: path.read_bytes() for path in Path("here").iterdir() if path.is_file()}
 
 
@@ -314,7 +314,7 @@ def test_auto_takes_the_module_with_the_classes_outputs_for_the_head_and_says_so
     )
     code, out, _ = door("model=custom", "model.build._target_=mine.Net", "model.input=[8]", "model.classes=4", "batches=2")
     assert code == 0
-    assert "note: model.head=auto took top for the classifier" in out
+    assert "note: model.head=auto found the classifier top" in out
     (folder,) = folders()
     rows = read_table(folder / "changes.csv")
     assert [row["name"] for row in rows if row["frozen"] == "True"] == ["top.weight", "top.bias"]

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations
 
 from runner.config.build import build
 from runner.config.schema import CONF
-from runner.freezing.eval_mode import hold_in_eval_mode
-from runner.freezing.groups import all_in_one, by_frozen, by_role, without_empty
+from runner.freezing.eval_mode import force_eval_mode
+from runner.freezing.groups import all_in_one, by_role, drop_empty_groups, split_by_frozen
 from runner.freezing.selection import select
 from runner.methods.restore import Restore
 from runner.proof.audit import audit
@@ -125,9 +125,9 @@ def frozen_by(name, model, selection):
     method, before, was = build_method(name), snapshot(model), copies(model)
     with ExitStack() as undo:
         assert method.skip(model, selection) is None
-        hold_in_eval_mode(selection, undo)
+        force_eval_mode(selection, undo)
         trained = method.prepare(model, selection, undo)
-        optimizer = sgd(without_empty(method.groups(by_role(trained, selection), selection)))
+        optimizer = sgd(drop_empty_groups(method.groups(by_role(trained, selection), selection)))
         with audit(trained, selection, optimizer, before=before) as report:
             method.attach(optimizer, selection, undo)
             yield optimizer, report
@@ -157,7 +157,7 @@ def test_a_frozen_batchnorm_that_is_held_keeps_every_bit_while_its_parent_calls_
     freeze(model.norm)
     selection, optimizer, before = select(model, ["norm"], buffers="frozen"), sgd(model.parameters()), copies(model)
     with ExitStack() as undo, watched(model, selection, optimizer) as report:
-        hold_in_eval_mode(selection, undo)
+        force_eval_mode(selection, undo)
         train(model, optimizer)
         assert model.training
     assert those(report, "held") == NORM
@@ -371,7 +371,7 @@ def test_no_method_takes_a_layer_of_equal_values_for_the_frozen_one(method, mode
 def test_groups_are_cut_by_identity_and_not_by_value(model_of):
     model = model_of()
     selection = select(model, ["one"])
-    cuts = by_role(model, selection), by_frozen(all_in_one(model, selection), selection)
+    cuts = by_role(model, selection), split_by_frozen(all_in_one(model, selection), selection)
     for group in (cuts[0][0], cuts[1][1]):
         assert [id(parameter) for parameter in group["params"]] == [id(model.one.weight), id(model.one.bias)]
 
@@ -411,7 +411,7 @@ def test_a_frozen_embedding_whose_long_rows_are_looked_up_is_rewritten_by_the_fo
     freeze(model.table)
     selection, optimizer, before = select(model, ["table"], buffers=buffers), sgd(model.parameters()), copies(model)
     with ExitStack() as undo, watched(model, selection, optimizer) as report:
-        hold_in_eval_mode(selection, undo)
+        force_eval_mode(selection, undo)
         train(model, optimizer, batches=looking_up(0, 1, 2))
     assert report.leaks == ["table.weight"]
     assert not torch.equal(model.table.weight[0], before["table.weight"][0])

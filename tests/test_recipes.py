@@ -7,7 +7,7 @@ import torch
 from torchvision.models import resnet18
 
 from runner import run
-from runner.config.compose import composed
+from runner.config.compose import compose_config
 from runner.config.schema import CONF
 
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -89,7 +89,7 @@ def names(result):
     ("name", "input", "batch_size"), [("train_conv1_and_fc", [3, 128, 128], 1), ("zero_lr_fc", [3, 256, 256], 1)]
 )
 def test_a_recipe_declares_the_sizes_of_the_article(name, input, batch_size):
-    config = composed(f"experiment={name}")
+    config = compose_config(f"experiment={name}")
     assert (config.model.input, config.data.batch_size, config.model.classes) == (input, batch_size, 1000)
 
 

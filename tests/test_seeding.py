@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runner.errors import ConfigError
-from runner.seeding import machine, pick_device, seed_all
+from runner.seeding import machine_settings, pick_device, seed_all
 
 AVAILABLE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
 
@@ -29,7 +29,7 @@ def drawn():
 
 def test_threads_are_set_and_put_back():
     torch.set_num_threads(2)
-    with machine(1, deterministic=False):
+    with machine_settings(1, deterministic=False):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
 
@@ -37,7 +37,7 @@ def test_threads_are_set_and_put_back():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_auto_changes_no_thread(threads):
     torch.set_num_threads(threads)
-    with machine("auto", deterministic=False):
+    with machine_settings("auto", deterministic=False):
         assert torch.get_num_threads() == threads
     assert torch.get_num_threads() == threads
 
@@ -45,7 +45,7 @@ def test_auto_changes_no_thread(threads):
 @pytest.mark.parametrize("was", [False, True])
 def test_determinism_is_set_and_put_back(was):
     torch.use_deterministic_algorithms(was)
-    with machine("auto", deterministic=True):
+    with machine_settings("auto", deterministic=True):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     assert torch.are_deterministic_algorithms_enabled() is was
@@ -54,7 +54,7 @@ def test_determinism_is_set_and_put_back(was):
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_determinism_that_only_warned_only_warns_again(deterministic):
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with machine("auto", deterministic):
+    with machine_settings("auto", deterministic):
         pass
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.is_deterministic_algorithms_warn_only_enabled()
@@ -64,7 +64,7 @@ def test_the_random_state_is_put_back():
     seed_all(1)
     expected = drawn()
     seed_all(1)
-    with machine("auto", deterministic=False):
+    with machine_settings("auto", deterministic=False):
         seed_all(2)
         drawn()
     assert drawn() == expected
@@ -77,7 +77,7 @@ def test_all_is_put_back_after_an_exception_too():
     seed_all(1)
 
     def interrupted():
-        with machine(1, deterministic=True):
+        with machine_settings(1, deterministic=True):
             drawn()
             raise RuntimeError("mine")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.contract import COLUMNS
+from runner.contract import CHANGE_COLUMNS
 from tests.conftest import read_table
 
 GRID = ("model=mlp", "batches=3", "threads=1", "method=requires_grad,zero_lr,none", "freeze=head,bias", "seed=0,1")
@@ -66,7 +66,7 @@ def whole(folder: Path) -> dict[str, bytes]:
             found |= {str(file.relative_to(folder)): file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
             rows = read_table(path.parent / "changes.csv")
             assert len(rows) == 12
-            assert tuple(rows[-1]) == COLUMNS
+            assert tuple(rows[-1]) == CHANGE_COLUMNS
             assert None not in rows[-1].values()
             assert len((path.parent / "steps.csv").read_text().splitlines()) == 4
     for name, end in {"report.html": b"</html>", "heatmap.svg": b"</svg>", "heatmap.png": b"IEND\xaeB`\x82"}.items():

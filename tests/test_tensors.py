@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from runner.errors import ConfigError
-from runner.tensors import each_tensor, entries, leaves_in, refuse_unless_dense, same_bits, tensors_in
+from runner.tensors import leaves_in, map_tensors, refuse_unless_dense, same_bits, tensor_entries, tensors_in
 from runner.training.models import MLP
 
 CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
@@ -66,7 +66,7 @@ def slow_names(model: nn.Module) -> list[str]:
 
 def test_resnet18_has_122_entries_62_parameters_and_60_buffers_in_the_order_of_the_contract():
     model = resnet18()
-    found = entries(model)
+    found = tensor_entries(model)
     assert list(found) == slow_names(model)
     assert list(found)[:6] == ["conv1.weight", "bn1.weight", "bn1.bias", *(f"bn1.{b}" for b in model.bn1._buffers)]
     kinds = [entry.kind for entry in found.values()]
@@ -75,14 +75,14 @@ def test_resnet18_has_122_entries_62_parameters_and_60_buffers_in_the_order_of_t
 
 
 def test_an_entry_knows_its_owner_and_the_type_of_its_module():
-    entry = entries(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2))))["1.0.running_mean"]
+    entry = tensor_entries(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2))))["1.0.running_mean"]
     assert (entry.kind, entry.owner, entry.module_type) == ("buffer", "1.0", "BatchNorm1d")
-    own = entries(nn.Linear(2, 2))["weight"]
+    own = tensor_entries(nn.Linear(2, 2))["weight"]
     assert (own.kind, own.owner, own.module_type) == ("parameter", "", "Linear")
 
 
 def test_a_tied_tensor_is_one_entry_under_its_first_name_with_the_others_as_aliases():
-    found = entries(MLP([3]))
+    found = tensor_entries(MLP([3]))
     assert found["there.weight"].aliases == ["back.weight"]
     assert "back.weight" not in found
     assert found["there.weight"].names == ["there.weight", "back.weight"]
@@ -91,21 +91,21 @@ def test_a_tied_tensor_is_one_entry_under_its_first_name_with_the_others_as_alia
 
 def test_a_module_under_two_names_gives_each_tensor_two_names():
     shared = nn.BatchNorm1d(2)
-    found = entries(nn.Sequential(shared, nn.ReLU(), shared))
+    found = tensor_entries(nn.Sequential(shared, nn.ReLU(), shared))
     assert {name: entry.aliases for name, entry in found.items()} == {
         f"0.{name}": [f"2.{name}"] for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     }
 
 
 def test_tensors_of_equal_values_are_entries_of_their_own():
-    found = entries(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)))
+    found = tensor_entries(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)))
     assert len(found) == 10
     assert not any(entry.aliases for entry in found.values())
 
 
 def test_first_names_and_parameters_are_those_that_torch_gives():
     for model in (MLP([3]), nn.TransformerEncoderLayer(4, 2, 4)):
-        ours = {name: entry.tensor for name, entry in entries(model).items() if entry.kind == "parameter"}
+        ours = {name: entry.tensor for name, entry in tensor_entries(model).items() if entry.kind == "parameter"}
         assert {name: id(tensor) for name, tensor in ours.items()} == {n: id(p) for n, p in model.named_parameters()}
 
 
@@ -113,7 +113,7 @@ def test_non_persistent_buffers_are_entries_and_absent_tensors_are_not():
     model = nn.Linear(2, 2, bias=False)
     model.register_buffer("mask", torch.ones(2), persistent=False)
     model.register_buffer("nothing", None)
-    assert list(entries(model)) == ["weight", "mask"]
+    assert list(tensor_entries(model)) == ["weight", "mask"]
     assert "mask" not in model.state_dict()
 
 
@@ -312,7 +312,7 @@ NESTED = {
 def test_a_nested_value_keeps_its_classes_attributes_and_order_and_is_not_touched(name):
     one, other = torch.zeros(2), torch.ones(2)
     value = NESTED[name](one)
-    changed = each_tensor(value, lambda tensor: tensor + 1)
+    changed = map_tensors(value, lambda tensor: tensor + 1)
     assert_same_structure(changed, NESTED[name](other))
     assert_same_structure(value, NESTED[name](torch.zeros(2)))
     assert all(tensor is one for tensor in tensors_in(value))

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from runner.report.truth_page import TRUTH_COLUMNS, read_truth_table, truth_table_markdown
-from runner.truth_table import VARIANTS, Cell, became, grid, main, names
+from runner.truth_table import VARIANTS, Case, all_cases, choices, main, run_case
 from tests.conftest import ROOT
 from tests.test_conformance import build_method
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DOCS = ROOT / "docs"
 TABLE = read_truth_table(DOCS)
-CELLS = list(grid())
+CELLS = list(all_cases())
 AGAIN = random.Random(0).sample(CELLS, 24)
 
 
-def row_of(cell: Cell) -> dict:
+def row_of(cell: Case) -> dict:
     """The row of the committed table that says what became of a cell."""
     decay = "" if cell.weight_decay is None else str(cell.weight_decay)
     found = TABLE[
@@ -37,9 +37,9 @@ def row_of(cell: Cell) -> dict:
 
 
 def test_the_grid_is_every_method_optimizer_scheduler_and_setting():
-    assert {cell.method for cell in CELLS} == {*names("method"), *VARIANTS}
-    assert {cell.optimizer for cell in CELLS} == set(names("optimizer"))
-    assert {cell.scheduler for cell in CELLS} == set(names("scheduler"))
+    assert {cell.method for cell in CELLS} == {*choices("method"), *VARIANTS}
+    assert {cell.optimizer for cell in CELLS} == set(choices("optimizer"))
+    assert {cell.scheduler for cell in CELLS} == set(choices("scheduler"))
     assert len(CELLS) == len(set(CELLS)) == 23328
 
 
@@ -53,7 +53,7 @@ def test_the_table_has_every_cell_once():
 
 @pytest.mark.parametrize("cell", AGAIN, ids=lambda cell: "-".join(map(str, vars(cell).values())))
 def test_a_sample_of_the_table_comes_out_the_same_again(cell):
-    end, row, baseline = became(cell), row_of(cell), became(replace(cell, method="requires_grad"))
+    end, row, baseline = run_case(cell), row_of(cell), run_case(replace(cell, method="requires_grad"))
     if cell.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         assert end.outcome == "skipped"
         return
@@ -87,7 +87,7 @@ def traps_of(row: dict) -> set[str]:
     return traps
 
 
-@pytest.mark.parametrize("method", names("method"))
+@pytest.mark.parametrize("method", choices("method"))
 def test_a_method_leaks_in_the_table_only_under_the_traps_that_it_confesses(method):
     confessed = build_method(method).leaks_under
     for row in TABLE[(TABLE.method == method) & (TABLE.outcome == "leaked")].to_dict("records"):

@@ -34,11 +34,11 @@ def overrides(method: str, samples: int, size: int, steps: int, threads: int) ->
 def build_config(method: str, size: int, steps: int, threads: int) -> Any:
     """The checked config of these overrides, with the data of `batches_of`."""
     from runner.config.check import check
-    from runner.config.compose import composed
+    from runner.config.compose import compose_config
 
     source = ["data=custom", f"data._target_={__name__}.PreparedBatches", f"++data.method={method}"]
     others = [text for text in overrides(method, 1, size, steps, threads) if not text.startswith("data.")]
-    return check(composed(*others, *source))
+    return check(compose_config(*others, *source))
 
 
 def train(config: Any, batches: Iterable[Batch]) -> Any:

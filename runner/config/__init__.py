@@ -1,1 +1,1 @@
-"""What was asked: the schema of the config, its checks, and the objects that its nodes build."""
+"""The config: its schema, its checks, its names and hashes, and the objects that its nodes build."""

@@ -1,4 +1,4 @@
-"""A config node is the object: `{_target_: dotted.path, key: value, ...}` -> what that target returns."""
+"""Build what a config node declares: `{_target_: dotted.path, key: value, ...}` -> `dotted.path(key=value, ...)`."""
 
 from __future__ import annotations
 
@@ -16,57 +16,60 @@ from typing import Any, TypeVar
 
 from runner.errors import ConfigError, did_you_mean
 
-Kind = TypeVar("Kind")
+T = TypeVar("T")
 DIRECTIVES = ("_target_", "_args_", "_partial_")
-UNSUPPORTED = {"_convert_", "_recursive_"}  # of Hydra's own directives
-LIBRARIES = ("runner", "torch", "torchvision")  # their ValueErrors tell what is wrong with an argument
+UNSUPPORTED_DIRECTIVES = {"_convert_", "_recursive_"}  # Hydra has them, this project does not
+LIBRARIES = ("runner", "torch", "torchvision")  # their errors are about wrong arguments, not bugs of the user
 
 
 def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the node's `_target_` with its keys, after `args`; nested nodes are built first.
+    """Call the node's `_target_` with `args` and the node's keys as keyword arguments, and return the result.
 
-    `key` is where the node stands in the config. `_partial_: true` returns the call unmade, `_args_` adds positional
-    arguments. Raises ConfigError where the target does not exist, does not take these arguments (bound against its
-    signature before the call), or is a library's and answers them with an error of its own; whatever else passes.
+    Nested nodes are built first. `key`: the place of the node in the config, for messages. With `_partial_: true` returns a
+    `functools.partial` instead of calling the target; `_args_` are positional arguments after `args`.
+
+    Raises ConfigError if the target does not exist, if its signature does not accept the arguments (checked before the
+    call), or if the target is in one of LIBRARIES and raises an error. Errors of other targets are passed on.
     """
     path = node.get("_target_")
     if not isinstance(path, str):
         raise ConfigError(f"{key}._target_ is {path!r}; give the dotted path of a class or function")
     target = locate(path, f"{key}._target_")
-    for name in UNSUPPORTED & node.keys():
-        raise ConfigError(f"{key}.{name} is not supported: nested nodes are always built, and containers are plain ones")
-    given = {name: _nested(value, f"{key}.{name}") for name, value in node.items() if name not in DIRECTIVES}
-    args = (*args, *(_nested(value, f"{key}._args_") for value in node.get("_args_", ())))
-    given.update(kwargs)
-    unmade = bool(node.get("_partial_"))
-    _bind(target=target, path=path, key=key, args=args, given=given, unmade=unmade)
-    if unmade:
-        return partial(target, *args, **given)
+    for name in UNSUPPORTED_DIRECTIVES & node.keys():
+        raise ConfigError(f"{key}.{name} is not supported; remove it (nested nodes are always built, containers are plain)")
+    arguments = {name: _build_nested(value, f"{key}.{name}") for name, value in node.items() if name not in DIRECTIVES}
+    args = (*args, *(_build_nested(value, f"{key}._args_") for value in node.get("_args_", ())))
+    arguments.update(kwargs)
+    is_partial = bool(node.get("_partial_"))
+    _check_arguments(target=target, path=path, key=key, args=args, kwargs=arguments, is_partial=is_partial)
+    if is_partial:
+        return partial(target, *args, **arguments)
     try:
-        return target(*args, **given)
+        return target(*args, **arguments)
     except ConfigError:
         raise
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        if path.split(".")[0] not in LIBRARIES:  # a bug in the user's own class is no mistake in the config
+        if path.split(".")[0] not in LIBRARIES:  # a bug in the user's own class is not a mistake in the config
             raise
         raise ConfigError(f"{key}: {path} refused its arguments: {error}") from error
 
 
-def build_a(kind: type[Kind], node: Mapping[str, Any], key: str, *args: Any) -> Kind:
-    """Build a node as `build` does, and refuse what is not of this kind by ConfigError."""
+def build_instance(expected: type[T], node: Mapping[str, Any], key: str, *args: Any) -> T:
+    """Build a node as `build` does; raise ConfigError if the result is not an instance of `expected`."""
     built = build(node, key, *args)
-    if not isinstance(built, kind):
-        raise ConfigError(f"{key} gave a {type(built).__name__}; it must give a {kind.__module__}.{kind.__qualname__}")
+    if not isinstance(built, expected):
+        wanted = f"{expected.__module__}.{expected.__qualname__}"
+        raise ConfigError(f"{key} built a {type(built).__name__}; it must build a {wanted}")
     return built
 
 
 def locate(path: str, key: str) -> Callable[..., Any]:
-    """Import a dotted path to a class or function; ConfigError says which part of it does not exist."""
+    """Import and return the class or function of a dotted path. Raises ConfigError with the part that does not exist."""
     parts = path.split(".")
     if not all(parts):
         raise ConfigError(f"{key}: {path!r} is malformed; give the dotted path of a class or function")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's own module in the current folder, under the console script too
+        sys.path.insert(0, os.getcwd())  # so that the console script, too, finds modules in the current folder
     module, depth = None, 0
     for count in range(len(parts) - 1, 0, -1):
         try:
@@ -78,62 +81,68 @@ def locate(path: str, key: str) -> Callable[..., Any]:
                     f"{key}: importing {path} needs the module {error.name}, which is not installed"
                 ) from error
     if module is None:
-        raise ConfigError(f"{key}: {path!r} does not exist; there is no module {parts[0]!r} here")
+        raise ConfigError(f"{key}: {path!r} does not exist; there is no module {parts[0]!r}")
     found: Any = module
-    for place, name in enumerate(parts[depth:], depth):
+    for position, name in enumerate(parts[depth:], depth):
         if not hasattr(found, name):
-            where = ".".join(parts[:place])
-            raise ConfigError(f"{key}: {path!r} does not exist; {where} has no {name}{_instead(path, name, found)}")
+            parent = ".".join(parts[:position])
+            raise ConfigError(f"{key}: {path!r} does not exist; {parent} has no {name}{_suggestion(path, name, found)}")
         found = getattr(found, name)
     if not callable(found):
         raise ConfigError(f"{key}: {path} is a {type(found).__name__}; it must be a class or function")
     return found
 
 
-def _instead(path: str, name: str, found: Any) -> str:
-    """Where the last name of one of our own paths is defined, else what is near in the object that was reached."""
-    last, home = path.rpartition(".")[2], Path(__file__).parent.parent
+def _suggestion(path: str, name: str, parent: Any) -> str:
+    """Return the end of an error message, such as `; did you mean SGD?`, when `parent` has no `name`; "" if none is similar.
+
+    In a path of this project the last name is searched in all files; otherwise similar names in `parent` are suggested.
+    """
+    last, package = path.rpartition(".")[2], Path(__file__).parent.parent
     if path.startswith("runner."):
         defined = re.compile(rf"^(class|def) {re.escape(last)}\b", re.M)
-        files = [file for file in home.rglob("*.py") if defined.search(file.read_text(encoding="utf-8"))]
+        files = [file for file in package.rglob("*.py") if defined.search(file.read_text(encoding="utf-8"))]
         if len(files) == 1:
-            return f"; did you mean {'.'.join(('runner', *files[0].relative_to(home).with_suffix('').parts, last))}?"
-    modules = [module.name for module in iter_modules(getattr(found, "__path__", []))]
-    return did_you_mean(name, [*modules, *dir(found)])
+            return f"; did you mean {'.'.join(('runner', *files[0].relative_to(package).with_suffix('').parts, last))}?"
+    modules = [module.name for module in iter_modules(getattr(parent, "__path__", []))]
+    return did_you_mean(name, [*modules, *dir(parent)])
 
 
-def _nested(value: Any, key: str) -> Any:
+def _build_nested(value: Any, key: str) -> Any:
+    """Return a value of a node with all nodes in it built, in lists and mappings too."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             return build(value, key)
-        return {name: _nested(item, f"{key}.{name}") for name, item in value.items()}
+        return {name: _build_nested(item, f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, list):
-        return [_nested(item, f"{key}[{index}]") for index, item in enumerate(value)]
+        return [_build_nested(item, f"{key}[{index}]") for index, item in enumerate(value)]
     return value
 
 
 @lru_cache(maxsize=256)
 def _signature(target: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a target, cached."""
     return inspect.signature(target)
 
 
-def _bind(
-    target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...], given: dict[str, Any], unmade: bool
+def _check_arguments(
+    target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...], kwargs: dict[str, Any], is_partial: bool
 ) -> None:
+    """Raise ConfigError if the target's signature does not accept the arguments, or a text is given for a number."""
     try:
         signature = _signature(target)
-    except (TypeError, ValueError):  # some builtins have none to read
+    except (TypeError, ValueError):  # some builtins have no signature
         return
     parameters = signature.parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for name in given:
+        for name in kwargs:
             if name not in parameters:
                 raise ConfigError(f"{key}.{name}: {path} takes no {name}{did_you_mean(name, parameters)}")
     try:
-        (signature.bind_partial if unmade else signature.bind)(*args, **given)
+        (signature.bind_partial if is_partial else signature.bind)(*args, **kwargs)
     except TypeError as error:
-        raise ConfigError(f"{key}: {path} cannot be called so: {error}; it takes {signature}") from error
-    for name, value in given.items():
+        raise ConfigError(f"{key}: wrong arguments for {path}: {error}; its signature is {signature}") from error
+    for name, value in kwargs.items():
         default = parameters[name].default if name in parameters else None
         if isinstance(value, str) and type(default) in (builtins.int, builtins.float, builtins.bool):
             raise ConfigError(f"{key}.{name} is {value!r}; {path} expects a number or true/false, such as {default!r}")

@@ -1,4 +1,4 @@
-"""What can be checked of the composed config without a model. Knows no torch."""
+"""Check a composed config as far as possible without a model. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from runner.config.schema import CONF, Config, is_whole, known_keys
+from runner.config.schema import CONF, Config, is_integer, known_keys
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse_all, refuse_entries_in_both
 
-UNKNOWN_RESOLVER = "Unsupported interpolation type "  # as OmegaConf says it
-LONGEST = 1e6  # seconds, which every clock and timer can count
+UNKNOWN_RESOLVER = "Unsupported interpolation type "  # the beginning of OmegaConf's message
+MAX_TIMEOUT = 1e6  # seconds; every clock and timer can count so far
 _SCHEMA = OmegaConf.structured(Config)
 
 
 def check(composed: DictConfig, method: str | None = None) -> Config:
-    """The composed config as typed data, refused where composing alone can tell that it is wrong.
+    """Return the composed config as a typed `Config`.
 
-    `method` is the choice of that name, where the `hydra` node is cut off. Raises ConfigError for unknown keys, wrong types,
-    missing values, numbers out of range, malformed patterns and extras that are not installed.
+    `method`: the choice of `method`, needed only if the config has no node `hydra`. Raises ConfigError for unknown keys,
+    wrong types, missing values, numbers out of range, malformed patterns and extras that are not installed.
     """
     if "hydra" in composed:
         _check_choices(composed.hydra)
@@ -30,12 +30,12 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
     typed = _typed(composed)
     if method is not None:
         _drop_options_of_another_method(typed, method)
-    for key in sorted(_missing(OmegaConf.to_container(typed))):  # another key may refer to it
+    for key in sorted(_missing(OmegaConf.to_container(typed))):  # before another key refers to it
         raise ConfigError(f"{key} is missing; give {key}=...")
     try:
         config = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
-        raise ConfigError(_said(error)) from error
+        raise ConfigError(_error_message(error)) from error
     assert isinstance(config, Config)
     _check_numbers(config)
     _check_patterns(config)
@@ -44,59 +44,66 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
 
 
 def _typed(composed: DictConfig) -> DictConfig:
-    # Hydra lets `+typo=1` through even where a schema is declared; merging into the schema again does not.
-    own: dict[str, Any] = {str(key): composed._get_node(key) for key in composed if key != "hydra"}
+    """Return the config without the node `hydra`, merged into the schema. Raises ConfigError for unknown keys and types.
+
+    Hydra accepts `+typo=1` even with a schema; this merge does not.
+    """
+    nodes: dict[str, Any] = {str(key): composed._get_node(key) for key in composed if key != "hydra"}
     if OmegaConf.is_config(composed) and composed.get("cost") is False:
-        own["cost"] = "off"  # as YAML reads the word
+        nodes["cost"] = "off"  # which YAML reads as False
     try:
-        return OmegaConf.merge(_SCHEMA, OmegaConf.create(own))  # type: ignore[return-value]
+        return OmegaConf.merge(_SCHEMA, OmegaConf.create(nodes))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        raise ConfigError(_said(error, own)) from error
+        raise ConfigError(_error_message(error, nodes)) from error
 
 
 def _drop_options_of_another_method(typed: DictConfig, choice: str) -> None:
-    """Where `method._target_` was given, the options of the file that it stood in are not its own."""
-    file, given = CONF / "method" / f"{choice}.yaml", OmegaConf.to_container(typed.method)
-    was: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
-    assert isinstance(given, dict)
-    if was.get("_target_") != given.get("_target_"):
-        for key in was.keys() & given.keys() - {"_target_"}:
-            if was[key] == given[key]:
+    """If `method._target_` was overridden, remove the options that `conf/method/CHOICE.yaml` gave to the other method."""
+    file, method = CONF / "method" / f"{choice}.yaml", OmegaConf.to_container(typed.method)
+    from_file: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    assert isinstance(method, dict)
+    if from_file.get("_target_") != method.get("_target_"):
+        for key in from_file.keys() & method.keys() - {"_target_"}:
+            if from_file[key] == method[key]:
                 del typed.method[key]
 
 
 def _missing(value: Any, key: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all missing values (`???`) in a value that is found under `key`."""
     if value == MISSING:
         yield key
     elif isinstance(value, dict):
         for name, inner in value.items():
             yield from _missing(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            yield from _missing(inner, f"{key}[{place}]")
+        for index, inner in enumerate(value):
+            yield from _missing(inner, f"{key}[{index}]")
 
 
-def _said(error: OmegaConfBaseException, own: dict[str, Any] | None = None) -> str:
+def _error_message(error: OmegaConfBaseException, nodes: dict[str, Any] | None = None) -> str:
+    """Return the message for an error of OmegaConf: the key and what is wrong; `nodes` is the config that was merged."""
     key = error.full_key or str(error.key or "")
-    if own and key.split(".")[0] not in own:  # inside a list, where OmegaConf knows no more than the item's key
-        key = next((f"{where}: {key}" for where, part in _parts(own) if _is_refused(part)), key)
+    if nodes and key.split(".")[0] not in nodes:  # the error is in a list: OmegaConf gives only the key within the item
+        key = next((f"{parent}: {key}" for parent, part in _second_level(nodes) if _is_refused(part)), key)
     if isinstance(error, ConfigKeyError):
-        return no_such_key(key)
-    said = (error.msg or str(error)).splitlines()[0]
-    if said.startswith(UNKNOWN_RESOLVER):
-        said = unknown_resolver(said.removeprefix(UNKNOWN_RESOLVER))
-    if "ListConfig" in said:
-        said = f"expected a list, e.g. {key}=[...]"
-    return f"{key}: {said}"
+        return unknown_key_message(key)
+    problem = (error.msg or str(error)).splitlines()[0]
+    if problem.startswith(UNKNOWN_RESOLVER):
+        problem = unknown_resolver_message(problem.removeprefix(UNKNOWN_RESOLVER))
+    if "ListConfig" in problem:
+        problem = f"expected a list, e.g. {key}=[...]"
+    return f"{key}: {problem}"
 
 
-def _parts(own: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for key, node in own.items():
+def _second_level(nodes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each second-level key, such as `groups.lr`, and a config that contains only this key."""
+    for key, node in nodes.items():
         for inner in node if OmegaConf.is_dict(node) else ():
             yield f"{key}.{inner}", {key: {inner: node._get_node(inner)}}
 
 
 def _is_refused(part: dict[str, Any]) -> bool:
+    """Return whether a part of a config does not fit the schema."""
     try:
         OmegaConf.merge(_SCHEMA, part)
     except OmegaConfBaseException:
@@ -105,50 +112,56 @@ def _is_refused(part: dict[str, Any]) -> bool:
 
 
 def _check_choices(hydra: DictConfig) -> None:
-    for noun in ("model", "method", "freeze", "groups", "optimizer", "scheduler", "schedule", "task", "data", "launch"):
-        if not isinstance(hydra.runtime.choices.get(noun), str):
-            more = "; for several patterns give freeze.patterns=[A,B]" if noun == "freeze" else ""
-            raise ConfigError(f"{noun} takes one choice, not a list; add -m and write {noun}=A,B for a sweep over two{more}")
+    """Raise ConfigError if a group was given a list of choices, or the folder names of a sweep were changed."""
+    for group in ("model", "method", "freeze", "groups", "optimizer", "scheduler", "schedule", "task", "data", "launch"):
+        if not isinstance(hydra.runtime.choices.get(group), str):
+            more = "; for several patterns give freeze.patterns=[A,B]" if group == "freeze" else ""
+            raise ConfigError(
+                f"{group} takes one choice, not a list; add -m and write {group}=A,B for a sweep over two{more}"
+            )
     if OmegaConf.to_container(hydra.sweep)["subdir"] != "${runner.run_name:}":  # type: ignore[call-overload,index]
-        raise ConfigError("hydra.sweep.subdir names each run's folder and is not to be set; give hydra.sweep.dir")
+        raise ConfigError("hydra.sweep.subdir names each run's folder and cannot be set; give hydra.sweep.dir")
 
 
 def _check_extras(config: Config) -> None:
-    asked = {"save=true": config.save, "data=digits": config.data.get("_target_") == "runner.training.data.Digits"}
-    needs = {"save=true": ("safetensors", "save"), "data=digits": ("sklearn", "data")}
-    for key, (module, extra) in needs.items():
-        if asked[key] and find_spec(module) is None:
+    """Raise ConfigError if the config needs a package that is not installed."""
+    is_needed = {"save=true": config.save, "data=digits": config.data.get("_target_") == "runner.training.data.Digits"}
+    packages = {"save=true": ("safetensors", "save"), "data=digits": ("sklearn", "data")}
+    for key, (module, extra) in packages.items():
+        if is_needed[key] and find_spec(module) is None:
             raise ConfigError(f"{key} needs {module}; install it with: pip install 'freeze-runner[{extra}]'")
 
 
 def _check_numbers(config: Config) -> None:
+    """Raise ConfigError if a number is out of range."""
     batch_size = config.data.get("batch_size", 1)
     counts = {"batches": config.batches, "data.batch_size": batch_size, "data.epochs": config.epochs}
     counts["model.classes"] = config.model.classes
     for key, value in counts.items():
-        if not is_whole(value) or value < 1:
+        if not is_integer(value) or value < 1:
             raise ConfigError(f"{key} is {value!r}; it must be a whole number of 1 or more")
-    if not config.model.input or not all(is_whole(size) and size >= 1 for size in config.model.input):
+    if not config.model.input or not all(is_integer(size) and size >= 1 for size in config.model.input):
         raise ConfigError(f"model.input is {config.model.input}; give the shape of one sample, e.g. [3,224,224]")
-    if config.threads != "auto" and (not is_whole(config.threads) or not 1 <= config.threads <= 1024):
+    if config.threads != "auto" and (not is_integer(config.threads) or not 1 <= config.threads <= 1024):
         raise ConfigError(f"threads is {config.threads!r}; give auto or a whole number from 1 to 1024")
     if not 0 <= config.seed < 2**63:
-        raise ConfigError(f"seed is {config.seed}; it must lie between 0 and 2**63 - 1")
-    first = config.schedule.get("step", 1)
-    if config.schedule.get("_target_") == "runner.freezing.schedule.after" and (not is_whole(first) or first < 1):
-        raise ConfigError(f"schedule.step is {first!r}; give the first step that is frozen, a whole number of 1 or more")
-    if is_whole(first) and first > config.steps:
-        passes = f" and data.epochs is {config.epochs}" if config.epochs > 1 else ""
-        raise ConfigError(f"schedule.step is {first} and batches is {config.batches}{passes}: nothing would ever be frozen")
-    if config.timeout is not None and not 0 < config.timeout <= LONGEST:
+        raise ConfigError(f"seed is {config.seed}; it must be between 0 and 2**63 - 1")
+    step = config.schedule.get("step", 1)
+    if config.schedule.get("_target_") == "runner.freezing.schedule.after" and (not is_integer(step) or step < 1):
+        raise ConfigError(f"schedule.step is {step!r}; give the first step that is frozen, a whole number of 1 or more")
+    if is_integer(step) and step > config.steps:
+        epochs = f" and data.epochs is {config.epochs}" if config.epochs > 1 else ""
+        raise ConfigError(f"schedule.step is {step} and batches is {config.batches}{epochs}: nothing would ever be frozen")
+    if config.timeout is not None and not 0 < config.timeout <= MAX_TIMEOUT:
         raise ConfigError(
-            f"timeout is {config.timeout}; give the seconds that a run may take, above 0 and at most {LONGEST:g}, or null"
+            f"timeout is {config.timeout}; give the most seconds of a run, above 0 and at most {MAX_TIMEOUT:g}, or null"
         )
     if config.clip is not None and not config.clip > 0:
-        raise ConfigError(f"clip is {config.clip}; give the largest norm of all gradients together, above 0, or null")
+        raise ConfigError(f"clip is {config.clip}; give the largest norm of all gradients, above 0, or null")
 
 
 def _check_patterns(config: Config) -> None:
+    """Raise ConfigError if a pattern is malformed or is in both `patterns` and `keep`, or a learning rate is negative."""
     parse_all(config.freeze.patterns, "freeze.patterns")
     parse_all(config.freeze.keep, "freeze.keep")
     refuse_entries_in_both(config.freeze.patterns, config.freeze.keep)
@@ -164,28 +177,29 @@ def _check_patterns(config: Config) -> None:
         parse_all(heads, "model.head")
 
 
-def no_such_key(key: str) -> str:
-    """What to say of a key that is not there: which other choices of its group have it, else the nearest keys."""
+def unknown_key_message(key: str) -> str:
+    """Return the message for an unknown key: the choices of its group that have this key, otherwise similar keys."""
     keys = _all_keys()
-    if key in keys:  # of another choice
+    if key in keys:  # a key of another choice of its group
         group, _, option = key.partition(".")
-        have = sorted(path.stem for path in (CONF / group).glob("*.yaml") if option in OmegaConf.load(path))
-        return f"{key}: no such key{f' of this {group}; it is one of ' + ', '.join(have) if have else ''}"
+        choices = sorted(path.stem for path in (CONF / group).glob("*.yaml") if option in OmegaConf.load(path))
+        return f"{key}: no such key{f' of this {group}; it is one of ' + ', '.join(choices) if choices else ''}"
     return f"{key}: no such key{did_you_mean(key, keys)}"
 
 
-def unknown_resolver(name: str) -> str:
-    """What to say of `${name:}`, which nobody has registered; ours begin with `runner.`."""
-    ours = f"; did you mean ${{runner.{name}:}}?" if name in ("steps", "epochs", "config_hash", "run_name") else ""
-    return f"there is no resolver ${{{name}:}}{ours}"
+def unknown_resolver_message(name: str) -> str:
+    """Return the message for an unknown resolver `${name:}`; those of this project begin with `runner.`."""
+    is_ours = name in ("steps", "epochs", "config_hash", "run_name")
+    return f"there is no resolver ${{{name}:}}{f'; did you mean ${{runner.{name}:}}?' if is_ours else ''}"
 
 
 def config_groups() -> list[str]:
-    """The groups of `conf`."""
+    """Return the names of the config groups, which are the folders of `conf`."""
     return [path.name for path in CONF.iterdir() if path.is_dir()]
 
 
 def _all_keys() -> list[str]:
+    """Return the keys of the schema, the config groups, and the keys of all choices, such as `optimizer.momentum`."""
     files = [(path.parent.name, OmegaConf.load(path)) for path in CONF.glob("*/*.yaml")]
     options = {f"{group}.{key!s}" for group, node in files if group != "experiment" for key in node}
     return [*known_keys(), *config_groups(), *sorted(options)]

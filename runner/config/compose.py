@@ -1,4 +1,4 @@
-"""This project's config composed in this process, by Hydra 1.3 or 1.4 (Python 3.14 needs 1.4)."""
+"""Compose this project's config in this process, with Hydra 1.3 or 1.4 (Python 3.14 needs 1.4)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from runner.config.naming import register_resolvers
 from runner.config.schema import CONF
 
 HYDRA_1_4 = tuple(map(int, hydra.__version__.split(".")[:2])) >= (1, 4)
-VERSION_BASE = {} if HYDRA_1_4 else {"version_base": "1.3"}  # 1.3 warns where it is missing, 1.4 where it is given
+VERSION_BASE = {} if HYDRA_1_4 else {"version_base": "1.3"}  # 1.3 warns if it is missing, 1.4 if it is given
 
 
-def any_target() -> AbstractContextManager[object]:
-    """A context in which Hydra calls whatever class a config names, as Hydra 1.3 does; Hydra 1.4 warns outside of it."""
+def allow_any_target() -> AbstractContextManager[object]:
+    """Return a context manager in which Hydra 1.4 calls every `_target_` without a warning, as Hydra 1.3 does."""
     if not HYDRA_1_4:
         return nullcontext()
     from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, execution_whitelist  # type: ignore[attr-defined]
@@ -27,13 +27,13 @@ def any_target() -> AbstractContextManager[object]:
 
 @contextmanager
 def hydra_initialized() -> Iterator[None]:
-    """A context in which Hydra finds this project's configs, for `hydra.compose` and for a run."""
+    """Within the block, Hydra is initialized with the config folder of this project, for `hydra.compose` or a run."""
     register_resolvers()
-    with any_target(), initialize_config_dir(str(CONF), job_name="runner", **VERSION_BASE):
+    with allow_any_target(), initialize_config_dir(str(CONF), job_name="runner", **VERSION_BASE):
         yield
 
 
-def composed(*overrides: str) -> DictConfig:
-    """The default config with these overrides. Raises Hydra's and OmegaConf's own errors."""
+def compose_config(*overrides: str) -> DictConfig:
+    """Return the default config with these overrides. Raises Hydra's or OmegaConf's error if one is wrong."""
     with hydra_initialized():
         return hydra.compose("config", list(overrides))

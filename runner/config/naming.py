@@ -1,4 +1,4 @@
-"""What tells a run apart: the hash of its config, and the names of its folder, method and patterns. Knows no torch."""
+"""The hash of a run's config, and the names of its folder, method and patterns. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config.schema import CONF, epochs_of, steps_of
 from runner.contract import NOT_HASHED, method_name
 
-CUSTOM = "custom"  # what a run's patterns are called when no file of conf/freeze names them
+CUSTOM = "custom"  # the name of patterns that are not those of a file in conf/freeze
 
 
 def config_hash(composed: DictConfig) -> str:
-    """The first 8 hex digits of sha256 over the config as JSON, without what only says where and how it runs."""
+    """Return 8 hex digits of the SHA-256 of the config as JSON, without the keys of NOT_HASHED."""
     return _hash({key: value for key, value in _plain(composed).items() if key not in NOT_HASHED})
 
 
 def setting_hash(composed: DictConfig) -> str:
-    """The same without the method and `freeze.buffers`: runs that differ in these alone can be held against each other."""
+    """Return the `config_hash` without the method and `freeze.buffers`: runs with the same one can be compared."""
     hashed = {key: value for key, value in _plain(composed).items() if key not in (*NOT_HASHED, "method")}
     return _hash({**hashed, "freeze": {**hashed["freeze"], "buffers": None}})
 
 
 def _hash(plain: dict[str, Any]) -> str:
+    """Return 8 hex digits of the SHA-256 of a dict as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_name(composed: DictConfig) -> str:
-    """The folder of one run in a sweep, `METHOD__FREEZE__sSEED__HASH8`; needs the `hydra` node."""
-    if "method" not in composed:  # `--cfg hydra --resolve` shows that node alone
+    """Return the name of a run's folder in a sweep, `METHOD__FREEZE__sSEED__HASH8`; the config needs its node `hydra`."""
+    if "method" not in composed:  # for `--cfg hydra --resolve`, which shows only that node
         return "METHOD__FREEZE__sSEED__HASH8"
     method = method_choice(composed.method, composed.hydra.runtime.choices.method)
     freeze = freeze_name(composed.freeze, composed.hydra.runtime.choices.freeze)
@@ -42,7 +43,7 @@ def run_name(composed: DictConfig) -> str:
 
 
 def method_choice(method: DictConfig, choice: str) -> str:
-    """The choice of `method` that a run was made with, or what its target is called where that is not that file's."""
+    """Return the name of a run's method: its choice of `method`, or the name of its `_target_` if that was overridden."""
     file = CONF / "method" / f"{choice}.yaml"
     target = str(method.get("_target_"))
     if file.is_file() and OmegaConf.select(OmegaConf.load(file), "_target_") != target:
@@ -51,35 +52,35 @@ def method_choice(method: DictConfig, choice: str) -> str:
 
 
 def freeze_name(freeze: DictConfig, choice: str) -> str:
-    """The choice of `freeze` that a run was made with, or `custom` where its patterns are not that file's."""
+    """Return the name of a run's patterns: its choice of `freeze`, or `custom` if the patterns were overridden."""
     file = CONF / "freeze" / f"{choice}.yaml"
     if file.is_file():
-        was = OmegaConf.load(file)
-        assert isinstance(was, DictConfig)
-        if any(list(was.get(key) or []) != list(freeze[key]) for key in ("patterns", "keep")):
+        from_file = OmegaConf.load(file)
+        assert isinstance(from_file, DictConfig)
+        if any(list(from_file.get(key) or []) != list(freeze[key]) for key in ("patterns", "keep")):
             return CUSTOM
     return choice.replace("/", "-")
 
 
 def register_resolvers() -> None:
-    """Make the `${runner.NAME:}` of `conf` known to OmegaConf, in this process.
+    """Register the resolvers that `conf` uses in OmegaConf: steps, epochs, config_hash and run_name, as `${runner.steps:}`.
 
-    `${runner.steps:}` is what `${batches}` would be if every run made one pass. Called by the doors alone: importing
-    this project registers nothing.
+    Only the entry points call it: importing the public names registers nothing.
     """
-    renamed = tuple(map(int, omegaconf.__version__.split(".")[:2])) >= (2, 4)
-    register: Any = OmegaConf.register_resolver if renamed else OmegaConf.register_new_resolver
+    is_renamed = tuple(map(int, omegaconf.__version__.split(".")[:2])) >= (2, 4)
+    register: Any = OmegaConf.register_resolver if is_renamed else OmegaConf.register_new_resolver
     resolvers = {"steps": steps_of, "epochs": epochs_of, "config_hash": config_hash, "run_name": run_name}
     for name, resolve in resolvers.items():
         register(f"runner.{name}", partial(_of_root, resolve), replace=True)
 
 
 def _of_root(resolve: Callable[[DictConfig], Any], *, _root_: DictConfig) -> Any:
+    """Call a resolver with the whole config, which OmegaConf passes as `_root_`."""
     return resolve(_root_)
 
 
 def _plain(composed: DictConfig) -> dict[str, Any]:
-    """The config without Hydra's own node, as plain values, interpolations resolved."""
+    """Return the config as plain dicts, lists and values, interpolations resolved, without the node `hydra`."""
     return {
         str(key): OmegaConf.to_container(composed[key], resolve=True)
         if OmegaConf.is_config(composed[key])

@@ -1,4 +1,4 @@
-"""The schema of the composed config: every key of `conf/config.yaml`, typed. Knows no torch."""
+"""The schema of the config: every key of `conf/config.yaml` with its type. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,29 +10,37 @@ from typing import Any
 from omegaconf import MISSING, DictConfig
 
 _HERE = Path(__file__).resolve().parent.parent
-CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in a wheel; in a checkout
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in an installed wheel; in a checkout
 
 
 class Buffers(Enum):
+    """`freeze.buffers`: whether frozen modules are held in eval mode."""
+
     live = "live"
     frozen = "frozen"
 
 
-# What a sweep does when a run has failed; made by call, for Python keeps the word `continue` for itself.
+# What a sweep does after a run has failed. Created by a call, because `continue` is a keyword of Python.
 OnError = Enum("OnError", {"continue": "continue", "stop": "stop"})
 
 
 class CostLevel(Enum):
+    """`cost`: which costs are measured."""
+
     off = "off"
     count = "count"
     time = "time"
 
 
 class Resume(Enum):
+    """`resume`: `last` resumes the last sweep."""
+
     last = "last"
 
 
 class Device(Enum):
+    """`device`: the device of the model and the batches."""
+
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
@@ -41,14 +49,18 @@ class Device(Enum):
 
 @dataclass
 class Model:
-    build: dict[str, Any] = MISSING
-    head: Any = "auto"  # a pattern, a list of them, or auto
-    input: list[int] = MISSING
+    """`model`: how the model is built, and which part of it is the classifier."""
+
+    build: dict[str, Any] = MISSING  # a node with a `_target_`
+    head: Any = "auto"  # a pattern, a list of patterns, or auto
+    input: list[int] = MISSING  # the shape of one sample, without the batch
     classes: int = MISSING
 
 
 @dataclass
 class Freeze:
+    """`freeze`: the patterns of what is frozen, and the exceptions (`keep`)."""
+
     patterns: list[str] = MISSING
     keep: list[str] = field(default_factory=list)
     buffers: Buffers = Buffers.live
@@ -56,20 +68,24 @@ class Freeze:
 
 @dataclass
 class PatternLr:
+    """An entry of `groups.lr`: the learning rate of the parameters that match a pattern."""
+
     pattern: str = MISSING
     lr: float = MISSING
 
 
 @dataclass
 class Groups:
-    cut: dict[str, Any] = MISSING
-    names: list[str] = field(default_factory=list)
+    """`groups`: how the parameters are divided into groups, and the learning rates of the groups."""
+
+    cut: dict[str, Any] = MISSING  # a node with a `_target_` that returns the groups
+    names: list[str] = field(default_factory=list)  # the modules that `groups=module` makes groups of
     lr: list[PatternLr] = field(default_factory=list)
 
 
 @dataclass
 class Config:
-    """One run, whole: every key of `conf/config.yaml`, typed."""
+    """The config of one run: every key of `conf/config.yaml`. The fields of type `dict` are nodes with a `_target_`."""
 
     model: Model = field(default_factory=Model)
     method: dict[str, Any] = MISSING
@@ -87,51 +103,51 @@ class Config:
     deterministic: bool = False
     clip: float | None = None
     zero_grad_to_none: bool = True
-    autocast: bool = False  # the forward pass in bfloat16
+    autocast: bool = False  # run the forward pass in bfloat16
     cost: CostLevel = CostLevel.count
     save: bool = False
     strict: bool = False
     plan: bool = False
     resume: Resume | None = None
     on_error: OnError = OnError["continue"]
-    timeout: float | None = None  # seconds that a run may take
+    timeout: float | None = None  # the most seconds that a run may take
 
     @property
     def epochs(self) -> int:
-        """How many passes a run makes over the samples of `batches` batches."""
+        """The number of epochs: how often a run iterates over the samples of its `batches` batches."""
         return self.data.get("epochs", 1)
 
     @property
     def steps(self) -> int:
-        """How many steps a run makes: a step a batch, in each pass."""
+        """The number of steps of a run: one for each batch of each epoch."""
         return self.batches * self.epochs
 
 
 def epochs_of(composed: DictConfig) -> Any:
-    """`Config.epochs` of a config that has not been checked."""
+    """Return `Config.epochs` of a composed config that is not checked yet."""
     return composed.get("data", {}).get("epochs", 1)
 
 
 def steps_of(composed: DictConfig) -> Any:
-    """`Config.steps` of a config that has not been checked."""
+    """Return `Config.steps` of a composed config that is not checked yet."""
     epochs = epochs_of(composed)
-    return composed.batches * epochs if is_whole(epochs) else composed.batches  # it is refused where it is checked
+    return composed.batches * epochs if is_integer(epochs) else composed.batches  # wrong epochs are refused by `check`
 
 
 def known_keys() -> list[str]:
-    """Every key of the schema, dotted, nodes with a `_target_` as one."""
+    """Return every key of the schema, dotted; of a node with a `_target_` only its own key."""
 
-    def below(schema: type, prefix: str) -> list[str]:
+    def keys_of(schema: type, prefix: str) -> list[str]:
         keys = []
-        for entry in fields(schema):
-            keys.append(prefix + entry.name)
-            if isinstance(entry.default_factory, type) and is_dataclass(entry.default_factory):
-                keys += below(entry.default_factory, f"{prefix}{entry.name}.")
+        for each in fields(schema):
+            keys.append(prefix + each.name)
+            if isinstance(each.default_factory, type) and is_dataclass(each.default_factory):
+                keys += keys_of(each.default_factory, f"{prefix}{each.name}.")
         return keys
 
-    return below(Config, "")
+    return keys_of(Config, "")
 
 
-def is_whole(value: Any) -> bool:
-    """Whether a value is an integer, and not true or false."""
+def is_integer(value: Any) -> bool:
+    """Return whether a value is an integer, but not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)

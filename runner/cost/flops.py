@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from runner.seeding import kept_random_state
-from runner.tensors import each_tensor, entries, tensors_in
+from runner.seeding import preserve_random_state
+from runner.tensors import map_tensors, tensor_entries, tensors_in
 from runner.tracing import tracing
 
 Task = Callable[[nn.Module, Any], Tensor]
@@ -72,15 +72,15 @@ class FakeCopy:
     def copy_of(cls, model: nn.Module) -> FakeCopy:
         """Copy a model; gradients are not copied."""
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # the model may use tensors that it keeps outside its modules
-        fakes = {id(entry.tensor): mode.from_tensor(entry.tensor) for entry in entries(model).values()}
+        fakes = {id(entry.tensor): mode.from_tensor(entry.tensor) for entry in tensor_entries(model).values()}
         for fake in fakes.values():
             fake.grad = None
         return cls(copy.deepcopy(model, fakes), mode)
 
     def count(self, task: Task, batch: Any) -> StepCount:
         """Count one step on a batch with the shapes of this one."""
-        with kept_random_state(), _without_fused_attention(), self.mode:
-            return _run_and_count(self.model, task, each_tensor(batch, self.mode.from_tensor), META)
+        with preserve_random_state(), _without_fused_attention(), self.mode:
+            return _run_and_count(self.model, task, map_tensors(batch, self.mode.from_tensor), META)
 
 
 def count_step(model: nn.Module, task: Task, batch: Any) -> StepCount:
@@ -93,10 +93,10 @@ def count_step(model: nn.Module, task: Task, batch: Any) -> StepCount:
     try:
         return FakeCopy.copy_of(model).count(task, batch)
     except Exception:  # the forward pass may need values; any other error is raised again below
-        with kept_random_state(), _without_fused_attention():
+        with preserve_random_state(), _without_fused_attention():
             model_copy = copy.deepcopy(model)
             model_copy.zero_grad()
-            return _run_and_count(model_copy, task, each_tensor(batch, Tensor.clone), REAL)
+            return _run_and_count(model_copy, task, map_tensors(batch, Tensor.clone), REAL)
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def _run_and_count(model: nn.Module, task: Task, batch: Any, counted_on: str) ->
         prefix = f"{name}." if name else ""
         parameter_order.update(dict.fromkeys(prefix + key for key, _ in module.named_parameters(recurse=False)))
 
-    existing = [entry.tensor for entry in entries(model).values()]
+    existing = [entry.tensor for entry in tensor_entries(model).values()]
     formulas = _attention_formulas(torch.ops.aten)
     with FlopCounterMode(display=False, custom_mapping=formulas) as flops, _MemoryCounter([existing, batch]) as memory:
         with tracing(model, record_order), torch.autograd.graph.saved_tensors_hooks(record_saved, lambda tensor: tensor):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.contract import COSTS, PREDICTED, SECONDS, Cost, Note
+from runner.contract import COSTS, COUNTED, SECONDS, Cost, Note
 from runner.cost.flops import META, FakeCopy, StepCount, Task, count_step, storages_in
 from runner.freezing.selection import Selection
 from runner.tensors import tensors_in
@@ -180,14 +180,14 @@ def shares_of_baseline(cost: Cost, baseline: StepCount, optimizer: Optimizer) ->
 
     The baseline's optimizer state is estimated: as many bytes of state per byte of a parameter as in this run.
     """
-    unfrozen: Cost = {key: getattr(baseline, key, None) for key in PREDICTED}
+    unfrozen: Cost = {key: getattr(baseline, key, None) for key in COUNTED}
     parameters_with_state = [
         key for key, state in optimizer.state.items() if isinstance(key, Tensor) and _total_bytes(state)
     ]
     bytes_with_state = _total_bytes(parameters_with_state)
     if bytes_with_state and not needs_closure(optimizer):
         unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / bytes_with_state * baseline.gradient_bytes
-    found = {f"{key}_share": cost[key] / unfrozen[key] for key in PREDICTED if cost[key] is not None and unfrozen[key]}
+    found = {f"{key}_share": cost[key] / unfrozen[key] for key in COUNTED if cost[key] is not None and unfrozen[key]}
     total = baseline.flops_forward + baseline.flops_backward
     return found | ({"flops_share": (cost["flops_forward"] + cost["flops_backward"]) / total} if total else {})
 

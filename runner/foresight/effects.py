@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from runner.proof.changes import snapshot
 from runner.proof.replay import gradient_kind
-from runner.seeding import kept_random_state
-from runner.tensors import entries, now, same_bits
+from runner.seeding import preserve_random_state
+from runner.tensors import same_bits, tensor_entries, tensor_resolver
 
 Task = Callable[[nn.Module, Any], Tensor]
 
@@ -42,7 +42,7 @@ def effect_of_batch(model: nn.Module, parameters: Sequence[Tensor], task: Task, 
     def forward_backward() -> None:
         before = snapshot(model)
         loss = task(model, batch)
-        resolve = now(entries(model))
+        resolve = tensor_resolver(tensor_entries(model))
         for name, entry in before.entries.items():
             after = resolve(entry)
             if after is None or not same_bits(before.values[name], after):
@@ -71,7 +71,7 @@ def _gradient_effect_of_flags(parameter: Tensor) -> str:
     element = parameter.detach().reshape(-1)[:1].clone().requires_grad_()
     element._backward_hooks = OrderedDict(parameter._backward_hooks or {})
     element._post_accumulate_grad_hooks = OrderedDict(parameter._post_accumulate_grad_hooks or {})
-    with kept_random_state():
+    with preserve_random_state():
         return _gradient_effects([element], lambda: element.sum().backward())[id(element)]
 
 

@@ -13,8 +13,8 @@ from runner.foresight.effects import Effect, effect_of_batch
 from runner.foresight.hazards import buffer_warnings, idle_warnings, leak_warnings
 from runner.foresight.rehearsal import Rehearsal
 from runner.foresight.warnings import method_and_optimizer_names, rehearse_phases
-from runner.freezing.groups import placed, rate
-from runner.tensors import entries, now
+from runner.freezing.groups import group_lr, groups_by_tensor
+from runner.tensors import tensor_entries, tensor_resolver
 
 
 def foresee(setup: Setup) -> Rehearsal:
@@ -74,7 +74,7 @@ def show_plan(config: Config, console: Console) -> None:
 
 def _parameter_table(setup: Setup) -> Table:
     """Return a table with a line for each parameter."""
-    group_of, resolve = placed([setup.optimizer]), now(entries(setup.model))
+    group_of, resolve = groups_by_tensor([setup.optimizer]), tensor_resolver(tensor_entries(setup.model))
     table = Table("parameter", "shape", "group", "lr", "requires_grad", "frozen", box=None, pad_edge=False)
     first = setup.phases[-1].first
     for entry in (entry for entry in setup.before.entries.values() if entry.kind == "parameter"):
@@ -84,7 +84,7 @@ def _parameter_table(setup: Setup) -> Table:
             " = ".join([entry.name, *entry.aliases]),
             "x".join(map(str, entry.tensor.shape)),
             name,
-            str(rate(group)) if group else "",
+            str(group_lr(group)) if group else "",
             str(tensor is not None and tensor.requires_grad),
             "" if entry.tensor not in setup.selection else "frozen" if first == 1 else f"from step {first} on",
         )

@@ -19,14 +19,14 @@ from torch.optim import Optimizer
 
 from runner.contract import Row
 from runner.foresight.effects import Effect, Task
-from runner.freezing.groups import Group, rate, regroup
+from runner.freezing.groups import Group, group_lr, regroup
 from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
 from runner.proof.audit import audit
 from runner.proof.replay import frozen_gradients_affect_others
-from runner.seeding import kept_random_state
-from runner.tensors import Entry
+from runner.seeding import preserve_random_state
+from runner.tensors import TensorEntry
 from runner.training.loop import Step, train
 
 FULL_STEPS = 32  # at most so many steps of a phase are run; for the later ones only the scheduler is stepped
@@ -61,7 +61,7 @@ class StandInModel(nn.Module):
         by_name: the stand-ins, by the name of the model's tensor.
     """
 
-    def __init__(self, model_entries: Mapping[str, Entry]) -> None:
+    def __init__(self, model_entries: Mapping[str, TensorEntry]) -> None:
         super().__init__()
         self.stand_in_of: dict[int, Tensor] = {}
         self.initial_of: dict[int, Tensor] = {}
@@ -109,7 +109,7 @@ class StandInModel(nn.Module):
 
 
 def rehearse(
-    model_entries: Mapping[str, Entry],
+    model_entries: Mapping[str, TensorEntry],
     phases: Sequence[Phase],
     effects: Sequence[Effect],
     *,
@@ -124,7 +124,7 @@ def rehearse(
     Draws no random numbers. Raises what the optimizer, scheduler or method raises.
     """
     method = copy.copy(method)  # a method that stores its optimizer must not store this one
-    with kept_random_state(), ExitStack() as undo:
+    with preserve_random_state(), ExitStack() as undo:
         equivalents = group_equivalent(model_entries, phases, effects)
         stand_in = StandInModel({name: members[0] for name, members in equivalents.items()})
         optimizer = build_optimizer([dict(group) for group in stand_in.map_groups(phases[0].groups)])
@@ -155,7 +155,9 @@ def rehearse(
     return Rehearsal(phases=phases, rows=rows, lrs=lrs, scheduler=scheduler, optimizer_couples=optimizer_couples)
 
 
-def _rows_of_model(rows: list[Row], model_entries: Mapping[str, Entry], equivalents: Mapping[str, list[Entry]]) -> list[Row]:
+def _rows_of_model(
+    rows: list[Row], model_entries: Mapping[str, TensorEntry], equivalents: Mapping[str, list[TensorEntry]]
+) -> list[Row]:
     """Return a row for each tensor of the model: that of the stand-in for all tensors equivalent to it."""
     row_of_stand_in = {row["name"].replace("/", "."): row for row in rows}
     row_of = {entry.name: row_of_stand_in[name] for name, members in equivalents.items() for entry in members}
@@ -176,7 +178,7 @@ def _run_phase(
     if scheduler is None or not other_steps:
         return lrs
     for number in other_steps:
-        lrs[number] = {group["name"]: rate(group) for group in optimizer.param_groups}
+        lrs[number] = {group["name"]: group_lr(group) for group in optimizer.param_groups}
         scheduler.step(*([0.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
     for group in (group for group in optimizer.param_groups if "lr" in group):
         restore_lrs.callback(group.__setitem__, "lr", group["lr"])
@@ -211,15 +213,15 @@ def _has_nonzero(tensor: Tensor) -> bool:
 
 
 def group_equivalent(
-    model_entries: Mapping[str, Entry], phases: Sequence[Phase], effects: Sequence[Effect]
-) -> dict[str, list[Entry]]:
+    model_entries: Mapping[str, TensorEntry], phases: Sequence[Phase], effects: Sequence[Effect]
+) -> dict[str, list[TensorEntry]]:
     """Group the tensors for which a rehearsal gives the same result, so that one stand-in is enough for each group.
 
     Returns the entries of each group by the name of its first tensor. Equivalent tensors have the same kind, dtype and shape
     of the stand-in, and in each phase the same role, parameter group and effect of a batch.
     """
     group_names = [{id(p): group["name"] for group in phase.groups for p in group["params"]} for phase in phases]
-    equivalents: dict[Any, list[Entry]] = {}
+    equivalents: dict[Any, list[TensorEntry]] = {}
     for name, entry in model_entries.items():
         tensor, tensor_id = entry.tensor, id(entry.tensor)
         of_each_phase = zip(

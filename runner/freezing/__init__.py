@@ -1,1 +1,1 @@
-"""What is frozen, and when: patterns, what they select, the optimizer's groups, the phases of a run."""
+"""What is frozen, and when: patterns, the selection, the optimizer's parameter groups, the phases of a run."""

@@ -1,4 +1,4 @@
-"""Holding modules in eval mode, so that their buffers stay: `freeze.buffers=frozen`."""
+"""Forces modules to stay in eval mode, so that their buffers do not change (`freeze.buffers=frozen`)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from torch import nn
 from runner.freezing.selection import Selection
 
 
-def hold_in_eval_mode(selection: Selection, undo: ExitStack) -> None:
-    """Put the selected modules in eval mode and keep them there, whatever calls `model.train()`.
+def force_eval_mode(selection: Selection, undo: ExitStack) -> None:
+    """Put `selection.modules` in eval mode and keep them there when `model.train()` is called, until `undo` is closed.
 
-    BatchNorm then normalises by its running statistics and leaves them, dropout passes everything through. Parents and
-    children that are not selected follow `train()` as usual.
+    BatchNorm then uses its running statistics without updating them, and dropout is off. Parents and children that are not
+    selected follow `train()` as usual.
     """
     for module in selection.modules.values():
-        own = vars(module).get("train")  # some pin a BatchNorm by giving it a `train` of its own
-        if getattr(own, "__func__", None) is _train_others:  # one module under two names
+        instance_train = vars(module).get("train")  # some users replace `train` on the instance to pin a BatchNorm
+        if getattr(instance_train, "__func__", None) is _train_children_only:  # already replaced
             continue
         undo.callback(setattr, module, "training", module.training)
-        if own is None:
+        if instance_train is None:
             undo.callback(vars(module).pop, "train")
         else:
-            undo.callback(setattr, module, "train", own)
-        # A bound method on the instance: `copy.deepcopy(model)` binds it to the copy, a closure would not.
-        vars(module)["train"] = MethodType(_train_others, module)
+            undo.callback(setattr, module, "train", instance_train)
+        # A bound method on the instance, because `copy.deepcopy(model)` binds it to the copied module.
+        vars(module)["train"] = MethodType(_train_children_only, module)
         module.training = False
 
 
-def _train_others(module: nn.Module, mode: bool = True) -> nn.Module:
+def _train_children_only(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Do what `module.train(mode)` does for the children, but leave the module itself in eval mode."""
     type(module).train(module, mode)
     module.training = False
     return module

@@ -1,6 +1,6 @@
-"""How parameters are cut into the optimizer's groups, and learning rates by pattern.
+"""Divides parameters into the optimizer's parameter groups, and sets learning rates by pattern.
 
-A group is torch's own: a dict with `params` and options, and always a `name`.
+A group is a dict as torch.optim takes it: `params`, any options, and always a `name`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 
 from runner.errors import ConfigError
 from runner.freezing.patterns import parse
-from runner.freezing.selection import Scope, Selection
+from runner.freezing.selection import PatternResolver, Selection
 
 Group = dict[str, Any]
 
 
 def by_role(model: nn.Module, selection: Selection) -> list[Group]:
-    """Two groups, `frozen` and `trainable`."""
+    """Return two groups, `frozen` and `trainable`."""
     parameters = list(model.parameters())
     return [
         {"name": "frozen", "params": [p for p in parameters if p in selection]},
@@ -29,84 +29,99 @@ def by_role(model: nn.Module, selection: Selection) -> list[Group]:
 
 
 def all_in_one(model: nn.Module, selection: Selection) -> list[Group]:
-    """One group, `all`."""
+    """Return one group, `all`."""
     return [{"name": "all", "params": list(model.parameters())}]
 
 
 def by_parameter(model: nn.Module, selection: Selection) -> list[Group]:
-    """One group a parameter, with its name; a tied parameter is one. Without parameters it is one empty group, `all`."""
-    return [{"name": n, "params": [parameter]} for n, parameter in model.named_parameters()] or all_in_one(model, selection)
+    """Return a group for each parameter, with the parameter's name; tied parameters are one parameter.
+
+    For a model without parameters, returns one empty group, `all`.
+    """
+    groups = [{"name": name, "params": [parameter]} for name, parameter in model.named_parameters()]
+    return groups or all_in_one(model, selection)
 
 
 def by_module(model: nn.Module, selection: Selection, names: Sequence[str] = ()) -> list[Group]:
-    """One group a pattern in `names`, first match wins; a parameter that none matches is in no group."""
+    """Return a group for each pattern in `names`; a parameter is in the group of the first pattern that matches it.
+
+    Parameters that no pattern matches are in no group. Raises ConfigError if `names` is empty.
+    """
     if not names:
         raise ConfigError("groups=module needs the modules' names, e.g. 'groups.names=[conv1,fc]'")
-    return [{"name": name, "params": params} for name, params in _claims(model, selection, names, "groups.names")]
+    matches = _match_parameters(model, selection, names, "groups.names")
+    return [{"name": name, "params": parameters} for name, parameters in matches]
 
 
-def with_lrs(groups: list[Group], model: nn.Module, selection: Selection, lrs: Sequence[tuple[str, float]]) -> list[Group]:
-    """The groups with learning rates by pattern, first match wins.
+def split_by_lr(
+    groups: list[Group], model: nn.Module, selection: Selection, lrs: Sequence[tuple[str, float]]
+) -> list[Group]:
+    """Return the groups with learning rates set by (pattern, rate) pairs; the first pattern that matches counts.
 
-    A group whose parameters take different rates becomes `NAME/PATTERN` for each pattern, and `NAME` for the rest.
+    A group whose parameters have different rates is split: into `NAME/PATTERN` for each pattern, and `NAME` for parameters
+    that no pattern matches. Raises ConfigError for a pattern all of whose parameters are in no group.
     """
-    rate_of, label_of = {}, {}
+    lr_of, pattern_of = {}, {}
     grouped = {id(parameter) for group in groups for parameter in group["params"]}
-    claims = _claims(model, selection, [pattern for pattern, _ in lrs], "groups.lr")
-    for (pattern, params), (_, lr) in zip(claims, lrs, strict=True):
-        if params and not any(id(parameter) in grouped for parameter in params):
-            raise ConfigError(f"groups.lr: {pattern!r} sets the rate of nothing, for what it matches is in no group")
-        for parameter in params:
-            rate_of[id(parameter)], label_of[id(parameter)] = lr, pattern
-    cut: list[Group] = []
+    matches = _match_parameters(model, selection, [pattern for pattern, _ in lrs], "groups.lr")
+    for (pattern, parameters), (_, lr) in zip(matches, lrs, strict=True):
+        if parameters and not any(id(parameter) in grouped for parameter in parameters):
+            raise ConfigError(f"groups.lr: {pattern!r} matches no grouped parameter; drop it or extend groups.names")
+        for parameter in parameters:
+            lr_of[id(parameter)], pattern_of[id(parameter)] = lr, pattern
+    result: list[Group] = []
     for group in groups:
-        parts = _partition(group, lambda p: label_of.get(id(p)))
-        for label, part in parts.items():
-            if label is not None:
-                part["lr"] = rate_of[id(part["params"][0])]
+        parts = _split(group, lambda p: pattern_of.get(id(p)))
+        for pattern, part in parts.items():
+            if pattern is not None:
+                part["lr"] = lr_of[id(part["params"][0])]
                 if len(parts) > 1:
-                    part["name"] = f"{group['name']}/{label}"
-        cut += parts.values()
-    return cut
+                    part["name"] = f"{group['name']}/{pattern}"
+        result += parts.values()
+    return result
 
 
-def by_frozen(groups: list[Group], selection: Selection, **options: Any) -> list[Group]:
-    """The groups with each half-frozen one split into `NAME` and `NAME/frozen`; the frozen ones take `options`."""
-    cut = []
+def split_by_frozen(groups: list[Group], selection: Selection, **options: Any) -> list[Group]:
+    """Return the groups, with every partly frozen group split into `NAME` and `NAME/frozen`.
+
+    `options`, such as `lr=0.0`, are set in the groups of frozen parameters.
+    """
+    result = []
     for group in groups:
-        parts = _partition(group, lambda p: p in selection)
+        parts = _split(group, lambda p: p in selection)
         for frozen, part in sorted(parts.items()):
             if frozen:
                 part.update(options)
                 if len(parts) > 1:
                     part["name"] = f"{group['name']}/frozen"
-            cut.append(part)
-    return cut
+            result.append(part)
+    return result
 
 
-def refined(groups: Sequence[Group], later: Sequence[Group]) -> list[Group]:
-    """The groups, cut so that `later` takes none of them apart, and named as there: a scheduler counts groups only once.
+def split_for_later(groups: Sequence[Group], later: Sequence[Group]) -> list[Group]:
+    """Return the groups, split and named so that the groups of a later phase need no further split.
 
-    What `later` leaves out of a group becomes `NAME/frozen`.
+    They are split in advance because a scheduler reads the number of groups only once. Parameters of a group that are in no
+    group of `later` become `NAME/frozen`.
     """
     name_of = {id(parameter): group["name"] for group in later for parameter in group["params"]}
-    cut = []
+    result = []
     for group in groups:
-        parts = _partition(group, lambda p: name_of.get(id(p)))
-        left_out = f"{group['name']}/frozen" if len(parts) > 1 else group["name"]
-        cut += [{**part, "name": name or left_out} for name, part in parts.items()]
-    return cut
+        parts = _split(group, lambda p: name_of.get(id(p)))
+        name_if_absent = f"{group['name']}/frozen" if len(parts) > 1 else group["name"]
+        result += [{**part, "name": name or name_if_absent} for name, part in parts.items()]
+    return result
 
 
-def prepared_for(later: Sequence[Sequence[Group]], groups: list[Group]) -> list[Group]:
-    """The groups to build the optimizer with, where phases with `later` groups follow: it can be given none in mid-run.
+def groups_for_all_phases(first: list[Group], later: Sequence[Sequence[Group]]) -> list[Group]:
+    """Return the groups to build the optimizer with: those of the first phase, and all that a later phase needs.
 
-    They are cut as the last phase needs them; a group that only a phase between has is there from the start, empty, with the
-    options of the group that holds its parameters now.
+    No group can be added during a run. The first phase's groups are split as the last phase needs them. A group that only
+    another later phase has is added empty, with the options of the group that has its first parameter now.
     """
     if not later:
-        return groups
-    groups = refined(groups, later[-1])
+        return first
+    groups = split_for_later(first, later[-1])
     group_of = {id(parameter): group for group in groups for parameter in group["params"]}
     names = {group["name"] for group in groups}
     for group in (group for phase in later for group in phase if group["params"]):
@@ -116,58 +131,64 @@ def prepared_for(later: Sequence[Sequence[Group]], groups: list[Group]) -> list[
     return groups
 
 
-def regroup(optimizer: Optimizer, was: Sequence[Group], groups: Sequence[Group]) -> None:
-    """Give a running optimizer's groups the parameters of `groups`, by name, and the options that differ from `was`.
+def regroup(optimizer: Optimizer, old_groups: Sequence[Group], new_groups: Sequence[Group]) -> None:
+    """Move parameters between the optimizer's own groups, by name, from the groups of one phase to those of the next.
 
-    State stays with its parameter, stale state included, and so does whatever a scheduler has set meanwhile.
+    Sets only the options that differ between `old_groups` and `new_groups`, so that what a scheduler has set stays. The
+    state of a parameter is not changed, even if it is stale.
     """
-    were, then = ({group["name"]: group for group in cut} for cut in (was, groups))
-    live_names = {live["name"] for live in optimizer.param_groups}
-    lost = [name for name, group in then.items() if group["params"] and name not in live_names]
-    assert not lost, f"the optimizer has no group {lost[0]} for parameters that it is to step"
-    for live in optimizer.param_groups:
-        before = were.get(live["name"], {})
-        after = then.get(live["name"], {**before, "params": []})
-        live.update({key: value for key, value in after.items() if key != "params" and value != before.get(key)})
-        if [id(p) for p in live["params"]] != [id(p) for p in after["params"]]:
-            live["params"] = list(after["params"])
+    old_by_name, new_by_name = ({group["name"]: group for group in groups} for groups in (old_groups, new_groups))
+    names = {group["name"] for group in optimizer.param_groups}
+    missing = [name for name, group in new_by_name.items() if group["params"] and name not in names]
+    assert not missing, f"the optimizer has no group {missing[0]}, which has parameters in the new phase"
+    for group in optimizer.param_groups:
+        old = old_by_name.get(group["name"], {})
+        new = new_by_name.get(group["name"], {**old, "params": []})
+        group.update({key: value for key, value in new.items() if key != "params" and value != old.get(key)})
+        if [id(p) for p in group["params"]] != [id(p) for p in new["params"]]:
+            group["params"] = list(new["params"])
 
 
-def without_empty(groups: list[Group]) -> list[Group]:
-    """The groups that hold parameters, or all of them where none does."""
+def drop_empty_groups(groups: list[Group]) -> list[Group]:
+    """Return the groups that have parameters, or all groups if none has."""
     return [group for group in groups if group["params"]] or groups
 
 
-def _partition(group: Group, label: Callable[[nn.Parameter], Any]) -> dict[Any, Group]:
+def _split(group: Group, key: Callable[[nn.Parameter], Any]) -> dict[Any, Group]:
+    """Return a copy of the group for each value of `key(parameter)`; an empty group is returned whole, under None."""
     parts: dict[Any, Group] = {}
     for parameter in group["params"]:
-        parts.setdefault(label(parameter), {**group, "params": []})["params"].append(parameter)
+        parts.setdefault(key(parameter), {**group, "params": []})["params"].append(parameter)
     return parts or {None: group}
 
 
-def _claims(
+def _match_parameters(
     model: nn.Module, selection: Selection, patterns: Sequence[str], key: str
 ) -> list[tuple[str, list[nn.Parameter]]]:
-    scope = Scope(model, selection.head)
-    parameters, taken, claims = dict(model.named_parameters()), set[str](), []
-    for text in patterns:
-        left = scope.reach(parse(text, key), key) - taken
-        claims.append((text, [parameter for name, parameter in parameters.items() if name in left]))
-        taken |= left
-    return claims
+    """Return each pattern with the parameters that it is the first to match. `key`: the config key, for error messages."""
+    resolver = PatternResolver(model, selection.head)
+    parameters, matched_before, matches = dict(model.named_parameters()), set[str](), []
+    for pattern in patterns:
+        names = resolver.resolve(parse(pattern, key), key) - matched_before
+        matches.append((pattern, [parameter for name, parameter in parameters.items() if name in names]))
+        matched_before |= names
+    return matches
 
 
-def placed(optimizers: Sequence[Optimizer]) -> dict[int, tuple[str, Group]]:
-    """Of each tensor in an optimizer, by identity: its group, and the group's name, or its position where it has none."""
+def groups_by_tensor(optimizers: Sequence[Optimizer]) -> dict[int, tuple[str, Group]]:
+    """Return the group name and the group of each tensor in the optimizers, by the tensor's id.
+
+    A group without a name is named by its position: `1`, or `0.1` (optimizer, group) if there are several optimizers.
+    """
     found = {}
     for number, optimizer in enumerate(optimizers):
         for position, group in enumerate(optimizer.param_groups):
-            place = f"{number}.{position}" if len(optimizers) > 1 else str(position)
+            default_name = f"{number}.{position}" if len(optimizers) > 1 else str(position)
             for parameter in group["params"]:
-                found[id(parameter)] = (str(group.get("name", place)), group)
+                found[id(parameter)] = (str(group.get("name", default_name)), group)
     return found
 
 
-def rate(group: Group) -> float:
-    """The learning rate of a group; NaN where its optimizer knows none."""
+def group_lr(group: Group) -> float:
+    """Return the learning rate of a group, or NaN if the group has none."""
     return float(group.get("lr", nan))

@@ -1,4 +1,4 @@
-"""What is frozen when: a schedule turns what is declared frozen into the phases of a run."""
+"""When it is frozen: a schedule turns the selection into the phases of a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from runner.freezing.selection import Selection
 
 @dataclass(frozen=True)
 class Phase:
-    """From step `first` on (counted from 1), `selection` is what is frozen, and `groups` are the optimizer's.
+    """A part of a run in which the same tensors are frozen.
 
-    A schedule leaves the groups empty, for they depend on the method.
+    Attributes:
+        first: its first step, counted from 1.
+        selection: what is frozen in it.
+        groups: the optimizer's parameter groups in it. A schedule leaves them empty, because they depend on the method.
     """
 
     first: int
@@ -23,21 +26,24 @@ class Phase:
 
 
 def constant(selection: Selection) -> list[Phase]:
-    """Frozen from the first step on."""
+    """Return one phase: frozen from the first step on."""
     return [Phase(1, selection)]
 
 
 def after(selection: Selection, step: int) -> list[Phase]:
-    """Frozen from `step` on; everything trains before. Raises ConfigError unless `step` is a whole number of 1 or more."""
+    """Return two phases: nothing is frozen before `step`, the selection is frozen from `step` on.
+
+    Raises ConfigError unless `step` is a whole number of 1 or more.
+    """
     if not isinstance(step, int) or isinstance(step, bool) or step < 1:
-        raise ConfigError(f"schedule.step is {step!r}; give the first step to train frozen, a whole number of 1 or more")
+        raise ConfigError(f"schedule.step is {step!r}; give the first step that is frozen, a whole number of 1 or more")
     nothing = replace(selection, parameters={}, buffers={}, modules={}, notes=())
     return [Phase(1, nothing), Phase(step, selection)] if step > 1 else constant(selection)
 
 
-def spans(phases: Sequence[Phase], batches: int) -> Iterator[tuple[Phase, int]]:
-    """Each phase that is reached, and the number of its batches."""
-    ends = [phase.first - 1 for phase in phases[1:]] + [batches]
-    for phase, end in zip(phases, ends, strict=True):
-        if phase.first <= batches:
-            yield phase, min(end, batches) - phase.first + 1
+def reached_phases(phases: Sequence[Phase], steps: int) -> Iterator[tuple[Phase, int]]:
+    """Yield each phase that begins within a run of `steps` steps, with its number of steps in the run."""
+    last_steps = [phase.first - 1 for phase in phases[1:]] + [steps]
+    for phase, last in zip(phases, last_steps, strict=True):
+        if phase.first <= steps:
+            yield phase, min(last, steps) - phase.first + 1

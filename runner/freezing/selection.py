@@ -1,4 +1,4 @@
-"""Patterns -> Selection: which parameters are declared frozen, and which modules are held in eval mode."""
+"""Resolves patterns into a Selection: which parameters are declared frozen, and which modules stay in eval mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runner.errors import ConfigError, did_you_mean, listed
 from runner.freezing.patterns import Pattern, parse, parse_all, refuse_entries_in_both
-from runner.tensors import entries
+from runner.tensors import tensor_entries
 
 Matcher = Callable[[str], bool]
 
@@ -20,9 +20,14 @@ Matcher = Callable[[str], bool]
 class Selection:
     """What is declared frozen in one model.
 
-    `parameters`, `buffers` and `modules` map names to the tensors and modules themselves; `tensor in selection` tells a
-    frozen parameter by identity. `modules` are those held in eval mode, and `buffers` what they own. `head` is what
-    `@head` stands for, as given; `notes` are sentences that the user should read.
+    `tensor in selection` is True for a frozen parameter, compared by identity.
+
+    Attributes:
+        parameters: the frozen parameters, by name.
+        buffers: the frozen buffers, by name: those of `modules`.
+        modules: the modules that stay in eval mode, by name.
+        head: the patterns that `@head` stands for, as given to `select`.
+        notes: messages for the user.
     """
 
     parameters: Mapping[str, Tensor]
@@ -32,10 +37,10 @@ class Selection:
     notes: tuple[str, ...] = ()
 
     def __contains__(self, tensor: object) -> bool:
-        return id(tensor) in self._identities
+        return id(tensor) in self._parameter_ids
 
     @cached_property
-    def _identities(self) -> frozenset[int]:
+    def _parameter_ids(self) -> frozenset[int]:
         return frozenset(id(tensor) for tensor in self.parameters.values())
 
 
@@ -46,178 +51,196 @@ def select(
     buffers: str = "live",
     head: str | Sequence[str] | None = None,
 ) -> Selection:
-    """Resolve patterns against a model.
+    """Return what the patterns select in a model.
 
-    `keep` wins over `patterns`, by identity of the tensor. `buffers="frozen"` also holds the matched modules in
-    eval mode. `head` are the patterns behind `@head`; None or "auto" finds the classifier. Raises ConfigError, a
-    ValueError, with the nearest names for a pattern that matches nothing, a `keep` entry that exempts nothing, a pattern
-    whose every match is kept, the same entry in both, and an empty or malformed entry.
+    `keep`: patterns of exceptions; a tensor or module that one of them matches under any of its names is not selected.
+    `buffers`: "frozen" also selects the matched modules, to stay in eval mode; "live" does not.
+    `head`: the patterns that `@head` stands for; None or "auto" finds the classifier.
+    Raises ConfigError, a ValueError, with the nearest names if a pattern matches nothing; and for a `keep` entry that
+    exempts nothing, a pattern that `keep` exempts completely, an entry in both lists, and an empty or malformed entry.
     """
     if buffers not in ("live", "frozen"):
         raise ConfigError(f"buffers is {buffers!r}; give live or frozen")
-    wanted, kept = parse_all(patterns, "freeze.patterns"), parse_all(keep, "freeze.keep")
+    freeze_patterns, keep_patterns = parse_all(patterns, "freeze.patterns"), parse_all(keep, "freeze.keep")
     refuse_entries_in_both(patterns, keep)
-    scope = Scope(model, head)
+    resolver = PatternResolver(model, head)
     with_modules = buffers == "frozen"
-    reached = {pattern.text: scope.reach(pattern, "freeze.patterns", with_modules) for pattern in wanted}
-    exempt = {pattern.text: scope.reach(pattern, "freeze.keep", with_modules) for pattern in kept}
-    matched, spared = set[str]().union(*reached.values()), set[str]().union(*exempt.values())
-    _refuse_entries_without_effect(reached, exempt, matched, spared)
-    frozen = matched - spared
-    modules = {name: module for name, module in scope.modules.items() if f"{name}/" in frozen}
-    held = {id(module) for module in modules.values()}
+    names_of_pattern = {p.text: resolver.resolve(p, "freeze.patterns", with_modules) for p in freeze_patterns}
+    names_of_keep = {p.text: resolver.resolve(p, "freeze.keep", with_modules) for p in keep_patterns}
+    matched, kept = set[str]().union(*names_of_pattern.values()), set[str]().union(*names_of_keep.values())
+    _refuse_entries_without_effect(names_of_pattern, names_of_keep, matched, kept)
+    frozen = matched - kept
+    modules = {name: module for name, module in resolver.modules.items() if f"{name}/" in frozen}
+    module_ids = {id(module) for module in modules.values()}
     return Selection(
-        parameters={entry.name: entry.tensor for entry in scope.parameters if entry.name in frozen},
+        parameters={entry.name: entry.tensor for entry in resolver.parameters if entry.name in frozen},
         buffers={
             entry.name: entry.tensor
-            for entry in scope.entries.values()
-            if entry.kind == "buffer" and id(scope.modules[entry.owner]) in held
+            for entry in resolver.entries.values()
+            if entry.kind == "buffer" and id(resolver.modules[entry.owner]) in module_ids
         },
         modules=modules,
         head=head,
-        notes=tuple(scope.ties_kept(wanted, kept, matched & spared)),
+        notes=tuple(resolver.tie_notes(freeze_patterns, keep_patterns, matched & kept)),
     )
 
 
 def _refuse_entries_without_effect(
-    reached: Mapping[str, set[str]], exempt: Mapping[str, set[str]], matched: set[str], spared: set[str]
+    names_of_pattern: Mapping[str, set[str]], names_of_keep: Mapping[str, set[str]], matched: set[str], kept: set[str]
 ) -> None:
-    for text, names in exempt.items():
+    """Raise ConfigError if a `keep` entry matches nothing of `matched`, or all that a pattern matches is in `kept`."""
+    for text, names in names_of_keep.items():
         if not names & matched:
-            raise ConfigError(f"freeze.keep: {text!r} exempts nothing, for no entry of freeze.patterns reaches it; drop it")
-    for text, names in reached.items():
-        if not names - spared:
-            raise ConfigError(f"freeze.patterns: {text!r} freezes nothing, for freeze.keep exempts all of it; drop it")
+            raise ConfigError(f"freeze.keep: {text!r} exempts nothing that freeze.patterns matches; remove it")
+    for text, names in names_of_pattern.items():
+        if not names - kept:
+            raise ConfigError(f"freeze.patterns: {text!r} freezes nothing: freeze.keep exempts all of it; remove it")
 
 
-class Scope:
-    """One model's names, against which patterns are resolved."""
+class PatternResolver:
+    """Finds the parameters and modules of one model that a pattern matches."""
 
     def __init__(self, model: nn.Module, head: str | Sequence[str] | None = None) -> None:
         self.model = model
-        self.entries = entries(model)
+        self.entries = tensor_entries(model)
         self.parameters = [entry for entry in self.entries.values() if entry.kind == "parameter"]
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self._head = head
 
     @cached_property
     def head_names(self) -> tuple[str, ...]:
-        """The patterns behind `@head`."""
+        """The patterns that `@head` stands for."""
         if self._head is None or self._head == "auto":
             return (find_head(self.model),)
         return (self._head,) if isinstance(self._head, str) else tuple(self._head)
 
-    def reach(self, pattern: Pattern, key: str, with_modules: bool = False) -> set[str]:
-        """The names of all parameters that a pattern matches, and with `with_modules` those of modules, each with a `/`.
+    def resolve(self, pattern: Pattern, key: str, with_modules: bool = False) -> set[str]:
+        """Return the names of all parameters that a pattern matches; a tied parameter counts under its first name.
 
-        Raises ConfigError with the nearest names where that is nothing.
+        `with_modules`: also return the names of the modules that it matches, each followed by a `/`. Raises ConfigError with
+        the nearest names if there is no match; `key` is the config key, for the message.
         """
         matches = self._matcher(pattern)
         found = {entry.name for entry in self.parameters if any(map(matches, entry.names))}
-        touched = [name for name in self.modules if matches(name)]
         if with_modules:
-            # One module under two names is held, or exempt, as a whole.
-            held = {id(module) for name, module in self.modules.items() if any(map(matches, _and_above(name)))}
-            found |= {f"{name}/" for name, module in self.modules.items() if id(module) in held}
+            # A module that has two names matches if one of them does.
+            module_ids = {id(module) for name, module in self.modules.items() if any(map(matches, _with_parents(name)))}
+            found |= {f"{name}/" for name, module in self.modules.items() if id(module) in module_ids}
         if not found:
-            raise ConfigError(self._nothing(pattern, key, touched))
+            matched_modules = [name for name in self.modules if matches(name)]
+            raise ConfigError(self._no_match_message(pattern, key, matched_modules))
         return found
 
-    def ties_kept(self, wanted: Iterable[Pattern], kept: Iterable[Pattern], spared: set[str]) -> Iterable[str]:
-        """A sentence for each tied tensor that a pattern names and `keep` exempts under another of its names."""
-        wants, keeps = [self._matcher(p) for p in wanted], [self._matcher(p) for p in kept]
+    def tie_notes(self, patterns: Iterable[Pattern], keep: Iterable[Pattern], kept: set[str]) -> Iterable[str]:
+        """Yield a note for each tied tensor that a pattern matches, but `keep` exempts under another of its names.
+
+        `kept`: the names that both `patterns` and `keep` match.
+        """
+        freezes, exempts = [self._matcher(p) for p in patterns], [self._matcher(p) for p in keep]
         for entry in self.parameters:
-            if entry.name in spared and entry.aliases:
-                asked = [name for name in entry.names if any(m(name) for m in wants) and not any(m(name) for m in keeps)]
-                through = [name for name in entry.names if any(m(name) for m in keeps)]
-                if asked:
-                    yield f"{asked[0]} is not frozen: it is one tensor with {through[0]}, which freeze.keep exempts"
+            if entry.name in kept and entry.aliases:
+                exempt = [name for name in entry.names if any(matches(name) for matches in exempts)]
+                frozen = [name for name in entry.names if any(matches(name) for matches in freezes) and name not in exempt]
+                if frozen:
+                    yield f"{frozen[0]} is not frozen: it is tied to {exempt[0]}, which freeze.keep exempts"
 
     def _matcher(self, pattern: Pattern) -> Matcher:
+        """Return a function that says whether a dotted name matches the pattern."""
         if pattern.kind == "head":
-            parts = [self._matcher(parse(text, "model.head")) for text in self.head_names]
-            return lambda name: any(part(name) for part in parts)
+            matchers = [self._matcher(parse(text, "model.head")) for text in self.head_names]
+            return lambda name: any(matches(name) for matches in matchers)
         if pattern.kind == "type":
-            wanted = pattern.text[5:]
-            roots = {name for name, module in self.modules.items() if _is_a(module, wanted)}
-            return lambda name: any(above in roots for above in _and_above(name))
-        return lambda name: pattern.matches(name) or pattern.matches(self._unwrapped(name))
+            class_name = pattern.text.removeprefix("type:")
+            found = {name for name, module in self.modules.items() if _is_instance(module, class_name)}
+            return lambda name: any(parent in found for parent in _with_parents(name))
+        return lambda name: pattern.matches(name) or pattern.matches(self._without_wrappers(name))
 
-    def _unwrapped(self, name: str) -> str:
-        """The name without the parts that wrappers add (`module.` by DataParallel, `_orig_mod.` by torch.compile)."""
+    def _without_wrappers(self, name: str) -> str:
+        """Return the name without the parts that wrappers add (`module.` by DataParallel, `_orig_mod.` by torch.compile)."""
         parts = name.split(".")
-        return ".".join(part for count, part in enumerate(parts, 1) if ".".join(parts[:count]) not in self._wrapped)
+        return ".".join(part for count, part in enumerate(parts, 1) if ".".join(parts[:count]) not in self._wrapped_names)
 
     @cached_property
-    def _wrapped(self) -> set[str]:
-        # A wrapper is told by having nothing of its own but this one child; a user's module may be called `module`, too.
-        only = {name: list(module._modules) for name, module in self.modules.items() if not module._parameters}
+    def _wrapped_names(self) -> set[str]:
+        """The names of the modules that are the child of a wrapper, such as `body._orig_mod`.
+
+        A wrapper is a module without parameters of its own that has one child, `module` or `_orig_mod`. The name alone is
+        not enough, because users may call a child `module`, too.
+        """
+        children_of = {name: list(module._modules) for name, module in self.modules.items() if not module._parameters}
         return {
-            f"{name}.{children[0]}".lstrip(".") for name, children in only.items() if children in (["module"], ["_orig_mod"])
+            f"{name}.{children[0]}".lstrip(".")
+            for name, children in children_of.items()
+            if children in (["module"], ["_orig_mod"])
         }
 
-    def _nothing(self, pattern: Pattern, key: str, touched: list[str]) -> str:
-        what = f"{key}: {pattern.text!r} matches no parameter"
+    def _no_match_message(self, pattern: Pattern, key: str, matched_modules: list[str]) -> str:
+        """Return the error message for a pattern that matches no parameter, but perhaps modules without parameters."""
+        problem = f"{key}: {pattern.text!r} matches no parameter"
         if pattern.kind == "type":
-            kinds = {type(module).__name__ for module in self.modules.values()}
-            if touched:
-                return f"{what}: those modules have none; freeze.buffers=frozen would hold them in eval mode"
-            near = did_you_mean(pattern.text[5:], kinds) or "; it has " + listed(sorted(kinds), most=8)
-            return f"{what}: the model has no such module{near}"
+            classes = {type(module).__name__ for module in self.modules.values()}
+            if matched_modules:
+                return f"{problem}: those modules have none; freeze.buffers=frozen would keep them in eval mode"
+            hint = did_you_mean(pattern.text[5:], classes) or "; it has " + listed(sorted(classes), most=8)
+            return f"{problem}: the model has no such module{hint}"
         if pattern.kind == "head":
             head = ",".join(self.head_names)
-            return f"{what}: the classifier, model.head={head}, is not in the model{self._near(head)}"
+            return f"{problem}: the classifier, model.head={head}, is not in the model{self._suggest(head)}"
         if pattern.kind == "regex":
-            return f"{what}; a regular expression must match a parameter's whole name, such as {self._first()}"
+            return f"{problem}; a regular expression must match a parameter's whole name, such as {self._example_name()}"
         if any(self._matcher(pattern)(name) for name, entry in self.entries.items() if entry.kind == "buffer"):
-            return f"{what}, only buffers; freeze.buffers=frozen holds the buffers of the modules that a pattern matches"
-        if touched:
-            return f"{what}: {touched[0]} has none; name a module or parameter that has"
+            return f"{problem}, only buffers; freeze.buffers=frozen freezes the buffers of modules that a pattern matches"
+        if matched_modules:
+            return f"{problem}: {matched_modules[0]} has none; give a module that has some"
         if pattern.text in ("head", "backbone"):
-            return f"{what} or module of the model; @head is its classifier, and freeze={pattern.text} needs no name"
-        near = self._near(pattern.text) or "; it has " + listed(sorted(filter(None, self.modules)), most=8)
-        return f"{what} or module of the model{near}"
+            return f"{problem} or module of the model; write @head for its classifier, or freeze={pattern.text}"
+        hint = self._suggest(pattern.text) or "; it has " + listed(sorted(filter(None, self.modules)), most=8)
+        return f"{problem} or module of the model{hint}"
 
-    def _near(self, text: str) -> str:
+    def _suggest(self, text: str) -> str:
+        """Return a clause with the model's names that are most similar to the text; empty if none is similar."""
         return did_you_mean(text, [*filter(None, self.modules), *(name for e in self.parameters for name in e.names)])
 
-    def _first(self) -> str:
+    def _example_name(self) -> str:
+        """Return the name of the first parameter, as an example for a message."""
         return self.parameters[0].name if self.parameters else "(the model has no parameters)"
 
 
 def find_head(model: nn.Module, classes: int | None = None) -> str:
-    """The name of the model's classifier: the last module, by registration, with parameters of its own and an output size.
+    """Return the name of the model's classifier: the last registered module that has its own parameters and an output size.
 
-    Linear and convolutional modules have one (`out_features`, `out_channels`); where `classes` is given, those with just
-    that many outputs come first. Raises ConfigError where none has a size.
+    Linear and convolutional modules have an output size (`out_features`, `out_channels`). With `classes`, returns the last
+    one with exactly that many outputs, if there is one. Raises ConfigError if no module has an output size.
     """
-    sized = {
+    output_sizes = {
         name: getattr(module, "out_features", getattr(module, "out_channels", None))
         for name, module in model.named_modules()
         if name and any(True for _ in module.parameters(recurse=False))
     }
-    sized = {name: size for name, size in sized.items() if size is not None}
-    if not sized:
+    output_sizes = {name: size for name, size in output_sizes.items() if size is not None}
+    if not output_sizes:
         raise ConfigError("model.head=auto finds no classifier (no named module has an output size); give model.head=NAME")
-    fitting = [name for name, size in sized.items() if size == classes]
-    return fitting[-1] if fitting else [*sized][-1]
+    with_that_size = [name for name, size in output_sizes.items() if size == classes]
+    return with_that_size[-1] if with_that_size else [*output_sizes][-1]
 
 
-def _is_a(module: nn.Module, wanted: str) -> bool:
-    if any(wanted in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}") for cls in type(module).__mro__):
+def _is_instance(module: nn.Module, class_name: str) -> bool:
+    """Whether a module is an instance of the class of this name, or of this dotted path (public or defining module)."""
+    if any(class_name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}") for cls in type(module).__mro__):
         return True
-    home, _, name = wanted.rpartition(".")
-    found = getattr(sys.modules.get(home), name, None)
+    module_path, _, name = class_name.rpartition(".")
+    found = getattr(sys.modules.get(module_path), name, None)
     return isinstance(found, type) and isinstance(module, found)
 
 
-def _and_above(name: str) -> list[str]:
+def _with_parents(name: str) -> list[str]:
+    """Return a dotted name and the names of all modules that contain it, beginning with the model itself (empty name)."""
     parts = name.split(".") if name else []
     return [".".join(parts[:count]) for count in range(len(parts) + 1)]
 
 
-def from_flags(model: nn.Module) -> Selection:
-    """The selection that a model's own flags declare: whatever has `requires_grad` False now."""
+def select_by_flags(model: nn.Module) -> Selection:
+    """Return a selection of the parameters that have `requires_grad=False` now."""
     return Selection(
-        {e.name: e.tensor for e in entries(model).values() if e.kind == "parameter" and not e.tensor.requires_grad}
+        {e.name: e.tensor for e in tensor_entries(model).values() if e.kind == "parameter" and not e.tensor.requires_grad}
     )

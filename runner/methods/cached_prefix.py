@@ -90,13 +90,13 @@ class CachedPrefix(RequiresGrad):
             yield from super().feed(batches, context)
             return
         for lazy_batch in batches:
-            if not lazy_batch.is_a_row_of_tensors or lazy_batch.ids is None:
+            if not lazy_batch.is_flat_sequence or lazy_batch.ids is None:
                 raise SkippedError("data yields batches that are not (tensor, ...) with one row per sample")
             rows = self.cached_rows(lazy_batch.ids, context.note)
             if rows is not None:
                 recording = self.recordings[len(lazy_batch.ids)]
                 with self.bypass.replay(recording, self.output_loader(lazy_batch.ids, rows)):
-                    yield lazy_batch.behind(recording.x)
+                    yield lazy_batch.with_first(recording.x)
                 context.not_run.update([*self.prefix_modules, self.boundary or ""])
             else:
                 batch = lazy_batch.batch

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from runner.freezing.groups import Group, by_frozen
+from runner.freezing.groups import Group, split_by_frozen
 from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
 
@@ -31,7 +31,7 @@ class ZeroLr(FreezingMethod):
             self.leaks_under = self.leaks_under - {"scheduler", "scheduler_mid_run"}
 
     def groups(self, groups: list[Group], selection: Selection) -> list[Group]:
-        return by_frozen(groups, selection, lr=0.0)
+        return split_by_frozen(groups, selection, lr=0.0)
 
     def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
         if not self.guard:

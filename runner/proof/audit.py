@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 
 from runner.contract import Cause, Row
 from runner.errors import ConfigError
-from runner.freezing.groups import placed, rate
-from runner.freezing.selection import Selection, from_flags, select
+from runner.freezing.groups import group_lr, groups_by_tensor
+from runner.freezing.selection import Selection, select, select_by_flags
 from runner.proof.audit_report import Report, unknown_cause_notes
 from runner.proof.changes import Snapshot, add_new_tensors, measure_change, snapshot
 from runner.proof.leak_tracer import LeakTracer, try_find_causes
 from runner.proof.replay import gradient_kind, is_nested_step
 from runner.proof.verdict import Evidence, idle_cause, verdict
-from runner.tensors import Entry, entries, is_compiled, now, refuse_unless_dense, same_bits
+from runner.tensors import TensorEntry, is_compiled, refuse_unless_dense, same_bits, tensor_entries, tensor_resolver
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def audit(
     if isinstance(frozen, Selection):
         selection = frozen
     else:
-        selection = from_flags(model) if frozen is None else select(model, _check_patterns(frozen))
+        selection = select_by_flags(model) if frozen is None else select(model, _check_patterns(frozen))
     initial = add_new_tensors(before, model) if before else snapshot(model)
     auditor = _Auditor(model=model, selection=selection, optimizers=optimizers, every=every, initial=initial)
     hooks = [each.register_step_post_hook(partial(auditor.after_step, i)) for i, each in enumerate(optimizers)]
@@ -127,7 +127,7 @@ class _Auditor:
         selected = {**selection.parameters, **selection.buffers}
         self.frozen_names |= set(selected)
         self.frozen_ids |= {id(tensor) for tensor in selected.values()}
-        self.declared_lrs = [[rate(group) for group in each.param_groups] for each in self.optimizers]
+        self.declared_lrs = [[group_lr(group) for group in each.param_groups] for each in self.optimizers]
 
     def freeze_more(self, frozen: Selection | Sequence[str]) -> None:
         """Declare more tensors frozen; the new ones are compared with their current values from now on."""
@@ -145,7 +145,7 @@ class _Auditor:
         if is_nested_step(self.optimizers[index]):
             return
         self.step_counts[index] += 1
-        self.last_lrs.update((id(group), rate(group)) for group in self.optimizers[index].param_groups)
+        self.last_lrs.update((id(group), group_lr(group)) for group in self.optimizers[index].param_groups)
         step = self.step_counts[index]
         is_power_of_two = step & (step - 1) == 0
         compares = step % self.every == 0 if self.every else is_power_of_two
@@ -160,7 +160,7 @@ class _Auditor:
             if not self.tracer:
                 self.start_tracer(leaked)
 
-    def start_tracer(self, tensors: dict[str, tuple[Entry, Tensor]], replay_all: bool = False) -> None:
+    def start_tracer(self, tensors: dict[str, tuple[TensorEntry, Tensor]], replay_all: bool = False) -> None:
         """Trace what writes to these tensors, instead of those traced before; arguments as of `LeakTracer`."""
         self.stop_tracer()
         self.tracer = LeakTracer(
@@ -188,13 +188,13 @@ class _Auditor:
             self.tracer.close()
         self.tracer = None
 
-    def frozen_tensors(self) -> dict[str, tuple[Entry, Tensor]]:
+    def frozen_tensors(self) -> dict[str, tuple[TensorEntry, Tensor]]:
         """Return the tensors declared frozen by name: each with its initial entry and as it is in the model now."""
-        resolve = now(entries(self.model))
+        resolve = tensor_resolver(tensor_entries(self.model))
         found = {name: (entry, resolve(entry)) for name, entry in self.initial.entries.items() if self.is_frozen(entry)}
         return {name: (entry, tensor) for name, (entry, tensor) in found.items() if tensor is not None}
 
-    def leaked_without_cause(self) -> dict[str, tuple[Entry, Tensor]]:
+    def leaked_without_cause(self) -> dict[str, tuple[TensorEntry, Tensor]]:
         """Return those frozen tensors that differed at a comparison and whose cause is not yet known."""
         leaked = {name for name, evidence in self.evidence.items() if evidence.differed and not evidence.cause}
         return {name: pair for name, pair in self.frozen_tensors().items() if name in leaked}
@@ -211,22 +211,22 @@ class _Auditor:
 
         `stepped`: indices of the optimizers whose parameters are recorded; without any optimizer, all parameters are.
         """
-        group_of = placed([self.optimizers[index] for index in stepped])
+        group_of = groups_by_tensor([self.optimizers[index] for index in stepped])
         for entry, tensor, evidence in self.unchanged_tensors():
             in_group = id(tensor) in group_of
             if entry.kind == "parameter" and not self.is_frozen(entry) and (in_group or not self.optimizers):
                 evidence.gradients.add(gradient_kind(tensor))
-                evidence.lrs.update([rate(group_of[id(tensor)][1])] if in_group else ())
+                evidence.lrs.update([group_lr(group_of[id(tensor)][1])] if in_group else ())
 
-    def unchanged_tensors(self) -> Iterator[tuple[Entry, Tensor, Evidence]]:
+    def unchanged_tensors(self) -> Iterator[tuple[TensorEntry, Tensor, Evidence]]:
         """Yield initial entry, current tensor and evidence of each tensor that has not differed at any comparison."""
-        resolve = now(entries(self.model))
+        resolve = tensor_resolver(tensor_entries(self.model))
         for name, entry in self.initial.entries.items():
             tensor, evidence = resolve(entry), self.evidence[name]
             if tensor is not None and not evidence.differed:
                 yield entry, tensor, evidence
 
-    def is_frozen(self, entry: Entry) -> bool:
+    def is_frozen(self, entry: TensorEntry) -> bool:
         """Whether a tensor is declared frozen, by identity or by name: `model.double()` replaces buffers by new ones."""
         return id(entry.tensor) in self.frozen_ids or entry.name in self.frozen_names
 
@@ -239,10 +239,10 @@ class _Auditor:
             self.record_gradients([])
         for index in range(len(self.optimizers)):
             self.find_fallback_causes(index, self.leaked_without_cause())
-        resolve, group_of = now(entries(self.model)), placed(self.optimizers)
+        resolve, group_of = tensor_resolver(tensor_entries(self.model)), groups_by_tensor(self.optimizers)
         for entry in self.initial.entries.values():
             group_name, group = group_of.get(id(entry.tensor), ("", None))
-            lr = None if group is None else self.last_lrs.get(id(group), rate(group))
+            lr = None if group is None else self.last_lrs.get(id(group), group_lr(group))
             self.report.rows.append(self.make_row(entry, resolve(entry), group_name, lr))
         if not self.optimizers:
             for evidence in self.evidence.values():
@@ -254,7 +254,7 @@ class _Auditor:
         self.report.notes = unknown_cause_notes(self.report.rows, why_unknown)
         self.report.ended = True
 
-    def find_fallback_causes(self, index: int, leaked: dict[str, tuple[Entry, Tensor]]) -> None:
+    def find_fallback_causes(self, index: int, leaked: dict[str, tuple[TensorEntry, Tensor]]) -> None:
         """Replay a step of optimizer `index` from the gradients that are still there, in case no later step is traced."""
         tensors = {name: tensor for name, (_, tensor) in leaked.items() if not self.evidence[name].fallback_cause}
         if not tensors:
@@ -265,7 +265,7 @@ class _Auditor:
             evidence.fallback_cause = evidence.fallback_cause or causes.get(name, "")
             evidence.why_unknown = error or evidence.why_unknown
 
-    def make_row(self, entry: Entry, after: Tensor | None, group: str, lr: float | None) -> Row:
+    def make_row(self, entry: TensorEntry, after: Tensor | None, group: str, lr: float | None) -> Row:
         """Return the row of one tensor. `after`: the tensor at the end; `group`, `lr`: of its parameter group."""
         change = measure_change(self.initial.values[entry.name], after)
         evidence, frozen = self.evidence[entry.name], self.is_frozen(entry)

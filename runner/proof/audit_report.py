@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from runner.contract import COLUMNS, Row
+from runner.contract import CHANGE_COLUMNS, Row
 from runner.errors import listed
 from runner.freezing.selection import Selection
 
@@ -55,7 +55,7 @@ class Report:
         from pandas import DataFrame
 
         self._require_ended()
-        return DataFrame(self.rows, columns=list(COLUMNS))
+        return DataFrame(self.rows, columns=list(CHANGE_COLUMNS))
 
     @property
     def leaks(self) -> list[str]:

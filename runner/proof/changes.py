@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.freezing.selection import Selection
-from runner.tensors import Entry, entries, equal_bits, flat
+from runner.tensors import TensorEntry, flattened, same_bits_flat, tensor_entries
 
 CPU_CHUNK = 1 << 17  # elements; they fit a core's cache, so that each copy is read from memory only once
 ACCELERATOR_CHUNK = 1 << 18  # elements; on an accelerator many small kernel launches would cost more
@@ -46,13 +46,13 @@ class Change:
 class Snapshot:
     """All tensors of a model at one moment, by name: their entries, and copies of their values."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
     values: dict[str, Tensor]
 
 
 def snapshot(model: nn.Module) -> Snapshot:
     """Copy every parameter and buffer of a model; takes as much memory as they do."""
-    found = entries(model)
+    found = tensor_entries(model)
     return Snapshot(found, {name: entry.tensor.detach().clone() for name, entry in found.items()})
 
 
@@ -61,7 +61,7 @@ def add_new_tensors(before: Snapshot, model: nn.Module) -> Snapshot:
     old_ids = {id(entry.tensor) for entry in before.entries.values()}
     new = {
         name: entry
-        for name, entry in entries(model).items()
+        for name, entry in tensor_entries(model).items()
         if id(entry.tensor) not in old_ids and name not in before.entries
     }
     copies = {name: entry.tensor.detach().clone() for name, entry in new.items()}
@@ -78,8 +78,8 @@ def measure_change(before: Tensor, after: Tensor | None) -> Change:
     if after is None or after.shape != before.shape or after.dtype != before.dtype:
         return Change(nan, nan, nan, moved=True)
     after = after.to(before.device)
-    old, new = flat(before, like=before), flat(after, like=before)
-    moved = not equal_bits(old, new)
+    old, new = flattened(before, like=before), flattened(after, like=before)
+    moved = not same_bits_flat(old, new)
     in_float64 = not before.is_floating_point() or before.dtype is torch.float64 or len(old) <= ALWAYS_FLOAT64
     old, new = _as_real(old), _as_real(new)
     initial, distance, largest = _squared_norms(old, new if moved else None, in_float64)

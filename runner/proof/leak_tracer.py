@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from runner.contract import LeakCause
 from runner.proof.replay import find_causes
-from runner.tensors import Entry, same_bits
+from runner.tensors import TensorEntry, same_bits
 
 AUDIT_HOOKS = 2  # step hooks that the audit itself registers on an optimizer
 STEPS_TO_WAIT = 4  # steps per optimizer after which the tracer no longer waits for one that has not stepped
@@ -69,7 +69,7 @@ class LeakTracer:
         self,
         model: nn.Module,
         optimizers: Sequence[Optimizer],
-        tensors: Mapping[str, tuple[Entry, Tensor]],
+        tensors: Mapping[str, tuple[TensorEntry, Tensor]],
         initial_values: Mapping[str, Tensor],
         declared_lrs: Sequence[Sequence[float]],
         replay_all: bool = False,

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.contract import LeakCause
-from runner.freezing.groups import rate
-from runner.seeding import kept_random_state
-from runner.tensors import same_bits, share_memory
+from runner.freezing.groups import group_lr
+from runner.seeding import preserve_random_state
+from runner.tensors import memory_overlaps, same_bits
 
 Edit = Callable[[Optimizer], None]  # changes the copy of an optimizer before its step is replayed
 WEIGHT_DECAY_NAME = re.compile(r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$")  # names of the option in various optimizers
@@ -37,7 +37,7 @@ def find_causes(
     `step` with a closure. The real parameters, optimizer and random state stay as they are. Raises what the optimizer or
     copying it raises.
     """
-    with kept_random_state():
+    with preserve_random_state():
         replay = partial(moved_tensors, optimizer, tensors, with_closure=with_closure)
         moved = replay()
         with_gradient = {name for name in moved if gradient_kind(tensors[name]) == "present"}
@@ -45,7 +45,7 @@ def find_causes(
         if without_gradient := moved - with_gradient:
             causes.update(_causes_without_gradient(without_gradient, replay))
     for name, tensor in tensors.items():
-        if name not in causes and any(p is not tensor and share_memory(p, tensor) for p in _stepped_tensors(optimizer)):
+        if name not in causes and any(p is not tensor and memory_overlaps(p, tensor) for p in _stepped_tensors(optimizer)):
             causes[name] = "shared_tensor"
     return causes
 
@@ -57,7 +57,7 @@ def _causes_with_gradient(
 
     `scheduler`: it does not move at the declared learning rate; `optimizer_ignores_lr`: it moves although a rate is 0.
     """
-    lrs = [rate(group) for group in optimizer.param_groups]
+    lrs = [group_lr(group) for group in optimizer.param_groups]
     old_lrs = [*declared_lrs, *lrs[len(declared_lrs) :]]  # groups may have been added since
     moved_at_old_lrs = set(tensors)
     if tensors and old_lrs != lrs:
@@ -126,7 +126,7 @@ def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor
         return False
     results = []
     for without_gradient in ((), frozen):
-        with kept_random_state():
+        with preserve_random_state():
             optimizer_copy, copy_of = copy_optimizer(optimizer)
             for tensor in without_gradient:
                 if id(tensor) in copy_of:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from runner.contract import VERDICTS, IdleCause, Kind, LeakCause, Row, RunVerdict, Verdict
+from runner.contract import VERDICTS, IdleCause, LeakCause, Row, RunVerdict, TensorKind, Verdict
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Evidence:
     why_unknown: str = ""
 
 
-def verdict(kind: Kind, frozen: bool, moved: bool, differed: bool) -> Verdict:
+def verdict(kind: TensorKind, frozen: bool, moved: bool, differed: bool) -> Verdict:
     """Return the verdict of one parameter or buffer.
 
     `frozen`: it was declared frozen. `moved`: its bits differ at the end. `differed`: they differed after an earlier step.

@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runner.contract import CHANGES, COLUMNS, COSTS, FAILURE_COLUMNS, LOG, OUTCOME_COLUMNS, VERDICTS, WITH_TABLES
+from runner.contract import (
+    CHANGE_COLUMNS,
+    CHANGES,
+    COSTS,
+    FAILURE_COLUMNS,
+    LOG,
+    OUTCOME_COLUMNS,
+    STATUSES_WITH_TABLES,
+    VERDICTS,
+)
 from runner.report.costs import costs_by_run, total_flops
 from runner.report.equivalence import compare_trained_parts
 from runner.report.grouping import overrides_by_key, sort_runs, swept_keys
@@ -58,11 +67,11 @@ def failures_table(runs: Sequence[Run]) -> DataFrame:
 
 def write_joined_changes(runs: Sequence[Run], target: Path) -> None:
     """Write the `changes.csv` rows of all runs to `target`, with a first column `run`; unknown columns come last."""
-    with_tables = [run for run in runs if run.record["status"] in WITH_TABLES]
+    with_tables = [run for run in runs if run.record["status"] in STATUSES_WITH_TABLES]
     unknown: dict[str, None] = {}
     for run in with_tables:
-        unknown.update(dict.fromkeys(key for row in _first_row(run) for key in row if key not in COLUMNS))
-    columns = ["run", *COLUMNS, *unknown]
+        unknown.update(dict.fromkeys(key for row in _first_row(run) for key in row if key not in CHANGE_COLUMNS))
+    columns = ["run", *CHANGE_COLUMNS, *unknown]
     with target.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         for number, run in enumerate(with_tables):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runner.contract import COMPARED, COSTS, Cost
+from runner.contract import COSTS, COSTS_WITH_SHARE, Cost
 from runner.report.grouping import overrides_by_key
 from runner.runs.read import Run
 from runner.runs.text import in_gflop, in_mib
 
 FLOPS_KEYS, BYTES_KEYS = ("flops_forward", "flops_backward"), ("saved_bytes", "gradient_bytes", "optimizer_state_bytes")
-ALWAYS_LISTED = (*COMPARED, "parameter_bytes")  # columns that are there even if no run has a value
+ALWAYS_LISTED = (*COSTS_WITH_SHARE, "parameter_bytes")  # columns that are there even if no run has a value
 UNFROZEN_TARGET = "runner.methods.none.NoMethod"
 
 
@@ -27,7 +27,7 @@ def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
         cost, baseline = run.record["cost"], unfrozen.get((run.record["setting"], run.record["buffers"]), {})
         shares = {
             f"{key}_share": cost[key] / baseline[key]
-            for key in COMPARED
+            for key in COSTS_WITH_SHARE
             if isinstance(cost.get(key), (int, float)) and isinstance(baseline.get(key), (int, float)) and baseline[key]
         }
         baseline_flops, flops = total_flops(baseline), total_flops(cost)

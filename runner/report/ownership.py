@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.contract import (
+    CHANGE_COLUMNS,
     CHANGES,
-    COLUMNS,
     COMPARISON,
     FAILURE_COLUMNS,
     FAILURES,
@@ -20,7 +20,7 @@ GENERATOR_TAG = '<meta name="generator" content="freeze-runner '
 # A text that only our files contain: in the first line of a CSV file, in the first 2000 bytes of the others.
 SIGNATURES = {
     COMPARISON: ",".join(("", *OUTCOME_COLUMNS[:3], "")),
-    CHANGES: ",".join(("run", COLUMNS[0], "")),
+    CHANGES: ",".join(("run", CHANGE_COLUMNS[0], "")),
     FAILURES: ",".join(FAILURE_COLUMNS),
     PAGE: GENERATOR_TAG,
     HEATMAP_SVG: 'data-generator="freeze-runner"',

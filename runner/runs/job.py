@@ -36,7 +36,7 @@ from runner.contract import (
     Row,
     RunVerdict,
     Status,
-    unheard,
+    ignore_note,
 )
 from runner.errors import ConfigError, Refused, SkippedError
 from runner.proof.verdict import violates_strict
@@ -122,7 +122,7 @@ def execute_run(
     composed: DictConfig,
     on_step: Callable[[Step], None] = lambda step: None,
     on_error: Callable[[BaseException], None] = lambda error: None,
-    on_note: Note = unheard,
+    on_note: Note = ignore_note,
     own_process: bool = False,
 ) -> Result:
     """Carry out one run in the folder that Hydra made for it, and write its files, even if it fails.
@@ -222,7 +222,7 @@ def train_within_time_limit(
             on_step(step)
             check_time()
 
-        return experiment(config, after_step, note, foresees=True)
+        return experiment(config, after_step, note, warn_of_leaks=True)
 
 
 def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) -> None:
@@ -231,7 +231,7 @@ def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) 
         note(text)
     write_tables(result.folder, outcome, with_weights=config.save)
     result.rows, result.model = outcome.rows, outcome.model
-    result.record.update(outcome.figures)
+    result.record.update(outcome.record)
     if outcome.interrupted:
         result.set_end("interrupted", f"interrupted after step {len(outcome.steps)} of {config.steps}", EXIT_INTERRUPTED)
     else:

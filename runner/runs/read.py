@@ -8,7 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from runner.contract import CHANGES, COST_TEXTS, HYDRA, LOG, RECORD, RUNNING, STATUSES, STEPS, VERDICTS, WITH_TABLES, Record
+from runner.contract import (
+    CHANGES,
+    HYDRA,
+    LOG,
+    RECORD,
+    RUNNING,
+    STATUSES,
+    STATUSES_WITH_TABLES,
+    STEPS,
+    TEXT_COSTS,
+    VERDICTS,
+    Record,
+)
 from runner.proof.verdict import finite_or_none
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import read_overrides
@@ -93,7 +105,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
         problems.append(f"{RECORD} is not the record of a run")
     record["overrides"] = record["overrides"] or read_overrides(folder)
     run = Run(printable(label or folder.name), folder, record, problems=problems)
-    if record["status"] in WITH_TABLES:
+    if record["status"] in STATUSES_WITH_TABLES:
         run.tensors.extend(read_tensors(folder / CHANGES, problems))
         run.losses.extend(read_losses(folder / STEPS, problems))
     return run
@@ -128,7 +140,7 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     record["counts"] = {word: n if _has_type(n := counts.get(word), int) and n else 0 for word in VERDICTS}
     costs = valid.get("cost", {}).items()
     record["cost"] = {printable(key): finite_or_none(value) for key, value in costs if _has_type(value, (int, float))}
-    texts = {key: value for key, value in costs if isinstance(value, str) and key in COST_TEXTS}
+    texts = {key: value for key, value in costs if isinstance(value, str) and key in TEXT_COSTS}
     record["cost"] |= {printable(key): printable(value) for key, value in texts.items()}
     record["status"] = valid.get("status")
     if record["status"] not in STATUSES:

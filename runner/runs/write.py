@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.contract import CHANGES, COLUMNS, STEP_COLUMNS, STEPS, WEIGHTS
+from runner.contract import CHANGE_COLUMNS, CHANGES, STEP_COLUMNS, STEPS, WEIGHTS
 from runner.runs.folder import csv_text, write_atomically, write_text
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ TRAINING_FILES = (CHANGES, STEPS, WEIGHTS)  # the files that only a run that tra
 
 def write_tables(folder: Path, outcome: Outcome, with_weights: bool) -> None:
     """Write `changes.csv`, `steps.csv` and, if asked for, the model's weights."""
-    write_text(folder / CHANGES, csv_text(COLUMNS, outcome.rows))
+    write_text(folder / CHANGES, csv_text(CHANGE_COLUMNS, outcome.rows))
     write_text(folder / STEPS, steps_csv(outcome))
     if with_weights:
         from safetensors.torch import save_model

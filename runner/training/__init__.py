@@ -1,1 +1,1 @@
-"""Plain PyTorch that knows nothing of freezing: the loop, data, tasks, models, optimizers, schedulers."""
+"""Plain PyTorch without code for freezing: the training loop, data, tasks, models, optimizers, schedulers."""

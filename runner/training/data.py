@@ -1,8 +1,8 @@
-"""Where batches come from. A source yields `count` batches `(x, y)`, the same for every method at the same seed.
+"""Data sources: classes that yield batches `(x, y)`, the same for every freezing method at the same seed.
 
-A source is any class with a method `batches(count, input, classes, seed)`; `input` is the shape of one sample and
-`classes` the number of the model's outputs. Each draws from a generator of its own, so that what a method does to the
-global random state does not change the data.
+A source is any class with a method `batches(count, input, classes, seed)` that yields `count` batches; `input` is the shape
+of one sample, `classes` the number of the model's outputs. Each source has its own random generator, so that a method that
+uses the global one does not change the data.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from runner.errors import ConfigError
-from runner.tensors import each_tensor
+from runner.tensors import map_tensors
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Synthetic:
-    """Standard normal samples and uniform targets, made when they are asked for: memory does not grow with the count."""
+    """Standard normal samples and uniform targets. Each batch is generated when it is needed, so memory does not grow."""
 
     def __init__(self, batch_size: int = 4) -> None:
         self.batch_size = batch_size
 
     def batches(self, count: int, input: Sequence[int], classes: int, seed: int) -> Iterator[Batch]:
-        """Yields x (N, *input) float32 and y (N,) int64."""
+        """Yield x (N, *input) float32 and y (N,) int64."""
         generator = torch.Generator().manual_seed(seed)
         for _ in range(count):
             x = torch.randn(self.batch_size, *input, generator=generator)
@@ -36,7 +36,7 @@ class Synthetic:
 
 
 class Digits:
-    """The 1,797 scanned digits that scikit-learn ships (8x8, ten classes), resized and repeated to the model's channels.
+    """The 1,797 images of digits in scikit-learn (8x8, ten classes), resized, and copied to each of the model's channels.
 
     Source: https://archive.ics.uci.edu/dataset/80
     """
@@ -45,7 +45,7 @@ class Digits:
         self.batch_size = batch_size
 
     def batches(self, count: int, input: Sequence[int], classes: int, seed: int) -> Iterator[Batch]:
-        """Yields x (N, *input) float32 in [0, 1] and y (N,) int64; raises ConfigError where they cannot fit the model."""
+        """Yield x (N, *input) float32 in [0, 1] and y (N,) int64. Raises ConfigError if `input` or `classes` do not fit."""
         from sklearn.datasets import load_digits
 
         _check_classes("data=digits", 10, classes)
@@ -55,17 +55,17 @@ class Digits:
             channels, height, width = 1, 8, 8
         else:
             raise ConfigError(
-                f"data=digits holds pictures, model.input is {list(input)}; give [channels,height,width] or [64]"
+                f"data=digits has images, but model.input is {list(input)}; give [channels,height,width] or [64]"
             )
         digits = load_digits()
-        pictures, targets = torch.from_numpy(digits.images).float() / 16, torch.from_numpy(digits.target).long()
-        for chosen in _shuffled(len(targets), self.batch_size, count, seed):
-            x = torch.nn.functional.interpolate(pictures[chosen, None], size=(height, width), mode="bilinear")
-            yield x.expand(-1, channels, -1, -1).reshape(-1, *input), targets[chosen]
+        images, targets = torch.from_numpy(digits.images).float() / 16, torch.from_numpy(digits.target).long()
+        for indices in _shuffled_indices(len(targets), self.batch_size, count, seed):
+            x = torch.nn.functional.interpolate(images[indices, None], size=(height, width), mode="bilinear")
+            yield x.expand(-1, channels, -1, -1).reshape(-1, *input), targets[indices]
 
 
 class ImageFolder:
-    """Any folder of pictures by class (`root/CLASS/picture.png`), resized to the model's input.
+    """Images in a folder with a subfolder for each class (`root/CLASS/image.png`), resized to the model's input.
 
     Source: https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.ImageFolder.html
     """
@@ -74,14 +74,14 @@ class ImageFolder:
         self.root, self.batch_size = root, batch_size
 
     def batches(self, count: int, input: Sequence[int], classes: int, seed: int) -> Iterator[Batch]:
-        """Yields x (N, *input) float32 in [0, 1] and y (N,) int64; raises ConfigError where they cannot fit the model."""
+        """Yield x (N, *input) float32 in [0, 1] and y (N,) int64. Raises ConfigError if `input` or `classes` do not fit."""
         from torchvision import datasets
         from torchvision.transforms import v2
 
         if not Path(self.root).is_dir():
-            raise ConfigError(f"data.root is {self.root!r}, which is not a folder; give one with a subfolder a class")
+            raise ConfigError(f"data.root is {self.root!r}, which is not a folder; give one with class subfolders")
         if len(input) != 3 or input[0] not in (1, 3):
-            raise ConfigError(f"data=image_folder holds pictures, model.input is {list(input)}; give [1 or 3,height,width]")
+            raise ConfigError(f"data=image_folder has images, but model.input is {list(input)}; give [1 or 3,height,width]")
         transform = v2.Compose(
             [
                 v2.Grayscale(num_output_channels=input[0]) if input[0] == 1 else v2.Identity(),
@@ -91,32 +91,38 @@ class ImageFolder:
             ]
         )
         try:
-            pictures = datasets.ImageFolder(self.root, transform)
+            images = datasets.ImageFolder(self.root, transform)
         except FileNotFoundError as error:
             raise ConfigError(f"data.root={self.root}: {str(error).splitlines()[0]}") from error
-        _check_classes(f"data.root={self.root}", len(pictures.classes), classes)
-        for chosen in _shuffled(len(pictures), self.batch_size, count, seed):
-            samples = [pictures[index] for index in chosen.tolist()]
+        _check_classes(f"data.root={self.root}", len(images.classes), classes)
+        for indices in _shuffled_indices(len(images), self.batch_size, count, seed):
+            samples = [images[index] for index in indices.tolist()]
             yield torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples])
 
 
-def _check_classes(key: str, held: int, classes: int) -> None:
-    if held > classes:
-        raise ConfigError(f"{key} has targets of {held} classes, the model's head has {classes}; give model.classes={held}")
+def _check_classes(key: str, data_classes: int, classes: int) -> None:
+    """Raise ConfigError if the data has more classes than the model; `key` is the config key, for the message."""
+    if data_classes > classes:
+        raise ConfigError(
+            f"{key} has targets of {data_classes} classes, the model's head has {classes}; give model.classes={data_classes}"
+        )
 
 
-def _shuffled(samples: int, batch_size: int, count: int, seed: int) -> Iterator[Tensor]:
-    """The indices of `count` batches, all of one size: each sample once an epoch, in an order drawn anew each epoch."""
+def _shuffled_indices(samples: int, batch_size: int, count: int, seed: int) -> Iterator[Tensor]:
+    """Yield the sample indices of `count` batches of the same size: each sample once per epoch, shuffled in each epoch.
+
+    A batch can contain the end of one epoch and the beginning of the next.
+    """
     generator = torch.Generator().manual_seed(seed)
     pending = torch.empty(0, dtype=torch.long)
     for _ in range(count):
-        short = batch_size - len(pending)
-        epochs = [torch.randperm(samples, generator=generator) for _ in range(ceil(short / samples))]
+        missing = batch_size - len(pending)
+        epochs = [torch.randperm(samples, generator=generator) for _ in range(ceil(missing / samples))]
         pending = torch.cat([pending, *epochs])
         yield pending[:batch_size]
         pending = pending[batch_size:]
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with every tensor in its tuples, lists and mappings on the device."""
-    return each_tensor(batch, lambda tensor: tensor.to(device))
+    """Return the batch with all tensors in its tuples, lists and mappings moved to the device."""
+    return map_tensors(batch, lambda tensor: tensor.to(device))

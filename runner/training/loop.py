@@ -1,4 +1,4 @@
-"""The loop: plain PyTorch that knows nothing of freezing."""
+"""The training loop: plain PyTorch without code for freezing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step. `loss` stays on its device; `lrs` are the groups' rates that the step used; time without data."""
+    """One finished step of the training.
+
+    Attributes:
+        number: its number, counted from 1.
+        loss: the loss before the update, on the model's device.
+        seconds: its duration, without the time to load the batch.
+        lrs: the learning rate of each group in this step, by group name.
+    """
 
     number: int
     loss: Tensor
@@ -36,28 +43,28 @@ def train(
     zero_grad_to_none: bool = True,
     first: int = 1,
 ) -> Iterator[Step]:
-    """Train for one step a batch and yield each; `first` is the number of the first."""
+    """Train one step per batch and yield each finished step; `first` is the number of the first step."""
     model.train()
-    parameters, in_the_step = list(model.parameters()), needs_closure(optimizer)
+    parameters, with_closure = list(model.parameters()), needs_closure(optimizer)
     for number, batch in enumerate(batches, first):
         start = perf_counter()
 
         def closure(batch: Any = batch) -> Any:
             optimizer.zero_grad(set_to_none=zero_grad_to_none)
             loss = task(model, batch)
-            if loss.requires_grad:  # False where everything is frozen
+            if loss.requires_grad:  # False if everything is frozen
                 loss.backward()
             if clip is not None and parameters:
                 torch.nn.utils.clip_grad_norm_(parameters, clip)
             return loss
 
-        if in_the_step:
+        if with_closure:
             loss = optimizer.step(closure)
         else:
             loss = closure()
             optimizer.step()
-        groups = enumerate(optimizer.param_groups)  # before the scheduler sets the rates of the next step
-        lrs = {str(group.get("name", place)): float(group.get("lr", nan)) for place, group in groups}
+        groups = enumerate(optimizer.param_groups)  # read before the scheduler sets the rates of the next step
+        lrs = {str(group.get("name", position)): float(group.get("lr", nan)) for position, group in groups}
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(torch.as_tensor(loss).detach())
         elif scheduler is not None:
@@ -66,6 +73,6 @@ def train(
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether the optimizer's step runs the forward pass itself, as LBFGS does."""
+    """Whether `optimizer.step` requires a closure that computes the loss, as LBFGS does."""
     closure = signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is Parameter.empty

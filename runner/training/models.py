@@ -1,4 +1,4 @@
-"""Small models that have what matters for freezing: BatchNorm, a tied pair of weights, an embedding, and a head."""
+"""Small models with what matters for freezing: BatchNorm, tied weights, an embedding, and a head."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """`body`, a ReLU -> BatchNorm -> two layers that share one weight -> `head`.
+    """A linear layer, BatchNorm, two linear layers with tied weights (`there`, `back`), and a linear head.
 
-    `features`: shape of one sample, flattened on entry; `width`: hidden units; `classes`: outputs.
+    `features`: shape of one sample, which is flattened; `width`: hidden units; `classes`: outputs.
     """
 
     def __init__(self, features: Sequence[int], width: int = 32, classes: int = 10) -> None:
@@ -24,14 +24,15 @@ class MLP(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, *features) -> (N, classes)."""
-        x = self.norm(self.body(x.flatten(1)).relu())  # a bias right before a BatchNorm would get rounding noise
+        """Map x (N, *features) to logits (N, classes)."""
+        # ReLU in between, because the gradient of a bias directly before BatchNorm is nothing but rounding errors.
+        x = self.norm(self.body(x.flatten(1)).relu())
         x = self.back(self.there(x).relu()).relu()
         return self.head(x)
 
 
 class TokenMLP(nn.Module):
-    """An MLP with an embedding: numbers are binned, their embeddings averaged; BatchNorm and a tied pair as in `MLP`.
+    """A model with an embedding: rounds each number to a bin, averages the bins' embeddings, and continues as `MLP` does.
 
     `bins`: rows of the embedding; `width`: hidden units; `classes`: outputs.
     """
@@ -46,7 +47,7 @@ class TokenMLP(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, length) -> (N, classes); a number is binned by twice its value, rounded down."""
+        """Map x (N, length) to logits (N, classes). A bin is 0.5 wide; numbers outside go to the first or last bin."""
         half = self.embed.num_embeddings // 2
         tokens = (2 * x).floor().long().clamp(-half, half - 1) + half
         x = self.norm(self.embed(tokens).mean(1))

@@ -1,4 +1,4 @@
-"""torch's optimizers that do not serve every kind of parameter, gradient or group: where one cannot, the run is skipped."""
+"""Optimizers of torch that do not support all parameters, gradients or groups; runs that they do not support are skipped."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from runner.freezing.groups import Group
 
 
 def Muon(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
-    """torch.optim.Muon; raises SkippedError unless every parameter is a matrix, and where torch is older than it."""
+    """Build torch.optim.Muon. Raises SkippedError if a parameter is not a matrix, or if torch has no Muon."""
     if not hasattr(torch.optim, "Muon"):
-        raise SkippedError(f"Muon came with torch 2.9, and this is torch {torch.__version__}")
+        raise SkippedError(f"Muon needs torch 2.9 or newer; this is torch {torch.__version__}")
     for group in groups:
         for parameter in group["params"]:
             if parameter.dim() != 2:
                 shape = "x".join(map(str, parameter.shape)) or "()"
                 raise SkippedError(
-                    f"Muon steps matrices alone; the group {group['name']} holds a tensor of shape {shape}: "
-                    "method=exclude, where all others are frozen, or groups=module groups.names=[...] hand it matrices alone"
+                    f"Muon steps only matrices; the group {group['name']} has a tensor of shape {shape}: "
+                    "freeze all others and use method=exclude, or name the matrices: groups=module groups.names=[...]"
                 )
     return torch.optim.Muon(groups, **options)
 
 
-@wraps(torch.optim.LBFGS, assigned=(), updated=())  # an argument is checked against this signature
+@wraps(torch.optim.LBFGS, assigned=(), updated=())  # the config is checked against the signature of torch's class
 def LBFGS(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
-    """torch.optim.LBFGS, which takes one group: raises ConfigError for more, SkippedError where it is the method's doing.
+    """Build torch.optim.LBFGS. Raises ConfigError for several groups, SkippedError if the freezing method split one group.
 
-    Before torch 2.14 it cannot step without parameters, which raises SkippedError, as does a step at a learning rate of 0,
-    for its line search would divide by it. Source: https://github.com/pytorch/pytorch/pull/191666
+    Also raises SkippedError without parameters before torch 2.14, where LBFGS fails, and in a step with a line search at a
+    learning rate of 0, because the search divides by it. Source: https://github.com/pytorch/pytorch/pull/191666
     """
     if len(groups) > 1:
         names = [group["name"] for group in groups]
@@ -39,26 +39,28 @@ def LBFGS(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
             raise SkippedError("LBFGS takes one group, and this method needs a second for what is frozen")
         raise ConfigError(f"optimizer: LBFGS takes one group, not {len(names)} ({names[0]}, ...); give groups=one")
     if torch.__version__ < "2.14" and not any(group["params"] for group in groups):
-        raise SkippedError(f"LBFGS without a parameter steps from torch 2.14 on, and this is torch {torch.__version__}")
+        raise SkippedError(f"LBFGS without parameters needs torch 2.14 or newer; this is torch {torch.__version__}")
     optimizer = torch.optim.LBFGS(groups, **options)
-    optimizer.register_step_pre_hook(_refuse_a_search_from_zero)
+    optimizer.register_step_pre_hook(_refuse_line_search_at_lr_0)
     return optimizer
 
 
 @wraps(torch.optim.SparseAdam, assigned=(), updated=())
 def SparseAdam(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
-    """torch.optim.SparseAdam; a step that finds a dense gradient raises SkippedError."""
+    """Build torch.optim.SparseAdam. Its step raises SkippedError if a gradient is dense."""
     optimizer = torch.optim.SparseAdam(groups, **options)
     optimizer.register_step_pre_hook(_refuse_dense_gradients)
     return optimizer
 
 
-def _refuse_a_search_from_zero(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def _refuse_line_search_at_lr_0(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Raise SkippedError if LBFGS would begin a line search with a learning rate of 0; a hook before each step."""
     if any(group["lr"] == 0 and group["line_search_fn"] and group["params"] for group in optimizer.param_groups):
-        raise SkippedError("LBFGS searches along a line from its learning rate on, and cannot from one of 0")
+        raise SkippedError("the line search of LBFGS divides by the learning rate, which is 0 here")
 
 
 def _refuse_dense_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Raise SkippedError if a gradient is dense; a hook before each step."""
     for group in optimizer.param_groups:
         if any(parameter.grad is not None and not parameter.grad.is_sparse for parameter in group["params"]):
             raise SkippedError("SparseAdam steps sparse gradients alone, such as those of Embedding(sparse=True)")

@@ -1,4 +1,4 @@
-"""How a batch becomes a loss: any callable `task(model, batch) -> loss`."""
+"""Tasks: compute the loss from a model and a batch. A task is any callable `task(model, batch) -> loss`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from runner.errors import ConfigError
 from runner.training.data import Batch
 
 
-def in_bfloat16(task: Callable[[nn.Module, Any], Tensor], device: torch.device) -> Callable[[nn.Module, Any], Tensor]:
-    """The task under autocast: matrix products in bfloat16, parameters as they are.
+def with_autocast(task: Callable[[nn.Module, Any], Tensor], device: torch.device) -> Callable[[nn.Module, Any], Tensor]:
+    """Return a task that runs `task` under autocast: matrix products in bfloat16, parameters in their own dtype.
 
     Source: https://docs.pytorch.org/docs/stable/amp.html
     """
+    return partial(_call_with_autocast, task, device)  # unlike a closure, a partial is deep-copied with its task
 
-    return partial(_under_autocast, task, device)  # which copies as a whole, as a function in here would not
 
-
-def _under_autocast(task: Callable[[nn.Module, Any], Tensor], device: torch.device, model: nn.Module, batch: Any) -> Tensor:
+def _call_with_autocast(
+    task: Callable[[nn.Module, Any], Tensor], device: torch.device, model: nn.Module, batch: Any
+) -> Tensor:
+    """Return the loss, computed under autocast."""
     with torch.autocast(device.type, torch.bfloat16):
         return task(model, batch)
 
 
 class Classification:
-    """Mean cross entropy of (N, classes) logits against (N,) targets.
+    """The mean cross entropy of (N, classes) logits and (N,) targets.
 
-    Raises ConfigError for targets outside the head's classes (on a CPU; a GPU reports them from its own assertion) and
-    for a batch of one that BatchNorm cannot normalise.
+    Raises ConfigError if a target is not one of the head's classes (on a CPU; on a GPU an assertion of CUDA fails), if the
+    model does not return a tensor, and for a batch of one sample that BatchNorm cannot normalise.
     """
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -43,18 +45,18 @@ class Classification:
             if "more than 1 value per channel" in str(error):
                 raise ConfigError(
                     f"data.batch_size={len(x)}: BatchNorm cannot normalise one value per channel; give 2 or more, "
-                    "or hold it in eval mode with freeze.buffers=frozen"
+                    "or keep it in eval mode with freeze.buffers=frozen"
                 ) from error
             raise
         if not isinstance(logits, Tensor):
             raise ConfigError(
-                f"the model gave a {type(logits).__name__}; this task needs a tensor of (N, classes) logits: "
-                "write a function (model, batch) -> loss, and give task=custom task._target_=my.task ++task._partial_=true"
+                f"the model returned a {type(logits).__name__}; this task needs a tensor of (N, classes) logits: "
+                "write a function (model, batch) -> loss; give task=custom task._target_=my.task ++task._partial_=true"
             )
         try:
             return functional.cross_entropy(logits, y)
         except IndexError as error:
             raise ConfigError(
-                f"data: a target lies outside the head's {logits.shape[1]} classes (targets run from {int(y.min())} to "
+                f"data: a target is outside the head's {logits.shape[1]} classes (targets run from {int(y.min())} to "
                 f"{int(y.max())}); give model.classes"
             ) from error

@@ -1,4 +1,4 @@
-"""The composed config: what is refused of it, its hash, and that every file under conf/ composes."""
+"""The composed config: which mistakes `check` finds, its hash, and that every file in conf/ can be composed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from runner.errors import ConfigError
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _conf():
+def _hydra():
     with hydra_initialized():
         yield
 
@@ -36,19 +36,19 @@ def default():
     return compose("config")
 
 
-def composed(*overrides):
+def compose_config(*overrides):
     return compose("config", list(overrides))
 
 
-def changed(config, **values):
-    """A copy with dotted keys (written with `__`) set, as an override would set them."""
+def with_values(config, **values):
+    """A copy of the config with these values; in the keys `__` stands for a dot."""
     config = copy.deepcopy(config)
     for key, value in values.items():
         OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
     return config
 
 
-def test_the_default_run_is_what_the_contract_says(default):
+def test_the_default_config_has_the_documented_values(default):
     config = check(default)
     assert isinstance(config, Config)
     assert (config.batches, config.seed, config.device.value, config.threads) == (10, 0, "auto", "auto")
@@ -58,44 +58,44 @@ def test_the_default_run_is_what_the_contract_says(default):
     assert config.method == {"_target_": "runner.methods.requires_grad.RequiresGrad", "clean": False}
 
 
-def test_checking_changes_nothing(default):
-    was = OmegaConf.to_container(default, resolve=False)
+def test_check_does_not_change_the_config(default):
+    before = OmegaConf.to_container(default, resolve=False)
     check(default)
-    assert OmegaConf.to_container(default, resolve=False) == was
+    assert OmegaConf.to_container(default, resolve=False) == before
 
 
 # Unknown keys
 
 
 @pytest.mark.parametrize("level", ["", "model.", "freeze.", "groups."])
-def test_an_unknown_key_is_refused_at_every_level_even_with_a_plus(level):
+def test_an_unknown_key_is_an_error_at_every_level_even_with_a_plus(level):
     with pytest.raises(ConfigError, match=rf"{level}typo: no such key"):
-        check(composed(f"+{level}typo=1"))
+        check(compose_config(f"+{level}typo=1"))
 
 
-def test_an_unknown_key_in_a_list_is_refused(default):
+def test_an_unknown_key_in_a_list_is_an_error(default):
     with pytest.raises(ConfigError, match="typo"):
-        check(changed(default, groups__lr=[{"pattern": "fc", "lr": 0.1, "typo": 1}]))
+        check(with_values(default, groups__lr=[{"pattern": "fc", "lr": 0.1, "typo": 1}]))
 
 
 @pytest.mark.parametrize(
-    ("key", "near"),
+    ("key", "similar"),
     [("batchs", "batches"), ("Seed", "seed"), ("freeze__pattern", "freeze.patterns"), ("groups__name", "groups.names")],
 )
-def test_an_unknown_key_is_answered_with_the_nearest(default, key, near):
-    with pytest.raises(ConfigError, match=rf"no such key; did you mean {near}"):
-        check(changed(default, **{key: 1}))
+def test_the_error_for_an_unknown_key_names_a_similar_key(default, key, similar):
+    with pytest.raises(ConfigError, match=rf"no such key; did you mean {similar}"):
+        check(with_values(default, **{key: 1}))
 
 
 @pytest.mark.parametrize("node", ["model.build", "method", "optimizer", "scheduler", "task", "data", "groups.cut"])
-def test_a_node_with_a_target_is_open_to_new_keys(default, node):
-    config = check(changed(default, **{f"{node}.new": 1}))
+def test_a_node_with_a_target_accepts_new_keys(default, node):
+    config = check(with_values(default, **{f"{node}.new": 1}))
     for part in node.split("."):
         config = config[part] if isinstance(config, dict) else getattr(config, part)
     assert config["new"] == 1
 
 
-def test_the_known_keys_are_those_of_the_composed_config(default):
+def test_known_keys_returns_the_keys_of_the_composed_config(default):
     assert {str(key) for key in default} == {key for key in known_keys() if "." not in key}
     assert {"freeze.patterns", "freeze.keep", "freeze.buffers", "groups.lr", "groups.names", "model.head"} <= set(
         known_keys()
@@ -132,9 +132,9 @@ def test_the_known_keys_are_those_of_the_composed_config(default):
     ],
     ids=str,
 )
-def test_a_value_of_the_wrong_type_is_refused_by_its_key(default, key, value):
+def test_a_value_of_the_wrong_type_is_an_error_that_begins_with_the_key(default, key, value):
     with pytest.raises(ConfigError, match=f"^{key.replace('__', '.')}"):
-        check(changed(default, **{key: value}))
+        check(with_values(default, **{key: value}))
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(default, key, value):
     ],
     ids=str,
 )
-def test_a_value_out_of_range_is_refused_by_its_key(default, key, value):
+def test_a_value_out_of_range_is_an_error_that_begins_with_the_key(default, key, value):
     with pytest.raises(ConfigError, match=f"^{key.replace('__', '.')}"):
-        check(changed(default, **{key: value}))
+        check(with_values(default, **{key: value}))
 
 
 @pytest.mark.parametrize(
@@ -191,28 +191,28 @@ def test_a_value_out_of_range_is_refused_by_its_key(default, key, value):
     ],
     ids=str,
 )
-def test_a_value_at_the_edge_of_its_range_is_taken(default, key, value):
-    check(changed(default, **{key: value}))
+def test_a_value_at_the_end_of_its_range_is_accepted(default, key, value):
+    check(with_values(default, **{key: value}))
 
 
 # Missing values
 
 
-def test_what_is_missing_is_named_one_after_the_other_until_nothing_is():
-    config, named = composed("model=custom"), []
+def test_each_missing_value_is_an_error_until_none_is_missing():
+    config, named = compose_config("model=custom"), []
     values = {"model.build._target_": "my.Net", "model.input": [8], "model.classes": 4}
     for _ in values:
         with pytest.raises(ConfigError, match=r"(\S+) is missing; give \1=\.\.\.") as caught:
             check(config)
         named.append(str(caught.value).split(" ")[0])
-        config = changed(config, **{named[-1]: values[named[-1]]})
+        config = with_values(config, **{named[-1]: values[named[-1]]})
     assert sorted(named) == sorted(values)
     assert check(config).model.build == {"_target_": "my.Net"}
 
 
-def test_a_missing_value_in_a_list_is_named(default):
+def test_a_missing_value_in_a_list_is_an_error(default):
     with pytest.raises(ConfigError, match=r"groups\.lr\[0\]\.lr is missing"):
-        check(changed(default, groups__lr=[{"pattern": "fc"}]))
+        check(with_values(default, groups__lr=[{"pattern": "fc"}]))
 
 
 # Patterns
@@ -225,27 +225,27 @@ def test_a_missing_value_in_a_list_is_named(default):
         *(("freeze__patterns", text) for text in ("", " fc", "a..b", "a**", "re:", "type:1", "@tail")),
     ],
 )
-def test_a_malformed_pattern_is_refused_where_it_stands(default, key, pattern):
+def test_a_malformed_pattern_is_an_error_that_begins_with_the_key(default, key, pattern):
     with pytest.raises(ConfigError, match=f"^{key.replace('__', '.')}: "):
-        check(changed(default, **{key: [pattern]}))
+        check(with_values(default, **{key: [pattern]}))
 
 
-def test_a_malformed_pattern_of_a_learning_rate_is_refused(default):
+def test_a_malformed_pattern_of_a_learning_rate_is_an_error(default):
     with pytest.raises(ConfigError, match=r"^groups\.lr: "):
-        check(changed(default, groups__lr=[{"pattern": "re:(", "lr": 0.1}]))
+        check(with_values(default, groups__lr=[{"pattern": "re:(", "lr": 0.1}]))
 
 
 @pytest.mark.parametrize("pattern", ["fc", "re:.*bias", "type:Linear", "@head", "**"])
-def test_one_entry_in_patterns_and_in_keep_is_refused(default, pattern):
-    with pytest.raises(ConfigError, match=r"stands in freeze.patterns and in freeze.keep"):
-        check(changed(default, freeze__patterns=["layer1", pattern], freeze__keep=[pattern]))
+def test_the_same_entry_in_patterns_and_in_keep_is_an_error(default, pattern):
+    with pytest.raises(ConfigError, match=r"is in freeze.patterns and in freeze.keep"):
+        check(with_values(default, freeze__patterns=["layer1", pattern], freeze__keep=[pattern]))
 
 
 # The hash
 
 
 def leaves(node, path=()):
-    """Every path to something that is not a mapping or a list with members."""
+    """(path, value) of every value in a nested config that is not a mapping or list; empty ones count as values."""
     if isinstance(node, dict) and node:
         return [leaf for key, value in node.items() for leaf in leaves(value, (*path, key))]
     if isinstance(node, list) and node:
@@ -253,8 +253,8 @@ def leaves(node, path=()):
     return [(path, node)]
 
 
-def another(path, value):
-    """A value that the key could have as well."""
+def other_value(path, value):
+    """Another value that the key may have."""
     if path == ("groups", "lr"):
         return [{"pattern": "fc", "lr": 0.1}]
     if isinstance(value, bool):
@@ -267,6 +267,7 @@ def another(path, value):
 
 
 def with_leaf(node, path, value):
+    """A copy of a nested config with another value at a path."""
     if not path:
         return value
     key, *rest = path
@@ -276,7 +277,7 @@ def with_leaf(node, path, value):
 
 
 def as_json(node):
-    """JSON with sorted mappings and lists in order, written out."""
+    """The config as JSON with sorted keys, by an independent implementation."""
     if isinstance(node, dict):
         return "{" + ", ".join(f"{json.dumps(key)}: {as_json(node[key])}" for key in sorted(node)) + "}"
     if isinstance(node, list):
@@ -284,9 +285,9 @@ def as_json(node):
     return json.dumps(node)
 
 
-def test_what_is_not_hashed_is_the_list_of_the_contract():
-    said = "hydra launch tracker plan resume on_error timeout strict save cost"
-    assert sorted(NOT_HASHED) == sorted(said.split())
+def test_the_keys_that_are_not_hashed_are_the_documented_ones():
+    documented = "hydra launch tracker plan resume on_error timeout strict save cost"
+    assert sorted(NOT_HASHED) == sorted(documented.split())
 
 
 @pytest.mark.parametrize(
@@ -299,16 +300,16 @@ def test_what_is_not_hashed_is_the_list_of_the_contract():
     ],
     ids=str,
 )
-def test_the_hash_is_that_of_a_slow_obvious_implementation(overrides):
-    config = composed(*overrides)
+def test_the_hash_equals_that_of_an_independent_implementation(overrides):
+    config = compose_config(*overrides)
     node = OmegaConf.to_container(config, resolve=True)
-    kept = {key: value for key, value in node.items() if key not in NOT_HASHED}
-    assert config_hash(config) == hashlib.sha256(as_json(kept).encode()).hexdigest()[:8]
+    hashed = {key: value for key, value in node.items() if key not in NOT_HASHED}
+    assert config_hash(config) == hashlib.sha256(as_json(hashed).encode()).hexdigest()[:8]
 
 
 @pytest.mark.parametrize("key", ["strict", "save", "plan"])
-def test_the_hash_does_not_depend_on_what_only_says_where_and_how(default, key):
-    assert config_hash(changed(default, **{key: True})) == config_hash(default)
+def test_the_hash_does_not_depend_on_where_and_how_a_run_is_carried_out(default, key):
+    assert config_hash(with_values(default, **{key: True})) == config_hash(default)
 
 
 def test_the_hash_does_not_depend_on_the_hydra_node(default):
@@ -319,98 +320,100 @@ def test_the_hash_does_not_depend_on_the_hydra_node(default):
 
 def test_the_hash_does_not_depend_on_the_order_of_the_overrides():
     overrides = ["method=zero_lr", "freeze=fc", "seed=3", "+optimizer.nesterov=true", "+optimizer.dampening=0"]
-    assert config_hash(composed(*overrides)) == config_hash(composed(*reversed(overrides)))
+    assert config_hash(compose_config(*overrides)) == config_hash(compose_config(*reversed(overrides)))
 
 
-def test_the_hash_does_not_depend_on_how_a_config_was_said(default):
-    assert config_hash(composed("freeze=none", "freeze.patterns=['@head']", "batches=10")) == config_hash(default)
+def test_the_hash_is_the_same_for_different_overrides_that_give_the_same_config(default):
+    assert config_hash(compose_config("freeze=none", "freeze.patterns=['@head']", "batches=10")) == config_hash(default)
 
 
 def test_the_hash_depends_on_the_order_of_a_list(default):
-    one, other = (config_hash(changed(default, freeze__patterns=names)) for names in (["a", "b"], ["b", "a"]))
-    assert one != other
+    first, second = (config_hash(with_values(default, freeze__patterns=names)) for names in (["a", "b"], ["b", "a"]))
+    assert first != second
 
 
-def test_the_hash_depends_on_every_other_leaf_and_no_two_changes_give_one_hash():
-    config = composed("experiment=module_groups", "model=mlp", "freeze.keep=[conv1]", "clip=1.5")
+def test_the_hash_depends_on_every_hashed_value():
+    config = compose_config("experiment=module_groups", "model=mlp", "freeze.keep=[conv1]", "clip=1.5")
     node = OmegaConf.to_container(config, resolve=True)
     hashed = {key: value for key, value in node.items() if key not in NOT_HASHED}
     paths = leaves(hashed)
     assert len(paths) > 25
-    hashes = [config_hash(OmegaConf.create(with_leaf(node, path, another(path, value)))) for path, value in paths]
+    hashes = [config_hash(OmegaConf.create(with_leaf(node, path, other_value(path, value)))) for path, value in paths]
     assert len({config_hash(config), *hashes}) == len(paths) + 1
 
 
-def test_the_hash_depends_on_a_new_key_of_an_open_node(default):
-    assert config_hash(changed(default, **{"optimizer.nesterov": False})) != config_hash(default)
+def test_the_hash_depends_on_a_new_key_of_a_node_with_a_target(default):
+    assert config_hash(with_values(default, **{"optimizer.nesterov": False})) != config_hash(default)
 
 
-def test_hashing_changes_nothing(default):
-    was = OmegaConf.to_container(default, resolve=False)
+def test_config_hash_does_not_change_the_config(default):
+    before = OmegaConf.to_container(default, resolve=False)
     config_hash(default)
-    assert OmegaConf.to_container(default, resolve=False) == was
+    assert OmegaConf.to_container(default, resolve=False) == before
 
 
-# The files
+# The files in conf/
 
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
 
 
 def missing_in(path):
-    """The keys that a file leaves to the user, as `group.key`."""
+    """The dotted keys whose value a file leaves to the user (`???`)."""
     plain = OmegaConf.to_container(OmegaConf.load(CONF / path), resolve=False)
-    below = () if path.parts[0] == "experiment" else path.parent.parts
-    return {".".join(map(str, leaf)) for leaf, value in leaves(plain, below) if value == "???"}
+    prefix = () if path.parts[0] == "experiment" else path.parent.parts
+    return {".".join(map(str, key_path)) for key_path, value in leaves(plain, prefix) if value == "???"}
 
 
-PLUGINS = {"joblib": "joblib", "ray": "ray", "slurm": "submitit"}  # that a launcher's file needs
+PLUGINS = {"joblib": "joblib", "ray": "ray", "slurm": "submitit"}  # by launcher: the Hydra plugin that its file needs
 
 
-def columns():
-    """Every file once, one of each group at a time, for composing takes a while; recipes choose files themselves.
+def sets_of_files():
+    """Sets of files to compose together, because composing is slow: one file of each group, each file once.
 
-    A launcher's file composes where its plugin is installed: the extra `all` brings each.
+    Files of `experiment` choose other files, so each is a set of its own. Launchers whose plugin is not installed are left
+    out; the extra `all` installs all plugins.
     """
     groups = {str(path.parent): [] for path in FILES}
     for path in FILES:
         plugin = PLUGINS.get(path.stem) if path.parent.name == "launch" else None
         if plugin is None or find_spec(f"hydra_plugins.hydra_{plugin}_launcher"):
             groups[str(path.parent)].append(path)
-    recipes = groups.pop("experiment", [])
-    return [[path for path in column if path] for column in zip_longest(*groups.values())] + [[path] for path in recipes]
+    experiments = groups.pop("experiment", [])
+    sets = [[path for path in files if path] for files in zip_longest(*groups.values())]
+    return sets + [[path] for path in experiments]
 
 
-@pytest.mark.parametrize("files", columns(), ids=lambda files: " ".join(map(str, files)))
-def test_every_file_composes_as_a_choice_of_its_group_and_what_it_leaves_open_is_named(files):
-    config, named = composed(*(f"{path.parent}={path.stem}" for path in files)), set()
-    left = {key for path in files for key in missing_in(path)}
-    for _ in left:
+@pytest.mark.parametrize("files", sets_of_files(), ids=lambda files: " ".join(map(str, files)))
+def test_every_file_can_be_composed_and_each_value_that_it_lacks_is_named(files):
+    config, named = compose_config(*(f"{path.parent}={path.stem}" for path in files)), set()
+    missing = {key for path in files for key in missing_in(path)}
+    for _ in missing:
         with pytest.raises(ConfigError, match=r"(\S+) is missing; give \1=\.\.\.") as caught:
             check(config)
         named.add(key := str(caught.value).split(" ")[0])
-        config = changed(config, **{key: {"model.input": [8], "model.classes": 4, "schedule.step": 2}.get(key, "given")})
+        config = with_values(config, **{key: {"model.input": [8], "model.classes": 4, "schedule.step": 2}.get(key, "given")})
     check(config)
-    assert named == left
+    assert named == missing
 
 
 @pytest.mark.parametrize("group", ["model", "optimizer", "scheduler", "task", "data"])
-def test_every_group_that_builds_an_object_has_a_custom_file_with_the_target_to_fill_in(group):
+def test_every_group_that_builds_an_object_has_a_custom_file_without_a_target(group):
     assert Path(group, "custom.yaml") in FILES
-    wanted = "model.build._target_" if group == "model" else f"{group}._target_"
-    assert wanted in missing_in(Path(group, "custom.yaml"))
+    key = "model.build._target_" if group == "model" else f"{group}._target_"
+    assert key in missing_in(Path(group, "custom.yaml"))
 
 
-def test_a_choice_that_is_not_there_is_hydras_error():
+def test_an_unknown_choice_is_an_error_of_hydra():
     with pytest.raises(HydraException):
-        composed("method=no_such_method")
+        compose_config("method=no_such_method")
 
 
 # Imports
 
 
 @pytest.mark.parametrize("module", ["runner", "runner.__main__", "runner.config", "runner.report"])
-def test_importing_a_door_leaves_torch_unimported(module):
+def test_importing_these_modules_does_not_import_torch_or_pandas(module):
     code = f"import sys, {module}; print([name for name in ('torch', 'torchvision', 'pandas') if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)

@@ -17,7 +17,7 @@ from runner.assemble import assembled
 from runner.contract import COSTS
 from runner.cost.flops import META, REAL, FakeCopy, StepCount, _run_and_count, count_step
 from runner.cost.meter import explain_small_saving
-from runner.experiment import Training, training_steps
+from runner.experiment import TrainingState, training_steps
 from runner.freezing.selection import select
 from runner.proof.audit import audit
 from runner.tensors import same_bits
@@ -128,9 +128,9 @@ def bits_of_a_run(cost: str, *overrides: str):
     config = configured(f"cost={cost}", "batches=6", *overrides)
     with assembled(config) as setup:
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
-            steps = list(training_steps(setup, report, Training()))
+            steps = list(training_steps(setup, report, TrainingState()))
         state = setup.optimizer.state_dict()
-        values = [value.clone() for value in setup.built.state_dict().values()]
+        values = [value.clone() for value in setup.built_model.state_dict().values()]
         return report.rows, [step.loss for step in steps], values, state, torch.get_rng_state()
 
 
@@ -167,7 +167,7 @@ def test_meters_leave_weights_buffers_random_state_and_the_optimizer_bit_identic
 
 def test_the_bytes_of_gradients_and_optimizer_state_are_read_from_the_run_and_split_by_frozen():
     def costs(method, optimizer="sgd"):
-        return measure(f"method={method}", "freeze=backbone", f"optimizer={optimizer}", "batches=3").figures["cost"]
+        return measure(f"method={method}", "freeze=backbone", f"optimizer={optimizer}", "batches=3").record["cost"]
 
     model = MLP([64])
     parts = {name: 4 * parameter.numel() for name, parameter in model.named_parameters()}
@@ -184,15 +184,15 @@ def test_the_bytes_of_gradients_and_optimizer_state_are_read_from_the_run_and_sp
 
 
 def test_cost_time_has_every_figure_and_cost_off_has_none():
-    assert tuple(measure("batches=9", "cost=time").figures["cost"]) == COSTS
-    assert measure("cost=off").figures["cost"] == {}
+    assert tuple(measure("batches=9", "cost=time").record["cost"]) == COSTS
+    assert measure("cost=off").record["cost"] == {}
 
 
 def test_the_seconds_of_forward_backward_and_step_are_measured_after_a_warm_up():
-    cost = measure("batches=9", "cost=time").figures["cost"]
+    cost = measure("batches=9", "cost=time").record["cost"]
     assert all(cost[f"seconds_{part}"] > 0 for part in ("forward", "backward", "step"))
     assert all(cost[f"seconds_{part}_spread"] >= 0 for part in ("forward", "backward", "step"))
-    assert measure("batches=8").figures["cost"]["seconds_step"] is None
+    assert measure("batches=8").record["cost"]["seconds_step"] is None
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_the_seconds_of_forward_backward_and_step_are_measured_after_a_warm_up()
 )
 def test_seconds_that_are_not_known_are_empty_and_a_note_says_why(overrides, message):
     outcome = measure(*overrides)
-    assert outcome.figures["cost"]["seconds_step"] is None
-    assert outcome.figures["cost"]["flops_forward"] > 0
+    assert outcome.record["cost"]["seconds_step"] is None
+    assert outcome.record["cost"]["flops_forward"] > 0
     assert any(message in note for note in outcome.notes)
 
 
@@ -279,7 +279,7 @@ def test_the_summary_says_why_a_saving_is_small():
     ids=" ".join,
 )
 def test_a_run_says_why_it_saves_little(overrides, message):
-    why = measure(*overrides).figures["cost"]["why_small"]
+    why = measure(*overrides).record["cost"]["why_small"]
     assert message in why if message else not why
 
 
@@ -337,10 +337,10 @@ def test_the_baseline_is_counted_on_the_model_as_built():
 
 def test_modules_skipped_by_cached_prefix_are_not_counted_in_the_mean_step():
     frozen_part = ("freeze=backbone", "freeze={patterns: ['**'], keep: ['@head'], buffers: frozen}", "batches=4")
-    once = measure("method=cached_prefix", *frozen_part).figures["cost"]["flops_forward"]
-    twice = measure("method=cached_prefix", *frozen_part, "data.epochs=2").figures["cost"]["flops_forward"]
+    once = measure("method=cached_prefix", *frozen_part).record["cost"]["flops_forward"]
+    twice = measure("method=cached_prefix", *frozen_part, "data.epochs=2").record["cost"]["flops_forward"]
     head = 2 * 4 * 32 * 10
-    assert once == measure("method=requires_grad", *frozen_part).figures["cost"]["flops_forward"]
+    assert once == measure("method=requires_grad", *frozen_part).record["cost"]["flops_forward"]
     assert 2 * twice == once + head
 
 
@@ -375,10 +375,10 @@ def test_no_meter_changes_a_bit_even_if_the_forward_pass_has_side_effects(line, 
 
 def test_the_frozen_share_of_the_state_of_lbfgs_is_not_known():
     cost = measure("optimizer=lbfgs", "groups=one", "freeze=backbone", "batches=2")
-    assert cost.figures["cost"]["frozen_optimizer_state_bytes"] is None
-    assert cost.figures["cost"]["optimizer_state_bytes_share"] is None
+    assert cost.record["cost"]["frozen_optimizer_state_bytes"] is None
+    assert cost.record["cost"]["optimizer_state_bytes_share"] is None
     assert any("several times; the FLOPs are of one" in note for note in cost.notes)
 
 
 def test_the_truth_table_measures_no_cost():
-    assert truth_table.base().cost.value == "off"
+    assert truth_table.base_config().cost.value == "off"

@@ -13,10 +13,10 @@ from runner.experiment import experiment
 from runner.foresight.effects import Effect, effect_of_batch, effect_of_flags
 from runner.foresight.plan import foresee
 from runner.foresight.rehearsal import StandInModel
-from runner.freezing.groups import by_frozen
+from runner.freezing.groups import split_by_frozen
 from runner.methods.base import TRAPS, FreezingMethod
 from runner.proof.verdict import run_verdict
-from runner.tensors import entries
+from runner.tensors import tensor_entries
 from tests.measure import configured, measure
 from tests.test_conformance import METHODS, PROVOKED
 
@@ -41,7 +41,7 @@ def notes_of(*overrides: str) -> tuple[list[str], list[str]]:
     def on_note(text, *, urgent=False):
         (urgent_notes if urgent else other_notes).append(text)
 
-    experiment(configured(*overrides), on_note=on_note, foresees=True)
+    experiment(configured(*overrides), on_note=on_note, warn_of_leaks=True)
     return urgent_notes, other_notes
 
 
@@ -146,7 +146,7 @@ def test_leaks_that_need_a_batch_are_predicted_only_by_the_plan():
 @pytest.mark.parametrize("trap", TRAPS)
 def test_a_rehearsal_changes_no_bit_of_the_run(trap):
     given = ("method=zero_grad", "freeze=backbone", *PROVOKED[trap])
-    watched, plain = experiment(configured(*given), foresees=True), experiment(configured(*given))
+    watched, plain = experiment(configured(*given), warn_of_leaks=True), experiment(configured(*given))
     assert (watched.rows, watched.losses) == (plain.rows, plain.losses)
 
 
@@ -198,7 +198,7 @@ def test_a_stand_in_has_tensors_of_every_dtype_and_number_of_dimensions_and_writ
     model = nn.Module()
     for name, shape in {"scalar": (), "vector": (5,), "empty": (0, 3), "kernel": (4, 1, 3, 3)}.items():
         model.register_buffer(name, torch.ones(shape, dtype=dtype))
-    stand_in = StandInModel(entries(model))
+    stand_in = StandInModel(tensor_entries(model))
     before = {name: tensor.clone() for name, tensor in stand_in.by_name.items()}
     stand_in(1, Effect(written=frozenset(stand_in.by_name)))
     for name, tensor in stand_in.by_name.items():
@@ -210,7 +210,7 @@ class StoresOptimizer(FreezingMethod):
     """Sets the frozen learning rate to 0 in the optimizer that it stored in `attach`, not in the one the hook gets."""
 
     def groups(self, groups, selection):
-        return by_frozen(groups, selection, lr=0.0)
+        return split_by_frozen(groups, selection, lr=0.0)
 
     def attach(self, optimizer, selection, undo):
         self.optimizer = optimizer
@@ -227,9 +227,9 @@ def test_a_method_that_stores_its_optimizer_still_has_the_real_one_after_a_rehea
         "scheduler=one_cycle",
         "batches=5",
     )
-    watched, plain = experiment(configured(*given), foresees=True), experiment(configured(*given))
+    watched, plain = experiment(configured(*given), warn_of_leaks=True), experiment(configured(*given))
     assert run_verdict(watched.rows) == run_verdict(plain.rows) == "held"
-    assert watched.figures["trained_digest"] == plain.figures["trained_digest"]
+    assert watched.record["trained_digest"] == plain.record["trained_digest"]
 
 
 def test_effects_of_flags_call_hooks_only_on_copies():

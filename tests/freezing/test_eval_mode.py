@@ -1,4 +1,4 @@
-"""Modules held in eval mode: nothing moves them out of it, and nothing is left behind."""
+"""Modules in forced eval mode: `train()` does not change them, and everything is restored afterwards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.freezing.eval_mode import hold_in_eval_mode
+from runner.freezing.eval_mode import force_eval_mode
 from runner.freezing.selection import select
 from runner.tensors import same_bits
 
@@ -20,8 +20,8 @@ def net() -> nn.Sequential:
     )
 
 
-def held(model: nn.Module, undo: ExitStack, *patterns: str, keep: tuple[str, ...] = ()) -> None:
-    hold_in_eval_mode(select(model, patterns, keep, buffers="frozen"), undo)
+def force_modules(model: nn.Module, undo: ExitStack, *patterns: str, keep: tuple[str, ...] = ()) -> None:
+    force_eval_mode(select(model, patterns, keep, buffers="frozen"), undo)
 
 
 def modes(model: nn.Module) -> dict[str, bool]:
@@ -36,11 +36,11 @@ def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
-def test_statistics_of_what_is_held_stay_to_the_bit_while_all_others_move():
+def test_only_the_statistics_of_selected_batchnorms_do_not_change():
     model = net()
     before = buffers(model)
     with ExitStack() as undo:
-        held(model, undo, "0")
+        force_modules(model, undo, "0")
         for _ in range(3):
             model.train()
             model(batch())
@@ -48,20 +48,20 @@ def test_statistics_of_what_is_held_stay_to_the_bit_while_all_others_move():
         assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
 
 
-def test_batchnorm_normalises_by_its_running_statistics_and_dropout_passes_everything_through():
+def test_in_forced_eval_mode_batchnorm_uses_its_running_statistics_and_dropout_is_off():
     model = net()
     expected = copy.deepcopy(model[0]).eval()(batch())
     with ExitStack() as undo:
-        held(model, undo, "0")
+        force_modules(model, undo, "0")
         model.train()
         assert torch.equal(model[0](batch()), expected)
 
 
 @pytest.mark.parametrize("call", ["train", "eval", "train(True)", "train(False)", "child", "alone"])
-def test_no_call_of_train_moves_what_is_held_and_all_others_follow(call):
+def test_train_and_eval_do_not_change_selected_modules_but_all_others(call):
     model = net()
     with ExitStack() as undo:
-        held(model, undo, "0")
+        force_modules(model, undo, "0")
         training = call in ("train", "train(True)")
         if call == "child":
             model.eval()
@@ -82,10 +82,10 @@ def test_no_call_of_train_moves_what_is_held_and_all_others_follow(call):
         }
 
 
-def test_what_a_keep_entry_exempts_follows_train_inside_a_module_that_is_held():
+def test_an_exempt_child_of_a_selected_module_follows_train():
     model = net()
     with ExitStack() as undo:
-        held(model, undo, "**", keep=("0.1", "2"))
+        force_modules(model, undo, "**", keep=("0.1", "2"))
         model.train()
         assert [name for name, training in modes(model).items() if training] == ["0.1", "2"]
         model.eval()
@@ -95,7 +95,7 @@ def test_what_a_keep_entry_exempts_follows_train_inside_a_module_that_is_held():
 def test_train_still_returns_the_module():
     model = net()
     with ExitStack() as undo:
-        held(model, undo, "**")
+        force_modules(model, undo, "**")
         assert model.train() is model
         assert model[0].train() is model[0]
         assert model.eval() is model
@@ -103,65 +103,65 @@ def test_train_still_returns_the_module():
 
 @pytest.mark.parametrize("start", ["training", "inference", "mixed"])
 @pytest.mark.parametrize("patterns", [["**"], ["0"], ["0.1", "2"], []], ids=str)
-def test_undoing_restores_every_mode_and_leaves_no_attribute(start, patterns):
+def test_undo_restores_every_mode_and_removes_the_replaced_train(start, patterns):
     model = net().train(start != "inference")
     if start == "mixed":
         model[0][1].eval()
         model[2].eval()
     before, attributes = modes(model), {name: sorted(vars(module)) for name, module in model.named_modules()}
     with ExitStack() as undo:
-        held(model, undo, *patterns)
+        force_modules(model, undo, *patterns)
     assert modes(model) == before
     assert {name: sorted(vars(module)) for name, module in model.named_modules()} == attributes
     model.train()
     assert all(modes(model).values())
 
 
-def test_an_exception_undoes_it_too():
+def test_after_an_exception_the_modes_are_restored():
     model = net()
 
     def fail() -> None:
         with ExitStack() as undo:
-            held(model, undo, "**")
-            raise RuntimeError("on the way")
+            force_modules(model, undo, "**")
+            raise RuntimeError("inside the block")
 
-    with pytest.raises(RuntimeError, match="on the way"):
+    with pytest.raises(RuntimeError, match="inside the block"):
         fail()
     assert all(modes(model).values())
     assert "train" not in vars(model[0])
 
 
-def test_a_selection_with_live_buffers_holds_nothing():
+def test_a_selection_with_live_buffers_forces_no_module():
     model = net()
     with ExitStack() as undo:
-        hold_in_eval_mode(select(model, ["**"]), undo)
+        force_eval_mode(select(model, ["**"]), undo)
         assert all(modes(model).values())
         assert "train" not in vars(model)
 
 
-def test_a_deep_copy_of_a_held_model_is_held_by_itself():
+def test_a_deep_copy_forces_its_own_modules():
     model = net()
     with ExitStack() as undo:
-        held(model, undo, "0")
-        twin = copy.deepcopy(model)
+        force_modules(model, undo, "0")
+        copied = copy.deepcopy(model)
         model.eval()
-        twin.train()
+        copied.train()
         assert not any(modes(model).values())
-        assert [name for name, training in modes(twin).items() if training] == ["", "1", "2"]
-        assert twin[0].train() is twin[0]
+        assert [name for name, training in modes(copied).items() if training] == ["", "1", "2"]
+        assert copied[0].train() is copied[0]
     before = buffers(model)
-    twin.train()
-    twin(batch())
+    copied.train()
+    copied(batch())
     assert all(same_bits(before[name], buffer) for name, buffer in model.named_buffers())
-    assert not twin[0][1].training
+    assert not copied[0][1].training
     assert model[0][1].training
 
 
-def test_a_module_under_two_names_is_held_once_and_restored():
+def test_a_module_under_two_names_is_changed_and_restored_once():
     shared = nn.BatchNorm1d(3)
     model = nn.Sequential(shared, nn.Linear(3, 3), shared)
     with ExitStack() as undo:
-        held(model, undo, "2")
+        force_modules(model, undo, "2")
         model.train()
         assert not shared.training
         assert model[1].training
@@ -169,12 +169,12 @@ def test_a_module_under_two_names_is_held_once_and_restored():
     assert "train" not in vars(shared)
 
 
-def test_a_second_hold_inside_the_first_leaves_the_first_in_place():
+def test_undoing_an_inner_call_does_not_undo_the_outer_one():
     model = net()
     with ExitStack() as outer:
-        held(model, outer, "0")
+        force_modules(model, outer, "0")
         with ExitStack() as inner:
-            held(model, inner, "**")
+            force_modules(model, inner, "**")
             model.train()
             assert not any(modes(model).values())
         model.train()
@@ -182,7 +182,7 @@ def test_a_second_hold_inside_the_first_leaves_the_first_in_place():
     assert all(modes(model).values())
 
 
-def test_a_module_with_a_train_of_its_own_still_has_it_called():
+def test_a_train_method_that_a_class_overrides_is_still_called():
     class Counting(nn.Dropout):
         calls = 0
 
@@ -192,7 +192,7 @@ def test_a_module_with_a_train_of_its_own_still_has_it_called():
 
     model = nn.Sequential(Counting(0.5))
     with ExitStack() as undo:
-        held(model, undo, "0")
+        force_modules(model, undo, "0")
         calls = model[0].calls
         model.train()
         assert model[0].calls == calls + 1
@@ -200,25 +200,25 @@ def test_a_module_with_a_train_of_its_own_still_has_it_called():
         assert torch.equal(model(torch.ones(50)), torch.ones(50))
 
 
-def test_a_module_whose_train_was_replaced_by_hand_is_held_too_and_gets_it_back():
+def test_a_train_that_the_user_replaced_on_an_instance_is_overridden_and_restored():
     model = net()
-    own = vars(model[1])["train"] = lambda mode=True: model[1]  # a common way to pin a module, here while it trains
+    users_train = vars(model[1])["train"] = lambda mode=True: model[1]  # a common way to pin a module, here while it trains
     before = buffers(model)
     with ExitStack() as undo:
-        held(model, undo, "1")
+        force_modules(model, undo, "1")
         model.train()
         model(batch())
         assert same_bits(before["1.running_mean"], model[1].running_mean)
-    assert vars(model[1])["train"] is own
+    assert vars(model[1])["train"] is users_train
     assert model[1].training
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
-def test_what_is_held_inside_a_wrapper_stays_when_the_wrapper_calls_train(wrap):
+def test_selected_modules_in_a_wrapper_stay_in_eval_mode_when_the_wrapper_calls_train(wrap):
     model = net()
     wrapped = wrap(model)
     with ExitStack() as undo:
-        held(wrapped, undo, "0")
+        force_modules(wrapped, undo, "0")
         wrapped.train()
         assert [name for name, training in modes(model).items() if training] == ["", "1", "2"]
     assert all(modes(model).values())

@@ -1,4 +1,4 @@
-"""The pattern language by itself: each row of its table, each malformed entry, and a slow matcher that agrees."""
+"""The pattern language without a model: each kind of pattern, malformed patterns, and agreement with a slow matcher."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from runner.freezing.patterns import parse, parse_all
 CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 
 
-def part_fits(pattern: str, part: str) -> bool:
-    """One dotted part, letter by letter: `*` is any number of letters, `?` is one."""
+def part_matches(pattern: str, part: str) -> bool:
+    """Whether a pattern matches one dotted part, letter by letter: `*` is any number of letters, `?` is one."""
     if not pattern:
         return not part
     if pattern[0] == "*":
-        return part_fits(pattern[1:], part) or (part != "" and part_fits(pattern, part[1:]))
-    return part != "" and pattern[0] in ("?", part[0]) and part_fits(pattern[1:], part[1:])
+        return part_matches(pattern[1:], part) or (part != "" and part_matches(pattern, part[1:]))
+    return part != "" and pattern[0] in ("?", part[0]) and part_matches(pattern[1:], part[1:])
 
 
-def reaches(pattern: list[str], name: list[str]) -> bool:
-    """Part by part: `**` is any number of parts, and a pattern that is used up matches all below it."""
+def matches_by_recursion(pattern: list[str], name: list[str]) -> bool:
+    """Whether a pattern matches a name, part by part: `**` is any number of parts; names below match, too."""
     if not pattern:
         return True
     if pattern[0] == "**":
-        return reaches(pattern[1:], name) or (name != [] and reaches(pattern, name[1:]))
-    return name != [] and part_fits(pattern[0], name[0]) and reaches(pattern[1:], name[1:])
+        return matches_by_recursion(pattern[1:], name) or (name != [] and matches_by_recursion(pattern, name[1:]))
+    return name != [] and part_matches(pattern[0], name[0]) and matches_by_recursion(pattern[1:], name[1:])
 
 
-LETTERS = "ab+"  # few, so that many pairs match; the + means something to a regular expression
+LETTERS = "ab+"  # few, so that many pairs match; + is a special character in regular expressions
 NAMES = st.lists(st.text(LETTERS, min_size=1, max_size=3), max_size=4)
 PARTS = st.text(LETTERS + "*?", min_size=1, max_size=4).filter(lambda part: part == "**" or "**" not in part)
 GLOBS = st.lists(PARTS | st.just("**"), min_size=1, max_size=4)
@@ -39,7 +39,7 @@ GLOBS = st.lists(PARTS | st.just("**"), min_size=1, max_size=4)
 @CHECKED
 @given(GLOBS, NAMES)
 def test_a_glob_matches_what_a_part_by_part_recursion_matches(pattern, name):
-    assert parse(".".join(pattern), "freeze.patterns").matches(".".join(name)) == reaches(pattern, name)
+    assert parse(".".join(pattern), "freeze.patterns").matches(".".join(name)) == matches_by_recursion(pattern, name)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_glob_matches_what_a_part_by_part_recursion_matches(pattern, name):
         ("a[b]", ["a[b]"], ["ab"]),
     ],
 )
-def test_every_row_of_the_table_matches_what_it_says_and_nothing_else(pattern, matched, missed):
+def test_every_kind_of_pattern_matches_the_names_that_it_should_and_no_others(pattern, matched, missed):
     found = parse(pattern, "freeze.patterns").matches
     assert [name for name in [*matched, *missed] if found(name)] == matched
 
@@ -85,12 +85,12 @@ def test_case_matters(pattern):
     ("text", "kind"),
     [("fc", "name"), ("**.bias", "name"), ("re:.*", "regex"), ("type:torch.nn.Linear", "type"), ("@head", "head")],
 )
-def test_each_way_to_write_a_pattern_is_told_by_how_it_begins(text, kind):
+def test_the_kind_of_a_pattern_follows_from_how_it_begins(text, kind):
     assert parse(text, "freeze.patterns").kind == kind
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected_text"),
     [
         ("", "not a pattern"),
         ("   ", "not a pattern"),
@@ -103,8 +103,8 @@ def test_each_way_to_write_a_pattern_is_told_by_how_it_begins(text, kind):
         (".fc", "empty part"),
         ("layer1..0", "empty part"),
         (".", "empty part"),
-        ("layer**", "** stands alone"),
-        ("***", "** stands alone"),
+        ("layer**", "write ** alone"),
+        ("***", "write ** alone"),
         ("re:", "is empty"),
         ("re:layer(", "not a regular expression"),
         ("re:*", "not a regular expression"),
@@ -117,13 +117,13 @@ def test_each_way_to_write_a_pattern_is_told_by_how_it_begins(text, kind):
         ("@head.weight", "@head"),
     ],
 )
-def test_an_empty_or_malformed_pattern_is_refused_in_one_line_that_names_its_key_and_says_what_to_write(text, said):
+def test_the_message_for_an_empty_or_malformed_pattern_is_one_line_with_the_key_and_a_correction(text, expected_text):
     with pytest.raises(ConfigError) as caught:
         parse(text, "freeze.keep")
     message = str(caught.value)
     assert isinstance(caught.value, ValueError)
     assert message.startswith("freeze.keep: ")
-    assert said in message
+    assert expected_text in message
     assert "\n" not in message
 
 
@@ -131,10 +131,10 @@ def test_a_list_of_patterns_keeps_its_order():
     assert [pattern.text for pattern in parse_all(["fc", "**", "@head"], "freeze.patterns")] == ["fc", "**", "@head"]
 
 
-def test_one_text_where_a_list_is_expected_is_refused_for_it_would_be_read_as_letters():
+def test_a_single_string_instead_of_a_list_is_an_error():
     with pytest.raises(ConfigError, match=r"write \[fc\]"):
         parse_all("fc", "freeze.patterns")
 
 
-def test_many_double_stars_take_no_time_that_grows_without_bound():
+def test_many_double_stars_are_matched_in_a_short_time():
     assert not parse(".".join(["**", "a*a*c"] * 6), "freeze.patterns").matches(".".join(["aaaab"] * 12))

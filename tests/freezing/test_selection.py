@@ -1,4 +1,4 @@
-"""Patterns against models: what is selected, by identity, and every mistake with its message."""
+"""Selecting parameters and modules of a model by patterns, and the error message for every mistake."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch import nn
 from torchvision.models import resnet18
 
 from runner.errors import ConfigError
-from runner.freezing.selection import find_head, from_flags, select
+from runner.freezing.selection import find_head, select, select_by_flags
 from runner.training.models import MLP
 
 CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 
 
-class Doubled(nn.Linear):
-    """A user's own subclass."""
+class CustomLinear(nn.Linear):
+    """A subclass of the user."""
 
 
 def net() -> nn.Sequential:
     """`body` (a linear layer and BatchNorm), `drop`, `fc`, `fc2`."""
     body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    return nn.Sequential(OrderedDict(body=body, drop=nn.Dropout(), fc=nn.Linear(4, 2), fc2=Doubled(2, 2)))
+    return nn.Sequential(OrderedDict(body=body, drop=nn.Dropout(), fc=nn.Linear(4, 2), fc2=CustomLinear(2, 2)))
 
 
 def frozen(model: nn.Module, *args, **kwargs) -> list[str]:
     return list(select(model, *args, **kwargs).parameters)
 
 
-def message(*args, **kwargs) -> str:
-    """What `select` says when it refuses; always a ValueError, always one line."""
+def error_message(*args, **kwargs) -> str:
+    """Return the error message of `select`, and check that it is one line and a ValueError."""
     with pytest.raises(ConfigError) as caught:
         select(*args, **kwargs)
     assert isinstance(caught.value, ValueError)
@@ -49,7 +49,7 @@ def resnet():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "slow", "count"),
+    ("pattern", "predicate", "count"),
     [
         ("fc", lambda name: name in ("fc.weight", "fc.bias"), 2),
         ("layer1.0", lambda name: name.startswith("layer1.0."), 6),
@@ -64,31 +64,31 @@ def resnet():
         ("@head", lambda name: name.startswith("fc."), 2),
     ],
 )
-def test_every_row_of_the_pattern_table_selects_from_resnet18_what_a_slow_predicate_selects(resnet, pattern, slow, count):
-    expected = [name for name, _ in resnet.named_parameters() if slow(name)]
+def test_every_kind_of_pattern_selects_the_expected_parameters_of_resnet18(resnet, pattern, predicate, count):
+    expected = [name for name, _ in resnet.named_parameters() if predicate(name)]
     assert frozen(resnet, [pattern]) == expected
     assert len(expected) == count
 
 
-def test_the_backbone_is_all_but_the_head_for_every_model(resnet):
+def test_all_but_the_head_are_selected_in_every_model(resnet):
     for model, head in [(resnet, "fc."), (net(), "fc2."), (MLP([3]), "head.")]:
         expected = [name for name, _ in model.named_parameters() if not name.startswith(head)]
         assert frozen(model, ["**"], keep=["@head"]) == expected
 
 
-def test_no_pattern_freezes_nothing_and_all_may_be_frozen():
+def test_an_empty_list_of_patterns_selects_nothing_and_all_parameters_can_be_selected():
     assert frozen(net(), []) == []
     assert frozen(net(), ["**"]) == [name for name, _ in net().named_parameters()]
 
 
-def test_a_selection_tells_parameters_by_identity():
-    model, twin = net(), net()
-    twin.load_state_dict(model.state_dict())
+def test_a_selection_compares_parameters_by_identity():
+    model, other = net(), net()
+    other.load_state_dict(model.state_dict())
     selection = select(model, ["fc"])
     assert model.fc.weight in selection
     assert selection.parameters["fc.weight"] is model.fc.weight
     assert model.fc2.weight not in selection
-    assert twin.fc.weight not in selection
+    assert other.fc.weight not in selection
     assert model.fc.weight.detach() not in selection
     assert "fc.weight" not in selection
 
@@ -97,7 +97,7 @@ def test_a_selection_tells_parameters_by_identity():
 
 
 @pytest.mark.parametrize(
-    ("patterns", "keep", "said"),
+    ("patterns", "keep", "expected_texts"),
     [
         (["fcc"], [], ["freeze.patterns", "'fcc'", "did you mean", "fc"]),
         (["fc", "bodi.0"], [], ["freeze.patterns", "'bodi.0'", "body.0"]),
@@ -121,8 +121,8 @@ def test_a_selection_tells_parameters_by_identity():
         (["fc", "body"], ["fc.*"], ["freeze.patterns", "'fc'", "freezes nothing"]),
         (["**"], ["*"], ["freeze.patterns", "'**'", "freezes nothing"]),
         (["**", "fc.weight"], ["fc"], ["'fc.weight'", "freezes nothing"]),
-        (["fc", "body"], ["fc"], ["'fc'", "take it out of one of them"]),
-        (["**"], ["**"], ["'**'", "take it out of one of them"]),
+        (["fc", "body"], ["fc"], ["'fc'", "remove it from one of them"]),
+        (["**"], ["**"], ["'**'", "remove it from one of them"]),
         ([""], [], ["freeze.patterns", "''"]),
         (["fc"], [" "], ["freeze.keep", "' '"]),
         (["fc", None], [], ["freeze.patterns", "None"]),
@@ -132,25 +132,25 @@ def test_a_selection_tells_parameters_by_identity():
         (["**"], "fc", ["freeze.keep", "[fc]"]),
     ],
 )
-def test_every_mistake_is_refused_with_where_it_stands_what_was_given_and_the_nearest_names(patterns, keep, said):
-    text = message(net(), patterns, keep)
-    assert [part for part in said if part not in text] == []
+def test_the_message_for_a_mistake_has_its_key_the_pattern_and_similar_names(patterns, keep, expected_texts):
+    text = error_message(net(), patterns, keep)
+    assert [part for part in expected_texts if part not in text] == []
 
 
-def test_buffers_are_live_or_frozen_and_nothing_else():
-    assert "live or frozen" in message(net(), ["fc"], buffers="held")
+def test_any_value_of_buffers_but_live_and_frozen_is_an_error():
+    assert "live or frozen" in error_message(net(), ["fc"], buffers="held")
 
 
-def test_a_mistake_is_the_same_mistake_when_buffers_are_frozen():
-    assert "fc" in message(net(), ["fcc"], buffers="frozen")
-    assert "exempts nothing" in message(net(), ["fc"], ["body"], buffers="frozen")
-    assert "freezes nothing" in message(net(), ["fc", "body"], ["fc.**"], buffers="frozen")
+def test_the_messages_are_the_same_with_frozen_buffers():
+    assert "fc" in error_message(net(), ["fcc"], buffers="frozen")
+    assert "exempts nothing" in error_message(net(), ["fc"], ["body"], buffers="frozen")
+    assert "freezes nothing" in error_message(net(), ["fc", "body"], ["fc.**"], buffers="frozen")
 
 
 # Ties
 
 
-def test_tied_parameters_are_one_tensor_that_either_name_selects():
+def test_tied_parameters_are_selected_by_either_name():
     model = MLP([3])
     for name in ("there.weight", "back.weight"):
         selection = select(model, [name])
@@ -160,7 +160,7 @@ def test_tied_parameters_are_one_tensor_that_either_name_selects():
     assert frozen(model, ["back"]) == ["there.weight", "back.bias"]
 
 
-def test_keep_wins_by_identity_and_says_where_a_tie_keeps_a_tensor_under_another_name():
+def test_keep_exempts_a_tied_tensor_under_all_its_names_and_a_note_says_so():
     model = MLP([3])
     selection = select(model, ["there"], keep=["back.weight"])
     assert list(selection.parameters) == ["there.bias"]
@@ -169,7 +169,7 @@ def test_keep_wins_by_identity_and_says_where_a_tie_keeps_a_tensor_under_another
     assert "back.weight" in note
 
 
-def test_the_head_may_be_tied_to_the_embedding_and_then_keeps_it():
+def test_an_embedding_that_is_tied_to_the_exempt_head_is_exempt():
     model = nn.Sequential(OrderedDict(embed=nn.Embedding(5, 4), mix=nn.Linear(4, 4), out=nn.Linear(4, 5, bias=False)))
     model.out.weight = model.embed.weight
     selection = select(model, ["**"], keep=["@head"])
@@ -182,18 +182,18 @@ def test_the_head_may_be_tied_to_the_embedding_and_then_keeps_it():
 @pytest.mark.parametrize(
     ("patterns", "keep"), [(["there"], []), (["**"], ["head"]), (["**"], ["there", "back"]), (["body"], ["body.bias"])]
 )
-def test_where_no_tie_keeps_a_tensor_nothing_is_said(patterns, keep):
+def test_there_is_no_note_if_no_tensor_is_exempt_through_a_tie(patterns, keep):
     assert select(MLP([3]), patterns, keep).notes == ()
 
 
-def test_a_module_under_two_names_is_selected_by_either_and_kept_by_either():
+def test_a_module_under_two_names_is_selected_or_exempted_by_either():
     shared = nn.Linear(2, 2)
     model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(2, 2))
     assert frozen(model, ["2"]) == frozen(model, ["0"]) == ["0.weight", "0.bias"]
     assert frozen(model, ["**"], keep=["2"]) == ["3.weight", "3.bias"]
 
 
-def test_two_parameters_of_equal_values_are_not_confused():
+def test_parameters_with_equal_values_are_not_confused():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
     selection = select(model, ["0"])
     assert torch.equal(model[0].weight, model[1].weight)
@@ -218,7 +218,7 @@ WRAPPERS = {
     "module._orig_mod.": lambda model: nn.DataParallel(torch.compile(model)),
     "body._orig_mod.": compiled_within,
 }
-ASKED = [
+PATTERN_CASES = [
     (["fc"], []),
     (["body.0", "fc2.bias"], []),
     (["*.weight"], []),
@@ -230,9 +230,9 @@ ASKED = [
 ]
 
 
-@pytest.mark.parametrize(("patterns", "keep"), ASKED)
+@pytest.mark.parametrize(("patterns", "keep"), PATTERN_CASES)
 @pytest.mark.parametrize("prefix", WRAPPERS)
-def test_prefixes_that_wrappers_add_are_looked_through(prefix, patterns, keep):
+def test_patterns_ignore_the_prefixes_that_wrappers_add(prefix, patterns, keep):
     model = net()
     plain = [id(tensor) for tensor in select(model, patterns, keep).parameters.values()]
     wrapped = WRAPPERS[prefix](model)
@@ -242,12 +242,12 @@ def test_prefixes_that_wrappers_add_are_looked_through(prefix, patterns, keep):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
-def test_a_name_with_its_wrapper_is_a_name_too(prefix):
+def test_a_pattern_may_contain_the_prefix_of_a_wrapper(prefix):
     assert frozen(WRAPPERS[prefix](net()), [f"{prefix}fc"]) == [f"{prefix}fc.weight", f"{prefix}fc.bias"]
 
 
 @pytest.mark.parametrize("prefix", WRAPPERS)
-def test_modules_are_held_inside_a_wrapper_as_they_are_outside(prefix):
+def test_modules_are_selected_inside_a_wrapper_as_they_are_outside(prefix):
     model = net()
     bare = select(model, ["body"], buffers="frozen").buffers
     wrapped = WRAPPERS[prefix](model)
@@ -257,7 +257,7 @@ def test_modules_are_held_inside_a_wrapper_as_they_are_outside(prefix):
     assert wrapped not in selection.modules.values()
 
 
-def test_a_module_that_is_only_called_module_is_no_wrapper():
+def test_a_module_of_the_user_that_is_called_module_is_not_a_wrapper():
     model = nn.Sequential(OrderedDict(module=nn.Sequential(OrderedDict(fc=nn.Linear(2, 2))), fc=nn.Linear(2, 2)))
     assert frozen(model, ["fc"]) == ["fc.weight", "fc.bias"]
 
@@ -276,7 +276,7 @@ def test_a_module_that_is_only_called_module_is_no_wrapper():
         (None, ["fc2.weight", "fc2.bias"]),
     ],
 )
-def test_the_head_is_what_was_given_or_what_auto_finds(head, expected):
+def test_the_head_is_the_given_patterns_or_what_auto_finds(head, expected):
     assert frozen(net(), ["@head"], head=head) == expected
     everything = [name for name, _ in net().named_parameters()]
     assert frozen(net(), ["**"], keep=["@head"], head=head) == [name for name in everything if name not in expected]
@@ -291,15 +291,15 @@ def test_the_head_is_what_was_given_or_what_auto_finds(head, expected):
         (MLP([3]), "head"),
     ],
 )
-def test_auto_finds_the_last_module_with_parameters_of_its_own_and_an_output_size(model, head):
+def test_find_head_returns_the_last_module_with_its_own_parameters_and_an_output_size(model, head):
     assert find_head(model) == head
 
 
-def test_a_head_that_is_not_there_is_refused_with_the_nearest_name():
-    assert "fc2" in message(net(), ["@head"], head="fc3")
-    assert "model.head" in message(net(), ["**"], keep=["@head"], head="classifier")
-    assert "give model.head=NAME" in message(nn.Sequential(nn.BatchNorm1d(2)), ["@head"])
-    assert message(net(), ["@head"], head="fc..0").startswith("model.head: ")
+def test_the_message_for_a_head_that_does_not_exist_has_a_similar_name():
+    assert "fc2" in error_message(net(), ["@head"], head="fc3")
+    assert "model.head" in error_message(net(), ["**"], keep=["@head"], head="classifier")
+    assert "give model.head=NAME" in error_message(nn.Sequential(nn.BatchNorm1d(2)), ["@head"])
+    assert error_message(net(), ["@head"], head="fc..0").startswith("model.head: ")
 
 
 # type:
@@ -313,21 +313,21 @@ def test_a_head_that_is_not_there_is_refused_with_the_nearest_name():
         ("torch.nn.modules.batchnorm.BatchNorm1d", ["body.1.weight", "body.1.bias"]),
         ("_BatchNorm", ["body.1.weight", "body.1.bias"]),
         ("torch.nn.modules.batchnorm._BatchNorm", ["body.1.weight", "body.1.bias"]),
-        ("Doubled", ["fc2.weight", "fc2.bias"]),
-        (f"{__name__}.Doubled", ["fc2.weight", "fc2.bias"]),
+        ("CustomLinear", ["fc2.weight", "fc2.bias"]),
+        (f"{__name__}.CustomLinear", ["fc2.weight", "fc2.bias"]),
     ],
 )
-def test_a_type_is_named_by_its_class_or_its_dotted_path_public_or_defining(kind, expected):
+def test_a_type_is_given_by_class_name_or_dotted_path(kind, expected):
     assert frozen(net(), [f"type:{kind}"]) == expected
 
 
 @pytest.mark.parametrize("kind", ["Linear", "torch.nn.Linear", "torch.nn.modules.linear.Linear"])
-def test_a_type_matches_its_subclasses_too(kind):
+def test_a_type_matches_subclasses(kind):
     expected = [f"{module}.{own}" for module in ("body.0", "fc", "fc2") for own in ("weight", "bias")]
     assert frozen(net(), [f"type:{kind}"]) == expected
 
 
-def test_a_type_matches_all_below_its_modules():
+def test_a_type_matches_all_parameters_below_its_modules():
     model = nn.Sequential(nn.Linear(2, 2), nn.TransformerEncoderLayer(4, 2, 4))
     below = [name for name, _ in model.named_parameters() if name.startswith("1.")]
     assert frozen(model, ["type:TransformerEncoderLayer"]) == below
@@ -335,15 +335,15 @@ def test_a_type_matches_all_below_its_modules():
 
 
 @pytest.mark.parametrize("kind", ["Lin", "linear", "Linear2", "torch.nn.linear.Linear", "nn.Linear", "os.path.join"])
-def test_a_type_is_never_a_part_of_a_name_another_case_or_another_path(kind):
-    assert f"type:{kind}" in message(net(), [f"type:{kind}"])
+def test_a_type_does_not_match_a_part_of_a_name_another_case_or_another_path(kind):
+    assert f"type:{kind}" in error_message(net(), [f"type:{kind}"])
 
 
 # Buffers
 
 
 @pytest.mark.parametrize(
-    ("patterns", "keep", "held"),
+    ("patterns", "keep", "modules"),
     [
         (["body"], [], ["body", "body.0", "body.1"]),
         (["body.1"], [], ["body.1"]),
@@ -362,38 +362,38 @@ def test_a_type_is_never_a_part_of_a_name_another_case_or_another_path(kind):
         (["**"], ["re:body"], ["", "drop", "fc", "fc2"]),
     ],
 )
-def test_a_module_is_held_if_a_pattern_matches_it_or_an_ancestor_and_no_keep_does(patterns, keep, held):
+def test_a_module_is_selected_if_a_pattern_matches_it_or_its_parent_and_no_keep_entry_does(patterns, keep, modules):
     model = net()
     selection = select(model, patterns, keep, buffers="frozen")
-    assert list(selection.modules) == held
+    assert list(selection.modules) == modules
     assert all(module is model.get_submodule(name) for name, module in selection.modules.items())
-    owned = [name for name, _ in model.named_buffers() if name.rpartition(".")[0] in held]
-    assert list(selection.buffers) == owned
+    buffers = [name for name, _ in model.named_buffers() if name.rpartition(".")[0] in modules]
+    assert list(selection.buffers) == buffers
     assert all(buffer is model.get_buffer(name) for name, buffer in selection.buffers.items())
 
 
 @pytest.mark.parametrize(("patterns", "keep"), [(["body"], []), (["**"], ["@head"]), (["**"], ["body.1"]), (["fc"], [])])
-def test_how_buffers_are_treated_does_not_change_which_parameters_are_frozen(patterns, keep):
+def test_the_buffers_option_does_not_change_which_parameters_are_frozen(patterns, keep):
     model = net()
     assert frozen(model, patterns, keep, "live") == frozen(model, patterns, keep, "frozen")
 
 
-def test_live_buffers_hold_no_module():
+def test_with_live_buffers_no_module_and_no_buffer_is_selected():
     selection = select(net(), ["**"])
     assert selection.modules == {}
     assert selection.buffers == {}
 
 
-def test_modules_without_parameters_can_be_held_but_not_frozen():
+def test_a_module_without_parameters_can_be_selected_only_with_frozen_buffers():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
     selection = select(model, ["type:BatchNorm1d"], buffers="frozen")
     assert list(selection.modules) == ["1"]
     assert selection.parameters == {}
     assert list(selection.buffers) == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
-    assert "freeze.buffers=frozen" in message(model, ["type:BatchNorm1d"])
+    assert "freeze.buffers=frozen" in error_message(model, ["type:BatchNorm1d"])
 
 
-def test_a_module_under_two_names_is_held_and_exempt_as_a_whole():
+def test_a_module_under_two_names_is_selected_or_exempted_under_both():
     shared = nn.BatchNorm1d(2)
     model = nn.Sequential(shared, nn.Linear(2, 2), shared)
     assert all(list(select(model, [name], buffers="frozen").modules) == ["0", "2"] for name in ("0", "2"))
@@ -401,12 +401,12 @@ def test_a_module_under_two_names_is_held_and_exempt_as_a_whole():
     assert select(model, ["**"], keep=["2"], buffers="frozen").buffers == {}
 
 
-# Properties, over all ways to ask a model with a tied pair for something
+# Random patterns on a model with tied weights
 
 MODEL = MLP([3], width=4, classes=2)
 NAMES = [name for name, _ in MODEL.named_parameters(remove_duplicate=False)]  # both names of the tied tensor
 LINEAR = ("body", "there", "back", "head")
-SLOW = {
+REGEX_OF_PATTERN = {
     **{name: re.compile(rf"{re.escape(name)}(\..*)?") for name in [*NAMES, "body", "norm", "there", "back", "head"]},
     "**": re.compile(".*"),
     "**.bias": re.compile(r".*\.bias"),
@@ -415,23 +415,28 @@ SLOW = {
     "type:Linear": re.compile(rf"({'|'.join(LINEAR)})\..*"),
     "@head": re.compile(r"head\..*"),
 }
-ENTRIES = st.lists(st.sampled_from(sorted(SLOW)), max_size=4)
+ENTRIES = st.lists(st.sampled_from(sorted(REGEX_OF_PATTERN)), max_size=4)
 
 
-def ids(pattern: str) -> set[int]:
-    """Slow and obvious: the identity of every parameter that has a name which the expression in `SLOW` matches."""
+def matched_ids(pattern: str) -> set[int]:
+    """Return the id of every parameter that has a name which the regular expression of the pattern matches."""
     named = MODEL.named_parameters(remove_duplicate=False)
-    return {id(parameter) for name, parameter in named if SLOW[pattern].fullmatch(name)}
+    return {id(parameter) for name, parameter in named if REGEX_OF_PATTERN[pattern].fullmatch(name)}
 
 
-def slowly(patterns: list[str], keep: list[str]) -> set[int] | None:
-    """The identities of what is frozen, or None where the contract asks for a refusal."""
-    wanted, kept = set().union(*map(ids, patterns)), set().union(*map(ids, keep))
-    refused = set(patterns) & set(keep) or any(not ids(k) & wanted for k in keep) or any(ids(p) <= kept for p in patterns)
-    return None if refused else wanted - kept
+def select_slowly(patterns: list[str], keep: list[str]) -> set[int] | None:
+    """Return the ids of the frozen parameters, or None if `select` should raise an error; slow and obvious."""
+    matched, exempt = set().union(*map(matched_ids, patterns)), set().union(*map(matched_ids, keep))
+    is_error = (
+        set(patterns) & set(keep)
+        or any(not matched_ids(k) & matched for k in keep)
+        or any(matched_ids(p) <= exempt for p in patterns)
+    )
+    return None if is_error else matched - exempt
 
 
-def quickly(patterns: list[str], keep: list[str]) -> set[int] | None:
+def selected_ids(patterns: list[str], keep: list[str]) -> set[int] | None:
+    """Return the ids of the parameters that `select` selects, or None if it raises an error."""
     try:
         return {id(tensor) for tensor in select(MODEL, patterns, keep).parameters.values()}
     except ConfigError:
@@ -440,14 +445,14 @@ def quickly(patterns: list[str], keep: list[str]) -> set[int] | None:
 
 @CHECKED
 @given(ENTRIES, ENTRIES)
-def test_a_selection_is_what_sets_of_identities_give_and_is_refused_where_they_say_so(patterns, keep):
-    assert quickly(patterns, keep) == slowly(patterns, keep)
+def test_select_agrees_with_a_slow_computation_on_sets_of_ids_also_on_errors(patterns, keep):
+    assert selected_ids(patterns, keep) == select_slowly(patterns, keep)
 
 
 @CHECKED
 @given(ENTRIES, ENTRIES)
-def test_keep_wins_and_frozen_and_trainable_partition_the_parameters(patterns, keep):
-    if slowly(patterns, keep) is None:
+def test_each_parameter_is_either_frozen_or_trainable_and_never_frozen_if_exempt(patterns, keep):
+    if select_slowly(patterns, keep) is None:
         return
     selection = select(MODEL, patterns, keep)
     parameters = {id(parameter) for parameter in MODEL.parameters()}
@@ -456,35 +461,38 @@ def test_keep_wins_and_frozen_and_trainable_partition_the_parameters(patterns, k
     assert declared == {id(tensor) for tensor in selection.parameters.values()}
     assert declared | trainable == parameters
     assert not declared & trainable
-    assert not declared & set().union(*map(ids, keep))
+    assert not declared & set().union(*map(matched_ids, keep))
 
 
 @CHECKED
 @given(ENTRIES, ENTRIES)
-def test_selecting_what_was_selected_selects_it_again(patterns, keep):
-    if not slowly(patterns, keep):
+def test_selecting_by_the_names_of_a_selection_gives_the_same_selection(patterns, keep):
+    if not select_slowly(patterns, keep):
         return
     once = frozen(MODEL, patterns, keep)
     assert frozen(MODEL, once) == once
 
 
 @CHECKED
-@given(st.lists(st.sampled_from(sorted(SLOW)), max_size=3), st.lists(st.sampled_from(sorted(SLOW)), max_size=2))
-def test_the_order_and_the_repetition_of_patterns_do_not_matter(patterns, keep):
-    first = quickly(patterns, keep)
-    assert all(quickly(list(order), keep[::-1]) == first for order in permutations(patterns))
-    assert quickly(patterns * 2, keep * 2) == first
+@given(
+    st.lists(st.sampled_from(sorted(REGEX_OF_PATTERN)), max_size=3),
+    st.lists(st.sampled_from(sorted(REGEX_OF_PATTERN)), max_size=2),
+)
+def test_the_order_and_repetition_of_patterns_do_not_matter(patterns, keep):
+    first = selected_ids(patterns, keep)
+    assert all(selected_ids(list(order), keep[::-1]) == first for order in permutations(patterns))
+    assert selected_ids(patterns * 2, keep * 2) == first
 
 
 # Flags
 
 
-def test_the_selection_of_a_models_own_flags_is_whatever_has_requires_grad_false():
+def test_select_by_flags_selects_all_parameters_with_requires_grad_false():
     model = MLP([3])
-    assert from_flags(model).parameters == {}
+    assert select_by_flags(model).parameters == {}
     model.back.weight.requires_grad_(False)
     model.norm.bias.requires_grad_(False)
-    selection = from_flags(model)
+    selection = select_by_flags(model)
     assert list(selection.parameters) == ["norm.bias", "there.weight"]
     assert model.back.weight in selection
     assert model.norm.weight not in selection

@@ -48,7 +48,7 @@ def assert_same_bits(plain, cached):
     plain_state, cached_state = plain.model.state_dict(), cached.model.state_dict()
     assert list(plain_state) == list(cached_state)
     assert [name for name in plain_state if not same_bits(plain_state[name], cached_state[name])] == []
-    assert plain.figures["trained_digest"] == cached.figures["trained_digest"]
+    assert plain.record["trained_digest"] == cached.record["trained_digest"]
     rows = [
         [(row["name"], row["verdict"], row["change_l2"], row["group"]) for row in outcome.rows]
         for outcome in (plain, cached)
@@ -437,7 +437,7 @@ def test_a_last_batch_of_another_size_is_cached_with_a_note():
 def test_nan_is_cached_unchanged():
     plain, cached = run_both(*model("Conv"), *data_from("Sized", "data.sizes=[4,4]", "data.nan=true"))
     assert [str(loss) for loss in plain.losses] == [str(loss) for loss in cached.losses]
-    assert plain.figures["trained_digest"] == cached.figures["trained_digest"]
+    assert plain.record["trained_digest"] == cached.record["trained_digest"]
 
 
 def test_random_samples_of_a_source_are_the_same_in_each_epoch():

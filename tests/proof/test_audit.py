@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from runner.contract import COLUMNS
+from runner.contract import CHANGE_COLUMNS
 from runner.errors import ConfigError
 from runner.freezing.selection import select
 from runner.proof.audit import audit
 from runner.proof.audit_report import LeakError, Report
 from runner.proof.changes import snapshot
-from runner.tensors import entries
+from runner.tensors import tensor_entries
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -621,8 +621,8 @@ def test_a_row_has_the_columns_of_the_contract_in_order():
     optimizer = sgd(model)
     with audit(model, ["head"], optimizer) as report:
         train(model, optimizer)
-    assert {tuple(row) for row in report.rows} == {COLUMNS}
-    assert list(report.frame.columns) == list(COLUMNS)
+    assert {tuple(row) for row in report.rows} == {CHANGE_COLUMNS}
+    assert list(report.frame.columns) == list(CHANGE_COLUMNS)
     assert report.frame["name"].tolist() == [row["name"] for row in report.rows]
     assert report.frame["verdict"].tolist() == [row["verdict"] for row in report.rows]
 
@@ -658,7 +658,7 @@ def test_the_relative_change_is_none_if_the_initial_norm_is_zero():
 
 
 def test_a_frame_without_rows_still_has_the_columns():
-    assert list(Report(ended=True).frame.columns) == list(COLUMNS)
+    assert list(Report(ended=True).frame.columns) == list(CHANGE_COLUMNS)
 
 
 def test_raise_if_leaked_names_every_leak_with_its_cause():
@@ -728,7 +728,7 @@ def test_a_tensor_that_a_wrapper_renames_is_one_row_and_held():
     with audit(model, ["norm"], sgd(model)) as report:
         model.norm = torch.nn.Sequential(model.norm)
     assert [row["verdict"] for row in report.rows if row["frozen"]] == ["held", "held"]
-    assert len({row["name"] for row in report.rows}) == len(report.rows) == len(entries(model))
+    assert len({row["name"] for row in report.rows}) == len(report.rows) == len(tensor_entries(model))
 
 
 def test_an_exception_in_the_block_is_raised_even_if_the_audit_cannot_finish():

@@ -12,10 +12,10 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from runner.freezing.groups import rate
+from runner.freezing.groups import group_lr
 from runner.proof.replay import copy_optimizer, find_causes, gradient_kind, moved_tensors, step_copy
-from runner.seeding import kept_random_state
-from runner.tensors import same_bits, share_memory
+from runner.seeding import preserve_random_state
+from runner.tensors import memory_overlaps, same_bits
 from tests.proof.test_leak_tracer import (
     CUSTOM_OPTIMIZERS,
     DENSE,
@@ -115,7 +115,7 @@ def test_a_step_of_a_copy_gives_the_same_bits_as_the_real_step_and_leaves_the_or
         scheduler.step()
         compute_gradients(model, optimizer)
     before = copy_of_everything(model, optimizer)
-    with kept_random_state():
+    with preserve_random_state():
         optimizer_copy, copy_of = copy_optimizer(optimizer)
         step_copy(optimizer_copy)
     assert equal_values(copy_of_everything(model, optimizer), before)
@@ -134,7 +134,7 @@ def test_a_copy_shares_no_memory_with_the_real_one(make_optimizer):
     of_real = tensors_in(optimizer)
     of_real += [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
     assert len(of_copy) >= len(of_real) > 0
-    assert not any(share_memory(one, other) for one in of_copy if one is not None for other in of_real)
+    assert not any(memory_overlaps(one, other) for one in of_copy if one is not None for other in of_real)
 
 
 def test_a_copy_of_lbfgs_steps_a_parameter_that_was_removed_from_its_group_as_the_real_one_does():
@@ -193,7 +193,7 @@ def cause_by_real_steps(build_training, declared):
         return not same_bits(was, model.leaky.weight)
 
     model, optimizer = build_training()
-    lr = rate(optimizer.param_groups[0])
+    lr = group_lr(optimizer.param_groups[0])
     if not moves():
         return {}
     if model.leaky.weight.grad is not None and model.leaky.weight.grad.any():
@@ -236,7 +236,7 @@ STEPS = {
 @pytest.mark.parametrize("make_optimizer", DENSE)
 def test_the_cause_is_the_same_as_by_real_steps_of_repeated_trainings(make_optimizer, gradient, lr, declared, decay):
     model, optimizer = before_third_step(make_optimizer, gradient, lr, decay)
-    rates = [declared, *map(rate, optimizer.param_groups[1:])]
+    rates = [declared, *map(group_lr, optimizer.param_groups[1:])]
     before = copy_of_everything(model, optimizer)
     found = find_causes(optimizer, {"leaky": model.leaky.weight, "held": model.held.weight}, rates)
     assert found == cause_by_real_steps(partial(before_third_step, make_optimizer, gradient, lr, decay), declared)

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.contract import COLUMNS
+from runner.contract import CHANGE_COLUMNS
 from runner.runs.folder import contains_run, csv_text, write_atomically, write_record, write_text
 
 
 def test_the_columns_are_those_of_the_contract_in_order():
-    assert ", ".join(COLUMNS) == (
+    assert ", ".join(CHANGE_COLUMNS) == (
         "name, aliases, kind, module_type, shape, numel, dtype, frozen, group, lr, requires_grad, "
         "initial_l2, change_l2, change_rel, change_max, moved, verdict, cause"
     )
@@ -116,7 +116,7 @@ def test_a_missing_key_is_an_empty_field_and_a_key_without_a_column_is_an_error(
 
 
 def test_without_rows_only_the_header_is_written():
-    assert csv_text(COLUMNS, []) == ",".join(COLUMNS) + "\n"
+    assert csv_text(CHANGE_COLUMNS, []) == ",".join(CHANGE_COLUMNS) + "\n"
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def test_a_method_may_wrap_the_model_and_the_result_has_the_original_one():
     assert result.verdict == "held"
     assert len(result.rows) == 12
     assert type(result.model).__name__ == "MLP"
+
+
+def test_run_leaves_the_logging_of_its_caller_as_it_was(monkeypatch):
+    root = logging.getLogger()
+    mine = logging.NullHandler()
+    monkeypatch.setattr(root, "handlers", [mine])
+    level = root.level
+    run("hydra/job_logging=default", *QUICK)
+    assert (root.handlers, root.level) == ([mine], level)
 
 
 @pytest.mark.parametrize("plan", ["plan=true", "plan=True", "++plan=yes"])

@@ -1,4 +1,4 @@
-"""The loop is plain PyTorch: it gives, bit by bit, what a loop written by hand gives."""
+"""The training loop agrees bit by bit with one written by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.training import loop as module
+from runner.training import loop as loop_module
 from runner.training.loop import train
 
 LR, MOMENTUM, DECAY = 0.1, 0.9, 0.01
@@ -17,8 +17,8 @@ LR, MOMENTUM, DECAY = 0.1, 0.9, 0.01
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class TwoPaths(nn.Module):
-    """Uses one of its two layers only."""
+class UnusedLayer(nn.Module):
+    """A model that uses only one of its two layers."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ def sgd(model, name="all", **options):
 
 
 def by_hand(model, clip=None, rate=lambda step: LR, count=5):
-    """SGD with momentum and weight decay, written out; returns the losses."""
+    """Train with SGD with momentum and weight decay, written by hand; return the losses."""
     model.train()
     parameters, velocities, losses = list(model.parameters()), {}, []
     for step, batch in enumerate(batches(count)):
@@ -62,9 +62,9 @@ def by_hand(model, clip=None, rate=lambda step: LR, count=5):
             gradients = [gradient * scale for gradient in gradients]
         with torch.no_grad():
             for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-                slope = gradient.add(parameter, alpha=DECAY)
-                was = velocities.get(index)
-                velocities[index] = slope if was is None else was.mul(MOMENTUM).add(slope)
+                decayed = gradient.add(parameter, alpha=DECAY)
+                previous = velocities.get(index)
+                velocities[index] = decayed if previous is None else previous.mul(MOMENTUM).add(decayed)
                 parameter.copy_(parameter.add(velocities[index], alpha=-rate(step)))
     return losses
 
@@ -75,34 +75,34 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("to_none", [True, False])
 @pytest.mark.parametrize("clip", [None, 0.05, 1e9])
-def test_the_loop_is_sgd_by_hand_bit_by_bit(clip, to_none):
-    model, oracle = net(), net()
+def test_the_loop_agrees_with_handwritten_sgd_bit_by_bit(clip, to_none):
+    model, expected = net(), net()
     optimizer = sgd(model, momentum=MOMENTUM, weight_decay=DECAY)
     steps = list(train(model, optimizer, loss_of, batches(), clip=clip, zero_grad_to_none=to_none))
-    losses = by_hand(oracle, clip)
-    assert_same(model, oracle)
+    losses = by_hand(expected, clip)
+    assert_same(model, expected)
     assert all(torch.equal(step.loss, loss) for step, loss in zip(steps, losses, strict=True))
 
 
-def test_clipping_bounds_the_norm_of_all_gradients_together():
+def test_clipping_limits_the_total_norm_of_all_gradients():
     model = net()
     for _ in train(model, sgd(model), loss_of, batches(), clip=0.05):
         total = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
         assert total <= 0.05
 
 
-def test_a_scheduler_steps_after_each_step_and_a_step_tells_the_rate_that_it_used():
-    model, oracle = net(), net()
+def test_a_scheduler_steps_after_each_step_and_a_step_has_the_learning_rate_that_it_used():
+    model, expected = net(), net()
     optimizer = sgd(model, name="mine", momentum=MOMENTUM, weight_decay=DECAY)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     steps = list(train(model, optimizer, loss_of, batches(), scheduler=scheduler))
     assert [step.lrs for step in steps] == [{"mine": LR * 0.5**step} for step in range(5)]
     assert optimizer.param_groups[0]["lr"] == LR * 0.5**5
-    by_hand(oracle, rate=lambda step: LR * 0.5**step)
-    assert_same(model, oracle)
+    by_hand(expected, rate=lambda step: LR * 0.5**step)
+    assert_same(model, expected)
 
 
-def test_every_group_tells_its_rate():
+def test_a_step_has_the_learning_rate_of_every_group():
     model = net()
     groups = [{"name": "a", "params": model[0].parameters()}, {"name": "b", "params": model[3].parameters(), "lr": 0.0}]
     (step,) = train(model, torch.optim.SGD(groups, lr=LR), loss_of, batches(1))
@@ -110,8 +110,8 @@ def test_every_group_tells_its_rate():
 
 
 @pytest.mark.parametrize("to_none", [True, False])
-def test_gradients_are_cleared_to_none_or_kept_as_zeros(to_none):
-    model = TwoPaths()
+def test_gradients_are_set_to_none_or_to_zero(to_none):
+    model = UnusedLayer()
     model.unused.weight.grad = torch.ones(2, 3)
     before = model.unused.weight.detach().clone()
     list(train(model, sgd(model, weight_decay=DECAY), loss_of, batches(1), zero_grad_to_none=to_none))
@@ -122,13 +122,13 @@ def test_gradients_are_cleared_to_none_or_kept_as_zeros(to_none):
 
 @pytest.mark.parametrize("to_none", [True, False])
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_where_everything_is_frozen_the_loop_runs_and_moves_no_parameter(clip, to_none):
+def test_if_everything_is_frozen_the_loop_runs_and_changes_no_parameter(clip, to_none):
     model = net().requires_grad_(False)
     before = [parameter.clone() for parameter in model.parameters()]
     optimizer = sgd(model, momentum=MOMENTUM, weight_decay=DECAY)
     steps = list(train(model, optimizer, loss_of, batches(), clip=clip, zero_grad_to_none=to_none))
     assert [step.number for step in steps] == [1, 2, 3, 4, 5]
-    assert all(torch.equal(was, now) for was, now in zip(before, model.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 def test_a_step_has_its_number_a_loss_without_a_graph_and_a_duration():
@@ -138,16 +138,16 @@ def test_a_step_has_its_number_a_loss_without_a_graph_and_a_duration():
     assert all(not step.loss.requires_grad and step.loss.shape == () and step.seconds > 0 for step in steps)
 
 
-def test_a_step_is_told_when_it_is_done_and_the_next_batch_is_not_drawn_before():
-    model, drawn = net(), []
+def test_a_step_is_yielded_before_the_next_batch_is_read():
+    model, read = net(), []
 
     def counted():
         for number, batch in enumerate(batches(), 1):
-            drawn.append(number)
+            read.append(number)
             yield batch
 
     for step in train(model, sgd(model), loss_of, counted()):
-        assert drawn == list(range(1, step.number + 1))
+        assert read == list(range(1, step.number + 1))
 
 
 def test_the_model_is_put_in_training_mode():
@@ -157,18 +157,18 @@ def test_the_model_is_put_in_training_mode():
     assert model[1].num_batches_tracked.item() == 1
 
 
-def test_without_a_batch_there_is_no_step():
+def test_without_batches_there_are_no_steps():
     model = net()
     assert list(train(model, sgd(model), loss_of, [])) == []
 
 
-def test_the_loop_imports_nothing_of_this_project_for_it_knows_nothing_of_freezing():
-    imports = [line for line in inspect.getsource(module).splitlines() if line.startswith(("import ", "from "))]
+def test_the_loop_imports_nothing_from_this_project():
+    imports = [line for line in inspect.getsource(loop_module).splitlines() if line.startswith(("import ", "from "))]
     assert imports
     assert not any("runner" in line for line in imports)
 
 
-def test_an_optimizer_whose_step_takes_no_closure_and_whose_groups_have_no_rate_is_served():
+def test_an_optimizer_without_closure_and_learning_rate_is_supported():
     class Halves(torch.optim.Optimizer):
         def __init__(self, parameters):
             super().__init__(parameters, {})

@@ -1,4 +1,4 @@
-"""How a batch becomes a loss."""
+"""The classification task: its loss and its error messages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from runner.errors import ConfigError
 from runner.training.tasks import Classification
 
 
-class Stubborn(nn.Module):
-    """Has a mistake of its own."""
+class BrokenModel(nn.Module):
+    """A model whose forward pass raises an error."""
 
     def forward(self, x):
-        raise ValueError("a bug of mine")
+        raise ValueError("a bug of the user")
 
 
-def test_the_loss_is_the_mean_over_the_batch_of_minus_log_softmax_at_the_target():
+def test_the_loss_is_the_mean_cross_entropy():
     torch.manual_seed(0)
     model, x, y = nn.Linear(3, 4), torch.randn(5, 3), torch.tensor([0, 3, 1, 1, 2])
     logits = model(x).double()
@@ -26,7 +26,7 @@ def test_the_loss_is_the_mean_over_the_batch_of_minus_log_softmax_at_the_target(
     assert torch.equal(Classification()(model, (x, y)), nn.functional.cross_entropy(model(x), y))
 
 
-def test_the_loss_is_one_number_with_a_gradient():
+def test_the_loss_is_a_scalar_with_a_gradient():
     model = nn.Linear(3, 4)
     loss = Classification()(model, (torch.ones(2, 3), torch.tensor([0, 1])))
     assert (loss.shape, loss.requires_grad) == ((), True)
@@ -38,19 +38,19 @@ def test_a_batch_may_be_a_list():
 
 
 @pytest.mark.parametrize("target", [4, 9])
-def test_a_target_outside_the_heads_classes_is_the_users_mistake(target):
+def test_a_target_that_is_not_a_class_of_the_head_raises_a_config_error(target):
     with pytest.raises(ConfigError, match=rf"the head's 4 classes \(targets run from 1 to {target}\); give model.classes"):
         Classification()(nn.Linear(3, 4), (torch.ones(2, 3), torch.tensor([1, target])))
 
 
-def test_a_batch_of_one_that_batchnorm_cannot_normalise_is_the_users_mistake():
+def test_a_batch_of_one_that_batchnorm_cannot_normalise_raises_a_config_error():
     model, batch = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)), (torch.ones(1, 3), torch.tensor([0]))
     with pytest.raises(ConfigError, match=r"data.batch_size=1: BatchNorm .*freeze.buffers=frozen"):
         Classification()(model, batch)
     assert Classification()(model.eval(), batch).shape == ()
 
 
-def test_any_other_error_of_the_model_passes_unchanged():
-    with pytest.raises(ValueError, match=r"^a bug of mine$") as caught:
-        Classification()(Stubborn(), (torch.ones(2, 3), torch.tensor([0, 1])))
+def test_any_other_error_of_the_model_is_raised_unchanged():
+    with pytest.raises(ValueError, match=r"^a bug of the user$") as caught:
+        Classification()(BrokenModel(), (torch.ones(2, 3), torch.tensor([0, 1])))
     assert type(caught.value) is ValueError

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.tensors import each_tensor
+from runner.tensors import map_tensors
 from runner.tracing import tracing
 
 
@@ -124,7 +124,7 @@ class Bypass:
         expected, output = self.recording.outputs[self.position]
         assert expected == name, f"{name} was called, but {expected} when the prefix was recorded"
         self.position += 1
-        return each_tensor(output, Tensor.detach)  # new tensors, whose shape the model may change in place
+        return map_tensors(output, Tensor.detach)  # new tensors, whose shape the model may change in place
 
     def undo(self) -> None:
         """Restore every `forward`."""

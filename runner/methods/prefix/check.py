@@ -21,8 +21,8 @@ from runner.methods.prefix.bypass import (
     filled_placeholder,
     meta_placeholder,
 )
-from runner.seeding import kept_random_state, random_state
-from runner.tensors import each_tensor, entries, same_bits
+from runner.seeding import preserve_random_state, random_state
+from runner.tensors import map_tensors, same_bits, tensor_entries
 from runner.tracing import tracing
 
 Task = Callable[[nn.Module, Any], Tensor]
@@ -38,7 +38,7 @@ def why_not_repeatable(model: nn.Module, selection: Selection, boundary: str, sa
     """
     copied = copy.deepcopy(model)
     modes = {module: name not in selection.modules for name, module in copied.named_modules()}
-    with kept_random_state():
+    with preserve_random_state():
         for name, module, args, kwargs in _prefix_calls(copied, boundary, sample):
             if modes[module] and (difference := _mode_difference(module, modes, args, kwargs)):
                 what = f"{name or 'the model'}, a {type(module).__name__},"
@@ -71,7 +71,7 @@ def _prefix_calls(model: nn.Module, boundary: str, sample: Tensor) -> list[tuple
     open_calls: list[tuple[Any, Any]] = []
 
     def begin(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        open_calls.append(each_tensor((args, kwargs), Tensor.clone))
+        open_calls.append(map_tensors((args, kwargs), Tensor.clone))
 
     def end(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls.append((name, module, *open_calls.pop()))
@@ -92,11 +92,11 @@ def _mode_difference(module: nn.Module, modes: Mapping[nn.Module, bool], args: A
 
     def run(modes: Mapping[nn.Module, bool] | None) -> list[Any]:
         _set_modes(module, modes)
-        copied_args, copied_kwargs = each_tensor((args, kwargs), Tensor.clone)
+        copied_args, copied_kwargs = map_tensors((args, kwargs), Tensor.clone)
         output = module(*copied_args, **copied_kwargs)
         tensors: list[Any] = []
-        each_tensor(output, tensors.append)
-        return [*tensors, *(entry.tensor.clone() for entry in entries(module).values())]
+        map_tensors(output, tensors.append)
+        return [*tensors, *(entry.tensor.clone() for entry in tensor_entries(module).values())]
 
     before = random_state()
     first, second = run(None), run(None)
@@ -155,7 +155,7 @@ def verified_recording(
 
     def save(name: str, output: Any) -> None:
         if name != boundary:
-            recording.outputs.append((name, each_tensor(output, meta_placeholder)))
+            recording.outputs.append((name, map_tensors(output, meta_placeholder)))
 
     run = partial(_step_result, model=model, boundary=boundary, prefix_modules=prefix_modules, task=task)
     full_step = run(batch=_clones(batch), context=lambda bypass, x: bypass.record(x, save))
@@ -177,7 +177,7 @@ def verified_recording(
 
 def _with_placeholders(recording: Recording, placeholder: Callable[[Tensor], Tensor]) -> Recording:
     """Return the recording with `placeholder(tensor)` in place of each tensor."""
-    outputs = [(name, each_tensor(output, placeholder)) for name, output in recording.outputs]
+    outputs = [(name, map_tensors(output, placeholder)) for name, output in recording.outputs]
     return Recording(placeholder(recording.x), outputs)
 
 
@@ -197,7 +197,7 @@ def _repeated_output(model: nn.Module, boundary: str, task: Task, batch: Sequenc
         copied, copied_task = copy.deepcopy(model), copy.deepcopy(task)
     except Exception as error:
         raise SkippedError(f"model and task cannot be copied to check the frozen prefix: {error}") from error
-    with kept_random_state(), torch.no_grad():
+    with preserve_random_state(), torch.no_grad():
         output, second = (_boundary_output(copied, copied_task, boundary, _clones(batch)) for _ in range(2))
         if not same_bits(output, second):
             raise SkippedError("the frozen prefix gives different outputs for the same samples")
@@ -228,12 +228,12 @@ def _step_result(
     """
     copied, copied_task = copy.deepcopy(model), copy.deepcopy(task)
     bypass = Bypass(copied, boundary, prefix_modules)
-    with kept_random_state():
+    with preserve_random_state():
         with context(bypass, batch[0]):
             loss = copied_task(copied, batch)
             if loss.requires_grad:
                 loss.backward()
-        tensors = [entry.tensor for entry in entries(copied).values()]
+        tensors = [entry.tensor for entry in tensor_entries(copied).values()]
         return [loss.detach(), *(tensor.grad for tensor in tensors), *tensors], random_state()
 
 

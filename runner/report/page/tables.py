@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from runner.contract import NOT_HASHED, VERDICTS, WITH_TABLES
+from runner.contract import NOT_HASHED, STATUSES_WITH_TABLES, VERDICTS
 from runner.errors import listed
 from runner.report.costs import costs_by_run, total_flops
 from runner.report.equivalence import compare_trained_parts
@@ -214,7 +214,7 @@ def commands_table(runs: Sequence[Run]) -> PageTable:
 def machines_table(runs: Sequence[Run]) -> tuple[str, PageTable]:
     """A line with the versions, device, threads and commit that all runs share, and a row for each other value."""
     facts: dict[str, Counter[str]] = {}
-    for run in [run for run in runs if run.record["status"] in WITH_TABLES] or runs:
+    for run in [run for run in runs if run.record["status"] in STATUSES_WITH_TABLES] or runs:
         for key, value in _machine_facts(run).items():
             facts.setdefault(key, Counter())[value] += 1
     common = [f"{key} {next(iter(count))}" for key, count in facts.items() if len(count) == 1 and next(iter(count))]

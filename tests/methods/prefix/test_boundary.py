@@ -68,7 +68,7 @@ def test_finding_the_prefix_changes_neither_model_nor_random_state():
 @pytest.mark.parametrize("freeze", ["freeze=backbone", "freeze.patterns=[body, norm]"])
 def test_detach_trains_like_requires_grad_and_the_prefix_gets_no_gradient(freeze):
     detach, requires_grad = (measure(f"method={method}", freeze) for method in ("detach", "requires_grad"))
-    assert detach.figures["trained_digest"] == requires_grad.figures["trained_digest"]
+    assert detach.record["trained_digest"] == requires_grad.record["trained_digest"]
     assert all(detach.model.get_parameter(name).grad is None for name in detach.selection.parameters)
 
 
