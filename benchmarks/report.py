@@ -16,7 +16,7 @@ import time
 from itertools import islice, product
 from pathlib import Path
 
-from tests.made import make_run, tensor
+from tests.run_folders import change_row, write_run
 
 METHODS = ("requires_grad", "zero_lr", "exclude", "grad_none", "none")
 RATES = [f"optimizer.lr={rate / 100}" for rate in range(1, 21)]
@@ -25,12 +25,14 @@ RATES = [f"optimizer.lr={rate / 100}" for rate in range(1, 21)]
 def make_runs(folder: Path, runs: int, rows: int, steps: int) -> None:
     """Make run folders: five methods, one of which leaks, 20 learning rates, and as many seeds as needed."""
     names = [f"layer{number // 20}.{number % 20}.weight" for number in range(rows)]
-    held = [tensor(name, "held" if number % 2 else "trained", 0.1 * (1 - number % 2)) for number, name in enumerate(names)]
-    leaked = [tensor(name, "leaked" if number % 2 else "trained", 0.1, "gradient") for number, name in enumerate(names)]
+    held = [
+        change_row(name, "held" if number % 2 else "trained", 0.1 * (1 - number % 2)) for number, name in enumerate(names)
+    ]
+    leaked = [change_row(name, "leaked" if number % 2 else "trained", 0.1, "gradient") for number, name in enumerate(names)]
     seeds = range(runs // (len(METHODS) * len(RATES)) + 1)
     for seed, rate, method in islice(product(seeds, RATES, METHODS), runs):
         losses = [2.3 - 0.001 * seed - 0.01 * step for step in range(steps)]
-        make_run(folder, method, rate, f"seed={seed}", rows=leaked if method == "none" else held, losses=losses)
+        write_run(folder, method, rate, f"seed={seed}", rows=leaked if method == "none" else held, losses=losses)
 
 
 def measure(folder: Path, page: Path) -> None:

@@ -25,9 +25,9 @@ def training_cpu(repeats: int = 50) -> float:
     """CPU seconds (median) of a run in memory: without composing the config and writing files."""
     sys.path.insert(0, str(ROOT))
     from runner.experiment import experiment
-    from tests.measure import configured
+    from tests.in_memory import config_with
 
-    config = configured("batches=10", "threads=1", "cost=off")
+    config = config_with("batches=10", "threads=1", "cost=off")
     seconds = []
     for _ in range(repeats):
         start = process_time()

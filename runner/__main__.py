@@ -18,7 +18,7 @@ from runner.config.compose import VERSION_BASE, allow_any_target
 from runner.config.hydra_errors import short_message
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
 from runner.config.schema import CONF, steps_of
-from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, STATUSES_WITH_TABLES
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, MAX_ERROR_LINE, STATUSES_WITH_TABLES
 from runner.errors import ConfigError, Refused
 from runner.runs.interrupts import exit_at_once, handle_interrupts
 
@@ -102,7 +102,7 @@ def run_and_report(config: DictConfig) -> int:
         write_run_page(result.folder)
     else:
         status, reason = result.record["status"], result.record["reason"]
-        print_error(f"{status}: {reason} (log: {console.display_path(result.folder / LOG)})")
+        print_error(f"{status}: {reason}", end=f" (log: {console.display_path(result.folder / LOG)})")
     if result.status == "interrupted":
         raise KeyboardInterrupt
     return result.exit_code
@@ -124,9 +124,10 @@ def run_title(config: DictConfig) -> str:
     return " ".join([*settings.values(), *others])
 
 
-def print_error(message: str) -> int:
-    """Print a message to stderr; return exit code 2."""
-    print(f"freeze-runner: {message}", file=sys.stderr)
+def print_error(message: str, end: str = "") -> int:
+    """Print one line to stderr, with the message cut so that line and `end` fit; return exit code 2."""
+    line, limit = f"freeze-runner: {' '.join(message.split())}", MAX_ERROR_LINE - len(end)
+    print((line if len(line) <= limit else f"{line[: limit - 3]}...") + end, file=sys.stderr)
     return EXIT_REFUSED
 
 

@@ -127,11 +127,12 @@ def begin_phase(setup: Setup, number: int) -> Phase:
 def declared_selection(config: Config, model: nn.Module) -> Selection:
     """Return what the config declares frozen. If `model.head=auto` had to find the head, a note names it."""
     freeze, head = config.freeze, config.model.head
-    if head != "auto" or HEAD not in (*freeze.patterns, *freeze.keep):
-        return select(model=model, patterns=freeze.patterns, keep=freeze.keep, buffers=freeze.buffers.value, head=head)
-    head = find_head(model, config.model.classes)
+    notes: tuple[str, ...] = ()
+    if head == "auto" and HEAD in (*freeze.patterns, *freeze.keep):
+        head = find_head(model, config.model.classes)
+        notes = (f"model.head=auto found the classifier {head}",)
     selection = select(model=model, patterns=freeze.patterns, keep=freeze.keep, buffers=freeze.buffers.value, head=head)
-    return replace(selection, notes=(f"model.head=auto found the classifier {head}", *selection.notes))
+    return replace(selection, notes=(*notes, *selection.notes))
 
 
 def build_phases(config: Config, selection: Selection) -> list[Phase]:

@@ -45,6 +45,7 @@ VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 STATUSES_WITH_TABLES: Final[tuple[Status, ...]] = ("finished", "interrupted")  # runs of these have CSV files
 
+MAX_ERROR_LINE = 400  # characters of a message on stderr
 EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, EXIT_STRICT, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 # Config keys that only say where and how a run is carried out: configs that differ only in these have the same hash.

@@ -35,7 +35,8 @@ class Outcome:
         model: the trained model, with its own modules, flags and modes.
         selection: what is frozen in at least one phase.
         rows: the rows of `changes.csv`, one for each parameter and buffer.
-        losses: the loss of each step.
+        steps: the steps done, each with its loss on the device.
+        losses: the losses of these steps as numbers.
         interrupted: whether Ctrl-C or SIGTERM ended the training early.
         record: the part of `run.json` that only a run that trained can fill.
     """

@@ -1,4 +1,4 @@
-"""What tests share: runs in a folder of their own."""
+"""Fixtures for all tests: each test runs in a folder of its own, and can call the command line."""
 
 from __future__ import annotations
 
@@ -12,48 +12,49 @@ from shutil import which
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tensors as small as most tests' only wait for a second thread
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: for small tensors a second thread costs time
 
 from runner.__main__ import main
 from runner.config.naming import register_resolvers
 
-register_resolvers()  # as the doors do; some tests read files of `conf` without one
+register_resolvers()  # as the entry points do, because some tests read the files of `conf` directly
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A test whose library is absent is not collected, rather than skipped: what `.[test]` lacks, `.[all]` brings.
-NEEDS = {
+# Test files that need libraries which only the extra `all` installs; without them a file is not collected.
+REQUIRED_LIBRARIES = {
     "test_wheel.py": ("build", "hatchling"),
     "test_notebook.py": ("nbclient", "ipykernel"),
     "report/page/test_browser.py": ("selenium",),
 }
-collect_ignore = [name for name, libraries in NEEDS.items() if not all(map(find_spec, libraries))]
+collect_ignore = [name for name, libraries in REQUIRED_LIBRARIES.items() if not all(map(find_spec, libraries))]
 if not (which("chromium") and which("chromedriver")):
     collect_ignore.append("report/page/test_browser.py")
 
 
 @pytest.fixture
 def tmp_path(tmp_path):
-    """A folder whose name every path and every argument has to survive."""
+    """Return a temporary folder whose name has a space, a quote and non-ASCII letters."""
     folder = tmp_path / "it's a ünï dir"
     folder.mkdir()
     return folder
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+def _run_in_tmp_path(tmp_path, monkeypatch):
+    """Make the temporary folder of the test the current one."""
     monkeypatch.chdir(tmp_path)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
+    """Return the rows of a CSV file."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 @pytest.fixture
-def command(tmp_path):
-    """Run `python -m runner ARGUMENTS...` in a process of its own; returns the finished process, output as text."""
+def cli_process(tmp_path):
+    """Return a function that runs `python -m runner ARGUMENTS...` in a new process and returns the completed process."""
 
     def run(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -69,8 +70,8 @@ def command(tmp_path):
 
 
 @pytest.fixture
-def door(monkeypatch, capsys):
-    """Call the door in this process, which has torch already; returns the exit code, stdout and stderr."""
+def cli(monkeypatch, capsys):
+    """Return a function that runs the command line in this process and returns its exit code, stdout and stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["runner", *arguments])
@@ -79,16 +80,5 @@ def door(monkeypatch, capsys):
         return code, out, err
 
     yield call
-    for name in ("mine", "buggy"):  # modules that tests write into their own folders
+    for name in ("mine", "buggy"):  # modules that tests write into their folders
         sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Tensors as small as most tests' only wait for a second thread."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

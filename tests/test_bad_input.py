@@ -1,4 +1,4 @@
-"""What a user gets wrong about optimizers, schedulers, schedules and methods ends in one short message, and no traceback."""
+"""Mistakes with optimizers, schedulers, schedules and methods end in one short message without a traceback."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from runner.config.schema import CONF
 from runner.errors import ConfigError, SkippedError
 from runner.proof.verdict import run_verdict
 from tests.conftest import read_table
-from tests.measure import measure
+from tests.in_memory import run_experiment
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 QUICK = ("model=mlp", "batches=2")
 LBFGS = ("optimizer=lbfgs", "groups=one", "optimizer.max_iter=4")
-OLDER = f"Muon needs torch 2.9 or newer; this is torch {torch.__version__}"
+MUON_NEEDS_NEWER_TORCH = f"Muon needs torch 2.9 or newer; this is torch {torch.__version__}"
 STEP_LR = "torch.optim.lr_scheduler.StepLR"
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-class Plain(torch.optim.Optimizer):
-    """A user's own, whose step takes no closure."""
+class NoClosure(torch.optim.Optimizer):
+    """SGD whose `step` accepts no closure."""
 
     def __init__(self, params, lr=0.1):
         super().__init__(params, {"lr": lr})
@@ -38,15 +36,15 @@ class Plain(torch.optim.Optimizer):
                     parameter.add_(parameter.grad, alpha=-group["lr"])
 
 
-class Needs(Plain):
-    """A user's own that cannot be built without a rate."""
+class RequiresLr(NoClosure):
+    """It cannot be built without a learning rate."""
 
     def __init__(self, params, lr):
         super().__init__(params, lr)
 
 
-class Demands(Plain):
-    """A user's own whose step demands a closure."""
+class RequiresClosure(NoClosure):
+    """Its `step` requires a closure."""
 
     def step(self, closure):
         with torch.enable_grad():
@@ -56,7 +54,7 @@ class Demands(Plain):
 
 
 class Matrices(nn.Module):
-    """Two matrices, and a vector that Muon cannot step."""
+    """Two matrices, and a vector, which Muon does not accept."""
 
     def __init__(self):
         super().__init__()
@@ -66,23 +64,25 @@ class Matrices(nn.Module):
         return self.head(self.body(x).tanh())
 
 
-def own(name: str) -> tuple[str, str]:
+def optimizer_here(name: str) -> tuple[str, str]:
+    """Return the overrides that use an optimizer of this file."""
     return "optimizer=custom", f"optimizer._target_={__name__}.{name}"
 
 
-def matrices(*more: str) -> tuple[str, ...]:
+def with_matrices(*overrides: str) -> tuple[str, ...]:
+    """Return the overrides that use the model `Matrices`, and these."""
     model = f"model.build._target_={__name__}.Matrices"
-    return "model=custom", model, "model.head=head", "model.input=[64]", "model.classes=10", *more
+    return "model=custom", model, "model.head=head", "model.input=[64]", "model.classes=10", *overrides
 
 
-# What is refused, as `measure` raises it
+# Overrides and the error that `run_experiment` raises for them
 
 REFUSED = {
     ("optimizer=lbfgs",): r"^optimizer: LBFGS takes one group, not 2 \(frozen, \.\.\.\); give groups=one$",
     ("optimizer=lbfgs", "groups=parameter"): r"^optimizer: LBFGS takes one group, not 9 ",
     (*LBFGS, "optimizer.lrr=1"): r"^optimizer\.lrr: runner\.training\.optimizers\.LBFGS takes no lrr; did you mean lr\?$",
     ("optimizer=sparse_adam", "optimizer.lrr=1"): r"SparseAdam takes no lrr; did you mean lr\?$",
-    own("Needs"): r"Needs: missing a required argument: 'lr'; its signature is \(params, lr\)$",
+    optimizer_here("RequiresLr"): r"RequiresLr: missing a required argument: 'lr'; its signature is \(params, lr\)$",
     ("scheduler=custom", f"scheduler._target_={STEP_LR}"): r"^scheduler: .* missing a required argument: 'step_size'",
     ("scheduler=custom",): r"^scheduler\._target_ is missing; give scheduler\._target_=\.\.\.$",
     ("scheduler=custom", "scheduler._target_=torch.optim.SGD"): r"^scheduler: torch\.optim\.SGD refused its arguments: ",
@@ -107,73 +107,73 @@ REFUSED = {
     ("optimizer=rmsprop", "optimizer.fused=true"): r"^optimizer\.fused: torch\.optim\.RMSprop takes no fused$",
 }  # fmt: skip
 
-SECOND_GROUP = "LBFGS takes one group, and this method needs a second for what is frozen"
-FROM_ZERO = "the line search of LBFGS divides by the learning rate, which is 0 here"
+NEEDS_SECOND_GROUP = "LBFGS takes one group, and this method needs a second for what is frozen"
+LR_IS_ZERO = "the line search of LBFGS divides by the learning rate, which is 0 here"
 SKIPPED = {
-    (*LBFGS, "method=zero_lr"): SECOND_GROUP,
-    (*LBFGS, "method=exclude", "schedule=after", "schedule.step=2"): SECOND_GROUP,
-    (*LBFGS, "method=zero_lr", "freeze=all"): FROM_ZERO,
-    (*LBFGS, "method=zero_lr", "freeze=all", "schedule=after", "schedule.step=2"): FROM_ZERO,
-    (*LBFGS, "optimizer.lr=0"): FROM_ZERO,
+    (*LBFGS, "method=zero_lr"): NEEDS_SECOND_GROUP,
+    (*LBFGS, "method=exclude", "schedule=after", "schedule.step=2"): NEEDS_SECOND_GROUP,
+    (*LBFGS, "method=zero_lr", "freeze=all"): LR_IS_ZERO,
+    (*LBFGS, "method=zero_lr", "freeze=all", "schedule=after", "schedule.step=2"): LR_IS_ZERO,
+    (*LBFGS, "optimizer.lr=0"): LR_IS_ZERO,
     ("optimizer=sparse_adam",): "SparseAdam steps sparse gradients alone, such as those of Embedding(sparse=True)",
 }
 
 
-@pytest.mark.parametrize(("overrides", "said"), REFUSED.items(), ids=map(" ".join, REFUSED))
-def test_a_mistake_is_one_short_message_that_names_the_key(overrides, said):
-    with pytest.raises(ConfigError, match=said) as caught:
-        measure(*overrides)
+@pytest.mark.parametrize(("overrides", "message"), REFUSED.items(), ids=map(" ".join, REFUSED))
+def test_a_config_error_is_one_line_that_names_the_key(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        run_experiment(*overrides)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("overrides", "reason"), SKIPPED.items(), ids=map(" ".join, SKIPPED))
-def test_what_an_optimizer_cannot_serve_is_skipped_with_its_reason(overrides, reason):
+def test_a_run_that_the_optimizer_cannot_do_is_skipped_with_a_reason(overrides, reason):
     with pytest.raises(SkippedError) as caught:
-        measure(*overrides)
+        run_experiment(*overrides)
     assert str(caught.value) == reason
 
 
-def test_muon_skips_what_is_no_matrix_and_says_how_to_hand_it_matrices_alone():
+def test_muon_with_a_vector_is_skipped_and_the_reason_tells_how_to_give_it_only_matrices():
     with pytest.raises(SkippedError) as caught:
-        measure("optimizer=muon")
-    holds = "Muon steps only matrices; the group frozen has a tensor of shape 10: "
-    hands = "freeze all others and use method=exclude, or name the matrices: groups=module groups.names=[...]"
-    assert str(caught.value) in (holds + hands, OLDER)
+        run_experiment("optimizer=muon")
+    problem = "Muon steps only matrices; the group frozen has a tensor of shape 10: "
+    remedy = "freeze all others and use method=exclude, or name the matrices: groups=module groups.names=[...]"
+    assert str(caught.value) in (problem + remedy, MUON_NEEDS_NEWER_TORCH)
 
 
-def test_muon_in_a_torch_older_than_it_is_skipped_and_says_which_torch_it_needs(monkeypatch):
+def test_muon_is_skipped_in_an_older_torch_and_the_reason_names_the_version_needed(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(SkippedError) as caught:
-        measure("optimizer=muon")
-    assert str(caught.value) == OLDER
+        run_experiment("optimizer=muon")
+    assert str(caught.value) == MUON_NEEDS_NEWER_TORCH
 
 
 @pytest.mark.parametrize(
-    "more",
+    "overrides",
     [("method=exclude", "freeze.patterns=[body.bias]"), ("groups=module", "groups.names=[body.weight, head]")],
     ids=["exclude", "module"],
 )
-def test_muon_serves_where_it_is_handed_matrices_alone_as_its_message_says(more):
+def test_muon_works_if_it_gets_only_matrices_as_its_message_recommends(overrides):
     if not hasattr(torch.optim, "Muon"):
         return
-    result = measure(*matrices("optimizer=muon", *more))
+    result = run_experiment(*with_matrices("optimizer=muon", *overrides))
     assert run_verdict(result.rows) == "held"
     assert [row["name"] for row in result.rows if row["verdict"] == "trained"]
 
 
-# What serves
+# What works
 
 
-@pytest.mark.parametrize("name", ["Plain", "Demands"])
-def test_an_optimizer_of_ones_own_steps_alike_whether_its_step_takes_no_closure_or_demands_one(name):
-    result, sgd = measure(*own(name)), measure("optimizer.momentum=0")
+@pytest.mark.parametrize("name", ["NoClosure", "RequiresClosure"])
+def test_custom_optimizers_whose_step_accepts_no_closure_or_requires_one_train_like_sgd(name):
+    result, sgd = run_experiment(*optimizer_here(name)), run_experiment("optimizer.momentum=0")
     assert result.losses == sgd.losses
     assert result.record["trained_digest"] == sgd.record["trained_digest"]
     assert run_verdict(result.rows) == "held"
 
 
-def steps_without_parameters() -> bool:
-    """Whether torch's LBFGS does."""
+def lbfgs_steps_without_parameters() -> bool:
+    """Return whether the LBFGS of this torch can step without parameters."""
     try:
         torch.optim.LBFGS([{"params": []}]).step(lambda: torch.zeros(()))
     except IndexError:
@@ -183,28 +183,28 @@ def steps_without_parameters() -> bool:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "lbfgs"])
 @pytest.mark.parametrize("method", METHODS)
-def test_where_everything_is_frozen_nothing_crashes_and_every_method_holds(method, optimizer):
-    chosen = LBFGS if optimizer == "lbfgs" else (f"optimizer={optimizer}",)
+def test_every_method_runs_without_error_if_everything_is_frozen(method, optimizer):
+    overrides = LBFGS if optimizer == "lbfgs" else (f"optimizer={optimizer}",)
     try:
-        result = measure(f"method={method}", "freeze=all", *chosen, "scheduler=cosine", "clip=1.0")
+        result = run_experiment(f"method={method}", "freeze=all", *overrides, "scheduler=cosine", "clip=1.0")
     except SkippedError:
         assert optimizer == "lbfgs"
-        assert method == "zero_lr" or (method in ("exclude", "to_buffer") and not steps_without_parameters())
+        assert method == "zero_lr" or (method in ("exclude", "to_buffer") and not lbfgs_steps_without_parameters())
         return
     assert len(result.steps) == 3
     assert run_verdict(result.rows) == ("leaked" if method == "none" else "held")
 
 
 @pytest.mark.parametrize("method", ["exclude", "to_buffer", "zero_lr"])
-def test_where_everything_is_frozen_and_a_parameter_is_a_group_nothing_crashes_either(method):
-    assert len(measure(f"method={method}", "freeze=all", "groups=parameter").steps) == 3
+def test_methods_that_empty_groups_run_if_everything_is_frozen_and_each_parameter_is_a_group(method):
+    assert len(run_experiment(f"method={method}", "freeze=all", "groups=parameter").steps) == 3
 
 
-# At the door
+# Through the command line
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("optimizer=lbfgs",), "give groups=one"),
         (("method=zero_lr", "++method.gaurd=true"), "did you mean guard"),
@@ -212,10 +212,10 @@ def test_where_everything_is_frozen_and_a_parameter_is_a_group_nothing_crashes_e
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_the_door_says_it_in_one_line_with_code_2(door, arguments, said):
-    code, out, err = door(*QUICK, *arguments)
+def test_the_command_line_prints_one_line_and_exits_with_code_2(cli, arguments, message):
+    code, out, err = cli(*QUICK, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
 
 
@@ -228,21 +228,21 @@ def test_the_door_says_it_in_one_line_with_code_2(door, arguments, said):
     ],
     ids=" ".join,
 )
-def test_what_only_running_finds_fails_without_a_traceback_and_its_last_line_says_why(door, arguments):
-    code, out, err = door(*QUICK, *arguments)
+def test_an_error_during_the_run_prints_its_reason_in_the_last_line_and_no_traceback(cli, arguments):
+    code, out, err = cli(*QUICK, *arguments)
     assert code in (1, 2)
     assert out == ""
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("freeze-runner: failed: ")
 
 
-def test_a_sweep_has_a_row_for_each_optimizer_and_method_and_skips_those_that_cannot_serve(door):
+def test_a_sweep_has_a_row_for_each_optimizer_and_method_also_for_skipped_runs(cli):
     grid = "optimizer=lbfgs,muon,sparse_adam", "method=requires_grad,zero_lr"
-    code, _, err = door("-m", *QUICK, "hydra.sweep.dir=sweep", "groups=one", *grid)
+    code, _, err = cli("-m", *QUICK, "hydra.sweep.dir=sweep", "groups=one", *grid)
     assert (code, err) == (0, "")
     rows = read_table(Path("sweep/comparison.csv"))
-    said = {(row["optimizer"], row["method"]): (row["status"], row["reason"].split(" ")[0]) for row in rows}
-    assert said == {
+    outcomes = {(row["optimizer"], row["method"]): (row["status"], row["reason"].split(" ")[0]) for row in rows}
+    assert outcomes == {
         ("lbfgs", "requires_grad"): ("finished", ""),
         ("lbfgs", "zero_lr"): ("skipped", "LBFGS"),
         ("muon", "requires_grad"): ("skipped", "Muon"),
@@ -253,8 +253,8 @@ def test_a_sweep_has_a_row_for_each_optimizer_and_method_and_skips_those_that_ca
 
 
 @pytest.mark.parametrize("method", ["requires_grad", "to_buffer"])
-def test_where_everything_is_frozen_a_note_says_that_nothing_trains(door, method):
-    assert door(*QUICK, "hydra.run.dir=here", "freeze=all", f"method={method}")[0] == 0
+def test_a_note_tells_that_nothing_trains_if_everything_is_frozen(cli, method):
+    assert cli(*QUICK, "hydra.run.dir=here", "freeze=all", f"method={method}")[0] == 0
     assert "every parameter is declared frozen: nothing trains" in json.loads(Path("here/run.json").read_text())["notes"]
 
 
@@ -263,52 +263,56 @@ from dataclasses import replace
 from runner.freezing.schedule import Phase
 
 
-def late(selection):
+def begins_late(selection):
     return [Phase(3, selection)]
 
 
-def thaws(selection):
+def unfreezes(selection):
     return [Phase(1, selection), Phase(2, replace(selection, parameters={}))]
 
 
-def nothing(selection):
+def returns_none(selection):
     return None
 """
 
 
 @pytest.mark.parametrize(
-    ("schedule", "said"),
-    [("late", "must begin at 1"), ("thaws", "unfreezes what an earlier phase froze"), ("nothing", "must return a list")],
+    ("schedule", "message"),
+    [
+        ("begins_late", "must begin at 1"),
+        ("unfreezes", "unfreezes what an earlier phase froze"),
+        ("returns_none", "must return a list"),
+    ],
 )
-def test_a_schedule_of_ones_own_that_cannot_be_is_refused_in_one_line(door, schedule, said):
+def test_an_invalid_custom_schedule_is_refused_in_one_line(cli, schedule, message):
     Path("mine.py").write_text(SCHEDULES)
-    code, _, err = door("model=mlp", "batches=4", "schedule=custom", f"schedule._target_=mine.{schedule}")
-    assert (code, said in err, err.count("\n")) == (2, True, 1)
+    code, _, err = cli("model=mlp", "batches=4", "schedule=custom", f"schedule._target_=mine.{schedule}")
+    assert (code, message in err, err.count("\n")) == (2, True, 1)
 
 
 @pytest.mark.parametrize("empty", ["method=glob(qq*)", "seed=range(0,0)"])
-def test_a_sweep_without_a_run_is_code_2(door, empty):
-    code, _, err = door("-m", "model=mlp", empty)
+def test_a_sweep_without_runs_exits_with_code_2(cli, empty):
+    code, _, err = cli("-m", "model=mlp", empty)
     assert (code, err) == (2, "freeze-runner: the sweep has no run: a glob or a range in it is empty\n")
 
 
-@pytest.mark.parametrize("given", ["optimizer=null", "model.input=[[8]]", "threads=100000"])
-def test_what_once_ended_in_a_traceback_is_one_line(door, given):
-    code, _, err = door("model=mlp", given)
+@pytest.mark.parametrize("override", ["optimizer=null", "model.input=[[8]]", "threads=100000"])
+def test_values_that_once_caused_a_traceback_are_refused_in_one_line(cli, override):
+    code, _, err = cli("model=mlp", override)
     assert (code, err.count("\n")) == (2, 1)
 
 
-def test_an_option_of_another_method_is_told_whose_it_is(door):
-    _, _, err = door("model=mlp", "method.guard=true")
+def test_the_error_for_an_option_of_another_method_names_that_method(cli):
+    _, _, err = cli("model=mlp", "method.guard=true")
     assert err == "freeze-runner: method.guard: no such key of this method; it is one of zero_lr\n"
 
 
-def test_a_method_of_ones_own_does_not_get_the_options_of_the_one_it_replaces(door):
-    Path("mine.py").write_text("from runner import FreezingMethod\nclass Own(FreezingMethod):\n    pass\n")
-    assert door("model=mlp", "batches=2", "method._target_=mine.Own")[0] == 0
+def test_a_custom_method_does_not_get_the_options_of_the_method_that_it_replaces(cli):
+    Path("mine.py").write_text("from runner import FreezingMethod\nclass Custom(FreezingMethod):\n    pass\n")
+    assert cli("model=mlp", "batches=2", "method._target_=mine.Custom")[0] == 0
 
 
-def test_sparse_embeddings_alone_are_stepped_by_sparse_adam(door):
+def test_sparse_adam_trains_a_model_that_has_only_sparse_embeddings(cli):
     Path("mine.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Module):\n"
@@ -320,6 +324,6 @@ def test_sparse_embeddings_alone_are_stepped_by_sparse_adam(door):
         "        return self.a(tokens).mean(1) + self.b(tokens).mean(1)\n"
     )
     model = ("model=custom", "model.build._target_=mine.Net", "model.input=[4]", "model.classes=3", "batches=3")
-    code, out, _ = door(*model, "optimizer=sparse_adam", "freeze.patterns=[a]")
+    code, out, _ = cli(*model, "optimizer=sparse_adam", "freeze.patterns=[a]")
     assert (code, "HELD" in out) == (0, True)
-    assert door(*model, "optimizer=sparse_adam", "freeze.patterns=[a]", "plan=true")[0] == 0
+    assert cli(*model, "optimizer=sparse_adam", "freeze.patterns=[a]", "plan=true")[0] == 0

@@ -1,4 +1,4 @@
-"""The contract stands in one file: what is written, and what is read, has just its keys and words."""
+"""`runner/contract.py`: a run writes exactly its keys and columns, and no other module repeats its file names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from runner.contract import CHANGE_COLUMNS, CHANGES, RECORD, VERDICTS, Record
 from tests.conftest import ROOT
 
 
-def test_the_contract_imports_nothing_but_typing():
+def test_the_contract_imports_only_typing():
     tree = ast.parse(Path(contract.__file__).read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported == {"__future__", "typing"}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
 
 
-def test_a_run_writes_just_the_keys_of_a_record_and_the_columns_of_a_row_in_order(door, tmp_path):
-    assert door("model=mlp", "batches=1", "hydra.run.dir=run")[0] == 0
+def test_a_run_writes_exactly_the_keys_and_columns_of_the_contract_in_its_order(cli, tmp_path):
+    assert cli("model=mlp", "batches=1", "hydra.run.dir=run")[0] == 0
     record = json.loads((tmp_path / "run" / RECORD).read_text())
     assert set(record) == set(Record.__annotations__)
     with (tmp_path / "run" / CHANGES).open() as file:
@@ -28,7 +28,7 @@ def test_a_run_writes_just_the_keys_of_a_record_and_the_columns_of_a_row_in_orde
     assert tuple(record["counts"]) == VERDICTS
 
 
-def test_no_other_file_spells_the_name_of_a_file_of_the_contract():
+def test_no_other_module_contains_a_file_name_of_the_contract_as_a_text():
     names = {value for name, value in vars(contract).items() if name.isupper() and isinstance(value, str)}
     assert {"changes.csv", "run.json", "report.html", "multirun.yaml"} <= names
     for path in [*(ROOT / "runner").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]:

@@ -1,4 +1,4 @@
-"""What importing this project costs, and that it changes nothing."""
+"""Importing the public names does not import large libraries, and changes no global state."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ before = state()
 """
 
 
-def python(code: str) -> None:
-    """Run code in a process of its own, in which the project can be imported."""
+def run_python(code: str) -> None:
+    """Run code in a new process that can import the project; asserts that it succeeds."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
-def test_importing_audit_and_select_imports_no_omegaconf_hydra_pandas_or_matplotlib():
-    python(
+def test_importing_audit_and_select_imports_none_of_the_large_libraries():
+    run_python(
         f"from runner import audit, select, FreezingMethod\nfound = {HEAVY} & sys.modules.keys()\nassert not found, found"
     )
 
 
-def test_an_audit_imports_none_of_them_either():
-    python(
+def test_an_audit_imports_none_of_the_large_libraries():
+    run_python(
         "import torch\nfrom runner import audit, select\nmodel = torch.nn.Linear(2, 2)\n"
         "optimizer = torch.optim.SGD(model.parameters(), 0.1)\n"
         "with audit(model, select(model, ['bias']), optimizer) as report:\n"
@@ -54,18 +54,18 @@ def test_an_audit_imports_none_of_them_either():
     )
 
 
-def test_importing_the_public_words_changes_nothing_global():
-    python(
+def test_importing_the_public_names_changes_no_global_state():
+    run_python(
         f"{STATE}\nfrom runner import audit, select, run, FreezingMethod\n"
-        "for was, now in zip(before, state(), strict=True): assert was == now, (was, now)"
+        "for old, new in zip(before, state(), strict=True): assert old == new, (old, new)"
     )
 
 
-def test_a_run_leaves_the_resolvers_of_a_user_as_they_are(tmp_path):
-    python(
+def test_a_run_does_not_change_the_resolvers_of_the_user(tmp_path):
+    run_python(
         f"{STATE}\nfrom runner import run\n"
         "assert run('model=mlp', 'batches=2', 'scheduler=cosine', 'method=cached_prefix').status == 'finished'\n"
-        "own = {name: resolver for name, resolver in BaseContainer._resolvers.items() if not name.startswith('runner.')}\n"
-        "assert own.items() >= before[0].items(), own.keys() ^ before[0].keys()\n"
+        "others = {name: each for name, each in BaseContainer._resolvers.items() if not name.startswith('runner.')}\n"
+        "assert others.items() >= before[0].items(), others.keys() ^ before[0].keys()\n"
         "assert OmegaConf.create({'a': '${steps:}', 'b': '${epochs:}'}) == {'a': 'mine', 'b': 'mine'}"
     )

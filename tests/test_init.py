@@ -1,4 +1,4 @@
-"""The public words."""
+"""The public names of the package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 import runner
 
-WORDS = {
+MODULE_OF = {
     "audit": "runner.proof.audit",
     "select": "runner.freezing.selection",
     "run": "runner.runs.job",
@@ -16,38 +16,38 @@ WORDS = {
 }
 
 
-def test_the_public_words_are_these_four():
-    assert set(runner.__all__) == set(WORDS)
+def test_there_are_exactly_these_four_public_names():
+    assert set(runner.__all__) == set(MODULE_OF)
 
 
-@pytest.mark.parametrize(("word", "home"), WORDS.items())
-def test_a_public_word_is_the_object_of_its_module(word, home):
-    found = getattr(runner, word)
-    assert found is getattr(sys.modules[home], word)
-    assert found.__module__ == home
+@pytest.mark.parametrize(("name", "module"), MODULE_OF.items())
+def test_a_public_name_is_the_object_of_its_module_and_has_a_docstring(name, module):
+    found = getattr(runner, name)
+    assert found is getattr(sys.modules[module], name)
+    assert found.__module__ == module
     assert found.__doc__
 
 
-def test_the_words_can_be_imported_together():
+def test_the_public_names_can_be_imported_together():
     from runner import FreezingMethod, audit, run, select
 
-    assert [word.__name__ for word in (FreezingMethod, audit, run, select)] == ["FreezingMethod", "audit", "run", "select"]
+    assert [each.__name__ for each in (FreezingMethod, audit, run, select)] == ["FreezingMethod", "audit", "run", "select"]
 
 
-def test_an_unknown_word_is_answered_with_the_known_ones():
+def test_the_error_for_an_unknown_attribute_lists_the_public_names():
     with pytest.raises(AttributeError, match=r"module 'runner' has no attribute 'audits'") as caught:
         runner.audits  # noqa: B018
-    assert all(word in str(caught.value) for word in WORDS)
+    assert all(name in str(caught.value) for name in MODULE_OF)
 
 
-def test_an_unknown_word_cannot_be_imported():
+def test_an_unknown_name_cannot_be_imported():
     with pytest.raises(ImportError, match="audits"):
         from runner import audits  # noqa: F401
 
 
-def test_dir_lists_the_version_and_the_words_sorted_and_before_they_are_imported(monkeypatch):
-    for word in WORDS:
-        monkeypatch.delitem(vars(runner), word, raising=False)
-    assert {*WORDS, "__version__"} <= set(dir(runner))
+def test_dir_is_sorted_and_lists_the_public_names_before_they_are_imported(monkeypatch):
+    for name in MODULE_OF:
+        monkeypatch.delitem(vars(runner), name, raising=False)
+    assert {*MODULE_OF, "__version__"} <= set(dir(runner))
     assert dir(runner) == sorted(dir(runner))
     assert runner.__version__.count(".") == 2

@@ -1,4 +1,4 @@
-"""The command line, in processes of its own: output, files, exit codes, and one short message for each mistake."""
+"""The command line: its output, files and exit codes, and one short message for each mistake."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.conftest import ROOT, read_table
 
 QUICK = ("model=mlp", "batches=3")
 
+# Overrides, and a part of the message with which they are refused before torch is imported.
 REFUSED_BEFORE_TORCH = {
     ("model=resnet19",): "did you mean resnet18",
     ("nosuchgroup=1",): "nosuchgroup: no such key",
@@ -61,6 +62,7 @@ REFUSED_BEFORE_TORCH = {
     ("launch=kubernetes",): "launch=kubernetes: no such choice",
 }
 
+# Overrides, and a part of the message with which they are refused after the model is built.
 REFUSED_WITH_THE_MODEL = {
     ("freeze=fc",): "'fc' matches no parameter or module of the model",
     ("freeze.patterns=[Head]",): "did you mean head",
@@ -80,48 +82,49 @@ REFUSED_WITH_THE_MODEL = {
 }
 
 
-def folders() -> list[Path]:
+def run_folders() -> list[Path]:
+    """Return the folders of the runs below `outputs`."""
     return sorted(path.parent for path in Path("outputs").rglob(".hydra"))
 
 
-@pytest.mark.parametrize(("arguments", "said"), REFUSED_BEFORE_TORCH.items(), ids=map(" ".join, REFUSED_BEFORE_TORCH))
-def test_what_composing_can_refuse_is_one_line_code_2_no_folder_and_no_torch(command, arguments, said):
+@pytest.mark.parametrize(("arguments", "message"), REFUSED_BEFORE_TORCH.items(), ids=map(" ".join, REFUSED_BEFORE_TORCH))
+def test_a_mistake_in_the_config_is_one_line_with_code_2_and_creates_no_folder(cli_process, arguments, message):
     Path("file").write_text("")
-    done = command(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert "Traceback" not in done.stderr
+    process = cli_process(*arguments)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert message in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+    assert "Traceback" not in process.stderr
     assert not Path("outputs").exists()
 
 
-def test_refusing_leaves_torch_unimported():
-    code = "import sys, runner.__main__ as door; sys.argv = ['', 'batches=0']; print(door.main(), 'torch' in sys.modules)"
+def test_refusing_a_config_does_not_import_torch():
+    code = "import sys, runner.__main__ as cli; sys.argv = ['', 'batches=0']; print(cli.main(), 'torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout == "2 False\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert process.stdout == "2 False\n"
 
 
-@pytest.mark.parametrize(("arguments", "said"), REFUSED_WITH_THE_MODEL.items(), ids=map(" ".join, REFUSED_WITH_THE_MODEL))
-def test_what_needs_the_model_is_one_line_code_2_and_a_folder_that_says_failed(door, arguments, said):
-    code, _, err = door(*QUICK, *arguments)
+@pytest.mark.parametrize(("arguments", "message"), REFUSED_WITH_THE_MODEL.items(), ids=map(" ".join, REFUSED_WITH_THE_MODEL))
+def test_a_mistake_found_with_the_model_is_one_line_with_code_2_and_the_run_is_recorded_as_failed(cli, arguments, message):
+    code, _, err = cli(*QUICK, *arguments)
     assert code == 2
-    assert said in err
+    assert message in err
     assert len(err.splitlines()) == 1
-    (folder,) = folders()
+    (folder,) = run_folders()
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "failed"
-    assert said in record["reason"]
+    assert message in record["reason"]
     assert sorted(os.listdir(folder)) == [".hydra", "run.json", "runner.log"]
 
 
-def test_one_run_writes_the_files_of_the_contract_and_says_the_answer(command):
-    done = command("method=zero_lr", "freeze=head", *QUICK)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_run_prints_its_verdict_and_writes_the_files_of_the_contract(cli_process):
+    process = cli_process("method=zero_lr", "freeze=head", *QUICK)
+    assert (process.returncode, process.stderr) == (0, "")
     buffers = "3 BatchNorm buffers changed (normal; `freeze.buffers=frozen` stops it)"
-    assert f"HELD  2 of 2 frozen tensors kept every bit; {buffers}" in done.stdout
-    assert "\x1b" not in done.stdout  # no colour, no bar in a pipe
-    (folder,) = folders()
+    assert f"HELD  2 of 2 frozen tensors kept every bit; {buffers}" in process.stdout
+    assert "\x1b" not in process.stdout  # neither colours nor a progress bar if the output is a pipe
+    (folder,) = run_folders()
     assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}", str(folder))
     assert sorted(os.listdir(folder)) == [".hydra", "changes.csv", "report.html", "run.json", "runner.log", "steps.csv"]
     rows = read_table(folder / "changes.csv")
@@ -145,16 +148,16 @@ def test_one_run_writes_the_files_of_the_contract_and_says_the_answer(command):
     assert "torch" in record["versions"]
 
 
-def test_version_and_help_name_the_version_and_the_choices(command):
-    assert command("--version").stdout == f"freeze-runner {runner.__version__}\n"
-    said = command("--help").stdout
+def test_version_prints_the_version_and_help_lists_all_choices(cli_process):
+    assert cli_process("--version").stdout == f"freeze-runner {runner.__version__}\n"
+    text = cli_process("--help").stdout
     for group in ("data", "experiment", "freeze", "groups", "method", "model", "optimizer", "scheduler", "task"):
         choices = ", ".join(sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")))
-        assert f"{group}: {choices}\n" in said
+        assert f"{group}: {choices}\n" in text
 
 
-def test_a_plan_shows_every_parameter_and_writes_nothing(door):
-    code, out, _ = door("plan=true", "model=mlp", "freeze=bias", "method=zero_lr", "groups=one")
+def test_a_plan_lists_every_parameter_and_writes_nothing(cli):
+    code, out, _ = cli("plan=true", "model=mlp", "freeze=bias", "method=zero_lr", "groups=one")
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
     assert ["body.weight", "32x64", "all", "0.1", "True"] in lines
@@ -164,91 +167,91 @@ def test_a_plan_shows_every_parameter_and_writes_nothing(door):
     assert not Path("outputs").exists()
 
 
-def test_a_plan_with_a_wrong_pattern_is_code_2_and_leaves_no_folder(door):
-    code, _, err = door("plan=true", "model=mlp", "freeze=fc")
+def test_a_plan_with_a_wrong_pattern_exits_with_code_2_and_creates_no_folder(cli):
+    code, _, err = cli("plan=true", "model=mlp", "freeze=fc")
     assert (code, "matches no parameter" in err, Path("outputs").exists()) == (2, True, False)
 
 
-def test_a_bug_in_the_users_class_is_code_1_shown_in_one_line_with_the_traceback_in_the_log(door):
+def test_an_exception_in_a_custom_class_is_one_line_with_code_1_and_its_traceback_is_in_the_log(cli):
     Path("buggy.py").write_text("class Net:\n    def __init__(self):\n        raise KeyError('oh')\n")
-    code, _, err = door("model=custom", "model.build._target_=buggy.Net", "model.input=[8]", "model.classes=4")
+    code, _, err = cli("model=custom", "model.build._target_=buggy.Net", "model.input=[8]", "model.classes=4")
     assert code == 1
     assert "KeyError: 'oh'" in err
     assert len(err.splitlines()) == 1
-    (folder,) = folders()
+    (folder,) = run_folders()
     assert json.loads((folder / "run.json").read_text())["reason"] == "KeyError: 'oh'"
     log = (folder / "runner.log").read_text()
     assert "Traceback" in log
     assert 'buggy.py", line 3' in log
 
 
-def test_custom_choices_take_the_users_own_classes_from_the_current_folder(door):
+def test_custom_classes_are_imported_from_the_current_folder(cli):
     Path("mine.py").write_text(
         "import torch\n"
         "class Net(torch.nn.Sequential):\n"
         "    def __init__(self): super().__init__(torch.nn.Linear(8, 4), torch.nn.Linear(4, 4))\n"
         "class Sgd(torch.optim.SGD): pass\n"
     )
-    code, out, _ = door(
+    code, out, _ = cli(
         "model=custom", "model.build._target_=mine.Net", "model.input=[8]", "model.classes=4",
         "optimizer=custom", "optimizer._target_=mine.Sgd", "++optimizer.lr=0.1", "batches=2",
     )  # fmt: skip
     assert code == 0
-    assert "HELD  2 of 2" in out  # head=auto found the last layer
+    assert "HELD  2 of 2" in out  # model.head=auto found the last layer
 
 
-def test_strict_makes_a_leak_code_3_and_an_idle_parameter_too(door):
-    assert door("method=none", "freeze=head", "strict=true", *QUICK)[0] == 3
-    assert door("method=none", "freeze=none", "groups=module", "groups.names=[head]", "strict=true", *QUICK)[0] == 3
-    assert door("method=requires_grad", "freeze=head", "strict=true", *QUICK)[0] == 0
+def test_with_strict_a_leak_or_an_idle_parameter_exits_with_code_3(cli):
+    assert cli("method=none", "freeze=head", "strict=true", *QUICK)[0] == 3
+    assert cli("method=none", "freeze=none", "groups=module", "groups.names=[head]", "strict=true", *QUICK)[0] == 3
+    assert cli("method=requires_grad", "freeze=head", "strict=true", *QUICK)[0] == 0
 
 
-def test_a_loss_that_is_not_finite_stops_nothing_and_is_said_and_recorded(door):
-    code, out, _ = door("optimizer.lr=1e30", *QUICK)
+def test_a_loss_that_is_not_finite_does_not_stop_the_run_and_is_printed_and_recorded(cli):
+    code, out, _ = cli("optimizer.lr=1e30", *QUICK)
     assert code == 0
     assert "note: the loss became nan at step 2" in out
-    (folder,) = folders()
+    (folder,) = run_folders()
     record = json.loads((folder / "run.json").read_text())
     assert record["loss_last"] is None
     assert record["notes"] == ["the loss became nan at step 2"]
     assert [row["loss"] for row in read_table(folder / "steps.csv")][1:] == ["nan", "nan"]
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_was(door):
-    assert door("hydra.run.dir=here", *QUICK)[0] == 0
+def test_a_folder_that_contains_a_run_is_refused_and_not_changed(cli):
+    assert cli("hydra.run.dir=here", *QUICK)[0] == 0
     before = {path: path.read_bytes() for path in Path("here").iterdir() if path.is_file()}
-    code, _, err = door("hydra.run.dir=here", *QUICK)
+    code, _, err = cli("hydra.run.dir=here", *QUICK)
     assert code == 2
     assert "already contains a run" in err
     assert before == {path: path.read_bytes() for path in Path("here").iterdir() if path.is_file()}
 
 
-def test_save_writes_the_trained_weights(door):
+def test_save_writes_a_checkpoint_of_the_model(cli):
     from safetensors.torch import load_model
 
     from runner.training.models import MLP
 
-    assert door("save=true", "hydra.run.dir=here", *QUICK)[0] == 0
+    assert cli("save=true", "hydra.run.dir=here", *QUICK)[0] == 0
     missing, unexpected = load_model(MLP([64]), "here/model.safetensors")
     assert not missing
     assert not unexpected
 
 
-def test_an_interrupt_writes_what_was_measured_and_leaves_with_130():
+def test_an_interrupted_run_writes_its_results_and_exits_with_code_130():
     Path("mine.py").write_text(
         "from pathlib import Path\n"
         "from runner.training.models import MLP\n"
         "class Net(MLP):\n"
         "    def forward(self, x):\n"
-        "        if Path('once').exists(): Path('twice').touch()\n"
-        "        Path('once').touch()\n"
+        "        if Path('first_pass').exists(): Path('second_pass').touch()\n"
+        "        Path('first_pass').touch()\n"
         "        return super().forward(x)\n"
     )
     arguments = ["model=mlp", "model.build._target_=mine.Net", "batches=10000000", "hydra.run.dir=here"]
     process = subprocess.Popen(
         [sys.executable, "-m", "runner", *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
     )
-    while not Path("twice").exists() and process.poll() is None:
+    while not Path("second_pass").exists() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -259,50 +262,50 @@ def test_an_interrupt_writes_what_was_measured_and_leaves_with_130():
     assert record["verdict"] == "held"
 
 
-def test_two_runs_started_at_once_get_two_folders():
-    start = [sys.executable, "-m", "runner", *QUICK]
-    both = [
-        subprocess.Popen(start, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL) for _ in range(2)
+def test_two_runs_started_at_the_same_time_get_different_folders():
+    command = [sys.executable, "-m", "runner", *QUICK]
+    processes = [
+        subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL) for _ in range(2)
     ]
-    assert [process.wait(120) for process in both] == [0, 0]
-    assert len(folders()) == 2
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert len(run_folders()) == 2
 
 
-def test_files_that_cannot_be_written_make_a_failed_run_without_tables(door):
+def test_a_run_whose_checkpoint_cannot_be_written_is_recorded_as_failed_without_tables(cli):
     Path("here/model.safetensors").mkdir(parents=True)
-    code, _, err = door("save=true", "hydra.run.dir=here", *QUICK)
+    code, _, err = cli("save=true", "hydra.run.dir=here", *QUICK)
     assert code == 1
     assert len(err.splitlines()) == 1
     assert json.loads(Path("here/run.json").read_text())["status"] == "failed"
     assert not Path("here/changes.csv").exists()
 
 
-def test_a_plan_that_meets_a_bug_is_code_1_and_makes_no_run(door):
+def test_a_plan_in_which_an_exception_occurs_exits_with_code_1_and_creates_no_folder(cli):
     Path("buggy.py").write_text("class Net:\n    def __init__(self):\n        raise KeyError('oh')\n")
-    code, _, err = door("plan=true", "model=custom", "model.build._target_=buggy.Net", "model.input=[8]", "model.classes=4")
+    code, _, err = cli("plan=true", "model=custom", "model.build._target_=buggy.Net", "model.input=[8]", "model.classes=4")
     assert code == 1
     assert "KeyError: 'oh'" in err
     assert not Path("outputs").exists()
 
 
-def test_a_plan_shows_parameters_that_a_method_turns_into_buffers(door):
-    _, out, _ = door("plan=true", "method=to_buffer", "freeze=backbone", "model=mlp")
+def test_a_plan_lists_parameters_that_the_method_turns_into_buffers(cli):
+    _, out, _ = cli("plan=true", "method=to_buffer", "freeze=backbone", "model=mlp")
     assert "7 of 9 parameters would be frozen" in out
     assert ["body.weight", "32x64", "(none)", "False", "frozen"] in [line.split() for line in out.splitlines()]
 
 
-def test_what_moved_and_returned_is_not_said_to_have_kept_every_bit(door):
-    _, out, _ = door("method=restore", "freeze=head", *QUICK)
+def test_a_run_whose_tensors_moved_and_returned_does_not_print_that_they_kept_every_bit(cli):
+    _, out, _ = cli("method=restore", "freeze=head", *QUICK)
     assert "HELD  2 frozen tensors; 2 of them moved and returned" in out
 
 
-def test_a_choice_given_beside_a_recipe_wins(door):
-    _, out, _ = door("plan=true", "experiment=freeze_one", "freeze=conv1", "model.input=[3,64,64]")
+def test_an_override_takes_precedence_over_the_recipe(cli):
+    _, out, _ = cli("plan=true", "experiment=freeze_one", "freeze=conv1", "model.input=[3,64,64]")
     frozen = [line.split()[0] for line in out.splitlines() if line.endswith("frozen") and line.startswith(("conv", "fc"))]
     assert frozen == ["conv1.weight"]
 
 
-def test_auto_takes_the_module_with_the_classes_outputs_for_the_head_and_says_so(door):
+def test_head_auto_finds_the_module_whose_outputs_are_the_classes_and_prints_a_note(cli):
     Path("mine.py").write_text(
         "import torch\n"
         "class Net(torch.nn.Module):\n"
@@ -312,39 +315,39 @@ def test_auto_takes_the_module_with_the_classes_outputs_for_the_head_and_says_so
         "    def forward(self, x):\n"
         "        return self.top(self.body(x))\n"
     )
-    code, out, _ = door("model=custom", "model.build._target_=mine.Net", "model.input=[8]", "model.classes=4", "batches=2")
+    code, out, _ = cli("model=custom", "model.build._target_=mine.Net", "model.input=[8]", "model.classes=4", "batches=2")
     assert code == 0
     assert "note: model.head=auto found the classifier top" in out
-    (folder,) = folders()
+    (folder,) = run_folders()
     rows = read_table(folder / "changes.csv")
     assert [row["name"] for row in rows if row["frozen"] == "True"] == ["top.weight", "top.bias"]
 
 
-def test_a_users_exit_ends_its_run_and_is_recorded(door):
+def test_a_call_of_exit_in_a_custom_class_ends_the_run_and_is_printed(cli):
     Path("buggy.py").write_text("import sys\nclass Net:\n    def __init__(self):\n        sys.exit(7)\n")
-    code, _, err = door("model=custom", "model.build._target_=buggy.Net", "model.input=[8]", "model.classes=4")
+    code, _, err = cli("model=custom", "model.build._target_=buggy.Net", "model.input=[8]", "model.classes=4")
     assert (code, "SystemExit: 7" in err) == (1, True)
 
 
-def test_a_model_that_gives_no_tensor_is_told_to_bring_its_task(door):
+def test_the_error_for_a_model_that_does_not_return_a_tensor_recommends_a_custom_task(cli):
     Path("mine.py").write_text(
         "import runner.training.models\n"
         "class Net(runner.training.models.MLP):\n"
         "    def forward(self, x):\n"
         "        return (super().forward(x),)\n"
     )
-    code, _, err = door(*QUICK, "model.build._target_=mine.Net")
+    code, _, err = cli(*QUICK, "model.build._target_=mine.Net")
     assert (code, "task=custom" in err) == (2, True)
 
 
-def test_an_interpolation_that_leads_nowhere_is_refused_before_a_folder_is_made(door):
-    code, _, err = door("model=mlp", "data.batch_size=${nowhere}")
+def test_an_interpolation_of_a_missing_key_is_refused_before_a_folder_is_created(cli):
+    code, _, err = cli("model=mlp", "data.batch_size=${nowhere}")
     assert (code, "nowhere" in err, len(err.splitlines())) == (2, True, 1)
     assert not Path("outputs").exists()
 
 
-def test_a_plan_names_each_hazard_and_who_would_be_to_blame(door):
-    code, out, _ = door("plan=true", "model=mlp", "freeze=backbone", "method=zero_lr", "scheduler=one_cycle", "batches=20")
+def test_a_plan_lists_each_hazard_with_its_cause(cli):
+    code, out, _ = cli("plan=true", "model=mlp", "freeze=backbone", "method=zero_lr", "scheduler=one_cycle", "batches=20")
     assert code == 0
     assert (
         "hazard: zero_lr with OneCycleLR: the learning rate of the group frozen becomes 0.1 at step 6: "
@@ -353,26 +356,25 @@ def test_a_plan_names_each_hazard_and_who_would_be_to_blame(door):
     assert "hazard: buffers of BatchNorm1d norm will change (normal; freeze.buffers=frozen stops it)\n" in out
 
 
-def test_a_plan_says_what_would_stay_idle(door):
-    _, out, _ = door("plan=true", "model=mlp", "freeze=none", "groups=module", "groups.names=[head]")
+def test_a_plan_lists_parameters_that_would_be_idle(cli):
+    _, out, _ = cli("plan=true", "model=mlp", "freeze=none", "groups=module", "groups.names=[head]")
     assert "hazard: body.weight and 6 more would stay idle: in no group of the optimizer\n" in out
 
 
-def test_a_plan_without_hazard_says_so(door):
-    _, out, _ = door("plan=true", "model=mlp", "freeze=backbone", "freeze.buffers=frozen")
+def test_a_plan_without_hazards_prints_that_none_is_foreseen(cli):
+    _, out, _ = cli("plan=true", "model=mlp", "freeze=backbone", "freeze.buffers=frozen")
     assert "no hazard is foreseen" in out
     assert "hazard:" not in out
 
 
-def test_a_plan_of_a_method_that_cannot_serve_is_code_2(door):
-    code, _, err = door("plan=true", "model=mlp", "method=detach", "freeze=head")
+def test_a_plan_with_a_method_that_does_not_work_with_the_model_exits_with_code_2(cli):
+    code, _, err = cli("plan=true", "model=mlp", "method=detach", "freeze=head")
     assert code == 2
     assert "skipped: " in err
 
 
-def test_a_run_warns_on_stderr_before_it_trains_and_keeps_the_warning_in_its_record(door, tmp_path):
-    given = ("model=mlp", "freeze=backbone", "method=zero_lr", "optimizer=rprop", "hydra.run.dir=here")
-    code, out, err = door(*given)
+def test_a_predicted_leak_is_printed_on_stderr_and_logged_before_the_training_and_recorded(cli, tmp_path):
+    code, out, err = cli("model=mlp", "freeze=backbone", "method=zero_lr", "optimizer=rprop", "hydra.run.dir=here")
     warning = "Rprop updates at lr 0: body.weight and 6 more would leak"
     assert (code, err) == (0, f"freeze-runner: warning: {warning}\n")
     assert warning not in out
@@ -380,18 +382,31 @@ def test_a_run_warns_on_stderr_before_it_trains_and_keeps_the_warning_in_its_rec
     assert warning in (tmp_path / "here" / "runner.log").read_text().split("finished")[0]
 
 
-@pytest.mark.parametrize("shown", ["hydra", "job", "all"])
-def test_the_config_can_be_shown_with_everything_resolved(door, shown):
-    code, out, err = door("model=mlp", "scheduler=cosine", "--cfg", shown, "--resolve")
+@pytest.mark.parametrize("part", ["hydra", "job", "all"])
+def test_the_resolved_config_can_be_printed(cli, part):
+    code, out, err = cli("model=mlp", "scheduler=cosine", "--cfg", part, "--resolve")
     assert (code, err) == (0, "")
-    assert ("METHOD__FREEZE__sSEED__HASH8" in out) == (shown == "hydra")
+    assert ("METHOD__FREEZE__sSEED__HASH8" in out) == (part == "hydra")
 
 
-def test_a_resolver_that_was_renamed_is_answered_with_its_name(door):
-    code, _, err = door("model=mlp", "hydra.run.dir=out/${config_hash:}")
+def test_the_error_for_an_old_name_of_a_resolver_recommends_the_new_one(cli):
+    code, _, err = cli("model=mlp", "hydra.run.dir=out/${config_hash:}")
     assert (code, err) == (2, "freeze-runner: there is no resolver ${config_hash:}; did you mean ${runner.config_hash:}?\n")
-    code, _, err = door("model=mlp", "scheduler=cosine", "++scheduler.T_max=${steps:}")
+    code, _, err = cli("model=mlp", "scheduler=cosine", "++scheduler.T_max=${steps:}")
     assert (code, err) == (
         2,
         "freeze-runner: scheduler.T_max: there is no resolver ${steps:}; did you mean ${runner.steps:}?\n",
     )
+
+
+def test_a_long_reason_is_cut_to_a_line_of_400_characters_that_ends_with_the_log(cli):
+    Path("long_reason.py").write_text(
+        "class Net:\n    def __init__(self):\n        raise RuntimeError('the beginning ' + 'y' * 600)\n"
+    )
+    target = ("model=custom", "model.build._target_=long_reason.Net", "model.input=[8]", "model.classes=4")
+    code, _, err = cli(*target, "hydra.run.dir=here")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "the beginning yyy" in err
+    assert err.endswith("... (log: here/runner.log)\n")
+    assert len(err.rstrip()) == 400
+    assert "y" * 600 in json.loads(Path("here/run.json").read_text())["reason"]

@@ -1,4 +1,4 @@
-"""In a notebook: a real kernel runs an experiment and audits a loop of its own."""
+"""`run` and `audit` work in a notebook, with a real kernel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ with audit(model, ["0"], optimizer) as report:
 print(report.leaks, list(report.frame.verdict))
 """
 
-MISTAKE = """
+CONFIG_ERROR = """
 try:
     run("model=mlp", "freeze=fc")
 except ValueError as error:
@@ -35,12 +35,12 @@ except ValueError as error:
 """
 
 
-def test_run_and_audit_work_in_a_notebook_and_a_mistake_does_not_end_its_kernel():
-    cells = [nbformat.v4.new_code_cell(text) for text in (RUN, AUDIT, MISTAKE)]
+def test_run_and_audit_work_in_a_notebook_and_a_config_error_does_not_end_its_kernel():
+    cells = [nbformat.v4.new_code_cell(text) for text in (RUN, AUDIT, CONFIG_ERROR)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    said = ["".join(out.get("text", "") for out in cell.outputs if out.get("name") == "stdout") for cell in cells]
-    assert said == [
+    printed = ["".join(part.get("text", "") for part in cell.outputs if part.get("name") == "stdout") for cell in cells]
+    assert printed == [
         "held 12 True\n",
         "['0.weight', '0.bias'] ['leaked', 'leaked', 'trained', 'trained']\n",
         "refused\n",

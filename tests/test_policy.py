@@ -1,4 +1,4 @@
-"""The house rules: one table of layers, sizes, private names of libraries, and nothing that names a machine."""
+"""Rules for the code: which package may import which, sizes, private names of libraries, docstrings, no machine's paths."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import runner
 from runner.config.build import locate
 from tests.conftest import ROOT
 
-DOORS = {"__main__", "hydra_callback", "truth_table", "hydra_plugins"}
-# A room may import the rooms of the rows before its own; of its own row, what SIDEWAYS allows.
+ENTRY_POINTS = {"__main__", "hydra_callback", "truth_table", "hydra_plugins"}
+# Packages and top-level modules. Each may import those of earlier rows, and from its own row only what SIDEWAYS allows.
 LAYERS: tuple[set[str], ...] = (
     {"errors", "contract", "tensors", "seeding", "tracing"},
     {"freezing"},
@@ -32,7 +32,7 @@ LAYERS: tuple[set[str], ...] = (
     {"runs"},
     {"report"},
     {"sweep"},
-    DOORS,
+    ENTRY_POINTS,
 )
 SIDEWAYS = {
     ("tensors", "errors"),
@@ -41,17 +41,18 @@ SIDEWAYS = {
     ("cost", "training.loop"),
     ("methods", "training.epochs"),
 }
-# Where alone a library may be imported: a room, or a module in one.
-ONLY_IN = {
-    "hydra": {"config.compose", "config.hydra_errors", "runs.job", "sweep", *DOORS},
-    "omegaconf": {"config", "runs.job", "sweep", *DOORS},
+# The packages and modules that may import a library.
+IMPORTED_ONLY_IN = {
+    "hydra": {"config.compose", "config.hydra_errors", "runs.job", "sweep", *ENTRY_POINTS},
+    "omegaconf": {"config", "runs.job", "sweep", *ENTRY_POINTS},
     "pandas": {"report", "proof.audit_report"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
 }
-AT_THE_TOP = {"pandas": {"report"}}  # elsewhere inside a function
-WITHOUT_TORCH = {"__init__", "contract", "errors", "config", "runs", "report", "sweep", *DOORS}  # at the top of a file
-# Each private name of torch, Hydra or OmegaConf that is used, for there is no public one: a new one is a decision.
+IMPORTED_AT_THE_TOP_IN = {"pandas": {"report"}}  # other modules import it inside functions
+# These do not import torch at the top of a file.
+WITHOUT_TORCH = {"__init__", "contract", "errors", "config", "runs", "report", "sweep", *ENTRY_POINTS}
+# The private names of torch, Hydra and OmegaConf that a module uses because there is no public one. Avoid adding more.
 PRIVATE_NAMES = {
     "hydra_plugins/freeze_sweeper.py": {"_parse_config", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
     "runner/config/check.py": {"_get_node"},
@@ -82,7 +83,7 @@ PRIVATE_NAMES = {
     "runner/tensors.py": {"_buffers", "_compiled_call_impl", "_orig_mod", "_parameters", "torch.utils._pytree.tree_map"},
 }
 FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "docs", ".ci")
-TEXTS = [
+TEXT_FILES = [
     path
     for path in chain(ROOT.glob("*.*"), *((ROOT / folder).rglob("*") for folder in FOLDERS))
     if path.is_file() and not {"__pycache__", ".hypothesis", ".git"} & set(path.parts)
@@ -91,19 +92,19 @@ MODULES = sorted(chain((ROOT / "runner").rglob("*.py"), (ROOT / "hydra_plugins")
 TREES = {path: ast.parse(path.read_text()) for path in MODULES}
 
 
-def room(path: Path) -> str:
-    """The room that a file belongs to: a package or module of `runner`, or the plug-in."""
-    return place(path).split(".")[0]
+def package_of(path: Path) -> str:
+    """Return the package or top-level module of `runner` that a file belongs to, or `hydra_plugins`."""
+    return module_of(path).split(".")[0]
 
 
-def place(path: Path) -> str:
-    """The room, and the module in it."""
+def module_of(path: Path) -> str:
+    """Return the dotted name of a module without `runner.`, or `hydra_plugins`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[1:] if parts[0] == "runner" else parts[:1])
 
 
 def imports(path: Path, everywhere: bool = True) -> Iterator[str]:
-    """The modules that a file imports, and the names that it takes from them; everywhere, or at its top."""
+    """Yield what a file imports, as `module` or `module.name`: everywhere in it, or only at its top."""
     for node in ast.walk(TREES[path]) if everywhere else TREES[path].body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -111,103 +112,106 @@ def imports(path: Path, everywhere: bool = True) -> Iterator[str]:
             assert node.level == 0, f"{path}: a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "import_module":
-            yield from (str(given.value) for given in node.args if isinstance(given, ast.Constant))
+            yield from (str(argument.value) for argument in node.args if isinstance(argument, ast.Constant))
 
 
-def of_ours(path: Path) -> Iterator[tuple[str, str]]:
-    """The rooms and the places in them that a file imports, its own left out."""
+def project_imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (package, module) for each import of another package of this project."""
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "runner" and len(parts) > 1 and parts[1] != "__version__":
             parts = parts[1:]
         elif parts[0] != "hydra_plugins":
             continue
-        if parts[0] != room(path):
+        if parts[0] != package_of(path):
             yield parts[0], ".".join(parts[:2])
 
 
-def roots(path: Path, everywhere: bool = True) -> set[str]:
+def imported_libraries(path: Path, everywhere: bool = True) -> set[str]:
+    """Return the top-level names of the imports of a file."""
     return {name.split(".")[0] for name in imports(path, everywhere)}
 
 
-def test_every_room_is_in_the_table_of_layers_once():
-    rooms = Counter(chain(*LAYERS))
-    assert set(rooms) == {room(path) for path in MODULES} - {"__init__"}
-    assert set(rooms.values()) == {1}
+def test_every_package_is_in_the_table_of_layers_once():
+    packages = Counter(chain(*LAYERS))
+    assert set(packages) == {package_of(path) for path in MODULES} - {"__init__"}
+    assert set(packages.values()) == {1}
 
 
-def test_imports_point_one_way():
-    row_of = {name: row for row, rooms in enumerate(LAYERS) for name in rooms}
+def test_packages_import_only_packages_of_earlier_layers():
+    row_of = {name: row for row, packages in enumerate(LAYERS) for name in packages}
     wrong = []
-    for path in (path for path in MODULES if room(path) != "__init__"):
-        for other, there in of_ours(path):
-            allowed = {(room(path), other), (room(path), there)} & SIDEWAYS
-            if row_of[other] >= row_of[room(path)] and not allowed:
-                wrong.append(f"{path.relative_to(ROOT)} imports {there}")
+    for path in (path for path in MODULES if package_of(path) != "__init__"):
+        for other, module in project_imports(path):
+            allowed = {(package_of(path), other), (package_of(path), module)} & SIDEWAYS
+            if row_of[other] >= row_of[package_of(path)] and not allowed:
+                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
     assert not wrong
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    names = {place(path): path for path in MODULES}
+def test_there_are_no_circular_imports():
+    names = {module_of(path): path for path in MODULES}
     graph = {}
-    for here, path in names.items():
-        ours = ("runner.", "hydra_plugins.")
-        found = {name.removeprefix("runner.") for name in imports(path) if name.startswith(ours)}
+    for importer, path in names.items():
+        found = {name.removeprefix("runner.") for name in imports(path) if name.startswith(("runner.", "hydra_plugins."))}
         found |= {"hydra_plugins" for name in found if name.startswith("hydra_plugins.")}
-        graph[here] = {there for there in names if there in found or there in {name.rpartition(".")[0] for name in found}}
-    TopologicalSorter({here: there - {"__init__"} for here, there in graph.items() if here != "__init__"}).prepare()
+        found |= {name.rpartition(".")[0] for name in found}
+        graph[importer] = found & names.keys()
+    TopologicalSorter({name: imported - {"__init__"} for name, imported in graph.items() if name != "__init__"}).prepare()
 
 
 def test_a_library_is_imported_only_where_the_table_allows_it():
     wrong = []
     for path in MODULES:
-        here = {room(path), place(path)}
-        for library in roots(path) & ONLY_IN.keys():
-            if not here & ONLY_IN[library]:
+        names = {package_of(path), module_of(path)}
+        for library in imported_libraries(path) & IMPORTED_ONLY_IN.keys():
+            if not names & IMPORTED_ONLY_IN[library]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {library}")
-        for library in roots(path, everywhere=False) & AT_THE_TOP.keys():
-            if not here & AT_THE_TOP[library]:
+        for library in imported_libraries(path, everywhere=False) & IMPORTED_AT_THE_TOP_IN.keys():
+            if not names & IMPORTED_AT_THE_TOP_IN[library]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {library} at its top")
-        if room(path) in WITHOUT_TORCH and "torch" in roots(path, everywhere=False):
+        if package_of(path) in WITHOUT_TORCH and "torch" in imported_libraries(path, everywhere=False):
             wrong.append(f"{path.relative_to(ROOT)} imports torch at its top")
     assert not wrong
 
 
 LIBRARIES = ("torch", "hydra", "omegaconf")
-DIRECTIVES = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_", "_fields", "_root_"}  # public all the same
+# Public names that begin with an underscore.
+PUBLIC_NAMES = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_", "_fields", "_root_"}
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.endswith("__") and name != "_" and name not in DIRECTIVES
+    """Return whether a name begins with one underscore and is not one of PUBLIC_NAMES."""
+    return name.startswith("_") and not name.endswith("__") and name != "_" and name not in PUBLIC_NAMES
 
 
 def private_names(path: Path) -> Iterator[str]:
-    """Names with an underscore: imported from a library, taken from an object, or spelled in a text to take them by."""
-    tree, own = TREES[path], set()
+    """Yield names with an underscore that a file imports from a library, uses as an attribute, or contains as a text."""
+    tree, defined_here = TREES[path], set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
-            own |= {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
+            defined_here |= {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
-            own.add(node.attr)
+            defined_here.add(node.attr)
     within_f_strings = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for name in imports(path):
         if name.split(".")[0] in LIBRARIES and any(map(is_private, name.split("."))):
             yield name
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in defined_here:
             if ast.unparse(node.value) not in ("os", "sys"):
                 yield node.attr
         elif isinstance(node, ast.Constant) and id(node) not in within_f_strings:
             yield from filter(is_private, re.findall(r"^_[A-Za-z]\w*$", str(node.value)))
 
 
-def test_each_private_name_of_torch_hydra_and_omegaconf_is_listed():
+def test_every_private_name_of_torch_hydra_and_omegaconf_is_listed():
     found = {str(path.relative_to(ROOT)): set(private_names(path)) for path in MODULES}
     found = {path: names for path, names in found.items() if names}
     assert found == PRIVATE_NAMES
 
 
-def test_every_name_of_ours_that_stands_in_a_text_exists():
+def test_every_name_in_a_text_that_begins_with_runner_exists():
     for path, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and re.fullmatch(r"runner(\.\w+)+", str(node.value)):
@@ -217,11 +221,12 @@ def test_every_name_of_ours_that_stands_in_a_text_exists():
 
 
 def is_module(name: str) -> bool:
+    """Return whether a dotted name is a module or package of this project."""
     file = ROOT.joinpath(*name.split("."))
     return file.is_dir() or file.with_suffix(".py").is_file()
 
 
-def test_a_call_that_passes_more_than_four_arguments_names_them():
+def test_a_call_has_at_most_four_positional_arguments():
     wrong = []
     for path, tree in TREES.items():
         for node in ast.walk(tree):
@@ -234,9 +239,9 @@ def test_a_call_that_passes_more_than_four_arguments_names_them():
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_sweeper_plugin_imports_hydra_alone_at_its_top():
+def test_the_sweeper_plugin_imports_only_hydra_at_its_top():
     (plugin,) = (ROOT / "hydra_plugins").glob("*.py")
-    assert roots(plugin, everywhere=False) == {"hydra", "dataclasses", "typing"}
+    assert imported_libraries(plugin, everywhere=False) == {"hydra", "dataclasses", "typing"}
 
 
 @pytest.mark.parametrize(
@@ -246,12 +251,12 @@ def test_the_sweeper_plugin_imports_hydra_alone_at_its_top():
         *("runner.runs.job", "runner.report.__main__", "runner.report.comparison", "runner.sweep.drive"),
     ],
 )
-def test_importing_a_door_leaves_torch_unimported(module):
+def test_importing_an_entry_point_does_not_import_torch(module):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_modules_and_functions_fit_on_a_screen():
+def test_modules_and_functions_are_short():
     wrong = []
     for path, tree in TREES.items():
         if len(path.read_text().splitlines()) > 300:
@@ -262,13 +267,13 @@ def test_modules_and_functions_fit_on_a_screen():
     assert not wrong
 
 
-def test_packages_are_small():
+def test_packages_have_few_modules():
     count = Counter(path.parent for path in MODULES if path.name != "__init__.py")
     assert count.pop(ROOT / "runner") + 1 <= 14  # __init__ is one of them
     assert max(count.values()) <= 12, count
 
 
-def test_no_module_at_the_top_has_the_name_of_a_public_word():
+def test_no_top_level_module_has_a_public_name_of_the_package():
     assert not {path.stem for path in MODULES if path.parent == ROOT / "runner"} & set(runner.__all__)
 
 
@@ -279,17 +284,17 @@ def test_every_module_class_and_public_function_has_a_docstring():
             wrong.append(str(path))
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                small = isinstance(node, ast.ClassDef) and len(node.body) <= 25
-                if not (ast.get_docstring(node) or small):
+                is_small_class = isinstance(node, ast.ClassDef) and len(node.body) <= 25
+                if not (ast.get_docstring(node) or is_small_class):
                     wrong.append(f"{path}: {node.name}")
     assert not wrong
 
 
-def test_there_is_no_utils_and_no_registry():
+def test_no_module_has_a_vague_name():
     assert not {path.stem for path in MODULES} & {"utils", "helpers", "common", "misc", "registry", "manager"}
 
 
-def test_every_target_of_a_config_exists():
+def test_every_target_in_conf_exists():
     for path in sorted((ROOT / "conf").rglob("*.yaml")):
         pending = [OmegaConf.to_container(OmegaConf.load(path))]
         while pending:
@@ -302,7 +307,7 @@ def test_every_target_of_a_config_exists():
                 pending += node
 
 
-def test_no_file_names_a_machines_path_or_the_address_of_a_package_index():
+def test_no_file_contains_a_path_of_a_machine_or_the_address_of_a_package_index():
     forbidden = re.compile(
         "|".join(
             [
@@ -315,6 +320,6 @@ def test_no_file_names_a_machines_path_or_the_address_of_a_package_index():
             ]
         )
     )
-    for path in TEXTS:
+    for path in TEXT_FILES:
         found = forbidden.search(path.read_text(errors="replace"))
         assert not found, f"{path}: {found and found[0]}"

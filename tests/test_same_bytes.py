@@ -1,4 +1,4 @@
-"""Same seed, same bytes: `changes.csv` across repeats, processes, and a run alone or inside a sweep."""
+"""The same config and seed give the same bytes of `changes.csv`, in any process, alone or in a sweep."""
 
 from __future__ import annotations
 
@@ -10,46 +10,53 @@ import torch
 
 from runner import run
 
-CELL = ("method=zero_lr", "freeze=backbone", "model=mlp", "batches=4", "threads=1", "data=digits")
+OVERRIDES = ("method=zero_lr", "freeze=backbone", "model=mlp", "batches=4", "threads=1", "data=digits")
 
 
-def test_changes_are_the_same_bytes_across_repeats_processes_and_sweeps(command):
+def test_changes_csv_has_the_same_bytes_in_repeated_runs_other_processes_and_sweeps(cli_process):
     for name in ("once", "twice"):
-        run(*CELL, f"hydra.run.dir={name}")
-        torch.rand(7)  # what the process did before does not matter
-    assert command(*CELL, "hydra.run.dir=elsewhere").returncode == 0
-    assert command("-m", *CELL, "seed=1,0", "hydra.sweep.dir=sweep").returncode == 0
+        run(*OVERRIDES, f"hydra.run.dir={name}")
+        torch.rand(7)  # the state of the random generator before the run must not matter
+    assert cli_process(*OVERRIDES, "hydra.run.dir=elsewhere").returncode == 0
+    assert cli_process("-m", *OVERRIDES, "seed=1,0", "hydra.sweep.dir=sweep").returncode == 0
     (inside,) = Path("sweep").glob("*__s0__*")
     first = Path("once/changes.csv").read_bytes()
     for folder in (Path("twice"), Path("elsewhere"), inside):
         assert (folder / "changes.csv").read_bytes() == first
 
 
-def test_a_run_leaves_the_random_state_and_the_threads_of_its_caller_alone():
+def test_a_run_restores_the_random_state_and_the_number_of_threads():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     threads = torch.get_num_threads()
-    run(*CELL)
+    run(*OVERRIDES)
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("data", ["synthetic", "digits"])
-def test_the_data_are_the_same_for_every_method_and_every_group_setting(data):
-    Path("remembers.py").write_text(
+def test_the_data_do_not_depend_on_method_and_groups(data):
+    Path("saves_batches.py").write_text(
         "from pathlib import Path\n"
         "from runner.training.tasks import Classification\n"
         "class Task(Classification):\n"
         "    def __call__(self, model, batch):\n"
-        "        with Path('seen').open('ab') as file:\n"
+        "        with Path('batches.bin').open('ab') as file:\n"
         "            file.write(b''.join(part.numpy().tobytes() for part in batch))\n"
         "        return super().__call__(model, batch)\n"
     )
-    seen = set()
+    contents = set()
     for method, groups in [("none", "role"), ("zero_lr", "one"), ("requires_grad", "parameter"), ("restore", "role")]:
-        run(f"method={method}", f"groups={groups}", f"data={data}", "model=mlp", "batches=3", "task._target_=remembers.Task")
-        seen.add(Path("seen").read_bytes())
-        Path("seen").unlink()
-    sys.modules.pop("remembers")
-    assert len(seen) == 1
+        run(
+            f"method={method}",
+            f"groups={groups}",
+            f"data={data}",
+            "model=mlp",
+            "batches=3",
+            "task._target_=saves_batches.Task",
+        )
+        contents.add(Path("batches.bin").read_bytes())
+        Path("batches.bin").unlink()
+    sys.modules.pop("saves_batches")
+    assert len(contents) == 1

@@ -1,4 +1,4 @@
-"""What a run sets of the machine is put back."""
+"""`machine_settings` restores threads, determinism and random states; `seed_all` and `pick_device`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ AVAILABLE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_ava
 
 
 @pytest.fixture(autouse=True)
-def _the_machine_as_it_was():
+def _restore_settings():
+    """Restore the number of threads and the determinism after each test."""
     threads = torch.get_num_threads()
-    strict, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     yield
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-def drawn():
+def random_numbers():
+    """Return a number of each random generator that `seed_all` seeds."""
     return random.random(), float(numpy.random.rand()), float(torch.rand(())), float(torch.randn(()))
 
 
-def test_threads_are_set_and_put_back():
+def test_threads_are_set_and_restored():
     torch.set_num_threads(2)
     with machine_settings(1, deterministic=False):
         assert torch.get_num_threads() == 1
@@ -35,24 +40,24 @@ def test_threads_are_set_and_put_back():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_auto_changes_no_thread(threads):
+def test_auto_does_not_change_the_number_of_threads(threads):
     torch.set_num_threads(threads)
     with machine_settings("auto", deterministic=False):
         assert torch.get_num_threads() == threads
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("was", [False, True])
-def test_determinism_is_set_and_put_back(was):
-    torch.use_deterministic_algorithms(was)
+@pytest.mark.parametrize("initial", [False, True])
+def test_determinism_is_set_and_restored(initial):
+    torch.use_deterministic_algorithms(initial)
     with machine_settings("auto", deterministic=True):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
-    assert torch.are_deterministic_algorithms_enabled() is was
+    assert torch.are_deterministic_algorithms_enabled() is initial
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_determinism_that_only_warned_only_warns_again(deterministic):
+def test_the_option_to_only_warn_is_restored(deterministic):
     torch.use_deterministic_algorithms(True, warn_only=True)
     with machine_settings("auto", deterministic):
         pass
@@ -60,59 +65,59 @@ def test_determinism_that_only_warned_only_warns_again(deterministic):
     assert torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def test_the_random_state_is_put_back():
+def test_the_random_states_are_restored():
     seed_all(1)
-    expected = drawn()
+    expected = random_numbers()
     seed_all(1)
     with machine_settings("auto", deterministic=False):
         seed_all(2)
-        drawn()
-    assert drawn() == expected
+        random_numbers()
+    assert random_numbers() == expected
 
 
-def test_all_is_put_back_after_an_exception_too():
+def test_everything_is_restored_after_an_exception():
     torch.set_num_threads(2)
     seed_all(1)
-    expected = drawn()
+    expected = random_numbers()
     seed_all(1)
 
-    def interrupted():
+    def fail_in_block():
         with machine_settings(1, deterministic=True):
-            drawn()
-            raise RuntimeError("mine")
+            random_numbers()
+            raise RuntimeError("on purpose")
 
-    with pytest.raises(RuntimeError, match="mine"):
-        interrupted()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail_in_block()
     assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
-    assert drawn() == expected
+    assert random_numbers() == expected
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 - 1])
-def test_one_seed_gives_the_same_numbers_everywhere(seed):
+def test_the_same_seed_gives_the_same_numbers_in_every_generator(seed):
     seed_all(seed)
-    first = drawn()
+    first = random_numbers()
     seed_all(seed)
-    assert drawn() == first
+    assert random_numbers() == first
 
 
-def test_another_seed_gives_other_numbers_everywhere():
+def test_another_seed_gives_other_numbers_in_every_generator():
     seed_all(0)
-    first = drawn()
+    first = random_numbers()
     seed_all(1)
-    assert all(one != other for one, other in zip(first, drawn(), strict=True))
+    assert all(number != other for number, other in zip(first, random_numbers(), strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name, is_there in AVAILABLE.items() if not is_there])
-def test_a_device_that_is_not_there_is_refused(name):
+@pytest.mark.parametrize("name", [name for name, is_available in AVAILABLE.items() if not is_available])
+def test_a_device_that_is_not_available_is_refused(name):
     with pytest.raises(ConfigError, match=f"device={name} is not available here; give device=cpu or device=auto"):
         pick_device(name)
 
 
-@pytest.mark.parametrize("name", ["cpu", *(name for name, is_there in AVAILABLE.items() if is_there)])
-def test_a_device_that_is_there_is_picked(name):
+@pytest.mark.parametrize("name", ["cpu", *(name for name, is_available in AVAILABLE.items() if is_available)])
+def test_a_device_that_is_available_is_returned(name):
     assert pick_device(name) == torch.device(name)
 
 
-def test_auto_picks_an_accelerator_where_there_is_one_and_the_cpu_otherwise():
-    assert pick_device("auto").type == next((name for name, is_there in AVAILABLE.items() if is_there), "cpu")
+def test_auto_is_an_available_accelerator_or_else_the_cpu():
+    assert pick_device("auto").type == next((name for name, is_available in AVAILABLE.items() if is_available), "cpu")

@@ -1,4 +1,4 @@
-"""The tensors of a model: their names and order, which are refused, and when two hold the same bits."""
+"""The entries of a model's tensors, the check for dense tensors, the comparison of bits, and nested batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runner.errors import ConfigError
 from runner.tensors import leaves_in, map_tensors, refuse_unless_dense, same_bits, tensor_entries, tensors_in
 from runner.training.models import MLP
 
-CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
+HYPOTHESIS_SETTINGS = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 FLOATS = [
     torch.float8_e4m3fn,
     torch.float16,
@@ -32,16 +32,16 @@ FLOATS = [
 INTEGERS = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 
 
-class Holder(nn.Module):
-    """A module with one buffer and nothing else."""
+class OneBuffer(nn.Module):
+    """A module with a single buffer."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
-        self.register_buffer("held", tensor)
+        self.register_buffer("buffer", tensor)
 
 
 class Wrapped(Tensor):
-    """A tensor subclass that is no memory of its own, as sharded and quantised ones are."""
+    """A tensor subclass without memory of its own, like sharded and quantised tensors."""
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Wrapped:
@@ -55,61 +55,61 @@ class Wrapped(Tensor):
 # Entries
 
 
-def slow_names(model: nn.Module) -> list[str]:
-    """Each module in order, its own parameters, then its own buffers."""
+def expected_names(model: nn.Module) -> list[str]:
+    """Return, for each module in order, the names of its own parameters and then of its own buffers."""
     names = []
     for owner, module in model.named_modules():
-        for own in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
-            names += [f"{owner}.{name}" if owner else name for name, _ in own]
+        for tensors in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+            names += [f"{owner}.{name}" if owner else name for name, _ in tensors]
     return names
 
 
 def test_resnet18_has_122_entries_62_parameters_and_60_buffers_in_the_order_of_the_contract():
     model = resnet18()
-    found = tensor_entries(model)
-    assert list(found) == slow_names(model)
-    assert list(found)[:6] == ["conv1.weight", "bn1.weight", "bn1.bias", *(f"bn1.{b}" for b in model.bn1._buffers)]
-    kinds = [entry.kind for entry in found.values()]
-    assert (len(found), kinds.count("parameter"), kinds.count("buffer")) == (122, 62, 60)
-    assert all(entry.tensor is model.state_dict(keep_vars=True)[name] for name, entry in found.items())
+    entries = tensor_entries(model)
+    assert list(entries) == expected_names(model)
+    assert list(entries)[:6] == ["conv1.weight", "bn1.weight", "bn1.bias", *(f"bn1.{b}" for b in model.bn1._buffers)]
+    kinds = [entry.kind for entry in entries.values()]
+    assert (len(entries), kinds.count("parameter"), kinds.count("buffer")) == (122, 62, 60)
+    assert all(entry.tensor is model.state_dict(keep_vars=True)[name] for name, entry in entries.items())
 
 
-def test_an_entry_knows_its_owner_and_the_type_of_its_module():
+def test_an_entry_has_the_name_and_the_type_of_its_module():
     entry = tensor_entries(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2))))["1.0.running_mean"]
     assert (entry.kind, entry.owner, entry.module_type) == ("buffer", "1.0", "BatchNorm1d")
-    own = tensor_entries(nn.Linear(2, 2))["weight"]
-    assert (own.kind, own.owner, own.module_type) == ("parameter", "", "Linear")
+    entry = tensor_entries(nn.Linear(2, 2))["weight"]
+    assert (entry.kind, entry.owner, entry.module_type) == ("parameter", "", "Linear")
 
 
-def test_a_tied_tensor_is_one_entry_under_its_first_name_with_the_others_as_aliases():
-    found = tensor_entries(MLP([3]))
-    assert found["there.weight"].aliases == ["back.weight"]
-    assert "back.weight" not in found
-    assert found["there.weight"].names == ["there.weight", "back.weight"]
-    assert [name for name, entry in found.items() if entry.aliases] == ["there.weight"]
+def test_a_tied_tensor_is_one_entry_with_its_first_name_and_the_others_as_aliases():
+    entries = tensor_entries(MLP([3]))
+    assert entries["there.weight"].aliases == ["back.weight"]
+    assert "back.weight" not in entries
+    assert entries["there.weight"].names == ["there.weight", "back.weight"]
+    assert [name for name, entry in entries.items() if entry.aliases] == ["there.weight"]
 
 
-def test_a_module_under_two_names_gives_each_tensor_two_names():
+def test_each_tensor_of_a_module_with_two_names_has_two_names():
     shared = nn.BatchNorm1d(2)
-    found = tensor_entries(nn.Sequential(shared, nn.ReLU(), shared))
-    assert {name: entry.aliases for name, entry in found.items()} == {
+    entries = tensor_entries(nn.Sequential(shared, nn.ReLU(), shared))
+    assert {name: entry.aliases for name, entry in entries.items()} == {
         f"0.{name}": [f"2.{name}"] for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     }
 
 
-def test_tensors_of_equal_values_are_entries_of_their_own():
-    found = tensor_entries(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)))
-    assert len(found) == 10
-    assert not any(entry.aliases for entry in found.values())
+def test_tensors_with_equal_values_are_separate_entries():
+    entries = tensor_entries(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)))
+    assert len(entries) == 10
+    assert not any(entry.aliases for entry in entries.values())
 
 
-def test_first_names_and_parameters_are_those_that_torch_gives():
+def test_names_and_parameters_are_those_of_named_parameters():
     for model in (MLP([3]), nn.TransformerEncoderLayer(4, 2, 4)):
-        ours = {name: entry.tensor for name, entry in tensor_entries(model).items() if entry.kind == "parameter"}
-        assert {name: id(tensor) for name, tensor in ours.items()} == {n: id(p) for n, p in model.named_parameters()}
+        parameters = {name: entry.tensor for name, entry in tensor_entries(model).items() if entry.kind == "parameter"}
+        assert {name: id(tensor) for name, tensor in parameters.items()} == {n: id(p) for n, p in model.named_parameters()}
 
 
-def test_non_persistent_buffers_are_entries_and_absent_tensors_are_not():
+def test_non_persistent_buffers_are_entries_and_missing_tensors_are_not():
     model = nn.Linear(2, 2, bias=False)
     model.register_buffer("mask", torch.ones(2), persistent=False)
     model.register_buffer("nothing", None)
@@ -117,39 +117,43 @@ def test_non_persistent_buffers_are_entries_and_absent_tensors_are_not():
     assert "mask" not in model.state_dict()
 
 
-# What cannot be watched
+# The check for dense tensors
 
 
-def unusual(make: Callable[[], Tensor]) -> nn.Module:
-    """A model that holds what torch warns of when it is made: beta, prototype or deprecated."""
+def without_warnings(make_tensor: Callable[[], Tensor]) -> nn.Module:
+    """Return a model with a tensor of a kind that torch warns about when it is created."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Holder(make())
+        return OneBuffer(make_tensor())
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         (lambda: nn.Sequential(nn.LazyLinear(2)), "0.weight is not initialised yet"),
         (lambda: nn.LazyBatchNorm1d(), "not initialised yet"),
         (lambda: nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
-        (lambda: Holder(torch.eye(2).to_sparse()), "held is sparse"),
-        (lambda: unusual(lambda: torch.eye(2).to_sparse_csr()), "held is sparse"),
-        (lambda: unusual(lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)), "held is quantised"),
-        (lambda: Holder(Wrapped(torch.ones(2))), "held is a Wrapped"),
-        (lambda: unusual(lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])), "held is"),
+        (lambda: OneBuffer(torch.eye(2).to_sparse()), "buffer is sparse"),
+        (lambda: without_warnings(lambda: torch.eye(2).to_sparse_csr()), "buffer is sparse"),
+        (
+            lambda: without_warnings(lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)),
+            "buffer is quantised",
+        ),
+        (lambda: OneBuffer(Wrapped(torch.ones(2))), "buffer is a Wrapped"),
+        (lambda: without_warnings(lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])), "buffer is"),
     ],
 )
-def test_what_is_lazy_meta_sparse_quantised_nested_or_a_subclass_is_refused_with_one_line(model, said):
+def test_lazy_meta_sparse_quantised_nested_and_subclass_tensors_are_refused_with_one_line(model, message):
     with pytest.raises(ConfigError) as caught:
         refuse_unless_dense(model())
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, ValueError)
 
 
 @pytest.fixture
 def mesh():
+    """Return a device mesh of one process."""
     from torch.distributed.tensor import init_device_mesh
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -173,69 +177,70 @@ def test_a_sharded_parameter_is_refused_with_one_line(mesh):
         nn.Linear(2, 2, dtype=torch.bfloat16),
         nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last),
         nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
-        Holder(torch.ones(2, dtype=torch.complex64)),
-        Holder(torch.ones(0)),
-        Holder(torch.tensor(True)),
-        Holder(torch.ones(1).expand(5)),
+        OneBuffer(torch.ones(2, dtype=torch.complex64)),
+        OneBuffer(torch.ones(0)),
+        OneBuffer(torch.tensor(True)),
+        OneBuffer(torch.ones(1).expand(5)),
         nn.ReLU(),
     ],
 )
-def test_dense_tensors_of_any_type_layout_and_size_are_accepted(model):
+def test_dense_tensors_of_any_dtype_layout_and_size_are_accepted(model):
     refuse_unless_dense(model)
 
 
 # Bits
 
 
-def raw(tensor: Tensor) -> bytes:
-    """The bytes of a tensor in logical order, read one by one from a storage of its own."""
+def raw_bytes(tensor: Tensor) -> bytes:
+    """Return the bytes of a tensor in logical order."""
     return bytes(tensor.clone(memory_format=torch.contiguous_format).untyped_storage())
 
 
 def at_offset(content: bytes, dtype: torch.dtype, offset: int) -> Tensor:
-    """A tensor of these bytes that begins `offset` elements into its storage."""
+    """Return a tensor of these bytes that begins `offset` elements after the beginning of its storage."""
     return torch.frombuffer(bytearray(bytes(offset * dtype.itemsize) + content + bytes(16)), dtype=dtype)[
         offset : offset + len(content) // dtype.itemsize
     ]
 
 
 @st.composite
-def bytes_of(draw, dtype: torch.dtype) -> bytes:
+def bytes_for(draw, dtype: torch.dtype) -> bytes:
+    """Generate the bytes of 0 to 9 elements of this type; booleans are 0 or 1."""
     length = draw(st.integers(0, 9)) * dtype.itemsize
-    found = draw(st.binary(min_size=length, max_size=length))
-    return bytes(byte & 1 for byte in found) if dtype is torch.bool else found
+    content = draw(st.binary(min_size=length, max_size=length))
+    return bytes(byte & 1 for byte in content) if dtype is torch.bool else content
 
 
 @pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS], ids=str)
 def test_same_bits_agrees_with_a_comparison_of_bytes_at_every_offset(dtype):
-    @settings(CHECKED, max_examples=40)
+    @settings(HYPOTHESIS_SETTINGS, max_examples=40)
     @given(st.data(), st.integers(0, 9), st.integers(0, 9))
-    def agrees(data, one, other):
-        content = data.draw(bytes_of(dtype))
+    def check(data, left_offset, right_offset):
+        content = data.draw(bytes_for(dtype))
         changed = bytearray(content)
         if content and data.draw(st.booleans()):
             position = data.draw(st.integers(0, len(content) - 1))
             changed[position] ^= 1 if dtype is torch.bool else 1 << data.draw(st.integers(0, 7))
-        left, right = at_offset(content, dtype, one), at_offset(bytes(changed), dtype, other)
-        assert raw(left) == content
-        assert raw(right) == bytes(changed)
-        assert same_bits(left, right) == (raw(left) == raw(right))
+        left, right = at_offset(content, dtype, left_offset), at_offset(bytes(changed), dtype, right_offset)
+        assert raw_bytes(left) == content
+        assert raw_bytes(right) == bytes(changed)
+        assert same_bits(left, right) == (raw_bytes(left) == raw_bytes(right))
 
-    agrees()
+    check()
 
 
-@CHECKED
+@HYPOTHESIS_SETTINGS
 @given(st.sampled_from([*INTEGERS, *FLOATS]), st.integers(0, 5), st.integers(0, 5), st.integers(1, 3), st.booleans())
-def test_same_bits_looks_at_values_in_their_logical_order_whatever_the_strides(dtype, rows, columns, step, flip):
-    one = (torch.arange(rows * columns * step) % 7).to(dtype).reshape(rows, columns * step)[:, ::step]
-    other = one.t().contiguous().t()
+def test_same_bits_compares_values_in_logical_order_for_any_strides(dtype, rows, columns, step, flip):
+    tensor = (torch.arange(rows * columns * step) % 7).to(dtype).reshape(rows, columns * step)[:, ::step]
+    other = tensor.t().contiguous().t()
     if flip and other.numel():
         other[-1, -1] = (other[-1, -1].to(torch.complex128) == 0).to(dtype)
-    assert same_bits(one, other) == (raw(one) == raw(other))
+    assert same_bits(tensor, other) == (raw_bytes(tensor) == raw_bytes(other))
 
 
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
-def test_minus_zero_differs_from_zero_and_equal_nan_bits_do_not_differ(dtype):
+def test_minus_zero_differs_from_zero_and_nans_with_equal_bits_are_the_same(dtype):
     zero = torch.zeros(3, dtype=dtype)
     assert torch.equal(zero, -zero)
     assert not same_bits(zero, -zero)
@@ -244,15 +249,15 @@ def test_minus_zero_differs_from_zero_and_equal_nan_bits_do_not_differ(dtype):
     assert same_bits(nan, nan.clone())
 
 
-def test_nans_of_different_bits_differ():
-    quiet, other = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32).split(1)
-    assert quiet.isnan().all()
+def test_nans_with_different_bits_differ():
+    nan, other = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32).split(1)
+    assert nan.isnan().all()
     assert other.isnan().all()
-    assert not same_bits(quiet, other)
+    assert not same_bits(nan, other)
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("left", "right"),
     [
         (torch.zeros(2), torch.zeros(3)),
         (torch.zeros(2, 3), torch.zeros(3, 2)),
@@ -262,11 +267,11 @@ def test_nans_of_different_bits_differ():
         (torch.zeros(2, dtype=torch.float16), torch.zeros(2, dtype=torch.bfloat16)),
     ],
 )
-def test_another_shape_or_type_is_never_the_same_though_the_bytes_may_be(one, other):
-    assert not same_bits(one, other)
+def test_tensors_of_different_shape_or_dtype_are_never_the_same(left, right):
+    assert not same_bits(left, right)
 
 
-def test_a_parameter_is_compared_like_any_tensor():
+def test_a_parameter_can_be_compared_with_a_tensor():
     layer = nn.Linear(3, 3)
     before = layer.weight.detach().clone()
     assert same_bits(layer.weight, before)
@@ -276,14 +281,14 @@ def test_a_parameter_is_compared_like_any_tensor():
 
 
 @pytest.mark.parametrize("view", [lambda z: z.conj(), lambda z: z.conj().imag], ids=["conjugate", "negative"])
-def test_a_lazily_conjugated_or_negated_view_is_compared_by_the_values_it_stands_for(view):
+def test_a_lazily_conjugated_or_negated_view_is_compared_by_its_values(view):
     tensor = view(torch.tensor([1 + 2j, 3 - 4j]))
     assert same_bits(tensor, tensor.clone())
     assert not same_bits(tensor, tensor + 1)
 
 
 class Encoding(UserDict):
-    """As transformers' BatchEncoding is: a mapping of a class of its own, with an attribute."""
+    """A mapping with an attribute, like BatchEncoding of transformers."""
 
     def __init__(self, data, language):
         super().__init__(data)
@@ -309,35 +314,35 @@ NESTED = {
 
 
 @pytest.mark.parametrize("name", NESTED)
-def test_a_nested_value_keeps_its_classes_attributes_and_order_and_is_not_touched(name):
-    one, other = torch.zeros(2), torch.ones(2)
-    value = NESTED[name](one)
+def test_map_tensors_keeps_classes_attributes_and_order_and_does_not_change_its_argument(name):
+    zeros, ones = torch.zeros(2), torch.ones(2)
+    value = NESTED[name](zeros)
     changed = map_tensors(value, lambda tensor: tensor + 1)
-    assert_same_structure(changed, NESTED[name](other))
+    assert_same_structure(changed, NESTED[name](ones))
     assert_same_structure(value, NESTED[name](torch.zeros(2)))
-    assert all(tensor is one for tensor in tensors_in(value))
+    assert all(tensor is zeros for tensor in tensors_in(value))
     assert len(tensors_in(changed)) == len(tensors_in(value)) > 0
 
 
-def assert_same_structure(one, other) -> None:
-    """Equal classes, keys in order, attributes and leaves, all the way down."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, Mapping):
-        assert list(one) == list(other)
-        assert getattr(one, "language", None) == getattr(other, "language", None)
-        assert getattr(one, "default_factory", None) == getattr(other, "default_factory", None)
-        for key in one:
-            assert_same_structure(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_same_structure(left, right)
+def assert_same_structure(left, right) -> None:
+    """Assert that classes, keys and their order, attributes and leaves are equal at every level."""
+    assert type(left) is type(right)
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, Mapping):
+        assert list(left) == list(right)
+        assert getattr(left, "language", None) == getattr(right, "language", None)
+        assert getattr(left, "default_factory", None) == getattr(right, "default_factory", None)
+        for key in left:
+            assert_same_structure(left[key], right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for left_item, right_item in zip(left, right, strict=True):
+            assert_same_structure(left_item, right_item)
     else:
-        assert one == other
+        assert left == right
 
 
-def test_what_is_no_container_is_a_leaf():
+def test_values_that_are_not_containers_are_leaves():
     model = nn.Linear(1, 1)
     assert leaves_in({"a": model, "b": (None, "text", 3)}) == [model, None, "text", 3]

@@ -1,4 +1,4 @@
-"""The committed truth table: its shape, its counts, and a seeded sample of it run again."""
+"""The committed truth table: it is complete, its counts are as expected, and a random sample of its cases is run again."""
 
 from __future__ import annotations
 
@@ -14,69 +14,68 @@ from runner.truth_table import VARIANTS, Case, all_cases, choices, main, run_cas
 from tests.conftest import ROOT
 from tests.test_conformance import build_method
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 DOCS = ROOT / "docs"
 TABLE = read_truth_table(DOCS)
-CELLS = list(all_cases())
-AGAIN = random.Random(0).sample(CELLS, 24)
+CASES = list(all_cases())
+SAMPLE = random.Random(0).sample(CASES, 24)
 
 
-def row_of(cell: Case) -> dict:
-    """The row of the committed table that says what became of a cell."""
-    decay = "" if cell.weight_decay is None else str(cell.weight_decay)
-    found = TABLE[
-        (TABLE.method == cell.method)
-        & (TABLE.optimizer == cell.optimizer)
+def row_of(case: Case) -> dict:
+    """Return the row of the committed table that contains a case."""
+    decay = "" if case.weight_decay is None else str(case.weight_decay)
+    rows = TABLE[
+        (TABLE.method == case.method)
+        & (TABLE.optimizer == case.optimizer)
         & (TABLE.weight_decay == decay)
-        & (TABLE.frozen_from == str(cell.frozen_from))
-        & (TABLE.gradients == cell.gradients)
-        & TABLE.schedulers.map(lambda told: cell.scheduler in told.split("|"))
+        & (TABLE.frozen_from == str(case.frozen_from))
+        & (TABLE.gradients == case.gradients)
+        & TABLE.schedulers.map(lambda schedulers: case.scheduler in schedulers.split("|"))
     ]
-    assert len(found) == 1
-    return found.iloc[0].to_dict()
+    assert len(rows) == 1
+    return rows.iloc[0].to_dict()
 
 
-def test_the_grid_is_every_method_optimizer_scheduler_and_setting():
-    assert {cell.method for cell in CELLS} == {*choices("method"), *VARIANTS}
-    assert {cell.optimizer for cell in CELLS} == set(choices("optimizer"))
-    assert {cell.scheduler for cell in CELLS} == set(choices("scheduler"))
-    assert len(CELLS) == len(set(CELLS)) == 23328
+def test_the_cases_cover_every_method_optimizer_and_scheduler():
+    assert {case.method for case in CASES} == {*choices("method"), *VARIANTS}
+    assert {case.optimizer for case in CASES} == set(choices("optimizer"))
+    assert {case.scheduler for case in CASES} == set(choices("scheduler"))
+    assert len(CASES) == len(set(CASES)) == 23328
 
 
-def test_the_table_has_every_cell_once():
+def test_the_table_contains_every_case_once():
     assert list(TABLE.columns) == list(TRUTH_COLUMNS)
-    assert TABLE.runs.sum() == len(CELLS)
+    assert TABLE.runs.sum() == len(CASES)
     assert (TABLE.schedulers.str.count(r"\|") + 1 == TABLE.runs).all()
-    for cell in AGAIN:
-        row_of(cell)
+    for case in SAMPLE:
+        row_of(case)
 
 
-@pytest.mark.parametrize("cell", AGAIN, ids=lambda cell: "-".join(map(str, vars(cell).values())))
-def test_a_sample_of_the_table_comes_out_the_same_again(cell):
-    end, row, baseline = run_case(cell), row_of(cell), run_case(replace(cell, method="requires_grad"))
-    if cell.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        assert end.outcome == "skipped"
+@pytest.mark.parametrize("case", SAMPLE, ids=lambda case: "-".join(map(str, vars(case).values())))
+def test_a_case_that_is_run_again_has_the_result_of_the_table(case):
+    result, row, baseline = run_case(case), row_of(case), run_case(replace(case, method="requires_grad"))
+    if case.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        assert result.outcome == "skipped"
         return
     if row["trained_part"]:
-        assert row["trained_part"] == ("identical" if end.digest == baseline.digest else "differs")
-    assert (end.outcome, end.causes, end.foreseen, end.reason) == tuple(
+        assert row["trained_part"] == ("identical" if result.digest == baseline.digest else "differs")
+    assert (result.outcome, result.causes, result.foreseen, result.reason) == tuple(
         row[key] for key in ("outcome", "causes", "foreseen", "reason")
     )
 
 
-def test_the_table_counts_as_many_of_each_outcome_as_the_page_was_written_from():
+def test_the_table_has_the_expected_number_of_runs_for_each_outcome():
     assert dict(TABLE.groupby("outcome").runs.sum()) == {"held": 15268, "leaked": 5108, "returned": 1872, "skipped": 1080}
     assert set(TABLE[TABLE.outcome == "skipped"].optimizer) == {"lbfgs", "sparse_adam"}
 
 
-def test_a_plan_foresaw_every_verdict_and_cause_of_the_table_and_no_cause_is_unknown():
+def test_a_plan_predicted_every_verdict_and_cause_of_the_table_and_no_cause_is_unknown():
     ran = TABLE[TABLE.outcome != "skipped"]
     assert set(ran.foreseen) == {"yes"}
     assert not ran.causes.str.contains("unknown").any()
 
 
 def traps_of(row: dict) -> set[str]:
-    """The traps that a leak may fall under, by its settings and its cause."""
+    """Return the traps that can explain the leak of a row, by its settings and causes."""
     causes = set(re.split(r"; |\|", row["causes"]))
     traps = causes & {"weight_decay", "optimizer_rule", "optimizer_ignores_lr", "scheduler"}
     traps |= {"any_step"} if "gradient" in causes else set()
@@ -88,19 +87,19 @@ def traps_of(row: dict) -> set[str]:
 
 
 @pytest.mark.parametrize("method", choices("method"))
-def test_a_method_leaks_in_the_table_only_under_the_traps_that_it_confesses(method):
-    confessed = build_method(method).leaks_under
+def test_every_leak_in_the_table_is_explained_by_a_trap_in_leaks_under(method):
+    leaks_under = build_method(method).leaks_under
     for row in TABLE[(TABLE.method == method) & (TABLE.outcome == "leaked")].to_dict("records"):
-        assert traps_of(row) & confessed, row
+        assert traps_of(row) & leaks_under, row
 
 
-def test_the_page_is_what_the_table_says_and_names_the_version_of_torch():
+def test_the_page_is_generated_from_the_table():
     text = (DOCS / "truth_table.md").read_text()
     (version,) = re.findall(r"runs with torch (\S+):", text)
     assert text == truth_table_markdown(TABLE, version)
 
 
-def test_the_command_says_what_it_takes(capsys):
+def test_the_help_of_the_command_shows_its_options(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "-o FOLDER" in capsys.readouterr().out

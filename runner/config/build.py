@@ -18,7 +18,6 @@ from runner.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 DIRECTIVES = ("_target_", "_args_", "_partial_")
-UNSUPPORTED_DIRECTIVES = {"_convert_", "_recursive_"}  # Hydra has them, this project does not
 LIBRARIES = ("runner", "torch", "torchvision")  # their errors are about wrong arguments, not bugs of the user
 
 
@@ -35,8 +34,6 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(path, str):
         raise ConfigError(f"{key}._target_ is {path!r}; give the dotted path of a class or function")
     target = locate(path, f"{key}._target_")
-    for name in UNSUPPORTED_DIRECTIVES & node.keys():
-        raise ConfigError(f"{key}.{name} is not supported; remove it (nested nodes are always built, containers are plain)")
     arguments = {name: _build_nested(value, f"{key}.{name}") for name, value in node.items() if name not in DIRECTIVES}
     args = (*args, *(_build_nested(value, f"{key}._args_") for value in node.get("_args_", ())))
     arguments.update(kwargs)
@@ -66,8 +63,8 @@ def build_instance(expected: type[T], node: Mapping[str, Any], key: str, *args: 
 def locate(path: str, key: str) -> Callable[..., Any]:
     """Import and return the class or function of a dotted path. Raises ConfigError with the part that does not exist."""
     parts = path.split(".")
-    if not all(parts):
-        raise ConfigError(f"{key}: {path!r} is malformed; give the dotted path of a class or function")
+    if len(parts) == 1 or not all(parts):
+        raise ConfigError(f"{key}: {path!r} is malformed; give the dotted path of a class or function, MODULE.NAME")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that the console script, too, finds modules in the current folder
     module, depth = None, 0

@@ -11,10 +11,11 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from runner.config.schema import CONF, Config, is_integer, known_keys
 from runner.errors import ConfigError, did_you_mean
-from runner.freezing.patterns import parse_all, refuse_entries_in_both
+from runner.freezing.patterns import parse_all, refuse_patterns_in_both
 
 UNKNOWN_RESOLVER = "Unsupported interpolation type "  # the beginning of OmegaConf's message
 MAX_TIMEOUT = 1e6  # seconds; every clock and timer can count so far
+UNSUPPORTED_DIRECTIVES = {"_convert_", "_recursive_"}  # Hydra has them, this project does not
 _SCHEMA = OmegaConf.structured(Config)
 
 
@@ -30,8 +31,12 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
     typed = _typed(composed)
     if method is not None:
         _drop_options_of_another_method(typed, method)
-    for key in sorted(_missing(OmegaConf.to_container(typed))):  # before another key refers to it
+    values = dict(_values_by_key(OmegaConf.to_container(typed)))
+    for key in sorted(key for key, value in values.items() if value == MISSING):  # before another key refers to it
         raise ConfigError(f"{key} is missing; give {key}=...")
+    for key in values:
+        if key.rpartition(".")[2] in UNSUPPORTED_DIRECTIVES:
+            raise ConfigError(f"{key} is not supported; remove it (nested nodes are always built, containers are plain)")
     try:
         config = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
@@ -68,16 +73,16 @@ def _drop_options_of_another_method(typed: DictConfig, choice: str) -> None:
                 del typed.method[key]
 
 
-def _missing(value: Any, key: str = "") -> Iterator[str]:
-    """Yield the dotted keys of all missing values (`???`) in a value that is found under `key`."""
-    if value == MISSING:
-        yield key
-    elif isinstance(value, dict):
+def _values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for everything in a nested value that is found under `key`."""
+    if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _missing(inner, f"{key}.{name}" if key else str(name))
+            yield from _values_by_key(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _missing(inner, f"{key}[{index}]")
+            yield from _values_by_key(inner, f"{key}[{index}]")
+    else:
+        yield key, value
 
 
 def _error_message(error: OmegaConfBaseException, nodes: dict[str, Any] | None = None) -> str:
@@ -164,7 +169,7 @@ def _check_patterns(config: Config) -> None:
     """Raise ConfigError if a pattern is malformed or is in both `patterns` and `keep`, or a learning rate is negative."""
     parse_all(config.freeze.patterns, "freeze.patterns")
     parse_all(config.freeze.keep, "freeze.keep")
-    refuse_entries_in_both(config.freeze.patterns, config.freeze.keep)
+    refuse_patterns_in_both(config.freeze.patterns, config.freeze.keep)
     parse_all(config.groups.names, "groups.names")
     parse_all([entry.pattern for entry in config.groups.lr], "groups.lr")
     for entry in config.groups.lr:

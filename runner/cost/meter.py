@@ -130,18 +130,18 @@ class CountingMeter(Meter):
             counted = _count_once(types, key, lambda: count_step(model, self.task, self.batch))
             cost |= {name: getattr(counted, name) for name in ("flops_backward", "saved_bytes")}
             not_computed = sum(share * counted.flops_by_module.get(name, 0) for name, share in skipped.items())
-            cost["flops_forward"] = counted.flops_forward - round(not_computed)  # mean of all steps
+            cost["flops_forward"] = counted.flops_forward - round(not_computed)  # mean of the last phase's steps
             cost["flops_counted_on"] = counted.counted_on
             if cost["peak_memory_bytes"] is None and cost["parameter_bytes"] is not None:
                 cost["peak_memory_bytes"], cost["peak_memory_by"] = self.peak_bytes(cost, counted, model), PEAK_COUNTED
-            if baseline := self.count_baseline(counted):
-                cost |= shares_of_baseline(cost, baseline, optimizer)
+            if baseline := self.count_unfrozen(counted):
+                cost |= shares_of_unfrozen(cost, baseline, optimizer)
                 cost["why_small"] = explain_small_saving(cost, counted, selection)
         if needs_closure(optimizer):
             self.note("cost: the optimizer's step runs forward and backward itself, several times; the FLOPs are of one")
         return cost
 
-    def count_baseline(self, counted: StepCount) -> StepCount | None:
+    def count_unfrozen(self, counted: StepCount) -> StepCount | None:
         """Count a step of the model as built, with nothing frozen; None if the run itself was counted on a real batch."""
         if counted.counted_on != META:
             self.note("cost: counted on a real batch, for the forward pass needs values; so no unfrozen baseline is known")
@@ -175,7 +175,7 @@ def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Se
     }
 
 
-def shares_of_baseline(cost: Cost, baseline: StepCount, optimizer: Optimizer) -> Cost:
+def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer) -> Cost:
     """Return each figure divided by that of the unfrozen baseline.
 
     The baseline's optimizer state is estimated: as many bytes of state per byte of a parameter as in this run.
@@ -271,8 +271,8 @@ def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -
     is_frozen = [name in frozen for name in counted.parameter_order]
     if True not in is_frozen or False not in is_frozen or is_frozen.index(False) > is_frozen.index(True):
         return "the frozen part computes little"
-    last_trained = len(is_frozen) - 1 - is_frozen[::-1].index(False)
-    if last_trained < is_frozen.index(True):
+    last_trainable = len(is_frozen) - 1 - is_frozen[::-1].index(False)
+    if last_trainable < is_frozen.index(True):
         return "the frozen part is at the end: backward still runs through it"
     return "what trains begins before the frozen part: backward still runs through it"
 

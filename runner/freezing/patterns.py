@@ -64,7 +64,7 @@ def parse_all(texts: Sequence[object], key: str) -> tuple[Pattern, ...]:
     return tuple(parse(text, key) for text in texts)
 
 
-def refuse_entries_in_both(patterns: Sequence[str], keep: Sequence[str]) -> None:
+def refuse_patterns_in_both(patterns: Sequence[str], keep: Sequence[str]) -> None:
     """Raise ConfigError if an entry is in both lists."""
     for text in patterns:
         if text in keep:

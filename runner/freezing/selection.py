@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from runner.errors import ConfigError, did_you_mean, listed
-from runner.freezing.patterns import Pattern, parse, parse_all, refuse_entries_in_both
+from runner.freezing.patterns import Pattern, parse, parse_all, refuse_patterns_in_both
 from runner.tensors import tensor_entries
 
 Matcher = Callable[[str], bool]
@@ -62,13 +62,13 @@ def select(
     if buffers not in ("live", "frozen"):
         raise ConfigError(f"buffers is {buffers!r}; give live or frozen")
     freeze_patterns, keep_patterns = parse_all(patterns, "freeze.patterns"), parse_all(keep, "freeze.keep")
-    refuse_entries_in_both(patterns, keep)
+    refuse_patterns_in_both(patterns, keep)
     resolver = PatternResolver(model, head)
     with_modules = buffers == "frozen"
     names_of_pattern = {p.text: resolver.resolve(p, "freeze.patterns", with_modules) for p in freeze_patterns}
     names_of_keep = {p.text: resolver.resolve(p, "freeze.keep", with_modules) for p in keep_patterns}
     matched, kept = set[str]().union(*names_of_pattern.values()), set[str]().union(*names_of_keep.values())
-    _refuse_entries_without_effect(names_of_pattern, names_of_keep, matched, kept)
+    _refuse_patterns_without_effect(names_of_pattern, names_of_keep, matched, kept)
     frozen = matched - kept
     modules = {name: module for name, module in resolver.modules.items() if f"{name}/" in frozen}
     module_ids = {id(module) for module in modules.values()}
@@ -85,7 +85,7 @@ def select(
     )
 
 
-def _refuse_entries_without_effect(
+def _refuse_patterns_without_effect(
     names_of_pattern: Mapping[str, set[str]], names_of_keep: Mapping[str, set[str]], matched: set[str], kept: set[str]
 ) -> None:
     """Raise ConfigError if a `keep` entry matches nothing of `matched`, or all that a pattern matches is in `kept`."""

@@ -28,7 +28,7 @@ from runner.report.grouping import overrides_by_key, sort_runs, swept_keys
 from runner.runs.console import COLOURS
 from runner.runs.read import Run
 from runner.runs.tables import read_rows
-from runner.runs.text import in_gflop, in_mib, in_percent
+from runner.runs.text import in_gflop, in_mib, in_percent, outcome_of
 
 MAX_PRINTED_RUNS = 200
 
@@ -115,8 +115,8 @@ def cost_cells(cost: Mapping[Any, Any]) -> tuple[str, str, str]:
 
 
 def _outcome(row: dict[Any, Any]) -> str:
-    """The verdict of a run that finished, else its status."""
-    return str(row["verdict"] if row["status"] == "finished" and row["verdict"] else row["status"])
+    """The outcome of the run of a row."""
+    return outcome_of(row["status"], row["verdict"])
 
 
 def _first_row(run: Run) -> list[dict[str, str]]:

@@ -55,7 +55,7 @@ def cheapest_methods(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], s
 
     Compares means over the settings in which every method ran with FLOPs counted; returns None if there is no such setting.
     """
-    costs = {method: _costs_by_setting(runs) for method, runs in methods.items()}
+    costs = {method: _costs_by_overrides(runs) for method, runs in methods.items()}
     shared = set.intersection(*(set(by_setting) for by_setting in costs.values())) if costs else set()
     if not shared:
         return None
@@ -70,7 +70,7 @@ def cheapest_methods(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], s
     return cheapest, f"{in_gflop(least[0])} GFLOP and {in_mib(least[1])} MiB saved for backward a step"
 
 
-def _costs_by_setting(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[float, ...]]:
+def _costs_by_overrides(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[float, ...]]:
     """(FLOPs, then the figures of BYTES_KEYS) by the run's overrides without those of the method."""
     found = {}
     for run in runs:

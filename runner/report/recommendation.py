@@ -164,8 +164,8 @@ def _single_method(result: MethodResults) -> tuple[str, str]:
     if result.held:
         return f"{result.method} held", f"It kept every frozen bit in {_finished_text(result)}."
     overrides = distinguishing_overrides(result.leaked, result.finished)
-    share = f"{len(result.leaked)} of {counted(len(result.finished), 'run')}"
-    return f"{result.method} leaked", f"It leaked in {share}{', with ' + overrides if overrides else ''}."
+    runs_text = f"{len(result.leaked)} of {counted(len(result.finished), 'run')}"
+    return f"{result.method} leaked", f"It leaked in {runs_text}{', with ' + overrides if overrides else ''}."
 
 
 def _no_method_held(results: Sequence[MethodResults]) -> tuple[str, str]:
@@ -187,8 +187,8 @@ def _held_lines(results: Sequence[MethodResults]) -> list[str]:
 
 def _leaked_line(result: MethodResults) -> str:
     overrides = distinguishing_overrides(result.leaked, result.finished)
-    share = f"in {len(result.leaked)} of {counted(len(result.finished), 'run')}"
-    line = f"{result.method}: {share}, cause: {list_causes(result.leaked, 'leaked')}"
+    runs_text = f"in {len(result.leaked)} of {counted(len(result.finished), 'run')}"
+    line = f"{result.method}: {runs_text}, cause: {list_causes(result.leaked, 'leaked')}"
     return f"{line}; with {overrides}" if overrides else line
 
 
@@ -204,8 +204,8 @@ def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
         if differing := result.with_trained_part("differs"):
             compared = len(differing) + len(result.with_trained_part("identical"))
             reasons = dict.fromkeys(result.trained_parts[run.label][1] for run in differing)
-            share = f"{len(differing)} of {counted(compared, 'run')}"
-            lines.append(f"other bits: {result.method}, in {share} ({listed(list(reasons))})")
+            runs_text = f"{len(differing)} of {counted(compared, 'run')}"
+            lines.append(f"other bits: {result.method}, in {runs_text} ({listed(list(reasons))})")
     return lines
 
 
@@ -284,4 +284,6 @@ def _verdict_text(run: Run) -> tuple[str, str]:
 
 
 def _as_sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") if text else ""
+    first_word = text.split(" ")[0]
+    is_key = "." in first_word or "=" in first_word
+    return (text if is_key else text[:1].upper() + text[1:]) + ("" if text.endswith(".") else ".") if text else ""

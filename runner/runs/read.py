@@ -25,7 +25,7 @@ from runner.proof.verdict import finite_or_none
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import read_overrides
 from runner.runs.tables import TensorRow, read_losses, read_tensors
-from runner.runs.text import printable, printable_values
+from runner.runs.text import outcome_of, printable, printable_values
 
 RawRecord = dict[str, Any]
 """The JSON object of a `run.json`, written by any version and not checked yet."""
@@ -61,7 +61,7 @@ class Run:
     @property
     def outcome(self) -> str:
         """The verdict if the run finished, otherwise its status."""
-        return str(self.record["verdict"] if self.finished and self.record["verdict"] else self.record["status"])
+        return outcome_of(self.record["status"], self.record["verdict"])
 
     @property
     def finished(self) -> bool:

@@ -65,3 +65,8 @@ def changed_buffers(count: int, module_types: Collection[str] = ()) -> str:
     batch_norm = bool(module_types) and all("BatchNorm" in module_type for module_type in module_types)
     kind = "BatchNorm buffer" if batch_norm else "buffer"
     return f"{counted(count, kind)} changed (normal; `freeze.buffers=frozen` stops it)"
+
+
+def outcome_of(status: str, verdict: str | None) -> str:
+    """Return the verdict of a run that finished, otherwise its status."""
+    return verdict if status == "finished" and verdict else status

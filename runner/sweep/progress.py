@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from runner.contract import RECORD, Record
 from runner.runs.console import COLOURS
+from runner.runs.text import outcome_of
 
 POLL_SECONDS = 0.5
 
@@ -45,14 +46,14 @@ def show_progress(runs: Sequence[RecordedRun], console: Console) -> Iterator[Non
         def watch() -> None:
             waiting = list(runs)
             while waiting:
-                is_last_look = block_ended.is_set()
+                is_last_poll = block_ended.is_set()
                 for run in list(waiting):
                     if (run.folder / RECORD).exists() and (record := run.record):
                         waiting.remove(run)
                         tally.add(record)
                         bar.console.print(run_line(run.folder.name, record, tally, console.is_terminal))
                         bar.update(task, advance=1, state=str(tally))
-                if is_last_look:
+                if is_last_poll:
                     return
                 block_ended.wait(POLL_SECONDS)
 
@@ -88,7 +89,7 @@ class Tally:
 
 def run_line(name: str, record: Record, tally: Tally, on_terminal: bool) -> str:
     """Return the line for one run that ended: its name, outcome and reason; in a pipe, without a bar, also the tally."""
-    outcome = record["verdict"] if record["status"] == "finished" else record["status"]
+    outcome = outcome_of(record["status"], record["verdict"])
     reason = f": {escape(record['reason'])}" if record["reason"] else ""
     state = "" if on_terminal else f"  ({tally})"
-    return f"{escape(name)}  [{COLOURS.get(outcome or '', 'default')}]{outcome}[/]{reason}{state}"
+    return f"{escape(name)}  [{COLOURS.get(outcome, 'default')}]{outcome}[/]{reason}{state}"

@@ -73,6 +73,13 @@ def test_an_unknown_key_is_an_error_at_every_level_even_with_a_plus(level):
         check(compose_config(f"+{level}typo=1"))
 
 
+@pytest.mark.parametrize("directive", ["_convert_=all", "_recursive_=false"])
+@pytest.mark.parametrize("node", ["optimizer", "model.build", "task"])
+def test_an_unsupported_directive_of_hydra_is_an_error(node, directive):
+    with pytest.raises(ConfigError, match=rf"^{node}\.{directive.split('=')[0]} is not supported; remove it"):
+        check(compose_config(f"++{node}.{directive}"))
+
+
 def test_an_unknown_key_in_a_list_is_an_error(default):
     with pytest.raises(ConfigError, match="typo"):
         check(with_values(default, groups__lr=[{"pattern": "fc", "lr": 0.1, "typo": 1}]))

@@ -24,9 +24,8 @@ from runner.tensors import same_bits
 from runner.training.models import MLP, TokenMLP
 from runner.training.tasks import Classification
 from tests.conftest import read_table
-from tests.measure import configured, measure
+from tests.in_memory import config_with, run_experiment
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 MIB = 2**20
 
 
@@ -125,7 +124,7 @@ def test_counting_does_not_change_the_model_its_gradients_or_the_random_state():
 
 def bits_of_a_run(cost: str, *overrides: str):
     """Rows, losses, weights and buffers, optimizer state and random state after a run."""
-    config = configured(f"cost={cost}", "batches=6", *overrides)
+    config = config_with(f"cost={cost}", "batches=6", *overrides)
     with assembled(config) as setup:
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
             steps = list(training_steps(setup, report, TrainingState()))
@@ -167,7 +166,7 @@ def test_meters_leave_weights_buffers_random_state_and_the_optimizer_bit_identic
 
 def test_the_bytes_of_gradients_and_optimizer_state_are_read_from_the_run_and_split_by_frozen():
     def costs(method, optimizer="sgd"):
-        return measure(f"method={method}", "freeze=backbone", f"optimizer={optimizer}", "batches=3").record["cost"]
+        return run_experiment(f"method={method}", "freeze=backbone", f"optimizer={optimizer}", "batches=3").record["cost"]
 
     model = MLP([64])
     parts = {name: 4 * parameter.numel() for name, parameter in model.named_parameters()}
@@ -184,15 +183,15 @@ def test_the_bytes_of_gradients_and_optimizer_state_are_read_from_the_run_and_sp
 
 
 def test_cost_time_has_every_figure_and_cost_off_has_none():
-    assert tuple(measure("batches=9", "cost=time").record["cost"]) == COSTS
-    assert measure("cost=off").record["cost"] == {}
+    assert tuple(run_experiment("batches=9", "cost=time").record["cost"]) == COSTS
+    assert run_experiment("cost=off").record["cost"] == {}
 
 
 def test_the_seconds_of_forward_backward_and_step_are_measured_after_a_warm_up():
-    cost = measure("batches=9", "cost=time").record["cost"]
+    cost = run_experiment("batches=9", "cost=time").record["cost"]
     assert all(cost[f"seconds_{part}"] > 0 for part in ("forward", "backward", "step"))
     assert all(cost[f"seconds_{part}_spread"] >= 0 for part in ("forward", "backward", "step"))
-    assert measure("batches=8").record["cost"]["seconds_step"] is None
+    assert run_experiment("batches=8").record["cost"]["seconds_step"] is None
 
 
 @pytest.mark.parametrize(
@@ -204,7 +203,7 @@ def test_the_seconds_of_forward_backward_and_step_are_measured_after_a_warm_up()
     ids=["short", "lbfgs"],
 )
 def test_seconds_that_are_not_known_are_empty_and_a_note_says_why(overrides, message):
-    outcome = measure(*overrides)
+    outcome = run_experiment(*overrides)
     assert outcome.record["cost"]["seconds_step"] is None
     assert outcome.record["cost"]["flops_forward"] > 0
     assert any(message in note for note in outcome.notes)
@@ -223,7 +222,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("line", "on"), HOSTILE.values(), ids=HOSTILE)
-def test_a_model_that_cannot_be_counted_trains_and_a_note_says_why(line, on, door):
+def test_a_model_that_cannot_be_counted_trains_and_a_note_says_why(line, on, cli):
     Path("mine.py").write_text(
         "import threading, torch, runner.training.models\n"
         "class Double(torch.autograd.Function):\n"
@@ -234,7 +233,7 @@ def test_a_model_that_cannot_be_counted_trains_and_a_note_says_why(line, on, doo
         "class Net(runner.training.models.MLP):\n"
         f"    def forward(self, x):\n        {line}\n        return super().forward(x)\n"
     )
-    code, out, _ = door("model=mlp", "model.build._target_=mine.Net", "batches=3", "hydra.run.dir=run")
+    code, out, _ = cli("model=mlp", "model.build._target_=mine.Net", "batches=3", "hydra.run.dir=run")
     record = json.loads(Path("run/run.json").read_text())
     assert (code, record["status"]) == (0, "finished")
     assert record["cost"]["flops_counted_on"] == on
@@ -279,21 +278,21 @@ def test_the_summary_says_why_a_saving_is_small():
     ids=" ".join,
 )
 def test_a_run_says_why_it_saves_little(overrides, message):
-    why = measure(*overrides).record["cost"]["why_small"]
+    why = run_experiment(*overrides).record["cost"]["why_small"]
     assert message in why if message else not why
 
 
-def test_the_terminal_explains_a_small_saving(door):
-    _, out, _ = door("freeze=head", "model=mlp", "batches=2")
+def test_the_terminal_explains_a_small_saving(cli):
+    _, out, _ = cli("freeze=head", "model=mlp", "batches=2")
     assert "little is saved: the frozen part is at the end: backward still runs through it" in out
     assert "(percentages: compared with training everything)" in out
-    _, out, _ = door("freeze=backbone", "model=mlp", "batches=2", "cost=off")
+    _, out, _ = cli("freeze=backbone", "model=mlp", "batches=2", "cost=off")
     assert "GFLOP" not in out
 
 
-def test_a_sweep_with_an_unfrozen_run_has_measured_shares_and_a_single_run_has_predicted_ones(door):
+def test_a_sweep_with_an_unfrozen_run_has_measured_shares_and_a_single_run_has_predicted_ones(cli):
     grid = ("model=mlp", "batches=9", "freeze=backbone", "cost=time", "hydra.sweep.dir=sweep")
-    door("-m", "method=requires_grad,none", *grid)
+    cli("-m", "method=requires_grad,none", *grid)
     rows = {row["method"]: row for row in read_table(Path("sweep/comparison.csv"))}
     for key in (
         "flops_backward",
@@ -312,7 +311,7 @@ def test_a_sweep_with_an_unfrozen_run_has_measured_shares_and_a_single_run_has_p
     assert alone["seconds_step_share"] is None
 
 
-def test_a_sweep_counts_once_per_model_input_and_frozen_set(door):
+def test_a_sweep_counts_once_per_model_input_and_frozen_set(cli):
     Path("mine.py").write_text(
         "from pathlib import Path\nimport torch, runner.training.models\n"
         "class Net(runner.training.models.MLP):\n    def forward(self, x):\n"
@@ -321,7 +320,7 @@ def test_a_sweep_counts_once_per_model_input_and_frozen_set(door):
         "        return super().forward(x)\n"
     )
     grid = ("model=mlp", "model.build._target_=mine.Net", "batches=2", "seed=0,1,2", "hydra.sweep.dir=sweep")
-    assert door("-m", "method=zero_lr,requires_grad", *grid)[0] == 0
+    assert cli("-m", "method=zero_lr,requires_grad", *grid)[0] == 0
     assert Path("counted").read_text() == "x" * 3  # two methods and the unfrozen baseline, once for all three seeds
 
 
@@ -337,15 +336,15 @@ def test_the_baseline_is_counted_on_the_model_as_built():
 
 def test_modules_skipped_by_cached_prefix_are_not_counted_in_the_mean_step():
     frozen_part = ("freeze=backbone", "freeze={patterns: ['**'], keep: ['@head'], buffers: frozen}", "batches=4")
-    once = measure("method=cached_prefix", *frozen_part).record["cost"]["flops_forward"]
-    twice = measure("method=cached_prefix", *frozen_part, "data.epochs=2").record["cost"]["flops_forward"]
+    once = run_experiment("method=cached_prefix", *frozen_part).record["cost"]["flops_forward"]
+    twice = run_experiment("method=cached_prefix", *frozen_part, "data.epochs=2").record["cost"]["flops_forward"]
     head = 2 * 4 * 32 * 10
-    assert once == measure("method=requires_grad", *frozen_part).record["cost"]["flops_forward"]
+    assert once == run_experiment("method=requires_grad", *frozen_part).record["cost"]["flops_forward"]
     assert 2 * twice == once + head
 
 
-def test_the_terminal_shows_the_cost_of_freezing_everything(door):
-    _, out, _ = door("freeze=all", "model=mlp", "batches=2")
+def test_the_terminal_shows_the_cost_of_freezing_everything(cli):
+    _, out, _ = cli("freeze=all", "model=mlp", "batches=2")
     assert "GFLOP (39%)" in out
 
 
@@ -357,7 +356,7 @@ AWKWARD = {
 
 
 @pytest.mark.parametrize("line", AWKWARD.values(), ids=AWKWARD)
-def test_no_meter_changes_a_bit_even_if_the_forward_pass_has_side_effects(line, door):
+def test_no_meter_changes_a_bit_even_if_the_forward_pass_has_side_effects(line, cli):
     Path("mine.py").write_text(
         "import functools, torch, runner.training.models\n"
         "@functools.lru_cache\ndef scale(n): return torch.linspace(0, 1, n)\n"
@@ -367,14 +366,14 @@ def test_no_meter_changes_a_bit_even_if_the_forward_pass_has_side_effects(line, 
     tables = set()
     for cost in ("off", "count", "time"):
         where = f"hydra.run.dir={cost}"
-        assert door("model=mlp", "model.build._target_=mine.Net", "batches=9", f"cost={cost}", where)[0] == 0
+        assert cli("model=mlp", "model.build._target_=mine.Net", "batches=9", f"cost={cost}", where)[0] == 0
         sys.modules.pop("mine")
         tables.add(Path(cost, "changes.csv").read_bytes())
     assert len(tables) == 1
 
 
 def test_the_frozen_share_of_the_state_of_lbfgs_is_not_known():
-    cost = measure("optimizer=lbfgs", "groups=one", "freeze=backbone", "batches=2")
+    cost = run_experiment("optimizer=lbfgs", "groups=one", "freeze=backbone", "batches=2")
     assert cost.record["cost"]["frozen_optimizer_state_bytes"] is None
     assert cost.record["cost"]["optimizer_state_bytes_share"] is None
     assert any("several times; the FLOPs are of one" in note for note in cost.notes)

@@ -17,10 +17,8 @@ from runner.freezing.groups import split_by_frozen
 from runner.methods.base import TRAPS, FreezingMethod
 from runner.proof.verdict import run_verdict
 from runner.tensors import tensor_entries
-from tests.measure import configured, measure
-from tests.test_conformance import METHODS, PROVOKED
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+from tests.in_memory import config_with, run_experiment
+from tests.test_conformance import METHODS, OVERRIDES_OF_TRAPS
 
 
 def verdicts_and_causes(rows) -> dict[str, tuple[str, str]]:
@@ -29,7 +27,7 @@ def verdicts_and_causes(rows) -> dict[str, tuple[str, str]]:
 
 
 def foreseen(*overrides: str):
-    with assembled(configured(*overrides)) as setup:
+    with assembled(config_with(*overrides)) as setup:
         return foresee(setup)
 
 
@@ -41,7 +39,7 @@ def notes_of(*overrides: str) -> tuple[list[str], list[str]]:
     def on_note(text, *, urgent=False):
         (urgent_notes if urgent else other_notes).append(text)
 
-    experiment(configured(*overrides), on_note=on_note, warn_of_leaks=True)
+    experiment(config_with(*overrides), on_note=on_note, warn_of_leaks=True)
     return urgent_notes, other_notes
 
 
@@ -54,8 +52,8 @@ def warnings(*overrides: str) -> list[str]:
 def test_a_plan_predicts_every_leak_of_the_traps_and_no_other(method, trap):
     if trap == "lbfgs_mid_run" and method in ("zero_lr", "exclude", "to_buffer"):
         return  # they need a second group, and LBFGS takes one
-    given = (f"method={method}", "freeze=backbone", *PROVOKED[trap])
-    assert verdicts_and_causes(foreseen(*given).rows) == verdicts_and_causes(measure(*given).rows)
+    given = (f"method={method}", "freeze=backbone", *OVERRIDES_OF_TRAPS[trap])
+    assert verdicts_and_causes(foreseen(*given).rows) == verdicts_and_causes(run_experiment(*given).rows)
 
 
 @pytest.mark.parametrize("freeze", ["backbone", "head", "bias", "batchnorm", "all", "none"])
@@ -63,7 +61,7 @@ def test_a_plan_predicts_every_leak_of_the_traps_and_no_other(method, trap):
 def test_a_plan_predicts_every_verdict(freeze, buffers):
     given = ("method=requires_grad", f"freeze={freeze}", f"freeze.buffers={buffers}", "batches=4")
     rows = {row["name"]: row["verdict"] for row in foreseen(*given).rows}
-    assert rows == {row["name"]: row["verdict"] for row in measure(*given).rows}
+    assert rows == {row["name"]: row["verdict"] for row in run_experiment(*given).rows}
 
 
 def test_a_plan_predicts_that_a_parameter_in_no_group_stays_idle():
@@ -89,7 +87,7 @@ RENORMED = ("model.build={_target_: tests.foresight.test_rehearsal.Renormed}", "
 
 def test_a_plan_predicts_writes_in_the_forward_pass():
     assert verdicts_and_causes(foreseen(*RENORMED).rows) == {"embed.weight": ("leaked", "forward_write")}
-    assert verdicts_and_causes(measure(*RENORMED, "batches=4").rows) == {"embed.weight": ("leaked", "forward_write")}
+    assert verdicts_and_causes(run_experiment(*RENORMED, "batches=4").rows) == {"embed.weight": ("leaked", "forward_write")}
 
 
 def test_the_highest_learning_rate_of_a_long_schedule_is_found_though_not_every_step_is_rehearsed():
@@ -97,7 +95,7 @@ def test_the_highest_learning_rate_of_a_long_schedule_is_found_though_not_every_
     rehearsal = foreseen(*given)
     assert verdicts_and_causes(rehearsal.rows)["body.weight"] == ("leaked", "scheduler")
     (warning,) = warnings(*given)
-    trained = measure(*given, "cost=off")
+    trained = run_experiment(*given, "cost=off")
     peak = max(trained.steps, key=lambda step: step.lrs["frozen"])
     assert f"becomes {peak.lrs['frozen']:.3g} at step {peak.number}:" in warning
     assert peak.lrs["frozen"] == pytest.approx(0.1)
@@ -124,7 +122,7 @@ def test_the_highest_learning_rate_of_a_long_schedule_is_found_though_not_every_
             "ASGD updates at gradient 0, without weight decay or state: body.weight and 5 more would leak",
         ),
         (
-            (*PROVOKED["zeros_mid_run"], "method=requires_grad", "optimizer=adam"),
+            (*OVERRIDES_OF_TRAPS["zeros_mid_run"], "method=requires_grad", "optimizer=adam"),
             "Adam still updates from its state: body.weight and 6 more would leak",
         ),
     ],
@@ -145,13 +143,13 @@ def test_leaks_that_need_a_batch_are_predicted_only_by_the_plan():
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_a_rehearsal_changes_no_bit_of_the_run(trap):
-    given = ("method=zero_grad", "freeze=backbone", *PROVOKED[trap])
-    watched, plain = experiment(configured(*given), warn_of_leaks=True), experiment(configured(*given))
+    given = ("method=zero_grad", "freeze=backbone", *OVERRIDES_OF_TRAPS[trap])
+    watched, plain = experiment(config_with(*given), warn_of_leaks=True), experiment(config_with(*given))
     assert (watched.rows, watched.losses) == (plain.rows, plain.losses)
 
 
 def test_a_plan_draws_no_random_numbers():
-    config = configured("freeze=backbone", "method=zero_lr", "scheduler=one_cycle")
+    config = config_with("freeze=backbone", "method=zero_lr", "scheduler=one_cycle")
     with assembled(config) as setup:
         before = torch.get_rng_state(), random.getstate()
         foresee(setup)
@@ -227,7 +225,7 @@ def test_a_method_that_stores_its_optimizer_still_has_the_real_one_after_a_rehea
         "scheduler=one_cycle",
         "batches=5",
     )
-    watched, plain = experiment(configured(*given), warn_of_leaks=True), experiment(configured(*given))
+    watched, plain = experiment(config_with(*given), warn_of_leaks=True), experiment(config_with(*given))
     assert run_verdict(watched.rows) == run_verdict(plain.rows) == "held"
     assert watched.record["trained_digest"] == plain.record["trained_digest"]
 
@@ -252,7 +250,7 @@ def test_a_learning_rate_that_rises_late_and_falls_again_is_foreseen_with_its_ca
     )
     assert verdicts_and_causes(foreseen(*given).rows)["body.weight"] == ("leaked", "scheduler")
     # No comparison finds the leak before the last step.
-    assert verdicts_and_causes(measure(*given).rows)["body.weight"] == ("leaked", "unknown")
+    assert verdicts_and_causes(run_experiment(*given).rows)["body.weight"] == ("leaked", "unknown")
     warning = warnings(*given)[-1]
     assert "becomes 0.5 at step 1500:" in warning
 

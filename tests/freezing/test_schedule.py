@@ -31,7 +31,7 @@ from runner.training.models import MLP
 from runner.training.schedulers import inverse_square_root
 from runner.training.tasks import Classification
 from tests.conftest import read_table
-from tests.measure import configured, measure
+from tests.in_memory import config_with, run_experiment
 
 STEP, BATCHES = 3, 6
 MID_RUN = ("schedule=after", f"schedule.step={STEP}", f"batches={BATCHES}", "freeze=backbone")
@@ -50,8 +50,6 @@ BUILD_SCHEDULER: dict[str, Callable[..., Any]] = {
     "one_cycle": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=BATCHES, cycle_momentum=False),
     "step": lambda optimizer: StepLR(optimizer, step_size=3, gamma=0.1),
 }
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # A handwritten loop
@@ -241,7 +239,7 @@ def verdicts_by_name(result: Outcome) -> dict[str, tuple[str, str]]:
     return {row["name"]: (row["verdict"], row["cause"]) for row in result.rows}
 
 
-config_of = cache(configured)  # cached, because composing a config takes longer than a small run
+config_of = cache(config_with)  # cached, because composing a config takes longer than a small run
 
 
 @cache
@@ -339,8 +337,8 @@ def test_freezing_at_step_1_equals_the_constant_schedule(method):
     assert always.losses == first.losses
 
 
-def test_a_step_after_the_end_of_the_run_is_an_error_in_one_line_and_creates_no_folder(door):
-    code, _, err = door("model=mlp", "batches=3", "schedule=after", "schedule.step=4")
+def test_a_step_after_the_end_of_the_run_is_an_error_in_one_line_and_creates_no_folder(cli):
+    code, _, err = cli("model=mlp", "batches=3", "schedule=after", "schedule.step=4")
     assert (code, err.count("\n"), Path("outputs").exists()) == (2, 1, False)
     assert "schedule.step is 4 and batches is 3: nothing would ever be frozen" in err
 
@@ -373,7 +371,7 @@ class InterruptingTask(Classification):
 @pytest.mark.parametrize("method", ["detach", "exclude", "requires_grad", "zero_lr"])
 def test_a_run_that_ends_before_the_freeze_equals_a_run_without_freezing(method, ending, steps):
     result = run(method, ending % __name__)
-    unfrozen = measure("freeze=none", f"batches={steps}")
+    unfrozen = run_experiment("freeze=none", f"batches={steps}")
     assert result.interrupted is ending.startswith("task")
     assert result.losses == unfrozen.losses
     tensors, expected = result.model.state_dict(), unfrozen.model.state_dict()
@@ -500,9 +498,9 @@ def test_with_groups_by_parameter_the_group_names_do_not_change():
         assert [list(step.lrs) for step in run(method, "groups=parameter").steps] == [names] * BATCHES
 
 
-def test_steps_csv_has_a_learning_rate_of_every_group_in_every_step(door):
+def test_steps_csv_has_a_learning_rate_of_every_group_in_every_step(cli):
     more = "hydra.run.dir=here", "model=mlp", "method=zero_lr", "groups=one", "scheduler=step"
-    assert door(*MID_RUN, *more, WITH_DECAY)[0] == 0
+    assert cli(*MID_RUN, *more, WITH_DECAY)[0] == 0
     rows = read_table(Path("here/steps.csv"))
     assert list(rows[0]) == ["step", "loss", "seconds", "lr/all/frozen", "lr/all"]
     manual = train_manually(ManualFreeze(freeze=set_lr_to_zero), scheduler="step")
@@ -629,11 +627,11 @@ def test_under_autocast_all_methods_that_hold_train_alike_and_not_as_in_float32(
     found = {}
     for method in METHODS:
         with suppress(SkippedError):
-            found[method] = measure(f"method={method}", f"freeze={freeze}", "autocast=true")
+            found[method] = run_experiment(f"method={method}", f"freeze={freeze}", "autocast=true")
     assert {method for method, result in found.items() if run_verdict(result.rows) == "leaked"} == {"none"}
     results = {(result.record["trained_digest"], *result.losses) for method, result in found.items() if method != "none"}
     assert len(results) == 1
-    assert measure(f"freeze={freeze}").losses not in [result.losses for result in found.values()]
+    assert run_experiment(f"freeze={freeze}").losses not in [result.losses for result in found.values()]
     assert {p.dtype for result in found.values() for p in result.model.parameters()} == {torch.float32}
 
 
@@ -665,7 +663,9 @@ class GroupsByFlags(FreezingMethod):
 
 def test_groups_is_called_after_prepare_has_set_the_flags_of_the_phase():
     overrides = ("optimizer=adam", "zero_grad_to_none=false", "schedule=after", "schedule.step=3", "batches=6")
-    rows = measure("method={_target_: tests.freezing.test_schedule.GroupsByFlags}", "freeze=backbone", *overrides).rows
+    rows = run_experiment(
+        "method={_target_: tests.freezing.test_schedule.GroupsByFlags}", "freeze=backbone", *overrides
+    ).rows
     assert {row["verdict"] for row in rows if row["frozen"]} == {"held"}
     assert {row["group"] for row in rows if row["frozen"]} == {""}
 
@@ -685,11 +685,11 @@ def freeze_one_by_one(selection: Selection, every: int) -> list[Phase]:
 def test_parameters_frozen_in_different_phases_stay_in_a_group_with_learning_rate_0(groups):
     schedule = "schedule={_target_: tests.freezing.test_schedule.freeze_one_by_one, every: 2}"
     overrides = ("freeze=backbone", f"groups={groups}", "batches=16", schedule)
-    outcome = measure("method=zero_lr", *overrides)
+    outcome = run_experiment("method=zero_lr", *overrides)
     rows = {row["name"]: row for row in outcome.rows}
     assert {row["verdict"] for row in outcome.rows if row["frozen"]} == {"held"}
     assert all(row["group"] and row["lr"] == 0 for row in outcome.rows if row["frozen"])
     assert rows["head.weight"]["lr"] == 0.1
-    with_scheduler = measure("method=zero_lr", *overrides, "scheduler=lambda")
+    with_scheduler = run_experiment("method=zero_lr", *overrides, "scheduler=lambda")
     leaked = [row["name"] for row in with_scheduler.rows if row["verdict"] == "leaked"]
     assert "body.weight" in leaked  # its group exists from the start, so a scheduler can raise its rate

@@ -19,9 +19,8 @@ from runner.methods.cached_prefix import CachedPrefix
 from runner.proof.verdict import run_verdict
 from runner.tensors import same_bits
 from runner.training.models import MLP
-from tests.measure import measure
+from tests.in_memory import run_experiment
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = "tests.methods.test_cached_prefix."
 FROZEN = ("freeze=backbone", "freeze.buffers=frozen")
 CALLS: list[int] = []
@@ -40,7 +39,7 @@ def model(name, *more):
 def run_both(*overrides, epochs=3, options=()):
     """Return the outcomes of a run with `requires_grad` and of one with `cached_prefix`."""
     given = (*FROZEN, *overrides, f"data.epochs={epochs}")
-    return measure("method=requires_grad", *given), measure("method=cached_prefix", *options, *given)
+    return run_experiment("method=requires_grad", *given), run_experiment("method=cached_prefix", *options, *given)
 
 
 def assert_same_bits(plain, cached):
@@ -218,7 +217,7 @@ def calls_per_batch(*overrides, epochs=3, options=()):
     for batches in (3, 7):
         CALLS.clear()
         given = (*model("Counted"), *FROZEN, f"data.epochs={epochs}", f"batches={batches}", "cost=off", *options, *overrides)
-        measure("method=cached_prefix", *given)
+        run_experiment("method=cached_prefix", *given)
         counts.append(len(CALLS))
     return (counts[1] - counts[0]) / 4
 
@@ -248,7 +247,7 @@ class RecordsOutputs(CachedPrefix):
 def test_in_the_training_the_prefix_runs_only_in_the_first_epoch():
     RecordsOutputs.outputs.clear()
     given = ("method.epochs=4", "method.input=[3,8,8]", *model("Conv"), *FROZEN, "data.epochs=4", "batches=3")
-    measure("method=cached_prefix", f"method._target_={HERE}RecordsOutputs", *given)
+    run_experiment("method=cached_prefix", f"method._target_={HERE}RecordsOutputs", *given)
     assert [output.is_meta for output in RecordsOutputs.outputs] == [False] * 3 + [True] * 9
 
 
@@ -256,7 +255,7 @@ def test_with_one_epoch_nothing_is_cached_and_it_is_the_same_as_requires_grad():
     plain, cached = run_both(*model("Conv"), epochs=1)
     assert_same_bits(plain, cached)
     assert "data.epochs is 1" in notes_of_method(cached)[0]
-    assert_same_bits(measure("freeze=head"), measure("method=cached_prefix", "freeze=head"))
+    assert_same_bits(run_experiment("freeze=head"), run_experiment("method=cached_prefix", "freeze=head"))
 
 
 # Reasons to skip the run
@@ -347,7 +346,7 @@ class Mask(Token):
 )
 def test_a_run_that_cannot_use_the_cache_is_skipped_with_the_reason(overrides, reason):
     with pytest.raises(SkippedError, match=reason):
-        measure("method=cached_prefix", *FROZEN, *overrides, "data.epochs=2")
+        run_experiment("method=cached_prefix", *FROZEN, *overrides, "data.epochs=2")
 
 
 def test_a_prefix_with_dropout_in_eval_mode_is_cached():
@@ -452,10 +451,10 @@ def test_a_prefix_that_is_frozen_later_is_cached_from_then_on():
     plain, cached = run_both(*more, epochs=5)
     assert_same_bits(plain, cached)
     CALLS.clear()
-    measure("method=cached_prefix", *FROZEN, *more, "data.epochs=9")
+    run_experiment("method=cached_prefix", *FROZEN, *more, "data.epochs=9")
     longer = len(CALLS)
     CALLS.clear()
-    measure("method=cached_prefix", *FROZEN, *more, "data.epochs=5")
+    run_experiment("method=cached_prefix", *FROZEN, *more, "data.epochs=5")
     assert longer == len(CALLS)
 
 
@@ -464,7 +463,7 @@ def test_a_prefix_that_is_frozen_later_is_cached_from_then_on():
 
 def run_cached(overrides, on_step):
     """Return the outcome of four epochs with `cached_prefix`."""
-    return measure("method=cached_prefix", *FROZEN, *model("Conv"), "data.epochs=4", *overrides, on_step=on_step)
+    return run_experiment("method=cached_prefix", *FROZEN, *model("Conv"), "data.epochs=4", *overrides, on_step=on_step)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short"])
@@ -478,7 +477,7 @@ def test_outputs_in_a_damaged_file_are_computed_again_with_a_note_and_the_same_w
                 os.truncate(file, 10)
 
     outcome = run_cached(("method.memory_mb=0.002", f"method.folder={tmp_path}"), on_step)
-    assert_same_bits(measure("method=requires_grad", *FROZEN, *model("Conv"), "data.epochs=4"), outcome)
+    assert_same_bits(run_experiment("method=requires_grad", *FROZEN, *model("Conv"), "data.epochs=4"), outcome)
     (note,) = notes_of_method(outcome)
     assert "is damaged" in note
     assert not list(tmp_path.iterdir())
@@ -499,7 +498,7 @@ def file_size_limit(size):
 def test_on_a_full_disk_missing_outputs_are_computed_again_with_a_note(size, tmp_path):
     with file_size_limit(size):
         outcome = run_cached(("method.memory_mb=0", f"method.folder={tmp_path}"), lambda step: None)
-    assert_same_bits(measure("method=requires_grad", *FROZEN, *model("Conv"), "data.epochs=4"), outcome)
+    assert_same_bits(run_experiment("method=requires_grad", *FROZEN, *model("Conv"), "data.epochs=4"), outcome)
     (note,) = notes_of_method(outcome)
     assert "cannot all be cached ([Errno 27] File too large)" in note
     assert not list(tmp_path.iterdir())
@@ -573,9 +572,9 @@ def test_the_check_changes_neither_weights_nor_random_state():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_plan_is_refused_with_the_same_reason_as_a_run(door):
+def test_a_plan_is_refused_with_the_same_reason_as_a_run(cli):
     given = ("model=mlp", "method=cached_prefix", "data.epochs=2", "freeze=backbone", "plan=true")
-    assert door(*given, "freeze.buffers=frozen")[0] == 0
-    code, _, err = door(*given)
+    assert cli(*given, "freeze.buffers=frozen")[0] == 0
+    code, _, err = cli(*given)
     assert code == 2
     assert "norm, a BatchNorm1d, is not held in eval mode" in err

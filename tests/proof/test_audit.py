@@ -23,8 +23,6 @@ from runner.proof.audit_report import LeakError, Report
 from runner.proof.changes import snapshot
 from runner.tensors import tensor_entries
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Net(nn.Module):
     """A layer, a BatchNorm and a head."""

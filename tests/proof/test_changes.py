@@ -18,14 +18,6 @@ HYPOTHESIS_SETTINGS = settings(max_examples=200, deadline=None, database=None, d
 FLOAT32_AND_SMALLER = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two threads would wait for each other on a busy machine
-    yield
-    torch.set_num_threads(threads)
-
-
 def slow_norms(before: Tensor, after: Tensor) -> tuple[float, float, float]:
     """Norm of the initial values, norm of the difference and largest difference, computed with Python numbers."""
     start = before.detach().reshape(-1).tolist()

@@ -22,8 +22,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from runner import audit
 from runner.freezing.selection import select
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LR = 0.1
 X = torch.tensor([[1.0, 0.5, -1.0], [0.25, -2.0, 1.0], [-0.5, 1.5, 2.0], [2.0, 0.0, -0.75]])
 

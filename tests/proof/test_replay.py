@@ -35,8 +35,6 @@ from tests.proof.test_leak_tracer import (
     with_options,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LBFGS = torch.optim.LBFGS
 
 

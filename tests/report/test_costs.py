@@ -8,15 +8,15 @@ import pytest
 
 from runner.report.costs import UNFROZEN_TARGET, costs_by_run
 from runner.runs.read import read_run, run_folders
-from tests.made import LEAKED, make_run
+from tests.run_folders import LEAKED_ROWS, write_run
 
 SWEEP = Path("sweep")
 
 
 @pytest.mark.parametrize(("status", "share"), [("finished", 0.25), ("interrupted", None)])
 def test_only_a_finished_unfrozen_run_is_the_baseline_of_a_share(status, share):
-    frozen = make_run(SWEEP, "zero_lr", cost={"saved_bytes": 2.0})
+    frozen = write_run(SWEEP, "zero_lr", cost={"saved_bytes": 2.0})
     nothing_frozen = {"_target_": UNFROZEN_TARGET}
-    make_run(SWEEP, "none", rows=LEAKED, status=status, method=nothing_frozen, cost={"saved_bytes": 8.0})
+    write_run(SWEEP, "none", rows=LEAKED_ROWS, status=status, method=nothing_frozen, cost={"saved_bytes": 8.0})
     costs = costs_by_run([read_run(folder) for folder in run_folders(SWEEP)])
     assert costs[frozen.name].get("saved_bytes_share") == share

@@ -7,7 +7,7 @@ import csv
 import pytest
 
 from runner.report.equivalence import compare_trained_parts
-from tests.measure import measure
+from tests.in_memory import run_experiment
 
 QUICK = ("model=mlp", "batches=3", "data.batch_size=4", "freeze=backbone")
 
@@ -22,9 +22,9 @@ def record(method: str = "requires_grad.RequiresGrad", digest: str | None = "a",
 ZERO_LR = "zero_lr.ZeroLr"
 
 
-def sweep_trained_parts(door, tmp_path, *arguments: str) -> dict[str, tuple[str, str]]:
+def sweep_trained_parts(cli, tmp_path, *arguments: str) -> dict[str, tuple[str, str]]:
     """Run a sweep; returns (trained_part, trained_part_why) by method. Checks that they are printed, too."""
-    code, out, _ = door("-m", *QUICK, "hydra.sweep.dir=here", *arguments)
+    code, out, _ = cli("-m", *QUICK, "hydra.sweep.dir=here", *arguments)
     assert code == 0
     with (tmp_path / "here" / "comparison.csv").open() as file:
         found = {row["method"]: (row["trained_part"], row["trained_part_why"]) for row in csv.DictReader(file)}
@@ -32,24 +32,24 @@ def sweep_trained_parts(door, tmp_path, *arguments: str) -> dict[str, tuple[str,
     return found
 
 
-def test_without_clipping_every_method_that_holds_trains_the_same_bits_as_requires_grad(door, tmp_path):
-    found = sweep_trained_parts(door, tmp_path, "method=glob(*)")
+def test_without_clipping_every_method_that_holds_trains_the_same_bits_as_requires_grad(cli, tmp_path):
+    found = sweep_trained_parts(cli, tmp_path, "method=glob(*)")
     assert found.pop("none") == ("differs", "the frozen part leaked")
     assert set(found.values()) == {("identical", "")}
     assert len(found) == 9
 
 
-def test_with_clipping_methods_that_keep_frozen_gradients_train_other_bits(door, tmp_path):
+def test_with_clipping_methods_that_keep_frozen_gradients_train_other_bits(cli, tmp_path):
     found = sweep_trained_parts(
-        door, tmp_path, "method=requires_grad,zero_lr,exclude,restore,grad_none,detach,to_buffer", "clip=0.5"
+        cli, tmp_path, "method=requires_grad,zero_lr,exclude,restore,grad_none,detach,to_buffer", "clip=0.5"
     )
     why = "clipping: the frozen part's gradients enter the norm"
     assert {name for name, result in found.items() if result == ("differs", why)} == {"zero_lr", "exclude", "restore"}
     assert {result for name, result in found.items() if name not in ("zero_lr", "exclude", "restore")} == {("identical", "")}
 
 
-def test_an_optimizer_that_looks_across_tensors_trains_other_bits_where_it_has_frozen_gradients(door, tmp_path):
-    found = sweep_trained_parts(door, tmp_path, "method=requires_grad,restore,exclude", "optimizer=lbfgs", "groups=one")
+def test_an_optimizer_that_looks_across_tensors_trains_other_bits_where_it_has_frozen_gradients(cli, tmp_path):
+    found = sweep_trained_parts(cli, tmp_path, "method=requires_grad,restore,exclude", "optimizer=lbfgs", "groups=one")
     assert found["restore"] == (
         "differs",
         "the optimizer's step looks across tensors, the frozen part's gradients among them",
@@ -91,13 +91,13 @@ def test_a_run_is_compared_with_the_requires_grad_run_of_the_same_setting(baseli
 @pytest.mark.parametrize("method", ["requires_grad", "zero_lr", "exclude", "zero_grad"])
 def test_a_run_records_how_frozen_gradients_influenced_the_trainable_part(method, clip):
     coupled = clip != "null" and method in ("zero_lr", "exclude")
-    assert measure(f"method={method}", "freeze=backbone", f"clip={clip}").record["couplings"] == (
+    assert run_experiment(f"method={method}", "freeze=backbone", f"clip={clip}").record["couplings"] == (
         ["clip"] if coupled else []
     )
 
 
-def test_a_sweep_over_a_recipe_with_zero_lr_has_no_baseline_to_compare_with(door, tmp_path):
+def test_a_sweep_over_a_recipe_with_zero_lr_has_no_baseline_to_compare_with(cli, tmp_path):
     recipe = ("experiment=zero_lr_fc", "model.input=[3,64,64]", "batches=1", "seed=0,1", "hydra.sweep.dir=here")
-    assert door("-m", *recipe)[0] == 0
+    assert cli("-m", *recipe)[0] == 0
     with (tmp_path / "here" / "comparison.csv").open() as file:
         assert {row["trained_part"] for row in csv.DictReader(file)} == {""}

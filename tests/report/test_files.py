@@ -17,7 +17,7 @@ from runner.report.__main__ import main
 from runner.report.files import write_run_page, write_sweep_files
 from runner.runs.read import IN_PROGRESS, KILLED, read_run
 from tests.conftest import ROOT
-from tests.made import HELD, LEAKED, make_run, make_sweep, tensor
+from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
 
 SWEEP = Path("sweep")
 FILES = ("comparison.csv", "changes.csv", "failures.csv", "report.html", "heatmap.svg", "heatmap.png")
@@ -46,13 +46,13 @@ def problems_in(out: str) -> list[str]:
 
 
 def test_a_sweep_folder_gets_exactly_six_files():
-    folders = make_sweep(SWEEP)
+    folders = write_sweep(SWEEP)
     write_sweep_files(SWEEP)
     assert {path.name for path in SWEEP.iterdir()} == {*FILES, *(folder.name for folder in folders)}
 
 
 def test_the_same_run_folders_give_the_same_bytes_in_any_place():
-    make_sweep(SWEEP)
+    write_sweep(SWEEP)
     shutil.copytree(SWEEP, Path("elsewhere") / "sweep")
     for sweep in (SWEEP, Path("elsewhere") / "sweep"):
         write_sweep_files(sweep)
@@ -61,14 +61,14 @@ def test_the_same_run_folders_give_the_same_bytes_in_any_place():
 
 
 def test_no_file_of_a_sweep_holds_a_path_of_the_machine(tmp_path):
-    make_sweep(SWEEP)
+    write_sweep(SWEEP)
     write_sweep_files(tmp_path / SWEEP)
     for name in FILES:
         assert str(tmp_path).encode() not in (SWEEP / name).read_bytes(), name
 
 
 def test_failures_csv_has_a_row_for_each_run_that_did_not_finish():
-    make_sweep(SWEEP)
+    write_sweep(SWEEP)
     (row,) = write_sweep_files(SWEEP).query("status != 'finished'").to_dict("records")
     (failed,) = rows_of("failures.csv")
     assert list(failed) == ["run", "status", "reason", "log", "overrides"]
@@ -83,14 +83,14 @@ def test_failures_csv_has_a_row_for_each_run_that_did_not_finish():
 
 
 def test_failures_csv_of_a_sweep_without_failures_has_only_its_header():
-    make_run(SWEEP)
+    write_run(SWEEP)
     write_sweep_files(SWEEP)
     assert (SWEEP / "failures.csv").read_text() == "run,status,reason,log,overrides\n"
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_this_project_did_not_write_is_not_overwritten_and_named_on_stderr(name, capsys):
-    make_sweep(SWEEP)
+    write_sweep(SWEEP)
     (SWEEP / name).write_text("mine: run,status\n")
     write_sweep_files(SWEEP)
     assert (SWEEP / name).read_text() == "mine: run,status\n"
@@ -100,9 +100,9 @@ def test_a_file_that_this_project_did_not_write_is_not_overwritten_and_named_on_
 
 
 def test_files_that_this_project_wrote_are_overwritten():
-    make_run(SWEEP)
+    write_run(SWEEP)
     write_sweep_files(SWEEP)
-    make_run(SWEEP, "none", rows=LEAKED)
+    write_run(SWEEP, "none", rows=LEAKED_ROWS)
     write_sweep_files(SWEEP)
     assert len(rows_of("comparison.csv")) == 2
     assert "none" in (SWEEP / "report.html").read_text()
@@ -110,8 +110,8 @@ def test_files_that_this_project_wrote_are_overwritten():
 
 
 def test_a_swept_key_and_a_cost_are_columns_of_the_comparison():
-    make_run(SWEEP, "zero_lr", "clip=1.0", cost={"flops_forward": 10, "saved_bytes": 3})
-    make_run(SWEEP, "zero_lr", "++clip2=null", "~scheduler")
+    write_run(SWEEP, "zero_lr", "clip=1.0", cost={"flops_forward": 10, "saved_bytes": 3})
+    write_run(SWEEP, "zero_lr", "++clip2=null", "~scheduler")
     write_sweep_files(SWEEP)
     first, second = rows_of("comparison.csv")
     assert {"clip", "++clip2", "~scheduler", "flops_forward", "saved_bytes", "seconds_step"} <= first.keys()
@@ -119,15 +119,15 @@ def test_a_swept_key_and_a_cost_are_columns_of_the_comparison():
 
 
 def test_overrides_that_only_say_where_a_run_runs_are_no_column_and_split_no_seed_group():
-    make_run(SWEEP, "zero_lr", "seed=0", "timeout=9", "launch=joblib")
-    make_run(SWEEP, "zero_lr", "seed=1")
+    write_run(SWEEP, "zero_lr", "seed=0", "timeout=9", "launch=joblib")
+    write_run(SWEEP, "zero_lr", "seed=1")
     write_sweep_files(SWEEP)
     assert list(rows_of("comparison.csv")[0])[:3] == ["run", "seed", "status"]
     assert "1 setting" in (SWEEP / "report.html").read_text()
 
 
 def test_joined_changes_have_the_columns_of_other_versions_and_omit_torn_rows():
-    one, two = make_run(SWEEP, "none", rows=LEAKED), make_run(SWEEP, "zero_lr")
+    one, two = write_run(SWEEP, "none", rows=LEAKED_ROWS), write_run(SWEEP, "zero_lr")
     old = (one / "changes.csv").read_text().splitlines()
     (one / "changes.csv").write_text("\n".join(["name,verdict,new", "a,held,7", "b,he"]))
     write_sweep_files(SWEEP)
@@ -135,13 +135,13 @@ def test_joined_changes_have_the_columns_of_other_versions_and_omit_torn_rows():
     assert list(rows[0]) == ["run", *old[0].split(","), "new"]
     assert [(row["run"], row["name"], row["new"]) for row in rows] == [
         (one.name, "a", "7"),
-        *((two.name, row["name"], "") for row in HELD),
+        *((two.name, row["name"], "") for row in HELD_ROWS),
     ]
 
 
 def test_the_command_reads_any_folders_and_writes_only_the_page(report):
-    make_sweep(Path("one") / "sweep")
-    make_run(Path("two") / "deep" / "down", "none", rows=LEAKED, name="named by someone")
+    write_sweep(Path("one") / "sweep")
+    write_run(Path("two") / "deep" / "down", "none", rows=LEAKED_ROWS, name="named by someone")
     before = set(Path().rglob("*"))
     code, out, err = report("one", "two")
     assert (code, err) == (0, "")
@@ -151,7 +151,7 @@ def test_the_command_reads_any_folders_and_writes_only_the_page(report):
 
 
 def test_a_folder_found_twice_counts_once_and_a_copy_of_it_counts_again(report):
-    folder = make_run(Path("one"))
+    folder = write_run(Path("one"))
     shutil.copytree("one", "two")
     assert report("one", "two", str(folder), "one/.", "-o", "page.html")[0] == 0
     html = Path("page.html").read_text()
@@ -160,7 +160,7 @@ def test_a_folder_found_twice_counts_once_and_a_copy_of_it_counts_again(report):
 
 
 def test_a_single_run_gets_a_page_of_its_own(report):
-    folder = make_run(SWEEP, "none", rows=LEAKED)
+    folder = write_run(SWEEP, "none", rows=LEAKED_ROWS)
     write_run_page(folder)
     html = (folder / "report.html").read_text()
     assert "Leaked: 1 of 1 frozen tensor" in html
@@ -170,15 +170,15 @@ def test_a_single_run_gets_a_page_of_its_own(report):
     assert Path("report.html").read_text() == html
 
 
-def test_the_pages_of_a_real_sweep_and_a_real_run(door, report):
+def test_the_pages_of_a_real_sweep_and_a_real_run(cli, report):
     methods = "method=requires_grad,zero_lr,none"
-    assert door("-m", methods, "freeze=head", "model=mlp", "batches=2", "hydra.sweep.dir=sweep")[0] == 0
+    assert cli("-m", methods, "freeze=head", "model=mlp", "batches=2", "hydra.sweep.dir=sweep")[0] == 0
     write_sweep_files(SWEEP)
     html = (SWEEP / "report.html").read_text()
     assert "Use requires_grad" in html
     assert "none: in 1 of 1 run, cause: gradient" in html
     assert "So did zero_lr, and trained the other parameters to the same bits" in html
-    assert door("model=mlp", "freeze=head", "batches=2", "hydra.run.dir=alone")[0] == 0
+    assert cli("model=mlp", "freeze=head", "batches=2", "hydra.run.dir=alone")[0] == 0
     assert report("alone")[0] == 0
     assert "Held: 2 frozen tensors kept every bit" in Path("report.html").read_text()
 
@@ -199,7 +199,7 @@ def test_the_pages_of_a_real_sweep_and_a_real_run(door, report):
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(report, arguments, message):
-    make_run(SWEEP)
+    write_run(SWEEP)
     Path("empty").mkdir()
     (SWEEP / "file").write_text("mine")
     code, out, err = report(*arguments)
@@ -210,7 +210,7 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(report, arguments, message
 
 
 def test_a_full_disk_gives_a_one_line_error_and_no_partial_page(report, monkeypatch):
-    make_run(SWEEP)
+    write_run(SWEEP)
 
     def full(path, content):
         raise OSError(28, "No space left on device")
@@ -222,7 +222,7 @@ def test_a_full_disk_gives_a_one_line_error_and_no_partial_page(report, monkeypa
 
 
 def test_the_report_imports_neither_torch_nor_hydra():
-    make_run(SWEEP)
+    write_run(SWEEP)
     code = (
         "import sys; from runner.report.__main__ import main; assert main(['sweep']) == 0; "
         "sys.exit(bool({'torch', 'hydra', 'omegaconf'} & set(sys.modules)))"
@@ -233,7 +233,7 @@ def test_the_report_imports_neither_torch_nor_hydra():
 
 def broken(what: str):
     """A run folder with the files of BROKEN[what]: None deletes one, bytes replace it, a dict changes keys of `run.json`."""
-    folder = make_run(SWEEP)
+    folder = write_run(SWEEP)
     for name, content in BROKEN[what][0].items():
         if content is None:
             (folder / name).unlink()
@@ -274,7 +274,7 @@ BROKEN = {
 
 
 def test_a_folder_whose_name_is_not_utf8_is_reported(report):
-    make_run(SWEEP)
+    write_run(SWEEP)
     os.rename(b"sweep", b"sw\xff")
     code, _, err = report(os.fsdecode(b"sw\xff"))
     assert (code, err) == (0, "")
@@ -284,7 +284,7 @@ def test_a_folder_whose_name_is_not_utf8_is_reported(report):
 @pytest.mark.parametrize("what", BROKEN)
 def test_each_broken_file_is_a_line_and_everything_else_is_reported(report, what):
     folder = broken(what)
-    good = make_run(SWEEP, "none", rows=LEAKED)
+    good = write_run(SWEEP, "none", rows=LEAKED_ROWS)
     code, out, err = report("sweep")
     assert (code, err) == (0, "")
     assert problems_in(out) == [f"{folder.name}: {line}" for line in BROKEN[what][1]]
@@ -309,8 +309,8 @@ def test_a_run_whose_record_cannot_be_read_failed_and_keeps_its_overrides(report
 
 
 def test_a_record_of_an_old_version_lacks_keys_and_is_no_problem(report):
-    folder = make_run(SWEEP)
-    make_run(SWEEP, "requires_grad")
+    folder = write_run(SWEEP)
+    write_run(SWEEP, "requires_grad")
     record = json.loads((folder / "run.json").read_text())
     old = {key: record[key] for key in ("status", "verdict", "loss_last", "overrides")}
     (folder / "run.json").write_text(json.dumps(old))
@@ -322,14 +322,14 @@ def test_a_record_of_an_old_version_lacks_keys_and_is_no_problem(report):
 
 
 def test_an_unknown_status_is_reported_as_failed_and_named_in_the_reason():
-    make_run(SWEEP, status="pruned")
+    write_run(SWEEP, status="pruned")
     write_sweep_files(SWEEP)
     (row,) = rows_of("failures.csv")
     assert row["reason"] == "run.json has a status that this version does not know: 'pruned'"
 
 
 def test_folders_of_other_hydra_projects_are_skipped_and_counted(report):
-    make_run(SWEEP)
+    write_run(SWEEP)
     for name in ("theirs", "deep/theirs"):
         (SWEEP / name / ".hydra").mkdir(parents=True)
         (SWEEP / name / ".hydra" / "config.yaml").write_text("lr: 1\n")
@@ -343,8 +343,8 @@ def test_folders_of_other_hydra_projects_are_skipped_and_counted(report):
 
 
 def test_nothing_in_a_config_is_executed_and_nested_yaml_aliases_are_not_expanded(report):
-    folder = make_run(SWEEP)
-    make_run(SWEEP, "none")
+    folder = write_run(SWEEP)
+    write_run(SWEEP, "none")
     config = folder / ".hydra" / "config.yaml"
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40))
     for text in ("a: !!python/object/apply:os.system ['touch executed']", "a: &a [*a]", "{", "\0", bomb):
@@ -356,7 +356,7 @@ def test_nothing_in_a_config_is_executed_and_nested_yaml_aliases_are_not_expande
 
 def test_of_many_runs_only_those_that_did_not_hold_are_printed(report):
     for seed in range(250):
-        make_run(SWEEP, "none" if seed == 7 else "zero_lr", f"seed={seed}", rows=LEAKED if seed == 7 else HELD)
+        write_run(SWEEP, "none" if seed == 7 else "zero_lr", f"seed={seed}", rows=LEAKED_ROWS if seed == 7 else HELD_ROWS)
     _, out, _ = report("sweep")
     assert "250 runs, 249 of them held; above: 1 that did not hold" in out
     assert len(out.splitlines()) < 10
@@ -364,15 +364,17 @@ def test_of_many_runs_only_those_that_did_not_hold_are_printed(report):
 
 def rows_122(verdict: str) -> list[dict]:
     names = [f"layer{n // 15}.{n % 2}.bn{n}.weight" for n in range(62)]
-    parameters = [tensor(name, verdict, 0.1 * (verdict == "leaked"), "gradient" * (verdict == "leaked")) for name in names]
-    return [*parameters, *(tensor(f"layer{n // 15}.{n}.running_var", "drifted", 0.123456789) for n in range(60))]
+    parameters = [
+        change_row(name, verdict, 0.1 * (verdict == "leaked"), "gradient" * (verdict == "leaked")) for name in names
+    ]
+    return [*parameters, *(change_row(f"layer{n // 15}.{n}.running_var", "drifted", 0.123456789) for n in range(60))]
 
 
 def test_a_page_of_24_runs_of_122_rows_is_under_a_megabyte():
     for number in range(24):
         verdict = ("held", "leaked", "returned")[number % 3]
         losses = [2.0 + number / 7 + step / 3 for step in range(100)]
-        make_run(SWEEP, f"method_{number % 3}", f"seed={number}", rows=rows_122(verdict), losses=losses)
+        write_run(SWEEP, f"method_{number % 3}", f"seed={number}", rows=rows_122(verdict), losses=losses)
     write_sweep_files(SWEEP)
     assert (SWEEP / "report.html").stat().st_size < 1_000_000
 
@@ -381,7 +383,7 @@ def test_a_page_of_1000_runs_is_under_five_megabytes_and_says_how_runs_are_group
     for number in range(1000):
         losses = [2.0 + number / 7 + step / 3 for step in range(20)]
         given = f"optimizer.lr={number // 100}", f"optimizer.weight_decay={number % 10}", f"seed={number}"
-        make_run(SWEEP, "zero_lr", *given, rows=rows_122("held"), losses=losses)
+        write_run(SWEEP, "zero_lr", *given, rows=rows_122("held"), losses=losses)
     write_sweep_files(SWEEP)
     html = (SWEEP / "report.html").read_text()
     assert len(html.encode()) < 5_000_000

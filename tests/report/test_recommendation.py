@@ -11,11 +11,11 @@ from runner.report.grouping import group_by_method, seed_groups
 from runner.report.page.tables import commands_table, machines_table, seed_groups_table
 from runner.report.recommendation import summarize_run, summarize_runs
 from runner.runs.read import read_run, run_folders
-from tests.made import HELD, LEAKED, make_run, make_sweep, tensor
+from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
 
 SWEEP = Path("sweep")
-RETURNED = (tensor("body.weight", "returned"), *HELD[1:])
-IDLE = (HELD[0], tensor("head.weight", "idle", cause="no_gradient"))
+RETURNED = (change_row("body.weight", "returned"), *HELD_ROWS[1:])
+IDLE = (HELD_ROWS[0], change_row("head.weight", "idle", cause="no_gradient"))
 
 
 def runs():
@@ -35,7 +35,7 @@ def cost(forward: float, backward: float, saved: float) -> dict[str, float]:
 
 
 def test_the_method_that_held_and_trained_the_same_bits_is_recommended():
-    make_sweep(SWEEP)
+    write_sweep(SWEEP)
     assert (summary().headline, summary().lead) == (
         "Use requires_grad",
         "requires_grad kept every frozen bit in all of its 2 runs; zero_lr held too, but trained the other parameters "
@@ -44,7 +44,7 @@ def test_the_method_that_held_and_trained_the_same_bits_is_recommended():
 
 
 def test_the_findings_list_which_methods_held_leaked_trained_other_bits_and_did_not_finish():
-    make_sweep(SWEEP)
+    write_sweep(SWEEP)
     assert findings() == {
         "Held": ["requires_grad and zero_lr: every frozen bit, at every comparison"],
         "Leaked": ["none: in 2 of 2 runs, cause: gradient"],
@@ -58,7 +58,7 @@ def test_the_findings_list_which_methods_held_leaked_trained_other_bits_and_did_
 
 def test_of_equally_good_methods_requires_grad_is_recommended_and_the_others_are_named():
     for method in ("requires_grad", "exclude", "zero_lr"):
-        make_run(SWEEP, method)
+        write_run(SWEEP, method)
     assert summary().lead == (
         "requires_grad kept every frozen bit in its one run. So did exclude and zero_lr, and trained the other parameters "
         "to the same bits. requires_grad is PyTorch’s own way."
@@ -66,9 +66,9 @@ def test_of_equally_good_methods_requires_grad_is_recommended_and_the_others_are
 
 
 def test_where_costs_are_known_the_cheapest_of_the_methods_that_held_is_recommended():
-    make_run(SWEEP, "requires_grad", cost=cost(10, 20, 5))
-    make_run(SWEEP, "detach", cost=cost(10, 5, 5))
-    make_run(SWEEP, "none", rows=LEAKED, cost=cost(1, 1, 1))
+    write_run(SWEEP, "requires_grad", cost=cost(10, 20, 5))
+    write_run(SWEEP, "detach", cost=cost(10, 5, 5))
+    write_run(SWEEP, "none", rows=LEAKED_ROWS, cost=cost(1, 1, 1))
     assert summary().headline == "Use detach"
     assert summary().lead.endswith(
         "detach is the cheapest of them: 1.5e-08 GFLOP and 4.768e-06 MiB saved for backward a step."
@@ -77,17 +77,17 @@ def test_where_costs_are_known_the_cheapest_of_the_methods_that_held_is_recommen
 
 def test_of_equally_cheap_methods_requires_grad_is_recommended_and_the_tie_is_mentioned():
     for method in ("detach", "requires_grad"):
-        make_run(SWEEP, method, cost=cost(10, 5, 5))
+        write_run(SWEEP, method, cost=cost(10, 5, 5))
     assert summary().headline == "Use requires_grad"
     assert summary().lead.endswith(", at the same cost: 1.5e-08 GFLOP and 4.768e-06 MiB saved for backward a step.")
-    make_run(SWEEP, "zero_lr", cost=cost(10, 20, 5))
+    write_run(SWEEP, "zero_lr", cost=cost(10, 20, 5))
     assert "requires_grad and detach are the cheapest of them" in summary().lead
 
 
 def test_with_equal_flops_fewer_saved_bytes_are_cheaper_and_only_shared_settings_count():
-    make_run(SWEEP, "one", "clip=1", cost=cost(1, 1, 9))
-    make_run(SWEEP, "two", "clip=1", cost=cost(1, 1, 3))
-    make_run(SWEEP, "two", "clip=2", cost=cost(9, 9, 9))
+    write_run(SWEEP, "one", "clip=1", cost=cost(1, 1, 9))
+    write_run(SWEEP, "two", "clip=1", cost=cost(1, 1, 3))
+    write_run(SWEEP, "two", "clip=2", cost=cost(9, 9, 9))
     found = group_by_method(runs())
     assert cheapest_methods(found) == (["two"], "2e-09 GFLOP and 2.861e-06 MiB saved for backward a step")
     assert cheapest_methods({"two": found["two"][:1], "one": []}) is None
@@ -95,51 +95,51 @@ def test_with_equal_flops_fewer_saved_bytes_are_cheaper_and_only_shared_settings
 
 def test_a_method_that_saves_little_is_listed_with_the_reason_and_the_setting():
     at_the_end = "the frozen part is at the end: backward still runs through it"
-    make_run(SWEEP, "requires_grad", "freeze=fc", cost=cost(10, 20, 5) | {"why_small": at_the_end})
-    make_run(SWEEP, "requires_grad", "freeze=backbone", cost=cost(10, 5, 5) | {"why_small": ""})
+    write_run(SWEEP, "requires_grad", "freeze=fc", cost=cost(10, 20, 5) | {"why_small": at_the_end})
+    write_run(SWEEP, "requires_grad", "freeze=backbone", cost=cost(10, 5, 5) | {"why_small": ""})
     assert ("Saves little", [f"requires_grad: {at_the_end}; with freeze=fc"]) in summary().findings
 
 
 def test_without_cost_figures_the_summary_does_not_mention_cost():
-    make_sweep(SWEEP)
+    write_sweep(SWEEP)
     assert "cheap" not in str(summary()).lower()
     assert "cost" not in str(summary()).lower()
 
 
 def test_a_leak_is_listed_with_its_settings():
     for scheduler in ("constant", "one_cycle"):
-        leaked = (tensor("body.weight", "leaked", 0.1, "scheduler"), *HELD[1:])
-        make_run(SWEEP, "zero_lr", f"scheduler={scheduler}", rows=leaked if scheduler == "one_cycle" else HELD)
-        make_run(SWEEP, "exclude", f"scheduler={scheduler}")
+        leaked = (change_row("body.weight", "leaked", 0.1, "scheduler"), *HELD_ROWS[1:])
+        write_run(SWEEP, "zero_lr", f"scheduler={scheduler}", rows=leaked if scheduler == "one_cycle" else HELD_ROWS)
+        write_run(SWEEP, "exclude", f"scheduler={scheduler}")
     assert findings()["Leaked"] == ["zero_lr: in 1 of 2 runs, cause: scheduler; with scheduler=one_cycle"]
     assert summary().headline == "Use exclude"
 
 
 def test_a_method_that_never_moves_frozen_tensors_is_preferred_to_one_that_puts_them_back():
-    make_run(SWEEP, "restore", rows=RETURNED)
-    make_run(SWEEP, "exclude")
+    write_run(SWEEP, "restore", rows=RETURNED)
+    write_run(SWEEP, "exclude")
     assert summary().headline == "Use exclude"
     assert findings()["Held"][1] == "restore: moved within a step, and was put back each time"
 
 
 def test_if_no_method_held_the_one_with_most_held_runs_is_named():
     for clip in ("1", "2", "3"):
-        make_run(SWEEP, "zero_lr", f"clip={clip}", rows=LEAKED if clip == "1" else HELD)
-        make_run(SWEEP, "none", f"clip={clip}", rows=LEAKED)
+        write_run(SWEEP, "zero_lr", f"clip={clip}", rows=LEAKED_ROWS if clip == "1" else HELD_ROWS)
+        write_run(SWEEP, "none", f"clip={clip}", rows=LEAKED_ROWS)
     assert summary().headline == "No method held"
     assert summary().lead == "zero_lr came nearest: it held in 2 of 3 runs."
 
 
-@pytest.mark.parametrize(("rows", "headline"), [(HELD, "zero_lr held"), (LEAKED, "zero_lr leaked")])
+@pytest.mark.parametrize(("rows", "headline"), [(HELD_ROWS, "zero_lr held"), (LEAKED_ROWS, "zero_lr leaked")])
 def test_with_one_method_the_summary_says_whether_it_held(rows, headline):
-    make_run(SWEEP, "zero_lr", "clip=1")
-    make_run(SWEEP, "zero_lr", "clip=2", rows=rows)
+    write_run(SWEEP, "zero_lr", "clip=1")
+    write_run(SWEEP, "zero_lr", "clip=2", rows=rows)
     assert summary().headline == headline
 
 
 def test_idle_parameters_are_listed_with_the_cause():
-    make_run(SWEEP, "zero_lr", "clip=1", rows=IDLE)
-    make_run(SWEEP, "zero_lr", "clip=2")
+    write_run(SWEEP, "zero_lr", "clip=1", rows=IDLE)
+    write_run(SWEEP, "zero_lr", "clip=2")
     assert findings()["Idle"] == ["something trainable did not move in 1 run: no_gradient"]
     assert dict(summarize_run(next(run for run in runs() if run.record["counts"]["idle"])).findings)["Idle"] == [
         "head.weight (no_gradient)"
@@ -147,31 +147,31 @@ def test_idle_parameters_are_listed_with_the_cause():
 
 
 def test_if_nothing_was_frozen_or_finished_no_method_is_recommended():
-    make_run(SWEEP, "none", rows=HELD[1:])
-    make_run(SWEEP, "zero_lr", rows=HELD[1:])
+    write_run(SWEEP, "none", rows=HELD_ROWS[1:])
+    write_run(SWEEP, "zero_lr", rows=HELD_ROWS[1:])
     assert summary().lead == "Nothing was declared frozen."
-    failed = make_run(Path("other"), status="failed", reason="it broke", verdict=None, rows=(), losses=())
+    failed = write_run(Path("other"), status="failed", reason="it broke", verdict=None, rows=(), losses=())
     assert summarize_runs([read_run(failed), read_run(failed, "again")]).headline == "0 runs of 2 finished"
     assert (summarize_run(read_run(failed)).headline, summarize_run(read_run(failed)).lead) == ("Failed", "It broke.")
 
 
 def test_a_method_with_different_options_counts_as_several_methods():
-    make_run(SWEEP, "zero_lr", "method.guard=true", method={"_target_": "runner.methods.zero_lr.ZeroLr", "guard": True})
-    make_run(SWEEP, "zero_lr", method={"_target_": "runner.methods.zero_lr.ZeroLr", "guard": False}, rows=LEAKED)
+    write_run(SWEEP, "zero_lr", "method.guard=true", method={"_target_": "runner.methods.zero_lr.ZeroLr", "guard": True})
+    write_run(SWEEP, "zero_lr", method={"_target_": "runner.methods.zero_lr.ZeroLr", "guard": False}, rows=LEAKED_ROWS)
     assert set(group_by_method(runs())) == {"zero_lr guard=true", "zero_lr guard=false"}
     assert summary().headline == "Use zero_lr guard=true"
 
 
 def test_a_users_method_is_named_by_its_class_and_one_without_a_record_by_its_override():
-    make_run(SWEEP, "mine", method={"_target_": "my.package.Own"})
-    make_run(SWEEP, "other", method={})
+    write_run(SWEEP, "mine", method={"_target_": "my.package.Own"})
+    write_run(SWEEP, "other", method={})
     assert set(group_by_method(runs())) == {"Own", "other"}
 
 
 def test_the_table_over_seeds_has_the_worst_outcome_and_the_mean_spread_and_number_of_losses():
     for seed, loss in enumerate((1.0, 2.0, 6.0)):
-        make_run(SWEEP, "zero_lr", f"seed={seed}", rows=LEAKED if seed == 1 else HELD, losses=(9.0, loss))
-    make_run(SWEEP, "none", "seed=0", losses=(9.0, 4.0))
+        write_run(SWEEP, "zero_lr", f"seed={seed}", rows=LEAKED_ROWS if seed == 1 else HELD_ROWS, losses=(9.0, loss))
+    write_run(SWEEP, "none", "seed=0", losses=(9.0, 4.0))
     table = seed_groups_table(runs())
     assert table is not None
     names = [column.name for column in table.columns]
@@ -182,24 +182,37 @@ def test_the_table_over_seeds_has_the_worst_outcome_and_the_mean_spread_and_numb
 
 
 def test_without_a_second_seed_there_is_no_table_over_seeds():
-    make_run(SWEEP, "zero_lr")
-    make_run(SWEEP, "none")
+    write_run(SWEEP, "zero_lr")
+    write_run(SWEEP, "none")
     assert seed_groups_table(runs()) is None
 
 
 def test_a_command_is_quoted_for_the_shell_and_configs_show_where_they_differ():
-    make_run(SWEEP, "zero_lr", 'freeze.patterns=["a b", "re:x.*"]', "tag=$(rm -rf x)")
-    make_run(SWEEP, "none")
+    write_run(SWEEP, "zero_lr", 'freeze.patterns=["a b", "re:x.*"]', "tag=$(rm -rf x)")
+    write_run(SWEEP, "none")
     texts = [cell.text for row in commands_table(runs()).rows for cell in row]
     assert "python -m runner method=zero_lr 'freeze.patterns=[\"a b\", \"re:x.*\"]' 'tag=$(rm -rf x)'" in texts
     assert "method._target_=runner.methods.none.None" in texts
 
 
 def test_machines_and_versions_are_listed_where_they_differ():
-    make_run(SWEEP, "zero_lr", threads=2, versions={"torch": "2.6.0"})
-    make_run(SWEEP, "none")
+    write_run(SWEEP, "zero_lr", threads=2, versions={"torch": "2.6.0"})
+    write_run(SWEEP, "none")
     common, table = machines_table(runs())
     assert "device cpu" in common
     rows = [[cell.text for cell in row] for row in table.rows]
     assert ["torch", "2.6.0", "1"] in rows
     assert ["threads", "2", "1"] in rows
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        ("freeze.patterns: 'fc' matches no parameter", "freeze.patterns: 'fc' matches no parameter."),
+        ("the loss of KeyError: 'x'", "The loss of KeyError: 'x'."),
+        ("", ""),
+    ],
+)
+def test_the_reason_of_a_failed_run_is_a_sentence_that_leaves_config_keys_as_they_are(reason, sentence):
+    folder = write_run(SWEEP, status="failed", reason=reason, verdict=None, rows=(), losses=())
+    assert summarize_run(read_run(folder)).lead == sentence

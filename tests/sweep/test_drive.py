@@ -21,8 +21,8 @@ def comparison():
     return read_table(SWEEP / "comparison.csv")
 
 
-def test_a_sweep_has_a_folder_per_run_and_joins_their_tables(door):
-    code, out, err = door("-m", "method=requires_grad,zero_lr", "freeze=head,backbone", *QUICK)
+def test_a_sweep_has_a_folder_per_run_and_joins_their_tables(cli):
+    code, out, err = cli("-m", "method=requires_grad,zero_lr", "freeze=head,backbone", *QUICK)
     assert (code, err) == (0, "")
     folders = sorted(path.parent for path in SWEEP.rglob("run.json"))
     assert len(folders) == 4
@@ -39,16 +39,16 @@ def test_a_sweep_has_a_folder_per_run_and_joins_their_tables(door):
     assert "requires_grad  backbone  held" in out
 
 
-def test_a_glob_selects_every_method(door):
-    assert door("-m", "method=glob(*)", "freeze=backbone", *QUICK)[0] == 0
+def test_a_glob_selects_every_method(cli):
+    assert cli("-m", "method=glob(*)", "freeze=backbone", *QUICK)[0] == 0
     methods = {path.stem for path in (CONF / "method").glob("*.yaml")}
     assert {row["method"]: row["verdict"] for row in comparison()} == {
         method: "leaked" if method == "none" else "held" for method in methods
     }
 
 
-def test_a_failing_run_affects_neither_the_other_runs_nor_the_table(door):
-    code, out, _ = door("-m", "freeze=head,fc,bias", *QUICK)
+def test_a_failing_run_affects_neither_the_other_runs_nor_the_table(cli):
+    code, out, _ = cli("-m", "freeze=head,fc,bias", *QUICK)
     assert code == 1
     assert [(row["freeze"], row["status"], row["verdict"]) for row in comparison()] == [
         ("bias", "finished", "held"),
@@ -59,40 +59,40 @@ def test_a_failing_run_affects_neither_the_other_runs_nor_the_table(door):
 
 
 @pytest.mark.parametrize("bad", ["batches=1,0", "method=zero_lr,nosuch", "freeze.patterns=[head],[a..b]", "+typo=1,2"])
-def test_a_config_that_cannot_be_composed_is_refused_before_any_run(door, bad):
-    code, _, err = door("-m", "model=mlp", "hydra.sweep.dir=sweep", bad)
+def test_a_config_that_cannot_be_composed_is_refused_before_any_run(cli, bad):
+    code, _, err = cli("-m", "model=mlp", "hydra.sweep.dir=sweep", bad)
     assert code == 2
     assert len(err.splitlines()) == 1
     assert not SWEEP.exists()
 
 
-def test_duplicate_runs_are_dropped_with_a_message(door):
-    code, out, _ = door("-m", "seed=0,0,1", "freeze.patterns=[head],['@head']", *QUICK)
+def test_duplicate_runs_are_dropped_with_a_message(cli):
+    code, out, _ = cli("-m", "seed=0,0,1", "freeze.patterns=[head],['@head']", *QUICK)
     assert code == 0
     assert "2 of 6 runs dropped" in out
     assert len(comparison()) == 4
 
 
-def test_the_exit_code_of_a_sweep_is_that_of_its_worst_run(door):
-    assert door("-m", "method=none,zero_lr", "freeze=head", "strict=true", *QUICK)[0] == 3
-    assert door("-m", "method=none", "freeze=head,fc", "strict=true", "model=mlp", "hydra.sweep.dir=other")[0] == 1
+def test_the_exit_code_of_a_sweep_is_that_of_its_worst_run(cli):
+    assert cli("-m", "method=none,zero_lr", "freeze=head", "strict=true", *QUICK)[0] == 3
+    assert cli("-m", "method=none", "freeze=head,fc", "strict=true", "model=mlp", "hydra.sweep.dir=other")[0] == 1
 
 
-def test_a_second_start_does_not_change_finished_runs(door):
-    door("-m", "freeze=head", *QUICK)
+def test_a_second_start_does_not_change_finished_runs(cli):
+    cli("-m", "freeze=head", *QUICK)
     (first,) = SWEEP.rglob("run.json")
     written_at = first.stat().st_mtime_ns
-    code, out, _ = door("-m", "freeze=head,bias", *QUICK)
+    code, out, _ = cli("-m", "freeze=head,bias", *QUICK)
     assert code == 0
     assert "1 of 2 runs are finished already and kept" in out
     assert first.stat().st_mtime_ns == written_at
     assert len(comparison()) == 2
 
 
-def test_a_plan_of_a_sweep_lists_the_runs_and_writes_nothing(door):
-    door("-m", "freeze=head", *QUICK)
+def test_a_plan_of_a_sweep_lists_the_runs_and_writes_nothing(cli):
+    cli("-m", "freeze=head", *QUICK)
     before = sorted(SWEEP.rglob("*"))
-    code, out, _ = door("-m", "freeze=head,bias", "plan=true", *QUICK)
+    code, out, _ = cli("-m", "freeze=head,bias", "plan=true", *QUICK)
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["finished", "to"]
     assert "freeze=bias" in out
@@ -108,18 +108,18 @@ def test_a_run_folder_without_a_record_is_a_failed_row():
     assert (row["status"], row["reason"]) == ("failed", "the run left no run.json that can be read; it was killed")
 
 
-def test_an_interrupted_sweep_writes_its_table_and_exits_with_130(door):
+def test_an_interrupted_sweep_writes_its_table_and_exits_with_130(cli):
     Path("mine.py").write_text(
         "import runner.training.models\nclass Net(runner.training.models.MLP):\n"
         "    def forward(self, x):\n        raise KeyboardInterrupt\n"
     )
-    code, _, _ = door("-m", "model.build._target_=runner.training.models.MLP,mine.Net", "seed=0,1", *QUICK)
+    code, _, _ = cli("-m", "model.build._target_=runner.training.models.MLP,mine.Net", "seed=0,1", *QUICK)
     assert code == 130
     assert [row["status"] for row in comparison()].count("interrupted") == 1
     assert [row["status"] for row in comparison()].count("finished") == 2  # the fourth did not begin
 
 
-def test_a_skipped_run_is_in_the_table_and_not_a_failure(door):
+def test_a_skipped_run_is_in_the_table_and_not_a_failure(cli):
     Path("mine.py").write_text(
         "from runner import FreezingMethod\n"
         "class Never(FreezingMethod):\n"
@@ -127,16 +127,16 @@ def test_a_skipped_run_is_in_the_table_and_not_a_failure(door):
         "        return 'never serves'\n"
     )
     methods = "method._target_=mine.Never,runner.methods.zero_lr.ZeroLr"
-    code, out, _ = door("-m", methods, *QUICK)
+    code, out, _ = cli("-m", methods, *QUICK)
     assert code == 0
     assert sorted(row["status"] for row in comparison()) == ["finished", "skipped"]
     assert "never serves" in out
-    code, _, err = door("method._target_=mine.Never", "model=mlp", "hydra.run.dir=alone")
+    code, _, err = cli("method._target_=mine.Never", "model=mlp", "hydra.run.dir=alone")
     assert (code, "skipped: never serves" in err) == (2, True)
     assert json.loads(Path("alone/run.json").read_text())["status"] == "skipped"
 
 
-def test_a_run_that_was_interrupted_and_fails_when_resumed_has_no_rows(door):
+def test_a_run_that_was_interrupted_and_fails_when_resumed_has_no_rows(cli):
     Path("mine.py").write_text(
         "from pathlib import Path\n"
         "import runner.training.models\n"
@@ -148,21 +148,21 @@ def test_a_run_that_was_interrupted_and_fails_when_resumed_has_no_rows(door):
         "        return super().forward(x)\n"
     )
     command = ("-m", "model.build._target_=mine.Net", *QUICK)
-    assert door(*command)[0] == 130
+    assert cli(*command)[0] == 130
     (folder,) = (path.parent for path in SWEEP.rglob("run.json"))
     assert (folder / "changes.csv").exists()
     Path("again").touch()
-    assert door(*command)[0] == 1
+    assert cli(*command)[0] == 1
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     assert not (folder / "changes.csv").exists()
     assert (SWEEP / "changes.csv").read_text() == ""
 
 
-def test_a_run_with_a_corrupt_record_is_run_again(door):
-    door("-m", "freeze=head", *QUICK)
+def test_a_run_with_a_corrupt_record_is_run_again(cli):
+    cli("-m", "freeze=head", *QUICK)
     (record,) = SWEEP.rglob("run.json")
     record.write_text("{ incomplete")
-    code, _, _ = door("-m", "freeze=head,bias", *QUICK)
+    code, _, _ = cli("-m", "freeze=head,bias", *QUICK)
     assert code == 0  # it was run again
     assert [row["status"] for row in comparison()] == ["finished", "finished"]
 
@@ -172,52 +172,52 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_is_found_by_its_config_whatever_its_overrides_or_folder_name(door):
-    door("-m", "freeze.patterns=[head]", *QUICK)
+def test_a_run_is_found_by_its_config_whatever_its_overrides_or_folder_name(cli):
+    cli("-m", "freeze.patterns=[head]", *QUICK)
     (folder,) = SWEEP.glob("*__custom__*")
     written_at = (folder / "run.json").stat().st_mtime_ns
-    code, out, _ = door(
+    code, out, _ = cli(
         "-m", "freeze.patterns=['head']", "strict=true", "on_error=stop", "timeout=60", "launch=local", *QUICK
     )
     assert (code, "1 of 1 runs are finished already" in out) == (0, True)
-    door("-m", "method=zero_lr", *QUICK)
+    cli("-m", "method=zero_lr", *QUICK)
     renamed = next(SWEEP.glob("zero_lr__*"))
     renamed.rename(SWEEP / renamed.name.replace("zero_lr__head", "mine__custom"))
-    code, out, _ = door("-m", "method=zero_lr", *QUICK)
+    code, out, _ = cli("-m", "method=zero_lr", *QUICK)
     assert "1 of 1 runs are finished already" in out
     assert not list(SWEEP.glob("zero_lr__*"))
     assert (folder / "run.json").stat().st_mtime_ns == written_at
 
 
-def test_a_finished_run_whose_table_is_missing_is_run_again(door):
-    door("-m", "freeze=head", *QUICK)
+def test_a_finished_run_whose_table_is_missing_is_run_again(cli):
+    cli("-m", "freeze=head", *QUICK)
     (table,) = SWEEP.glob("*/changes.csv")
     before = table.read_bytes()
     table.unlink()
-    code, out, _ = door("-m", "freeze=head", *QUICK)
+    code, out, _ = cli("-m", "freeze=head", *QUICK)
     assert (code, "finished already" in out) == (0, False)
     assert table.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["report.html", "comparison.csv", "multirun.yaml", "notes.txt"])
-def test_a_folder_with_files_of_another_project_is_refused_and_not_changed(door, name):
+def test_a_folder_with_files_of_another_project_is_refused_and_not_changed(cli, name):
     SWEEP.mkdir()
     (SWEEP / name).write_text("of another project")
     (SWEEP / "0").mkdir()
     (SWEEP / "0" / "run.json").write_text("{}")
     before = files(SWEEP)
-    code, _, err = door("-m", "freeze=head", *QUICK)
+    code, _, err = cli("-m", "freeze=head", *QUICK)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "no sweep of freeze-runner; give another folder: hydra.sweep.dir=DIR" in err
     assert files(SWEEP) == before
 
 
-def test_on_error_stop_begins_no_more_runs_and_resuming_carries_out_the_others(door):
-    code, _, _ = door("-m", "freeze=head,fc,bias", "on_error=stop", *QUICK)
+def test_on_error_stop_begins_no_more_runs_and_resuming_carries_out_the_others(cli):
+    code, _, _ = cli("-m", "freeze=head,fc,bias", "on_error=stop", *QUICK)
     assert code == 1
     assert {row["freeze"]: row["status"] for row in comparison()} == {"head": "finished", "fc": "failed"}
     assert len(list(SWEEP.glob("*__s0__*"))) == 2
-    assert door("-m", "freeze=head,fc,bias", *QUICK)[0] == 1
+    assert cli("-m", "freeze=head,fc,bias", *QUICK)[0] == 1
     assert {row["freeze"]: row["status"] for row in comparison()} == {
         "head": "finished",
         "fc": "failed",
@@ -225,9 +225,9 @@ def test_on_error_stop_begins_no_more_runs_and_resuming_carries_out_the_others(d
     }
 
 
-def test_a_run_that_exceeds_its_timeout_fails_and_the_others_finish(door):
-    door("model=mlp", "batches=1")  # the first run of a process imports more than it computes
-    code, out, _ = door("-m", "batches=2,1000000", "timeout=2", "model=mlp", "threads=1", "hydra.sweep.dir=sweep")
+def test_a_run_that_exceeds_its_timeout_fails_and_the_others_finish(cli):
+    cli("model=mlp", "batches=1")  # the first run of a process imports more than it computes
+    code, out, _ = cli("-m", "batches=2,1000000", "timeout=2", "model=mlp", "threads=1", "hydra.sweep.dir=sweep")
     assert code == 1
     assert {row["batches"]: row["reason"] for row in comparison()} == {
         "2": "",
@@ -255,38 +255,38 @@ def test_exit_code_by_the_statuses_of_the_runs():
     assert exit_code([FakeRun(False, None)]) == 1
 
 
-def test_strict_does_not_rerun_a_finished_run_of_an_older_version(door):
-    door("-m", "freeze=head", *QUICK)
+def test_strict_does_not_rerun_a_finished_run_of_an_older_version(cli):
+    cli("-m", "freeze=head", *QUICK)
     (record,) = SWEEP.glob("*/run.json")
     record.write_text(json.dumps({"status": "finished"}))
-    assert door("-m", "freeze=head", "strict=true", *QUICK)[0] == 0
+    assert cli("-m", "freeze=head", "strict=true", *QUICK)[0] == 0
 
 
-def test_temporary_files_of_a_killed_sweep_are_removed(door):
-    door("-m", "freeze=head", *QUICK)
+def test_temporary_files_of_a_killed_sweep_are_removed(cli):
+    cli("-m", "freeze=head", *QUICK)
     (folder,) = (path.parent for path in SWEEP.glob("*/run.json"))
     for path in (SWEEP / ".changes.csv.99999.part", SWEEP / ".multirun.yaml.99.part", folder / ".run.json.9.part"):
         path.write_text("a part")
     (folder / "changes.csv").unlink()
-    door("-m", "freeze=head", *QUICK)
+    cli("-m", "freeze=head", *QUICK)
     assert not list(SWEEP.rglob("*.part"))
 
 
-def test_each_run_is_printed_when_it_ends_with_the_numbers_of_done_failed_and_left(door):
-    _, out, _ = door("-m", "freeze=fc,head", *QUICK)
+def test_each_run_is_printed_when_it_ends_with_the_numbers_of_done_failed_and_left(cli):
+    _, out, _ = cli("-m", "freeze=fc,head", *QUICK)
     lines = [line for line in out.splitlines() if " left" in line]
     assert "failed: freeze.patterns: 'fc' matches no parameter" in lines[0]
     assert lines[1].endswith("held  (1 done, 1 failed, 0 left)")
 
 
-def test_the_error_for_a_missing_launcher_names_the_extra_to_install(door, monkeypatch):
+def test_the_error_for_a_missing_launcher_names_the_extra_to_install(cli, monkeypatch):
     from hydra.core.config_store import ConfigStore
 
-    assert door("plan=true", "model=mlp")[0] == 0  # so that Hydra has loaded its plugins
+    assert cli("plan=true", "model=mlp")[0] == 0  # so that Hydra has loaded its plugins
     launchers = ConfigStore.instance().repo["hydra"]["launcher"]
     for launch, plugin in {"joblib": "joblib", "ray": "ray", "slurm": "submitit_slurm"}.items():
         monkeypatch.delitem(launchers, f"{plugin}.yaml", raising=False)
-        code, _, err = door("-m", f"launch={launch}", *QUICK)
+        code, _, err = cli("-m", f"launch={launch}", *QUICK)
         assert (code, len(err.splitlines())) == (2, 1)
         assert f"launch={launch} needs hydra-" in err
         assert f"pip install 'freeze-runner[{launch}]'" in err

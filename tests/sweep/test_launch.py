@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, read_table
-from tests.moods import MOODY, write_moods
+from tests.failing_model import FAILING_MODEL, write_failing_model
 
 SWEEP = Path("sweep")
 JOBLIB = ("launch=joblib", "hydra.launcher.n_jobs=2")
@@ -21,17 +21,17 @@ SEEDS = "seed=1"
 SUBMITIT = ("launch=slurm", "hydra/launcher=submitit_local")
 
 
-def rows(mood: str = "") -> list[dict[str, str]]:
-    """Return the rows of `comparison.csv`, all or those of the runs with this mood."""
+def rows(behavior: str = "") -> list[dict[str, str]]:
+    """Return the rows of `comparison.csv`, all or those of the runs with this behavior."""
     table = read_table(SWEEP / "comparison.csv")
-    return [row for row in table if not mood or row["+model.build.mood"] == mood]
+    return [row for row in table if not behavior or row["+model.build.behavior"] == behavior]
 
 
-def assert_same_tables_as_local_launch(command):
+def assert_same_tables_as_local_launch(cli_process):
     """Assert that the tables of the two finished runs are identical to those of `launch=local` with one thread."""
     tables = {row["run"]: (SWEEP / row["run"] / "changes.csv").read_bytes() for row in rows() if row["status"] == "finished"}
-    local = ("launch=local", "threads=1", "hydra.sweep.dir=local", "+model.build.mood=good,slow", SEEDS)
-    assert command("-m", *MOODY[:3], *local).returncode == 0
+    local = ("launch=local", "threads=1", "hydra.sweep.dir=local", "+model.build.behavior=good,slow", SEEDS)
+    assert cli_process("-m", *FAILING_MODEL[:3], *local).returncode == 0
     assert len(tables) == 2
     assert {path.parent.name: path.read_bytes() for path in Path("local").glob("*/changes.csv")} == tables
 
@@ -51,16 +51,16 @@ def two_nodes():
 @pytest.mark.parametrize(
     "launcher", ["joblib", *(pytest.param(name, marks=pytest.mark.long) for name in ("submitit", "ray"))]
 )
-def test_a_failing_and_a_killed_run_do_not_affect_the_others(launcher, command, request):
-    write_moods()
+def test_a_failing_and_a_killed_run_do_not_affect_the_others(launcher, cli_process, request):
+    write_failing_model()
     launch = {"joblib": JOBLIB, "submitit": SUBMITIT}.get(launcher) or (
         "launch=ray",
         f"hydra.launcher.ray.init.address={request.getfixturevalue('two_nodes')}",
     )
-    done = command("-m", *launch, *MOODY, "+model.build.mood=good,fails,dies,slow", SEEDS, timeout=300)
+    done = cli_process("-m", *launch, *FAILING_MODEL, "+model.build.behavior=good,fails,dies,slow", SEEDS, timeout=300)
     assert done.returncode == 1, done.stderr
     assert {row["status"] for row in [*rows("good"), *rows("slow")]} == {"finished"}
-    assert {row["reason"] for row in rows("fails")} == {"KeyError: 'in a bad mood'"}
+    assert {row["reason"] for row in rows("fails")} == {"KeyError: 'on purpose'"}
     assert all(row["status"] == "failed" and row["reason"].startswith("its process died") for row in rows("dies"))
     failures = read_table(SWEEP / "failures.csv")
     assert len(failures) == 2
@@ -70,29 +70,29 @@ def test_a_failing_and_a_killed_run_do_not_affect_the_others(launcher, command, 
     assert "Traceback" in (SWEEP / rows("fails")[0]["run"] / "runner.log").read_text()
     assert len({path.name.partition("-")[2] for path in Path("ran").iterdir()}) > 1  # several processes carried out runs
     assert not list(SWEEP.glob("*/.running"))
-    assert_same_tables_as_local_launch(command)
+    assert_same_tables_as_local_launch(cli_process)
 
 
 @pytest.mark.long
-def test_runs_are_spread_over_the_nodes_of_a_ray_cluster(command, two_nodes):
-    write_moods()
+def test_runs_are_spread_over_the_nodes_of_a_ray_cluster(cli_process, two_nodes):
+    write_failing_model()
     source = Path("mine.py").read_text()
     record_node = (
         "import ray; Path('nodes').mkdir(exist_ok=True); Path('nodes', ray.get_runtime_context().get_node_id()).touch()"
     )
     Path("mine.py").write_text(
-        source.replace("        if self.mood == 'slow'", "").replace("time.sleep(0.5)", f"time.sleep(2); {record_node}")
+        source.replace("        if self.behavior == 'slow'", "").replace("time.sleep(0.5)", f"time.sleep(2); {record_node}")
     )
     address = f"hydra.launcher.ray.init.address={two_nodes}"
-    assert command("-m", "launch=ray", address, *MOODY, "+model.build.mood=slow", "seed=0,1").returncode == 0
+    assert cli_process("-m", "launch=ray", address, *FAILING_MODEL, "+model.build.behavior=slow", "seed=0,1").returncode == 0
     assert len(list(Path("nodes").iterdir())) == 2
 
 
 @pytest.mark.parametrize("launch", [JOBLIB, SUBMITIT], ids=["joblib", "submitit"])
 @pytest.mark.long
-def test_a_step_that_hangs_is_ended_with_its_process(launch, command):
-    write_moods()
-    done = command("-m", *launch, *MOODY, "+model.build.mood=good,hangs", "timeout=6")
+def test_a_step_that_hangs_is_ended_with_its_process(launch, cli_process):
+    write_failing_model()
+    done = cli_process("-m", *launch, *FAILING_MODEL, "+model.build.behavior=good,hangs", "timeout=6")
     assert done.returncode == 1
     (hung,) = rows("hangs")
     assert hung["reason"] == "the run was not done after timeout=6 seconds, and no step ended: its process was ended"
@@ -101,46 +101,46 @@ def test_a_step_that_hangs_is_ended_with_its_process(launch, command):
 
 
 @pytest.mark.long
-def test_runs_of_a_killed_worker_are_launched_again(command):
-    write_moods()
-    done = command("-m", *JOBLIB, *MOODY, "+model.build.mood=dies_once,slow", "seed=0,1")
+def test_runs_of_a_killed_worker_are_launched_again(cli_process):
+    write_failing_model()
+    done = cli_process("-m", *JOBLIB, *FAILING_MODEL, "+model.build.behavior=dies_once,slow", "seed=0,1")
     assert done.returncode == 0, done.stdout + done.stderr  # the run that died was launched again, and finished
     assert [row["status"] for row in rows()] == ["finished"] * 4
 
 
 @pytest.mark.long
-def test_on_error_stop_begins_no_more_runs_in_other_processes_either(command):
-    write_moods()
-    grid = ("+model.build.mood=fails,slow", "seed=0,1,2,3", "on_error=stop")
-    assert command("-m", *JOBLIB, *MOODY, *grid).returncode == 1
+def test_on_error_stop_begins_no_more_runs_in_other_processes_either(cli_process):
+    write_failing_model()
+    grid = ("+model.build.behavior=fails,slow", "seed=0,1,2,3", "on_error=stop")
+    assert cli_process("-m", *JOBLIB, *FAILING_MODEL, *grid).returncode == 1
     assert [row["status"] for row in rows()].count("failed") in (1, 2)  # two runs are in progress at once
     assert len(rows()) <= 3
     assert len([path for path in SWEEP.iterdir() if path.is_dir() and not path.name.startswith(".")]) == len(rows())
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mood", ["dies", "hangs"])
-def test_on_error_stop_also_stops_after_a_run_whose_process_died(mood, command):
-    write_moods()
-    grid = (f"+model.build.mood={mood},slow", "seed=0,1,2", "on_error=stop", "timeout=8", "batches=40")
-    assert command("-m", *JOBLIB, *MOODY, *grid).returncode == 1
+@pytest.mark.parametrize("behavior", ["dies", "hangs"])
+def test_on_error_stop_also_stops_after_a_run_whose_process_died(behavior, cli_process):
+    write_failing_model()
+    grid = (f"+model.build.behavior={behavior},slow", "seed=0,1,2", "on_error=stop", "timeout=8", "batches=40")
+    assert cli_process("-m", *JOBLIB, *FAILING_MODEL, *grid).returncode == 1
     assert (SWEEP / ".stop").exists()
     assert len(rows()) < 6
 
 
 @pytest.mark.long
-def test_a_run_that_hangs_does_not_affect_the_others(command):
-    write_moods()
-    grid = ("+model.build.mood=hangs,slow", "seed=0,1", "timeout=8", "batches=6")
-    assert command("-m", *JOBLIB, *MOODY, *grid).returncode == 1
+def test_a_run_that_hangs_does_not_affect_the_others(cli_process):
+    write_failing_model()
+    grid = ("+model.build.behavior=hangs,slow", "seed=0,1", "timeout=8", "batches=6")
+    assert cli_process("-m", *JOBLIB, *FAILING_MODEL, *grid).returncode == 1
     assert [row["status"] for row in rows("slow")] == ["finished"] * 2
     assert [row["status"] for row in rows("hangs")] == ["failed"] * 2
 
 
 @pytest.mark.long
 def test_an_interrupt_also_ends_runs_in_other_processes():
-    write_moods()
-    arguments = ["-m", *SUBMITIT, *MOODY, "+model.build.mood=slow", "seed=0,1", "batches=200"]
+    write_failing_model()
+    arguments = ["-m", *SUBMITIT, *FAILING_MODEL, "+model.build.behavior=slow", "seed=0,1", "batches=200"]
     sweep = subprocess.Popen(
         [sys.executable, "-m", "runner", *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
     )
@@ -157,8 +157,8 @@ def test_an_interrupt_also_ends_runs_in_other_processes():
 
 @pytest.mark.long
 def test_a_terminated_sweep_records_the_runs_in_progress_and_exits_with_130():
-    write_moods()
-    arguments = ["-m", *JOBLIB, *MOODY, "+model.build.mood=slow", "seed=range(8)", "batches=8"]
+    write_failing_model()
+    arguments = ["-m", *JOBLIB, *FAILING_MODEL, "+model.build.behavior=slow", "seed=range(8)", "batches=8"]
     sweep = subprocess.Popen(
         [sys.executable, "-m", "runner", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -187,8 +187,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("launch", "message"), REFUSED.items(), ids=["ray", "slurm"])
 @pytest.mark.long
-def test_a_launcher_that_is_not_available_is_refused_with_one_line(launch, message, command):
-    done = command("-m", *launch, "model=mlp", "batches=1", "hydra.sweep.dir=sweep")
+def test_a_launcher_that_is_not_available_is_refused_with_one_line(launch, message, cli_process):
+    done = cli_process("-m", *launch, "model=mlp", "batches=1", "hydra.sweep.dir=sweep")
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

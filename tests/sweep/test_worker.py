@@ -80,7 +80,7 @@ def launch_everything_twice(monkeypatch, meanwhile) -> list[int]:
 
 
 @pytest.mark.parametrize("flag", ["", ".stop", ".interrupt"])
-def test_a_run_that_is_launched_again_after_it_ended_does_not_change(door, monkeypatch, flag):
+def test_a_run_that_is_launched_again_after_it_ended_does_not_change(cli, monkeypatch, flag):
     seen = []
 
     def meanwhile():
@@ -90,7 +90,7 @@ def test_a_run_that_is_launched_again_after_it_ended_does_not_change(door, monke
             Path("sweep", flag).touch()
 
     calls = launch_everything_twice(monkeypatch, meanwhile)
-    assert door("-m", "model=mlp", "batches=2", "hydra.sweep.dir=sweep")[0] == 0
+    assert cli("-m", "model=mlp", "batches=2", "hydra.sweep.dir=sweep")[0] == 0
     assert calls == [1]
     ((record, written_at),) = seen
     assert record.stat().st_mtime_ns == written_at

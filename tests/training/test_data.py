@@ -16,9 +16,6 @@ from runner.training.data import Digits, ImageFolder, Synthetic
 COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "cat": (0, 0, 255)}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def images(tmp_path):
     """A folder with three classes of two images of different sizes; each class has its own colour."""

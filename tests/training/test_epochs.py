@@ -13,9 +13,8 @@ import torch
 from runner.assemble import build_batches
 from runner.errors import ConfigError
 from runner.training.data import Synthetic
-from tests.measure import configured, measure
+from tests.in_memory import config_with, run_experiment
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 NUMBERED_SAMPLES = "data._target_=tests.training.test_epochs.NumberedSamples"
 
@@ -60,7 +59,7 @@ class ReusedTensor:
 
 
 def custom_config(*overrides):
-    return configured("data=custom", *overrides)
+    return config_with("data=custom", *overrides)
 
 
 def take_batches(*overrides):
@@ -72,7 +71,7 @@ def sample_numbers(batches):
 
 
 def test_one_epoch_has_the_batches_of_the_source():
-    config = configured("batches=5")
+    config = config_with("batches=5")
     source = build_batches(config, CPU)
     for batch, (x, y) in zip(source, Synthetic(4).batches(5, [64], 10, 0), strict=True):
         assert torch.equal(batch.batch[0], x)
@@ -81,8 +80,8 @@ def test_one_epoch_has_the_batches_of_the_source():
 
 def test_the_first_of_several_epochs_equals_a_single_one():
     one, several = (
-        list(build_batches(configured("batches=3"), CPU)),
-        list(build_batches(configured("batches=3", "data.epochs=3"), CPU)),
+        list(build_batches(config_with("batches=3"), CPU)),
+        list(build_batches(config_with("batches=3", "data.epochs=3"), CPU)),
     )
     assert len(several) == 9
     for a, b in zip(one, several[:3], strict=True):
@@ -151,7 +150,7 @@ def test_batches_of_a_source_that_reuses_one_tensor_are_copied():
 
 def test_in_a_single_epoch_memory_does_not_grow_with_the_count():
     references = []
-    for batch in islice(build_batches(configured("batches=1000000000"), CPU), 5):
+    for batch in islice(build_batches(config_with("batches=1000000000"), CPU), 5):
         references.append(weakref.ref(batch.batch[0]))
         del batch
         assert sum(reference() is not None for reference in references) <= 1
@@ -165,9 +164,9 @@ def test_if_the_source_ends_early_every_epoch_ends_early():
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, "'many'", "true", "null"])
 def test_a_number_of_epochs_that_is_not_a_positive_integer_raises_a_config_error(epochs):
     with pytest.raises(ConfigError, match=r"data\.epochs is .*; it must be a whole number of 1 or more"):
-        configured(f"data.epochs={epochs}")
+        config_with(f"data.epochs={epochs}")
     with pytest.raises(ConfigError, match=r"data\.epochs is"):
-        configured(f"data.epochs={epochs}", "scheduler=one_cycle")
+        config_with(f"data.epochs={epochs}", "scheduler=one_cycle")
 
 
 # Steps are counted over all epochs
@@ -175,21 +174,21 @@ def test_a_number_of_epochs_that_is_not_a_positive_integer_raises_a_config_error
 
 @pytest.mark.parametrize("scheduler", ["one_cycle", "cosine", "cosine_floor", "polynomial", "sequential"])
 def test_a_scheduler_is_configured_for_the_steps_of_all_epochs(scheduler):
-    one = measure(f"scheduler={scheduler}", "batches=12")
-    several = measure(f"scheduler={scheduler}", "batches=4", "data.epochs=3")
+    one = run_experiment(f"scheduler={scheduler}", "batches=12")
+    several = run_experiment(f"scheduler={scheduler}", "batches=4", "data.epochs=3")
     assert [step.lrs for step in several.steps] == [step.lrs for step in one.steps]
 
 
 def test_a_phase_can_begin_in_a_later_epoch():
-    result = measure("batches=3", "data.epochs=3", "schedule=after", "schedule.step=7", "freeze=backbone")
+    result = run_experiment("batches=3", "data.epochs=3", "schedule=after", "schedule.step=7", "freeze=backbone")
     assert len(result.steps) == 9
     assert {row["verdict"] for row in result.rows if row["frozen"]} == {"held"}
     with pytest.raises(ConfigError, match=r"schedule\.step is 10 and batches is 3 and data\.epochs is 3"):
-        configured("batches=3", "data.epochs=3", "schedule=after", "schedule.step=10")
+        config_with("batches=3", "data.epochs=3", "schedule=after", "schedule.step=10")
 
 
-def test_notes_and_plan_count_the_steps_of_all_epochs(door):
-    code, out, _ = door(
+def test_notes_and_plan_count_the_steps_of_all_epochs(cli):
+    code, out, _ = cli(
         "model=mlp",
         "batches=3",
         "data=custom",
@@ -200,7 +199,7 @@ def test_notes_and_plan_count_the_steps_of_all_epochs(door):
     )
     assert code == 0
     assert "the data ended after 4 of 6 batches" in out
-    code, out, _ = door(
+    code, out, _ = cli(
         "plan=true", "model=mlp", "batches=10", "data.epochs=4", "method=zero_lr", "freeze=head", "scheduler=one_cycle"
     )
     assert code == 0

@@ -14,9 +14,6 @@ from runner.training.loop import train
 LR, MOMENTUM, DECAY = 0.1, 0.9, 0.01
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 class UnusedLayer(nn.Module):
     """A model that uses only one of its two layers."""
 

@@ -22,7 +22,7 @@ from runner.methods.prefix.bypass import (
     meta_placeholder,
 )
 from runner.seeding import preserve_random_state, random_state
-from runner.tensors import map_tensors, same_bits, tensor_entries
+from runner.tensors import map_tensors, same_bits, tensor_entries, tensors_in
 from runner.tracing import tracing
 
 Task = Callable[[nn.Module, Any], Tensor]
@@ -94,9 +94,7 @@ def _mode_difference(module: nn.Module, modes: Mapping[nn.Module, bool], args: A
         _set_modes(module, modes)
         copied_args, copied_kwargs = map_tensors((args, kwargs), Tensor.clone)
         output = module(*copied_args, **copied_kwargs)
-        tensors: list[Any] = []
-        map_tensors(output, tensors.append)
-        return [*tensors, *(entry.tensor.clone() for entry in tensor_entries(module).values())]
+        return [*tensors_in(output), *(entry.tensor.clone() for entry in tensor_entries(module).values())]
 
     before = random_state()
     first, second = run(None), run(None)

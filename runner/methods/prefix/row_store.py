@@ -28,8 +28,8 @@ class RowStore:
 
     def __init__(self, limit: int, folder: str | None = None) -> None:
         self.limit, self.folder = limit, folder
-        self.slots: dict[int, int] = {}  # row number -> slot; slots from `capacity` on are in the file
-        self.in_memory: Tensor | None = None  # (slots, ...)
+        self.positions: dict[int, int] = {}  # row number -> position; positions from `capacity` on are in the file
+        self.in_memory: Tensor | None = None  # (positions, ...)
         self.row_bytes = 0
         self.capacity = 0  # how many rows `limit` allows in memory
         self._temporary_folder: tempfile.TemporaryDirectory[str] | None = None
@@ -38,7 +38,7 @@ class RowStore:
         self._checksums: list[int] = []
 
     def __contains__(self, number: int) -> bool:
-        return number in self.slots
+        return number in self.positions
 
     def put(self, numbers: Sequence[int], rows: Tensor) -> None:
         """Store copies of rows (N, ...) under N new numbers. Raises OSError if the file cannot be written."""
@@ -46,7 +46,7 @@ class RowStore:
         if self.in_memory is None:
             self.in_memory, self.row_bytes = rows.new_empty((0, *rows.shape[1:])), rows[:1].numel() * rows.element_size()
             self.capacity = self.limit // max(self.row_bytes, 1)
-        used = len(self.slots)
+        used = len(self.positions)
         fitting = max(0, min(self.capacity - used, len(rows)))
         if fitting:
             if used + fitting > len(self.in_memory):  # double the size, so that each row is copied only a few times
@@ -55,7 +55,7 @@ class RowStore:
                 grown[:used] = self.in_memory[:used]
                 self.in_memory = grown
             self.in_memory[used : used + fitting] = rows[:fitting]
-            self.slots.update(zip(numbers[:fitting], range(used, used + fitting), strict=True))
+            self.positions.update(zip(numbers[:fitting], range(used, used + fitting), strict=True))
         if fitting < len(rows):
             self._write(numbers[fitting:], rows[fitting:])
 
@@ -73,17 +73,17 @@ class RowStore:
             unwritten = unwritten[self._file.write(unwritten) :]
         first = self.capacity + len(self._checksums)
         self._checksums += [zlib.crc32(row) for row in data]
-        self.slots.update(zip(numbers, range(first, first + len(rows)), strict=True))
+        self.positions.update(zip(numbers, range(first, first + len(rows)), strict=True))
 
     def get(self, numbers: Sequence[int]) -> Tensor:
         """Return a new tensor (N, ...) of the rows with these numbers. Raises DamagedError if a checksum does not match."""
         assert self.in_memory is not None
-        slots = [self.slots[number] for number in numbers]
-        if max(slots) < self.capacity:
-            return self.in_memory.index_select(0, torch.tensor(slots, device=self.in_memory.device))
-        rows = self.in_memory.new_empty((len(slots), *self.in_memory.shape[1:]))
-        for index, slot in enumerate(slots):
-            rows[index] = self.in_memory[slot] if slot < self.capacity else self._read(slot - self.capacity)
+        positions = [self.positions[number] for number in numbers]
+        if max(positions) < self.capacity:
+            return self.in_memory.index_select(0, torch.tensor(positions, device=self.in_memory.device))
+        rows = self.in_memory.new_empty((len(positions), *self.in_memory.shape[1:]))
+        for index, position in enumerate(positions):
+            rows[index] = self.in_memory[position] if position < self.capacity else self._read(position - self.capacity)
         return rows
 
     def _read(self, index: int) -> Tensor:
@@ -105,11 +105,11 @@ class RowStore:
 
     def forget_file(self) -> None:
         """Remove all rows that are in the file from the store."""
-        self.slots = {number: slot for number, slot in self.slots.items() if slot < self.capacity}
+        self.positions = {number: position for number, position in self.positions.items() if position < self.capacity}
 
     def close(self) -> None:
         """Remove all rows, and delete the file and its folder."""
-        self.slots, self.in_memory = {}, None
+        self.positions, self.in_memory = {}, None
         self._map = None  # unmaps the file
         if self._file is not None:
             self._file.close()

@@ -39,11 +39,11 @@ def draw_heatmap(heatmap: Heatmap) -> Figure:
 
     rows, columns = [_shortened(name) for name in heatmap.rows], [_shortened(name) for name in heatmap.columns]
     left, top, right, bottom = _label_inches(rows), _label_inches(columns), 0.3, 1.35
-    grid_width, grid_height = CELL_INCHES[0] * len(columns), CELL_INCHES[1] * len(rows)
-    width, height = max(left + grid_width + right, 6.8), top + grid_height + bottom
+    plot_width, plot_height = CELL_INCHES[0] * len(columns), CELL_INCHES[1] * len(rows)
+    width, height = max(left + plot_width + right, 6.8), top + plot_height + bottom
     with rc_context(RC_PARAMS):
         figure = Figure(figsize=(width, height))
-        axes = figure.add_axes((left / width, bottom / height, grid_width / width, grid_height / height))
+        axes = figure.add_axes((left / width, bottom / height, plot_width / width, plot_height / height))
         image = axes.imshow(
             [[math.nan if value is None else value for value in line] for line in heatmap.values],
             **_colour_scale([value for line in heatmap.values for value in line if value is not None]),

@@ -62,13 +62,13 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
     if len(all_rows) > MAX_ROWS:
         caption += f" Shown are the first {MAX_ROWS} of {len(all_rows):,} rows."
     cells = {key: (_log10_change(tensors), _worst_mark(tensors)) for key, tensors in tensors_of.items()}
-    grid = [[cells.get((row, column), (None, "")) for column in columns] for row in rows]
+    cell_rows = [[cells.get((row, column), (None, "")) for column in columns] for row in rows]
     return Heatmap(
         rows=rows,
         parameter_rows=len({row_of(name) for name in names if kinds[name] != "buffer"} & set(rows)),
         columns=list(columns),
-        values=[[value for value, _ in line] for line in grid],
-        marks=[[mark for _, mark in line] for line in grid],
+        values=[[value for value, _ in line] for line in cell_rows],
+        marks=[[mark for _, mark in line] for line in cell_rows],
         caption=caption,
     )
 

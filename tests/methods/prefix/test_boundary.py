@@ -12,7 +12,7 @@ from runner.freezing.selection import select
 from runner.methods.detach import Detach
 from runner.methods.prefix.boundary import frozen_prefix
 from runner.training.models import MLP
-from tests.measure import measure
+from tests.in_memory import run_experiment
 
 
 class Residual(nn.Module):
@@ -67,7 +67,7 @@ def test_finding_the_prefix_changes_neither_model_nor_random_state():
 
 @pytest.mark.parametrize("freeze", ["freeze=backbone", "freeze.patterns=[body, norm]"])
 def test_detach_trains_like_requires_grad_and_the_prefix_gets_no_gradient(freeze):
-    detach, requires_grad = (measure(f"method={method}", freeze) for method in ("detach", "requires_grad"))
+    detach, requires_grad = (run_experiment(f"method={method}", freeze) for method in ("detach", "requires_grad"))
     assert detach.record["trained_digest"] == requires_grad.record["trained_digest"]
     assert all(detach.model.get_parameter(name).grad is None for name in detach.selection.parameters)
 

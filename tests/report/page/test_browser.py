@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from runner.report.files import write_run_page, write_sweep_files
-from tests.made import HELD, LEAKED, make_run, make_sweep, tensor
+from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
 
 pytestmark = pytest.mark.long
 
@@ -76,7 +76,7 @@ def opened(browser, tmp_path):
 
 @pytest.fixture
 def sweep() -> Path:
-    make_sweep(Path("sweep"))
+    write_sweep(Path("sweep"))
     write_sweep_files(Path("sweep"))
     return Path("sweep") / "report.html"
 
@@ -165,11 +165,11 @@ def test_without_javascript_everything_is_visible_and_there_are_no_useless_butto
 
 @pytest.mark.parametrize("single", [False, True])
 def test_a_hostile_name_stays_text(opened, tmp_path, single):
-    rows = [tensor(name, "leaked", 0.1, "gradient") for name in HOSTILE] + list(HELD[1:])
+    rows = [change_row(name, "leaked", 0.1, "gradient") for name in HOSTILE] + list(HELD_ROWS[1:])
     more = {"reason": HOSTILE[0], "notes": list(HOSTILE), "versions": {HOSTILE[1]: HOSTILE[0]}, "device": HOSTILE[1]}
-    folder = make_run(Path("sweep"), "none", f"tag={HOSTILE[1]}", rows=rows, **more)
-    make_run(Path("sweep"), "zero_lr", f"tag={HOSTILE[0]}", rows=rows, losses=(1.0, 3.0))
-    make_run(Path("sweep"), "detach", status="failed", reason=HOSTILE[2], rows=(), losses=())
+    folder = write_run(Path("sweep"), "none", f"tag={HOSTILE[1]}", rows=rows, **more)
+    write_run(Path("sweep"), "zero_lr", f"tag={HOSTILE[0]}", rows=rows, losses=(1.0, 3.0))
+    write_run(Path("sweep"), "detach", status="failed", reason=HOSTILE[2], rows=(), losses=())
     if single:
         write_run_page(folder)
         path = folder / "report.html"
@@ -187,9 +187,9 @@ def test_a_hostile_name_stays_text(opened, tmp_path, single):
 
 
 def test_a_hostile_name_stays_text_in_heatmap_svg(browser, tmp_path):
-    rows = [tensor(name, "leaked", 0.1, "gradient") for name in HOSTILE]
-    make_run(Path("sweep"), "none", rows=rows)
-    make_run(Path("sweep"), "zero_lr", rows=rows)
+    rows = [change_row(name, "leaked", 0.1, "gradient") for name in HOSTILE]
+    write_run(Path("sweep"), "none", rows=rows)
+    write_run(Path("sweep"), "zero_lr", rows=rows)
     write_sweep_files(Path("sweep"))
     browser.get((tmp_path / "sweep" / "heatmap.svg").as_uri())
     assert browser.execute_script("return document.documentElement.tagName") == "svg"
@@ -252,8 +252,8 @@ def test_a_printed_page_has_no_controls_and_no_cut_columns(opened, sweep):
 
 
 def test_a_single_runs_page_shows_its_tensors(opened):
-    folder = make_run(Path("sweep"), "none", rows=LEAKED)
+    folder = write_run(Path("sweep"), "none", rows=LEAKED_ROWS)
     write_run_page(folder)
     browser = opened(folder / "report.html")
-    assert texts(browser, "tensors", 1) == [row["name"] for row in LEAKED]
+    assert texts(browser, "tensors", 1) == [row["name"] for row in LEAKED_ROWS]
     assert texts(browser, "tensors", 4) == ["leaked", "trained", "drifted"]

@@ -1,4 +1,4 @@
-"""What tools that freeze tend to check by flags alone, checked here by bits: traps of layers, steps, values and loops."""
+"""The audit and the methods in situations where `requires_grad=False` is not enough or the values are special."""
 
 from __future__ import annotations
 
@@ -19,38 +19,39 @@ from runner.freezing.selection import select
 from runner.methods.restore import Restore
 from runner.proof.audit import audit
 from runner.proof.changes import snapshot
-from tests.measure import measure
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+from tests.in_memory import run_experiment
 
 LR, MOMENTUM = 0.1, 0.9
 STATISTICS = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
 NORM = {"norm.weight", "norm.bias", *STATISTICS}
 
 
-def layers(**modules):
+def sequential(**modules):
+    """Return a Sequential of named modules."""
     return nn.Sequential(OrderedDict(modules))
 
 
 def net():
-    """Three layers and, between the first two, a BatchNorm."""
+    """Return a model of three linear layers with a BatchNorm between the first two."""
     torch.manual_seed(0)
-    return layers(
+    return sequential(
         first=nn.Linear(3, 4), act=nn.Tanh(), norm=nn.BatchNorm1d(4), middle=nn.Linear(4, 4), bend=nn.Tanh(),
         last=nn.Linear(4, 2),
     )  # fmt: skip
 
 
 def batch(number):
+    """Return the inputs of the batch with this number; always the same."""
     return torch.randn(8, 3, generator=torch.Generator().manual_seed(number))
 
 
 def sgd(params, **options):
+    """Return an SGD optimizer with the learning rate LR."""
     return torch.optim.SGD(params, lr=LR, **options)
 
 
 def train(model, *optimizers, steps=4, to_none=True, accumulate=1, batches=batch):
-    """A plain loop that calls `model.train()` before each batch, as most do; several optimizers take turns."""
+    """Train in a plain loop that calls `model.train()` before each batch; several optimizers step in turn."""
     for number in range(steps * accumulate):
         model.train()
         if number % accumulate == 0:
@@ -62,97 +63,106 @@ def train(model, *optimizers, steps=4, to_none=True, accumulate=1, batches=batch
 
 
 def freeze(module):
+    """Set `requires_grad=False` for all parameters of the module; return the module."""
     return module.requires_grad_(False)
 
 
 def fill(tensor, value):
+    """Set the values of a tensor in place."""
     with torch.no_grad():
         tensor.copy_(torch.as_tensor(value))
 
 
-def raw(tensor):
+def raw_bytes(tensor):
+    """Return the bytes of a tensor."""
     return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def copies(model):
+    """Return a copy of each parameter and buffer by name."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def moved(model, before):
-    """The names of all tensors of which a byte is not what it was: slow and obvious, and none of the audit's own code."""
-    return {name for name, tensor in model.state_dict().items() if raw(tensor) != raw(before[name])}
+    """Return the names of all tensors of which a byte has changed; uses no code of the audit."""
+    return {name for name, tensor in model.state_dict().items() if raw_bytes(tensor) != raw_bytes(before[name])}
 
 
 @contextmanager
 def watched(model, frozen=None, *optimizers, every=None):
-    """The audit, with what its rows say has moved held against the bytes of before and after."""
+    """Audit the training in this block, and assert that the column `moved` agrees with a comparison of bytes."""
     before = copies(model)
     with audit(model, frozen, optimizers, every) as report:
         yield report
     assert {row["name"] for row in report.rows if row["moved"]} == moved(model, before)
 
 
-def those(report, *words):
-    return {row["name"] for row in report.rows if row["verdict"] in words}
+def with_verdict(report, *verdicts):
+    """Return the names of the tensors with one of these verdicts."""
+    return {row["name"] for row in report.rows if row["verdict"] in verdicts}
 
 
 def row_of(report, name):
+    """Return the row of one tensor."""
     (row,) = [row for row in report.rows if row["name"] == name]
     return row
 
 
-def causes(report):
+def causes_of_idle(report):
+    """Return the causes of all idle parameters by name."""
     return {row["name"]: row["cause"] for row in report.rows if row["verdict"] == "idle"}
 
 
-def names(model, *modules):
+def names_in(model, *modules):
+    """Return the names of the parameters and buffers in these top-level modules."""
     return {name for name in model.state_dict() if name.split(".")[0] in modules}
 
 
 def build_method(name):
+    """Return the method of `conf/method/NAME.yaml` with its default options."""
     node = OmegaConf.create({"model": {"input": [3]}, "method": OmegaConf.load(CONF / "method" / f"{name}.yaml")})
     return build(OmegaConf.to_container(node, resolve=True)["method"], "method")
 
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-HOLDING = [name for name in METHODS if "any_step" not in build_method(name).leaks_under]
-ANYWHERE = [name for name in HOLDING if name != "detach"]  # which serves a frozen prefix alone
+HOLDING_METHODS = [name for name in METHODS if "any_step" not in build_method(name).leaks_under]
+ANY_PART_METHODS = [name for name in HOLDING_METHODS if name != "detach"]  # detach works only with a frozen prefix
 
 
 @contextmanager
 def frozen_by(name, model, selection):
-    """A model frozen by a method, as the runner does it: the optimizer, and the report of what was watched meanwhile."""
-    method, before, was = build_method(name), snapshot(model), copies(model)
+    """Freeze the model by a method as the runner does; yield the optimizer and the report of the audit."""
+    method, before, initial_values = build_method(name), snapshot(model), copies(model)
     with ExitStack() as undo:
         assert method.skip(model, selection) is None
         force_eval_mode(selection, undo)
-        trained = method.prepare(model, selection, undo)
-        optimizer = sgd(drop_empty_groups(method.groups(by_role(trained, selection), selection)))
-        with audit(trained, selection, optimizer, before=before) as report:
+        prepared = method.prepare(model, selection, undo)
+        optimizer = sgd(drop_empty_groups(method.groups(by_role(prepared, selection), selection)))
+        with audit(prepared, selection, optimizer, before=before) as report:
             method.attach(optimizer, selection, undo)
             yield optimizer, report
-        assert {row["name"] for row in report.rows if row["moved"]} == moved(model, was)
+        assert {row["name"] for row in report.rows if row["moved"]} == moved(model, initial_values)
     assert not optimizer._optimizer_step_post_hooks
 
 
-def setup_of(model):
-    """All but the values: flags, hooks, modes, attributes, and everything registered, by identity and in order."""
+def state_without_values(model):
+    """Return flags, hooks, modes and attributes, and the identity and order of everything that is registered."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
     return (
-        [(name, id(t), t.requires_grad, *(len(getattr(t, hook) or ()) for hook in hooks)) for name, t in tensors],
+        [(name, id(t), t.requires_grad, *(len(getattr(t, kind) or ()) for kind in kinds)) for name, t in tensors],
         [
             (name, id(module), module.training, list(vars(module)), list(module._parameters), list(module._buffers))
             for name, module in model.named_modules(remove_duplicate=False)
         ],
-        [len(kept) for module in model.modules() for key, kept in vars(module).items() if key.endswith("_hooks")],
+        [len(hooks) for module in model.modules() for key, hooks in vars(module).items() if key.endswith("_hooks")],
     )
 
 
 # BatchNorm
 
 
-def test_a_frozen_batchnorm_that_is_held_keeps_every_bit_while_its_parent_calls_train():
+def test_a_batchnorm_forced_into_eval_mode_keeps_every_bit_though_train_is_called_on_its_parent():
     model = net()
     freeze(model.norm)
     selection, optimizer, before = select(model, ["norm"], buffers="frozen"), sgd(model.parameters()), copies(model)
@@ -160,26 +170,26 @@ def test_a_frozen_batchnorm_that_is_held_keeps_every_bit_while_its_parent_calls_
         force_eval_mode(selection, undo)
         train(model, optimizer)
         assert model.training
-    assert those(report, "held") == NORM
-    assert those(report, "trained") == names(model, "first", "middle", "last")
+    assert with_verdict(report, "held") == NORM
+    assert with_verdict(report, "trained") == names_in(model, "first", "middle", "last")
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in NORM)
 
 
-@pytest.mark.parametrize(("buffers", "word"), [("live", "drifted"), ("frozen", "leaked")])
-def test_requires_grad_false_alone_holds_a_batchnorms_weights_and_not_its_statistics(buffers, word):
+@pytest.mark.parametrize(("buffers", "verdict"), [("live", "drifted"), ("frozen", "leaked")])
+def test_requires_grad_false_alone_holds_the_weights_of_a_batchnorm_but_not_its_statistics(buffers, verdict):
     model = net()
     freeze(model.norm)
     optimizer = sgd(model.parameters())
     with watched(model, select(model, ["norm"], buffers=buffers), optimizer) as report:
         train(model, optimizer)
     assert not any(parameter.requires_grad for parameter in model.norm.parameters())
-    assert those(report, word) == STATISTICS
-    assert those(report, "held") == NORM - STATISTICS
+    assert with_verdict(report, verdict) == STATISTICS
+    assert with_verdict(report, "held") == NORM - STATISTICS
     assert model.norm.num_batches_tracked == 4
 
 
-@pytest.mark.parametrize(("after_train", "word"), [(False, "leaked"), (True, "held")], ids=["once before", "after each"])
-def test_calling_eval_by_hand_holds_a_batchnorm_only_where_no_train_of_the_parent_follows(after_train, word):
+@pytest.mark.parametrize(("after_train", "verdict"), [(False, "leaked"), (True, "held")], ids=["once before", "after each"])
+def test_eval_holds_a_batchnorm_only_if_train_is_not_called_on_its_parent_afterwards(after_train, verdict):
     model = net()
     freeze(model.norm).eval()
     optimizer = sgd(model.parameters())
@@ -191,10 +201,10 @@ def test_calling_eval_by_hand_holds_a_batchnorm_only_where_no_train_of_the_paren
             optimizer.zero_grad()
             model(batch(number)).square().mean().backward()
             optimizer.step()
-    assert those(report, word) >= STATISTICS
+    assert with_verdict(report, verdict) >= STATISTICS
 
 
-def test_a_batchnorm_that_averages_nothing_in_still_counts_its_batches():
+def test_a_batchnorm_with_momentum_0_still_counts_its_batches():
     model = net()
     model.norm = nn.BatchNorm1d(4, momentum=0.0)
     optimizer = sgd(freeze(model).parameters())
@@ -203,7 +213,7 @@ def test_a_batchnorm_that_averages_nothing_in_still_counts_its_batches():
     assert report.leaks == ["norm.num_batches_tracked"]
 
 
-def test_a_batchnorm_that_was_held_drifts_and_trains_again_once_it_is_let_go():
+def test_a_batchnorm_that_was_frozen_changes_again_after_it_is_unfrozen():
     model = net()
     selection, before = select(model, ["norm"], buffers="frozen"), copies(model)
     with frozen_by("requires_grad", model, selection) as (optimizer, _):
@@ -214,53 +224,53 @@ def test_a_batchnorm_that_was_held_drifts_and_trains_again_once_it_is_let_go():
 
 
 @pytest.mark.parametrize("buffers", ["live", "frozen"])
-def test_the_runner_leaves_a_frozen_batchnorm_as_fresh_as_it_was_built_where_buffers_are_frozen(buffers):
-    result = measure("freeze=batchnorm", f"freeze.buffers={buffers}")
+def test_a_frozen_batchnorm_has_its_initial_bits_after_a_run_if_buffers_are_frozen(buffers):
+    result = run_experiment("freeze=batchnorm", f"freeze.buffers={buffers}")
     norm, fresh = result.model.norm.state_dict(), nn.BatchNorm1d(32).state_dict()
-    stayed = {f"norm.{name}" for name in fresh if torch.equal(norm[name], fresh[name])}
-    assert stayed == (NORM if buffers == "frozen" else NORM - STATISTICS)
-    assert {row["name"] for row in result.rows if row["name"] in NORM and not row["moved"]} == stayed
+    unchanged = {f"norm.{name}" for name in fresh if torch.equal(norm[name], fresh[name])}
+    assert unchanged == (NORM if buffers == "frozen" else NORM - STATISTICS)
+    assert {row["name"] for row in result.rows if row["name"] in NORM and not row["moved"]} == unchanged
 
 
-# Freezing twice, and thawing
+# Freezing twice, and unfreezing
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("buffers", ["live", "frozen"])
-def test_what_is_frozen_twice_stays_each_time_and_trains_again_each_time_it_is_thawed(method, buffers):
+def test_freezing_and_unfreezing_twice_holds_each_time_and_trains_again_each_time(method, buffers):
     model = net()
-    at_first = setup_of(model)
-    prefix = names(model, "first", "norm") - (STATISTICS if buffers == "live" else set())
+    initial_state = state_without_values(model)
+    prefix = names_in(model, "first", "norm") - (STATISTICS if buffers == "live" else set())
     for _ in range(2):
         before = copies(model)
         with frozen_by(method, model, select(model, ["first", "norm"], buffers=buffers)) as (optimizer, report):
             train(model, optimizer)
-            while_frozen = moved(model, before)
-        assert while_frozen & prefix == ((prefix - STATISTICS) if method not in HOLDING else set())
-        assert while_frozen >= names(model, "middle", "last")
-        assert bool(report.leaks) == (method not in HOLDING)
-        assert setup_of(model) == at_first
+            moved_names = moved(model, before)
+        assert moved_names & prefix == ((prefix - STATISTICS) if method not in HOLDING_METHODS else set())
+        assert moved_names >= names_in(model, "middle", "last")
+        assert bool(report.leaks) == (method not in HOLDING_METHODS)
+        assert state_without_values(model) == initial_state
         before = copies(model)
         train(model, sgd(model.parameters()))
         assert moved(model, before) == set(before)
-        assert setup_of(model) == at_first
+        assert state_without_values(model) == initial_state
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_freezing_what_is_frozen_already_and_leaving_keeps_it_frozen(method):
+def test_undoing_a_second_freeze_of_frozen_parameters_keeps_them_frozen(method):
     model = net()
     selection, before = select(model, ["first"]), copies(model)
-    thawed = setup_of(model)
+    unfrozen_state = state_without_values(model)
     with frozen_by("requires_grad", model, selection):
-        frozen = setup_of(model)
+        frozen_state = state_without_values(model)
         with frozen_by(method, model, selection) as (optimizer, _):
             train(model, optimizer)
-        assert setup_of(model) == frozen
+        assert state_without_values(model) == frozen_state
         train(model, sgd(model.parameters()))
-        assert not moved(model, before) & names(model, "first")
-    assert setup_of(model) == thawed
+        assert not moved(model, before) & names_in(model, "first")
+    assert state_without_values(model) == unfrozen_state
     train(model, sgd(model.parameters()))
-    assert moved(model, before) >= names(model, "first")
+    assert moved(model, before) >= names_in(model, "first")
 
 
 # Freezing after the optimizer has stepped
@@ -274,35 +284,35 @@ OPTIMIZERS = {
     "sgd": sgd,
     "rmsprop": lambda params: torch.optim.RMSprop(params, lr=LR),
 }
-STILL_ON_ZEROS = {"sgd", "rmsprop"}  # neither decay nor a momentum: a step on a zero gradient is none
+HELD_ON_ZERO_GRADIENTS = {"sgd", "rmsprop"}  # without weight decay and momentum a zero gradient changes nothing
 
 
 @pytest.mark.parametrize("to_none", [False, True], ids=["gradients kept as zeros", "gradients set to None"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_weights_frozen_after_steps_were_taken_leak_by_state_or_decay_unless_gradients_are_none(optimizer, to_none):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_frozen_in_mid_run_leak_by_state_or_weight_decay_unless_gradients_are_none(name, to_none):
     model = net()
-    stepping = OPTIMIZERS[optimizer](model.parameters())
-    train(model, stepping, to_none=to_none)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    train(model, optimizer, to_none=to_none)
     freeze(model.middle)
-    with watched(model, None, stepping) as report:
-        train(model, stepping, to_none=to_none)
-    holds = to_none or optimizer in STILL_ON_ZEROS
-    assert those(report, "held" if holds else "leaked") == names(model, "middle")
-    assert those(report, "trained") == names(model, "first", "last") | (NORM - STATISTICS)
+    with watched(model, None, optimizer) as report:
+        train(model, optimizer, to_none=to_none)
+    holds = to_none or name in HELD_ON_ZERO_GRADIENTS
+    assert with_verdict(report, "held" if holds else "leaked") == names_in(model, "middle")
+    assert with_verdict(report, "trained") == names_in(model, "first", "last") | (NORM - STATISTICS)
 
 
 @pytest.mark.parametrize(("to_none", "cause"), [(False, "zero_gradient"), (True, "no_gradient")], ids=["zeros", "None"])
-def test_what_is_frozen_late_and_not_declared_so_is_idle_for_want_of_a_gradient(to_none, cause):
+def test_weights_frozen_in_mid_run_but_not_declared_frozen_are_idle_without_a_gradient(to_none, cause):
     model = net()
     optimizer = sgd(model.parameters())
     train(model, optimizer, to_none=to_none)
     freeze(model.middle)
     with watched(model, [], optimizer) as report:
         train(model, optimizer, to_none=to_none)
-    assert causes(report) == dict.fromkeys(names(model, "middle"), cause)
+    assert causes_of_idle(report) == dict.fromkeys(names_in(model, "middle"), cause)
 
 
-def test_momentum_moves_frozen_weights_by_just_what_it_had_gathered():
+def test_momentum_moves_frozen_weights_exactly_by_the_momentum_buffer():
     model = net()
     optimizer = sgd(model.parameters(), momentum=MOMENTUM)
     train(model, optimizer, to_none=False)
@@ -315,7 +325,7 @@ def test_momentum_moves_frozen_weights_by_just_what_it_had_gathered():
     assert torch.equal(weight, expected)
 
 
-def test_what_leaked_before_the_freezing_moment_is_not_held_against_it():
+def test_changes_before_the_audit_began_are_not_leaks():
     model = net()
     optimizer = sgd(model.parameters())
     before = copies(model)
@@ -323,90 +333,95 @@ def test_what_leaked_before_the_freezing_moment_is_not_held_against_it():
     freeze(model.middle)
     with watched(model, None, optimizer) as report:
         train(model, optimizer)
-    assert moved(model, before) >= names(model, "middle")
+    assert moved(model, before) >= names_in(model, "middle")
     assert report.leaks == []
 
 
 # Equal values
 
 
-def norms():
+def two_norms():
+    """Return a model with two BatchNorms of equal values."""
     torch.manual_seed(0)
-    return layers(body=nn.Linear(3, 4), one=nn.BatchNorm1d(4), act=nn.Tanh(), other=nn.BatchNorm1d(4), head=nn.Linear(4, 2))
+    return sequential(
+        body=nn.Linear(3, 4), one=nn.BatchNorm1d(4), act=nn.Tanh(), other=nn.BatchNorm1d(4), head=nn.Linear(4, 2)
+    )
 
 
-def linears():
+def two_linears():
+    """Return a model with two linear layers of equal values."""
     torch.manual_seed(0)
     one, other = nn.Linear(3, 3), nn.Linear(3, 3)
     other.load_state_dict(one.state_dict())
-    return layers(body=nn.Linear(3, 3), one=one, act=nn.Tanh(), other=other, head=nn.Linear(3, 2))
+    return sequential(body=nn.Linear(3, 3), one=one, act=nn.Tanh(), other=other, head=nn.Linear(3, 2))
 
 
-@pytest.mark.parametrize("model_of", [norms, linears])
-@pytest.mark.parametrize(("frozen", "free"), [("one", "other"), ("other", "one")])
-def test_of_two_layers_of_equal_values_only_the_one_that_is_named_is_frozen(model_of, frozen, free):
-    model = model_of()
+@pytest.mark.parametrize("build_model", [two_norms, two_linears])
+@pytest.mark.parametrize(("frozen", "trainable"), [("one", "other"), ("other", "one")])
+def test_of_two_layers_with_equal_values_only_the_named_one_is_frozen(build_model, frozen, trainable):
+    model = build_model()
     assert all(torch.equal(*pair) for pair in zip(model.one.parameters(), model.other.parameters(), strict=True))
     freeze(model.get_submodule(frozen))
     optimizer = sgd(model.parameters())
     with watched(model, [frozen], optimizer) as report:
         train(model, optimizer)
     weights = ("weight", "bias")
-    assert those(report, "held") == {f"{frozen}.{name}" for name in weights}
-    assert those(report, "trained") >= {f"{free}.{name}" for name in weights}
+    assert with_verdict(report, "held") == {f"{frozen}.{name}" for name in weights}
+    assert with_verdict(report, "trained") >= {f"{trainable}.{name}" for name in weights}
     assert {row["name"] for row in report.rows if row["frozen"]} == {f"{frozen}.{name}" for name in weights}
 
 
-@pytest.mark.parametrize("method", ANYWHERE)
-@pytest.mark.parametrize("model_of", [norms, linears])
-def test_no_method_takes_a_layer_of_equal_values_for_the_frozen_one(method, model_of):
-    model = model_of()
+@pytest.mark.parametrize("method", ANY_PART_METHODS)
+@pytest.mark.parametrize("build_model", [two_norms, two_linears])
+def test_no_method_freezes_another_layer_with_equal_values(method, build_model):
+    model = build_model()
     with frozen_by(method, model, select(model, ["other"])) as (optimizer, report):
         train(model, optimizer)
-    assert those(report, "held", "returned") == {"other.weight", "other.bias"}
-    assert those(report, "trained") >= {"one.weight", "one.bias"}
+    assert with_verdict(report, "held", "returned") == {"other.weight", "other.bias"}
+    assert with_verdict(report, "trained") >= {"one.weight", "one.bias"}
 
 
-@pytest.mark.parametrize("model_of", [norms, linears])
-def test_groups_are_cut_by_identity_and_not_by_value(model_of):
-    model = model_of()
+@pytest.mark.parametrize("build_model", [two_norms, two_linears])
+def test_groups_are_divided_by_identity_and_not_by_value(build_model):
+    model = build_model()
     selection = select(model, ["one"])
-    cuts = by_role(model, selection), split_by_frozen(all_in_one(model, selection), selection)
-    for group in (cuts[0][0], cuts[1][1]):
+    divisions = by_role(model, selection), split_by_frozen(all_in_one(model, selection), selection)
+    for group in (divisions[0][0], divisions[1][1]):
         assert [id(parameter) for parameter in group["params"]] == [id(model.one.weight), id(model.one.bias)]
 
 
-@pytest.mark.parametrize("model_of", [norms, linears])
-def test_layers_of_equal_values_that_change_places_keep_their_rows(model_of):
-    model = model_of()
+@pytest.mark.parametrize("build_model", [two_norms, two_linears])
+def test_layers_with_equal_values_that_are_swapped_during_the_audit_keep_their_rows(build_model):
+    model = build_model()
     freeze(model.one)
     optimizer = sgd(model.parameters())
     with audit(model, ["one"], optimizer) as report:
-        frozen, free = model.one, model.other
-        model.one, model.other = free, frozen
+        frozen, trainable = model.one, model.other
+        model.one, model.other = trainable, frozen
         train(model, optimizer)
-    assert those(report, "held") == {"one.weight", "one.bias"}
-    assert those(report, "trained") >= {"other.weight", "other.bias"}
-    assert not any(torch.equal(*pair) for pair in zip(frozen.parameters(), free.parameters(), strict=True))
+    assert with_verdict(report, "held") == {"one.weight", "one.bias"}
+    assert with_verdict(report, "trained") >= {"other.weight", "other.bias"}
+    assert not any(torch.equal(*pair) for pair in zip(frozen.parameters(), trainable.parameters(), strict=True))
 
 
 # Embedding with max_norm
 
 
 def embedding():
-    """Rows within the norm of 1, but for the first, which is beyond it."""
+    """Return a model with an embedding of `max_norm=1`, whose first row is longer than that."""
     torch.manual_seed(0)
     table = nn.Embedding(4, 2, max_norm=1.0)
     fill(table.weight, [[3.0, 4.0], [0.5, 0.0], [-0.25, 0.5], [0.0, 0.0]])
-    return layers(table=table, head=nn.Linear(2, 2))
+    return sequential(table=table, head=nn.Linear(2, 2))
 
 
 def looking_up(*rows):
+    """Return a function for `batches` of `train` that always returns these row numbers."""
     return lambda number: torch.tensor(rows)
 
 
 @pytest.mark.parametrize("buffers", ["live", "frozen"])
-def test_a_frozen_embedding_whose_long_rows_are_looked_up_is_rewritten_by_the_forward_pass(buffers):
+def test_a_forward_pass_rewrites_the_long_rows_that_it_looks_up_in_a_frozen_embedding(buffers):
     model = embedding()
     freeze(model.table)
     selection, optimizer, before = select(model, ["table"], buffers=buffers), sgd(model.parameters()), copies(model)
@@ -418,50 +433,51 @@ def test_a_frozen_embedding_whose_long_rows_are_looked_up_is_rewritten_by_the_fo
     assert torch.equal(model.table.weight[1:], before["table.weight"][1:])
 
 
-def test_a_forward_pass_without_gradients_and_without_any_step_rewrites_it_too():
+def test_a_forward_pass_rewrites_long_rows_also_without_gradients_and_steps():
     model = freeze(embedding()).eval()
     with watched(model) as report, torch.no_grad():
         model(torch.tensor([0]))
     assert report.leaks == ["table.weight"]
 
 
-def test_a_frozen_embedding_whose_rows_are_within_the_norm_wherever_they_are_looked_up_held():
+def test_a_frozen_embedding_is_held_if_no_long_row_is_looked_up():
     model = embedding()
     freeze(model.table)
     optimizer, before = sgd(model.parameters()), copies(model)
     with watched(model, None, optimizer) as report:
         train(model, optimizer, batches=looking_up(1, 2, 3))
-    assert those(report, "held") == {"table.weight"}
+    assert with_verdict(report, "held") == {"table.weight"}
     assert torch.equal(model.table.weight, before["table.weight"])
 
 
-def test_what_the_forward_pass_rewrites_returns_where_it_is_put_back_after_each_step():
+def test_rows_that_a_forward_pass_rewrites_return_if_they_are_restored_after_each_step():
     model = embedding()
     selection, optimizer = select(model, ["table"]), sgd(model.parameters())
     with ExitStack() as undo, watched(model, selection, optimizer) as report:
         Restore().attach(optimizer, selection, undo)
         train(model, optimizer, batches=looking_up(0, 1))
-    assert those(report, "returned") == {"table.weight"}
+    assert with_verdict(report, "returned") == {"table.weight"}
 
 
-# Reparametrised weights
+# Reparametrized weights
 
 
 def layer():
-    """Singular values so close that the power iteration of a spectral norm is still on its way after some steps."""
+    """Return a layer whose singular values are close, so that power iteration has not converged after some steps."""
     torch.manual_seed(0)
-    made = nn.Linear(3, 3)
-    fill(made.weight, torch.diag(torch.tensor([1.0, 0.95, 0.9])))
-    return made
+    linear = nn.Linear(3, 3)
+    fill(linear.weight, torch.diag(torch.tensor([1.0, 0.95, 0.9])))
+    return linear
 
 
-def reparametrised(wrap):
-    return layers(body=wrap(layer()), act=nn.Tanh(), head=nn.Linear(3, 2))
+def reparametrized(wrap):
+    """Return a model whose module `body` is `wrap(layer())`."""
+    return sequential(body=wrap(layer()), act=nn.Tanh(), head=nn.Linear(3, 2))
 
 
 @torch.no_grad()
-def effective(module):
-    """The weight that a layer multiplies by, whatever it is computed from; asked in eval mode, which moves nothing."""
+def effective_weight(module):
+    """Return the transposed weight that a layer multiplies by; computed in eval mode, which changes nothing."""
     mode = module.training
     weight = module.eval()(torch.eye(3)) - module.bias
     module.train(mode)
@@ -483,33 +499,33 @@ WEIGHT_NORM = [
 
 
 @pytest.mark.parametrize(("wrap", "prefix", "tensors"), SPECTRAL)
-def test_a_frozen_spectral_norm_in_train_mode_keeps_its_parameter_and_drifts_in_its_buffers(wrap, prefix, tensors):
-    model = reparametrised(wrap)
+def test_a_frozen_spectral_norm_in_train_mode_holds_its_parameter_while_its_buffers_drift(wrap, prefix, tensors):
+    model = reparametrized(wrap)
     freeze(model.body)
     weight, *vectors = (f"body.{prefix}{name}" for name in tensors)
-    optimizer, was = sgd(model.parameters()), effective(model.body)
+    optimizer, initial_weight = sgd(model.parameters()), effective_weight(model.body)
     with watched(model, ["body"], optimizer) as report:
         train(model, optimizer)
-    assert those(report, "held") == {weight, "body.bias"}
-    assert those(report, "drifted") == set(vectors)
-    assert not torch.equal(effective(model.body), was)
+    assert with_verdict(report, "held") == {weight, "body.bias"}
+    assert with_verdict(report, "drifted") == set(vectors)
+    assert not torch.equal(effective_weight(model.body), initial_weight)
 
 
-@pytest.mark.parametrize("method", ANYWHERE)
+@pytest.mark.parametrize("method", ANY_PART_METHODS)
 @pytest.mark.parametrize(("wrap", "prefix", "tensors"), SPECTRAL)
-def test_a_frozen_spectral_norm_in_inference_mode_keeps_every_bit_and_its_effective_weight(wrap, prefix, tensors, method):
-    model = reparametrised(wrap)
-    was = effective(model.body)
+def test_a_frozen_spectral_norm_in_eval_mode_keeps_every_bit_and_its_effective_weight(wrap, prefix, tensors, method):
+    model = reparametrized(wrap)
+    initial_weight = effective_weight(model.body)
     with frozen_by(method, model, select(model, ["body"], buffers="frozen")) as (optimizer, report):
         train(model, optimizer)
-    assert those(report, "held", "returned") == {"body.bias", *(f"body.{prefix}{name}" for name in tensors)}
-    assert those(report, "trained") == names(model, "head")
-    assert torch.equal(effective(model.body), was)
+    assert with_verdict(report, "held", "returned") == {"body.bias", *(f"body.{prefix}{name}" for name in tensors)}
+    assert with_verdict(report, "trained") == names_in(model, "head")
+    assert torch.equal(effective_weight(model.body), initial_weight)
 
 
 @pytest.mark.parametrize(("wrap", "prefix", "tensors"), SPECTRAL)
-def test_the_buffers_of_a_spectral_norm_declared_frozen_and_not_held_leak(wrap, prefix, tensors):
-    model = reparametrised(wrap)
+def test_the_buffers_of_a_spectral_norm_that_are_declared_frozen_leak_without_eval_mode(wrap, prefix, tensors):
+    model = reparametrized(wrap)
     freeze(model.body)
     optimizer = sgd(model.parameters())
     with watched(model, select(model, ["body"], buffers="frozen"), optimizer) as report:
@@ -517,66 +533,68 @@ def test_the_buffers_of_a_spectral_norm_declared_frozen_and_not_held_leak(wrap, 
     assert set(report.leaks) == {f"body.{prefix}{name}" for name in tensors[1:]}
 
 
-@pytest.mark.parametrize("method", ANYWHERE)
+@pytest.mark.parametrize("method", ANY_PART_METHODS)
 @pytest.mark.parametrize(("wrap", "magnitude", "direction"), WEIGHT_NORM)
 def test_freezing_a_module_with_weight_norm_freezes_magnitude_and_direction(wrap, magnitude, direction, method):
-    model = reparametrised(wrap)
-    selection, was = select(model, ["body"]), effective(model.body)
+    model = reparametrized(wrap)
+    selection, initial_weight = select(model, ["body"]), effective_weight(model.body)
     assert set(selection.parameters) == {"body.bias", f"body.{magnitude}", f"body.{direction}"}
     with frozen_by(method, model, selection) as (optimizer, report):
         train(model, optimizer)
-    assert those(report, "held", "returned") == set(selection.parameters)
-    assert those(report, "trained") == names(model, "head")
-    assert torch.equal(effective(model.body), was)
+    assert with_verdict(report, "held", "returned") == set(selection.parameters)
+    assert with_verdict(report, "trained") == names_in(model, "head")
+    assert torch.equal(effective_weight(model.body), initial_weight)
 
 
 @pytest.mark.parametrize(("wrap", "magnitude", "direction"), WEIGHT_NORM)
 @pytest.mark.parametrize("frozen", ["magnitude", "direction"])
-def test_freezing_one_half_of_a_weight_norm_lets_the_effective_weight_move(wrap, magnitude, direction, frozen):
-    model = reparametrised(wrap)
-    halves = {"magnitude": f"body.{magnitude}", "direction": f"body.{direction}"}
-    was = effective(model.body)
-    with frozen_by("requires_grad", model, select(model, [halves[frozen]])) as (optimizer, report):
+def test_the_effective_weight_moves_if_only_one_half_of_a_weight_norm_is_frozen(wrap, magnitude, direction, frozen):
+    model = reparametrized(wrap)
+    names_of = {"magnitude": f"body.{magnitude}", "direction": f"body.{direction}"}
+    initial_weight = effective_weight(model.body)
+    with frozen_by("requires_grad", model, select(model, [names_of[frozen]])) as (optimizer, report):
         train(model, optimizer)
-    assert those(report, "held") == {halves[frozen]}
-    assert those(report, "trained") >= set(halves.values()) - {halves[frozen]}
-    assert not torch.equal(effective(model.body), was)
+    assert with_verdict(report, "held") == {names_of[frozen]}
+    assert with_verdict(report, "trained") >= set(names_of.values()) - {names_of[frozen]}
+    assert not torch.equal(effective_weight(model.body), initial_weight)
 
 
 # A frozen part in the middle, and at the end
 
 
-@pytest.mark.parametrize("method", ANYWHERE)
+@pytest.mark.parametrize("method", ANY_PART_METHODS)
 @pytest.mark.parametrize("part", ["middle", "last"])
-def test_what_lies_before_a_frozen_part_still_trains_under_every_method(method, part):
+def test_layers_before_a_frozen_part_train_with_every_method(method, part):
     model = net()
     with frozen_by(method, model, select(model, [part])) as (optimizer, report):
         train(model, optimizer)
-    assert those(report, "held", "returned") == names(model, part)
-    assert those(report, "trained") == names(model, "first", "norm", "middle", "last") - STATISTICS - names(model, part)
+    assert with_verdict(report, "held", "returned") == names_in(model, part)
+    assert with_verdict(report, "trained") == names_in(model, "first", "norm", "middle", "last") - STATISTICS - names_in(
+        model, part
+    )
 
 
 @pytest.mark.parametrize("part", ["middle", "last"])
-def test_the_gradients_that_flow_through_a_frozen_part_are_the_same_to_the_bit(part):
+def test_freezing_a_part_does_not_change_a_bit_of_the_other_parameters_in_a_step(part):
     models = [net(), net()]
     freeze(models[1].get_submodule(part))
     for model in models:
         train(model, sgd(model.parameters()), steps=1)
-    free, frozen = (dict(model.named_parameters()) for model in models)
-    assert {name for name in free if torch.equal(free[name], frozen[name])} == set(free) - names(net(), part)
-    assert {name for name, parameter in frozen.items() if parameter.grad is None} == names(net(), part)
+    trained, frozen = (dict(model.named_parameters()) for model in models)
+    assert {name for name in trained if torch.equal(trained[name], frozen[name])} == set(trained) - names_in(net(), part)
+    assert {name for name, parameter in frozen.items() if parameter.grad is None} == names_in(net(), part)
 
 
 @pytest.mark.parametrize("part", ["middle", "last"])
-def test_detach_says_that_it_serves_no_part_in_the_middle_or_at_the_end(part):
+def test_detach_is_skipped_for_a_part_in_the_middle_or_at_the_end(part):
     model = net()
     assert f"{part}.weight is frozen" in build_method("detach").skip(model, select(model, [part]))
 
 
 @pytest.mark.parametrize("pattern", ["norm", "there", "head"])
-def test_the_runner_trains_what_lies_before_a_frozen_part(pattern):
-    rows = [row for row in measure(f"freeze.patterns=[{pattern}]").rows if row["kind"] == "parameter"]
-    rows = [row for row in rows if row["name"] != "body.bias"]  # the BatchNorm behind it cancels it but for its rounding
+def test_a_run_trains_the_layers_before_a_frozen_part(pattern):
+    rows = [row for row in run_experiment(f"freeze.patterns=[{pattern}]").rows if row["kind"] == "parameter"]
+    rows = [row for row in rows if row["name"] != "body.bias"]  # the BatchNorm after it cancels it except for rounding
     assert {row["name"]: row["verdict"] for row in rows} == {
         row["name"]: "held" if row["name"].startswith(pattern) else "trained" for row in rows
     }
@@ -589,49 +607,50 @@ NAN = float("nan")
 
 
 def is_nan(*values):
+    """Return whether all values are NaN."""
     return all(value != value for value in values)
 
 
-def test_a_frozen_table_that_holds_nan_and_keeps_its_bits_held_while_the_rest_trains():
+def test_a_frozen_embedding_that_contains_nan_is_held_while_the_other_parameters_train():
     model = embedding()
     fill(model.table.weight, [[NAN, 1.0], [0.5, 0.0], [-0.25, 0.5], [0.0, NAN]])
     freeze(model.table)
-    optimizer, before = sgd(model.parameters()), raw(model.table.weight)
+    optimizer, before = sgd(model.parameters()), raw_bytes(model.table.weight)
     with watched(model, None, optimizer) as report:
         train(model, optimizer, batches=looking_up(1, 2))
     row = row_of(report, "table.weight")
     assert (row["verdict"], row["moved"], row["change_l2"], row["change_max"]) == ("held", False, 0.0, 0.0)
     assert is_nan(row["initial_l2"])
-    assert raw(model.table.weight) == before
-    assert those(report, "trained") == names(model, "head")
+    assert raw_bytes(model.table.weight) == before
+    assert with_verdict(report, "trained") == names_in(model, "head")
 
 
-@pytest.mark.parametrize("frozen", [["middle"], []], ids=["frozen in name only", "trainable"])
-def test_weights_that_a_step_on_a_nan_gradient_turned_into_nan_have_moved_by_nan(frozen):
+@pytest.mark.parametrize("frozen", [["middle"], []], ids=["declared frozen only", "trainable"])
+def test_the_change_of_weights_that_became_nan_is_nan(frozen):
     model = net()
     optimizer = sgd(model.parameters())
     with watched(model, frozen, optimizer) as report:
         train(model, optimizer, steps=2, batches=lambda number: batch(number) * NAN)
-    assert set(report.leaks) == (names(model, "middle") if frozen else set())
-    for name in names(model, "middle"):
+    assert set(report.leaks) == (names_in(model, "middle") if frozen else set())
+    for name in names_in(model, "middle"):
         row = row_of(report, name)
         assert is_nan(row["change_l2"], row["change_rel"], row["change_max"])
         assert not is_nan(row["initial_l2"])
 
 
-def test_a_frozen_part_holds_while_all_that_trains_around_it_turns_into_nan():
+def test_a_frozen_part_is_held_while_all_other_parameters_become_nan():
     model = net()
     freeze(model.middle)
     optimizer, before = sgd(model.parameters()), copies(model)
     with watched(model, None, optimizer) as report:
         train(model, optimizer, batches=lambda number: batch(number) * NAN)
-    assert those(report, "held") == names(model, "middle")
-    assert all(torch.equal(model.state_dict()[name], before[name]) for name in names(model, "middle"))
-    assert all(is_nan(row_of(report, name)["change_l2"]) for name in names(model, "first", "last"))
+    assert with_verdict(report, "held") == names_in(model, "middle")
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in names_in(model, "middle"))
+    assert all(is_nan(row_of(report, name)["change_l2"]) for name in names_in(model, "first", "last"))
 
 
 @pytest.mark.parametrize("other", [0x7FC00001, -0x400000], ids=["another payload", "another sign"])
-def test_one_nan_that_becomes_another_nan_has_leaked(other):
+def test_a_nan_that_becomes_a_nan_with_other_bits_has_leaked(other):
     model = freeze(nn.Linear(2, 2))
     fill(model.bias, NAN)
     assert model.bias.view(torch.int32).tolist() == [0x7FC00000, 0x7FC00000]
@@ -650,30 +669,30 @@ def test_one_nan_that_becomes_another_nan_has_leaked(other):
     [([0.0, 0.0], torch.Tensor.neg_), ([-0.0, 1.0], lambda tensor: tensor.add_(0.0))],
     ids=["0.0 negated", "0.0 added to -0.0"],
 )
-def test_a_zero_that_changes_its_sign_has_leaked_by_a_change_of_nothing(start, write):
+def test_a_zero_that_changes_its_sign_has_leaked_with_a_change_of_0(start, write):
     model = freeze(nn.Linear(2, 2))
     fill(model.bias, start)
     before = model.bias.clone()
     with watched(model) as report:
         write(model.bias)
-    assert torch.equal(model.bias, before)  # which compares values
+    assert torch.equal(model.bias, before)  # torch.equal compares values
     row = row_of(report, "bias")
     assert (row["verdict"], row["moved"], row["change_l2"], row["change_max"]) == ("leaked", True, 0.0, 0.0)
     assert row["change_rel"] == (0.0 if any(start) else None)
 
 
-def test_a_frozen_negative_zero_stays_negative_under_an_optimizer_that_passes_it_over():
+def test_a_frozen_negative_zero_stays_negative_if_the_optimizer_does_not_step_it():
     model = net()
     fill(model.middle.bias, -0.0)
     freeze(model.middle)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     with watched(model, None, optimizer) as report:
         train(model, optimizer)
-    assert those(report, "held") == names(model, "middle")
+    assert with_verdict(report, "held") == names_in(model, "middle")
     assert model.middle.bias.signbit().all()
 
 
-def test_a_step_on_a_gradient_of_negative_zero_gives_a_negative_zero_its_sign_back():
+def test_a_step_with_a_gradient_of_negative_zero_makes_a_negative_zero_positive():
     model = nn.Linear(2, 2)
     fill(model.bias, -0.0)
     model.bias.grad = torch.full((2,), -0.0)
@@ -687,28 +706,29 @@ def test_a_step_on_a_gradient_of_negative_zero_gives_a_negative_zero_its_sign_ba
 # bfloat16
 
 
-def ones(dtype):
+def linear_of_ones(dtype):
+    """Return a linear layer whose values are all 1."""
     model = nn.Linear(3, 2).to(dtype)
     fill(model.weight, 1.0)
     fill(model.bias, 1.0)
     return model
 
 
-@pytest.mark.parametrize("frozen", [[], ["**"]], ids=["trainable", "frozen in name only"])
+@pytest.mark.parametrize("frozen", [[], ["**"]], ids=["trainable", "declared frozen only"])
 @pytest.mark.parametrize(
     ("dtype", "lr", "moves"),
     [(torch.bfloat16, 1e-3, False), (torch.bfloat16, 1e-2, True), (torch.float32, 1e-3, True)],
-    ids=["bfloat16", "bfloat16 at a larger rate", "float32"],
+    ids=["bfloat16", "bfloat16 with a larger learning rate", "float32"],
 )
-def test_bfloat16_weights_of_one_stay_where_adamws_step_is_rounded_away(dtype, lr, moves, frozen):
-    model = ones(dtype)
+def test_bfloat16_weights_of_1_do_not_move_if_the_step_of_adamw_is_rounded_away(dtype, lr, moves, frozen):
+    model = linear_of_ones(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     with watched(model, frozen, optimizer) as report:
         train(model, optimizer, steps=9, batches=lambda number: torch.ones(4, 3, dtype=dtype))
-    word = ("leaked" if moves else "held") if frozen else ("trained" if moves else "idle")
-    assert those(report, word) == {"weight", "bias"}
+    verdict = ("leaked" if moves else "held") if frozen else ("trained" if moves else "idle")
+    assert with_verdict(report, verdict) == {"weight", "bias"}
     assert torch.equal(model.weight, torch.ones(2, 3, dtype=dtype)) is not moves
-    assert set(causes(report).values()) == ({"rounded_away"} if word == "idle" else set())
+    assert set(causes_of_idle(report).values()) == ({"rounded_away"} if verdict == "idle" else set())
     assert all(parameter.requires_grad and parameter.grad.any() for parameter in model.parameters())
 
 
@@ -716,7 +736,7 @@ def test_bfloat16_weights_of_one_stay_where_adamws_step_is_rounded_away(dtype, l
 
 
 @pytest.mark.parametrize(("every", "looks"), [(None, [1, 2, 3]), (1, [1, 2, 3]), (2, [2, 3])])
-def test_looks_count_steps_of_the_optimizer_and_not_batches(every, looks):
+def test_looks_are_numbers_of_optimizer_steps_and_not_of_batches(every, looks):
     model = net()
     freeze(model.middle)
     optimizer = sgd(model.parameters(), momentum=MOMENTUM)
@@ -724,20 +744,20 @@ def test_looks_count_steps_of_the_optimizer_and_not_batches(every, looks):
         train(model, optimizer, steps=3, accumulate=4)
     assert model.norm.num_batches_tracked == 12
     assert report.looks == looks
-    assert those(report, "held") == names(model, "middle")
+    assert with_verdict(report, "held") == names_in(model, "middle")
 
 
-@pytest.mark.parametrize("method", ANYWHERE)
-def test_what_is_frozen_stays_through_accumulated_gradients_under_every_method(method):
+@pytest.mark.parametrize("method", ANY_PART_METHODS)
+def test_a_frozen_part_is_held_with_accumulated_gradients_with_every_method(method):
     model = net()
     with frozen_by(method, model, select(model, ["middle"])) as (optimizer, report):
         train(model, optimizer, steps=2, accumulate=4)
-    assert those(report, "held", "returned") == names(model, "middle")
-    assert those(report, "trained") == names(model, "first", "last") | (NORM - STATISTICS)
+    assert with_verdict(report, "held", "returned") == names_in(model, "middle")
+    assert with_verdict(report, "trained") == names_in(model, "first", "last") | (NORM - STATISTICS)
 
 
 @pytest.mark.parametrize("clear", [False, True], ids=["kept", "cleared"])
-def test_gradients_accumulated_before_the_freeze_move_what_is_frozen_unless_they_are_cleared(clear):
+def test_gradients_accumulated_before_freezing_move_frozen_weights_unless_they_are_cleared(clear):
     model = net()
     optimizer = sgd(model.parameters())
     for number in range(2):
@@ -751,11 +771,11 @@ def test_gradients_accumulated_before_the_freeze_move_what_is_frozen_unless_they
             model(batch(number)).square().mean().backward()
         optimizer.step()
         train(model, optimizer, steps=2, accumulate=4)
-    assert those(report, "held" if clear else "leaked") == names(model, "middle")
+    assert with_verdict(report, "held" if clear else "leaked") == names_in(model, "middle")
     assert torch.equal(weight, before if clear else before.add(gradient, alpha=-LR))
 
 
-def test_backward_passes_without_a_step_move_statistics_alone():
+def test_backward_passes_without_a_step_move_only_the_statistics():
     model = net()
     freeze(model.middle)
     optimizer = sgd(model.parameters())
@@ -763,72 +783,73 @@ def test_backward_passes_without_a_step_move_statistics_alone():
         for number in range(3):
             model(batch(number)).square().mean().backward()
     assert report.looks == []
-    assert those(report, "held") == names(model, "middle")
-    assert those(report, "idle") == names(model, "first", "last") | (NORM - STATISTICS)
-    assert those(report, "drifted") == STATISTICS
+    assert with_verdict(report, "held") == names_in(model, "middle")
+    assert with_verdict(report, "idle") == names_in(model, "first", "last") | (NORM - STATISTICS)
+    assert with_verdict(report, "drifted") == STATISTICS
 
 
 # Two optimizers
 
 
 def backbone(model):
+    """Return the parameters of all layers except the last one."""
     return [*model.first.parameters(), *model.norm.parameters(), *model.middle.parameters()]
 
 
-def test_two_optimizers_that_take_turns_have_the_groups_of_both_and_what_is_frozen_in_one_held():
+def test_the_groups_of_two_optimizers_are_numbered_and_a_part_frozen_in_one_is_held():
     model = net()
     freeze(model.first)
     one, other = sgd(backbone(model)), torch.optim.Adam(model.last.parameters(), lr=0.25)
     with watched(model, None, one, other) as report:
         train(model, one, other, steps=6)
     assert report.looks == [1, 2, 3]
-    assert those(report, "held") == names(model, "first")
-    assert those(report, "trained") == names(model, "middle", "last") | (NORM - STATISTICS)
-    placed = {row["name"]: (row["group"], row["lr"]) for row in report.rows if row["kind"] == "parameter"}
-    assert placed == {name: ("1.0", 0.25) if name.startswith("last") else ("0.0", LR) for name in placed}
+    assert with_verdict(report, "held") == names_in(model, "first")
+    assert with_verdict(report, "trained") == names_in(model, "middle", "last") | (NORM - STATISTICS)
+    groups = {row["name"]: (row["group"], row["lr"]) for row in report.rows if row["kind"] == "parameter"}
+    assert groups == {name: ("1.0", 0.25) if name.startswith("last") else ("0.0", LR) for name in groups}
 
 
-@pytest.mark.parametrize(("leaking", "number"), [("middle", 0), ("last", 1)], ids=["the first", "the second"])
-def test_a_leak_in_either_optimizer_is_found_though_the_other_holds(leaking, number):
+@pytest.mark.parametrize(("leaking", "index"), [("middle", 0), ("last", 1)], ids=["the first", "the second"])
+def test_a_leak_by_one_of_two_optimizers_is_found(leaking, index):
     model = net()
     freeze(model.first)
     optimizers = [sgd(backbone(model)), sgd(model.last.parameters())]
     with watched(model, ["first", leaking], *optimizers) as report:
-        train(model, optimizers[number], steps=3)
+        train(model, optimizers[index], steps=3)
     assert report.looks == [1, 2, 3]
-    assert set(report.leaks) == names(model, leaking)
-    assert those(report, "held") == names(model, "first")
+    assert set(report.leaks) == names_in(model, leaking)
+    assert with_verdict(report, "held") == names_in(model, "first")
 
 
-@pytest.mark.parametrize("stale", ["one", "other"])
-def test_momentum_of_either_optimizer_moves_what_was_frozen_after_both_had_stepped(stale):
+@pytest.mark.parametrize("with_momentum", ["one", "other"])
+def test_only_the_optimizer_with_momentum_moves_parameters_frozen_in_mid_run(with_momentum):
     model = net()
-    options = {"one": {}, "other": {}, stale: {"momentum": MOMENTUM}}
+    options = {"one": {}, "other": {}, with_momentum: {"momentum": MOMENTUM}}
     one, other = sgd(backbone(model), **options["one"]), sgd(model.last.parameters(), **options["other"])
     train(model, one, other, to_none=False)
     freeze(model.middle)
     freeze(model.last)
     with watched(model, None, one, other) as report:
         train(model, one, other, to_none=False)
-    leaking, holding = ("middle", "last") if stale == "one" else ("last", "middle")
-    assert set(report.leaks) == names(model, leaking)
-    assert those(report, "held") == names(model, holding)
+    leaking, holding = ("middle", "last") if with_momentum == "one" else ("last", "middle")
+    assert set(report.leaks) == names_in(model, leaking)
+    assert with_verdict(report, "held") == names_in(model, holding)
 
 
-def test_a_parameter_at_rate_zero_in_one_optimizer_leaks_by_the_other_that_holds_it_too():
+def test_a_parameter_with_lr_0_in_one_optimizer_leaks_by_another_optimizer_that_contains_it():
     model = net()
     one = torch.optim.SGD([{"params": backbone(model)[:4]}, {"params": model.middle.parameters(), "lr": 0.0}], lr=LR)
     other = sgd([*model.middle.parameters(), *model.last.parameters()])
-    with watched(model, ["middle"], one, other) as alone:
+    with watched(model, ["middle"], one, other) as report_of_one:
         train(model, one, steps=2)
-    with watched(model, ["middle"], one, other) as both:
+    with watched(model, ["middle"], one, other) as report_of_both:
         train(model, one, other, steps=2)
-    assert (alone.leaks, set(both.leaks)) == ([], names(model, "middle"))
+    assert (report_of_one.leaks, set(report_of_both.leaks)) == ([], names_in(model, "middle"))
 
 
-def test_what_is_in_neither_of_two_optimizers_is_idle_and_says_so():
+def test_parameters_in_neither_of_two_optimizers_are_idle_because_of_that():
     model = net()
     one, other = sgd(model.first.parameters()), sgd(model.last.parameters())
     with watched(model, [], one, other) as report:
         train(model, one, other)
-    assert causes(report) == dict.fromkeys(names(model, "middle") | (NORM - STATISTICS), "not_in_optimizer")
+    assert causes_of_idle(report) == dict.fromkeys(names_in(model, "middle") | (NORM - STATISTICS), "not_in_optimizer")
