@@ -96,7 +96,7 @@ def without_times(contents: dict[str, bytes]) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, start_runner):
     """Run a sweep to its end; return the files of its runs, its own files, and the seconds that it took."""
-    folder, previous_folder = tmp_path_factory.mktemp("uninterrupted"), Path.cwd()
+    folder, previous_folder = tmp_path_factory.mktemp("it's an ünïnterrupted sweep"), Path.cwd()
     os.chdir(folder)
     start = time.monotonic()
     assert wait_for_exit_code(start_runner("-m", *GRID, "hydra.sweep.dir=sweep")) == 0
