@@ -26,7 +26,7 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used. Raises AttributeError for any other name."""
+    """Import a public name of the package when it is first used, and return it. Raises AttributeError for other names."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'runner' has no attribute {name!r}; it offers {', '.join(__all__)}")
     value = getattr(import_module(_MODULE_OF[name]), name)
@@ -35,5 +35,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, for completion."""
+    """Return the public names of the package, for `dir()` and completion."""
     return sorted([*(name for name in globals() if name.startswith("__")), *__all__])

@@ -24,7 +24,10 @@ from runner.runs.interrupts import exit_at_once, handle_interrupts
 
 
 def main() -> int:
-    """Carry out the command line and return its exit code; the README lists the exit codes."""
+    """Do what the command line asks for, and return the process's exit code; the README lists the exit codes.
+
+    Errors are printed to stderr: a user's mistake as one line, any other one with its traceback.
+    """
     if sys.argv[1:] == ["--version"]:
         print(f"freeze-runner {runner.__version__}")
         return EXIT_DONE
@@ -55,7 +58,10 @@ def main() -> int:
 
 
 def run_hydra() -> int:
-    """Let Hydra parse the command line and start its run or sweep; return the highest exit code of the runs."""
+    """Let Hydra parse the command line and start a run, or a sweep of runs; return the highest exit code of the runs here.
+
+    Hydra calls `job` with the composed config. Raises the errors that Hydra raises.
+    """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra raise errors; otherwise it prints them and exits with 1
     codes: list[int] = []
@@ -79,9 +85,10 @@ def run_hydra() -> int:
 
 
 def run_and_report(config: DictConfig) -> int:
-    """Carry out one run with a progress bar, print its summary and write its page; return its exit code.
+    """Carry out one run, print a summary of it, write its HTML page into its folder, and return its exit code.
 
-    Raises KeyboardInterrupt, after all is written, if the run was interrupted.
+    `config`: the composed config. A progress bar is shown during the run. If the run was interrupted (Ctrl-C, SIGTERM), all
+    files are written, and then KeyboardInterrupt is raised. A failed or skipped run prints only the reason, to stderr.
     """
     from runner.runs import console, job
 
@@ -109,7 +116,7 @@ def run_and_report(config: DictConfig) -> int:
 
 
 def run_title(config: DictConfig) -> str:
-    """Return the settings of a run in one line: its choices, such as `method=zero_lr`, then its other overrides."""
+    """Return a title for a run: its main settings, such as `method=zero_lr`, then all other overrides that were given."""
     choices: dict[str, Any] = dict(HydraConfig.get().runtime.choices)
     choices["freeze"] = freeze_name(config.freeze, choices["freeze"])
     choices["method"] = method_choice(config.method, choices["method"])
@@ -125,7 +132,10 @@ def run_title(config: DictConfig) -> str:
 
 
 def print_error(message: str, end: str = "") -> int:
-    """Print one line to stderr, with the message cut so that line and `end` fit; return exit code 2."""
+    """Print `message` followed by `end` as one line to stderr, and return exit code 2.
+
+    If the line would be longer than MAX_ERROR_LINE, the message is cut, but not `end`.
+    """
     line, limit = f"freeze-runner: {' '.join(message.split())}", MAX_ERROR_LINE - len(end)
     print((line if len(line) <= limit else f"{line[: limit - 3]}...") + end, file=sys.stderr)
     return EXIT_REFUSED

@@ -1,4 +1,4 @@
-"""Build all objects of a run from its checked config, up to the first step. No other module builds from the config."""
+"""Build the objects of a run, up to its first step, from the checked config. No other module builds from the config."""
 
 from __future__ import annotations
 
@@ -37,13 +37,18 @@ class Setup:
     """The objects of a run, ready for its first step.
 
     Attributes:
+        config: the checked config of the run.
+        device: where the model is trained.
         built_model: the model as the config declares it.
-        model: the model to train: `built_model` as the method has prepared it.
+        model: the model to train: `built_model` after the freezing method has prepared it, wrapped for example.
         before: a copy of all parameters and buffers of `built_model`, made before anything was frozen.
-        selection: what is frozen in at least one phase.
-        declared_groups: the parameter groups as the config declares them; the method makes the optimizer's groups of them.
-        phases: the phases of the schedule. A phase gets its groups when it begins.
-        undo: restores the model and the process's settings when it is closed.
+        selection: the parameters, buffers and modules that are to be frozen at some time of the run.
+        method: how parameters are frozen, such as by `requires_grad`.
+        declared_groups: the parameter groups as the config declares them; `method` derives the optimizer's groups from them.
+        phases: spans of steps in which the same parameters are frozen. `groups` of a phase is set when it begins.
+        optimizer: the optimizer of the whole run, with the groups of the first phase.
+        meter: measures the costs of a step, such as its FLOPs.
+        undo: a stack of callbacks; closing it restores the model (except its values) and the process's settings.
         note: reports a message to the user.
     """
 
@@ -63,15 +68,17 @@ class Setup:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The parameters of `built_model`, each once."""
+        """All parameters of `built_model`, frozen or not, each once."""
         return [entry.tensor for entry in self.before.entries.values() if entry.kind == "parameter"]
 
 
 @contextmanager
 def assembled(config: Config, note: Note = ignore_note) -> Iterator[Setup]:
-    """Build the objects that the config declares, up to the first step; restore the model and all settings on leaving.
+    """Build the model, optimizer and other objects that a config declares, and give them to the `with` block.
 
-    Raises ConfigError if the config is wrong, and SkippedError if the method does not work with this model.
+    When the block is left, the model (except its values) and the process's settings (threads, random state) are restored.
+    `note` is called with messages for the user. Raises ConfigError for a wrong config, and SkippedError if the freezing
+    method does not work with this model.
     """
     with ExitStack() as undo:
         undo.enter_context(machine_settings(config.threads, config.deterministic))
@@ -113,7 +120,11 @@ def assembled(config: Config, note: Note = ignore_note) -> Iterator[Setup]:
 
 
 def begin_phase(setup: Setup, number: int) -> Phase:
-    """Begin a later phase and return it with its groups: the method acts again, and the same optimizer is regrouped."""
+    """Freeze what is to be frozen from now on, when a later phase (span of steps with one frozen set) begins.
+
+    `number`: the position of the phase in `setup.phases`; not for the first one. Applies the freezing method to the model
+    again, and changes the groups of the existing optimizer. Returns the phase, with these groups.
+    """
     selection = setup.phases[number].selection
     force_eval_mode(selection, setup.undo)
     setup.model = setup.method.prepare(setup.model, selection, setup.undo)
@@ -125,7 +136,11 @@ def begin_phase(setup: Setup, number: int) -> Phase:
 
 
 def declared_selection(config: Config, model: nn.Module) -> Selection:
-    """Return what the config declares frozen. If `model.head=auto` had to find the head, a note names it."""
+    """Return the parameters, buffers and modules that the config declares frozen.
+
+    The head is the classifier, for which `@head` stands in patterns. If `model.head=auto` had to find it, the selection's
+    `notes` name it.
+    """
     freeze, head = config.freeze, config.model.head
     notes: tuple[str, ...] = ()
     if head == "auto" and HEAD in (*freeze.patterns, *freeze.keep):
@@ -136,9 +151,10 @@ def declared_selection(config: Config, model: nn.Module) -> Selection:
 
 
 def build_phases(config: Config, selection: Selection) -> list[Phase]:
-    """Return the phases of the schedule, without groups.
+    """Call the schedule and return its phases: spans of steps in which the same parameters are frozen. `groups` is empty.
 
-    Raises ConfigError unless they are a list of Phase, begin at step 1 and then at later steps, and never unfreeze.
+    `selection`: what the config declares frozen. Raises ConfigError unless the schedule returns a list of Phase of which the
+    first begins at step 1, each other one at a later step than the one before, and none unfreezes a parameter.
     """
     phases = build(config.schedule, "schedule", selection)
     if not isinstance(phases, list) or not phases or not all(isinstance(phase, Phase) for phase in phases):
@@ -155,7 +171,10 @@ def build_phases(config: Config, selection: Selection) -> list[Phase]:
 
 
 def build_groups(config: Config, model: nn.Module, selection: Selection) -> list[Group]:
-    """Return the parameter groups as the config declares them, with the learning rates of `groups.lr`."""
+    """Return the parameter groups as the config declares them: cut by `groups.cut`, with the learning rates of `groups.lr`.
+
+    The freezing method may later derive other groups from them.
+    """
     groups = build(config.groups.cut, "groups.cut", model, selection)
     return split_by_lr(groups, model, selection, [(entry.pattern, entry.lr) for entry in config.groups.lr])
 
@@ -163,18 +182,21 @@ def build_groups(config: Config, model: nn.Module, selection: Selection) -> list
 def groups_of_first_phase(
     phases: Sequence[Phase], method: FreezingMethod, declared_groups: list[Group]
 ) -> tuple[Group, ...]:
-    """Return the optimizer's groups in the first phase; groups that only later phases fill are in it, empty."""
+    """Return the groups with which the optimizer is built: those of the first phase (span of steps with one frozen set).
+
+    Groups that get parameters in later phases only are included, empty, because groups cannot be added during a run.
+    """
     first, *later = (method.groups(declared_groups, phase.selection) for phase in phases)
     return tuple(groups_for_all_phases(drop_empty_groups(first), later))
 
 
 def build_optimizer(config: Config, groups: Sequence[Group]) -> Optimizer:
-    """Return the optimizer of these parameter groups; the group dicts are copied."""
+    """Return the optimizer that the config declares, with copies of these parameter groups."""
     return build_instance(Optimizer, config.optimizer, "optimizer", [dict(group) for group in groups])
 
 
 def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
-    """Return the learning rate scheduler, or None. Raises ConfigError if it has no method `step`."""
+    """Return the learning rate scheduler of the config, or None. Raises ConfigError if it has no method `step`."""
     scheduler = build(config.scheduler, "scheduler", optimizer) if config.scheduler else None
     if scheduler is not None and not callable(getattr(scheduler, "step", None)):
         raise ConfigError(f"scheduler is a {type(scheduler).__name__}; it must be an object with a method `step`")
@@ -182,25 +204,28 @@ def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
 
 
 def build_task(config: Config, device: torch.device) -> Task:
-    """Return the function that computes the loss from the model and a batch; with `autocast`, it computes in bfloat16."""
+    """Return the function that computes the loss from the model and a batch; with `autocast=true`, it uses bfloat16."""
     task = build(config.task, "task")
     return with_autocast(task, device) if config.autocast else task
 
 
 def build_batches(config: Config, device: torch.device) -> Iterator[LazyBatch]:
-    """Yield the batches of a run, epoch after epoch. The data source is built when the first batch is asked for."""
+    """Yield the batches of all epochs of a run. The data source is built when the first batch is asked for."""
     source = build(source_options(config.data), "data")
     batches = source.batches(config.batches, config.model.input, config.model.classes, config.seed)
     yield from iterate_epochs(batches, count=config.batches, epochs=config.epochs, seed=config.seed, device=device)
 
 
 def source_options(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the node `data` without `epochs`, which is no argument of a data source."""
+    """Return the arguments of the data source: the node `data` of the config without `epochs`."""
     return {key: value for key, value in data.items() if key != "epochs"}
 
 
 def build_meter(config: Config, device: torch.device, note: Note) -> Meter:
-    """Return the meter that `cost=off|count|time` asks for."""
+    """Return the object that measures the costs of a step, as `cost` in the config asks for.
+
+    `off` measures nothing, `count` FLOPs and bytes, `time` seconds too. `note` is called with messages for the user.
+    """
     meter_class = {"off": Meter, "count": CountingMeter, "time": TimingMeter}[config.cost.value]
     settings = ("task", "autocast", "method", "freeze", "schedule")
     return meter_class({"model": config.model.build} | {key: getattr(config, key) for key in settings}, device, note)

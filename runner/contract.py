@@ -53,7 +53,12 @@ NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeo
 
 
 class Row(TypedDict):
-    """A row of `changes.csv`: one parameter or buffer. Its keys are the columns, in order."""
+    """A row of `changes.csv`: how one parameter or buffer changed during the training. Its keys are the columns, in order.
+
+    `verdict`: `held` (no bit changed) or `leaked` (changed) for frozen tensors; `trained` (changed) or `idle` (no bit
+    changed) for other parameters; `drifted` (changed) or `still` for other buffers; `returned` for a frozen tensor or a
+    parameter that had changed, but has its initial value again at the end. `cause`: why it leaked or stayed idle.
+    """
 
     name: str
     aliases: str
@@ -107,7 +112,12 @@ COSTS = (
 
 
 class TrainingRecord(TypedDict):
-    """The part of `run.json` that only a run that trained can fill."""
+    """The entries of `run.json` that a run has only if it trained.
+
+    `verdict`: `leaked` if a frozen tensor changed, otherwise `held`. `counts`: {verdict: number of tensors that have it}.
+    `looks`: the steps after which the bits of the tensors were compared. `trained_digest`: a sha256 of all parameters that
+    were not frozen. `couplings`: how gradients of frozen parameters changed the updates of the others. `cost`: see `Cost`.
+    """
 
     verdict: RunVerdict | None
     counts: dict[str, int]
@@ -122,7 +132,12 @@ class TrainingRecord(TypedDict):
 
 
 class Record(TrainingRecord):
-    """The content of `run.json`."""
+    """All entries of `run.json`: what one run was, with which versions and config, and how it ended.
+
+    `overrides`: the changes to the config on the command line. `config_hash`: equal for runs with the same config.
+    `setting`: a hash that is equal for runs that differ only in the freezing method and in `freeze.buffers`. `method`: the
+    config of the freezing method. `buffers`: the value of `freeze.buffers`.
+    """
 
     status: Status
     reason: str
@@ -138,19 +153,22 @@ class Record(TrainingRecord):
 
 
 def method_name(target: str) -> str:
-    """Return the name of a method from its `_target_`: its module if it is in `runner.methods`, otherwise its class."""
+    """Return a short name for a freezing method from its `_target_`, the dotted path of its class.
+
+    It is the last part of the module's name for a class in `runner.methods`, otherwise the name of the class.
+    """
     parent, _, name = target.rpartition(".")
     return parent.rpartition(".")[2] if parent.startswith("runner.methods.") else name
 
 
 class Note(Protocol):
-    """The type of the function through which all messages to the user go.
+    """The type of a function that reports a message (a note) to the user.
 
-    An urgent note is printed at once, the others at the end of the run; `run.json` lists them all.
+    An urgent note is printed at once, any other one at the end of the run; `run.json` lists them all.
     """
 
     def __call__(self, text: str, *, urgent: bool = False) -> None: ...
 
 
 def ignore_note(text: str, *, urgent: bool = False) -> None:
-    """Ignore the note: the default where a caller wants no notes."""
+    """Do nothing with a message for the user: the default where a caller wants no messages."""

@@ -7,29 +7,41 @@ from difflib import get_close_matches
 
 
 class ConfigError(ValueError):
-    """A mistake of the user: the message says what was given, what was expected and what to do. Exit code 2."""
+    """Raised for a mistake of the user. The message says what was given, what was expected and what to do.
+
+    The command line then ends with exit code 2.
+    """
 
 
 class SkippedError(Exception):
-    """A method does not work with this model or optimizer; the message is the reason."""
+    """Raised if a freezing method does not work with this model or optimizer; the message is the reason.
+
+    A run that raises it counts as skipped, not as failed.
+    """
 
 
 class Refused(SystemExit):
-    """A mistake of the user, found before any file was written; `code` is the message.
+    """Raised in a Hydra callback for a mistake of the user, found before any file was written; `code` is the message.
 
-    It is a SystemExit because Hydra only prints a warning for other exceptions of a callback.
+    It is a SystemExit because Hydra only prints a warning for any other exception that a callback raises.
     """
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return `; did you mean A or B?` with up to three known names similar to `given`, or "" if none is similar."""
+    """Return the end of an error message, `; did you mean A or B?`, with up to three of the known names similar to `given`.
+
+    Returns "" if none is similar.
+    """
     by_lowercase = {name.lower(): name for name in known}
     similar = [by_lowercase[name] for name in get_close_matches(given.lower(), by_lowercase, n=3, cutoff=0.6)]
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
 def listed(words: Sequence[str], most: int = 12) -> str:
-    """Join words for a sentence: `a`, `a and b`, `a, b and c`. Of more than `most` words, the last ones become `N more`."""
+    """Return the words joined for a sentence: `a`, `a and b`, `a, b and c`.
+
+    If there are more than `most` words, `N more` stands in place of the last ones: `a, b and 7 more`.
+    """
     if len(words) > most:
         words = [*words[: most - 1], f"{len(words) - most + 1} more"]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""

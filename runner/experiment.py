@@ -1,6 +1,8 @@
-"""One run from its config to its verdicts: config -> model -> selection -> method -> groups -> train -> changes -> verdict.
+"""Carry out one run, from its config to a verdict for each tensor, such as `held` (frozen, and no bit has changed).
 
-Start reading here. `assemble.py` builds everything that exists before the first step; leaving its block undoes every change.
+Start reading here. `assembled`, a context manager in `assemble.py`, builds everything that exists before the first step: the
+model, the selection of what is frozen, the freezing method and the optimizer. When it is left, it undoes every change to
+the model except the trained values. The loop here trains, and `audit` compares the tensors before and after.
 """
 
 from __future__ import annotations
@@ -32,13 +34,14 @@ class Outcome:
     """The result of a run that trained.
 
     Attributes:
-        model: the trained model, with its own modules, flags and modes.
-        selection: what is frozen in at least one phase.
-        rows: the rows of `changes.csv`, one for each parameter and buffer.
-        steps: the steps done, each with its loss on the device.
-        losses: the losses of these steps as numbers.
+        model: the trained model. Only its values have changed: what freezing changed in it (modules, `requires_grad` flags,
+            train or eval mode) has been restored.
+        selection: the parameters, buffers and modules that were to be frozen at some time of the run.
+        rows: the rows of `changes.csv`, one for each parameter and buffer: how far it moved, and its verdict.
+        steps: the finished training steps; the loss of each is a tensor on the model's device.
+        losses: the losses of the same steps as Python numbers.
         interrupted: whether Ctrl-C or SIGTERM ended the training early.
-        record: the part of `run.json` that only a run that trained can fill.
+        record: the entries of `run.json` that a run has only if it trained, such as its verdict and its costs.
     """
 
     model: nn.Module
@@ -52,12 +55,15 @@ class Outcome:
 
 @dataclass
 class TrainingState:
-    """The state of the training, updated at each step.
+    """What `training_steps` has done so far. A phase is a span of steps in which the same parameters are frozen.
 
     Attributes:
-        steps: the steps done so far.
-        forecast: the leaks predicted for the phases that have begun.
-        skipped_shares: by module name, the share (0 to 1) of the last phase's steps in which the method skipped the module.
+        steps: the finished training steps.
+        forecast: what was predicted for the phases that have begun, such as whether gradients of frozen parameters change
+            how the optimizer updates the others; empty without `warn_of_leaks`.
+        skipped_shares: {module name: share (0 to 1) of the last phase's steps in which its forward pass was skipped}, for
+            freezing methods that reuse the outputs of frozen modules.
+        interrupted: whether Ctrl-C or SIGTERM ended the training early.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -73,11 +79,11 @@ def experiment(
     *,
     warn_of_leaks: bool = False,
 ) -> Outcome:
-    """Run one experiment in memory and return its outcome; the model is restored except for its trained values.
+    """Train the model that a config declares, and return how its tensors changed; no file is written.
 
-    `on_step` is called after each step, `on_note` with each note to the user. With `warn_of_leaks`, predicted leaks are
-    noted when a phase begins. An interrupt (Ctrl-C) ends the training, and what was measured until then is returned.
-    Raises ConfigError if the config is wrong, and SkippedError if the method does not work with this model.
+    `on_step` is called after each step, `on_note` with each message to the user. `warn_of_leaks`: predict which frozen
+    tensors will change, and report them by `on_note`. After Ctrl-C the results so far are returned.
+    Raises ConfigError for a wrong config, and SkippedError if the freezing method does not work with this model.
     """
     state = TrainingState()
     with assembled(config, on_note) as setup:
@@ -114,7 +120,11 @@ def experiment(
 
 
 def training_steps(setup: Setup, report: Report, state: TrainingState, warn_of_leaks: bool = False) -> Iterator[Step]:
-    """Train phase by phase: yield each step after it is done, and update `state`."""
+    """Train the model, yield each step when it is finished, and update `state`.
+
+    At each new phase (span of steps in which the same parameters are frozen), more is frozen, and `report` is told of it.
+    `warn_of_leaks`: predict which frozen tensors will change in the phase, and report them by `setup.note`.
+    """
     config, phases, optimizer = setup.config, setup.phases, setup.optimizer
     task = build_task(config, setup.device)
     scheduler = build_scheduler(config, optimizer)  # after the audit began, because a scheduler changes the learning rates
@@ -143,7 +153,10 @@ def training_steps(setup: Setup, report: Report, state: TrainingState, warn_of_l
 
 
 def read_costs(setup: Setup, state: TrainingState) -> Cost:
-    """Return the measured costs of a run; empty if it did no step, or was interrupted, because measuring takes time."""
+    """Measure and return the costs of a step, such as FLOPs, bytes and seconds (the names are `COSTS` in `contract.py`).
+
+    The dict is empty if the run made no step or was interrupted: measuring takes time, and the user wants to stop.
+    """
     if not state.steps or state.interrupted:
         return {}
     return setup.meter.read_costs(

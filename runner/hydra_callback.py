@@ -1,4 +1,4 @@
-"""A Hydra callback that checks the config of a single run, or shows its plan, before Hydra creates the run's folder."""
+"""A Hydra callback that checks the config of a single run, or predicts its result, before Hydra creates the run's folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ register_resolvers()  # here, because every process of a sweep imports this modu
 
 
 class BeforeRun(Callback):
-    """Refuse a wrong config, or print the plan (`plan=true`), before a single run begins.
+    """Refuse a wrong config before a single run begins; with `plan=true`, print a plan instead of running.
 
-    It ends the process by SystemExit, because Hydra turns other exceptions of a callback into warnings.
+    A plan predicts from one batch how every tensor will change. Exceptions are of type SystemExit, because Hydra only prints
+    a warning for any other exception that a callback raises.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Raise Refused if the config is wrong or the folder is used, and SystemExit after a plan."""
+        """Raise Refused if the config is wrong or the run's folder already contains a run, and SystemExit after a plan.
+
+        Hydra calls this with the composed config.
+        """
         try:
             checked = check(config)
             if checked.resume:

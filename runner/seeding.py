@@ -14,9 +14,9 @@ from runner.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of `cpu`, `cuda` or `mps`; `auto` takes the first available of `cuda`, `mps` and `cpu`.
+    """Return the torch device with this name; for `auto`, the first one that is available: `cuda`, then `mps`, then `cpu`.
 
-    Raises ConfigError if the device is not available.
+    Raises ConfigError if `name` is `cuda` or `mps` and that device is not available.
     """
     checks: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if name == "auto":
@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the random generators of Python, numpy and torch, on every device."""
+    """Seed the random generators of Python, numpy and torch (on all devices)."""
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     if torch.cuda.is_available() or torch.backends.mps.is_available():
@@ -38,9 +38,10 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def machine_settings(threads: int | str, deterministic: bool) -> Iterator[None]:
-    """Within the block, use this number of threads (`auto`: no change) and torch's deterministic algorithms if asked.
+    """Within the `with` block, set torch's number of threads and use deterministic algorithms.
 
-    Restores both, and the random state, on leaving.
+    `threads`: the number, or `auto` for no change. `deterministic`: if False, that mode stays as it is. When the block is
+    left, both settings and the random states of Python, numpy and torch are restored.
     """
     old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     old_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -58,7 +59,10 @@ def machine_settings(threads: int | str, deterministic: bool) -> Iterator[None]:
 
 
 def random_state() -> bytes:
-    """Return the random state of Python, numpy and torch (CPU and CUDA) as bytes, for comparisons."""
+    """Return the states of the random generators of Python, numpy and torch (CPU and CUDA) as one bytes object.
+
+    Two such objects are equal if no random number was drawn in between.
+    """
     _, keys, position, *_ = numpy.random.get_state()
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
     torch_states = b"".join(state.numpy().tobytes() for state in states)
@@ -67,7 +71,7 @@ def random_state() -> bytes:
 
 @contextmanager
 def preserve_random_state() -> Iterator[None]:
-    """Restore the random state of Python, numpy and torch, on every device, when the block is left."""
+    """When the `with` block is left, restore the random states that Python, numpy and torch (all devices) had on entry."""
     python_state, numpy_state, torch_state = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None

@@ -20,10 +20,12 @@ class TensorEntry:
     """One parameter or buffer of a model.
 
     Attributes:
-        name: the first name under which it is registered, such as `layer1.0.weight`.
-        owner: the name of the module that it is registered in under `name`; "" for the model itself.
-        module_type: the class name of that module.
-        aliases: its other names, if it is tied.
+        name: its full name, such as `layer1.0.weight`; if it is registered several times, the first one.
+        kind: `parameter` or `buffer`.
+        owner: the name of the module that contains it, such as `layer1.0`; "" for the model itself.
+        module_type: the class name of that module, such as `Linear`.
+        tensor: the parameter or buffer itself, not a copy.
+        aliases: its other full names, if it is tied (registered in several places).
     """
 
     name: str
@@ -35,15 +37,15 @@ class TensorEntry:
 
     @property
     def names(self) -> list[str]:
-        """All its names, the first one first."""
+        """All full names under which it is registered: `name`, then `aliases`."""
         return [self.name, *self.aliases]
 
 
 def tensor_entries(model: nn.Module) -> dict[str, TensorEntry]:
-    """Return all parameters and buffers by name: module by module as in `named_modules()`, parameters before buffers.
+    """Return {name: TensorEntry} for all parameters and buffers of a model, non-persistent buffers included.
 
-    Non-persistent buffers are included. Tensors are distinguished by identity, not by value: a tensor that is registered
-    under several names has one entry.
+    The order is that of `named_modules()`; in each module, parameters come before buffers. A tensor that is registered under
+    several names (the same object) has one entry, under the first name.
     """
     by_id: dict[int, TensorEntry] = {}
     for owner, module in model.named_modules(remove_duplicate=False):
@@ -63,10 +65,10 @@ def tensor_entries(model: nn.Module) -> dict[str, TensorEntry]:
 
 
 def tensor_resolver(current: Mapping[str, TensorEntry]) -> Callable[[TensorEntry], Tensor | None]:
-    """Return a function that finds, for an older entry of the same model, its tensor among the current entries.
+    """Return a function that takes an earlier entry of a model and returns the tensor that is now in its place.
 
-    The function returns the tensor of the older entry itself if the model still has it under any name, otherwise the current
-    tensor of the same name, otherwise None.
+    `current`: `tensor_entries(model)` as it is now. The function returns the earlier tensor itself if the model still has it
+    under any name. If it was replaced, the function returns the tensor that now has its name, or None if there is none.
     """
     current_ids = {id(entry.tensor) for entry in current.values()}
 
@@ -79,7 +81,11 @@ def tensor_resolver(current: Mapping[str, TensorEntry]) -> Callable[[TensorEntry
 
 
 def refuse_unless_dense(model: nn.Module) -> None:
-    """Raise ConfigError if several processes train the model, or if one of its tensors is not dense or has no values yet."""
+    """Raise ConfigError if the bits of the model's tensors cannot be compared.
+
+    That is so if `torch.distributed` runs several processes, if a tensor is not dense (but sparse, nested, quantised or
+    sharded), or if it has no values yet (a lazy module, the meta device).
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise ConfigError("model: torch.distributed runs several processes; use one process and dense tensors")
     for name, module in model.named_modules():
@@ -103,14 +109,14 @@ def refuse_unless_dense(model: nn.Module) -> None:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Return whether torch.compile was applied to the model or any of its modules (module hooks would make it recompile)."""
+    """Return whether torch.compile was applied to the model or to any module in it."""
     return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules())
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors have the same shape, dtype and bits; they may be on different devices.
 
-    So -0.0 and 0.0 differ, and NaNs are equal if their bits are.
+    Unlike with `torch.equal`, -0.0 and 0.0 differ, and two NaNs with the same bits are the same.
     """
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
@@ -119,7 +125,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def same_bits_flat(one: Tensor, other: Tensor) -> bool:
-    """Return whether two flat contiguous tensors of the same dtype and size have the same bits."""
+    """Return whether two one-dimensional contiguous tensors have the same bits; dtype, size and device must be equal."""
     left, right = as_integers(one), as_integers(other)
     if left.dtype != right.dtype:  # one of them is a view that does not begin at a multiple of eight bytes
         left, right = left.clone().view(torch.uint8), right.clone().view(torch.uint8)
@@ -127,7 +133,10 @@ def same_bits_flat(one: Tensor, other: Tensor) -> bool:
 
 
 def memory_overlaps(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors use the same storage and the byte ranges from first to last element overlap."""
+    """Return whether two tensors use the same storage, and the bytes from first to last element overlap.
+
+    Strided views that only interleave count as overlapping; an empty tensor overlaps with none.
+    """
     if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not one.numel() or not other.numel():
         return False
     (begin, end), (other_begin, other_end) = _byte_range(one), _byte_range(other)
@@ -135,16 +144,17 @@ def memory_overlaps(one: Tensor, other: Tensor) -> bool:
 
 
 def _byte_range(tensor: Tensor) -> tuple[int, int]:
-    """Return where the tensor's elements begin and end in its storage, in bytes."""
+    """Return (begin, end): the range of bytes in its storage that a tensor spans from its first to its last element."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     begin = int(tensor.storage_offset()) * tensor.element_size()
     return begin, begin + (last + 1) * tensor.element_size()
 
 
 def flattened(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor's elements as a flat contiguous tensor, in the memory order of `like`; copied only if necessary.
+    """Return a one-dimensional contiguous tensor with all elements of `tensor`; without a copy where that is possible.
 
-    Tensors to compare need the same `like`. A channels_last tensor is not copied if it is its own `like`.
+    The elements are in the order in which `like`, a tensor of the same shape, has them in memory. To compare two tensors
+    element by element, flatten both with the same `like`; one that is its own `like` (channels_last too) is not copied.
     """
     if not like.is_contiguous():
         tensor = tensor.permute(sorted(range(like.dim()), key=lambda dim: like.stride(dim), reverse=True))
@@ -152,7 +162,11 @@ def flattened(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def as_integers(flat: Tensor) -> Tensor:
-    """Return a view of a flat contiguous tensor's bits as integers, without a copy."""
+    """Return a view of a one-dimensional contiguous tensor as integers with the same bits.
+
+    The dtype is int64, which compares fastest, if size and storage offset in bytes are multiples of 8; otherwise it is the
+    integer dtype that has the size of an element.
+    """
     if flat.is_complex():
         flat = torch.view_as_real(flat).view(-1)
     size = flat.element_size()
@@ -164,10 +178,10 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Return a copy of a nested value with `function` applied to each leaf, that is, to everything that is no container.
+    """Return a copy of a nested value in which each leaf (everything that is no container) is replaced by `function(leaf)`.
 
-    Containers are those of torch's pytree (tuples, lists, dicts, named tuples, registered classes), and mutable mappings of
-    any other class; of these a shallow copy is filled, so that their other attributes are kept.
+    Containers are those of torch's pytree (tuples, lists, dicts, named tuples, registered classes) and mutable mappings of
+    any other class. Such a mapping is copied by `copy.copy`, so that it keeps its other attributes.
     """
 
     def map_mapping(leaf: Any) -> Any:
@@ -182,17 +196,17 @@ def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Return a copy of a nested value with `function` applied to each tensor; other leaves stay as they are."""
+    """Return a copy of a nested value (dicts, lists, tuples) in which each tensor is replaced by `function(tensor)`."""
     return map_leaves(value, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
 def leaves_in(value: Any) -> list[Any]:
-    """Return all leaves of a nested value in order (see `map_leaves`)."""
+    """Return all leaves of a nested value in order: everything in its dicts, lists and tuples that is no container."""
     leaves: list[Any] = []
     map_leaves(value, leaves.append)
     return leaves
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in a nested value, in order."""
+    """Return all tensors in a nested value (dicts, lists, tuples), in order."""
     return [leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor)]

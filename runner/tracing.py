@@ -14,15 +14,15 @@ End = Callable[[str, nn.Module, Any, Any, Any], None]  # name, module, args, kwa
 
 
 def ignore_call(*_: Any) -> None:
-    """Ignore the call of a module: the default where a caller needs only `begin` or only `end`."""
+    """Do nothing: the default of `begin` and `end` in `tracing`, for callers that need only one of them."""
 
 
 @contextmanager
 def tracing(model: nn.Module, begin: Begin = ignore_call, end: End = ignore_call) -> Iterator[None]:
-    """Within the block, call `begin` before each forward pass of a module, and `end` after it.
+    """Within the `with` block, call `begin` before and `end` after each forward pass of each module of the model.
 
-    `begin` gets (name, module, args, kwargs), `end` also gets the output. All modules are traced, each under its first name;
-    the name of the model itself is "". An exception of `begin` or `end` ends the forward pass.
+    `begin` is called with (name, module, args, kwargs), `end` with (name, module, args, kwargs, output). The name is that of
+    `named_modules()`, "" for the model itself. An exception that one of them raises ends the forward pass.
     """
     handles = []
     for name, module in model.named_modules():

@@ -1,7 +1,7 @@
 """Run every method with every optimizer, scheduler and setting on a small model: `python -m runner.truth_table`.
 
-All runs are in this process, and the config is composed only once. The table has one row for each distinct outcome, with
-the schedulers that lead to it, and says whether a plan predicted it.
+All runs are in this process, and Hydra composes a config only once, to save time. The table has one row for each distinct
+result, with the schedulers that lead to it, and says whether a plan (a prediction made before the training) agrees with it.
 """
 
 from __future__ import annotations
@@ -43,12 +43,15 @@ FEWER_ITERATIONS = {"lbfgs": {"max_iter": 3}}  # to save time: each iteration wi
 
 @dataclass(frozen=True)
 class Case:
-    """The settings of one run.
+    """The settings of one run of the truth table.
 
     Attributes:
-        weight_decay: None if the optimizer has no weight decay.
+        method: a choice of the config group `method`, or a key of VARIANTS, such as `zero_lr guard`.
+        optimizer: a choice of the config group `optimizer`.
+        weight_decay: the optimizer's weight decay; None if it has no such option.
         frozen_from: the first step with frozen parameters, counted from 1.
         gradients: what `zero_grad` sets gradients to, `none` or `zeros`.
+        scheduler: a choice of the config group `scheduler`.
     """
 
     method: str
@@ -61,13 +64,14 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The result of one run.
+    """The result of one run of the truth table.
 
     Attributes:
-        outcome: `held`, `returned`, `leaked` or `skipped`.
-        causes: the causes of the leaks, joined by `; `.
-        digest: a digest of all parameters that were not frozen.
-        foreseen: `yes` if a plan predicted the verdicts, otherwise the first difference.
+        outcome: `held` (no bit of a frozen tensor changed), `returned` (some changed, but had their initial value again at
+            the end), `leaked` (some differed at the end), or `skipped` (the method does not work with this optimizer).
+        causes: why frozen tensors leaked, each cause once, joined by `; `.
+        digest: a sha256 of all parameters that were not frozen, to compare how methods trained them.
+        foreseen: `yes` if the prediction made before the training was right, otherwise the first tensor where it was wrong.
         reason: why the run was skipped.
     """
 
@@ -79,12 +83,15 @@ class CaseResult:
 
 
 def choices(group: str) -> list[str]:
-    """Return the choices of a config group, except `custom`."""
+    """Return the names of the choices of a config group (the files in `conf/GROUP`), sorted, except `custom`."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "custom")
 
 
 def all_cases() -> Iterator[Case]:
-    """Yield all cases; of each setting `requires_grad` first, with which the other methods are compared."""
+    """Yield all combinations of method, optimizer, weight decay, first frozen step, kind of zero_grad, and scheduler.
+
+    The cases that differ only in their method follow one another; the first has `requires_grad`, to compare the others with.
+    """
     methods = sorted([*choices("method"), *VARIANTS], key=lambda name: (name != "requires_grad", name))
     for optimizer in choices("optimizer"):
         decays = (0.0, 0.1) if "weight_decay" in config_node("optimizer", optimizer) else (None,)
@@ -101,7 +108,11 @@ def all_cases() -> Iterator[Case]:
 
 
 def run_case(case: Case) -> CaseResult:
-    """Predict the result of one case by a plan, run it, and return the actual result and whether both agree."""
+    """Predict the verdict and cause of each tensor from one batch, then train, and return what happened.
+
+    In the result, `foreseen` says whether the prediction was right. The result is `skipped`, without training, if the
+    freezing method does not work with the model or optimizer.
+    """
     from runner.assemble import assembled
     from runner.experiment import experiment
     from runner.foresight.plan import foresee
@@ -124,7 +135,10 @@ def run_case(case: Case) -> CaseResult:
 
 
 def compare_with_plan(predicted_rows: Sequence[Row], outcome: Outcome) -> str:
-    """Return `yes` if a plan predicted verdict and cause of each frozen tensor and buffer, else the first difference."""
+    """Compare the verdicts and causes predicted before the training with those of the run.
+
+    Returns `yes` if they agree for all frozen parameters and all buffers; otherwise a sentence about the first difference.
+    """
     predictions = {row["name"]: (row["verdict"], row["cause"]) for row in predicted_rows}
     for row in outcome.rows:
         predicted, actual = predictions[row["name"]], (row["verdict"], row["cause"])
@@ -134,7 +148,7 @@ def compare_with_plan(predicted_rows: Sequence[Row], outcome: Outcome) -> str:
 
 
 def config_of(case: Case) -> Config:
-    """Return the config of a case, made from the common one without composing, which would be slow."""
+    """Return the config of a case: a copy of `base_config()` with the case's settings. Hydra is not used, to save time."""
     method = case.method.partition(" ")[0]
     optimizer = {**config_node("optimizer", case.optimizer), **FEWER_ITERATIONS.get(case.optimizer, {})}
     if case.weight_decay is not None:
@@ -153,15 +167,15 @@ def config_of(case: Case) -> Config:
 
 @lru_cache(maxsize=1)
 def base_config() -> Config:
-    """Return the config with the settings that all cases have in common."""
+    """Return the checked config with the settings that all cases have in common (BASE); composed by Hydra once."""
     return check(compose_config(*BASE))
 
 
 @lru_cache(maxsize=1000)
 def config_node(group: str, name: str, optimizer: str = "") -> dict[str, Any]:
-    """Return the content of `conf/GROUP/NAME.yaml`, with its interpolations resolved.
+    """Return the content of `conf/GROUP/NAME.yaml` as a dict, with values in place of interpolations like `${batches}`.
 
-    `optimizer`: the choice that interpolations such as `${optimizer.lr}` refer to.
+    `optimizer`: the name of the optimizer from which `${optimizer.lr}` and the like take their values; "" if none is needed.
     """
     context = {"batches": base_config().batches, "model": {"input": base_config().model.input}}
     if optimizer:
@@ -171,7 +185,11 @@ def config_node(group: str, name: str, optimizer: str = "") -> dict[str, Any]:
 
 
 def table_rows(cases: Sequence[Case], results: Sequence[CaseResult]) -> list[dict[str, Any]]:
-    """Return a row for each distinct result of cases that differ only in their scheduler, with those schedulers."""
+    """Return the rows of the table as dicts with the keys TRUTH_COLUMNS.
+
+    Cases that differ only in their scheduler and have the same result share a row, which lists these schedulers. The column
+    after the causes says whether the other parameters were trained to the same bits as with `requires_grad`.
+    """
     baselines = {replace(case, method=""): result for case, result in zip(cases, results, strict=True) if is_baseline(case)}
     schedulers: dict[tuple[Any, ...], list[str]] = {}  # by all other values of the row
     for case, result in zip(cases, results, strict=True):
@@ -189,12 +207,15 @@ def table_rows(cases: Sequence[Case], results: Sequence[CaseResult]) -> list[dic
 
 
 def is_baseline(case: Case) -> bool:
-    """Return whether the other methods are compared with the method of this case."""
+    """Return whether the case has the method `requires_grad`, with which the other methods are compared."""
     return case.method == "requires_grad"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all cases, and write the table as CSV and as Markdown; return the exit code."""
+    """Run all cases, write the table as CSV and as Markdown into the folder of option `-o`, and return the exit code.
+
+    `arguments`: the command-line arguments; None for those of the process.
+    """
     parser = argparse.ArgumentParser(prog="python -m runner.truth_table", description=__doc__.splitlines()[0])
     parser.add_argument("-o", metavar="FOLDER", type=Path, default=Path("docs"), help="where to write (docs)")
     folder = parser.parse_args(arguments).o

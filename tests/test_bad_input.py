@@ -37,14 +37,14 @@ class NoClosure(torch.optim.Optimizer):
 
 
 class RequiresLr(NoClosure):
-    """It cannot be built without a learning rate."""
+    """Like NoClosure, but it cannot be built without a learning rate."""
 
     def __init__(self, params, lr):
         super().__init__(params, lr)
 
 
 class RequiresClosure(NoClosure):
-    """Its `step` requires a closure."""
+    """SGD whose `step` requires a closure."""
 
     def step(self, closure):
         with torch.enable_grad():
@@ -88,10 +88,10 @@ REFUSED = {
     ("scheduler=custom", "scheduler._target_=torch.optim.SGD"): r"^scheduler: torch\.optim\.SGD refused its arguments: ",
     ("scheduler=custom", "scheduler._target_=torch.optim.lr_scheduler.StepLRR"): r"StepLRR.* did you mean StepLR",
     ("schedule=after",): r"^schedule\.step is missing; give schedule\.step=\.\.\.$",
-    ("schedule=after", "schedule.step=0"): r"^schedule\.step is 0; give the first step",
-    ("schedule=after", "schedule.step=-1"): r"^schedule\.step is -1; give the first step",
-    ("schedule=after", "schedule.step=2.5"): r"^schedule\.step is 2\.5; give the first step",
-    ("schedule=after", "schedule.step=abc"): r"^schedule\.step is 'abc'; give the first step",
+    ("schedule=after", "schedule.step=0"): r"^schedule\.step is 0; give the number of the first step",
+    ("schedule=after", "schedule.step=-1"): r"^schedule\.step is -1; give the number of the first step",
+    ("schedule=after", "schedule.step=2.5"): r"^schedule\.step is 2\.5; give the number of the first step",
+    ("schedule=after", "schedule.step=abc"): r"^schedule\.step is 'abc'; give the number of the first step",
     ("schedule=after", "schedule.step=9"): r"^schedule\.step is 9 and batches is 3: nothing would ever be frozen$",
     ("schedule=custom",): r"^schedule\._target_ is missing",
     ("schedule.step=2",): r"^schedule\.step: runner\.freezing\.schedule\.constant takes no step$",
@@ -304,7 +304,7 @@ def test_values_that_once_caused_a_traceback_are_refused_in_one_line(cli, overri
 
 def test_the_error_for_an_option_of_another_method_names_that_method(cli):
     _, _, err = cli("model=mlp", "method.guard=true")
-    assert err == "freeze-runner: method.guard: no such key of this method; it is one of zero_lr\n"
+    assert err == "freeze-runner: method.guard: no such key of the chosen method; method=zero_lr has it\n"
 
 
 def test_a_custom_method_does_not_get_the_options_of_the_method_that_it_replaces(cli):

@@ -35,6 +35,7 @@ def start_runner():
     context.set_forkserver_preload(["runner.experiment", "torch._dynamo", "runner.report.files"])
 
     def start(*arguments: str, file_size_limit: int | None = None) -> multiprocessing.process.BaseProcess:
+        """Start the command line in the current folder, and return its process."""
         process = context.Process(target=run_command_line, args=(arguments, os.getcwd(), file_size_limit))
         process.start()
         return process
@@ -57,6 +58,7 @@ def run_command_line(arguments: tuple[str, ...], folder: str, file_size_limit: i
 
 
 def wait_for_exit_code(process) -> int:
+    """Wait at most two minutes for the process to end, and return its exit code."""
     process.join(120)
     return process.exitcode
 
@@ -83,6 +85,7 @@ def without_times(contents: dict[str, bytes]) -> dict[str, bytes]:
     """Return the same files without logs and reports, and `steps.csv` without the column `seconds`."""
 
     def without_seconds(name: str, data: bytes) -> bytes:
+        """Return the content of a file, without the column `seconds` if it is `steps.csv`."""
         if not name.endswith("steps.csv"):
             return data
         rows = csv.DictReader(data.decode().splitlines())

@@ -85,6 +85,7 @@ def test_zero_lr_fc_has_one_group_for_each_parameter_and_fc_weight_keeps_every_b
 
 
 def parameter_names(result):
+    """Return the names of all parameters of the model."""
     return [row["name"] for row in result.rows if row["kind"] == "parameter"]
 
 

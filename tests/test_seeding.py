@@ -82,6 +82,7 @@ def test_everything_is_restored_after_an_exception():
     seed_all(1)
 
     def fail_in_block():
+        """Raise an error within `machine_settings`, after the settings and random states have changed."""
         with machine_settings(1, deterministic=True):
             random_numbers()
             raise RuntimeError("on purpose")

@@ -32,6 +32,7 @@ def test_the_wheel_works_in_an_empty_folder_with_the_conf_that_it_contains(tmp_p
     empty.mkdir()
 
     def run_wheel(*arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line of the unpacked wheel in the empty folder."""
         command = [sys.executable, "-S", "-m", "runner", *arguments]
         environment = {**os.environ, "PYTHONPATH": libraries}
         return subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=False)

@@ -22,10 +22,12 @@ LIBRARIES = ("runner", "torch", "torchvision")  # their errors are about wrong a
 
 
 def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the node's `_target_` with `args` and the node's keys as keyword arguments, and return the result.
+    """Call the function or class named by the node's `_target_` and return the result.
 
-    Nested nodes are built first. `key`: the place of the node in the config, for messages. With `_partial_: true` returns a
-    `functools.partial` instead of calling the target; `_args_` are positional arguments after `args`.
+    `node` is a dict from the config; its other keys become keyword arguments. Values that have a `_target_` themselves are
+    built first. `key` is where the node is in the config, such as `model.build`, for error messages. `args` and `kwargs` are
+    passed to the target too. In the node, `_args_` lists more positional arguments, and `_partial_: true` returns a
+    `functools.partial` without a call.
 
     Raises ConfigError if the target does not exist, if its signature does not accept the arguments (checked before the
     call), or if the target is in one of LIBRARIES and raises an error. Errors of other targets are passed on.
@@ -52,16 +54,23 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def build_instance(expected: type[T], node: Mapping[str, Any], key: str, *args: Any) -> T:
-    """Build a node as `build` does; raise ConfigError if the result is not an instance of `expected`."""
+    """Build a config node as `build` does and return the object.
+
+    Raises ConfigError if the object is not an instance of `expected`.
+    """
     built = build(node, key, *args)
     if not isinstance(built, expected):
         wanted = f"{expected.__module__}.{expected.__qualname__}"
-        raise ConfigError(f"{key} built a {type(built).__name__}; it must build a {wanted}")
+        raise ConfigError(f"{key}._target_ gives a {type(built).__name__}; it must give an instance of {wanted}")
     return built
 
 
 def locate(path: str, key: str) -> Callable[..., Any]:
-    """Import and return the class or function of a dotted path. Raises ConfigError with the part that does not exist."""
+    """Import and return the class or function of a dotted path such as `torch.optim.SGD`.
+
+    `key` is the config key that has the path, for error messages. Raises ConfigError that names the part of the path that
+    does not exist, or if the path leads to something that cannot be called.
+    """
     parts = path.split(".")
     if len(parts) == 1 or not all(parts):
         raise ConfigError(f"{key}: {path!r} is malformed; give the dotted path of a class or function, MODULE.NAME")
@@ -91,9 +100,11 @@ def locate(path: str, key: str) -> Callable[..., Any]:
 
 
 def _suggestion(path: str, name: str, parent: Any) -> str:
-    """Return the end of an error message, such as `; did you mean SGD?`, when `parent` has no `name`; "" if none is similar.
+    """Return the end of an error message, such as `; did you mean SGD?`, or "" if no existing name is similar.
 
-    In a path of this project the last name is searched in all files; otherwise similar names in `parent` are suggested.
+    `path` is a dotted path that does not exist, because the object `parent` on it has no attribute `name`. If the path is in
+    this project and exactly one of its files defines the path's last name, that place is suggested. Otherwise names in
+    `parent` that are similar to `name` are.
     """
     last, package = path.rpartition(".")[2], Path(__file__).parent.parent
     if path.startswith("runner."):
@@ -106,7 +117,10 @@ def _suggestion(path: str, name: str, parent: Any) -> str:
 
 
 def _build_nested(value: Any, key: str) -> Any:
-    """Return a value of a node with all nodes in it built, in lists and mappings too."""
+    """Return the value with every dict in it that has a `_target_` replaced by the object that it builds.
+
+    Dicts and lists are searched at every depth. `key` is where the value is in the config, for error messages.
+    """
     if isinstance(value, Mapping):
         if "_target_" in value:
             return build(value, key)
@@ -118,14 +132,18 @@ def _build_nested(value: Any, key: str) -> Any:
 
 @lru_cache(maxsize=256)
 def _signature(target: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a target, cached."""
+    """Return `inspect.signature(target)`, from a cache if the target was seen before."""
     return inspect.signature(target)
 
 
 def _check_arguments(
     target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...], kwargs: dict[str, Any], is_partial: bool
 ) -> None:
-    """Raise ConfigError if the target's signature does not accept the arguments, or a text is given for a number."""
+    """Raise ConfigError if the target's signature does not accept the arguments, or if a text is given for a number.
+
+    `path` is the target's dotted path and `key` its place in the config, both for the message. `is_partial` allows required
+    arguments to be missing. Targets without a signature, such as some builtins, are not checked.
+    """
     try:
         signature = _signature(target)
     except (TypeError, ValueError):  # some builtins have no signature

@@ -10,20 +10,21 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from runner.config.schema import CONF, Config, is_integer, known_keys
-from runner.errors import ConfigError, did_you_mean
+from runner.errors import ConfigError, did_you_mean, listed
 from runner.freezing.patterns import parse_all, refuse_patterns_in_both
 
 UNKNOWN_RESOLVER = "Unsupported interpolation type "  # the beginning of OmegaConf's message
-MAX_TIMEOUT = 1e6  # seconds; every clock and timer can count so far
+MAX_TIMEOUT = 1e6  # seconds; no clock or timer overflows at this value
 UNSUPPORTED_DIRECTIVES = {"_convert_", "_recursive_"}  # Hydra has them, this project does not
 _SCHEMA = OmegaConf.structured(Config)
 
 
 def check(composed: DictConfig, method: str | None = None) -> Config:
-    """Return the composed config as a typed `Config`.
+    """Check a config that Hydra composed, and return it as a `Config` object.
 
-    `method`: the choice of `method`, needed only if the config has no node `hydra`. Raises ConfigError for unknown keys,
-    wrong types, missing values, numbers out of range, malformed patterns and extras that are not installed.
+    `method` is the choice of the config group `method`, such as `zero_lr`; needed only if the config has no node `hydra`,
+    from which it is read otherwise. Raises ConfigError for unknown keys, wrong types, missing values, numbers out of range,
+    malformed patterns, and packages that the config needs but are not installed.
     """
     if "hydra" in composed:
         _check_choices(composed.hydra)
@@ -36,7 +37,10 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
         raise ConfigError(f"{key} is missing; give {key}=...")
     for key in values:
         if key.rpartition(".")[2] in UNSUPPORTED_DIRECTIVES:
-            raise ConfigError(f"{key} is not supported; remove it (nested nodes are always built, containers are plain)")
+            raise ConfigError(
+                f"{key} is not supported; remove it (nested `_target_`s are always built, "
+                "lists and dicts are passed as plain Python objects)"
+            )
     try:
         config = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
@@ -49,9 +53,9 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
 
 
 def _typed(composed: DictConfig) -> DictConfig:
-    """Return the config without the node `hydra`, merged into the schema. Raises ConfigError for unknown keys and types.
+    """Return the config merged into the typed schema `Config`, without the node `hydra`.
 
-    Hydra accepts `+typo=1` even with a schema; this merge does not.
+    Raises ConfigError for unknown keys and for values of a wrong type. Hydra itself accepts `+typo=1`; this merge does not.
     """
     nodes: dict[str, Any] = {str(key): composed._get_node(key) for key in composed if key != "hydra"}
     if OmegaConf.is_config(composed) and composed.get("cost") is False:
@@ -63,7 +67,11 @@ def _typed(composed: DictConfig) -> DictConfig:
 
 
 def _drop_options_of_another_method(typed: DictConfig, choice: str) -> None:
-    """If `method._target_` was overridden, remove the options that `conf/method/CHOICE.yaml` gave to the other method."""
+    """Remove from `typed.method` the options of a method that is not used because the user gave another `_target_`.
+
+    `choice` is the chosen file in `conf/method`, which sets a `_target_` and its options. If the user changed the
+    `_target_`, the options that still have the file's values are removed: the new target would not accept them.
+    """
     file, method = CONF / "method" / f"{choice}.yaml", OmegaConf.to_container(typed.method)
     from_file: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
     assert isinstance(method, dict)
@@ -74,7 +82,10 @@ def _drop_options_of_another_method(typed: DictConfig, choice: str) -> None:
 
 
 def _values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for everything in a nested value that is found under `key`."""
+    """Yield (dotted key, value) for each single value inside nested dicts and lists.
+
+    `key` is the dotted key of `value` itself, "" at the top. A list item's key ends in its index, such as `groups.lr[0]`.
+    """
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _values_by_key(inner, f"{key}.{name}" if key else str(name))
@@ -86,7 +97,11 @@ def _values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _error_message(error: OmegaConfBaseException, nodes: dict[str, Any] | None = None) -> str:
-    """Return the message for an error of OmegaConf: the key and what is wrong; `nodes` is the config that was merged."""
+    """Turn an error of OmegaConf into a message `KEY: what is wrong`.
+
+    `nodes` is the config that was being merged: {top-level key: value}. It is used to find the full key if the error is in a
+    list.
+    """
     key = error.full_key or str(error.key or "")
     if nodes and key.split(".")[0] not in nodes:  # the error is in a list: OmegaConf gives only the key within the item
         key = next((f"{parent}: {key}" for parent, part in _second_level(nodes) if _is_refused(part)), key)
@@ -101,14 +116,17 @@ def _error_message(error: OmegaConfBaseException, nodes: dict[str, Any] | None =
 
 
 def _second_level(nodes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each second-level key, such as `groups.lr`, and a config that contains only this key."""
+    """Yield (`KEY.INNER`, {KEY: {INNER: value}}) for each key inside a top-level key, such as `groups.lr`.
+
+    `nodes` is {top-level key: value}.
+    """
     for key, node in nodes.items():
         for inner in node if OmegaConf.is_dict(node) else ():
             yield f"{key}.{inner}", {key: {inner: node._get_node(inner)}}
 
 
 def _is_refused(part: dict[str, Any]) -> bool:
-    """Return whether a part of a config does not fit the schema."""
+    """Return True if OmegaConf cannot merge this part of a config into the schema, so that the part has an error."""
     try:
         OmegaConf.merge(_SCHEMA, part)
     except OmegaConfBaseException:
@@ -117,7 +135,10 @@ def _is_refused(part: dict[str, Any]) -> bool:
 
 
 def _check_choices(hydra: DictConfig) -> None:
-    """Raise ConfigError if a group was given a list of choices, or the folder names of a sweep were changed."""
+    """Raise ConfigError if a config group was given a list of choices, or if `hydra.sweep.subdir` was changed.
+
+    `hydra` is the config's node of that name. `hydra.sweep.subdir` names the folders of a sweep's runs.
+    """
     for group in ("model", "method", "freeze", "groups", "optimizer", "scheduler", "schedule", "task", "data", "launch"):
         if not isinstance(hydra.runtime.choices.get(group), str):
             more = "; for several patterns give freeze.patterns=[A,B]" if group == "freeze" else ""
@@ -129,7 +150,7 @@ def _check_choices(hydra: DictConfig) -> None:
 
 
 def _check_extras(config: Config) -> None:
-    """Raise ConfigError if the config needs a package that is not installed."""
+    """Raise ConfigError if the config needs a package that is not installed, such as safetensors for `save=true`."""
     is_needed = {"save=true": config.save, "data=digits": config.data.get("_target_") == "runner.training.data.Digits"}
     packages = {"save=true": ("safetensors", "save"), "data=digits": ("sklearn", "data")}
     for key, (module, extra) in packages.items():
@@ -138,7 +159,7 @@ def _check_extras(config: Config) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-    """Raise ConfigError if a number is out of range."""
+    """Raise ConfigError if a number in the config is out of range, such as `batches=0`."""
     batch_size = config.data.get("batch_size", 1)
     counts = {"batches": config.batches, "data.batch_size": batch_size, "data.epochs": config.epochs}
     counts["model.classes"] = config.model.classes
@@ -153,7 +174,9 @@ def _check_numbers(config: Config) -> None:
         raise ConfigError(f"seed is {config.seed}; it must be between 0 and 2**63 - 1")
     step = config.schedule.get("step", 1)
     if config.schedule.get("_target_") == "runner.freezing.schedule.after" and (not is_integer(step) or step < 1):
-        raise ConfigError(f"schedule.step is {step!r}; give the first step that is frozen, a whole number of 1 or more")
+        raise ConfigError(
+            f"schedule.step is {step!r}; give the number of the first step at which the layers are frozen, 1 or more"
+        )
     if is_integer(step) and step > config.steps:
         epochs = f" and data.epochs is {config.epochs}" if config.epochs > 1 else ""
         raise ConfigError(f"schedule.step is {step} and batches is {config.batches}{epochs}: nothing would ever be frozen")
@@ -162,11 +185,17 @@ def _check_numbers(config: Config) -> None:
             f"timeout is {config.timeout}; give the most seconds of a run, above 0 and at most {MAX_TIMEOUT:g}, or null"
         )
     if config.clip is not None and not config.clip > 0:
-        raise ConfigError(f"clip is {config.clip}; give the largest norm of all gradients, above 0, or null")
+        raise ConfigError(
+            f"clip is {config.clip}; give the maximum total norm of the gradients, above 0, or null for no clipping"
+        )
 
 
 def _check_patterns(config: Config) -> None:
-    """Raise ConfigError if a pattern is malformed or is in both `patterns` and `keep`, or a learning rate is negative."""
+    """Raise ConfigError if a pattern in the config is malformed, or if a value beside a pattern is wrong.
+
+    Wrong are a pattern that is in both `freeze.patterns` and `freeze.keep`, a negative learning rate in `groups.lr`, and a
+    `model.head` that is neither a pattern, a list of patterns, nor `auto`.
+    """
     parse_all(config.freeze.patterns, "freeze.patterns")
     parse_all(config.freeze.keep, "freeze.keep")
     refuse_patterns_in_both(config.freeze.patterns, config.freeze.keep)
@@ -183,28 +212,42 @@ def _check_patterns(config: Config) -> None:
 
 
 def unknown_key_message(key: str) -> str:
-    """Return the message for an unknown key: the choices of its group that have this key, otherwise similar keys."""
+    """Return the error message for a config key that does not exist.
+
+    If the key exists with another choice of its config group (`optimizer.momentum` with `optimizer=sgd`), the message names
+    these choices. Otherwise it suggests keys with a similar name.
+    """
     keys = _all_keys()
     if key in keys:  # a key of another choice of its group
         group, _, option = key.partition(".")
         choices = sorted(path.stem for path in (CONF / group).glob("*.yaml") if option in OmegaConf.load(path))
-        return f"{key}: no such key{f' of this {group}; it is one of ' + ', '.join(choices) if choices else ''}"
+        if not choices:
+            return f"{key}: no such key"
+        verb = "has" if len(choices) == 1 else "have"
+        return f"{key}: no such key of the chosen {group}; {listed([f'{group}={c}' for c in choices])} {verb} it"
     return f"{key}: no such key{did_you_mean(key, keys)}"
 
 
 def unknown_resolver_message(name: str) -> str:
-    """Return the message for an unknown resolver `${name:}`; those of this project begin with `runner.`."""
-    is_ours = name in ("steps", "epochs", "config_hash", "run_name")
-    return f"there is no resolver ${{{name}:}}{f'; did you mean ${{runner.{name}:}}?' if is_ours else ''}"
+    """Return the error message for `${name:}`, an interpolation with a resolver that OmegaConf does not know.
+
+    If this project has that resolver as `runner.name`, the message says so.
+    """
+    is_project_resolver = name in ("steps", "epochs", "config_hash", "run_name")
+    return f"there is no resolver ${{{name}:}}{f'; did you mean ${{runner.{name}:}}?' if is_project_resolver else ''}"
 
 
 def config_groups() -> list[str]:
-    """Return the names of the config groups, which are the folders of `conf`."""
+    """Return the names of the config groups, such as `model` and `optimizer`: the subfolders of the folder `conf`."""
     return [path.name for path in CONF.iterdir() if path.is_dir()]
 
 
 def _all_keys() -> list[str]:
-    """Return the keys of the schema, the config groups, and the keys of all choices, such as `optimizer.momentum`."""
+    """Return all dotted config keys that exist in any config.
+
+    These are the keys of the schema, the names of the config groups, and the keys in the files of the groups, such as
+    `optimizer.momentum`.
+    """
     files = [(path.parent.name, OmegaConf.load(path)) for path in CONF.glob("*/*.yaml")]
     options = {f"{group}.{key!s}" for group, node in files if group != "experiment" for key in node}
     return [*known_keys(), *config_groups(), *sorted(options)]

@@ -27,13 +27,16 @@ def allow_any_target() -> AbstractContextManager[object]:
 
 @contextmanager
 def hydra_initialized() -> Iterator[None]:
-    """Within the block, Hydra is initialized with the config folder of this project, for `hydra.compose` or a run."""
+    """Inside the block, Hydra is initialized with this project's folder `conf`, so that `hydra.compose` finds its files."""
     register_resolvers()
     with allow_any_target(), initialize_config_dir(str(CONF), job_name="runner", **VERSION_BASE):
         yield
 
 
 def compose_config(*overrides: str) -> DictConfig:
-    """Return the default config with these overrides. Raises Hydra's or OmegaConf's error if one is wrong."""
+    """Return the default config with overrides such as `"method=zero_lr"` applied, not checked yet.
+
+    Raises the error of Hydra or OmegaConf if an override is wrong.
+    """
     with hydra_initialized():
         return hydra.compose("config", list(overrides))

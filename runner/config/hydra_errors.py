@@ -19,7 +19,10 @@ LAUNCHERS = {  # by Hydra's name of the launcher: the package that provides it, 
 
 
 def short_message(error: Exception) -> str:
-    """Return the message for an error that Hydra, OmegaConf or `check` raised, in one line (a ConfigError is unchanged)."""
+    """Return a one-line message that says what to do about an error that Hydra, OmegaConf or `check` raised.
+
+    The message of a ConfigError, which is written for the user already, is returned unchanged.
+    """
     if isinstance(error, ConfigError):
         return str(error)
     chain = [error]
@@ -43,7 +46,7 @@ def short_message(error: Exception) -> str:
 
 
 def _unparsable_message(override: str) -> str:
-    """Return the message for an argument that Hydra cannot parse: it lacks `=`, or its value needs quotes."""
+    """Return the message for a command-line argument that Hydra cannot parse: it lacks `=`, or its value needs quotes."""
     key, equals, value = override.partition("=")
     if not equals:
         return f"{override!r} is not an argument; write key=value, or see --help"
@@ -56,7 +59,10 @@ def _unparsable_message(override: str) -> str:
 
 
 def _unknown_choice_message(group: str, choice: str, choices: list[str]) -> str:
-    """Return the message for `group=choice`, when Hydra finds no such file; `choices` are those that it knows."""
+    """Return the message for an argument `group=choice` for which Hydra finds no config file.
+
+    `choices` are the choices that exist in this group; empty if there is no such group.
+    """
     if group == "hydra/launcher" and choice in LAUNCHERS:
         plugin, extra = LAUNCHERS[choice]
         return f"launch={extra} needs {plugin}; install it with: pip install 'freeze-runner[{extra}]'"

@@ -18,23 +18,33 @@ CUSTOM = "custom"  # the name of patterns that are not those of a file in conf/f
 
 
 def config_hash(composed: DictConfig) -> str:
-    """Return 8 hex digits of the SHA-256 of the config as JSON, without the keys of NOT_HASHED."""
+    """Return 8 hex digits that are equal for equal configs: the start of a SHA-256 of the config as JSON.
+
+    Keys in NOT_HASHED, such as `launch` and `timeout`, are left out, because they do not change a run's results.
+    """
     return _hash({key: value for key, value in _plain(composed).items() if key not in NOT_HASHED})
 
 
 def setting_hash(composed: DictConfig) -> str:
-    """Return the `config_hash` without the method and `freeze.buffers`: runs with the same one can be compared."""
+    """Return a hash like `config_hash` that also leaves out the method and `freeze.buffers`.
+
+    Runs with the same value train the same thing with different freezing methods, so that they can be compared.
+    """
     hashed = {key: value for key, value in _plain(composed).items() if key not in (*NOT_HASHED, "method")}
     return _hash({**hashed, "freeze": {**hashed["freeze"], "buffers": None}})
 
 
 def _hash(plain: dict[str, Any]) -> str:
-    """Return 8 hex digits of the SHA-256 of a dict as JSON with sorted keys."""
+    """Return the first 8 hex digits of the SHA-256 of a dict, written as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_name(composed: DictConfig) -> str:
-    """Return the name of a run's folder in a sweep, `METHOD__FREEZE__sSEED__HASH8`; the config needs its node `hydra`."""
+    """Return the name of a run's folder in a sweep, `METHOD__FREEZE__sSEED__HASH8`.
+
+    METHOD and FREEZE are the results of `method_choice` and `freeze_name`; HASH8 is the `config_hash`. The config must have
+    its node `hydra`, which knows the choices.
+    """
     if "method" not in composed:  # for `--cfg hydra --resolve`, which shows only that node
         return "METHOD__FREEZE__sSEED__HASH8"
     method = method_choice(composed.method, composed.hydra.runtime.choices.method)
@@ -43,7 +53,11 @@ def run_name(composed: DictConfig) -> str:
 
 
 def method_choice(method: DictConfig, choice: str) -> str:
-    """Return the name of a run's method: its choice of `method`, or the name of its `_target_` if that was overridden."""
+    """Return a short name for the method of a run, such as `zero_lr`.
+
+    `choice` is the chosen file in `conf/method` and `method` is the config node. The name is the choice, or is made from the
+    node's `_target_` if the user gave another `_target_` than the file's.
+    """
     file = CONF / "method" / f"{choice}.yaml"
     target = str(method.get("_target_"))
     if file.is_file() and OmegaConf.select(OmegaConf.load(file), "_target_") != target:
@@ -52,7 +66,11 @@ def method_choice(method: DictConfig, choice: str) -> str:
 
 
 def freeze_name(freeze: DictConfig, choice: str) -> str:
-    """Return the name of a run's patterns: its choice of `freeze`, or `custom` if the patterns were overridden."""
+    """Return a short name for what a run freezes, such as `backbone`.
+
+    `choice` is the chosen file in `conf/freeze` and `freeze` is the config node. The name is the choice, or `custom` if the
+    user gave other patterns than the file's.
+    """
     file = CONF / "freeze" / f"{choice}.yaml"
     if file.is_file():
         from_file = OmegaConf.load(file)
@@ -63,19 +81,20 @@ def freeze_name(freeze: DictConfig, choice: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Register the resolvers that `conf` uses in OmegaConf: steps, epochs, config_hash and run_name, as `${runner.steps:}`.
+    """Register the functions that the files in `conf` call by `${runner.NAME:}`: steps, epochs, config_hash and run_name.
 
-    Only the entry points call it: importing the public names registers nothing.
+    They are registered in OmegaConf, for the whole process. Only the entry points do this: an import of the package does
+    not.
     """
     is_renamed = tuple(map(int, omegaconf.__version__.split(".")[:2])) >= (2, 4)
     register: Any = OmegaConf.register_resolver if is_renamed else OmegaConf.register_new_resolver
     resolvers = {"steps": steps_of, "epochs": epochs_of, "config_hash": config_hash, "run_name": run_name}
     for name, resolve in resolvers.items():
-        register(f"runner.{name}", partial(_of_root, resolve), replace=True)
+        register(f"runner.{name}", partial(_call_with_root, resolve), replace=True)
 
 
-def _of_root(resolve: Callable[[DictConfig], Any], *, _root_: DictConfig) -> Any:
-    """Call a resolver with the whole config, which OmegaConf passes as `_root_`."""
+def _call_with_root(resolve: Callable[[DictConfig], Any], *, _root_: DictConfig) -> Any:
+    """Call `resolve` with the whole config and return the result. OmegaConf passes the config as `_root_`."""
     return resolve(_root_)
 
 

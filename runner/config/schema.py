@@ -9,12 +9,16 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig
 
-_HERE = Path(__file__).resolve().parent.parent
-CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # in an installed wheel; in a checkout
+_PACKAGE = Path(__file__).resolve().parent.parent
+# An installed wheel has the folder inside the package, a checkout has it beside the package.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
 class Buffers(Enum):
-    """`freeze.buffers`: whether frozen modules are held in eval mode."""
+    """The values of `freeze.buffers`: `frozen` keeps the matched modules in eval mode, so that their buffers do not change.
+
+    `live` leaves the modules in train mode: the running statistics of a BatchNorm change, even if its parameters are frozen.
+    """
 
     live = "live"
     frozen = "frozen"
@@ -25,7 +29,10 @@ OnError = Enum("OnError", {"continue": "continue", "stop": "stop"})
 
 
 class CostLevel(Enum):
-    """`cost`: which costs are measured."""
+    """The values of `cost`: what is measured of a training step.
+
+    `off`: nothing. `count`: FLOPs, bytes and peak memory. `time`: seconds too.
+    """
 
     off = "off"
     count = "count"
@@ -33,13 +40,13 @@ class CostLevel(Enum):
 
 
 class Resume(Enum):
-    """`resume`: `last` resumes the last sweep."""
+    """The values of `resume`: `last` carries out those runs of the newest sweep that have not finished."""
 
     last = "last"
 
 
 class Device(Enum):
-    """`device`: the device of the model and the batches."""
+    """The values of `device`: where the model and the batches are. `auto` takes an accelerator if there is one."""
 
     auto = "auto"
     cpu = "cpu"
@@ -49,7 +56,7 @@ class Device(Enum):
 
 @dataclass
 class Model:
-    """`model`: how the model is built, and which part of it is the classifier."""
+    """The config node `model`: how the model is built, and which part of it is the classifier (`head`)."""
 
     build: dict[str, Any] = MISSING  # a node with a `_target_`
     head: Any = "auto"  # a pattern, a list of patterns, or auto
@@ -59,7 +66,10 @@ class Model:
 
 @dataclass
 class Freeze:
-    """`freeze`: the patterns of what is frozen, and the exceptions (`keep`)."""
+    """The config node `freeze`: which modules and parameters are frozen.
+
+    `patterns` match the names of what is frozen; what `keep` matches is excepted. `buffers`: see `Buffers`.
+    """
 
     patterns: list[str] = MISSING
     keep: list[str] = field(default_factory=list)
@@ -68,7 +78,7 @@ class Freeze:
 
 @dataclass
 class PatternLr:
-    """An entry of `groups.lr`: the learning rate of the parameters that match a pattern."""
+    """An item of the list `groups.lr`: the learning rate of the parameters whose names match a pattern."""
 
     pattern: str = MISSING
     lr: float = MISSING
@@ -76,7 +86,10 @@ class PatternLr:
 
 @dataclass
 class Groups:
-    """`groups`: how the parameters are divided into groups, and the learning rates of the groups."""
+    """The config node `groups`: the optimizer's parameter groups.
+
+    `cut` builds the groups, `names` lists modules that get a group of their own, `lr` sets learning rates.
+    """
 
     cut: dict[str, Any] = MISSING  # a node with a `_target_` that returns the groups
     names: list[str] = field(default_factory=list)  # the modules that `groups=module` makes groups of
@@ -85,7 +98,10 @@ class Groups:
 
 @dataclass
 class Config:
-    """The config of one run: every key of `conf/config.yaml`. The fields of type `dict` are nodes with a `_target_`."""
+    """The config of one run: every key of `conf/config.yaml`, with its type and default.
+
+    The fields of type `dict` are nodes with a `_target_`: each describes an object by its class and the arguments.
+    """
 
     model: Model = field(default_factory=Model)
     method: dict[str, Any] = MISSING
@@ -114,28 +130,31 @@ class Config:
 
     @property
     def epochs(self) -> int:
-        """The number of epochs: how often a run iterates over the samples of its `batches` batches."""
+        """How often a run goes through its data, which are `batches` batches per epoch."""
         return self.data.get("epochs", 1)
 
     @property
     def steps(self) -> int:
-        """The number of steps of a run: one for each batch of each epoch."""
+        """The number of training steps of a run: one for each batch of each epoch."""
         return self.batches * self.epochs
 
 
 def epochs_of(composed: DictConfig) -> Any:
-    """Return `Config.epochs` of a composed config that is not checked yet."""
+    """Return the number of epochs from a config that is not checked yet; the value may have a wrong type."""
     return composed.get("data", {}).get("epochs", 1)
 
 
 def steps_of(composed: DictConfig) -> Any:
-    """Return `Config.steps` of a composed config that is not checked yet."""
+    """Return the number of training steps, batches times epochs, from a config that is not checked yet."""
     epochs = epochs_of(composed)
     return composed.batches * epochs if is_integer(epochs) else composed.batches  # wrong epochs are refused by `check`
 
 
 def known_keys() -> list[str]:
-    """Return every key of the schema, dotted; of a node with a `_target_` only its own key."""
+    """Return every key of the schema in dotted form, such as `seed` and `freeze.keep`.
+
+    A node with a `_target_` counts as one key, because the keys in it depend on its target.
+    """
 
     def keys_of(schema: type, prefix: str) -> list[str]:
         keys = []
@@ -149,5 +168,5 @@ def known_keys() -> list[str]:
 
 
 def is_integer(value: Any) -> bool:
-    """Return whether a value is an integer, but not a bool."""
+    """Return True if the value is an int and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)

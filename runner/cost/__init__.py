@@ -1,1 +1,1 @@
-"""Price it: the FLOPs, memory and time of a training step."""
+"""Price it: measure the FLOPs, memory and seconds that a training step takes."""

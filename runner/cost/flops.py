@@ -1,4 +1,4 @@
-"""Count the FLOPs and the memory of forward and backward on a copy of the model."""
+"""Count the FLOPs and bytes of memory that one forward and backward pass take, on a copy of the model."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ ATTENTION_FORMULAS: dict[str, Callable[..., int]] = {  # CPU operators of aten t
 
 @dataclass(frozen=True)
 class StepCount:
-    """What forward and backward of one batch take.
+    """The FLOPs and memory that one forward and backward pass of a batch take.
 
     Attributes:
-        flops_forward, flops_backward: floating-point operations of matrix products and convolutions, as torch counts them.
-        saved_bytes: what autograd saves for backward, each storage once, without parameters; a view of a parameter counts,
-            such as the transposed weight of a linear layer.
-        gradient_bytes: of the gradients of parameters after backward.
-        peak_bytes: the largest size at any time of all tensors that forward and backward create, gradients included, without
-            the scratch memory of kernels. Agrees with torch's profiler, which needs half a second and prints lines.
+        flops_forward, flops_backward: floating-point operations in matrix products and convolutions; others do not count.
+        saved_bytes: bytes of the tensors that autograd saves for backward. Tensors that share memory count once. Parameters
+            do not count, but a view of one does, such as the transposed weight of a linear layer.
+        gradient_bytes: bytes of all `.grad` tensors of parameters after backward.
+        peak_bytes: bytes of the tensors made by forward and backward (gradients included), at the moment when most of them
+            exist at once. Excludes memory that kernels use internally. Agrees with torch's profiler, which is slower.
         gradients: the names of the parameters that have a gradient after backward.
         parameter_order: the names of the parameters, in the order in which the forward pass calls their modules.
-        flops_by_module: floating-point operations of the forward pass of each module with its submodules, by name.
-        counted_on: `a meta copy` (on fake tensors, nothing is computed) or `a real batch`.
+        flops_by_module: {module name: FLOPs of its forward pass, with its submodules}; "" is the whole model.
+        counted_on: `a meta copy` (counted on fake tensors, which have no values) or `a real batch`.
     """
 
     flops_forward: int
@@ -59,10 +59,14 @@ class StepCount:
 
 @dataclass(frozen=True)
 class FakeCopy:
-    """A copy of a model with fake tensors, which have device, dtype and shape but no values; keeps hooks, flags and ties.
+    """A copy of a model whose tensors are fake: they have device, dtype and shape but no values, so nothing is computed.
 
-    Operators select the same kernels as on real tensors, and compute nothing.
+    Operators select the same kernels as on real tensors. Hooks, `requires_grad` and tied parameters are as in the model.
     Source: https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
+
+    Attributes:
+        model: the copy.
+        mode: torch's context manager in which operators work on fake tensors.
     """
 
     model: nn.Module
@@ -70,7 +74,7 @@ class FakeCopy:
 
     @classmethod
     def copy_of(cls, model: nn.Module) -> FakeCopy:
-        """Copy a model; gradients are not copied."""
+        """Return a copy of the model with fake tensors in place of its parameters and buffers, and without gradients."""
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # the model may use tensors that it keeps outside its modules
         fakes = {id(entry.tensor): mode.from_tensor(entry.tensor) for entry in tensor_entries(model).values()}
         for fake in fakes.values():
@@ -78,15 +82,20 @@ class FakeCopy:
         return cls(copy.deepcopy(model, fakes), mode)
 
     def count(self, task: Task, batch: Any) -> StepCount:
-        """Count one step on a batch with the shapes of this one."""
+        """Return the FLOPs and memory of one forward and backward pass, without computing any values.
+
+        `task`: a function (model, batch) -> loss. `batch`: a real batch; only the shapes and dtypes of its tensors are used.
+        Raises an error if the forward pass needs the values, as `tensor.item()` does.
+        """
         with preserve_random_state(), _without_fused_attention(), self.mode:
             return _run_and_count(self.model, task, map_tensors(batch, self.mode.from_tensor), META)
 
 
 def count_step(model: nn.Module, task: Task, batch: Any) -> StepCount:
-    """Count one step of a model on a batch, without changing the model, its gradients or the random state.
+    """Return the FLOPs and memory of one forward and backward pass, without changing the model or the random state.
 
-    Counts on a fake copy if the model allows it, else on a real copy and the real batch, which takes time and memory.
+    `task`: a function (model, batch) -> loss. Runs it on a copy with fake tensors, which computes nothing. If that fails,
+    because the forward pass needs values, runs it on a real copy with the real batch, which takes time and memory.
     Source: https://github.com/pytorch/pytorch/blob/main/torch/utils/flop_counter.py,
     https://docs.pytorch.org/docs/stable/autograd.html#torch.autograd.graph.saved_tensors_hooks
     """
@@ -101,7 +110,7 @@ def count_step(model: nn.Module, task: Task, batch: Any) -> StepCount:
 
 @contextmanager
 def _without_fused_attention() -> Iterator[None]:
-    """Disable torch's fused transformer layer for eval mode, whose FLOPs torch does not count."""
+    """Inside the `with` block, disable the fused transformer layer of eval mode, because torch does not count its FLOPs."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -111,15 +120,23 @@ def _without_fused_attention() -> Iterator[None]:
 
 
 def _attention_formulas(aten: Any) -> dict[Any, Callable[..., int]]:
-    """Return the formulas by operator; operators that this torch does not have are omitted, for their names are private."""
+    """Return {operator: function that computes its FLOPs} for the attention operators that torch's counter does not know.
+
+    `aten`: `torch.ops.aten`. Operators that the installed torch does not have are left out: their names are private.
+    """
     found = {getattr(aten, name, None): formula for name, formula in ATTENTION_FORMULAS.items()}
     return {operator: formula for operator, formula in found.items() if operator is not None}
 
 
 class _MemoryCounter(TorchDispatchMode):
-    """Counts the bytes of all storages that operators create while they exist: `bytes` now, `peak` at most.
+    """Counts the memory of the tensors that operators create inside its `with` block, until each is freed.
 
-    `existing`: tensors whose storages are not counted.
+    Attributes:
+        bytes: the bytes of all such tensors that exist now.
+        peak: the largest value that `bytes` has had.
+        seen: the storages (blocks of memory of tensors) that have been counted, and those not to count.
+
+    The argument `existing` holds tensors in nested dicts, lists or tuples whose memory is not to be counted.
     """
 
     def __init__(self, existing: Any) -> None:
@@ -128,7 +145,7 @@ class _MemoryCounter(TorchDispatchMode):
         self.seen: WeakSet[torch.UntypedStorage] = WeakSet(storages_in(existing))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and count the storages of its result that are new."""
+        """Run the operator `func`, add the bytes of newly allocated memory in its result, and return the result."""
         result = func(*args, **(kwargs or {}))
         for storage in storages_in(result):
             if storage not in self.seen:
@@ -139,12 +156,15 @@ class _MemoryCounter(TorchDispatchMode):
         return result
 
     def subtract(self, size: int) -> None:
-        """Subtract the bytes of a storage that has been freed."""
+        """Subtract `size` from `bytes`; called when a storage of that many bytes is freed."""
         self.bytes -= size
 
 
 def storages_in(value: Any) -> Iterator[torch.UntypedStorage]:
-    """Yield the storage of every tensor in nested dicts, lists and tuples; of a sparse one those of indices and values."""
+    """Yield the storage (block of memory) of every tensor in nested dicts, lists and tuples.
+
+    A sparse COO tensor has two, for its indices and its values. Tensors of other sparse layouts are passed over.
+    """
     for tensor in tensors_in(value):
         if tensor.layout is torch.sparse_coo:
             yield from (tensor._indices().untyped_storage(), tensor._values().untyped_storage())
@@ -153,7 +173,10 @@ def storages_in(value: Any) -> Iterator[torch.UntypedStorage]:
 
 
 def _run_and_count(model: nn.Module, task: Task, batch: Any, counted_on: str) -> StepCount:
-    """Run forward and backward of this model and count; `counted_on` is only stored in the result."""
+    """Run forward and backward on the model itself, not on a copy, and return their FLOPs and memory.
+
+    `counted_on`: META or REAL, the kind of model and batch; it is only stored in the result.
+    """
     parameters = dict(model.named_parameters())
     parameter_ids = {id(parameter) for parameter in parameters.values()}
     saved: WeakSet[torch.UntypedStorage] = WeakSet()  # weak, because a reference would prolong the storage's life

@@ -1,6 +1,6 @@
-"""Measure what a run costs: figures that do not depend on how busy the machine is, and the seconds of a step.
+"""Measure what a run costs: the FLOPs and bytes of a step, which do not depend on how busy the machine is, and its seconds.
 
-Measuring changes no bit of the training.
+The trained weights are the same to the last bit, whether or not anything is measured.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from runner.freezing.selection import Selection
 from runner.tensors import tensors_in
 from runner.training.loop import needs_closure
 
-Shares = Mapping[str, float]  # by name of a module
+Shares = Mapping[str, float]  # {module name: share from 0 to 1}
 WARM_UP_STEPS = 3  # not timed, if the run has more steps
-FREEZING_SETTINGS = ("method", "freeze", "schedule")  # in these a run and its unfrozen baseline differ
+FREEZING_SETTINGS = ("method", "freeze", "schedule")  # config keys that do not matter when nothing is frozen
 PEAK_COUNTED = "tensors of forward and backward counted, without the scratch memory of kernels"
-SMALL_SAVING = 0.9  # share of the baseline's FLOPs; from here on the summary explains why so little is saved
-_count_cache: dict[tuple[Any, ...], StepCount] = {}  # so that a sweep counts once per model, input and frozen set
+SMALL_SAVING = 0.9  # share of an unfrozen run's FLOPs; from here on `why_small` is filled in
+_count_cache: dict[tuple[Any, ...], StepCount] = {}  # so that a sweep counts once for equal model, input and frozen layers
 
 
 @dataclass
 class Meter:
-    """The meter for `cost=off`: its methods mark the places where the other meters measure, and do nothing.
+    """The meter for `cost=off`: a run calls its methods at the places where other meters measure, but it measures nothing.
 
     Attributes:
-        settings: the parts of the config that determine the FLOPs of a step.
+        settings: {config key: value} for the keys that determine the FLOPs of a step.
         device: the device of the model.
-        note: called with the reason if a figure is empty.
+        note: a function that shows a message to the user; called with the reason if a cost cannot be measured.
     """
 
     settings: Mapping[str, Any]
@@ -47,35 +47,38 @@ class Meter:
     note: Note
 
     def on_model_built(self, model: nn.Module) -> None:
-        """Called with the model before anything is frozen."""
+        """Do nothing; a run calls this with the model before anything is frozen."""
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
-        """Return the task to train with; called before the method's `attach`."""
+        """Return the function (model, batch) -> loss to train with, here `task` itself.
+
+        Called before the freezing method registers its hooks. Callbacks put on `undo` are called at the end of the run.
+        """
         return task
 
     def watch_first_batch(self, batches: Iterable[Any], step: int, optimizer: Optimizer, undo: ExitStack) -> Iterator[Any]:
-        """Yield the batches of a phase that begins at `step`; call `on_phase_begin` with the first one."""
+        """Yield the batches of a span of steps that begins at `step`, calling `on_phase_begin` before the first one."""
         for position, batch in enumerate(batches):
             if not position:
                 self.on_phase_begin(batch, step, optimizer, undo)
             yield batch
 
     def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """Called with the first batch of a phase, before its first step."""
+        """Do nothing; called before step `step`, the first step in which another set of layers is frozen than before."""
 
     def read_costs(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
     ) -> Cost:
-        """Return all figures; called after the last step.
+        """Return {name of a cost: its value}, here an empty dict; called after the last step of a run.
 
-        `model`: as trained. `parameters`: of the model as built. `skipped`: for each module, the share of the steps in which
-        it did not run.
+        `model`: the trained model. `selection`: what is frozen in it. `parameters`: all parameters, as before the training.
+        `skipped`: {module name: share (0 to 1) of the steps in which the freezing method did not run the module}.
         """
         return {}
 
     @contextmanager
     def note_errors(self, problem: str) -> Iterator[None]:
-        """If the block raises, note the problem and the error instead; the run goes on."""
+        """Suppress an exception of the `with` block and show it to the user as a note that begins with `problem`."""
         try:
             yield
         except Exception as error:
@@ -84,38 +87,38 @@ class Meter:
 
 
 class CountingMeter(Meter):
-    """The meter for `cost=count`: reads the bytes of gradients and optimizer state, and counts a step on a model copy.
+    """The meter for `cost=count`: adds up the bytes of gradients and optimizer state, and counts FLOPs on a model copy.
 
-    Counts after the run, so that side effects of the model's code outside the model, as in a cache, cannot reach the run.
+    Counts after the training, which the model's code could otherwise influence, for example through a global cache.
     """
 
-    fake_model: FakeCopy | None = None  # a copy of the model as built
+    fake_model: FakeCopy | None = None  # a copy of the model before anything was frozen, with tensors without values
     task: Task
-    batch: Any = None  # the first one; a step is counted on a batch of its shapes
+    batch: Any = None  # the first batch of the run; FLOPs are counted for its shapes
 
     def on_model_built(self, model: nn.Module) -> None:
-        """Keep a fake copy of the unfrozen model, as the baseline to compare with."""
+        """Keep a copy (without values) of the unfrozen model, to count later what it costs to train all of it."""
         with self.note_errors("the unfrozen baseline is not known"):
             self.fake_model = FakeCopy.copy_of(model)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
-        """Keep a copy of the task to count with; return the task unchanged."""
+        """Return `task` unchanged, and keep a copy (if it can be copied, else `task` itself) to count with after the run."""
         self.task = task
         with self.note_errors("the task cannot be copied, and is counted as it is"):
             self.task = copy.deepcopy(task)  # because a task may have a state
         return task
 
     def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """Keep the first batch of the run."""
+        """Keep the first batch of the run, for counting; do nothing at later steps."""
         if step == 1:
             self.batch = batch
 
     def read_costs(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
     ) -> Cost:
-        """Return the bytes and FLOPs, and their shares of the unfrozen baseline."""
+        """Return {name of a cost: bytes, FLOPs, or their share of a run with nothing frozen}; None for what is not known."""
         cost: Cost = dict.fromkeys(COSTS)
         with self.note_errors("bytes of gradients and optimizer state are not known"):
             cost |= bytes_held(parameters, optimizer, selection)
@@ -142,7 +145,7 @@ class CountingMeter(Meter):
         return cost
 
     def count_unfrozen(self, counted: StepCount) -> StepCount | None:
-        """Count a step of the model as built, with nothing frozen; None if the run itself was counted on a real batch."""
+        """Return FLOPs and memory of a step with nothing frozen; None if this run's step (`counted`) took a real batch."""
         if counted.counted_on != META:
             self.note("cost: counted on a real batch, for the forward pass needs values; so no unfrozen baseline is known")
         elif self.fake_model is not None:
@@ -153,17 +156,17 @@ class CountingMeter(Meter):
         return None
 
     def peak_bytes(self, cost: Cost, counted: StepCount, model: nn.Module) -> int:
-        """Return the peak memory on a CPU: parameters, buffers, state, batch, and the peak of forward and backward.
+        """Return the peak memory on a CPU: the bytes of model, optimizer state and batch, plus the peak of a step.
 
-        Counted, because resident memory depends on what the process did before. What the optimizer's step allocates and what
-        a method keeps are not included.
+        Excludes what the optimizer allocates within its step and what the freezing method keeps. It is a sum of tensor
+        sizes, because the memory that the system reports depends on what the process did before.
         """
         existing = _total_bytes([*model.buffers(), self.batch]) + cost["parameter_bytes"] + cost["optimizer_state_bytes"]
         return existing + counted.peak_bytes
 
 
 def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
-    """Return the bytes of parameters, and of all and of the frozen parameters' gradients and optimizer state."""
+    """Return {name of a cost: bytes} for parameters, gradients and optimizer state; `frozen_...`: of frozen ones only."""
     frozen_state = [state for key, state in optimizer.state.items() if isinstance(key, Tensor) and key in selection]
     return {
         "gradient_bytes": _total_bytes([parameter.grad for parameter in parameters]),
@@ -176,9 +179,9 @@ def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Se
 
 
 def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer) -> Cost:
-    """Return each figure divided by that of the unfrozen baseline.
+    """Return {name of a cost + `_share`: this run's cost divided by that of a step with nothing frozen (`baseline`)}.
 
-    The baseline's optimizer state is estimated: as many bytes of state per byte of a parameter as in this run.
+    `baseline` has no optimizer state; its size is estimated with this run's bytes of state per byte of a parameter.
     """
     unfrozen: Cost = {key: getattr(baseline, key, None) for key in COUNTED}
     parameters_with_state = [
@@ -193,13 +196,13 @@ def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer) ->
 
 
 class TimingMeter(CountingMeter):
-    """The meter for `cost=time`: also measures the seconds of forward, backward (with clipping) and the optimizer step.
+    """The meter for `cost=time`: counts, and measures the seconds of forward, backward (with clipping) and optimizer step.
 
-    Waits for the accelerator at each reading of the clock.
+    Waits until the GPU has finished its work each time it reads the clock.
     """
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
-        """Return a task that also records when its forward pass begins and ends."""
+        """Return a function (model, batch) -> loss that calls `task` and records when the forward pass begins and ends."""
         super().wrap_task(task, optimizer, undo)
         self.seconds: list[tuple[float, float, float]] = []  # of forward, backward and optimizer step
         self.times: list[float] = []  # of this step: begin and end of each forward pass, begin of the optimizer step
@@ -217,7 +220,7 @@ class TimingMeter(CountingMeter):
         return timed_task
 
     def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """Before the first step of the run, register the hook that takes the time when an optimizer step has ended."""
+        """At step 1, register an optimizer hook that stores the seconds of each step; `undo` removes the hook."""
         super().on_phase_begin(batch, step, optimizer, undo)
         self.times.clear()
 
@@ -233,7 +236,7 @@ class TimingMeter(CountingMeter):
     def read_costs(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
     ) -> Cost:
-        """Return the same figures, and the median and interquartile range of the seconds."""
+        """Return the counted costs, and median and interquartile range of the seconds of forward, backward and step."""
         cost = super().read_costs(model, optimizer, selection, parameters=parameters, skipped=skipped)
         # Without the warm-up, and without steps 1, 2, 4, 8, ..., which include the audit's comparison.
         timed = [
@@ -253,7 +256,7 @@ class TimingMeter(CountingMeter):
         return cost
 
     def read_clock(self) -> float:
-        """Wait until the device has finished its work, and return the seconds of a monotonic clock."""
+        """Return the seconds of a monotonic clock, after waiting until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -262,7 +265,7 @@ class TimingMeter(CountingMeter):
 
 
 def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -> str:
-    """Return why freezing saves few FLOPs; an empty text if it saves many, or if nothing is frozen."""
+    """Return a clause that says why freezing saves few FLOPs; "" if it saves over 10%, or if nothing is frozen."""
     frozen = set(selection.parameters)
     if cost.get("flops_share") is None or cost["flops_share"] < SMALL_SAVING or not frozen:
         return ""
@@ -278,17 +281,17 @@ def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -
 
 
 def _shapes(batch: Any) -> list[Any]:
-    """Return shape and dtype of each tensor in a batch."""
+    """Return a list of (shape, dtype as a string), one pair for each tensor in a batch."""
     return [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors_in(batch)]
 
 
 def _total_bytes(value: Any) -> int:
-    """Return the bytes of all tensors in nested dicts, lists and tuples, each storage once."""
+    """Return the bytes of all tensors in nested dicts, lists and tuples; tensors that share memory count once."""
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages_in(value)}.values())
 
 
 def _count_once(types: tuple[type, ...], settings: Any, count: Callable[[], StepCount]) -> StepCount:
-    """Return the cached count for these types and settings, or call `count` and cache its result."""
+    """Return the result cached for these `types` and `settings`; if there is none, call `count` and cache its result."""
     key = (*types, json.dumps(settings, sort_keys=True, default=str))
     if key not in _count_cache:
         _count_cache[key] = count()

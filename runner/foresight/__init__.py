@@ -1,1 +1,1 @@
-"""Look first: predict what would leak, which buffers would change and what would stay idle, before training."""
+"""Look first: predict before training which frozen tensors would change all the same, and which others would not move."""

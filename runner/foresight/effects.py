@@ -1,4 +1,4 @@
-"""Find out what one batch does to a model: which gradients backward makes, and what the forward pass writes to."""
+"""Find out what one batch does to a model: which parameters get a gradient, and which tensors the forward pass changes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Task = Callable[[nn.Module, Any], Tensor]
 
 @dataclass(frozen=True)
 class Effect:
-    """What one batch does to a model in one phase.
+    """What one batch does to a model while certain layers are frozen.
 
     Attributes:
-        gradients: what backward does to the gradient of each parameter, by its id: makes it `present` or `zero`, sets it to
-            None (`dropped`), or leaves it alone (`untouched`).
-        written: the names of the tensors that the forward pass writes to.
+        gradients: {id of a parameter: what backward does to its gradient}. `present`: the gradient has values other than 0;
+            `zero`: all are 0; `dropped`: a hook sets it to None; `untouched`: backward leaves it as it was.
+        written: the names of the parameters and buffers that the forward pass changes.
     """
 
     gradients: Mapping[int, str] = field(default_factory=dict)
@@ -33,9 +33,10 @@ class Effect:
 
 
 def effect_of_batch(model: nn.Module, parameters: Sequence[Tensor], task: Task, batch: Any) -> Effect:
-    """Return what one batch does, by running forward and backward.
+    """Run forward and backward on one batch, and return what they do to gradients, parameters and buffers.
 
-    Gradients are restored afterwards; what the forward pass writes stays in the model.
+    `parameters`: those whose gradients are examined. `task`: a function (model, batch) -> loss. The old gradients are put
+    back; changes that the forward pass makes, such as in BatchNorm statistics, stay in the model.
     """
     written: set[str] = set()
 
@@ -55,15 +56,15 @@ def effect_of_batch(model: nn.Module, parameters: Sequence[Tensor], task: Task, 
 
 
 def effect_of_flags(parameters: Sequence[Tensor]) -> Effect:
-    """Return what a batch would do to the parameters, judging only by `requires_grad` and the hooks of each one.
+    """Return what backward would do to each gradient, without a batch: judge by `requires_grad` and the parameter's hooks.
 
-    Hooks are called on a copy of one element, because they may be the user's own and have side effects.
+    The hooks may be the user's own and change what they are given, so they get a copy of one element of the parameter.
     """
     return Effect({id(p): _gradient_effect_of_flags(p) for p in parameters})
 
 
 def _gradient_effect_of_flags(parameter: Tensor) -> str:
-    """Return what backward would do to this gradient: `present`, `zero`, `dropped` or `untouched`."""
+    """Return what backward would do to the gradient: `present`, `zero`, `dropped` or `untouched` (explained in Effect)."""
     if not parameter.requires_grad:
         return "untouched"
     if not (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
@@ -76,9 +77,10 @@ def _gradient_effect_of_flags(parameter: Tensor) -> str:
 
 
 def _gradient_effects(parameters: Sequence[Tensor], backward: Callable[[], None]) -> dict[int, str]:
-    """Return what `backward` does to each gradient, by the id of the parameter; restores the gradients.
+    """Return {id of a parameter: what `backward` does to its gradient}; the values are explained in Effect.
 
-    Calls it with gradients of None. Where they stay None, a second call with zeros tells `dropped` from `untouched`.
+    Calls `backward` with all gradients set to None. If some stay None, calls it again with gradients of zeros: only those
+    that a hook sets to None (`dropped`) are None after that. Puts the old gradients back at the end.
     """
     old_gradients = [parameter.grad for parameter in parameters]
     from_none = _gradient_kinds_after(backward, parameters, lambda parameter: None)
@@ -94,7 +96,10 @@ def _gradient_effects(parameters: Sequence[Tensor], backward: Callable[[], None]
 def _gradient_kinds_after(
     backward: Callable[[], None], parameters: Sequence[Tensor], initial_gradient: Callable[[Tensor], Tensor | None]
 ) -> dict[int, str]:
-    """Set each gradient to its initial value, call `backward`, and return the kind of each gradient by parameter id."""
+    """Set each gradient to `initial_gradient(parameter)`, then call `backward`.
+
+    Returns {id of a parameter: its gradient afterwards, as `none`, `zero` (all elements are 0) or `present`}.
+    """
     for parameter in parameters:
         parameter.grad = initial_gradient(parameter)
     backward()

@@ -1,4 +1,7 @@
-"""Turn a rehearsal into warnings: what would leak and why, which buffers would change, what would stay idle."""
+"""Turn a rehearsal (a simulated training on a small stand-in for the model) into sentences that warn the user.
+
+A frozen tensor leaks if the training changes it all the same. A trainable parameter is idle if it never changes.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from runner.errors import listed
 from runner.foresight.rehearsal import Rehearsal
 
 CAUSES_WITHOUT_BATCH = ("scheduler", "optimizer_ignores_lr", "weight_decay", "optimizer_state", "optimizer_rule")
-"""The causes that can be foreseen without a batch; gradients and writes in the forward pass need one."""
+"""The causes of a change in frozen tensors that can be predicted without running a batch through the model."""
 
 
 def leak_warnings(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequence[str] = ()) -> list[str]:
-    """Return a sentence for each cause and parameter group with frozen tensors that would leak.
+    """Return sentences that say which frozen tensors would leak (change all the same) and why.
 
-    `method`, `optimizer`: their names, for the sentences. `causes`: if given, only leaks with one of these causes count.
+    There is one sentence for each pair of cause and parameter group. `rehearsal`: the predictions. `method`, `optimizer`:
+    names to show. `causes`: if not empty, only leaks with one of these causes are reported.
     """
     rows_of: dict[tuple[str, str], list[Row]] = {}
     for row in rehearsal.rows:
@@ -29,9 +33,10 @@ def leak_warnings(rehearsal: Rehearsal, method: str, optimizer: str, causes: Seq
 
 
 def buffer_warnings(rehearsal: Rehearsal, frozen: Sequence[str], owners: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each type of module that has frozen parameters and buffers that would change.
+    """Return sentences that say which modules with frozen parameters would still change their buffers, as BatchNorm does.
 
-    `frozen`: names of the frozen parameters. `owners`: the module of each tensor, by name.
+    There is one sentence for each module class. `rehearsal`: the predictions. `frozen`: names of the frozen parameters.
+    `owners`: {name of a parameter or buffer: name of its module}.
     """
     frozen_owners = {owners[name] for name in frozen}
     modules_of_type: dict[str, set[str]] = {}
@@ -45,7 +50,7 @@ def buffer_warnings(rehearsal: Rehearsal, frozen: Sequence[str], owners: Mapping
 
 
 def idle_warnings(rehearsal: Rehearsal) -> list[str]:
-    """Return a sentence for each cause why trainable parameters would stay idle."""
+    """Return sentences that say which trainable parameters the training would never change; one sentence for each cause."""
     descriptions = {
         "not_in_optimizer": "in no group of the optimizer",
         "no_gradient": "without a gradient",
@@ -62,7 +67,11 @@ def idle_warnings(rehearsal: Rehearsal) -> list[str]:
 
 
 def _describe_cause(cause: str, group: str, rehearsal: Rehearsal, method: str, optimizer: str) -> str:
-    """Return a clause for the cause of a leak; for a scheduler, with the step at which the group's rate is highest."""
+    """Return a clause that says why frozen tensors in the parameter group `group` would change.
+
+    `cause`: as in the `cause` column of `changes.csv`. `method`, `optimizer`: names to show. For the cause `scheduler`, the
+    clause gives the highest learning rate of the group and its step.
+    """
     if cause == "scheduler":
         lrs, first = rehearsal.lrs, rehearsal.phases[-1].first
         step = max((number for number in lrs if number >= first), key=lambda number: lrs[number][group])

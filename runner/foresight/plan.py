@@ -1,4 +1,4 @@
-"""Show what a run would do and what would go wrong, without training and without creating a folder (`plan=true`)."""
+"""Print what a run would freeze and what would go wrong, without training or writing files (option `plan=true`)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from runner.tensors import tensor_entries, tensor_resolver
 
 
 def foresee(setup: Setup) -> Rehearsal:
-    """Predict how every tensor will change: run one batch in each phase, then rehearse the steps of the run.
+    """Predict which tensors the training would change, and return the predictions.
 
-    The setup cannot be used for a run afterwards: its model has processed batches, and is frozen as in its last phase. Does
-    not foresee what depends on later batches: rows of an `Embedding(max_norm=...)` that only they look up, gradients that
-    become 0 or are rounded away. Raises what the run would raise.
+    Runs the first batch once for each phase (span of steps with the same frozen layers), then simulates all steps on a small
+    stand-in for the model. Afterwards the setup cannot be used to train: the batches may have changed its buffers, and it is
+    in its last phase. Does not predict what only later batches cause, such as gradients that become 0 or updates that are
+    rounded away. Raises what the training would raise.
     """
     task, first = build_task(setup.config, setup.device), next(build_batches(setup.config, setup.device), None)
     if first is None:
@@ -37,9 +38,10 @@ def foresee(setup: Setup) -> Rehearsal:
 
 
 def show_plan(config: Config, console: Console) -> None:
-    """Print every parameter with its shape, group, learning rate and whether it would be frozen, then the hazards.
+    """Print a table of all parameters, the number of frozen ones, and warnings about what would go wrong.
 
-    Raises ConfigError if the method would skip this model.
+    The warnings name frozen tensors that would change, and trainable parameters that would not. Raises ConfigError if the
+    freezing method does not work with this model or optimizer.
     """
 
     def note(text: str, *, urgent: bool = False) -> None:
@@ -73,7 +75,7 @@ def show_plan(config: Config, console: Console) -> None:
 
 
 def _parameter_table(setup: Setup) -> Table:
-    """Return a table with a line for each parameter."""
+    """Return a table of all parameters: shape, group, learning rate, `requires_grad`, and whether frozen."""
     group_of, resolve = groups_by_tensor([setup.optimizer]), tensor_resolver(tensor_entries(setup.model))
     table = Table("parameter", "shape", "group", "lr", "requires_grad", "frozen", box=None, pad_edge=False)
     first = setup.phases[-1].first

@@ -1,7 +1,8 @@
-"""Predict what would move by running the optimizer, scheduler and method of a run on a small stand-in for its model.
+"""Rehearse a run: predict which tensors would change, by training a small stand-in for the model.
 
-The stand-in has a few elements for each tensor of the model. Its loss gives gradients to the same parameters as a batch does
-in the model, its forward pass writes to the same tensors, and the audit watches it as it will watch the run.
+The stand-in has a few elements of each tensor. Optimizer, scheduler and freezing method are those of the run. Its loss gives
+gradients to the same parameters as a real batch would, and its forward pass changes the same tensors. The audit, which
+compares the bits of all tensors before and after a run, does so here too.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from runner.seeding import preserve_random_state
 from runner.tensors import TensorEntry
 from runner.training.loop import Step, train
 
-FULL_STEPS = 32  # at most so many steps of a phase are run; for the later ones only the scheduler is stepped
-LearningRates = dict[int, dict[str, float]]  # by step number and name of the parameter group
+FULL_STEPS = 32  # of each phase (span of steps with the same frozen layers); for later steps, only the scheduler is called
+LearningRates = dict[int, dict[str, float]]  # {step number: {parameter group name: learning rate}}
 
 
 @dataclass
 class Rehearsal:
-    """What is predicted for a run.
+    """The predictions for a run, made by training a small stand-in for its model.
 
     Attributes:
-        phases: the phases that were rehearsed.
-        rows: the rows of an audit, one for each tensor of the model.
-        lrs: the learning rate of each parameter group at each step.
-        scheduler: the scheduler that was used, or None.
+        phases: the spans of steps that were simulated; in each of them the same layers are frozen.
+        rows: for each parameter and buffer of the model, a dict that says whether it would change and why.
+        lrs: {step number: {parameter group name: learning rate}}.
+        scheduler: the learning rate scheduler that was used, or None.
         optimizer_couples: whether gradients of frozen parameters change how the optimizer updates the others (LBFGS).
     """
 
@@ -53,12 +54,12 @@ class Rehearsal:
 
 
 class StandInModel(nn.Module):
-    """A module with a few elements of each tensor of a model; its forward pass returns the loss of a step.
+    """A small model for simulating a training: for each tensor of the real model it has a stand-in of a few elements.
 
     Attributes:
-        stand_in_of: the stand-in of each tensor, by the id of the model's tensor.
-        initial_of: a copy of the stand-in's initial values, by the same id.
-        by_name: the stand-ins, by the name of the model's tensor.
+        stand_in_of: {id of a tensor of the real model: its stand-in}.
+        initial_of: {id of a tensor of the real model: copy of its stand-in's initial values}.
+        by_name: {name of a tensor of the real model: its stand-in}.
     """
 
     def __init__(self, model_entries: Mapping[str, TensorEntry]) -> None:
@@ -75,9 +76,10 @@ class StandInModel(nn.Module):
             self.stand_in_of[id(entry.tensor)] = self.by_name[name] = stand_in
 
     def forward(self, step: int, effect: Effect) -> Tensor:
-        """Return half the squared distance to a random point, another one at each step, as the loss.
+        """Return a loss that gives the same parameters a gradient as a real batch does.
 
-        Only parameters to which `effect` gives a gradient are in the loss; the tensors in `effect.written` are changed.
+        The loss is half the squared distance of the parameters to a random point, which `step` seeds. `effect`: what a real
+        batch does; parameters that get no gradient from it are not in the loss, and tensors in `effect.written` are changed.
         """
         generator = torch.Generator().manual_seed(step)
         terms = [torch.zeros((), requires_grad=True)]
@@ -93,7 +95,7 @@ class StandInModel(nn.Module):
         return torch.stack(terms).sum()
 
     def map_selection(self, selection: Selection) -> Selection:
-        """Return a selection of the stand-ins of the selected tensors."""
+        """Return a copy of `selection` with stand-ins in place of the frozen parameters and buffers, and no modules."""
         parameters, buffers = (
             {name.replace(".", "/"): self.stand_in_of[id(t)] for name, t in tensors.items() if id(t) in self.stand_in_of}
             for tensors in (selection.parameters, selection.buffers)
@@ -101,7 +103,7 @@ class StandInModel(nn.Module):
         return replace(selection, parameters=parameters, buffers=buffers, modules={})
 
     def map_groups(self, groups: Sequence[Group]) -> list[Group]:
-        """Return the parameter groups with the stand-ins of their parameters."""
+        """Return copies of the optimizer's parameter groups that have stand-ins in place of the real parameters."""
         return [
             {**group, "params": [self.stand_in_of[id(p)] for p in group["params"] if id(p) in self.stand_in_of]}
             for group in groups
@@ -109,19 +111,19 @@ class StandInModel(nn.Module):
 
 
 def rehearse(
-    model_entries: Mapping[str, TensorEntry],
-    phases: Sequence[Phase],
-    effects: Sequence[Effect],
+    model_entries: Mapping[str, TensorEntry],  # the tensors of the real model, by name
+    phases: Sequence[Phase],  # spans of steps with the same frozen layers
+    effects: Sequence[Effect],  # what a real batch does in each phase
     *,
-    batches: int,
+    batches: int,  # the number of steps of the run
     method: FreezingMethod,
     build_optimizer: Callable[[list[Group]], Optimizer],
     build_scheduler: Callable[[Optimizer], Any],
     zero_grad_to_none: bool,
 ) -> Rehearsal:
-    """Run the phases on a stand-in for the model; in each phase, every batch has the effect of the same position.
+    """Simulate the steps of a run on a small stand-in for its model, and return which tensors of the model would change.
 
-    Draws no random numbers. Raises what the optimizer, scheduler or method raises.
+    Leaves the random state as it is. Raises what the optimizer, scheduler or freezing method raises.
     """
     method = copy.copy(method)  # a method that stores its optimizer must not store this one
     with preserve_random_state(), ExitStack() as undo:
@@ -158,7 +160,10 @@ def rehearse(
 def _rows_of_model(
     rows: list[Row], model_entries: Mapping[str, TensorEntry], equivalents: Mapping[str, list[TensorEntry]]
 ) -> list[Row]:
-    """Return a row for each tensor of the model: that of the stand-in for all tensors equivalent to it."""
+    """Return a row (a dict that says whether a tensor changed, and why) for each tensor of the real model.
+
+    `rows`: the rows of the stand-ins. `equivalents`: {name of a stand-in: tensors of the model that get a copy of its row}.
+    """
     row_of_stand_in = {row["name"].replace("/", "."): row for row in rows}
     row_of = {entry.name: row_of_stand_in[name] for name, members in equivalents.items() for entry in members}
     return [{**row_of[name], "name": name, "module_type": entry.module_type} for name, entry in model_entries.items()]
@@ -167,11 +172,11 @@ def _rows_of_model(
 def _run_phase(
     train_steps: Callable[..., Iterator[Step]], optimizer: Optimizer, scheduler: Any, steps: range, *, restore_lrs: ExitStack
 ) -> LearningRates:
-    """Run the steps of one phase; return the learning rates of the groups at each step.
+    """Simulate the steps of one phase; return {step number: {parameter group name: learning rate}}.
 
-    At most FULL_STEPS are run. For the others only the scheduler is stepped; then the optimizer makes one step with each
-    group at the highest learning rate it had meanwhile, because what moves at any of them moves at the highest. This rate
-    stays until `restore_lrs` is closed, because a leak that is found at the end is replayed for its cause.
+    `train_steps` trains the stand-in for the first FULL_STEPS steps. For later ones only the scheduler is called. Then comes
+    one step with each group at its highest learning rate since, because a tensor that changes at any rate changes at that.
+    Closing `restore_lrs` sets the rates back; until then the last step can be repeated, to find why a frozen tensor changed.
     """
     full_steps, other_steps = steps[:FULL_STEPS], steps[FULL_STEPS:]
     lrs = {step.number: step.lrs for step in train_steps(full_steps, scheduler=scheduler, first=steps.start)}
@@ -189,14 +194,14 @@ def _run_phase(
 
 
 def _task_of(effect: Effect) -> Task:
-    """Return a task for the training loop that calls the stand-in; its batches are step numbers."""
+    """Return a function (stand-in model, step number) -> loss for the training loop. `effect`: what a real batch does."""
     return lambda stand_in, step: stand_in(step, effect)
 
 
 def _few_elements(tensor: Tensor) -> Tensor:
-    """Return a copy of a few elements as a tensor with as many dimensions, each of size 2 at most.
+    """Return a copy of a few elements, as a tensor with the same number of dimensions, each cut to size 2 at most.
 
-    They are the first ones, or the largest ones if some of the first are 0 and not all elements are.
+    Takes the first elements of the flattened tensor, or those of largest absolute value if some of the first are 0.
     """
     shape = [min(2, size) for size in tensor.shape]
     flat, count = tensor.reshape(-1), torch.Size(shape).numel()
@@ -207,7 +212,7 @@ def _few_elements(tensor: Tensor) -> Tensor:
 
 
 def _has_nonzero(tensor: Tensor) -> bool:
-    """Whether any element is not 0; looks at the first ones first, because that is usually enough."""
+    """Return whether any element is not 0; looks at the first 64 first, because that is usually enough."""
     flat = tensor.detach().reshape(-1)
     return bool(flat[:64].any()) or bool(flat.any())
 
@@ -215,10 +220,11 @@ def _has_nonzero(tensor: Tensor) -> bool:
 def group_equivalent(
     model_entries: Mapping[str, TensorEntry], phases: Sequence[Phase], effects: Sequence[Effect]
 ) -> dict[str, list[TensorEntry]]:
-    """Group the tensors for which a rehearsal gives the same result, so that one stand-in is enough for each group.
+    """Group the tensors for which a simulated training gives the same result, so that one stand-in serves a whole group.
 
-    Returns the entries of each group by the name of its first tensor. Equivalent tensors have the same kind, dtype and shape
-    of the stand-in, and in each phase the same role, parameter group and effect of a batch.
+    Returns {name of the first tensor: all tensors of its group}. The tensors of a group are alike in kind (parameter or
+    buffer), dtype and reduced shape, and all or none of them are entirely 0. In each phase (span of steps) they are also
+    alike in being frozen, in their optimizer group and in what a batch does to them (`effects`, one for each phase).
     """
     group_names = [{id(p): group["name"] for group in phase.groups for p in group["params"]} for phase in phases]
     equivalents: dict[Any, list[TensorEntry]] = {}
@@ -238,5 +244,5 @@ def group_equivalent(
 
 
 def _drop_gradient(parameter: Tensor) -> None:
-    """Set the gradient to None; used as a hook."""
+    """Set the parameter's gradient to None; registered as a hook that runs after backward."""
     parameter.grad = None

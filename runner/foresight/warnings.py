@@ -1,4 +1,7 @@
-"""Warn when a phase begins of what would leak in it, and find out whether gradients of frozen parameters affect others."""
+"""Warn before training of frozen tensors that would change all the same, without running a batch.
+
+Also finds out whether gradients of frozen parameters affect how the other parameters are updated.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from runner.proof.replay import gradient_kind
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is foreseen for the phases that have begun.
+    """The predictions for the phases (spans of steps with the same frozen layers) that have begun so far.
 
     Attributes:
-        effects: what a batch does in each phase, judging by the flags and hooks of the parameters.
+        effects: for each of these phases, what backward does to gradients, judging by `requires_grad` and hooks.
         optimizer_couples: whether gradients of frozen parameters change how the optimizer updates the others.
     """
 
@@ -27,9 +30,10 @@ class Forecast:
 
 
 def foresee_phase(setup: Setup, before: Forecast) -> Forecast:
-    """Return the forecast extended by the phase that has just begun, and warn of leaks in an urgent note.
+    """Warn the user if frozen tensors would change in the phase that has just begun; return `before` extended by the phase.
 
-    Needs no batch: it rehearses the run's steps on a stand-in for the model. If that fails, a note says why.
+    A phase is a span of steps with the same frozen layers. The prediction needs no batch: the steps are simulated on a small
+    stand-in for the model. If that fails, a message says why.
     """
     effects = (*before.effects, effect_of_flags(setup.parameters))
     if not setup.phases[len(effects) - 1].selection.parameters:
@@ -45,7 +49,11 @@ def foresee_phase(setup: Setup, before: Forecast) -> Forecast:
 
 
 def rehearse_phases(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
-    """Rehearse the first phases of a run, one for each effect of a batch."""
+    """Simulate the steps of a run on a small stand-in for its model, and return which tensors would change.
+
+    `effects`: what a batch does in each phase (span of steps with the same frozen layers), in order. If it is shorter than
+    the list of phases, only as many phases are simulated.
+    """
     config = setup.config
     return rehearse(
         setup.before.entries,
@@ -60,9 +68,10 @@ def rehearse_phases(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
 
 
 def couplings(setup: Setup, forecast: Forecast) -> list[Coupling]:
-    """Return how gradients of frozen parameters changed the updates of the others.
+    """Return the ways in which gradients of frozen parameters changed how the other parameters were updated, a list.
 
-    `clip`: they were part of the gradient norm that was clipped. `optimizer`: the optimizer's rule combines parameters.
+    It may contain `clip` (these gradients were part of the norm that gradient clipping uses) and `optimizer` (the optimizer
+    computes one parameter's update from several gradients, as LBFGS does).
     """
     frozen_have_gradients = any(gradient_kind(tensor) == "present" for tensor in setup.selection.parameters.values())
     is_coupled: dict[Coupling, bool] = {
@@ -73,6 +82,6 @@ def couplings(setup: Setup, forecast: Forecast) -> list[Coupling]:
 
 
 def method_and_optimizer_names(setup: Setup) -> tuple[str, str]:
-    """Return the names of a run's method and optimizer for messages, such as `zero_lr` and `SGD`."""
+    """Return (name of the freezing method, class name of the optimizer), such as (`zero_lr`, `SGD`), for messages."""
     method = type(setup.method)
     return method_name(f"{method.__module__}.{method.__qualname__}"), type(setup.optimizer).__name__

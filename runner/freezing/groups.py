@@ -1,6 +1,8 @@
-"""Divides parameters into the optimizer's parameter groups, and sets learning rates by pattern.
+"""Divide parameters into the optimizer's parameter groups, and set learning rates by pattern.
 
-A group is a dict as torch.optim takes it: `params`, any options, and always a `name`.
+A group is a dict as torch.optim takes it: `params`, any options such as `lr`, and here always a `name`. A pattern matches
+the names of parameters, such as `layer1.*.bias`. In some runs the layers are frozen only after some steps; a phase is a span
+of steps in which the same layers are frozen.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ Group = dict[str, Any]
 
 
 def by_role(model: nn.Module, selection: Selection) -> list[Group]:
-    """Return two groups, `frozen` and `trainable`."""
+    """Return two parameter groups: `frozen` with the parameters in the selection, and `trainable` with the others."""
     parameters = list(model.parameters())
     return [
         {"name": "frozen", "params": [p for p in parameters if p in selection]},
@@ -29,23 +31,25 @@ def by_role(model: nn.Module, selection: Selection) -> list[Group]:
 
 
 def all_in_one(model: nn.Module, selection: Selection) -> list[Group]:
-    """Return one group, `all`."""
+    """Return a list with one parameter group, `all`, which has every parameter of the model."""
     return [{"name": "all", "params": list(model.parameters())}]
 
 
 def by_parameter(model: nn.Module, selection: Selection) -> list[Group]:
-    """Return a group for each parameter, with the parameter's name; tied parameters are one parameter.
+    """Return one parameter group for each parameter, named like the parameter.
 
-    For a model without parameters, returns one empty group, `all`.
+    A parameter that the model uses under several names gets one group. A model without parameters gets one empty group,
+    `all`.
     """
     groups = [{"name": name, "params": [parameter]} for name, parameter in model.named_parameters()]
     return groups or all_in_one(model, selection)
 
 
 def by_module(model: nn.Module, selection: Selection, names: Sequence[str] = ()) -> list[Group]:
-    """Return a group for each pattern in `names`; a parameter is in the group of the first pattern that matches it.
+    """Return one parameter group for each pattern in `names`, with the parameters that the pattern matches.
 
-    Parameters that no pattern matches are in no group. Raises ConfigError if `names` is empty.
+    A parameter that several patterns match is in the group of the first of them; one that no pattern matches is in no group.
+    Raises ConfigError if `names` is empty.
     """
     if not names:
         raise ConfigError("groups=module needs the modules' names, e.g. 'groups.names=[conv1,fc]'")
@@ -56,17 +60,21 @@ def by_module(model: nn.Module, selection: Selection, names: Sequence[str] = ())
 def split_by_lr(
     groups: list[Group], model: nn.Module, selection: Selection, lrs: Sequence[tuple[str, float]]
 ) -> list[Group]:
-    """Return the groups with learning rates set by (pattern, rate) pairs; the first pattern that matches counts.
+    """Return the parameter groups with learning rates set by `lrs`, a list of (pattern, learning rate).
 
-    A group whose parameters have different rates is split: into `NAME/PATTERN` for each pattern, and `NAME` for parameters
-    that no pattern matches. Raises ConfigError for a pattern all of whose parameters are in no group.
+    The first pattern that matches a parameter counts. A group whose parameters get different rates is split into groups
+    `NAME/PATTERN`, and `NAME` for the parameters that no pattern matches. Raises ConfigError if a pattern matches parameters
+    but none of them is in a group.
     """
     lr_of, pattern_of = {}, {}
     grouped = {id(parameter) for group in groups for parameter in group["params"]}
     matches = _match_parameters(model, selection, [pattern for pattern, _ in lrs], "groups.lr")
     for (pattern, parameters), (_, lr) in zip(matches, lrs, strict=True):
         if parameters and not any(id(parameter) in grouped for parameter in parameters):
-            raise ConfigError(f"groups.lr: {pattern!r} matches no grouped parameter; drop it or extend groups.names")
+            raise ConfigError(
+                f"groups.lr: {pattern!r} matches no parameter that is in a parameter group; "
+                f"remove it, or add {pattern!r} to groups.names"
+            )
         for parameter in parameters:
             lr_of[id(parameter)], pattern_of[id(parameter)] = lr, pattern
     result: list[Group] = []
@@ -82,9 +90,9 @@ def split_by_lr(
 
 
 def split_by_frozen(groups: list[Group], selection: Selection, **options: Any) -> list[Group]:
-    """Return the groups, with every partly frozen group split into `NAME` and `NAME/frozen`.
+    """Return the parameter groups, with each group that is partly frozen split into `NAME` and `NAME/frozen`.
 
-    `options`, such as `lr=0.0`, are set in the groups of frozen parameters.
+    `options`, such as `lr=0.0`, are set in the groups that have the frozen parameters.
     """
     result = []
     for group in groups:
@@ -99,10 +107,11 @@ def split_by_frozen(groups: list[Group], selection: Selection, **options: Any) -
 
 
 def split_for_later(groups: Sequence[Group], later: Sequence[Group]) -> list[Group]:
-    """Return the groups, split and named so that the groups of a later phase need no further split.
+    """Return `groups`, split so that each part lies within one group of `later`, and named like that group.
 
-    They are split in advance because a scheduler reads the number of groups only once. Parameters of a group that are in no
-    group of `later` become `NAME/frozen`.
+    `later`: the groups of a later phase (span of steps with the same groups). The split is made in advance because a
+    scheduler reads the number of groups only once. Parameters of a group `NAME` that are in no group of `later` become
+    `NAME/frozen`, or stay `NAME` if that is the whole group.
     """
     name_of = {id(parameter): group["name"] for group in later for parameter in group["params"]}
     result = []
@@ -114,10 +123,11 @@ def split_for_later(groups: Sequence[Group], later: Sequence[Group]) -> list[Gro
 
 
 def groups_for_all_phases(first: list[Group], later: Sequence[Sequence[Group]]) -> list[Group]:
-    """Return the groups to build the optimizer with: those of the first phase, and all that a later phase needs.
+    """Return the groups to build the optimizer with, for a run whose groups change at certain steps.
 
-    No group can be added during a run. The first phase's groups are split as the last phase needs them. A group that only
-    another later phase has is added empty, with the options of the group that has its first parameter now.
+    `first` are the groups at step 1, `later` those of each later phase (span of steps with the same groups). Groups cannot
+    be added during a run, so those of `first` are split as the last phase needs them. A group that exists only in another
+    phase is added without parameters; its options are those of the group that has its first parameter at step 1.
     """
     if not later:
         return first
@@ -132,10 +142,11 @@ def groups_for_all_phases(first: list[Group], later: Sequence[Sequence[Group]]) 
 
 
 def regroup(optimizer: Optimizer, old_groups: Sequence[Group], new_groups: Sequence[Group]) -> None:
-    """Move parameters between the optimizer's own groups, by name, from the groups of one phase to those of the next.
+    """Move parameters between the optimizer's groups when a new phase (span of steps with the same groups) begins.
 
-    Sets only the options that differ between `old_groups` and `new_groups`, so that what a scheduler has set stays. The
-    state of a parameter is not changed, even if it is stale.
+    `old_groups` and `new_groups` are the groups of the phase that ends and of the one that begins; groups are matched by
+    name. Only options that differ between the two are set, so that what a scheduler has set stays. The optimizer keeps its
+    state (such as momentum) of every parameter, also of those that it no longer updates.
     """
     old_by_name, new_by_name = ({group["name"]: group for group in groups} for groups in (old_groups, new_groups))
     names = {group["name"] for group in optimizer.param_groups}
@@ -150,12 +161,15 @@ def regroup(optimizer: Optimizer, old_groups: Sequence[Group], new_groups: Seque
 
 
 def drop_empty_groups(groups: list[Group]) -> list[Group]:
-    """Return the groups that have parameters, or all groups if none has."""
+    """Return the groups that have parameters; if no group has any, return all groups."""
     return [group for group in groups if group["params"]] or groups
 
 
 def _split(group: Group, key: Callable[[nn.Parameter], Any]) -> dict[Any, Group]:
-    """Return a copy of the group for each value of `key(parameter)`; an empty group is returned whole, under None."""
+    """Split a parameter group by the value of `key(parameter)`.
+
+    Returns {value: group of the parameters with that value, with the same options}; {None: group} for an empty group.
+    """
     parts: dict[Any, Group] = {}
     for parameter in group["params"]:
         parts.setdefault(key(parameter), {**group, "params": []})["params"].append(parameter)
@@ -165,7 +179,10 @@ def _split(group: Group, key: Callable[[nn.Parameter], Any]) -> dict[Any, Group]
 def _match_parameters(
     model: nn.Module, selection: Selection, patterns: Sequence[str], key: str
 ) -> list[tuple[str, list[nn.Parameter]]]:
-    """Return each pattern with the parameters that it is the first to match. `key`: the config key, for error messages."""
+    """Return (pattern, parameters) for each pattern: those that it matches and that no earlier pattern matches.
+
+    `key` is the config key that has the patterns, for error messages.
+    """
     resolver = PatternResolver(model, selection.head)
     parameters, matched_before, matches = dict(model.named_parameters()), set[str](), []
     for pattern in patterns:
@@ -176,7 +193,7 @@ def _match_parameters(
 
 
 def groups_by_tensor(optimizers: Sequence[Optimizer]) -> dict[int, tuple[str, Group]]:
-    """Return the group name and the group of each tensor in the optimizers, by the tensor's id.
+    """Return {id(parameter): (group name, group)} for all parameters in the optimizers.
 
     A group without a name is named by its position: `1`, or `0.1` (optimizer, group) if there are several optimizers.
     """
@@ -190,5 +207,5 @@ def groups_by_tensor(optimizers: Sequence[Optimizer]) -> dict[int, tuple[str, Gr
 
 
 def group_lr(group: Group) -> float:
-    """Return the learning rate of a group, or NaN if the group has none."""
+    """Return the learning rate of a parameter group, or NaN if the group has none."""
     return float(group.get("lr", nan))

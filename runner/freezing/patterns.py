@@ -24,14 +24,19 @@ _ANY_PARTS = r"(?:[^.]+\.)*"  # zero or more dotted parts, each with its dot
 
 @dataclass(frozen=True)
 class Pattern:
-    """One parsed pattern. `regex` is set for the kinds `name` and `regex`, which match by name alone."""
+    """A parsed pattern, which matches names of modules and parameters.
+
+    `text` is the pattern as written. `kind` is "name" (`layer*.bn1`), "regex" (`re:...`), "type" (`type:BatchNorm2d`) or
+    "head" (`@head`). `regex` is set for the first two kinds, which match by name alone; it is None for the others, which
+    need a model.
+    """
 
     text: str
     kind: Literal["name", "regex", "type", "head"]
     regex: re.Pattern[str] | None = None
 
     def matches(self, name: str) -> bool:
-        """Whether the dotted name of a module or tensor matches; only for the kinds `name` and `regex`."""
+        """Return True if a dotted name of a module, parameter or buffer matches; only for the kinds `name` and `regex`."""
         assert self.regex is not None, f"{self.text} needs a model to be matched"
         if self.kind == "regex":
             return self.regex.fullmatch(name) is not None
@@ -39,7 +44,10 @@ class Pattern:
 
 
 def parse(text: object, key: str) -> Pattern:
-    """Parse one pattern. Raises ConfigError if it is empty or malformed; `key` is the config key, for the message."""
+    """Turn the text of one pattern into a Pattern.
+
+    `key` is the config key that has the pattern, for messages. Raises ConfigError if the text is empty or malformed.
+    """
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"{key}: {text!r} is not a pattern; give a name such as fc, layer*.bn1, re:..., type:... or @head")
     if text != text.strip():
@@ -58,21 +66,28 @@ def parse(text: object, key: str) -> Pattern:
 
 
 def parse_all(texts: Sequence[object], key: str) -> tuple[Pattern, ...]:
-    """Parse a list of patterns. Raises ConfigError for a single string, which would be read as a list of letters."""
+    """Turn a list of texts into Patterns.
+
+    `key` is the config key that has the list, for messages. Raises ConfigError if a text is malformed, or if a single string
+    is given instead of a list.
+    """
     if isinstance(texts, str):
         raise ConfigError(f"{key}: {texts!r} is one pattern where a list is expected; write [{texts}]")
     return tuple(parse(text, key) for text in texts)
 
 
 def refuse_patterns_in_both(patterns: Sequence[str], keep: Sequence[str]) -> None:
-    """Raise ConfigError if an entry is in both lists."""
+    """Raise ConfigError if the same pattern is in `patterns` (what to freeze) and in `keep` (exceptions)."""
     for text in patterns:
         if text in keep:
             raise ConfigError(f"{text!r} is in freeze.patterns and in freeze.keep; remove it from one of them")
 
 
 def _compile_regex(text: str, key: str) -> re.Pattern[str]:
-    """Compile a pattern that begins with `re:`."""
+    """Compile the regular expression of a pattern `re:...`. Raises ConfigError if it is empty or has an error.
+
+    `key` is the config key that has the pattern, for messages.
+    """
     if text == "re:":
         raise ConfigError(f"{key}: 're:' is empty; a regular expression must match a parameter's whole name, e.g. re:.*bias")
     try:
@@ -82,7 +97,11 @@ def _compile_regex(text: str, key: str) -> re.Pattern[str]:
 
 
 def _compile_name(text: str, key: str) -> re.Pattern[str]:
-    """Compile a dotted name with wildcards. The result matches names that end in a dot, and all names below them."""
+    """Turn a dotted name with wildcards, such as `layer*.bn1`, into a regular expression.
+
+    It matches the names of the pattern and all names below them, each written with a dot at its end (`layer1.bn1.`). `key`
+    is the config key that has the pattern, for messages. Raises ConfigError if the pattern is malformed.
+    """
     parts = text.split(".")
     if "" in parts:
         raise ConfigError(f"{key}: {text!r} has an empty part between its dots; write names such as layer1.0.conv1")

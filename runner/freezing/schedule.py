@@ -1,4 +1,7 @@
-"""When it is frozen: a schedule turns the selection into the phases of a run."""
+"""Schedules: functions that say from which step on the selected layers are frozen.
+
+A schedule takes a Selection (what is frozen) and returns a list of phases, which are spans of steps.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from runner.freezing.selection import Selection
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run in which the same tensors are frozen.
+    """A span of a run's steps in which the same parameters and modules are frozen. It lasts until the next phase begins.
 
     Attributes:
-        first: its first step, counted from 1.
-        selection: what is frozen in it.
-        groups: the optimizer's parameter groups in it. A schedule leaves them empty, because they depend on the method.
+        first: the number of its first step, counted from 1.
+        selection: the parameters, buffers and modules that are frozen in it.
+        groups: the optimizer's parameter groups in it. Schedules leave them empty: they are filled in later, by the code
+            that knows the freezing method.
     """
 
     first: int
@@ -26,23 +30,28 @@ class Phase:
 
 
 def constant(selection: Selection) -> list[Phase]:
-    """Return one phase: frozen from the first step on."""
+    """Return a list with one phase (span of steps): the selection is frozen from the first step to the last."""
     return [Phase(1, selection)]
 
 
 def after(selection: Selection, step: int) -> list[Phase]:
-    """Return two phases: nothing is frozen before `step`, the selection is frozen from `step` on.
+    """Return two phases (spans of steps): nothing is frozen before step number `step`, the selection is frozen from then on.
 
-    Raises ConfigError unless `step` is a whole number of 1 or more.
+    With `step` 1 there is only the second phase. Raises ConfigError unless `step` is a whole number of 1 or more.
     """
     if not isinstance(step, int) or isinstance(step, bool) or step < 1:
-        raise ConfigError(f"schedule.step is {step!r}; give the first step that is frozen, a whole number of 1 or more")
+        raise ConfigError(
+            f"schedule.step is {step!r}; give the number of the first step at which the layers are frozen, 1 or more"
+        )
     nothing = replace(selection, parameters={}, buffers={}, modules={}, notes=())
     return [Phase(1, nothing), Phase(step, selection)] if step > 1 else constant(selection)
 
 
 def reached_phases(phases: Sequence[Phase], steps: int) -> Iterator[tuple[Phase, int]]:
-    """Yield each phase that begins within a run of `steps` steps, with its number of steps in the run."""
+    """Yield (phase, number of its steps) for each phase that begins within a run of `steps` steps.
+
+    A phase that the end of the run cuts short has only the steps before that end.
+    """
     last_steps = [phase.first - 1 for phase in phases[1:]] + [steps]
     for phase, last in zip(phases, last_steps, strict=True):
         if phase.first <= steps:

@@ -1,4 +1,4 @@
-"""Resolves patterns into a Selection: which parameters are declared frozen, and which modules stay in eval mode."""
+"""Find what patterns match in a model: which parameters are declared frozen, and which modules stay in eval mode."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Matcher = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Selection:
-    """What is declared frozen in one model.
+    """What is declared frozen in one model: the result of `select`.
 
-    `tensor in selection` is True for a frozen parameter, compared by identity.
+    `tensor in selection` is True if the tensor is one of the frozen parameters (the same object, not an equal one).
 
     Attributes:
-        parameters: the frozen parameters, by name.
-        buffers: the frozen buffers, by name: those of `modules`.
-        modules: the modules that stay in eval mode, by name.
+        parameters: {name: frozen parameter}.
+        buffers: {name: buffer} of the modules in `modules`; they do not change either.
+        modules: {name: module that stays in eval mode}; empty with `freeze.buffers=live`.
         head: the patterns that `@head` stands for, as given to `select`.
         notes: messages for the user.
     """
@@ -41,6 +41,7 @@ class Selection:
 
     @cached_property
     def _parameter_ids(self) -> frozenset[int]:
+        """The `id()` of each frozen parameter."""
         return frozenset(id(tensor) for tensor in self.parameters.values())
 
 
@@ -51,13 +52,14 @@ def select(
     buffers: str = "live",
     head: str | Sequence[str] | None = None,
 ) -> Selection:
-    """Return what the patterns select in a model.
+    """Return the parameters, buffers and modules of a model that the patterns match, as a Selection.
 
-    `keep`: patterns of exceptions; a tensor or module that one of them matches under any of its names is not selected.
-    `buffers`: "frozen" also selects the matched modules, to stay in eval mode; "live" does not.
+    `keep`: patterns of exceptions; a parameter or module that one of them matches under any of its names is left out.
+    `buffers`: with "frozen" the matched modules are selected too, to stay in eval mode; with "live" only parameters are.
     `head`: the patterns that `@head` stands for; None or "auto" finds the classifier.
-    Raises ConfigError, a ValueError, with the nearest names if a pattern matches nothing; and for a `keep` entry that
-    exempts nothing, a pattern that `keep` exempts completely, an entry in both lists, and an empty or malformed entry.
+
+    Raises ConfigError (a ValueError) for a pattern that matches nothing, a pattern all of whose matches are in `keep`, a
+    `keep` pattern that is no exception to anything, a pattern in both lists, and an empty or malformed pattern.
     """
     if buffers not in ("live", "frozen"):
         raise ConfigError(f"buffers is {buffers!r}; give live or frozen")
@@ -88,7 +90,12 @@ def select(
 def _refuse_patterns_without_effect(
     names_of_pattern: Mapping[str, set[str]], names_of_keep: Mapping[str, set[str]], matched: set[str], kept: set[str]
 ) -> None:
-    """Raise ConfigError if a `keep` entry matches nothing of `matched`, or all that a pattern matches is in `kept`."""
+    """Raise ConfigError for a pattern that changes nothing.
+
+    That is a `keep` pattern that matches no name in `matched` (all names that `freeze.patterns` match), or a pattern of
+    `freeze.patterns` whose names are all in `kept` (all names that `freeze.keep` matches). The first two arguments are
+    {pattern: names that it matches} of `freeze.patterns` and `freeze.keep`.
+    """
     for text, names in names_of_keep.items():
         if not names & matched:
             raise ConfigError(f"freeze.keep: {text!r} exempts nothing that freeze.patterns matches; remove it")
@@ -98,7 +105,10 @@ def _refuse_patterns_without_effect(
 
 
 class PatternResolver:
-    """Finds the parameters and modules of one model that a pattern matches."""
+    """Finds the parameters and modules of one model that a pattern matches.
+
+    `head`: the patterns that `@head` stands for; None or "auto" finds the classifier.
+    """
 
     def __init__(self, model: nn.Module, head: str | Sequence[str] | None = None) -> None:
         self.model = model
@@ -109,16 +119,17 @@ class PatternResolver:
 
     @cached_property
     def head_names(self) -> tuple[str, ...]:
-        """The patterns that `@head` stands for."""
+        """The patterns that `@head` stands for, as a tuple; with "auto", the name of the classifier that was found."""
         if self._head is None or self._head == "auto":
             return (find_head(self.model),)
         return (self._head,) if isinstance(self._head, str) else tuple(self._head)
 
     def resolve(self, pattern: Pattern, key: str, with_modules: bool = False) -> set[str]:
-        """Return the names of all parameters that a pattern matches; a tied parameter counts under its first name.
+        """Return the names of the parameters that a pattern matches.
 
-        `with_modules`: also return the names of the modules that it matches, each followed by a `/`. Raises ConfigError with
-        the nearest names if there is no match; `key` is the config key, for the message.
+        A parameter with several names is returned under its first one, whichever of them matches. `with_modules` adds the
+        names of the matched modules, each followed by a `/`. `key` is the config key that has the pattern, for messages.
+        Raises ConfigError, with the most similar names in the model, if nothing matches.
         """
         matches = self._matcher(pattern)
         found = {entry.name for entry in self.parameters if any(map(matches, entry.names))}
@@ -132,9 +143,10 @@ class PatternResolver:
         return found
 
     def tie_notes(self, patterns: Iterable[Pattern], keep: Iterable[Pattern], kept: set[str]) -> Iterable[str]:
-        """Yield a note for each tied tensor that a pattern matches, but `keep` exempts under another of its names.
+        """Yield a note for each parameter that one name freezes, but that another of its names exempts through `keep`.
 
-        `kept`: the names that both `patterns` and `keep` match.
+        Tied parameters have several names: they are one tensor in several modules. `kept`: the names of the parameters that
+        both `patterns` and `keep` match.
         """
         freezes, exempts = [self._matcher(p) for p in patterns], [self._matcher(p) for p in keep]
         for entry in self.parameters:
@@ -145,7 +157,7 @@ class PatternResolver:
                     yield f"{frozen[0]} is not frozen: it is tied to {exempt[0]}, which freeze.keep exempts"
 
     def _matcher(self, pattern: Pattern) -> Matcher:
-        """Return a function that says whether a dotted name matches the pattern."""
+        """Return a function that takes a dotted name and returns True if the pattern matches it."""
         if pattern.kind == "head":
             matchers = [self._matcher(parse(text, "model.head")) for text in self.head_names]
             return lambda name: any(matches(name) for matches in matchers)
@@ -156,16 +168,16 @@ class PatternResolver:
         return lambda name: pattern.matches(name) or pattern.matches(self._without_wrappers(name))
 
     def _without_wrappers(self, name: str) -> str:
-        """Return the name without the parts that wrappers add (`module.` by DataParallel, `_orig_mod.` by torch.compile)."""
+        """Return a name without the parts that wrappers add: `module.` by DataParallel, `_orig_mod.` by torch.compile."""
         parts = name.split(".")
         return ".".join(part for count, part in enumerate(parts, 1) if ".".join(parts[:count]) not in self._wrapped_names)
 
     @cached_property
     def _wrapped_names(self) -> set[str]:
-        """The names of the modules that are the child of a wrapper, such as `body._orig_mod`.
+        """The names of the modules that a wrapper such as DataParallel contains, for example `body._orig_mod`.
 
-        A wrapper is a module without parameters of its own that has one child, `module` or `_orig_mod`. The name alone is
-        not enough, because users may call a child `module`, too.
+        A wrapper is a module without parameters of its own that has exactly one child, named `module` or `_orig_mod`. The
+        child's name alone proves nothing, because users may call a child `module`, too.
         """
         children_of = {name: list(module._modules) for name, module in self.modules.items() if not module._parameters}
         return {
@@ -175,7 +187,11 @@ class PatternResolver:
         }
 
     def _no_match_message(self, pattern: Pattern, key: str, matched_modules: list[str]) -> str:
-        """Return the error message for a pattern that matches no parameter, but perhaps modules without parameters."""
+        """Return the error message for a pattern that matches no parameter.
+
+        `key` is the config key that has the pattern. `matched_modules` are the modules that it matches; they have no
+        parameters.
+        """
         problem = f"{key}: {pattern.text!r} matches no parameter"
         if pattern.kind == "type":
             classes = {type(module).__name__ for module in self.modules.values()}
@@ -198,19 +214,20 @@ class PatternResolver:
         return f"{problem} or module of the model{hint}"
 
     def _suggest(self, text: str) -> str:
-        """Return a clause with the model's names that are most similar to the text; empty if none is similar."""
+        """Return `; did you mean A or B?` with names in the model that are similar to the text, or "" if none is."""
         return did_you_mean(text, [*filter(None, self.modules), *(name for e in self.parameters for name in e.names)])
 
     def _example_name(self) -> str:
-        """Return the name of the first parameter, as an example for a message."""
+        """Return the name of the model's first parameter, as an example for a message."""
         return self.parameters[0].name if self.parameters else "(the model has no parameters)"
 
 
 def find_head(model: nn.Module, classes: int | None = None) -> str:
-    """Return the name of the model's classifier: the last registered module that has its own parameters and an output size.
+    """Return the name of the model's classifier.
 
-    Linear and convolutional modules have an output size (`out_features`, `out_channels`). With `classes`, returns the last
-    one with exactly that many outputs, if there is one. Raises ConfigError if no module has an output size.
+    That is the last registered module that has parameters of its own and an attribute `out_features` or `out_channels`, as
+    linear and convolutional modules have. If some of these modules have exactly `classes` outputs, it is the last of those.
+    Raises ConfigError if there is no such module.
     """
     output_sizes = {
         name: getattr(module, "out_features", getattr(module, "out_channels", None))
@@ -219,13 +236,20 @@ def find_head(model: nn.Module, classes: int | None = None) -> str:
     }
     output_sizes = {name: size for name, size in output_sizes.items() if size is not None}
     if not output_sizes:
-        raise ConfigError("model.head=auto finds no classifier (no named module has an output size); give model.head=NAME")
+        raise ConfigError(
+            "model.head=auto finds no classifier: no named module with parameters of its own has out_features or "
+            "out_channels; name it with model.head=NAME"
+        )
     with_that_size = [name for name, size in output_sizes.items() if size == classes]
     return with_that_size[-1] if with_that_size else [*output_sizes][-1]
 
 
 def _is_instance(module: nn.Module, class_name: str) -> bool:
-    """Whether a module is an instance of the class of this name, or of this dotted path (public or defining module)."""
+    """Return True if a module is an instance of the named class.
+
+    `class_name` is a bare name (`Linear`) or a dotted path, either the public one (`torch.nn.Linear`) or that of the file
+    which defines the class (`torch.nn.modules.linear.Linear`).
+    """
     if any(class_name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}") for cls in type(module).__mro__):
         return True
     module_path, _, name = class_name.rpartition(".")
@@ -234,13 +258,13 @@ def _is_instance(module: nn.Module, class_name: str) -> bool:
 
 
 def _with_parents(name: str) -> list[str]:
-    """Return a dotted name and the names of all modules that contain it, beginning with the model itself (empty name)."""
+    """Return a dotted name and the names of all modules around it: "a.b" gives ["", "a", "a.b"]; "" is the model itself."""
     parts = name.split(".") if name else []
     return [".".join(parts[:count]) for count in range(len(parts) + 1)]
 
 
 def select_by_flags(model: nn.Module) -> Selection:
-    """Return a selection of the parameters that have `requires_grad=False` now."""
+    """Return a Selection of the parameters that have `requires_grad=False` now."""
     return Selection(
         {e.name: e.tensor for e in tensor_entries(model).values() if e.kind == "parameter" and not e.tensor.requires_grad}
     )

@@ -29,7 +29,7 @@ class CachedPrefix(RequiresGrad):
     which is checked on copies; otherwise the run is skipped, with the reason. The weights are bitwise those of
     `requires_grad` if all batches have one size and the prefix's output for a sample does not depend on its position in
     the batch; if it does, a note gives the largest difference. With one epoch nothing is cached, and the method is the same
-    as `requires_grad`. Does not hold where `requires_grad` does not.
+    as `requires_grad`. Leaks where `requires_grad` does.
 
     `input`: shape of one sample. `epochs`: number of epochs. `memory_mb`: MiB of outputs kept in memory; further ones go to
     a file in a temporary folder below `folder`.

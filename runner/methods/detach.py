@@ -20,9 +20,9 @@ class Detach(FreezingMethod):
     """Runs the frozen prefix without a graph, as `with torch.no_grad()` around a backbone does.
 
     Nothing of the prefix is saved for backward and its parameters get no gradients, so the optimizer does not step them.
-    Works only if the frozen part comes first; otherwise the run is skipped. Does not hold if it begins in mid-run and
-    gradients are kept as zeros, nor if it begins in mid-run under LBFGS. Does not prevent writes in the forward pass.
-    `input`: shape of one sample.
+    Works only if the frozen part comes first; otherwise the run is skipped. If freezing begins in mid-run, frozen parameters
+    still change where gradients are kept as zeros, and under LBFGS. Does not prevent writes in the forward pass. `input`:
+    shape of one sample.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#locally-disabling-gradient-computation
     """
 

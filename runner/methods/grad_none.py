@@ -14,8 +14,8 @@ class GradNone(FreezingMethod):
     """Sets a frozen parameter's gradient to None as soon as backward has accumulated it, before clipping and the step.
 
     The optimizer ignores a parameter without a gradient: no weight decay, no momentum. The work of backward is not saved.
-    Does not hold for a parameter that the loss does not depend on while gradients are kept as zeros, nor if it begins in
-    mid-run under LBFGS. Does not prevent writes in the forward pass.
+    A frozen parameter still changes if the loss does not depend on it while gradients are kept as zeros, and under LBFGS
+    if freezing begins in mid-run. Does not prevent writes in the forward pass.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_post_accumulate_grad_hook.html
     """
 

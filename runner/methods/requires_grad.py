@@ -14,10 +14,10 @@ from runner.methods.base import FreezingMethod
 class RequiresGrad(FreezingMethod):
     """Sets `requires_grad` to False: backward computes no gradient, and the optimizer does not step the parameter.
 
-    Holds exactly under every dense torch optimizer if set before the first step. Does not hold if it is set in mid-run and
-    gradients are kept as zeros (weight decay and stored moments still change the parameter), nor if it is set in mid-run
-    under LBFGS. `clean` deletes gradients and optimizer state at that moment, so that zero gradients do no harm. Does not
-    prevent writes in the forward pass: BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
+    No bit changes under any dense torch optimizer if it is set before the first step. If it is set in mid-run, parameters
+    still change where gradients are kept as zeros (by weight decay and stored moments), and under LBFGS. `clean` deletes
+    gradients and optimizer state at that moment, so that zero gradients do no harm. Does not prevent writes in the forward
+    pass: BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#setting-requires-grad
     """
 

@@ -14,9 +14,9 @@ from runner.methods.base import FreezingMethod
 class ZeroGrad(FreezingMethod):
     """Replaces a frozen parameter's gradient by zeros, in a hook.
 
-    A zero gradient is not None, so the optimizer still steps the parameter. Holds only if a step with a zero gradient
-    changes nothing: not with weight decay (any optimizer), not with momentum or moments from earlier steps, not under
-    ASGD. Does not prevent writes in the forward pass.
+    A zero gradient is not None, so the optimizer still steps the parameter. No bit changes only if a step with a zero
+    gradient changes nothing: not with weight decay (any optimizer), not with momentum or moments from earlier steps, not
+    under ASGD. Does not prevent writes in the forward pass.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_hook.html
     """
 

@@ -15,10 +15,10 @@ from runner.methods.base import FreezingMethod
 class ZeroLr(FreezingMethod):
     """Puts frozen parameters into parameter groups with a learning rate of 0.
 
-    Gradients are still computed, so nothing is saved, and they count in a global-norm clip. Does not hold under schedulers
-    that set the rate (OneCycleLR, CyclicLR, SWALR, cosine with `eta_min`; if it begins in mid-run, all schedulers that
-    compute it from the initial one), nor under optimizers that change parameters at rate 0 (Rprop). Does not prevent writes
-    in the forward pass. `guard` sets learning rate and weight decay to 0 again before each step, which makes it hold under
+    Gradients are still computed, so nothing is saved, and they count in a global-norm clip. Frozen parameters still change
+    under schedulers that set the rate (OneCycleLR, CyclicLR, SWALR, cosine with `eta_min`; if freezing begins in mid-run,
+    all that compute it from the initial one), and under optimizers that step at rate 0 (Rprop). Does not prevent writes in
+    the forward pass. `guard` sets learning rate and weight decay to 0 again before each step, which prevents changes under
     schedulers.
     Source: https://docs.pytorch.org/docs/stable/optim.html#per-parameter-options
     """

@@ -1,4 +1,4 @@
-"""Audit a training loop: watch it without changing anything, and report for every tensor whether it changed, and why."""
+"""Audit a training loop: watch it without changing it, and report for every tensor whether and why it changed."""
 
 from __future__ import annotations
 
@@ -31,19 +31,18 @@ def audit(
     *,
     before: Snapshot | None = None,
 ) -> Iterator[Report]:
-    """Watch the training inside the `with` block; the report is complete when the block has been left.
+    """Watch the training in the `with` block without changing it, and report, when it ends, whether and why tensors changed.
 
-    The training is not changed. Raises ConfigError, a ValueError, for bad arguments and for tensors that are not dense.
+    Raises ConfigError (a ValueError) for bad arguments and for tensors that are not dense.
 
     Args:
-        frozen: patterns or a Selection. Without patterns it treats every parameter whose `requires_grad` is False on entry
-            as frozen.
-        optimizer: one, several or none. Bits are compared after its steps 1, 2, 4, 8, ... and on leaving. The step after a
-            comparison that found a leak is replayed on copies of parameters, gradients and state to find its cause.
-            Learning rates that a scheduler has set before the block count as the declared ones.
-        every: compare bits every so many steps instead. With 1, every step is traced to see what writes to frozen tensors,
-            which compares them before and after the forward pass of each module that contains them.
-        before: an earlier snapshot to compare with, instead of the values on entry.
+        frozen: patterns of names, or what `select` returns. None: all parameters with `requires_grad` False on entry.
+        optimizer: one, several or none. Bits are compared after its steps 1, 2, 4, 8, ... and on leaving. If a frozen tensor
+            changed, the next step is also done on copies, to find the cause. The learning rates on entry count as those with
+            which the tensors were frozen.
+        every: compare bits every so many steps instead. With 1, frozen tensors are also compared before and after each
+            forward pass of a module that contains them, to see what writes to them.
+        before: copies of the tensors to compare with (from `snapshot`), instead of the values on entry.
     """
     optimizers = _check_arguments(model, frozen, optimizer, every)
     if isinstance(frozen, Selection):
@@ -71,7 +70,7 @@ def audit(
 
 
 def _check_arguments(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[Optimizer]:
-    """Return the optimizers as a list. Raises ConfigError if an argument has the wrong type or value."""
+    """Check the arguments of `audit`, and return the optimizers as a list. Raises ConfigError for a wrong type or value."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     refuse_unless_dense(model)
@@ -91,7 +90,7 @@ def _check_arguments(model: nn.Module, frozen: Any, optimizer: Any, every: Any) 
 
 
 def _check_patterns(frozen: Any) -> list[str]:
-    """Return the patterns as a list. Raises ConfigError if they are not a list of strings."""
+    """Return the name patterns as a list. Raises ConfigError unless they are a list, tuple or set of strings."""
     if not isinstance(frozen, (list, tuple, set)) or not all(isinstance(pattern, str) for pattern in frozen):
         given = repr(frozen) if isinstance(frozen, (str, list, tuple)) else f"a {type(frozen).__name__}"
         raise ConfigError(f"frozen is {given}; give a list of patterns, a Selection or None")
@@ -102,9 +101,9 @@ class _Auditor:
     """Compares the tensors of one model after steps of its optimizers, and fills the report at the end.
 
     Args:
-        selection: what is declared frozen.
+        selection: the parameters and buffers that are declared frozen.
         every: compare bits every so many steps; None for steps 1, 2, 4, 8, ...
-        initial: the tensors to compare with.
+        initial: copies of all tensors, to compare with.
     """
 
     def __init__(
@@ -123,14 +122,14 @@ class _Auditor:
             self.start_tracer(self.frozen_tensors())  # a tensor may be written in the first forward pass only
 
     def declare_frozen(self, selection: Selection) -> None:
-        """Add the selected tensors to those declared frozen, and store the current learning rates as the declared ones."""
+        """Add these tensors to those declared frozen; store the learning rates, to see if a scheduler changes them."""
         selected = {**selection.parameters, **selection.buffers}
         self.frozen_names |= set(selected)
         self.frozen_ids |= {id(tensor) for tensor in selected.values()}
         self.declared_lrs = [[group_lr(group) for group in each.param_groups] for each in self.optimizers]
 
     def freeze_more(self, frozen: Selection | Sequence[str]) -> None:
-        """Declare more tensors frozen; the new ones are compared with their current values from now on."""
+        """Declare more tensors frozen; those that were not so before are compared with their current values from now on."""
         frozen_before = set(self.frozen_tensors())
         self.declare_frozen(frozen if isinstance(frozen, Selection) else select(self.model, _check_patterns(frozen)))
         for name, (_, tensor) in self.frozen_tensors().items():
@@ -141,7 +140,7 @@ class _Auditor:
             self.start_tracer(self.frozen_tensors(), replay_all=True)
 
     def after_step(self, index: int, *_: Any) -> None:
-        """Compare bits and find causes after a step of optimizer `index`; registered as its step post-hook."""
+        """Step post-hook of the optimizer at position `index`: after some of the steps, compare bits and find causes."""
         if is_nested_step(self.optimizers[index]):
             return
         self.step_counts[index] += 1
@@ -161,7 +160,10 @@ class _Auditor:
                 self.start_tracer(leaked)
 
     def start_tracer(self, tensors: dict[str, tuple[TensorEntry, Tensor]], replay_all: bool = False) -> None:
-        """Trace what writes to these tensors, instead of those traced before; arguments as of `LeakTracer`."""
+        """Watch from now on what writes to `tensors`, {name: (entry at the beginning, current tensor)}, instead of others.
+
+        `replay_all`: do the next step on copies for all of them, not only for those that have already changed.
+        """
         self.stop_tracer()
         self.tracer = LeakTracer(
             model=self.model,
@@ -173,7 +175,7 @@ class _Auditor:
         )
 
     def collect_causes(self, tracer: LeakTracer, index: int) -> None:
-        """Store what the tracer has found when a step of optimizer `index` has ended; stop it if it is done."""
+        """Store the causes that `tracer` found in the step that optimizer `index` ended; stop it if it has seen enough."""
         tracer.on_step_end(index)
         for name, cause in tracer.causes.items():
             self.evidence[name].cause = cause
@@ -183,33 +185,33 @@ class _Auditor:
             self.stop_tracer()
 
     def stop_tracer(self) -> None:
-        """Remove the tracer's hooks, if there is a tracer."""
+        """Stop watching what writes to tensors: remove the tracer and its hooks, if there is one."""
         if self.tracer:
             self.tracer.close()
         self.tracer = None
 
     def frozen_tensors(self) -> dict[str, tuple[TensorEntry, Tensor]]:
-        """Return the tensors declared frozen by name: each with its initial entry and as it is in the model now."""
+        """Return {name: (entry at the beginning, tensor that is in its place now)} for the tensors declared frozen."""
         resolve = tensor_resolver(tensor_entries(self.model))
         found = {name: (entry, resolve(entry)) for name, entry in self.initial.entries.items() if self.is_frozen(entry)}
         return {name: (entry, tensor) for name, (entry, tensor) in found.items() if tensor is not None}
 
     def leaked_without_cause(self) -> dict[str, tuple[TensorEntry, Tensor]]:
-        """Return those frozen tensors that differed at a comparison and whose cause is not yet known."""
+        """Return {name: (entry at the beginning, tensor now)} for frozen tensors that changed for a reason not yet known."""
         leaked = {name for name, evidence in self.evidence.items() if evidence.differed and not evidence.cause}
         return {name: pair for name, pair in self.frozen_tensors().items() if name in leaked}
 
     def compare_bits(self, step: int) -> None:
-        """Record which tensors differ from their initial values after this step."""
+        """Compare all tensors with their initial values after step number `step`, and record which of them differ."""
         if step not in self.report.looks:
             self.report.looks.append(step)
         for entry, tensor, evidence in self.unchanged_tensors():
             evidence.differed = not same_bits(self.initial.values[entry.name], tensor)
 
     def record_gradients(self, stepped: Sequence[int]) -> None:
-        """Record gradient and learning rate of each trainable parameter that has not changed, which explain why it is idle.
+        """Record gradient and learning rate of each parameter that is not frozen and has not changed, to explain why.
 
-        `stepped`: indices of the optimizers whose parameters are recorded; without any optimizer, all parameters are.
+        `stepped`: the positions of the optimizers whose parameters are recorded. If the audit has no optimizer, all are.
         """
         group_of = groups_by_tensor([self.optimizers[index] for index in stepped])
         for entry, tensor, evidence in self.unchanged_tensors():
@@ -219,7 +221,7 @@ class _Auditor:
                 evidence.lrs.update([group_lr(group_of[id(tensor)][1])] if in_group else ())
 
     def unchanged_tensors(self) -> Iterator[tuple[TensorEntry, Tensor, Evidence]]:
-        """Yield initial entry, current tensor and evidence of each tensor that has not differed at any comparison."""
+        """Yield (entry at the beginning, current tensor, evidence) for each tensor that was never found changed."""
         resolve = tensor_resolver(tensor_entries(self.model))
         for name, entry in self.initial.entries.items():
             tensor, evidence = resolve(entry), self.evidence[name]
@@ -227,11 +229,11 @@ class _Auditor:
                 yield entry, tensor, evidence
 
     def is_frozen(self, entry: TensorEntry) -> bool:
-        """Whether a tensor is declared frozen, by identity or by name: `model.double()` replaces buffers by new ones."""
+        """Return whether a tensor is declared frozen: by identity, or by name, as `model.double()` makes new buffers."""
         return id(entry.tensor) in self.frozen_ids or entry.name in self.frozen_names
 
     def finish(self) -> None:
-        """Compare the last step, find the remaining causes, and fill the report."""
+        """Compare bits after the last step, look for the causes that are still unknown, and fill the report."""
         last = max(self.step_counts, default=0)
         if last and last not in self.report.looks:
             self.compare_bits(last)
@@ -255,7 +257,7 @@ class _Auditor:
         self.report.ended = True
 
     def find_fallback_causes(self, index: int, leaked: dict[str, tuple[TensorEntry, Tensor]]) -> None:
-        """Replay a step of optimizer `index` from the gradients that are still there, in case no later step is traced."""
+        """Repeat the last step of optimizer `index` on copies, if no other step shows why the `leaked` tensors changed."""
         tensors = {name: tensor for name, (_, tensor) in leaked.items() if not self.evidence[name].fallback_cause}
         if not tensors:
             return
@@ -266,7 +268,10 @@ class _Auditor:
             evidence.why_unknown = error or evidence.why_unknown
 
     def make_row(self, entry: TensorEntry, after: Tensor | None, group: str, lr: float | None) -> Row:
-        """Return the row of one tensor. `after`: the tensor at the end; `group`, `lr`: of its parameter group."""
+        """Return a tensor's row of the report, a dict with the columns of `changes.csv`.
+
+        `after`: the tensor at the end. `group`, `lr`: the name and learning rate of its parameter group.
+        """
         change = measure_change(self.initial.values[entry.name], after)
         evidence, frozen = self.evidence[entry.name], self.is_frozen(entry)
         word = verdict(entry.kind, frozen, change.moved, evidence.differed)

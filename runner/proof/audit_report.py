@@ -1,4 +1,4 @@
-"""The result of an audit: its rows, its leaks, and how to find causes that are unknown."""
+"""The result of an audit: a row for each tensor, which frozen tensors changed, and what to do if a cause is unknown."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ HOW_TO_FIND_CAUSE = "use audit(every=1), or train until it changes again after t
 
 
 class LeakError(AssertionError):
-    """A tensor that was declared frozen has changed."""
+    """Raised by `Report.raise_if_leaked` if a tensor that was declared frozen has changed."""
 
 
 @dataclass
 class Report:
-    """The result of an audit; complete when its `with` block has been left.
+    """The result of `audit`, complete when its `with` block has been left.
 
     Attributes:
-        rows: one for each parameter and buffer, with the columns of `changes.csv`.
-        looks: the numbers of the steps after which bits were compared.
-        notes: sentences for the user; one for each reason for which causes are `unknown`.
-        ended: whether the audit has ended.
-        on_freeze: called by `freeze`; None when the audit has ended.
+        rows: a dict for each parameter and buffer, with the columns of `changes.csv` as keys: how far it moved, and why.
+        looks: the numbers of the steps after which the bits of all tensors were compared with their initial ones.
+        notes: sentences for the user, such as why the cause of a change is `unknown`.
+        ended: whether the `with` block has been left, so that the report is complete.
+        on_freeze: the function that `freeze` calls; None when the audit has ended.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -41,9 +41,10 @@ class Report:
     def freeze(self, frozen: Selection | Sequence[str]) -> None:
         """Declare more tensors frozen from now on, for a loop that freezes in the middle of training.
 
-        `frozen`: patterns or a Selection. The new tensors are compared with their current values; those declared before stay
-        declared. Call this after freezing them, also if you freeze by a learning rate of 0: the groups' current learning
-        rates count as the declared ones. Raises ConfigError for bad patterns, RuntimeError if the audit has ended.
+        `frozen`: patterns of names, or what `select` returns. The tensors that it adds must keep their current values; those
+        declared before stay declared. Call this after freezing them. If you freeze by a learning rate of 0, set that first:
+        a change of a learning rate after this call counts as done by a scheduler.
+        Raises ConfigError for bad patterns, and RuntimeError if the audit has ended.
         """
         if self.on_freeze is None:
             raise RuntimeError("the audit has ended; call report.freeze() inside the with block")
@@ -51,7 +52,7 @@ class Report:
 
     @property
     def frame(self) -> DataFrame:
-        """The rows as a pandas DataFrame with the columns of `changes.csv`."""
+        """The rows as a pandas DataFrame with the columns of `changes.csv`. Raises RuntimeError inside the `with` block."""
         from pandas import DataFrame
 
         self._require_ended()
@@ -59,27 +60,31 @@ class Report:
 
     @property
     def leaks(self) -> list[str]:
-        """The names of the tensors that were declared frozen and changed."""
+        """The names of the tensors that were declared frozen and changed. Raises RuntimeError inside the `with` block."""
         self._require_ended()
         return [row["name"] for row in self.rows if row["verdict"] == "leaked"]
 
     def raise_if_leaked(self) -> None:
-        """Raise LeakError with the names and causes of all leaks, if there are any."""
+        """Raise LeakError, with names and causes, if tensors that were declared frozen changed.
+
+        Raises RuntimeError inside the `with` block.
+        """
         self._require_ended()
         leaks = [f"{row['name']} ({row['cause']})" for row in self.rows if row["verdict"] == "leaked"]
         if leaks:
             raise LeakError(f"{len(leaks)} frozen tensors changed: {', '.join(leaks)}")
 
     def _require_ended(self) -> None:
-        """Raise RuntimeError if the audit has not ended."""
+        """Raise RuntimeError if the `with` block of the audit has not been left, so that the report is not complete."""
         if not self.ended:
             raise RuntimeError("the audit has not ended; read its report after the with block, not in it")
 
 
 def unknown_cause_notes(rows: Sequence[Row], why_unknown: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each reason why causes are unknown, with the names of the tensors.
+    """Return sentences for the user about the frozen tensors that changed for an unknown cause.
 
-    `why_unknown`: the reason by name; where it is empty, the sentence says how to find the cause.
+    There is one for each distinct reason, with the names of the tensors. `why_unknown`: {tensor name: why no cause could be
+    found}; where that is empty, the sentence says how to find the cause.
     """
     names_of: dict[str, list[str]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Measure how far each tensor moved: copy a model's tensors, and later compute norms of the differences."""
+"""Measure how far each tensor of a model moved: copy all tensors, and later compute norms of the differences."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SMALLEST_SQUARE = 1e-30  # if a sum of squares is below this, float32 may have l
 
 @dataclass(frozen=True)
 class Change:
-    """How far one tensor moved.
+    """How far one tensor moved between two moments: NaN for all norms if its shape or dtype changed.
 
     Attributes:
-        initial_l2: Euclidean norm of the initial values.
-        change_l2: Euclidean norm of the difference between the final and the initial values.
-        change_max: largest absolute difference of an element.
+        initial_l2: the Euclidean norm of the initial values.
+        change_l2: the Euclidean norm of the difference between the final and the initial values.
+        change_max: the largest absolute difference between the final and the initial value of an element.
         moved: whether any bit differs.
     """
 
@@ -38,26 +38,31 @@ class Change:
 
     @property
     def change_rel(self) -> float | None:
-        """The norm of the change divided by the initial norm; None if the initial norm is 0."""
+        """The relative change, `change_l2 / initial_l2`; None if `initial_l2` is 0."""
         return None if self.initial_l2 == 0 else self.change_l2 / self.initial_l2
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All tensors of a model at one moment, by name: their entries, and copies of their values."""
+    """A copy of all parameters and buffers that a model had at one moment.
+
+    Attributes:
+        entries: {name: TensorEntry}; an entry refers to the tensor of the model itself, whose value may change later.
+        values: {name: copy of the tensor at that moment}.
+    """
 
     entries: dict[str, TensorEntry]
     values: dict[str, Tensor]
 
 
 def snapshot(model: nn.Module) -> Snapshot:
-    """Copy every parameter and buffer of a model; takes as much memory as they do."""
+    """Return copies of all parameters and buffers of a model, which take as much memory as they do."""
     found = tensor_entries(model)
     return Snapshot(found, {name: entry.tensor.detach().clone() for name, entry in found.items()})
 
 
 def add_new_tensors(before: Snapshot, model: nn.Module) -> Snapshot:
-    """Return the snapshot, extended by copies of the tensors that the model has now and did not have then."""
+    """Return an extended snapshot: `before`, and copies of the tensors that were added to the model since."""
     old_ids = {id(entry.tensor) for entry in before.entries.values()}
     new = {
         name: entry
@@ -69,11 +74,12 @@ def add_new_tensors(before: Snapshot, model: nn.Module) -> Snapshot:
 
 
 def measure_change(before: Tensor, after: Tensor | None) -> Change:
-    """Return how far one tensor moved.
+    """Return how far a tensor moved from `before`, a copy of its initial value, to `after`, its final value.
 
-    If `after` is None (the tensor no longer exists) or has another shape or dtype, all norms are NaN and `moved` is True.
-    A complex number counts as two real ones. The norms of integer, boolean and float64 tensors are computed in float64, the
-    others in float32 and, if that may have overflowed or lost digits, once more in float64. Needs a few chunks of memory.
+    If `after` is None (the tensor no longer exists) or has another shape or dtype, all norms are NaN and `moved` is True. A
+    complex number counts as two real ones. Norms of integer, boolean, float64 and small tensors are computed in float64, the
+    others in float32 and, if that may have overflowed or lost digits, again in float64. Little memory is needed, because the
+    tensors are read in chunks.
     """
     if after is None or after.shape != before.shape or after.dtype != before.dtype:
         return Change(nan, nan, nan, moved=True)
@@ -89,9 +95,10 @@ def measure_change(before: Tensor, after: Tensor | None) -> Change:
 
 
 def _squared_norms(old: Tensor, new: Tensor | None, in_float64: bool) -> tuple[float, float, float]:
-    """Return the squared norm of `old`, the squared norm of `new - old`, and the largest absolute difference.
+    """Return (squared norm of `old`, squared norm of `new - old`, largest absolute element of `new - old`).
 
-    `new` is None if it equals `old`; then the difference is 0.
+    `old` and `new` are one-dimensional; `new` is None if it equals `old`, and then the last two are 0. `in_float64`: compute
+    in float64 instead of float32.
     """
     size = CPU_CHUNK if old.device.type == "cpu" else ACCELERATOR_CHUNK
     size //= 4 if in_float64 else 1  # converting to float64 makes copies
@@ -113,17 +120,17 @@ def _squared_norms(old: Tensor, new: Tensor | None, in_float64: bool) -> tuple[f
 
 
 def _split(flat: Tensor, size: int) -> Sequence[Tensor]:
-    """Split a flat tensor into chunks of `size` elements."""
+    """Return the chunks of `size` elements of a one-dimensional tensor, as views; the last one may be shorter."""
     return (flat,) if len(flat) <= size else flat.split(size)
 
 
 def _as_real(flat: Tensor) -> Tensor:
-    """View a flat complex tensor as a flat real one of twice the length; return other tensors as they are."""
+    """Return a one-dimensional complex tensor as a view of real numbers, twice as long; other tensors as they are."""
     return torch.view_as_real(flat).view(-1) if flat.is_complex() else flat
 
 
 def _widen(chunk: Tensor, in_float64: bool) -> Tensor:
-    """Convert a chunk to float64, or to float32; float64 on the CPU, because mps does not support it."""
+    """Return a chunk as float64 on the CPU (mps does not support float64), or as float32 on its own device."""
     return chunk.cpu().double() if in_float64 else chunk.float()
 
 
@@ -133,14 +140,15 @@ def _max_or_nan(values: list[float]) -> float:
 
 
 def _lost_digits(square: float) -> bool:
-    """Whether a sum of squares that was computed in float32 overflowed or may have lost digits."""
+    """Return whether a sum of squares that was computed in float32 is too large or too small to be exact."""
     return square < SMALLEST_SQUARE or square == inf
 
 
 def trained_digest(before: Snapshot, selection: Selection) -> str:
-    """Return the sha256 of the current values of all parameters that are not declared frozen.
+    """Return a sha256, as hex digits, of the current values of all parameters that were not to be frozen.
 
-    It covers the name, dtype, shape and bytes of each one, in the order of names.
+    The parameters are those in `before.entries` without those in `selection`. The hash covers the name, dtype, shape and
+    bytes of each one, in the order of their names.
     """
     digest = hashlib.sha256()
     for name, entry in sorted(before.entries.items()):

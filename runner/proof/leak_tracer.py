@@ -1,4 +1,4 @@
-"""Trace what writes to frozen tensors during a training step: a forward pass, the optimizer step, or other code."""
+"""Find out what writes to frozen tensors during a training step: a forward pass, the optimizer step, or other code."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ STEPS_TO_WAIT = 4  # steps per optimizer after which the tracer no longer waits 
 
 @dataclass
 class WatchedTensor:
-    """One tensor declared frozen, and what was seen to write to it.
+    """One tensor that was declared frozen, and what was seen to write to it.
 
     Attributes:
-        registrations: the modules that it is registered in, each with its key there.
-        tensor: the tensor that was registered at the last comparison.
-        last_value: a copy of its value at the last comparison.
-        writers: what has written to it since the last optimizer step: `forward_write`, `outside_write` or `step`.
-        forward_depth: how many forward passes of modules that contain it are running now.
-        is_substituted: for the running forward pass another tensor is in its place, as by `torch.func.functional_call`.
+        registrations: (module, key) for each place where the tensor is registered, such as (layer, "weight").
+        tensor: the tensor that was registered there when bits were last compared.
+        last_value: a copy of its value at that time.
+        writers: what has changed it since the last optimizer step: `forward_write` (code inside a forward pass), `step` (the
+            optimizer's step) or `outside_write` (any other code).
+        forward_depth: how many forward passes of modules that contain it are running now, one inside another.
+        is_substituted: whether another tensor is in its place during a forward pass, as by `torch.func.functional_call`.
     """
 
     registrations: list[tuple[nn.Module, str]]
@@ -43,7 +44,7 @@ class WatchedTensor:
 
     @property
     def current(self) -> Tensor | None:
-        """The tensor that is registered now, which may be another one than before; None if there is none."""
+        """The tensor that is registered in its place now, which may be a new one; None if there is none."""
         for module, key in self.registrations:
             for registry in (module._parameters, module._buffers):
                 if registry.get(key) is not None:
@@ -52,16 +53,17 @@ class WatchedTensor:
 
 
 class LeakTracer:
-    """Find the causes of changes of frozen tensors, from the end of one optimizer step to the end of the next.
+    """Watch frozen tensors by hooks, and find what changes them between the end of one optimizer step and that of the next.
 
-    Uses hooks of its own and changes nothing. `on_step_end` must be called after each step; `causes` and `errors` (why no
-    cause could be found) then have what is known by name.
+    The training is not changed. To replay a step is to do it on copies first, with one thing changed at a time. After each
+    step, call `on_step_end`: `causes` is then {tensor name: cause}, and `errors` {tensor name: why no cause was found}.
 
     Args:
-        model, optimizers: what is trained.
-        tensors: the tensors to watch by name, each with its entry in the model when the audit began.
-        initial_values: their values when they were declared frozen.
-        declared_lrs: for each optimizer, the learning rates of its groups at that time.
+        model: the model that is trained.
+        optimizers: all optimizers that train it.
+        tensors: {name: (entry when the audit began, current tensor)} for the tensors to watch.
+        initial_values: {name: copy of the value when the tensor was declared frozen}.
+        declared_lrs: for each optimizer, the learning rates of its groups when the tensors were declared frozen.
         replay_all: replay the first step of each optimizer for all tensors, not only for those that have already changed.
     """
 
@@ -104,17 +106,20 @@ class LeakTracer:
 
     @property
     def is_done(self) -> bool:
-        """Whether every optimizer has stepped, or so many steps have ended that the tracer stops waiting for the others."""
+        """Whether the tracer has seen enough: a step of every optimizer, or STEPS_TO_WAIT steps for each optimizer."""
         all_stepped = len(set(self.steps_ended)) == len(self.optimizers)
         return all_stepped or len(self.steps_ended) >= STEPS_TO_WAIT * len(self.optimizers)
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Stop watching: remove all hooks."""
         for hook in self.hooks:
             hook.remove()
 
     def on_step_end(self, index: int) -> None:
-        """Record the causes of all writes since the last step; to be called when a step of optimizer `index` has ended."""
+        """Record in `causes` what changed tensors since the last step.
+
+        To be called when a step of the optimizer at position `index` has ended.
+        """
         self._record_writers(self.watched.values())
         self.in_step = False
         self.steps_ended.append(index)
@@ -128,14 +133,17 @@ class LeakTracer:
             watched.writers.clear()
 
     def _tensors_to_replay(self, index: int) -> dict[str, Tensor]:
-        """Return the tensors for which the step of optimizer `index` that begins now is to be replayed."""
+        """Return {name: tensor} for the tensors whose movement is to be explained by first doing a step on copies.
+
+        `index`: the position of the optimizer whose step begins now.
+        """
         if self.replay_all and index not in self.steps_ended:
             current = {name: watched.current for name, watched in self.watched.items()}
             return {name: tensor for name, tensor in current.items() if tensor is not None}
         return self._changed_without_cause()
 
     def _changed_without_cause(self) -> dict[str, Tensor]:
-        """Return the tensors that differ from their initial values and whose cause is not yet known."""
+        """Return {name: current tensor} for those that differ from their initial values, but it is not yet known why."""
         current = {name: watched.current for name, watched in self.watched.items() if name not in self.causes}
         return {
             name: tensor
@@ -144,7 +152,10 @@ class LeakTracer:
         }
 
     def _cause_of(self, name: str, writers: set[str]) -> LeakCause | Literal[""]:
-        """Return why these writers changed a tensor; if that is unknown, return an empty text and record why in `errors`."""
+        """Return why a tensor changed; if that is unknown, return "" and record the reason in `errors`.
+
+        `writers`: what changed it: `forward_write`, `outside_write` or `step`.
+        """
         other_writers: tuple[LeakCause, ...] = ("forward_write", "outside_write")
         for writer in other_writers:
             if writer in writers:
@@ -160,7 +171,11 @@ class LeakTracer:
         return ""
 
     def _on_step_begin(self, index: int, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Replay the step: at once, or, if it gets a closure, when the closure has computed the gradients."""
+        """Replay (do on copies) the step that begins now: at once, or, if it has a closure, after the closure's first call.
+
+        This is the step pre-hook of the optimizer at position `index`. Returns None, or the (args, kwargs) of the step with
+        its closure wrapped.
+        """
         self._record_writers(self.watched.values())
         self.in_step = True
         hook_count = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
@@ -184,7 +199,7 @@ class LeakTracer:
         return (args[0], closure_then_replay, *args[2:]), kwargs
 
     def _replay(self, index: int, tensors: dict[str, Tensor]) -> None:
-        """Replay the step of optimizer `index` on copies and record what it finds for these tensors."""
+        """Do the step of optimizer number `index` on copies, and record why it moves these tensors, or the error."""
         if tensors:
             self.replayed.update(tensors)
             lrs = self.declared_lrs[index]
@@ -193,7 +208,7 @@ class LeakTracer:
             self.errors.update(dict.fromkeys(tensors if error else (), error))
 
     def _on_forward_begin(self, module: nn.Module, args: Any) -> None:
-        """Attribute earlier writes to code outside, and note that a forward pass of this module is running."""
+        """Compare the module's tensors before its forward pass: what has changed was written by other code."""
         if torch.compiler.is_compiling():  # the hook must not become part of the compiled graph
             return
         within = self._watched_within(module)
@@ -205,7 +220,7 @@ class LeakTracer:
             watched.forward_depth += 1
 
     def _on_forward_end(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Attribute writes since the forward pass of this module began to that forward pass."""
+        """Compare the module's tensors after its forward pass: what has changed was written by that pass."""
         if torch.compiler.is_compiling():
             return
         within = self._watched_within(module)
@@ -214,12 +229,12 @@ class LeakTracer:
             watched.forward_depth = max(0, watched.forward_depth - 1)
 
     def _watched_within(self, module: nn.Module) -> list[WatchedTensor]:
-        """Return the watched tensors of a module and its submodules."""
+        """Return the watched tensors that are registered in a module or its submodules."""
         module = getattr(module, "_orig_mod", module)  # a compiled module does not call the module that it was made from
         return [self.watched[name] for name in self.names_within.get(id(module), ())]
 
     def _record_writers(self, tensors: Iterable[WatchedTensor]) -> None:
-        """Compare tensors with their last values; where they differ, record what is running now as the writer."""
+        """Compare tensors with their last values; if one differs, record what runs now (step, forward) as its writer."""
         for watched in tensors:
             tensor = watched.current
             if tensor is not None and not same_bits(watched.last_value, tensor):
@@ -232,7 +247,11 @@ class LeakTracer:
 def try_find_causes(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool = False
 ) -> tuple[dict[str, LeakCause], str]:
-    """Return the causes that a replay of the step finds, and an error message, which is empty if it could be replayed."""
+    """Do a step of the optimizer on copies, and return ({tensor name: why the step moves it}, error message).
+
+    The message is empty, unless the step could not be done on copies. `tensors`: {name: frozen tensor}. `declared_lrs`: the
+    learning rate of each parameter group when they were declared frozen. `with_closure`: call `step` with a closure.
+    """
     try:
         return find_causes(optimizer, tensors, declared_lrs, with_closure), ""
     except Exception as error:  # a third-party optimizer may raise anything, and the training must go on

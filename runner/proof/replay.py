@@ -1,6 +1,6 @@
-"""Replay an optimizer step on copies, with one thing changed at a time, to find out why the step moves a tensor.
+"""Replay an optimizer step (do it on copies), with one thing changed at a time, to find out why it moves a tensor.
 
-Only parameter groups, state and gradients are assumed, so that this works for third-party optimizers too.
+Nothing but parameter groups, state and gradients is assumed, so that this works for third-party optimizers too.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ WEIGHT_DECAY_NAME = re.compile(r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$")  # 
 def find_causes(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool = False
 ) -> dict[str, LeakCause]:
-    """Return why a step from the current gradients and state moves each tensor; tensors that do not move are omitted.
+    """Return {name: why a step from the current gradients and state moves it}, without tensors that do not move.
 
-    `declared_lrs`: the learning rate of each parameter group when the tensors were declared frozen. `with_closure`: call
-    `step` with a closure. The real parameters, optimizer and random state stay as they are. Raises what the optimizer or
-    copying it raises.
+    `tensors`: {name: frozen tensor}. `declared_lrs`: the learning rate of each parameter group when they were frozen.
+    `with_closure`: call `step` with a closure. The step is done on copies; the real parameters, optimizer and random state
+    stay as they are. Raises what the optimizer or copying it raises.
     """
     with preserve_random_state():
         replay = partial(moved_tensors, optimizer, tensors, with_closure=with_closure)
@@ -53,9 +53,10 @@ def find_causes(
 def _causes_with_gradient(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], replay: Callable[..., set[str]], declared_lrs: Sequence[float]
 ) -> dict[str, LeakCause]:
-    """Return why a step moves tensors whose gradient is not zero: `scheduler`, `optimizer_ignores_lr` or `gradient`.
+    """Return {name: why a step moves it} for tensors with a gradient; `replay(*edits)` is `moved_tensors`.
 
-    `scheduler`: it does not move at the declared learning rate; `optimizer_ignores_lr`: it moves although a rate is 0.
+    `scheduler`: it does not move at the learning rates that its group had when it was frozen (`declared_lrs`);
+    `optimizer_ignores_lr`: it moves although that rate or the current one is 0; `gradient`: otherwise.
     """
     lrs = [group_lr(group) for group in optimizer.param_groups]
     old_lrs = [*declared_lrs, *lrs[len(declared_lrs) :]]  # groups may have been added since
@@ -79,9 +80,9 @@ def _causes_with_gradient(
 
 
 def _causes_without_gradient(names: set[str], replay: Callable[..., set[str]]) -> dict[str, LeakCause]:
-    """Return why a step moves tensors whose gradient is zero or None.
+    """Return {name: why a step moves it} for tensors without gradient; `replay(*edits)` is `moved_tensors`.
 
-    The cause is what must be removed to stop the movement: weight decay, state or both; else it is `optimizer_rule`.
+    The cause is what must be removed to stop the movement: weight decay, optimizer state or both; else `optimizer_rule`.
     """
     edits_of_cause: dict[LeakCause, tuple[Edit, ...]] = {
         "weight_decay": (_zero_weight_decay,),
@@ -99,7 +100,7 @@ def _causes_without_gradient(names: set[str], replay: Callable[..., set[str]]) -
 
 
 def moved_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *edits: Edit, with_closure: bool = False) -> set[str]:
-    """Return the names of the tensors in which a step changes a bit; first, `edits` are applied to the copied optimizer."""
+    """Copy the optimizer, call each of `edits` with the copy, step it, and return the names of the tensors that moved."""
     optimizer_copy, copy_of = copy_optimizer(optimizer)
     for edit in edits:
         edit(optimizer_copy)
@@ -118,9 +119,9 @@ def moved_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *edits: E
 
 
 def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor]) -> bool:
-    """Whether the gradients of the frozen tensors change how a step updates the other parameters.
+    """Return whether the gradients of the frozen tensors change how a step updates the other parameters.
 
-    Compares a step with these gradients to one in which they are None. Raises what the optimizer or copying it raises.
+    Compares, on copies, a step with these gradients and one in which they are None. Raises what these steps raise.
     """
     if all(gradient_kind(tensor) != "present" for tensor in frozen):
         return False
@@ -138,11 +139,10 @@ def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor
 
 
 def copy_optimizer(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
-    """Copy an optimizer with its parameters, gradients and state, without hooks.
+    """Copy an optimizer with its parameters, gradients and state, without hooks; return (copy, {id(parameter): its copy}).
 
-    Returns the copy, and the copy of each parameter by the id of the original. `copy.deepcopy` cannot be used: it loses
-    `.grad`, and what an optimizer keeps in other attributes than its groups and state (LBFGS). Raises TypeError if an
-    attribute is a function, because a copied function would still act on the original.
+    Unlike `copy.deepcopy`, this keeps `.grad`, and what an optimizer keeps in other attributes than its groups and state
+    (LBFGS). Raises TypeError if an attribute is a function: a copied function would still act on the original.
     """
     memo: dict[int, Any] = {}
     parameters = _stepped_tensors(optimizer)
@@ -159,7 +159,7 @@ def copy_optimizer(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
 
 
 def _with_inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
-    """Return the optimizer, followed by all optimizers that it wraps, directly or through another one."""
+    """Return the optimizer, then all optimizers that it wraps (has in an attribute), directly or through another one."""
     found = [optimizer]
     for outer in found:  # the list grows during the loop
         inner = [item for value in vars(outer).values() for item in _items(value) if isinstance(item, Optimizer)]
@@ -168,12 +168,12 @@ def _with_inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def _items(value: Any) -> Iterable[Any]:
-    """Return the values of a dict, the items of a list or tuple, or the value itself."""
+    """Return the values of a dict, the items of a list or tuple, and for anything else the tuple of that one object."""
     return value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _stepped_tensors(optimizer: Optimizer) -> list[Tensor]:
-    """Return the tensors that an optimizer steps: those in its groups and in list attributes (LBFGS keeps such a list)."""
+    """Return the tensors that an optimizer may update: those in its groups and in attributes that are lists (LBFGS)."""
     lists = []
     for each in _with_inner_optimizers(optimizer):
         lists += [group["params"] for group in each.param_groups]
@@ -182,7 +182,7 @@ def _stepped_tensors(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _copy_attributes(target: Optimizer, optimizer: Optimizer, memo: dict[int, Any]) -> None:
-    """Copy the attributes of `optimizer` to `target`, with empty hooks; `memo` maps ids of originals to existing copies."""
+    """Copy the attributes of `optimizer` to `target`, without hooks. `memo`: {id(original): copy}, as of `copy.deepcopy`."""
     # A scheduler sets `optimizer.step` to a function that is bound to the real optimizer.
     attributes = {name: value for name, value in vars(optimizer).items() if name != "step" and not name.endswith("_hooks")}
     for name, value in attributes.items():
@@ -198,10 +198,10 @@ def _copy_attributes(target: Optimizer, optimizer: Optimizer, memo: dict[int, An
 
 
 def step_copy(optimizer: Optimizer, with_closure: bool = False) -> None:
-    """Step a copied optimizer from its current gradients, without calling hooks.
+    """Step a copied optimizer with its current gradients, without calling hooks.
 
-    A closure, if wanted or required, sets these gradients and returns a first-order approximation of the loss, so that a
-    line search sees the loss decrease.
+    `with_closure`: call `step` with a closure, as is always done if `step` requires one. It sets these gradients and returns
+    a linear approximation of the loss, so that a line search sees the loss decrease.
     """
     class_step: Any = type(optimizer).step
     if getattr(class_step, "hooked", False):  # torch's wrapper would call the hooks registered for all optimizers
@@ -214,7 +214,7 @@ def step_copy(optimizer: Optimizer, with_closure: bool = False) -> None:
 
 
 def is_nested_step(optimizer: Optimizer) -> bool:
-    """Whether the calling step hook runs for a `super().step()` inside an overridden `step`: torch calls hooks for both."""
+    """Return whether the calling step hook runs for a `super().step()` in an overridden `step`: torch calls it for both."""
     step_code = getattr(type(optimizer).step, "__code__", None)
     frame: FrameType | None = sys._getframe(1)
     count = 0
@@ -225,7 +225,7 @@ def is_nested_step(optimizer: Optimizer) -> bool:
 
 
 def _first_order_closure(optimizer: Optimizer) -> Callable[[], Tensor]:
-    """Return a closure that sets the current gradients again and returns the sum of gradient * (parameter - start)."""
+    """Return a closure that restores the present gradients and returns the sum of gradient * (parameter - present value)."""
     starts = [(p, p.detach().clone(), p.grad.clone()) for p in _stepped_tensors(optimizer) if p.grad is not None]
 
     @torch.no_grad()
@@ -239,7 +239,7 @@ def _first_order_closure(optimizer: Optimizer) -> Callable[[], Tensor]:
 
 
 def gradient_kind(parameter: Tensor) -> str:
-    """Return what the gradient of a parameter is: `none`, `zero` (all its elements are 0) or `present`."""
+    """Return `none` if a parameter's `.grad` is None, `zero` if all elements of it are 0, otherwise `present`."""
     if parameter.grad is None:
         return "none"
     values = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
@@ -247,14 +247,14 @@ def gradient_kind(parameter: Tensor) -> str:
 
 
 def _set_learning_rates(lrs: list[float], optimizer: Optimizer) -> None:
-    """Set the learning rate of each parameter group, by position."""
+    """Set the learning rate of each parameter group to the one at its position in `lrs`, except where that is NaN."""
     for group, lr in zip(optimizer.param_groups, lrs, strict=True):
         if lr == lr:  # NaN stands for a group without a learning rate
             group["lr"] = lr
 
 
 def _zero_weight_decay(optimizer: Optimizer) -> None:
-    """Set all options for weight decay to 0."""
+    """Set all options for weight decay to 0, in the groups, defaults and attributes of an optimizer and those it wraps."""
     for each in _with_inner_optimizers(optimizer):
         for options in (*each.param_groups, each.defaults, vars(each)):
             for name in options:
@@ -263,23 +263,23 @@ def _zero_weight_decay(optimizer: Optimizer) -> None:
 
 
 def _clear_state(optimizer: Optimizer) -> None:
-    """Remove the optimizer state, and zero tensors that are kept in attributes instead."""
+    """Remove all optimizer state, and set to zero the tensors that optimizers keep in attributes instead."""
     for each in _with_inner_optimizers(optimizer):
         each.state.clear()
     _zero_attribute_tensors(optimizer)
 
 
 def _zero_state(optimizer: Optimizer) -> None:
-    """Zero the tensors and numbers in the optimizer state, and tensors that are kept in attributes instead."""
+    """Set to zero, in place, the tensors and numbers in the optimizer state, and tensors kept in attributes instead."""
     for each in _with_inner_optimizers(optimizer):
         _zero_nested(each.state)
     _zero_attribute_tensors(optimizer)
 
 
 def _zero_attribute_tensors(optimizer: Optimizer) -> None:
-    """Zero tensors that are attributes of the optimizer, such as a momentum buffer, except its parameters.
+    """Set to zero the tensors that are attributes of the optimizer, such as a momentum buffer, but not its parameters.
 
-    Tensors without a dimension are kept, because they are probably a learning rate or a step count.
+    Tensors without a dimension stay as they are, because they are probably a learning rate or a step count.
     """
     optimizers = _with_inner_optimizers(optimizer)
     parameter_ids = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
@@ -290,7 +290,7 @@ def _zero_attribute_tensors(optimizer: Optimizer) -> None:
 
 
 def _zero_nested(value: Any) -> Any:
-    """Set all tensors and numbers in nested dicts and lists to 0, in place; return the new value."""
+    """Set all tensors and numbers in nested dicts and lists to 0, in place; return the value, or 0 for a number."""
     if isinstance(value, Tensor):
         value.detach().zero_()
     elif isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Turn what was observed of a tensor into its verdict and cause. Pure functions."""
+"""Turn what was observed of a tensor into its verdict (one word for how it changed) and its cause. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from runner.contract import VERDICTS, IdleCause, LeakCause, Row, RunVerdict, Ten
 
 @dataclass
 class Evidence:
-    """What the audit has observed of one tensor.
+    """What the audit has observed of one tensor, so far. Bits are compared after some of the steps only.
 
     Attributes:
-        differed: whether its bits differed from the initial ones after at least one of the steps that were compared.
-        gradients: the kinds of its gradient (`none`, `zero`, `present`) after those steps, until it first differed.
-        lrs: the learning rates of its parameter group after the same steps.
-        cause: why it leaked, found by watching the step that changed it; empty if that is not known.
-        fallback_cause: why it leaked, found by replaying a step after the change was noticed; used if `cause` is empty.
+        differed: whether its bits differed from the initial ones after at least one of these steps.
+        gradients: the kinds of gradient (`none`, `zero`, `present`) that it had after these steps, until it first differed.
+        lrs: the learning rates that its parameter group had at the same times.
+        cause: why it changed although it is frozen, found by watching a step in which it changed; empty if not known.
+        fallback_cause: the same, found by repeating on copies a step that had already ended; used if `cause` is empty.
         why_unknown: why no cause could be found; empty if nothing failed.
     """
 
@@ -32,9 +32,11 @@ class Evidence:
 
 
 def verdict(kind: TensorKind, frozen: bool, moved: bool, differed: bool) -> Verdict:
-    """Return the verdict of one parameter or buffer.
+    """Return one word for how a parameter or buffer changed.
 
-    `frozen`: it was declared frozen. `moved`: its bits differ at the end. `differed`: they differed after an earlier step.
+    `frozen`: it was declared frozen. `moved`: a bit differs from the initial value at the end. `differed`: a bit differed
+    after an earlier step. Frozen tensors: `leaked` if moved, otherwise `held`. Other parameters: `trained` or `idle`; other
+    buffers: `drifted` or `still`. Frozen tensors and parameters that only differed in between: `returned`.
     """
     if kind == "buffer" and not frozen:
         return "drifted" if moved or differed else "still"
@@ -46,9 +48,10 @@ def verdict(kind: TensorKind, frozen: bool, moved: bool, differed: bool) -> Verd
 
 
 def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) -> IdleCause:
-    """Return why no bit of a trainable parameter changed.
+    """Return why no bit of a parameter changed although it was not frozen, such as `no_gradient` or `lr_zero`.
 
-    `optimizer_known`: the audit was given an optimizer. `in_optimizer`: one of its groups has the parameter.
+    `evidence`: its gradients and learning rates. `optimizer_known`: whether the audit was given an optimizer.
+    `in_optimizer`: whether such an optimizer has the parameter. `rounded_away`: the updates were too small for the dtype.
     """
     if optimizer_known and not in_optimizer:
         return "not_in_optimizer"
@@ -64,17 +67,20 @@ def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) ->
 
 
 def run_verdict(rows: Iterable[Row]) -> RunVerdict:
-    """Return `leaked` if any tensor that was declared frozen leaked, otherwise `held`."""
+    """Return the verdict of a whole run: `leaked` if any frozen tensor differs at the end, otherwise `held`."""
     return "leaked" if any(row["verdict"] == "leaked" for row in rows) else "held"
 
 
 def violates_strict(verdict_counts: Mapping[str, int]) -> bool:
-    """Whether `strict=true` fails a run with these counts: a frozen tensor leaked, or a trainable one stayed idle."""
+    """Return whether a run fails under `strict=true`: a frozen tensor changed, or a trainable parameter did not.
+
+    `verdict_counts`: {verdict: number of tensors that have it}.
+    """
     return verdict_counts["leaked"] + verdict_counts["idle"] > 0
 
 
 def count_verdicts(rows: Iterable[Row]) -> dict[str, int]:
-    """Return how many rows have each verdict; verdicts that no row has count 0."""
+    """Return {verdict: number of rows with it} for all verdicts; those that no row has count 0."""
     count: dict[str, int] = dict.fromkeys(VERDICTS, 0)
     for row in rows:
         count[row["verdict"]] += 1
@@ -82,7 +88,7 @@ def count_verdicts(rows: Iterable[Row]) -> dict[str, int]:
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """Return the value, or None if it is NaN, infinite, or an integer too large for a float."""
+    """Return the value if it is a finite number; None if it is None, NaN, infinite, or an integer too large for a float."""
     try:
         return value if value is not None and math.isfinite(value) else None
     except OverflowError:

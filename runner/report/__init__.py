@@ -1,1 +1,1 @@
-"""Run folders -> tables, figures and one HTML page. Only reads files: never executes what is in them or imports torch."""
+"""Turn run folders into tables, figures and one HTML page. Never imports torch or executes what the folders contain."""

@@ -1,4 +1,4 @@
-"""`python -m runner.report DIR... [-o FILE]`: a table and a page from any run folders, also old ones and other machines'."""
+"""`python -m runner.report DIR... [-o FILE]`: make a table and an HTML page from run folders of any age and machine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ from runner.runs.text import counted, printable
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ConfigError, so that its errors are one line like all others."""
+    """An argument parser that raises ConfigError instead of exiting, so that a wrong argument is reported in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise ConfigError with `message` and the usage."""
         raise ConfigError(f"{message} (usage: python -m runner.report DIR... [-o FILE])")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 if the page is written, 2 if an argument is wrong."""
+    """Make the table and the page, and return the exit code.
+
+    0: the page is written. 1: the reader of stdout is gone. 2: an argument is wrong. 130: interrupted.
+    `arguments`: without the program's name; None means those of the process.
+    """
     try:
         parsed = parse_arguments(arguments)
         write_report([Path(text) for text in parsed.folders], Path(parsed.out))
@@ -42,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line: `folders` and `out`; raises ConfigError if it is wrong."""
+    """Return the parsed arguments: `folders` (a list of texts) and `out` (the path of the page).
+
+    Raises ConfigError if an argument is wrong.
+    """
     parser = Parser(prog="python -m runner.report", description="One table and one page from any run folders.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, a sweep folder, or any folder above these")
     parser.add_argument("-o", "--out", default=PAGE, metavar="FILE", help=f"where to write the page (default: ./{PAGE})")
@@ -50,7 +58,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Print the comparison table of the runs below `folders`, and write their page to `out`.
+    """Find the runs in and below `folders`, print a table with a row per run, and write the HTML page to `out`.
 
     Raises ConfigError if a folder does not exist, no run is found, or `out` cannot be written.
     """
@@ -82,7 +90,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 
 
 def check_page_path(out: Path) -> None:
-    """Raise ConfigError if the page cannot be written to `out`, or a file that is not our page is there."""
+    """Raise ConfigError if no page can be written to `out`, or if a file is there that freeze-runner did not write."""
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; give -o a file, such as {out / PAGE}")
     if not out.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Runs -> `comparison.csv` (a row per run), `failures.csv`, the joined `changes.csv`, and a table for the terminal."""
+"""Make a sweep's CSV files (`comparison.csv`, `failures.csv` and `changes.csv`) and a comparison table for the terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ MAX_PRINTED_RUNS = 200
 
 
 def comparison_table(runs: Sequence[Run]) -> DataFrame:
-    """`comparison.csv`, one row per run: label, swept overrides, status, verdict, counts, losses, costs."""
+    """Return the content of `comparison.csv`, one row per run.
+
+    Columns: the run's label, the overrides in which the runs differ, status, reason, verdict (`held`, `leaked`), the
+    number of tensors with each verdict, first and last loss, whether the trainable parameters have the bits of
+    the `requires_grad` run, costs.
+    """
     keys = swept_keys(runs)
     trained_parts = compare_trained_parts({run.label: run.record for run in runs})
     costs = costs_by_run(runs)
@@ -50,7 +55,7 @@ def comparison_table(runs: Sequence[Run]) -> DataFrame:
 
 
 def failures_table(runs: Sequence[Run]) -> DataFrame:
-    """`failures.csv`, one row per run that did not finish: status, reason, path of its log, overrides."""
+    """Return the content of `failures.csv`: label, status, reason, path of the log and overrides of each unfinished run."""
     rows = [
         {
             "run": run.label,
@@ -66,7 +71,10 @@ def failures_table(runs: Sequence[Run]) -> DataFrame:
 
 
 def write_joined_changes(runs: Sequence[Run], target: Path) -> None:
-    """Write the `changes.csv` rows of all runs to `target`, with a first column `run`; unknown columns come last."""
+    """Write the rows of the `changes.csv` of all runs (a row per parameter or buffer) into the one CSV file `target`.
+
+    The first column, `run`, is the run's label. Columns that this version does not know come last.
+    """
     with_tables = [run for run in runs if run.record["status"] in STATUSES_WITH_TABLES]
     unknown: dict[str, None] = {}
     for run in with_tables:
@@ -81,7 +89,10 @@ def write_joined_changes(runs: Sequence[Run], target: Path) -> None:
 
 
 def print_comparison(comparison: DataFrame, console: Console) -> None:
-    """Print the comparison table; of more than MAX_PRINTED_RUNS runs, only those that did not hold."""
+    """Print a table with a row per run, then why runs failed; `comparison` is what `comparison_table` returns.
+
+    If there are more than MAX_PRINTED_RUNS, runs are left out that finished with every frozen bit unchanged (`held`).
+    """
     rows = comparison.to_dict("records")
     fixed = {"run", *OUTCOME_COLUMNS, *COSTS}
     keys = [column for column in comparison.columns if column not in fixed] or ["run"]
@@ -110,16 +121,19 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
 
 
 def cost_cells(cost: Mapping[Any, Any]) -> tuple[str, str, str]:
-    """GFLOP per step, its share of the unfrozen baseline, and MiB saved for backward; empty where unknown."""
+    """Return three texts: GFLOP per step, their percentage of the run with nothing frozen, MiB saved for backward.
+
+    `cost` has the keys of `contract.COSTS`. A text is empty if its number is unknown.
+    """
     return in_gflop(total_flops(cost)), in_percent(cost.get("flops_share")), in_mib(cost.get("saved_bytes"))
 
 
 def _outcome(row: dict[Any, Any]) -> str:
-    """The outcome of the run of a row."""
+    """Return the run's verdict (`held`, `leaked`) if it finished, else its status; `row`: of the comparison table."""
     return outcome_of(row["status"], row["verdict"])
 
 
 def _first_row(run: Run) -> list[dict[str, str]]:
-    """The first row of a run's `changes.csv`, in a list; an empty list if there is none."""
+    """Return a list that contains only the first row of a run's `changes.csv`, or nothing if there is no row."""
     row = next(read_rows(run.folder / CHANGES, ("name",), []), None)
     return [] if row is None else [row]

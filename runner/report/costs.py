@@ -1,4 +1,4 @@
-"""Compare what runs cost: shares of the unfrozen baseline, and the cheapest methods."""
+"""Compare what runs cost: their shares of the run with nothing frozen (`method=none`), and the cheapest methods."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ UNFROZEN_TARGET = "runner.methods.none.NoMethod"
 
 
 def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
-    """The cost figures of each run, by label, with the same keys in the same order for all; empty if no run has any.
+    """Return {run label: {name in `contract.COSTS`: value}}; all runs have the same names, or none if no run has costs.
 
-    A share is computed from the run with an equal config and `method=none`; without such a run it is the run's own
-    prediction.
+    A `_share` is a cost divided by that of the run with nothing frozen (`method=none`) and otherwise the same config.
+    Without such a run, it is the share that the run itself recorded.
     """
     unfrozen = {(run.record["setting"], run.record["buffers"]): run.record["cost"] for run in runs if _is_unfrozen(run)}
     found: dict[str, Cost] = {}
@@ -41,19 +41,22 @@ def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
 
 
 def total_flops(cost: Mapping[str, Any]) -> float | None:
-    """The FLOPs of forward plus backward; None if one of them is missing."""
+    """Return the FLOPs of forward and backward added up, or None if `cost` lacks one of the two."""
     parts = [cost.get(key) for key in FLOPS_KEYS]
     return sum(parts) if all(isinstance(part, (int, float)) for part in parts) else None  # type: ignore[arg-type]
 
 
 def _is_unfrozen(run: Run) -> bool:
+    """Return whether a run finished and used `method=none`, which freezes nothing."""
     return run.finished and run.record["method"].get("_target_") == UNFROZEN_TARGET
 
 
 def cheapest_methods(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], str] | None:
-    """The methods with the fewest FLOPs (then saved, gradient and optimizer state bytes), and their cost as a text.
+    """Return the names of the cheapest methods (several if equal) and their cost as a text, or None if none can be compared.
 
-    Compares means over the settings in which every method ran with FLOPs counted; returns None if there is no such setting.
+    `methods`: {method name: its runs}. Compared are the FLOPs of a step; if these are equal, the bytes saved for backward,
+    then the bytes of gradients, then those of optimizer state. Each is a mean over the runs that every method has with the
+    same other overrides, and whose FLOPs were counted.
     """
     costs = {method: _costs_by_overrides(runs) for method, runs in methods.items()}
     shared = set.intersection(*(set(by_setting) for by_setting in costs.values())) if costs else set()
@@ -71,7 +74,11 @@ def cheapest_methods(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], s
 
 
 def _costs_by_overrides(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[float, ...]]:
-    """(FLOPs, then the figures of BYTES_KEYS) by the run's overrides without those of the method."""
+    """Return {overrides: costs} for the runs of one method whose FLOPs were counted.
+
+    Overrides are sorted `key=value` texts, without those of the method, so that runs of two methods can be matched.
+    Costs are four numbers: FLOPs, then bytes saved for backward, of gradients, of optimizer state (0 if not measured).
+    """
     found = {}
     for run in runs:
         cost = run.record["cost"]

@@ -1,4 +1,4 @@
-"""Find the run folders below some folders, and label each with a path that no other run has."""
+"""Find the folders of runs in and below given folders, and give each a label that no other run has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from runner.runs.read import is_run_folder
 
 @dataclass
 class FoundRuns:
-    """Run folders by label, the number of folders of other Hydra projects, and a line for each folder that is unreadable."""
+    """What was found below some folders.
+
+    Attributes:
+        folders: {label: folder} for each run.
+        foreign: the number of folders that Hydra made for other projects.
+        problems: a line for each folder that could not be read.
+    """
 
     folders: dict[str, Path] = field(default_factory=dict)
     foreign: int = 0
@@ -22,7 +28,7 @@ class FoundRuns:
 
 
 def find_runs(tops: Sequence[Path]) -> FoundRuns:
-    """Find every run folder at or below `tops`, at any depth, each once.
+    """Return the run folders in and below `tops`, at any depth; a folder reached by several paths counts once.
 
     Raises ConfigError if one of `tops` is not a folder.
     """
@@ -44,9 +50,10 @@ def find_runs(tops: Sequence[Path]) -> FoundRuns:
 
 
 def _walk(top: Path, found: FoundRuns) -> Iterator[Path]:
-    """Yield `top` and the folders below it, except those whose name begins with a dot."""
+    """Yield `top` and all folders below it, except names with a leading dot; add unreadable ones to `found.problems`."""
 
     def record_problem(error: OSError) -> None:
+        """Add a line to `found.problems` about a folder that could not be listed."""
         found.problems.append(f"{error.filename}: {error.strerror}")
 
     for path, subfolders, _ in os.walk(top, onerror=record_problem):
@@ -55,7 +62,10 @@ def _walk(top: Path, found: FoundRuns) -> Iterator[Path]:
 
 
 def _label(folder: Path, top: Path, found: FoundRuns) -> str:
-    """The path relative to `top`; if another run has that label, with the name of `top` in front, or else the full path."""
+    """Return a label for the run in `folder` that no run in `found` has.
+
+    Tried in turn: the path relative to `top`, that path with the name of `top` in front, and the path as given.
+    """
     relative = folder.relative_to(top).as_posix() if folder != top else folder.resolve().name
     candidates = relative, f"{top.resolve().name}/{relative}", folder.as_posix()
     return next(label for label in candidates if label not in found.folders)

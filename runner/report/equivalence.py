@@ -1,4 +1,4 @@
-"""Compare the trainable part of each run, bit by bit, with that of the same run under `requires_grad`."""
+"""Compare the trainable parameters at the end of each run, bit by bit, with those of the same run under `requires_grad`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ COUPLING_TEXTS = {
 
 
 def compare_trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str, str]]:
-    """For each run, by label: (`identical` or `differs`, the reason); both are empty if the run has no baseline.
+    """Return {run label: (word, reason)}: do the run's trainable parameters end with the same bits as under `requires_grad`?
 
-    The baseline is the run of `requires_grad` with an otherwise equal config; if there is none, one that also differs in
-    `freeze.buffers`.
+    The word is `identical` or `differs`; the reason says why they differ. Both are empty if they cannot be compared.
+    Each run is compared with the run of `requires_grad` that has otherwise the same config; if there is none, with one
+    whose `freeze.buffers` differs too. `records`: {run label: the content of its `run.json`}.
     """
     baselines: dict[tuple[str, str], Record] = {}
     for record in records.values():
@@ -38,6 +39,7 @@ def compare_trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str,
 
 
 def _is_baseline(record: Record) -> bool:
+    """Return whether others are compared with this run: a finished one of `requires_grad`, without its option `clean`."""
     method = record.get("method", {})
     if method.get("_target_") != BASELINE_TARGET or method.get("clean"):
         return False
@@ -46,7 +48,7 @@ def _is_baseline(record: Record) -> bool:
 
 
 def _why_different(record: Record, baseline: Record) -> str:
-    """The reason why the trained bits differ, or `unknown`."""
+    """Return why a run's trainable parameters differ from those of `baseline`, its `requires_grad` run; or `unknown`."""
     if record["verdict"] == "leaked":
         return "the frozen part leaked"
     if baseline["verdict"] == "leaked":

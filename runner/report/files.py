@@ -1,4 +1,4 @@
-"""Write the tables, the page and the heatmap of a sweep, and the page of a single run."""
+"""Write the files of the report: CSV tables, HTML page and heatmap for a sweep, the HTML page for a single run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 
 def write_sweep_files(sweep: Path) -> DataFrame:
-    """Write a sweep's tables, page and heatmap, all read from its run folders; returns the comparison table.
+    """Write the CSV tables, HTML page and heatmap into the folder `sweep`; return the content of `comparison.csv`.
 
-    A file that this project did not write is not overwritten; a line on stderr says so.
+    All data are read from the run folders in `sweep`. A file that freeze-runner did not write is not overwritten; a line on
+    stderr says so.
     """
     from runner.report.comparison import comparison_table, failures_table, write_joined_changes  # imports pandas
 
@@ -44,7 +45,7 @@ def write_sweep_files(sweep: Path) -> DataFrame:
 
 
 def write_run_page(folder: Path) -> None:
-    """Write the page of one run into its folder."""
+    """Write the HTML page of the run in `folder` into that folder."""
     html = build_page([read_run(folder)], printable(folder.resolve().name))
     _write(folder / PAGE, lambda path: _write_text(path, html))
 
@@ -52,7 +53,11 @@ def write_run_page(folder: Path) -> None:
 def build_page(
     runs: Sequence[Run], title: str, svg: str | None = None, heatmap: Heatmap | None = None, problems: Sequence[str] = ()
 ) -> str:
-    """The HTML page of some runs, with its figures; `svg` and `heatmap` are given if the heatmap is already drawn."""
+    """Return the HTML page about `runs`, with a heatmap (of several runs) and the loss curves.
+
+    `svg`, `heatmap`: the drawn heatmap and its data if the caller has them; otherwise they are made here.
+    `problems`: lines about folders that could not be read.
+    """
     pictures = {}
     if len(runs) > 1 and (heatmap := heatmap or build_heatmap(runs)):
         svg = svg or draw.as_svg(draw.draw_heatmap(heatmap), *heatmap_texts(heatmap))
@@ -65,13 +70,16 @@ def build_page(
 
 
 def heatmap_texts(heatmap: Heatmap) -> tuple[str, str]:
-    """The heatmap's title and description, for readers who cannot see it."""
+    """Return (title, description) of the heatmap, which the SVG offers to readers who cannot see the picture."""
     size = f"{len(heatmap.rows)} rows of parameters and buffers, {len(heatmap.columns)} columns of runs"
     return "How far each parameter moved in each run", f"{size}. {heatmap.caption} Marks: {', '.join(MARKS.values())}."
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path and rename the result to `path`, unless a file of somebody else is there."""
+    """Write the file `path`: `write` fills a temporary file, which is then renamed.
+
+    If a file is there that freeze-runner did not write, print a line on stderr instead.
+    """
     if may_overwrite(path, path.name):
         write_atomically(path, write)
     else:
@@ -79,4 +87,5 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, without changing its line ends on any system."""
     path.write_bytes(text.encode())

@@ -1,4 +1,4 @@
-"""Order, name and group runs: by the overrides in which they differ, by method, and by everything but the seed."""
+"""Sort, name and group runs. An override is a `key=value` of the command line; a key is swept if its value differs."""
 
 from __future__ import annotations
 
@@ -13,36 +13,40 @@ OUTCOMES = ("leaked", "failed", "interrupted", "skipped", "finished", "held")  #
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ only in the seed."""
+    """Runs that differ only in the seed; `name` is made from the override values in which the group differs from others."""
 
     name: str
     runs: list[Run]
 
     @property
     def outcome(self) -> str:
-        """The worst outcome of its runs."""
+        """The worst outcome of the group's runs, by the order of OUTCOMES."""
         found = {run.outcome for run in self.runs}
         return next((outcome for outcome in OUTCOMES if outcome in found), "finished")
 
 
 def overrides_by_key(run: Run) -> dict[str, str]:
-    """A run's overrides as {key: value}, without keys that only say where and how it runs (`contract.NOT_HASHED`)."""
+    """Return a run's command-line overrides as {key: value}.
+
+    Keys that only say where and how the run is carried out, such as `timeout`, are left out (`contract.NOT_HASHED`).
+    """
     overrides = (text.partition("=") for text in run.record["overrides"])
     return {key: value for key, _, value in overrides if key.lstrip("+~").split(".")[0] not in NOT_HASHED}
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
-    """The override keys whose values differ between the runs; for a single run, all its keys."""
+    """Return the override keys whose values differ between the runs; for a single run, all its override keys."""
     overrides = [overrides_by_key(run) for run in runs]
     keys = dict.fromkeys(key for values in overrides for key in values)
     return [key for key in keys if len(runs) == 1 or len({values.get(key) for values in overrides}) > 1]
 
 
 def sort_runs(runs: Sequence[Run]) -> list[Run]:
-    """The runs sorted by the values of their swept keys, numbers as numbers, then by label."""
+    """Return the runs sorted by the override values in which they differ (numbers by size), then by label."""
     keys = swept_keys(runs)
 
     def sort_key(run: Run) -> list[tuple[float, str]]:
+        """Return what to sort a run by: a pair for each override value in which the runs differ, and one for the label."""
         values = overrides_by_key(run)
         return [_number_or_text(text) for text in (*(values.get(key, "") for key in keys), run.label)]
 
@@ -50,7 +54,10 @@ def sort_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def short_names(runs: Sequence[Run]) -> dict[str, str]:
-    """A short name for each run, by label: the values of its swept keys, or the label if these are not unique."""
+    """Return {run label: short name}.
+
+    The name is made from the override values in which the runs differ; it is the label if another run has the same name.
+    """
     keys = swept_keys(runs)
     short = {}
     for run in runs:
@@ -65,7 +72,7 @@ def short_names(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
-    """The runs grouped by their overrides without the seed; a run without overrides is a group of its own."""
+    """Return groups of runs whose overrides are equal except for the seed; a run without overrides is a group of its own."""
     keys = [key for key in swept_keys(runs) if key != "seed"]
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
@@ -80,7 +87,10 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
 
 
 def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs by method name; if a method ran with different options, its name is followed by these options."""
+    """Return {method name: its runs}.
+
+    A method that ran with several values of an option appears once per value, with a name like `zero_lr guard=true`.
+    """
     nodes = {run.label: run.record["method"] for run in runs}
     option_values: dict[str, dict[str, set[str]]] = {}
     for node in nodes.values():
@@ -96,13 +106,16 @@ def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def method_of(run: Run) -> str:
-    """The name of a run's method; taken from its overrides if its record is too old to have it."""
+    """Return the name of a run's method.
+
+    It is taken from `run.json`, or from the overrides if an old version wrote the file without it.
+    """
     target = str(run.record["method"].get("_target_", ""))
     return method_name(target) or overrides_by_key(run).get("method", "") or "an unknown method"
 
 
 def _number_or_text(value: str) -> tuple[float, str]:
-    """A sort key: numbers by size, then texts by letter."""
+    """Return a pair to sort a text by: numbers come first, in order of size, then all other texts, in order of letters."""
     try:
         return float(value), ""
     except ValueError:
@@ -110,4 +123,5 @@ def _number_or_text(value: str) -> tuple[float, str]:
 
 
 def _yaml_text(value: object) -> str:
+    """Return a value as a text; True, False and None in lower case."""
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

@@ -1,4 +1,4 @@
-"""Whether a file was written by this project: the report never overwrites anybody else's file."""
+"""Tell whether a file was written by freeze-runner, so that the report never overwrites any other file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ SIGNATURES = {
 
 
 def may_overwrite(path: Path, name: str) -> bool:
-    """Return True if no file is at `path`, or it is empty, or it carries the signature of the output file `name`."""
+    """Return whether `path` may be written: no file is there, or an empty one, or one that freeze-runner wrote.
+
+    `name`: the standard name of the output file, such as `report.html`, which decides the text that marks it as ours.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(2000).decode("utf-8", "replace")

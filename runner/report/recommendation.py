@@ -1,4 +1,4 @@
-"""The report's summary in words: which methods held, which leaked and why, and which one to use. Pure functions."""
+"""Write the report's summary: with which methods frozen tensors kept every bit, why not with others, which to use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from runner.runs.read import Run
 from runner.runs.text import changed_buffers, counted
 
 Findings = list[tuple[str, list[str]]]
-"""(heading, lines) pairs, in the order of the page."""
+"""Pairs (heading, the lines below it), in the order of the page."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A headline, the sentence that explains it, and the findings."""
+    """The summary at the top of the page: a headline, a sentence that explains it (`lead`), and lines under headings."""
 
     headline: str
     lead: str
@@ -29,7 +29,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class MethodResults:
-    """The runs of one method. `trained_parts` is the result of `compare_trained_parts`, for all runs of the report."""
+    """The runs of one method; `trained_parts` is what `compare_trained_parts` returns for all runs of the report."""
 
     method: str
     runs: list[Run]
@@ -37,47 +37,50 @@ class MethodResults:
 
     @property
     def finished(self) -> list[Run]:
-        """The runs that finished and had something frozen."""
+        """The runs that finished and in which something was declared frozen."""
         return [run for run in self.runs if run.finished and has_frozen(run)]
 
     @property
     def leaked(self) -> list[Run]:
-        """The finished runs in which something frozen leaked."""
+        """The finished runs that ended with a changed bit in a frozen tensor."""
         return [run for run in self.finished if run.record["verdict"] == "leaked"]
 
     @property
     def held(self) -> bool:
-        """Whether at least one run finished and none of the finished ones leaked."""
+        """Whether at least one run finished, and in all finished runs the frozen tensors ended with every bit unchanged."""
         return bool(self.finished) and not self.leaked
 
     @property
     def complete(self) -> bool:
-        """Whether every run finished."""
+        """Whether every run of the method finished."""
         return all(run.finished for run in self.runs)
 
     @property
     def returned(self) -> bool:
-        """Whether a frozen tensor moved and was put back in some run."""
+        """Whether in some finished run a frozen tensor changed for a while and then got its old bits back."""
         return any(run.record["counts"]["returned"] for run in self.finished)
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the method is `requires_grad`."""
+        """Whether the method is `requires_grad`, with whose runs those of other methods are compared."""
         return bool(self.runs[0].record["method"].get("_target_") == BASELINE_TARGET)
 
     def with_trained_part(self, word: str) -> list[Run]:
-        """The finished runs whose trainable part is `identical` to the baseline's, or `differs` from it."""
+        """Return the finished runs whose trained parameters are bit by bit those of `requires_grad`, or are not.
+
+        `word`: `identical` for the former, `differs` for the latter.
+        """
         return [run for run in self.finished if self.trained_parts[run.label][0] == word]
 
 
 def has_frozen(run: Run) -> bool:
-    """Whether anything was declared frozen; True if the record has no counts."""
+    """Return whether the run declared anything frozen; True if its `run.json` does not count the tensors."""
     counts = run.record["counts"]
     return any(counts[verdict] for verdict in ("held", "returned", "leaked")) or not any(counts.values())
 
 
 def summarize_runs(runs: Sequence[Run]) -> Summary:
-    """The summary of several runs."""
+    """Return the summary of several runs: which method to use and why, and what happened with each method."""
     trained_parts = compare_trained_parts({run.label: run.record for run in runs})
     results = [MethodResults(method, members, trained_parts) for method, members in group_by_method(runs).items()]
     if not any(result.finished for result in results):
@@ -89,7 +92,7 @@ def summarize_runs(runs: Sequence[Run]) -> Summary:
 
 
 def recommend(results: Sequence[MethodResults]) -> tuple[str, str]:
-    """(headline, lead): use the cheapest of the best methods that held; with equal or unknown costs, `requires_grad`."""
+    """Return (headline, why): use the cheapest of `best_methods`, or `requires_grad` if costs do not decide."""
     if len(results) == 1:
         return _single_method(results[0])
     held = [result for result in results if result.held]
@@ -116,7 +119,7 @@ def recommend(results: Sequence[MethodResults]) -> tuple[str, str]:
 
 
 def best_methods(held: Sequence[MethodResults]) -> list[MethodResults]:
-    """The methods that meet the strictest condition that any of `held` meets; the conditions go from strict to loose."""
+    """Return the methods that pass the strictest test that any of them passes; all in `held` kept every frozen bit."""
     for condition in (
         lambda result: result.complete and not result.with_trained_part("differs") and not result.returned,
         lambda result: result.complete and not result.with_trained_part("differs"),
@@ -129,7 +132,7 @@ def best_methods(held: Sequence[MethodResults]) -> list[MethodResults]:
 
 
 def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findings:
-    """The findings about several runs; headings without a line are left out."""
+    """Return (heading, lines) pairs about several runs, such as (`Leaked`, a line per method); `results`: one per method."""
     idle = [run for run in runs if run.finished and run.record["counts"]["idle"]]
     idle_line = f"something trainable did not move in {counted(len(idle), 'run')}: {list_causes(idle, 'idle')}"
     findings: Findings = [
@@ -144,13 +147,13 @@ def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findi
 
 
 def list_causes(runs: Sequence[Run], verdict: str) -> str:
-    """The causes of the tensors with this verdict, as a text, the most frequent first."""
+    """List why tensors are `leaked` (frozen, but changed) or `idle` (trainable, but unchanged), the most frequent first."""
     count = Counter(row.cause or "unknown" for run in runs for row in run.tensors if row.verdict == verdict)
     return listed([cause.replace("|", " with ") for cause, _ in count.most_common()]) or "cause not recorded"
 
 
 def distinguishing_overrides(picked: Sequence[Run], runs: Sequence[Run]) -> str:
-    """The override values of `picked`, for each swept key of which `runs` have further values; `key=a|b, key2=c`."""
+    """Return the override values of `picked`, such as `clip=1.0, freeze=fc|head`, for keys where `runs` have more values."""
     texts = []
     for key in swept_keys(runs):
         values, all_values = ({overrides_by_key(run).get(key, "") for run in part} for part in (picked, runs))
@@ -160,7 +163,7 @@ def distinguishing_overrides(picked: Sequence[Run], runs: Sequence[Run]) -> str:
 
 
 def _single_method(result: MethodResults) -> tuple[str, str]:
-    """(headline, lead) if all runs have the same method: whether it held."""
+    """Return (headline, explaining sentence) about the only method in the report: whether it kept every frozen bit."""
     if result.held:
         return f"{result.method} held", f"It kept every frozen bit in {_finished_text(result)}."
     overrides = distinguishing_overrides(result.leaked, result.finished)
@@ -169,7 +172,7 @@ def _single_method(result: MethodResults) -> tuple[str, str]:
 
 
 def _no_method_held(results: Sequence[MethodResults]) -> tuple[str, str]:
-    """(headline, lead) if every method leaked in some run: the method that held in the largest share of its runs."""
+    """Return (headline, explaining sentence) if no method always kept frozen bits: the one that did so most often."""
     candidates = [result for result in results if result.method != "none"]
     if not any(len(result.finished) > len(result.leaked) for result in candidates):
         return "No method held", "Each leaked in all of its runs; the causes are below."
@@ -179,6 +182,7 @@ def _no_method_held(results: Sequence[MethodResults]) -> tuple[str, str]:
 
 
 def _held_lines(results: Sequence[MethodResults]) -> list[str]:
+    """Return a line on the methods that never changed a frozen bit, and one on those that put changed bits back."""
     unmoved = [result.method for result in results if result.held and not result.returned]
     returned = [result.method for result in results if result.held and result.returned]
     lines = [f"{listed(unmoved)}: every frozen bit, at every comparison"] if unmoved else []
@@ -186,6 +190,7 @@ def _held_lines(results: Sequence[MethodResults]) -> list[str]:
 
 
 def _leaked_line(result: MethodResults) -> str:
+    """Return a line on a method that changed frozen bits: in how many runs, why, and with which overrides."""
     overrides = distinguishing_overrides(result.leaked, result.finished)
     runs_text = f"in {len(result.leaked)} of {counted(len(result.finished), 'run')}"
     line = f"{result.method}: {runs_text}, cause: {list_causes(result.leaked, 'leaked')}"
@@ -193,6 +198,7 @@ def _leaked_line(result: MethodResults) -> str:
 
 
 def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
+    """Return lines that say which methods train the other parameters to the bits of `requires_grad`, and which not."""
     others = [result for result in results if not result.is_baseline]
     identical = [
         result.method
@@ -210,6 +216,7 @@ def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
 
 
 def _saves_little_lines(result: MethodResults) -> list[str]:
+    """Return a line per reason why freezing saves little with this method; none if it changed frozen bits."""
     by_reason: dict[str, list[Run]] = {}
     for run in result.finished:
         if (reason := run.record["cost"].get("why_small")) and not result.leaked:
@@ -219,13 +226,14 @@ def _saves_little_lines(result: MethodResults) -> list[str]:
 
 
 def _unfinished_lines(result: MethodResults) -> list[str]:
+    """Return a line per status other than `finished`: how many runs of the method have it."""
     by_status = Counter(run.record["status"] for run in result.runs if not run.finished)
     total = counted(len(result.runs), "run")
     return [f"{result.method}: {number} of {total} {status}" for status, number in by_status.items()]
 
 
 def _finished_text(result: MethodResults) -> str:
-    """`its one run`, `all of its 6 runs`, or `5 of 6 runs; 1 did not finish`."""
+    """Return how many runs finished: `its one run`, `all of its 6 runs`, or `5 of 6 runs; 1 did not finish`."""
     finished = len(result.finished)
     total = len([run for run in result.runs if not run.finished or has_frozen(run)])
     if finished < total:
@@ -234,7 +242,7 @@ def _finished_text(result: MethodResults) -> str:
 
 
 def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
-    """Why the other methods that held are not recommended."""
+    """Return why the methods in `others` are not recommended, although they kept every frozen bit."""
     differing = [result.method for result in others if result.with_trained_part("differs")]
     returned = [result.method for result in others if result.returned and not result.with_trained_part("differs")]
     incomplete = [result.method for result in others if result.method not in (*differing, *returned)]
@@ -247,7 +255,7 @@ def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
 
 
 def summarize_run(run: Run) -> Summary:
-    """The summary of a single run."""
+    """Return the summary of one run: whether frozen tensors kept every bit, which tensors moved, and what a step costs."""
     record, counts = run.record, run.record["counts"]
     if not run.finished and not run.tensors:
         return Summary(record["status"].capitalize(), _as_sentence(record["reason"]))
@@ -266,7 +274,7 @@ def summarize_run(run: Run) -> Summary:
 
 
 def _verdict_text(run: Run) -> tuple[str, str]:
-    """(headline, lead) for a run that has a table of tensors."""
+    """Return (headline, explaining sentence): whether the frozen tensors of a run kept every bit."""
     counts: Mapping[str, int] = run.record["counts"]
     frozen = [row for row in run.tensors if row.frozen]
     leaks = [f"{row.name} ({row.cause or 'unknown'})" for row in frozen if row.verdict == "leaked"]
@@ -284,6 +292,7 @@ def _verdict_text(run: Run) -> tuple[str, str]:
 
 
 def _as_sentence(text: str) -> str:
+    """Return a text with a capital (unless it begins with a config key) and a full stop; empty if it is empty."""
     first_word = text.split(" ")[0]
     is_key = "." in first_word or "=" in first_word
     return (text if is_key else text[:1].upper() + text[1:]) + ("" if text.endswith(".") else ".") if text else ""

@@ -1,4 +1,4 @@
-"""Write the truth table: `truth_table.csv`, and `truth_table.md` for readers."""
+"""Write the truth table, which says for each method and optimizer whether frozen parameters kept every bit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ TRUTH_COLUMNS = (
 
 
 def write_truth_table(rows: Sequence[Mapping[str, Any]], folder: Path, torch_version: str) -> None:
-    """Write both files into `folder`; the Markdown page names the torch version that the rows were measured with."""
+    """Write `truth_table.csv` and its summary `truth_table.md` into `folder`.
+
+    `rows`: dicts with the keys TRUTH_COLUMNS. `torch_version`: the one they were measured with; the Markdown names it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(
         folder / "truth_table.csv", DataFrame(rows, columns=list(TRUTH_COLUMNS)).to_csv(index=False, lineterminator="\n")
@@ -40,12 +43,16 @@ def write_truth_table(rows: Sequence[Mapping[str, Any]], folder: Path, torch_ver
 
 
 def read_truth_table(folder: Path) -> DataFrame:
-    """The rows of `truth_table.csv`: `runs` as int, all other columns as text."""
+    """Return the rows of the `truth_table.csv` in `folder`; the column `runs` is int, all others are text."""
     return read_csv(folder / "truth_table.csv", dtype=str, keep_default_na=False).astype({"runs": int})
 
 
 def truth_table_markdown(table: DataFrame, torch_version: str) -> str:
-    """The Markdown page: outcome per method and optimizer, causes of leaks, trained parts, skipped runs, predictions."""
+    """Return the text of `truth_table.md`.
+
+    It has the outcome of each method with each optimizer, why frozen parameters changed, where trainable parameters differ
+    from those under `requires_grad`, why runs were skipped, and which outcomes were predicted wrongly.
+    """
     methods, optimizers = list(table.method.unique()), list(table.optimizer.unique())
     ran = table[table.outcome != "skipped"]
     leaked, held = ran[ran.outcome == "leaked"], ran[ran.outcome != "leaked"]
@@ -79,7 +86,11 @@ def truth_table_markdown(table: DataFrame, torch_version: str) -> str:
 
 
 def _outcome_text(rows: DataFrame) -> str:
-    """The text for one method under one optimizer: `**held**`, `*returned*`, `skipped`, or `leaked runs/all runs`."""
+    """Return the outcome of one method with one optimizer, from the `rows` of the two.
+
+    `**held**`: frozen bits never changed. `*returned*`: some changed and were put back. `3/24`: they changed in 3 of 24
+    runs. `skipped`: no run was possible.
+    """
     ran = rows[rows.outcome != "skipped"]
     leaked = _count_runs(ran[ran.outcome == "leaked"])
     if not len(ran):
@@ -91,13 +102,20 @@ def _outcome_text(rows: DataFrame) -> str:
 
 
 def _where_different(rows: DataFrame, table: DataFrame) -> str:
-    """The optimizers and settings of the rows whose trained part differs; empty if there are none."""
+    """Return where trainable parameters differ from those under `requires_grad`, such as `adam, sgd: weight decay`.
+
+    Empty if they differ nowhere. `rows`: those of one method; `table`: all rows.
+    """
     different = rows[rows.trained_part == "differs"]
     return f"{', '.join(different.optimizer.unique())}: {_settings_text(different, table)}" if len(different) else ""
 
 
 def _optimizers_by_settings(rows: DataFrame, table: DataFrame) -> dict[str, list[str]]:
-    """{text of the settings: optimizers}, for the rows of one method and cause."""
+    """Return {conditions: optimizers}, such as {`weight decay`: [`adam`, `sgd`]}: when a method changes frozen parameters.
+
+    `rows`: all rows with one method and one cause of the change. `table`: all rows of the truth table.
+    The conditions are a text, `any` if the change happens under all; optimizers with equal conditions are listed together.
+    """
     found: dict[str, list[str]] = {}
     for optimizer, part in rows.groupby("optimizer", sort=False):
         found.setdefault(_settings_text(part, table), []).append(str(optimizer))
@@ -105,7 +123,10 @@ def _optimizers_by_settings(rows: DataFrame, table: DataFrame) -> dict[str, list
 
 
 def _settings_text(rows: DataFrame, table: DataFrame) -> str:
-    """The settings that set `rows` apart from all runs with the same optimizers; `any` if none does."""
+    """Return the conditions under which `rows` occur, such as `scheduler step, weight decay, frozen in mid-run`.
+
+    Only those are named that rule out other rows of `table` with the same optimizers; `any` if none does.
+    """
     all_rows = table[table.optimizer.isin(rows.optimizer.unique())]
     schedulers, all_schedulers = (sorted(set("|".join(part.schedulers).split("|"))) for part in (rows, all_rows))
     texts = [f"scheduler {', '.join(schedulers)}"] if schedulers != all_schedulers else []
@@ -116,4 +137,5 @@ def _settings_text(rows: DataFrame, table: DataFrame) -> str:
 
 
 def _count_runs(rows: DataFrame) -> int:
+    """Return the number of runs that these rows stand for; a row stands for one or more."""
     return int(rows.runs.sum())

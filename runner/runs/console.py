@@ -1,4 +1,8 @@
-"""What the terminal shows of a run: a progress bar, and a summary when the run has ended."""
+"""What the terminal shows of a run: a progress bar, and a summary when the run has ended.
+
+A parameter that was declared frozen is `held` if every bit of it stayed equal, `leaked` if it changed, and `returned` if it
+changed and then had its first bits again.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ BYTE_COSTS = {
 
 
 class EndedRun(Protocol):
-    """The attributes of a `Result` that the summary uses."""
+    """The attributes of a `Result` (the return value of `runner.run`) that the printed summary needs."""
 
     folder: Path
     record: Record
@@ -48,7 +52,10 @@ def create_console() -> Console:
 
 @contextmanager
 def progress_bar(batches: int, console: Console) -> Iterator[Any]:
-    """Show a progress bar on a terminal, nothing in a pipe; yields the function to call after each step."""
+    """Show a progress bar of `batches` steps on a terminal; in a pipe show nothing.
+
+    Yields a function of one argument (ignored) to call after each step.
+    """
     if not sys.stdout.isatty():
         yield lambda step: None
         return
@@ -59,9 +66,10 @@ def progress_bar(batches: int, console: Console) -> Iterator[Any]:
 
 
 def print_summary(result: EndedRun, title: str, console: Console, printed_notes: Sequence[str] = ()) -> None:
-    """Print the summary of a run that trained: title, verdict, largest change per verdict, cost, notes and folder.
+    """Print what came out of a run that trained: whether frozen tensors changed, losses, costs, notes and the folder.
 
-    `printed_notes`: notes that were printed during the run and are left out.
+    A table has one line per verdict, such as `leaked`: how many tensors have it, and which of them changed most. `title` is
+    printed first. `printed_notes`: notes that were printed during the run already and are left out.
     """
     record, rows = result.record, result.rows
     console.print(f"[bold]{escape(title)}[/]")
@@ -85,12 +93,17 @@ def print_summary(result: EndedRun, title: str, console: Console, printed_notes:
 
 
 def listed_steps(steps: Sequence[int]) -> str:
-    """Return `step 1` or `steps 1, 2, 4`."""
+    """Return the step numbers as text: `step 1` or `steps 1, 2, 4`."""
     return f"step{'' if len(steps) == 1 else 's'} {', '.join(map(str, steps))}"
 
 
 def verdict_line(record: Record, rows: list[Row]) -> str:
-    """Return the line that says whether the frozen tensors held or leaked, with rich markup."""
+    """Return one line, with rich markup, that says whether the frozen tensors changed.
+
+    It begins with LEAKED (at least one differs at the end of the run), HELD (none does; those that differed in between are
+    counted) or NOTHING FROZEN. `rows` are the rows of `changes.csv`, one for each parameter and buffer. The line ends with
+    the number of other buffers that changed, if any.
+    """
     frozen = [row for row in rows if row["frozen"]]
     drifted = [row["module_type"] for row in rows if row["verdict"] == "drifted"]
     buffers = f"; {changed_buffers(len(drifted), drifted)}" if drifted else ""
@@ -110,9 +123,10 @@ def verdict_line(record: Record, rows: list[Row]) -> str:
 
 
 def cost_lines(cost: Cost) -> Iterator[str]:
-    """Yield lines on the cost of a step, compared with training everything, and on why little is saved.
+    """Yield lines of text about what a training step costs: FLOPs, bytes, seconds and peak memory.
 
-    Yields nothing if the cost was not measured.
+    Percentages compare with a training in which nothing is frozen. The last line says why little is saved, if that is so.
+    Yields nothing if `cost` is empty, because nothing was measured.
     """
     if not cost:
         return
@@ -135,16 +149,22 @@ def cost_lines(cost: Cost) -> Iterator[str]:
 
 
 def _percentage(share: float | None) -> str:
+    """Return ` (25%)` for a share of 0.25, or "" for None."""
     return "" if share is None else f" ({in_percent(share)})"
 
 
 def display_path(path: Path) -> str:
-    """Return a path as text, relative if it is below the current folder."""
+    """Return a path as text, relative to the current folder if the path is below that folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _verdict_cells(verdict: str, rows: list[Row]) -> list[str]:
-    """Return the cells of the summary's row for one verdict; for `idle` the names of the tensors."""
+    """Return the cells of one line of the summary's table: all tensors with the same verdict, such as `leaked`.
+
+    `rows` are their rows in `changes.csv`. The cells are the verdict, the number of tensors, the name of the one that
+    changed most, its change, its relative change, and all causes. If none changed, the changes are empty, and for `idle`
+    (trainable, but unchanged) the names are listed.
+    """
     most_changed = max(rows, key=_change_key)
     colour = COLOURS.get(verdict)
     causes = ", ".join(sorted({row["cause"] for row in rows if row["cause"]}))
@@ -157,7 +177,11 @@ def _verdict_cells(verdict: str, rows: list[Row]) -> list[str]:
 
 
 def _change_key(row: Row) -> tuple[bool, bool, float]:
-    """Return a key that sorts rows by how much their tensor changed: unchanged, then integers, then real numbers."""
+    """Return a sort key that puts the tensor with the largest change last.
+
+    `row` is its row in `changes.csv`. Unchanged tensors come first, then integer tensors, then floating-point tensors by
+    their change (relative if known; NaN counts as infinite).
+    """
     change = row["change_rel"] if row["change_rel"] is not None else row["change_l2"]
     is_integer = row["dtype"].startswith(("int", "uint", "bool"))  # such as num_batches_tracked, which says little
     return row["moved"], not is_integer, float("inf") if change != change else change

@@ -19,7 +19,7 @@ RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # a run's folder in a sweep
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write(temporary_path)`, then rename that file to `path`: a file with its final name is always complete."""
+    """Call `write(temporary_path)` and rename the file to `path`, so that a file of that name is always complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(temporary)
@@ -29,12 +29,15 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, completely or not at all; line ends are kept as they are."""
+    """Write a text file in UTF-8, completely or not at all; line ends are written as they are in the text."""
     write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def remove_files(folder: Path, *names: str) -> None:
-    """Remove these files and their temporary files from a folder; ignores those that are missing or cannot be removed."""
+    """Remove the named files from a folder, and what `write_atomically` left of them when it was killed.
+
+    Files that are missing or cannot be removed are ignored.
+    """
     for name in names:
         for path in (folder / name, *folder.glob(f".{name}.*.part")):
             with suppress(OSError):
@@ -42,12 +45,15 @@ def remove_files(folder: Path, *names: str) -> None:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write `run.json`. Raises ValueError if a number is not finite."""
+    """Write `record` to the file `run.json` in a run's folder. Raises ValueError if it has a number that is not finite."""
     write_text(folder / RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return rows as CSV: floats by `repr`, booleans as True and False, None and missing keys as empty fields."""
+    """Return a CSV file as text: a header with the columns, and a line for each dict in `rows`.
+
+    Floats are written by `repr`, so that no digit is lost, booleans as True and False; None and missing keys are empty.
+    """
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
@@ -56,12 +62,12 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def contains_run(folder: Path) -> bool:
-    """Whether a folder contains a file of a run."""
+    """Return True if a folder has at least one of the files that a run writes."""
     return any((folder / name).exists() for name in (RECORD, CHANGES, STEPS, LOG, HYDRA))
 
 
 class _LogHandler(logging.FileHandler):
-    """A log file that ignores write errors: on a full disk they could not be logged either."""
+    """A handler for a log file that ignores write errors: on a full disk they could not be logged either."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -69,7 +75,7 @@ class _LogHandler(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Inside the block, write the messages of the logger `runner`, and warnings of other loggers, to a file."""
+    """Inside the block, write the messages of the logger `runner`, and warnings of other loggers, to the file `path`."""
     handler = _LogHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, logger = logging.getLogger(), logging.getLogger("runner")

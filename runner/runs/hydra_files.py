@@ -17,7 +17,7 @@ MAX_VALUES = 5000  # of one config: YAML aliases in a small file can expand to m
 
 
 def read_config(folder: Path) -> dict[str, str]:
-    """Return a run's composed config as dotted keys and texts; empty if it cannot be read."""
+    """Return {dotted key: value as text} of the config that Hydra wrote to a run's folder; empty if it cannot be read."""
     texts_by_key: dict[str, list[str]] = {}
     try:
         for key, text in islice(_flat_items(_read_yaml(folder / HYDRA / "config.yaml"), ""), MAX_VALUES):
@@ -28,13 +28,16 @@ def read_config(folder: Path) -> dict[str, str]:
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """Return a run's overrides as Hydra wrote them; empty if they cannot be read."""
+    """Return the command-line arguments (`key=value`) of a run from the file that Hydra wrote; empty if unreadable."""
     overrides = _read_yaml(folder / HYDRA / "overrides.yaml")
     return [printable(text) for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
 
 
 def _flat_items(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, text) for each value in nested mappings and lists; the items of a list share its key."""
+    """Yield (dotted key, text) for each single value inside nested dicts and lists.
+
+    `key` is the dotted key of `node` itself, "" at the top. All items of a list have the key of the list.
+    """
     if isinstance(node, dict) and node:
         for name, value in node.items():
             yield from _flat_items(value, f"{key}.{name}" if key else str(name))
@@ -46,7 +49,7 @@ def _flat_items(node: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _read_yaml(path: Path) -> Any:
-    """Return the content of a YAML file, or None if it cannot be read."""
+    """Return the content of a YAML file, every value as a text; None if the file cannot be read."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

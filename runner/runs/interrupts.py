@@ -19,7 +19,7 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def exit_at_once(*_: Any) -> None:
-    """Signal handler for the time before a run begins: exit with code 130.
+    """Exit with code 130: the signal handler for an interrupt before a run begins.
 
     It does not raise, because an exception during an import, or inside Hydra, would be lost or misreported.
     """
@@ -32,7 +32,7 @@ REPLACEABLE_HANDLERS = (signal.SIG_DFL, signal.default_int_handler, exit_at_once
 
 @contextmanager
 def handle_interrupts(handler: Any) -> Iterator[None]:
-    """Inside the block, `handler` is the signal handler of SIGINT and SIGTERM; handlers of other libraries are kept."""
+    """Inside the block, `handler` handles SIGINT and SIGTERM, unless another library has set a handler of its own."""
     current = {number: signal.getsignal(number) for number in INTERRUPTS} if _is_main_thread() else {}
     replaced = {number: previous for number, previous in current.items() if previous in REPLACEABLE_HANDLERS}
     for number in replaced:
@@ -46,11 +46,12 @@ def handle_interrupts(handler: Any) -> Iterator[None]:
 
 @contextmanager
 def delay_interrupts() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Inside the block, delay interrupts, so that files are written completely.
+    """Delay interrupts (SIGINT, SIGTERM) until the end of the block, so that files are written completely.
 
-    Yields a function that returns an inner context, in which the first interrupt raises KeyboardInterrupt at once; one that
-    came before is raised when the inner context begins. An interrupt that came after it is raised at the end of the block,
-    unless one was already raised. Signal handlers of other libraries are kept.
+    Yields a function that returns an inner context manager. While that one is open, the first interrupt raises
+    KeyboardInterrupt at once; one that came earlier raises it when the inner block begins. An interrupt after the inner
+    block raises it at the end of the outer block, unless one was raised already. Signal handlers that other libraries have
+    set are kept.
     """
     raising, raised, pending = False, False, False
 
@@ -83,10 +84,11 @@ def delay_interrupts() -> Iterator[Callable[[], AbstractContextManager[None]]]:
 def time_limit(
     seconds: float | None, log: Path, on_kill: Callable[[str], None] | None = None
 ) -> Iterator[Callable[[], None]]:
-    """Yield a function to call between steps, which raises TimeoutError when the seconds are over.
+    """Yield a function to call after each step: it raises TimeoutError once the block has lasted `seconds`.
 
-    With `on_kill`, for a run that has a process of its own, the limit also applies within a step: one second later the
-    stack traces are appended to `log`, `on_kill(reason)` is called, and the process ends.
+    With `on_kill`, a step that never ends is stopped too: one second after the limit the stack traces are appended to the
+    file `log`, `on_kill(reason)` is called, and the process exits. Give it only if the process does nothing but this run.
+    With `seconds` None there is no limit.
     """
     start = monotonic()
 
@@ -124,5 +126,5 @@ def time_limit(
 
 
 def _is_main_thread() -> bool:
-    """Whether this is the main thread, the only one that can set signal handlers."""
+    """Return True in the main thread, the only one that can set signal handlers."""
     return threading.current_thread() is threading.main_thread()

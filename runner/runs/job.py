@@ -56,12 +56,14 @@ log = logging.getLogger("runner")
 
 @dataclass
 class Result:
-    """The result of a run.
+    """What a run returns: where its files are, how it ended, and the model.
 
     Attributes:
-        record: the content of `run.json`.
-        rows: the rows of `changes.csv`; empty if the run did not train.
-        model: the trained model, its flags and modes restored; None if the run did not train.
+        folder: the folder with the run's files.
+        record: the content of `run.json`, a dict.
+        exit_code: the code with which the command line would exit; 0 is success.
+        rows: the rows of `changes.csv`, a dict for each parameter and buffer; empty if the run did not train.
+        model: the trained model, its `requires_grad` flags and train/eval modes as before; None if the run did not train.
     """
 
     folder: Path
@@ -72,24 +74,25 @@ class Result:
 
     @property
     def status(self) -> Status:
-        """`finished`, `failed`, `interrupted` or `skipped`."""
+        """How the run ended: `finished`, `failed`, `interrupted` or `skipped`."""
         return self.record["status"]
 
     @property
     def verdict(self) -> RunVerdict | None:
-        """`held` or `leaked`; None if the run did not train."""
+        """`leaked` if a tensor that was declared frozen has changed, `held` if none has; None if the run did not train."""
         return self.record["verdict"]
 
     def set_end(self, status: Status, reason: str, exit_code: int) -> None:
-        """Set how the run ended, and why."""
+        """Store how the run ended, and why, in `record` and `exit_code`."""
         self.record["status"], self.record["reason"], self.exit_code = status, reason, exit_code
 
 
 def run(*overrides: str) -> Result:
-    """Carry out one run, as `python -m runner OVERRIDES...` does, and return its result; never exits the process.
+    """Carry out one run, as `python -m runner OVERRIDES...` does, and return a Result; never exits the process.
 
-    Raises ConfigError, a ValueError, if the command line would exit with code 2, and the run's own exception if it fails.
-    A run that is skipped or interrupted returns, with that status.
+    `overrides` are texts such as `"method=zero_lr"`. Raises ConfigError (a ValueError) if the command line would exit with
+    code 2, and the original exception if the run fails. A run that is skipped or interrupted returns a Result with that
+    status.
     """
     if not all(isinstance(text, str) for text in overrides):
         raise ConfigError(f"run takes texts, run('method=zero_lr', 'freeze=fc'), not {overrides!r}")
@@ -125,11 +128,12 @@ def execute_run(
     on_note: Note = ignore_note,
     own_process: bool = False,
 ) -> Result:
-    """Carry out one run in the folder that Hydra made for it, and write its files, even if it fails.
+    """Carry out one run in the folder that Hydra made for it, write its files even if it fails, and return a Result.
 
-    A failure is logged with its traceback, recorded in `run.json`, and passed to `on_error`; it is not raised. `timeout` is
-    checked between steps; with `own_process` it also ends the process within a step. Notes are logged, recorded, and passed
-    to `on_note`.
+    `on_step` is called after each step. A failure is not raised: it is logged, written to `run.json`, and passed to
+    `on_error`. Messages for the user are logged, written to `run.json`, and passed to `on_note`. The config's `timeout` is
+    checked between steps; with `own_process`, which says that this process does only this run, it also ends a step that
+    hangs, and the process with it.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed, HydraConfig.get().runtime.choices["method"])
@@ -158,9 +162,10 @@ def execute_run(
 
 @contextmanager
 def record_early_end(result: Result, on_error: Callable[[BaseException], None]) -> Iterator[None]:
-    """Set the result's status and reason if an exception ends the block; the exception is not raised.
+    """Catch an exception that ends the block, and store in `result` how and why the run ended.
 
-    If the run failed, its tables are removed, and the exception is logged and passed to `on_error`.
+    The status becomes `skipped`, `interrupted` or `failed`. For `failed`, the exception is also logged and passed to
+    `on_error`, and the files that only a trained run has are removed from the folder.
     """
     try:
         yield
@@ -179,7 +184,10 @@ def record_early_end(result: Result, on_error: Callable[[BaseException], None]) 
 
 
 def initial_record(config: Config, composed: DictConfig, overrides: Sequence[str]) -> Record:
-    """Return the record of a run of this config that has not trained yet."""
+    """Return the content of `run.json` for a run that has not trained yet: its config, seed and versions, no results.
+
+    `config` and `composed` are the same config, checked and as Hydra composed it.
+    """
     return new_record(
         overrides=overrides,
         config_hash=config_hash(composed),
@@ -192,7 +200,10 @@ def initial_record(config: Config, composed: DictConfig, overrides: Sequence[str
 
 
 def import_dependencies() -> None:
-    """Import what a run needs, and torch._dynamo, which optimizers import: an interrupt must not end a half-done import."""
+    """Import what a run needs, so that no interrupt can stop an import half-way later.
+
+    That includes torch._dynamo, which torch's optimizers import when they are created.
+    """
     import_module("runner.experiment")
     import_module("torch._dynamo")
 
@@ -204,10 +215,10 @@ def train_within_time_limit(
     note: Note,
     on_kill: Callable[[BaseException], None] | None,
 ) -> Outcome:
-    """Train, and return the outcome. Raises TimeoutError after a step if the config's `timeout` is over.
+    """Train, and return the Outcome. Raises TimeoutError after a step if the config's `timeout` is over.
 
-    With `on_kill` the timeout also applies within a step: the record is written, `on_kill(error)` is called, and the
-    process ends.
+    `on_step` is called after each step; `note` reports a message to the user. With `on_kill`, a step that hangs is ended
+    too: `run.json` is written, `on_kill(error)` is called, and the process exits.
     """
     from runner.experiment import experiment
 
@@ -226,7 +237,10 @@ def train_within_time_limit(
 
 
 def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) -> None:
-    """Write the tables of a run that trained, and complete its result."""
+    """Write the files of a run that trained, and store its results and how it ended in `result`.
+
+    `outcome` is what the training returned; `note` reports a message to the user.
+    """
     for text in training_notes(outcome, config.steps):
         note(text)
     write_tables(result.folder, outcome, with_weights=config.save)

@@ -41,14 +41,15 @@ NUMBER_KEYS = ("loss_first", "loss_last", "seed", "threads")
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was read from its folder.
+    """What was read from the folder of one run.
 
     Attributes:
         label: the run's name in reports.
-        record: its `run.json`, with every key.
-        tensors: the rows of its `changes.csv`.
-        losses: the losses of its `steps.csv`.
-        problems: a line for each thing that could not be read.
+        folder: the folder that was read.
+        record: the content of its `run.json`; keys that are missing in the file have empty values.
+        tensors: the rows of its `changes.csv`, one for each parameter and buffer.
+        losses: the losses of its `steps.csv`, one for each step.
+        problems: a line of text for each thing that could not be read.
     """
 
     label: str
@@ -60,17 +61,17 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """The verdict if the run finished, otherwise its status."""
+        """The verdict of a finished run, `held` or `leaked` (a frozen tensor changed); otherwise its status."""
         return outcome_of(self.record["status"], self.record["verdict"])
 
     @property
     def finished(self) -> bool:
-        """Whether the run's status is `finished`."""
+        """True if the run trained to its end, so that its status is `finished`."""
         return bool(self.record["status"] == "finished")
 
 
 def read_record(folder: Path) -> RawRecord | None:
-    """Return a run's `run.json`, or None if it is missing or cannot be read."""
+    """Return the content of a run's `run.json`, not checked; None if the file is missing or cannot be read."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -79,14 +80,15 @@ def read_record(folder: Path) -> RawRecord | None:
 
 
 def run_folders(sweep: Path) -> list[Path]:
-    """Return the run folders in a sweep's folder, sorted by name."""
+    """Return the folders of the runs inside a sweep's folder, sorted by name."""
     return sorted(path for path in sweep.iterdir() if is_run_folder(path))
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a folder is a run's.
+    """Return True if a folder belongs to a run.
 
-    It is if it has a record or the mark of a run in progress, or if it has Hydra's files and either a run's name or a log.
+    That is so if it has a `run.json`, or `.running` (a run in progress), or if it has Hydra's files together with a log file
+    or a name such as this project gives to runs.
     """
     if (folder / RECORD).is_file() or (folder / RUNNING).is_file():
         return True
@@ -95,7 +97,10 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def read_run(folder: Path, label: str | None = None) -> Run:
-    """Read a run's folder; `label` is its name in reports, by default the folder's name."""
+    """Read a run's folder and return a Run. What cannot be read is named in its `problems`; nothing is raised.
+
+    `label` is the run's name in reports, by default the folder's name.
+    """
     problems: list[str] = []
     raw_record = read_record(folder)
     record = checked_record(raw_record, problems)
@@ -112,9 +117,10 @@ def read_run(folder: Path, label: str | None = None) -> Run:
 
 
 def tables_are_complete(folder: Path, record: Record) -> bool:
-    """Whether both tables of a finished run can be read, and `changes.csv` has as many rows as the record counts.
+    """Return True if `changes.csv` and `steps.csv` of a finished run can be read and no row of `changes.csv` is missing.
 
-    The number of rows is not checked if the record, of an older version, has no counts.
+    `record`, the content of its `run.json`, says how many rows there should be; an old version's may not, then any number is
+    right.
     """
     problems: list[str] = []
     rows = len(read_tensors(folder / CHANGES, problems))
@@ -123,9 +129,10 @@ def tables_are_complete(folder: Path, record: Record) -> bool:
 
 
 def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
-    """Return a record that has every key with a value of its type.
+    """Return the content of a `run.json` with every key present and every value of the right type.
 
-    Missing values are empty. Values of a wrong type are ignored, and named in `problems`. None stands for a killed run.
+    `raw` is the JSON object as read; None gives the record of a killed run. Missing values become empty. Values of a wrong
+    type are dropped, and a line that names them is appended to `problems`.
     """
     raw = {"status": "failed", "reason": KILLED} if raw is None else raw
     wrong = [key for key in raw if key in _TYPES and not _has_type(raw[key], _TYPES[key])]
@@ -160,5 +167,5 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def _has_type(value: Any, types: type | tuple[type, ...]) -> bool:
-    """Whether a value is None or has one of these types; a bool is not taken for an int."""
+    """Return True if a value is None or has one of the types; a bool does not count as an int."""
     return value is None or (isinstance(value, types) and not isinstance(value, bool))

@@ -1,4 +1,4 @@
-"""The record (`run.json`) of a run that has not trained yet."""
+"""The first content of `run.json`: what is known of a run before it trains."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ def new_record(
     seed: int,
     device: str,
 ) -> Record:
-    """Return the record of a run that has not trained yet: its config and environment, status `failed`, no results."""
+    """Return the content of `run.json` for a run that has not trained: status `failed`, its config and versions, no results.
+
+    `overrides` are the command-line arguments, `method` is the config node, `setting` is a hash that is equal for runs that
+    differ only in the freezing method.
+    """
     return {
         "status": "failed",
         "reason": "",
@@ -53,19 +57,19 @@ def new_record(
 
 
 def persistent_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that belong to the run, without those that concern one command (COMMAND_KEYS)."""
+    """Return the overrides without those of COMMAND_KEYS (`resume`, `plan`), which concern only one command."""
     return [text for text in overrides if text.split("=")[0].lstrip("+") not in COMMAND_KEYS]
 
 
 def error_line(error: BaseException) -> str:
-    """Return an exception as one line: its type and the first line of its message."""
+    """Return an exception as one line of text: its type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @lru_cache(maxsize=1)
 def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that a run's results depend on; empty if not installed."""
+    """Return {name: version} of Python and of the libraries that a run's results depend on; "" if not installed."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -77,14 +81,17 @@ def library_versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def git_state() -> dict[str, Any]:
-    """Return the git commit of the current folder and whether files are modified (`dirty`); None outside a repository."""
+    """Return {"commit": hash, "dirty": True if tracked files are modified} of the current folder's git repository.
+
+    Both are None outside a repository.
+    """
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {"commit": commit or None, "dirty": None if changed is None or not commit else bool(changed)}
 
 
 def _git(*arguments: str) -> str | None:
-    """Return the output of a git command, or None if it fails."""
+    """Return what the git command with these arguments prints, or None if it fails."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

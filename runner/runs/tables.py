@@ -13,7 +13,11 @@ from runner.runs.text import parse_number, printable
 
 
 class TensorRow(NamedTuple):
-    """The columns of a row of `changes.csv` that the report uses. A number is None if its field is not a number."""
+    """The part of a row of `changes.csv` that reports use: one parameter or buffer, and how it changed in training.
+
+    `change_l2` is the L2 norm of the change, `change_rel` the change relative to the tensor's first norm; they are None
+    where the file has no number.
+    """
 
     name: str
     kind: str
@@ -27,9 +31,9 @@ class TensorRow(NamedTuple):
 
 
 def read_rows(path: Path, required: tuple[str, ...], problems: list[str]) -> Iterator[dict[str, str]]:
-    """Yield the rows of a CSV file as far as it can be read; appends a line to `problems` for each kind of error.
+    """Yield {column: text} for each row of a CSV file, as far as it can be read.
 
-    `required`: columns without which no row is read.
+    `required`: columns without which nothing is yielded. For each kind of error a line of text is appended to `problems`.
     """
     incomplete = 0
     try:
@@ -55,12 +59,18 @@ def read_rows(path: Path, required: tuple[str, ...], problems: list[str]) -> Ite
 
 
 def read_tensors(path: Path, problems: list[str]) -> list[TensorRow]:
-    """Return the rows of a `changes.csv`."""
+    """Return the rows of a `changes.csv`, one for each parameter and buffer.
+
+    For each kind of error in the file a line of text is appended to `problems`.
+    """
     return [tensor_row(row) for row in read_rows(path, ("name", "verdict"), problems)]
 
 
 def tensor_row(row: dict[str, str]) -> TensorRow:
-    """Return a row of `changes.csv` as a TensorRow; columns that an older version lacks are empty."""
+    """Turn a row of `changes.csv`, {column: text}, into a TensorRow.
+
+    Columns that are missing in files of older versions become empty texts, False or None.
+    """
 
     def text(column: str) -> str:
         return intern(printable(row.get(column, "")))
@@ -79,6 +89,9 @@ def tensor_row(row: dict[str, str]) -> TensorRow:
 
 
 def read_losses(path: Path, problems: list[str]) -> list[float]:
-    """Return the losses of a `steps.csv`, NaN for a field that is not a number."""
+    """Return the loss of each step from a `steps.csv`, NaN where the file has no number.
+
+    For each kind of error in the file a line of text is appended to `problems`.
+    """
     losses = (parse_number(row["loss"]) for row in read_rows(path, ("step", "loss"), problems))
     return [math.nan if loss is None else loss for loss in losses]

@@ -11,12 +11,12 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2
 
 
 def printable(text: str) -> str:
-    """Return the text with each UNPRINTABLE character replaced by `\ufffd`, safe for a terminal, page or picture."""
+    """Return the text with each character in UNPRINTABLE replaced by `\ufffd`, safe for a terminal, page or picture."""
     return text if text.isprintable() else UNPRINTABLE.sub("\ufffd", text)
 
 
 def printable_values(value: Any) -> Any:
-    """Return nested mappings and lists with `printable` applied to every text and key."""
+    """Return nested dicts and lists with the unprintable characters replaced in every text and key, as `printable` does."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -25,7 +25,7 @@ def printable_values(value: Any) -> Any:
 
 
 def parse_number(text: str) -> float | None:
-    """Return the number in a CSV field, or None if it is not a number."""
+    """Return the text of a CSV field as a float, or None if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -33,32 +33,32 @@ def parse_number(text: str) -> float | None:
 
 
 def in_digits(value: float | None, unit: float = 1.0) -> str:
-    """Return `value / unit` with four digits; an empty text for None and NaN."""
+    """Return `value / unit` as text with four significant digits; "" for None and NaN."""
     return "" if value is None or value != value else f"{value / unit:.4g}"
 
 
 def in_gflop(flops: float | None) -> str:
-    """Return a number of floating-point operations in GFLOP, without the unit."""
+    """Return a number of floating-point operations as text in units of 10**9, without the word; "" for None and NaN."""
     return in_digits(flops, 1e9)
 
 
 def in_mib(size: float | None) -> str:
-    """Return a number of bytes in MiB, without the unit."""
+    """Return a number of bytes as text in units of 2**20 bytes, without the word; "" for None and NaN."""
     return in_digits(size, 2**20)
 
 
 def in_percent(share: float | None) -> str:
-    """Return a share (1.0 is everything) as a whole percentage; an empty text for None and NaN."""
+    """Return a share as a whole percentage: 0.25 gives `25%`; "" for None and NaN."""
     return "" if share is None or share != share else f"{share:.0%}"
 
 
 def counted(number: int, noun: str) -> str:
-    """Return `1 run`, `2 runs` or `1,000 runs`."""
+    """Return a number with its noun, in the plural if needed: `1 run`, `2 runs`, `1,000 runs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def changed_buffers(count: int, module_types: Collection[str] = ()) -> str:
-    """Return `60 BatchNorm buffers changed (...)`, or without `BatchNorm` if some buffers belong to other modules.
+    """Return the text `60 BatchNorm buffers changed (...)`, or `60 buffers changed (...)` if not all are BatchNorm's.
 
     `module_types`: the class names of the modules that have the buffers; empty if they are not known.
     """
@@ -68,5 +68,5 @@ def changed_buffers(count: int, module_types: Collection[str] = ()) -> str:
 
 
 def outcome_of(status: str, verdict: str | None) -> str:
-    """Return the verdict of a run that finished, otherwise its status."""
+    """Return the verdict (`held` or `leaked`) of a run that finished, otherwise its status, such as `failed`."""
     return verdict if status == "finished" and verdict else status

@@ -1,4 +1,4 @@
-"""Write the files of a run that trained: its tables and weights."""
+"""Write the files that only a run that trained has: its tables and weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ TRAINING_FILES = (CHANGES, STEPS, WEIGHTS)  # the files that only a run that tra
 
 
 def write_tables(folder: Path, outcome: Outcome, with_weights: bool) -> None:
-    """Write `changes.csv`, `steps.csv` and, if asked for, the model's weights."""
+    """Write `changes.csv` and `steps.csv` to a run's folder, and with `with_weights` also the model's weights.
+
+    `outcome` is what the training returned.
+    """
     write_text(folder / CHANGES, csv_text(CHANGE_COLUMNS, outcome.rows))
     write_text(folder / STEPS, steps_csv(outcome))
     if with_weights:
@@ -27,7 +30,10 @@ def write_tables(folder: Path, outcome: Outcome, with_weights: bool) -> None:
 
 
 def steps_csv(outcome: Outcome) -> str:
-    """Return `steps.csv`: a row per step, and a learning-rate column for each group that existed in any step."""
+    """Return the text of `steps.csv`: a line for each step with its loss, seconds and learning rates.
+
+    `outcome` is what the training returned. Each parameter group that existed in any step has a column `lr/NAME`.
+    """
     names = dict.fromkeys(name for step in outcome.steps for name in step.lrs)
     rows = [
         {"step": step.number, "loss": loss, "seconds": step.seconds, **{f"lr/{n}": lr for n, lr in step.lrs.items()}}
@@ -37,9 +43,10 @@ def steps_csv(outcome: Outcome) -> str:
 
 
 def training_notes(outcome: Outcome, steps: int) -> Iterator[str]:
-    """Yield notes for the user about a run that trained: nothing trains, data that ended early, a loss that is not finite.
+    """Yield messages for the user about a run that trained.
 
-    `steps`: the number of steps that the config asks for.
+    There are three: every parameter is frozen, the data ended before `steps` steps (what the config asks for), and the loss
+    became NaN or infinite. `outcome` is what the training returned.
     """
     parameters = [row for row in outcome.rows if row["kind"] == "parameter"]
     losses = outcome.losses

@@ -1,4 +1,4 @@
-"""Drive a sweep: prepare its folder, launch the runs that have not finished, and write the tables and the page."""
+"""Carry out a sweep: prepare its folder, start the runs that have not finished, and write the tables and the page."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ SEQUENTIAL_LAUNCHER = "basic"  # Hydra's launcher that carries out the runs one 
 
 
 def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, override_lists: Sequence[list[str]]) -> None:
-    """Carry out a run for each list of overrides, and write the sweep's files; raises SystemExit with a code other than 0.
+    """Carry out one run for each list of overrides (`key=value` texts), then write the sweep's tables and page.
 
-    Runs that have finished in the sweep's folder are not run again. With `plan=true` the runs are only listed. Raises
-    ConfigError before anything is written if a config cannot be composed, and if no run can be launched.
+    `config`, `context` and `launcher` are what Hydra gives to its sweepers. Runs that have finished in the sweep's folder
+    are not repeated. With `plan=true` the runs are only listed.
+
+    Raises SystemExit if the exit code is not 0. Raises ConfigError if a config is wrong, before anything is written, or if
+    no run can be started.
     """
     folder = resolve_folder(config)
     runs, dropped = compose_runs(config, context.config_loader, override_lists, folder)
@@ -72,9 +75,10 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
 
 
 def resolve_folder(config: DictConfig) -> Path:
-    """Return the sweep's absolute folder, and set it in the config, so that every process composes configs with it.
+    """Return the absolute path of the sweep's folder, and store it in the config.
 
-    With `resume=last` it is the newest folder below SWEEPS_FOLDER. Raises ConfigError if there is none.
+    It is stored so that other processes, which compose their configs anew, use the same folder. With `resume=last` it is the
+    newest sweep below SWEEPS_FOLDER. Raises ConfigError if there is none, or if a folder is given as well.
     """
     if config.resume == "last":
         if any(text.startswith("hydra.sweep.dir=") for text in config.hydra.overrides.hydra):
@@ -93,7 +97,7 @@ def resolve_folder(config: DictConfig) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ConfigError if a folder contains other files than a sweep of this project, which the sweep could overwrite."""
+    """Raise ConfigError if the sweep's folder has files that are not from a sweep of this project, to protect them."""
     if not folder.is_dir():
         return
     sweep_config = folder / SWEEP_CONFIG
@@ -108,14 +112,17 @@ def check_folder(folder: Path) -> None:
 
 
 def is_own_run_folder(path: Path) -> bool:
-    """Whether this is the folder of a run of this project, by its name and its content; it may be empty."""
+    """Return True if this folder is named like a run of a sweep, and is empty or has the files of a run."""
     return has_run_name(path) and (is_run_folder(path) or not any(path.iterdir()))
 
 
 def launch_runs(
     config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, folder: Path
 ) -> None:
-    """Create the sweep's folder, clear the folders of earlier attempts, and launch the runs; show their progress."""
+    """Create the sweep's folder, start the runs, show their progress, and return when all have ended.
+
+    What earlier attempts at the same runs left in their folders is removed first. `folder` is the sweep's folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     check_locks_work(folder)
     for temporary in folder.glob(".*.part"):
@@ -143,7 +150,11 @@ def launch_runs(
 
 
 def end_running(runs: list[SweepRun], folder: Path) -> None:
-    """After an interrupt: end the runs in other processes, wait up to 10 seconds for them, record those that died."""
+    """After an interrupt, end the runs that other processes carry out, and wait up to 10 seconds for them.
+
+    For runs whose process died, write a `run.json` that says so; remove the folders of runs that never began. `folder` is
+    the sweep's folder.
+    """
     (folder / INTERRUPT).touch()
     wait_until_free([run.folder for run in runs], seconds=10)
     for run in runs:
@@ -154,7 +165,10 @@ def end_running(runs: list[SweepRun], folder: Path) -> None:
 
 
 def too_many_threads(config: DictConfig) -> str:
-    """Return a note if the launcher's workers on this machine have more threads than it has cores, otherwise ""."""
+    """Return a note for the user if the processes of the sweep have more threads together than this machine has cores.
+
+    Returns "" if there are enough cores, or if the launcher does not say how many processes it uses.
+    """
     workers = config.hydra.launcher.get("n_jobs")
     if workers is None:
         return ""
@@ -167,7 +181,10 @@ def too_many_threads(config: DictConfig) -> str:
 
 
 def write_sweep_results(folder: Path) -> bool:
-    """Write the sweep's tables and page, made from its run folders, and print the comparison; False if that failed."""
+    """Write the sweep's tables and page from the folders of its runs, and print the table that compares the runs.
+
+    Returns False if a file could not be written.
+    """
     from runner.report.comparison import print_comparison
     from runner.report.files import write_sweep_files
 
@@ -181,7 +198,11 @@ def write_sweep_results(folder: Path) -> bool:
 
 
 def exit_code(runs: list[SweepRun]) -> int:
-    """Return 130 if a run was interrupted, else 1 if one failed, else 3 if a strict one leaked or was idle, else 0."""
+    """Return the exit code of a sweep: 130, 1, 3 or 0; the first that applies.
+
+    130: a run was interrupted. 1: a run failed. 3: in a run with `strict=true` a frozen tensor changed, or a trainable
+    parameter did not. 0: none of these.
+    """
     records = [run.record for run in runs]
     if any(record and record["status"] == "interrupted" for record in records):
         return EXIT_INTERRUPTED

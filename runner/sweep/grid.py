@@ -1,4 +1,4 @@
-"""The grid of a sweep: its distinct runs, each config composed and checked before any run starts."""
+"""The runs of a sweep: each config is composed and checked before any run starts, and equal ones become one run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from runner.runs.read import checked_record, read_record, tables_are_complete
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep.
+    """One run of a sweep, started or not.
 
     Attributes:
-        overrides: the overrides that its config is composed from.
-        hash: the hash of its config.
+        overrides: the `key=value` texts that its config is composed from.
+        hash: the hash of its config, equal for equal configs.
+        folder: the folder for its files.
         strict: whether its config has `strict=true`.
-        pickled_config: its composed config.
+        pickled_config: its composed config, pickled to save memory.
     """
 
     overrides: list[str]
@@ -39,35 +40,36 @@ class SweepRun:
 
     @property
     def record(self) -> Record | None:
-        """Its `run.json`, read from its folder; None if the run has not ended."""
+        """The content of its `run.json`, read from its folder now; None if the run has not ended."""
         record = read_record(self.folder)
         return checked_record(record, []) if record else None
 
     @property
     def finished(self) -> bool:
-        """Whether its status is `finished` and its tables are complete."""
+        """True if the run trained to its end and both of its CSV files are complete."""
         record = self.record
         return bool(record and record["status"] == "finished" and tables_are_complete(self.folder, record))
 
     @property
     def failed(self) -> bool:
-        """Whether its status is `failed`."""
+        """True if the run has ended with the status `failed`."""
         record = self.record
         return bool(record and record["status"] == "failed")
 
     @property
     def ended(self) -> bool:
-        """Whether it has a record, with any status."""
+        """True if the run has a `run.json`, however it ended."""
         return self.record is not None
 
 
 def compose_runs(
     config: DictConfig, loader: ConfigLoader, override_lists: Sequence[list[str]], folder: Path
 ) -> tuple[list[SweepRun], int]:
-    """Return the distinct runs of a sweep, and how many were dropped because their config equals another run's.
+    """Compose and check the config of each run, and return (list of different runs, number of runs dropped).
 
-    `override_lists`: the overrides of each run. `folder`: the sweep's folder. If a run of the same config has finished in
-    another folder there, that folder is used. Raises ConfigError if a config cannot be composed.
+    A run is dropped if its config equals another's. `config` and `loader` are Hydra's. `override_lists` has a list of
+    `key=value` texts for each run. `folder` is the sweep's folder; if a run with an equal config has finished there under
+    another name, that folder is used. Raises ConfigError if a config is wrong.
     """
     runs: dict[str, SweepRun] = {}
     for overrides in override_lists:
@@ -93,24 +95,27 @@ def compose_runs(
 
 
 def has_run_name(path: Path) -> bool:
-    """Whether a path is named like a run's folder in a sweep."""
+    """Return True if the path's last part has the form of a run's folder in a sweep, `METHOD__FREEZE__sSEED__HASH8`."""
     return bool(RUN_NAME.fullmatch(path.name))
 
 
 class ComposedConfigLoader:
-    """A config loader that returns the configs that the runs already have; composing takes longer than a small run."""
+    """A Hydra config loader that returns configs composed before; composing again takes longer than a small run.
+
+    `runs` have the configs; everything else is left to `loader`.
+    """
 
     def __init__(self, loader: ConfigLoader, runs: list[SweepRun]) -> None:
         self.loader, self.pickled_configs = loader, {tuple(run.overrides): run.pickled_config for run in runs}
 
     @classmethod
     def context_for(cls, context: HydraContext, runs: list[SweepRun]) -> HydraContext:
-        """Return a Hydra context with such a loader in place of the context's own."""
+        """Return a copy of Hydra's context whose config loader is a ComposedConfigLoader for these runs."""
         loader: Any = cls(context.config_loader, runs)
         return HydraContext(config_loader=loader, callbacks=context.callbacks)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """Return the config of the run with these overrides."""
+        """Return the config of the run that has the overrides `sweep_overrides`. `master_config` is that of the sweep."""
         config = pickle.loads(self.pickled_configs[tuple(sweep_overrides)])
         OmegaConf.copy_cache(master_config, config)  # keeps the sweep's start time, which is in its folder's name
         return config

@@ -1,4 +1,4 @@
-"""Launch a sweep's runs until each has ended, even if processes that run them die."""
+"""Start the runs of a sweep, and start them again, until each has ended, even if processes that run them die."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class DiskFullError(Exception):
-    """The launcher could not start a run because files could not be written."""
+    """Raised if the launcher could start no run because files could not be written."""
 
 
 def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_on_error: bool) -> None:
-    """Launch runs batch by batch until each has ended, or until the sweep's folder has a `.stop` file.
+    """Start the runs batch by batch until each has ended, or until the sweep's folder has a file `.stop`.
 
-    If one process dies, some launchers end all others (joblib), and some forget runs that go on (Ray, submitit). So after
-    each launch the folders decide: runs that have not ended are launched again. A run that was in progress twice when a
-    process died is then launched alone; if its process dies again, the run is recorded as failed. A run that a launcher
-    still has in its queue may be launched twice; the second time it does nothing. With `stop_on_error`, a run whose process
-    dies is recorded as failed at once, and a failed run creates the `.stop` file. Raises ConfigError if no run could start,
-    or DiskFullError if that was because nothing could be written.
+    `sweep` is the sweep's folder. If one process dies, some launchers end all others (joblib), and some forget runs that go
+    on (Ray, submitit). So the runs' folders decide which runs have ended, and the others are started again. A run that was
+    in progress twice when a process died is started alone the next time; if its process dies then too, the run is recorded
+    as failed. A run that is still in a launcher's queue may be started twice; the second start does nothing.
+
+    With `stop_on_error`, a run whose process dies is recorded as failed at once, and a failed run creates `.stop`. Raises
+    ConfigError if no run could start, or DiskFullError if that was because nothing could be written.
     """
     waiting, deaths = deque(batches), Counter[str]()
     while waiting and not (sweep / STOP).exists():
@@ -67,7 +68,10 @@ def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_
 
 
 def check_reachable(address: str | None) -> None:
-    """Raise ConfigError if nothing answers at the address HOST:PORT of a Ray cluster; Ray itself would try for minutes."""
+    """Raise ConfigError if no Ray cluster answers at the address HOST:PORT; Ray itself would try for minutes.
+
+    An `address` without a port, such as `auto` or None, is not checked.
+    """
     host, colon, port = str(address).rpartition("://")[2].rpartition(":")
     if not colon or not port.isdecimal():  # `auto`, or no address
         return
@@ -78,7 +82,7 @@ def check_reachable(address: str | None) -> None:
 
 
 def launch_once(launcher: Launcher, runs: list[SweepRun]) -> Exception | None:
-    """Launch runs once; return the exception of the launcher, or of a run that could not be recorded, or None."""
+    """Give the runs to the launcher once; return the exception that it or one of its jobs raised, or None."""
     try:
         jobs = launcher.launch([run.overrides for run in runs], initial_job_idx=0)
     except Exception as error:
@@ -87,7 +91,10 @@ def launch_once(launcher: Launcher, runs: list[SweepRun]) -> Exception | None:
 
 
 def record_end(run: SweepRun, status: Status, reason: str) -> None:
-    """Write the record and a log line of a run whose process ended without writing them; does nothing if it has a record."""
+    """Write `run.json` and a log line for a run whose process ended without writing them.
+
+    `status` and `reason` say how the run ended. Does nothing if the run has a `run.json`.
+    """
     composed = pickle.loads(run.pickled_config)
     record = initial_record(check(composed), composed, composed.hydra.overrides.task)
     with locked(run.folder):

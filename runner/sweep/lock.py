@@ -1,8 +1,8 @@
-"""Locks on the folders of a sweep's runs: each folder belongs to one process at a time.
+"""Locks on the folders of a sweep's runs, so that two processes never carry out the same run at the same time.
 
 A process acquires the run's lock and creates `.running` in its folder. The system releases the lock when the process dies,
-so a `.running` file without a lock and without a record means that a process died. The locks are files in a folder of
-their own, because acquiring one creates its file.
+so a `.running` without a lock and without a `run.json` means that a process died. The locks are files in a folder of their
+own, because acquiring one creates its file.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from runner.runs.folder import remove_files
 
 
 def system_lock(path: Path) -> FileLock:
-    """Return a lock on a file by the operating system, which releases it when the process dies."""
+    """Return a lock on a file, not acquired yet. The operating system releases it when the process dies."""
     return FileLock(path, fallback_to_soft=False)
 
 
 def run_lock(folder: Path) -> FileLock:
-    """Return the lock of a run's folder."""
+    """Return the lock of a run's folder, not acquired yet. Its file is in `.locks`, beside the folder."""
     locks = folder.parent / LOCKS
     locks.mkdir(exist_ok=True)
     return system_lock(locks / folder.name)
@@ -35,9 +35,9 @@ def run_lock(folder: Path) -> FileLock:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside the block, hold the lock of a run's folder; waits until it is free.
+    """Wait for the lock of a run's folder, and keep it until the end of the block.
 
-    Creates `.running`, and removes it at the end if the run has a record.
+    Creates the file `.running` in the folder, and removes it at the end of the block if the run has a `run.json`.
     """
     with run_lock(folder):
         (folder / RUNNING).touch()
@@ -50,7 +50,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _try_lock(folder: Path) -> Iterator[bool]:
-    """Try to hold the lock of a folder that has `.running`; yields whether it is held, without waiting."""
+    """Try, without waiting, to acquire the lock of a run's folder until the end of the block; yield True on success.
+
+    If the folder has no file `.running`, nobody uses it: the lock is not tried, and False is yielded.
+    """
     if not (folder / RUNNING).exists():
         yield False
         return
@@ -67,15 +70,15 @@ def _try_lock(folder: Path) -> Iterator[bool]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a living process holds the lock of a run's folder."""
+    """Return True if a living process is carrying out the run in this folder, so that it has the folder's lock."""
     with _try_lock(folder) as acquired:
         return not acquired and (folder / RUNNING).exists()
 
 
 def detect_death(folder: Path) -> bool:
-    """Whether the process of the run in this folder died before it wrote a record.
+    """Return True if the process that carried out the run in this folder died before it wrote `run.json`.
 
-    Removes `.running`, so a second call returns False.
+    Also removes the file `.running` that it left, so that a second call returns False.
     """
     with _try_lock(folder) as acquired:
         if acquired:
@@ -84,7 +87,7 @@ def detect_death(folder: Path) -> bool:
 
 
 class ClearableRun(Protocol):
-    """The attributes of a SweepRun that `clear_folder` uses."""
+    """The attributes of a SweepRun (one run of a sweep) that `clear_folder` needs."""
 
     @property
     def folder(self) -> Path: ...
@@ -93,7 +96,10 @@ class ClearableRun(Protocol):
 
 
 def clear_folder(run: ClearableRun) -> None:
-    """Remove the record and `.running` of an earlier attempt, unless a living process has the lock or the run finished."""
+    """Remove `run.json` and `.running`, which an earlier attempt at the run left, so that it can be started again.
+
+    The `run.json` of a run that finished stays. Does nothing while a living process is carrying out the run.
+    """
     if run.folder.is_dir() and not is_locked(run.folder):
         with locked(run.folder):
             if not run.finished:
@@ -102,13 +108,13 @@ def clear_folder(run: ClearableRun) -> None:
 
 
 def remove_if_unused(folder: Path) -> None:
-    """Remove the folder of a run that never began: it has only what Hydra wrote."""
+    """Remove the folder of a run that never began: one that has only Hydra's files and `.running`."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {HYDRA, RUNNING}:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_free(folders: list[Path], seconds: float = float("inf")) -> None:
-    """Wait until no living process holds the lock of any of these folders, at most for this many seconds in all."""
+    """Wait until no living process carries out a run in any of these folders, for at most `seconds` in all."""
     deadline = monotonic() + seconds
     for folder in folders:
         while is_locked(folder) and monotonic() < deadline:

@@ -22,7 +22,7 @@ POLL_SECONDS = 0.5
 
 
 class RecordedRun(Protocol):
-    """The attributes of a SweepRun that the progress uses."""
+    """The attributes of a SweepRun (one run of a sweep) that `show_progress` needs."""
 
     @property
     def folder(self) -> Path: ...
@@ -32,7 +32,7 @@ class RecordedRun(Protocol):
 
 @contextmanager
 def show_progress(runs: Sequence[RecordedRun], console: Console) -> Iterator[None]:
-    """Inside the block, print a line for each run as it ends; on a terminal also show a progress bar.
+    """Inside the block, print a line for each run of a sweep as it ends; on a terminal also show a progress bar.
 
     Runs that end before the block does are all printed.
     """
@@ -67,13 +67,16 @@ def show_progress(runs: Sequence[RecordedRun], console: Console) -> Iterator[Non
 
 
 class Tally:
-    """How many runs of a sweep have ended and failed; `str(tally)` also estimates the remaining time."""
+    """Counts the runs of a sweep that have ended and those that failed; `total` is the number of all runs.
+
+    `str(tally)` gives the numbers and an estimate of the remaining time.
+    """
 
     def __init__(self, total: int) -> None:
         self.total, self.ended, self.done, self.failed, self.start = total, 0, 0, 0, monotonic()
 
     def add(self, record: Record) -> None:
-        """Count one more run that ended."""
+        """Count a run that has ended; `record` is the content of its `run.json`."""
         self.ended += 1
         self.done += record["status"] in ("finished", "skipped")
         self.failed += record["status"] == "failed"
@@ -88,7 +91,11 @@ class Tally:
 
 
 def run_line(name: str, record: Record, tally: Tally, on_terminal: bool) -> str:
-    """Return the line for one run that ended: its name, outcome and reason; in a pipe, without a bar, also the tally."""
+    """Return the line to print for a run that has ended: its name, how it ended, and the reason.
+
+    `record` is the content of its `run.json`. Unless `on_terminal`, where a bar shows them, the numbers of `tally` are
+    added.
+    """
     outcome = outcome_of(record["status"], record["verdict"])
     reason = f": {escape(record['reason'])}" if record["reason"] else ""
     state = "" if on_terminal else f"  ({tally})"

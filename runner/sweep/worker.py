@@ -1,4 +1,4 @@
-"""Carry out one run of a sweep, in any process that a launcher starts."""
+"""Carry out one run of a sweep, in any process that Hydra's launcher starts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _own_slot: list[tuple[int, FileLock]] = []  # this process's slot and its lock, 
 
 @dataclass(frozen=True)
 class Worker:
-    """Hydra's task function in a sweep. A launcher may send it to any process that sees the same folders.
+    """The function that Hydra calls for each run of a sweep; it can be sent to any process that sees the same folders.
 
     Attributes:
-        sweep: the sweep's folder, absolute.
-        home: the folder in which the sweep was started; a user's modules and data are found from there.
-        process: host and process id of the process that started the sweep.
+        sweep: the absolute path of the sweep's folder.
+        home: the folder in which the sweep was started; the user's modules and data are found from there.
+        process: (host name, process id) of the process that started the sweep.
     """
 
     sweep: str
@@ -39,11 +39,11 @@ class Worker:
 
     @classmethod
     def from_this_process(cls, sweep: Path) -> Worker:
-        """Return a worker for a sweep that this process starts."""
+        """Return a Worker for a sweep that this process starts; `sweep` is the sweep's absolute folder."""
         return cls(str(sweep), os.getcwd(), this_process())
 
     def __call__(self, composed: DictConfig) -> None:
-        """Carry out the run, unless it has a record already, or the sweep is stopped or interrupted.
+        """Carry out the run with this config, unless it has a `run.json`, or the sweep was stopped or interrupted.
 
         Raises KeyboardInterrupt if the run is interrupted in the process that started the sweep.
         """
@@ -69,7 +69,10 @@ class Worker:
 
 
 def interrupt_check(flag: Path) -> Callable[[Any], None]:
-    """Return a function to call after each step: it raises KeyboardInterrupt if the file exists, checked once a second."""
+    """Return a function to call after each step, which raises KeyboardInterrupt once the file `flag` exists.
+
+    It looks for the file at most once a second; its argument is ignored.
+    """
     last_check = monotonic()
 
     def check(step: Any) -> None:
@@ -83,12 +86,15 @@ def interrupt_check(flag: Path) -> Callable[[Any], None]:
 
 
 def this_process() -> tuple[str, int]:
-    """Return the host name and the process id of this process."""
+    """Return (host name, process id) of this process."""
     return platform.node(), os.getpid()
 
 
 def select_accelerator(sweep: Path) -> None:
-    """Make this process compute on the accelerator with the number of its slot, modulo the number of accelerators."""
+    """Choose the GPU that this process uses, so that the processes of a sweep use different ones.
+
+    Its index is the result of `worker_slot`, modulo the number of GPUs. Does nothing without CUDA.
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -96,7 +102,10 @@ def select_accelerator(sweep: Path) -> None:
 
 
 def worker_slot(sweep: Path) -> int:
-    """Return this process's slot: the lowest number that no living process on this host had when it was first called."""
+    """Return a small number that no other living process of the sweep on this host has, the same at each call.
+
+    It is the lowest number that was free at the first call, counted from 0. `sweep` is the sweep's folder.
+    """
     if not _own_slot:
         (sweep / SLOTS).mkdir(exist_ok=True)
         for number in count():

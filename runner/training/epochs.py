@@ -90,7 +90,7 @@ def _copied(parts: list[Any]) -> list[Any]:
 
 
 def _have_samples(parts: list[Any]) -> bool:
-    """Whether all parts are tensors with the same number of rows, one per sample."""
+    """Return whether all parts are tensors with the same number of rows, one per sample."""
     return bool(parts) and all(isinstance(part, Tensor) and part.dim() and len(part) == len(parts[0]) > 0 for part in parts)
 
 

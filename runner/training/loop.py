@@ -73,6 +73,6 @@ def train(
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether `optimizer.step` requires a closure that computes the loss, as LBFGS does."""
+    """Return whether `optimizer.step` requires a closure that computes the loss, as LBFGS does."""
     closure = signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is Parameter.empty

@@ -25,7 +25,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, *features) to logits (N, classes)."""
-        # ReLU in between, because the gradient of a bias directly before BatchNorm is nothing but rounding errors.
+        # ReLU in between, because the gradient of a bias directly before BatchNorm consists only of rounding errors.
         x = self.norm(self.body(x.flatten(1)).relu())
         x = self.back(self.there(x).relu()).relu()
         return self.head(x)

@@ -29,5 +29,5 @@ def warm_up_then_cosine(optimizer: Optimizer, warm_up: int, steps: int) -> Seque
 
 
 def warm_up_and_decay(optimizer: Optimizer, warm_up: int, gamma: float) -> ChainedScheduler:
-    """Return a scheduler: linear from a tenth of the rate over `warm_up` steps, multiplied by `gamma` in every step."""
+    """Return a scheduler: linear from a tenth of the rate over `warm_up` steps, and a factor `gamma` in every step."""
     return ChainedScheduler([LinearLR(optimizer, 0.1, total_iters=warm_up), ExponentialLR(optimizer, gamma)], optimizer)

@@ -22,19 +22,22 @@ class Recorder:
 
 
 def must_not_be_called(size: int, rate=0.5, steps=3, careful=True, name=None):
+    """Raise AssertionError; the tests need only its signature."""
     raise AssertionError("the target was called")
 
 
 def raise_error(error):
+    """Raise the built-in exception of this name."""
     raise getattr(builtins, error)("a bug of the user")
 
 
 def raise_config_error():
+    """Raise a ConfigError."""
     raise ConfigError("the exact message")
 
 
 def path_of(name):
-    """The dotted path of a name in this file."""
+    """Return the dotted path of a name in this file."""
     return f"{__name__}.{name}"
 
 
@@ -207,7 +210,8 @@ def test_a_target_in_a_users_package_is_found_by_its_dotted_path(tmp_path, monke
 @pytest.mark.parametrize("other_class", [int, float])
 def test_an_object_of_another_class_than_expected_is_an_error(other_class):
     with pytest.raises(
-        ConfigError, match=r"^model\.build built a (int|float); it must build a torch\.nn\.modules\.module\.Module"
+        ConfigError,
+        match=r"^model\.build\._target_ gives a (int|float); it must give an instance of torch\.nn\.modules\.module\.Module",
     ):
         build_instance(torch.nn.Module, {"_target_": f"builtins.{other_class.__name__}"}, "model.build")
     assert isinstance(build_instance(torch.nn.Module, {"_target_": "torch.nn.ReLU"}, "model.build"), torch.nn.ReLU)

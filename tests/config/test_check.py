@@ -27,21 +27,24 @@ from runner.errors import ConfigError
 
 @pytest.fixture(autouse=True, scope="module")
 def _hydra():
+    """Initialize Hydra with the folder `conf`, once for all tests of this file."""
     with hydra_initialized():
         yield
 
 
 @pytest.fixture(scope="module")
 def default():
+    """Return the composed config without overrides."""
     return compose("config")
 
 
 def compose_config(*overrides):
+    """Return the composed config with these overrides."""
     return compose("config", list(overrides))
 
 
 def with_values(config, **values):
-    """A copy of the config with these values; in the keys `__` stands for a dot."""
+    """Return a copy of the config with these values; in the keys `__` stands for a dot."""
     config = copy.deepcopy(config)
     for key, value in values.items():
         OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
@@ -252,7 +255,7 @@ def test_the_same_entry_in_patterns_and_in_keep_is_an_error(default, pattern):
 
 
 def leaves(node, path=()):
-    """(path, value) of every value in a nested config that is not a mapping or list; empty ones count as values."""
+    """Yield (path, value) for every value in a nested config that is not a mapping or list, or that is an empty one."""
     if isinstance(node, dict) and node:
         return [leaf for key, value in node.items() for leaf in leaves(value, (*path, key))]
     if isinstance(node, list) and node:
@@ -261,7 +264,7 @@ def leaves(node, path=()):
 
 
 def other_value(path, value):
-    """Another value that the key may have."""
+    """Return another value that the key may have."""
     if path == ("groups", "lr"):
         return [{"pattern": "fc", "lr": 0.1}]
     if isinstance(value, bool):
@@ -274,7 +277,7 @@ def other_value(path, value):
 
 
 def with_leaf(node, path, value):
-    """A copy of a nested config with another value at a path."""
+    """Return a copy of a nested config with another value at a path."""
     if not path:
         return value
     key, *rest = path
@@ -284,7 +287,7 @@ def with_leaf(node, path, value):
 
 
 def as_json(node):
-    """The config as JSON with sorted keys, by an independent implementation."""
+    """Return the config as JSON with sorted keys, by an independent implementation."""
     if isinstance(node, dict):
         return "{" + ", ".join(f"{json.dumps(key)}: {as_json(node[key])}" for key in sorted(node)) + "}"
     if isinstance(node, list):
@@ -366,7 +369,7 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.p
 
 
 def missing_in(path):
-    """The dotted keys whose value a file leaves to the user (`???`)."""
+    """Return the dotted keys whose value a file leaves to the user (`???`)."""
     plain = OmegaConf.to_container(OmegaConf.load(CONF / path), resolve=False)
     prefix = () if path.parts[0] == "experiment" else path.parent.parts
     return {".".join(map(str, key_path)) for key_path, value in leaves(plain, prefix) if value == "???"}
@@ -376,7 +379,7 @@ PLUGINS = {"joblib": "joblib", "ray": "ray", "slurm": "submitit"}  # by launcher
 
 
 def sets_of_files():
-    """Sets of files to compose together, because composing is slow: one file of each group, each file once.
+    """Return sets of files to compose together, because composing is slow: one file of each group, each file once.
 
     Files of `experiment` choose other files, so each is a set of its own. Launchers whose plugin is not installed are left
     out; the extra `all` installs all plugins.

@@ -15,24 +15,29 @@ from runner.tensors import same_bits
 
 
 def net() -> nn.Sequential:
+    """Return a model with the modules `0` (`0.0` linear, `0.1` BatchNorm, `0.2` dropout), `1` (BatchNorm), `2` (dropout)."""
     return nn.Sequential(
         nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)), nn.BatchNorm1d(4), nn.Dropout(0.5)
     )
 
 
 def force_modules(model: nn.Module, undo: ExitStack, *patterns: str, keep: tuple[str, ...] = ()) -> None:
+    """Force the modules that the patterns match into eval mode, until `undo` is closed."""
     force_eval_mode(select(model, patterns, keep, buffers="frozen"), undo)
 
 
 def modes(model: nn.Module) -> dict[str, bool]:
+    """Return by module name whether the module is in training mode."""
     return {name: module.training for name, module in model.named_modules()}
 
 
 def batch() -> torch.Tensor:
+    """Return eight samples; always the same."""
     return torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
 
 def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of each buffer by name."""
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 

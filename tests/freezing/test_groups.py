@@ -32,6 +32,7 @@ NOTHING: list[str] = []
 
 @pytest.fixture(scope="module")
 def resnet():
+    """Return a resnet18, shared by the tests of this file."""
     return resnet18()
 
 
@@ -42,10 +43,12 @@ def names_by_group(model: nn.Module, groups: list[dict]) -> dict[str, list[str]]
 
 
 def names(model: nn.Module, *prefixes: str) -> list[str]:
+    """Return the names of the parameters that begin with one of the prefixes."""
     return [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
 
 
 def lr_by_group(groups: list[dict]) -> dict[str, float | None]:
+    """Return the learning rate of each group by group name, None for a group without one."""
     return {group["name"]: group.get("lr") for group in groups}
 
 
@@ -374,7 +377,7 @@ PATTERN_LISTS = st.lists(st.sampled_from(PREFIXES), unique=True, max_size=4)
 
 
 def covers(prefix: str, parameter: nn.Parameter) -> bool:
-    """Whether one of the parameter's names is the prefix or below it, computed in a slow and obvious way."""
+    """Return whether one of the parameter's names is the prefix or below it, computed in a slow and obvious way."""
     named = MODEL.named_parameters(remove_duplicate=False)
     return any(other is parameter and (name == prefix or name.startswith(f"{prefix}.")) for name, other in named)
 

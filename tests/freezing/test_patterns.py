@@ -13,7 +13,7 @@ CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=T
 
 
 def part_matches(pattern: str, part: str) -> bool:
-    """Whether a pattern matches one dotted part, letter by letter: `*` is any number of letters, `?` is one."""
+    """Return whether a pattern matches one dotted part, letter by letter: `*` is any number of letters, `?` is one."""
     if not pattern:
         return not part
     if pattern[0] == "*":
@@ -22,7 +22,7 @@ def part_matches(pattern: str, part: str) -> bool:
 
 
 def matches_by_recursion(pattern: list[str], name: list[str]) -> bool:
-    """Whether a pattern matches a name, part by part: `**` is any number of parts; names below match, too."""
+    """Return whether a pattern matches a name, part by part: `**` is any number of parts; names below match, too."""
     if not pattern:
         return True
     if pattern[0] == "**":

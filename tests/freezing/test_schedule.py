@@ -56,7 +56,7 @@ BUILD_SCHEDULER: dict[str, Callable[..., Any]] = {
 
 
 def do_nothing(*_: Any) -> None:
-    """The default of the callbacks of ManualFreeze."""
+    """Do nothing: the default of the callbacks of ManualFreeze."""
 
 
 @dataclass
@@ -111,6 +111,7 @@ def set_gradients_to_zero(frozen, optimizer):
 
 @torch.no_grad()
 def restore_values(frozen, at_freeze):
+    """Set the frozen parameters to the values that they had when freezing began."""
     for parameter, value in zip(frozen, at_freeze, strict=True):
         parameter.copy_(value)
 
@@ -142,16 +143,18 @@ class ManualRun:
 
     model: nn.Module
     losses: list[float]
-    lrs: list[list[float]]  # of each step, the learning rate of each group
+    lrs: list[list[float]]  # for each step, the learning rate of each group
     start: dict[str, Tensor]
     at_freeze: dict[str, Tensor]
 
 
 def is_frozen(name: str) -> bool:
+    """Return whether the parameter or buffer of this name is in the backbone: in everything but the head."""
     return not name.startswith("head.")
 
 
 def values(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of each parameter and buffer by name."""
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -162,12 +165,14 @@ def build_model() -> MLP:
 
 
 def batches(count: int = BATCHES) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches that the runner generates with its seed."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         yield torch.randn(4, 64, generator=generator), torch.randint(10, (4,), generator=generator)
 
 
 def logits_with_prefix_under_no_grad(model: MLP, x: Tensor) -> Tensor:
+    """Return the model's output, with a graph only for the head."""
     with torch.no_grad():
         x = model.norm(model.body(x).relu())
         x = model.back(model.there(x).relu()).relu()
@@ -177,7 +182,10 @@ def logits_with_prefix_under_no_grad(model: MLP, x: Tensor) -> Tensor:
 def train_manually(
     manual, optimizer="sgd", set_to_none=True, scheduler=None, step=STEP, in_eval_mode=(), bfloat16=False
 ) -> ManualRun:
-    """Train with one optimizer, and freeze the backbone at `step`."""
+    """Train in a handwritten loop with one optimizer, and freeze the backbone at `step`; return its result.
+
+    `manual`: a ManualFreeze. `in_eval_mode`: names of modules in eval mode from `step` on. `bfloat16`: use autocast.
+    """
     model = build_model()
     frozen = [parameter for name, parameter in model.named_parameters() if is_frozen(name)]
     trainable = [parameter for name, parameter in model.named_parameters() if not is_frozen(name)]
@@ -210,11 +218,12 @@ def train_manually(
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors without NaN have the same bits."""
     return torch.equal(one, other) and torch.equal(one.signbit(), other.signbit())
 
 
 def assert_agree(result: Outcome, manual: ManualRun) -> None:
-    """Check that losses, learning rates and all bits are equal, and that each row has the change of the handwritten loop.
+    """Assert that losses, learning rates and all bits are equal, and that each row has the change of the handwritten loop.
 
     The change of a frozen tensor counts from the beginning of freezing, that of others from the beginning of the run.
     """
@@ -244,10 +253,10 @@ config_of = cache(config_with)  # cached, because composing a config takes longe
 
 @cache
 def run(method: str, *more: str) -> Outcome:
-    """Return the outcome of a run that freezes the backbone at STEP; each run is made once.
+    """Return the outcome of a run that freezes the backbone at STEP; outcomes are cached.
 
     `method`: `NAME` or `NAME-OPTION`, which sets `method.OPTION=true`. `more`: further overrides. The config is put together
-    from one config per config group, so that most of them are in the cache.
+    from one cached config per config group.
     """
     name, _, option = method.partition("-")
     overrides = (f"method={name}", *([f"method.{option}=true"] if option else ()), *more)
@@ -259,6 +268,7 @@ def run(method: str, *more: str) -> Outcome:
 
 
 def rows_without_groups(result: Outcome) -> list[dict[str, Any]]:
+    """Return the rows of a run without the columns that depend on the division into groups."""
     return [{key: value for key, value in row.items() if key not in ("group", "lr")} for row in result.rows]
 
 
@@ -304,6 +314,7 @@ def test_freezing_can_begin_at_the_last_step(method):
 
 
 def select_in_model(*patterns: str) -> Selection:
+    """Return what the patterns select in the model of `build_model`."""
     return select(build_model(), patterns)
 
 
@@ -321,7 +332,7 @@ def test_after_returns_a_phase_without_and_a_phase_with_frozen_parameters():
 
 @pytest.mark.parametrize("step", [0, -1, 2.5, "abc", True, None])
 def test_a_step_that_is_not_a_positive_integer_raises_a_config_error(step):
-    with pytest.raises(ConfigError, match=rf"^schedule\.step is {step!r}; give the first step that is frozen"):
+    with pytest.raises(ConfigError, match=rf"^schedule\.step is {step!r}; give the number of the first step at which"):
         after(select_in_model("head"), step)
 
 
@@ -380,20 +391,20 @@ def test_a_run_that_ends_before_the_freeze_equals_a_run_without_freezing(method,
 
 
 def freeze_more_and_more(selection: Selection) -> list[Phase]:
-    """A custom schedule: freezes `body` from the second step on, and the whole selection from STEP on."""
+    """Return the phases of a custom schedule: freeze `body` from the second step on, the whole selection from STEP on."""
     empty = replace(selection, parameters={}, notes=())
     body = {name: parameter for name, parameter in selection.parameters.items() if name.startswith("body")}
     return [Phase(1, empty), Phase(2, replace(empty, parameters=body)), Phase(STEP, selection)]
 
 
 def set_more_and_more_gradients_to_none() -> ManualFreeze:
-    """Set the gradients of `body` to None from the second step on, and those of the whole backbone from STEP on."""
+    """Return a ManualFreeze: gradients of `body` are None from the second step on, those of the backbone from STEP on."""
     steps = count(2)
 
-    def drop(frozen, optimizer):
+    def before_step(frozen, optimizer):
         set_gradients_to_none(frozen if next(steps) >= STEP else frozen[:2], optimizer)
 
-    return ManualFreeze(before_step=drop)
+    return ManualFreeze(before_step=before_step)
 
 
 @pytest.mark.parametrize("groups", ["role", "one"])
@@ -425,6 +436,7 @@ class RecordingAdamW(torch.optim.AdamW):
         self.register_step_post_hook(RecordingAdamW.record)
 
     def record(self, *_: Any) -> None:
+        """Record the groups and the state; a hook after each step."""
         self.group_ids.append([id(group) for group in self.param_groups])
         self.group_sizes.append([len(group["params"]) for group in self.param_groups])
         state = {id(parameter): list(map(id, values.values())) for parameter, values in self.state.items()}
@@ -671,7 +683,7 @@ def test_groups_is_called_after_prepare_has_set_the_flags_of_the_phase():
 
 
 def freeze_one_by_one(selection: Selection, every: int) -> list[Phase]:
-    """A schedule that freezes one more tensor every `every` steps."""
+    """Return the phases of a custom schedule: freeze one more tensor every `every` steps."""
     names = list(selection.parameters)
     return [
         Phase(

@@ -21,16 +21,17 @@ CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=T
 
 
 class CustomLinear(nn.Linear):
-    """A subclass of the user."""
+    """A subclass of Linear, as a user may define one."""
 
 
 def net() -> nn.Sequential:
-    """`body` (a linear layer and BatchNorm), `drop`, `fc`, `fc2`."""
+    """Return a model with the modules `body` (a linear layer and BatchNorm), `drop`, `fc`, `fc2`."""
     body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     return nn.Sequential(OrderedDict(body=body, drop=nn.Dropout(), fc=nn.Linear(4, 2), fc2=CustomLinear(2, 2)))
 
 
 def frozen(model: nn.Module, *args, **kwargs) -> list[str]:
+    """Return the names of the parameters that `select` selects with these arguments."""
     return list(select(model, *args, **kwargs).parameters)
 
 
@@ -45,6 +46,7 @@ def error_message(*args, **kwargs) -> str:
 
 @pytest.fixture(scope="module")
 def resnet():
+    """Return a resnet18, shared by the tests of this file."""
     return resnet18()
 
 
@@ -207,6 +209,7 @@ def test_parameters_with_equal_values_are_not_confused():
 
 
 def compiled_within(model: nn.Module) -> nn.Module:
+    """Return the model with its child `body` compiled."""
     model.body = torch.compile(model.body)
     return model
 
@@ -298,7 +301,7 @@ def test_find_head_returns_the_last_module_with_its_own_parameters_and_an_output
 def test_the_message_for_a_head_that_does_not_exist_has_a_similar_name():
     assert "fc2" in error_message(net(), ["@head"], head="fc3")
     assert "model.head" in error_message(net(), ["**"], keep=["@head"], head="classifier")
-    assert "give model.head=NAME" in error_message(nn.Sequential(nn.BatchNorm1d(2)), ["@head"])
+    assert "finds no classifier" in error_message(nn.Sequential(nn.BatchNorm1d(2)), ["@head"])
     assert error_message(net(), ["@head"], head="fc..0").startswith("model.head: ")
 
 

@@ -18,7 +18,7 @@ COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "cat": (0, 0, 255)}
 
 @pytest.fixture
 def images(tmp_path):
-    """A folder with three classes of two images of different sizes; each class has its own colour."""
+    """Return a folder with three classes of two images of different sizes; each class has its own colour."""
     for name in ("cat", "ant", "bee"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number, size in enumerate([(6, 9), (12, 5)]):
@@ -28,7 +28,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def grey_images(tmp_path):
-    """A folder with seven images in two classes, each with its own grey value."""
+    """Return a folder with seven images in two classes, each with its own grey value."""
     for number in range(7):
         folder = tmp_path / "grey_images" / ("dark" if number < 3 else "light")
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,10 +37,12 @@ def grey_images(tmp_path):
 
 
 def take_batches(source, count=3, input=(3, 32, 32), classes=10, seed=0):
+    """Return the batches of a source as a list."""
     return list(source.batches(count, list(input), classes, seed))
 
 
 def same_batches(one, other):
+    """Return whether two lists of batches have the same values."""
     return all(torch.equal(*pair) for parts in zip(one, other, strict=True) for pair in zip(*parts, strict=True))
 
 

@@ -59,14 +59,17 @@ class ReusedTensor:
 
 
 def custom_config(*overrides):
+    """Return a config with a custom data source and these overrides."""
     return config_with("data=custom", *overrides)
 
 
 def take_batches(*overrides):
+    """Return the batches of a run with these overrides as a list."""
     return list(build_batches(custom_config(*overrides), CPU))
 
 
 def sample_numbers(batches):
+    """Return the numbers of the samples in each batch of `NumberedSamples`."""
     return [batch.batch[0][:, 0].int().tolist() for batch in batches]
 
 

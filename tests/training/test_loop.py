@@ -26,22 +26,26 @@ class UnusedLayer(nn.Module):
 
 
 def loss_of(model, batch):
+    """Return the mean cross entropy of a batch."""
     x, y = batch
     return nn.functional.cross_entropy(model(x), y)
 
 
 def net():
+    """Return a model with BatchNorm between two linear layers; always the same values."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
 
 
 def batches(count=5):
+    """Yield (x, y) batches of four samples; always the same."""
     generator = torch.Generator().manual_seed(1)
     for _ in range(count):
         yield torch.randn(4, 3, generator=generator), torch.randint(2, (4,), generator=generator)
 
 
 def sgd(model, name="all", **options):
+    """Return an SGD optimizer with one named group of all parameters and the learning rate LR."""
     return torch.optim.SGD([{"name": name, "params": list(model.parameters())}], lr=LR, **options)
 
 
@@ -67,6 +71,7 @@ def by_hand(model, clip=None, rate=lambda step: LR, count=5):
 
 
 def assert_same(one, other):
+    """Assert that two models have the same parameters and buffers."""
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 

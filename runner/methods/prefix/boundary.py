@@ -15,12 +15,12 @@ from runner.tracing import tracing
 
 @torch.random.fork_rng()  # the forward pass may use random numbers
 def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) -> tuple[str | None, str]:
-    """Return (name of the boundary module, ""), or (None, reason) if the model has no frozen prefix or cannot be copied.
+    """Find the module, called the boundary, whose output is all that the trainable part gets from the frozen part.
 
-    Only the boundary's output reaches the trainable part. `input`: shape of one sample. Each module that ends after all
-    frozen modules and before any trainable one is tried on a copy in eval mode, the last one first: its output is detached,
-    and it is the boundary if exactly the trainable parameters still get gradients. The model and its random state do not
-    change.
+    Returns (its name, ""), or (None, reason) if there is none or the model cannot be copied. `input`: shape of one sample.
+    Each module that ends after all frozen modules and before any trainable one is tried on a copy in eval mode, the last one
+    first: its output is detached, and it is the boundary if exactly the trainable parameters still get gradients. The model
+    and its random state do not change.
     """
     frozen_names = [name for name, parameter in model.named_parameters() if parameter in selection]
     try:

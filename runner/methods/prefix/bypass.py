@@ -80,14 +80,20 @@ class Bypass:
 
     @contextmanager
     def record(self, x: Tensor, on_output: Callable[[str, Any], None]) -> Iterator[None]:
-        """Inside the block, run the prefix and call `on_output(module_name, output)` for each of its modules in order."""
+        """Inside the block, a call `model(x)` with exactly this `x` also reports the outputs of the frozen first layers.
+
+        `on_output(module_name, output)` is called after each outermost frozen module, and after the boundary, the last one.
+        """
         with self._expect_input(x):
             self.on_output = on_output
             yield
 
     @contextmanager
     def replay(self, recording: Recording, load_output: Callable[[], Tensor]) -> Iterator[None]:
-        """Inside the block, skip the prefix: its modules return what was recorded, the boundary returns `load_output()`."""
+        """Inside the block, a call `model(x)` does not run the frozen first layers.
+
+        They return placeholders from the recording, and the last of them, the boundary, returns `load_output()`.
+        """
         with self._expect_input(recording.x):
             self.recording, self.load_output = recording, load_output
             yield

@@ -182,14 +182,17 @@ def _with_placeholders(recording: Recording, placeholder: Callable[[Tensor], Ten
 def _replay(
     recording: Recording, rows: Tensor, dim_order: Sequence[int], bypass: Bypass, x: Tensor
 ) -> AbstractContextManager[None]:
-    """Return the context in which the prefix is skipped and the boundary returns copies of `rows`; `x` is not used."""
+    """Return a context in which the frozen layers do not run: their last module, the boundary, returns a copy of `rows`.
+
+    `rows`: its stored outputs, one for each sample; `dim_order`: the memory order of their dimensions. `x` is not used.
+    """
     return bypass.replay(recording, lambda: restore_dim_order(rows.clone(), dim_order))
 
 
 def _repeated_output(model: nn.Module, boundary: str, task: Task, batch: Sequence[Tensor]) -> tuple[Tensor, float]:
-    """Return the boundary's output for a batch, and the largest difference that a sample's position in it makes.
+    """Return the output of the last frozen module for a batch, and how far it differs if the samples change places.
 
-    Raises SkippedError if a second run gives other bits, or if other positions change more than rounding.
+    Raises SkippedError if a second run gives other bits, or if changing places makes more than a rounding difference.
     """
     try:
         copied, copied_task = copy.deepcopy(model), copy.deepcopy(task)

@@ -1,4 +1,4 @@
-"""Runs -> their loss curves; runs with bit-identical losses share one curve."""
+"""Make the data of the figure of losses; runs whose losses are equal bit by bit share one curve."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ MAX_CURVES = 200
 
 
 def loss_curves(runs: Sequence[Run]) -> tuple[dict[str, list[float]], str]:
-    """({curve label: the loss after each step}, caption); runs with bit-identical losses share a curve."""
+    """Return ({curve label: the loss after each step}, caption), with at most MAX_CURVES curves.
+
+    Runs whose losses are equal bit by bit share a curve; its label names two of them.
+    """
     names = short_names(runs)
     names_by_losses: dict[tuple[float, ...], list[str]] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""Draw the figures with matplotlib, as SVG and PNG: the same data give the same bytes; names are never parsed as markup."""
+"""Draw the figures with matplotlib, as SVG and PNG. The same data give the same bytes; names are never parsed as markup."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CELL_INCHES = 0.24, 0.155  # width, height
 
 
 def draw_heatmap(heatmap: Heatmap) -> Figure:
-    """Draw a heatmap: the colour of a cell is log10 of the relative change, its mark one of MARKS."""
+    """Return the drawn heatmap: a cell's colour is log10 of the relative change, its mark flags a special case (MARKS)."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -69,7 +69,7 @@ def draw_heatmap(heatmap: Heatmap) -> Figure:
 
 
 def draw_losses(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw the loss curves, {label: the loss after each step}; with a legend if there are 2 to 8."""
+    """Return the drawn loss curves, with a legend if there are 2 to 8; `curves`: {label: the loss after each step}."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -99,7 +99,10 @@ def draw_losses(curves: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def _colour_scale(values: Sequence[float]) -> dict[str, Any]:
-    """Arguments of `imshow`: a colour map that is visible on white and on black, over whole powers of ten."""
+    """Return arguments of `imshow`: a colour map that is visible on white and on black, and the two ends of its scale.
+
+    `values`: log10 of changes; the ends are whole numbers, so that the scale spans whole powers of ten.
+    """
     from matplotlib.colors import LinearSegmentedColormap
 
     low, high = (math.floor(min(values)), math.ceil(max(values))) if values else (-1, 0)
@@ -107,7 +110,7 @@ def _colour_scale(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _draw_marks(axes: Any, heatmap: Heatmap) -> None:
-    """Draw the marks of the cells, and a line between the rows of parameters and those of buffers."""
+    """Draw the marks of the cells, and a line between the parameters (above) and the buffers (below)."""
     for mark, label in MARKS.items():
         cells = [(x, y) for y, line in enumerate(heatmap.marks) for x, cell_mark in enumerate(line) if cell_mark == mark]
         if cells:
@@ -118,7 +121,7 @@ def _draw_marks(axes: Any, heatmap: Heatmap) -> None:
 
 
 def as_svg(figure: Figure, title: str, description: str) -> str:
-    """A figure as SVG, with a title, a description and a white background."""
+    """Return a figure as SVG on a white background; screen readers read out its title and its description."""
     out = io.BytesIO()
     _save(figure, out, "svg")
     ElementTree.register_namespace("", SVG)
@@ -136,7 +139,10 @@ def as_svg(figure: Figure, title: str, description: str) -> str:
 
 
 def svg_for_page(svg: str, name: str) -> str:
-    """The same SVG, to be put into an HTML page: without its background, and with `name-` before every id."""
+    """Return an SVG, as `as_svg` makes it, changed for use inside an HTML page.
+
+    Its background is removed, and every id gets the prefix `name-`, so that the ids of two figures cannot clash.
+    """
     root = ElementTree.fromstring(svg)
     for parent in root.iter():
         for child in list(parent):
@@ -160,13 +166,14 @@ def svg_for_page(svg: str, name: str) -> str:
 
 
 def as_png(figure: Figure) -> bytes:
-    """A figure as PNG, on a white background."""
+    """Return a figure as the bytes of a PNG file, on a white background."""
     out = io.BytesIO()
     _save(figure, out, "png")
     return out.getvalue()
 
 
 def _save(figure: Figure, out: io.BytesIO, kind: str) -> None:
+    """Write a figure into `out` as `svg` or `png`, without a date, so that the same figure gives the same bytes."""
     from matplotlib import rc_context
 
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": "freeze-runner"}
@@ -176,10 +183,13 @@ def _save(figure: Figure, out: io.BytesIO, kind: str) -> None:
 
 
 def _shortened(text: str, length: int = MAX_LABEL) -> str:
-    """The text, cut in the middle if it is longer than `length`."""
+    """Return a text of at most `length` characters: a longer one loses its middle, replaced by `…`."""
     return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-length // 2 :]}"
 
 
 def _label_inches(labels: Sequence[str]) -> float:
-    """The estimated width of the longest label; measuring rendered text would take longer than the whole drawing."""
+    """Return an estimate, in inches, of the space for the longest label.
+
+    Measuring rendered text would take longer than the whole drawing.
+    """
     return 0.3 + 0.069 * max(map(len, labels))

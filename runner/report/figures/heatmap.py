@@ -1,4 +1,4 @@
-"""Runs -> a heatmap of tensors x runs, small enough for a page: how far each tensor moved, and a mark for special cases."""
+"""Make the data of the heatmap: rows are tensors, columns are runs, a cell says how far the tensor moved in the run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ MARKS = {  # the worst first; of a cell with several tensors the worst mark is d
 
 @dataclass(frozen=True)
 class Heatmap:
-    """The data of a heatmap.
+    """The data of a heatmap: rows are parameters and buffers, columns are runs, or groups of these.
 
-    `values[row][column]` is log10 of the relative change, or None; `marks[row][column]` is a key of MARKS, or empty.
-    The first `parameter_rows` rows are parameters, the others are buffers.
+    Attributes:
+        rows, columns: their names.
+        parameter_rows: the first so many rows are parameters, the others are buffers.
+        values: `values[row][column]` is log10 of the change relative to the tensor's norm at the start; None if unmoved.
+        marks: `marks[row][column]` is a key of MARKS, which flags a special case, or empty.
     """
 
     rows: list[str]
@@ -39,9 +42,10 @@ class Heatmap:
 
 
 def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
-    """The heatmap of the runs that have a `changes.csv`; None if there are none.
+    """Return the heatmap's data, from the runs that have rows in their `changes.csv`; None if no run has any.
 
-    If there are too many runs or tensors, runs are grouped by seed or by method, and tensors by module.
+    If there are too many columns, runs that differ only in the seed share one, or else all runs of a method. If there are
+    too many rows, the tensors of a module share one.
     """
     with_tensors = [run for run in runs if run.tensors]
     if not with_tensors:
@@ -74,7 +78,10 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
 
 
 def _group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
-    """({column name: its runs}, caption): a run per column; if these are too many, a seed group, or else a method."""
+    """Return ({column name: its runs}, caption).
+
+    A column is one run; if these are too many, all runs that differ only in the seed; if still too many, all of a method.
+    """
     names = short_names(runs)
     by_run = {names[run.label]: [run] for run in runs}
     if len(by_run) <= MAX_COLUMNS:
@@ -93,9 +100,10 @@ def _group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
 
 
 def _group_rows(names: Sequence[str]) -> tuple[list[str], Callable[[str], str]]:
-    """The row names, and a function from a tensor's name to its row.
+    """Return the names of the heatmap's rows, and a function that returns the row in which a tensor (by name) belongs.
 
-    To get at most MAX_ROWS rows, names are cut after as many dotted parts as possible.
+    `names`: of all tensors. A row is a tensor. If that makes more than MAX_ROWS, names are cut after as many dotted parts
+    as fit (`layer1.0.conv1.weight` -> `layer1.0`), and tensors with equal cut names share a row.
     """
     deepest = max(name.count(".") for name in names) + 1
     for depth in range(deepest, 0, -1):
@@ -107,13 +115,16 @@ def _group_rows(names: Sequence[str]) -> tuple[list[str], Callable[[str], str]]:
 
 
 def _log10_change(tensors: Sequence[TensorRow]) -> float | None:
-    """log10 of the largest finite relative change; None if nothing moved."""
+    """Return log10 of the largest finite relative change of these tensors, or None if none of them moved."""
     ratios = [ratio for row in tensors if (ratio := row.change_rel) is not None and math.isfinite(ratio) and ratio > 0]
     return math.log10(max(ratios)) if ratios else None
 
 
 def _worst_mark(tensors: Sequence[TensorRow]) -> str:
-    """The worst mark of a cell's tensors; `zero` and `started at 0` only count if all its tensors have that mark."""
+    """Return the worst mark of the tensors in a cell, a key of MARKS; empty if none has a mark.
+
+    `zero` and `started at 0` are only returned if all of these tensors have that mark.
+    """
     marks = {_mark(row) for row in tensors}
     if len(marks) > 1:
         marks -= {"zero", "started at 0"}
@@ -121,7 +132,7 @@ def _worst_mark(tensors: Sequence[TensorRow]) -> str:
 
 
 def _mark(row: TensorRow) -> str:
-    """The mark of one tensor, a key of MARKS, or empty."""
+    """Return the mark that flags a tensor as a special case, a key of MARKS; empty for an ordinary change."""
     if row.verdict in ("leaked", "idle", "returned"):
         return row.verdict
     if any(change is not None and not math.isfinite(change) for change in (row.change_l2, row.change_rel)):

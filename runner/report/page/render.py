@@ -1,4 +1,4 @@
-"""Runs -> one HTML page that loads nothing else and is readable without JavaScript; with it, tables sort and filter."""
+"""Render one HTML page that loads nothing else. It is readable without JavaScript, which only sorts and filters tables."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ MAX_PROBLEMS = 200
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG figure of the page, and its caption."""
+    """A figure of the page: the SVG as a text, and the caption below it."""
 
     svg: str
     caption: str
 
 
 def render_page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture], problems: Sequence[str] = ()) -> str:
-    """The HTML page of one or several runs; `problems` are lines about folders that could not be read."""
+    """Return the HTML page about one or several runs.
+
+    `pictures`: the figures, by `heatmap` and `losses`. `problems`: lines about folders that could not be read.
+    """
     runs = sort_runs(runs)
     single = runs[0] if len(runs) == 1 else None
     common_facts, machines = tables.machines_table(runs)
@@ -65,12 +68,15 @@ def render_page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture]
 
 
 def subtitle(runs: Sequence[Run]) -> str:
-    """The number of runs with each status, such as `7 runs: 6 finished, 1 failed`."""
+    """Return how many runs have each status, as a text such as `7 runs: 6 finished, 1 failed`."""
     statuses = Counter(run.record["status"] for run in runs)
     return f"{counted(len(runs), 'run')}: {', '.join(f'{number:,} {status}' for status, number in statuses.items())}"
 
 
 def problem_lines(runs: Sequence[Run], problems: Sequence[str] = ()) -> list[str]:
-    """A line for each thing that could not be read; after MAX_PROBLEMS lines only the number of further ones."""
+    """Return `problems` and a line for each file of a run that could not be read.
+
+    Of more than MAX_PROBLEMS lines, a last line gives the number of those left out.
+    """
     lines = [*problems, *(f"{run.label}: {problem}" for run in runs for problem in run.problems)]
     return lines if len(lines) <= MAX_PROBLEMS else [*lines[:MAX_PROBLEMS], f"and {len(lines) - MAX_PROBLEMS:,} more"]

@@ -1,4 +1,4 @@
-"""The tables of the page as data: caption, columns and rows of cells. `page.html.jinja` renders them all."""
+"""Make the tables of the page as data (caption, columns, rows of cells), which `page.html.jinja` turns into HTML."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ COST_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {  # per step; com
 
 
 class Column(NamedTuple):
-    """A column's heading, and whether it holds numbers (aligned right, sorted as numbers)."""
+    """A column of a table: its heading, and whether its cells are numbers (aligned right, sorted by size)."""
 
     name: str
     number: bool = False
 
 
 class TableCell(NamedTuple):
-    """A cell's text and its CSS class: an outcome such as `held`, `code`, `why`, or none."""
+    """A cell of a table: its text, and its CSS class (`code`, `why`, an outcome such as `held`, or empty)."""
 
     text: str
     kind: str = ""
@@ -52,7 +52,7 @@ class TableCell(NamedTuple):
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table of the page; the first cell of a row is its heading."""
+    """A table of the page. The first cell of a row is its heading; `key` names the table in the template."""
 
     key: str
     caption: str
@@ -61,7 +61,11 @@ class PageTable:
 
 
 def runs_table(runs: Sequence[Run]) -> PageTable:
-    """A row per run: swept overrides, outcome, counts of verdicts, losses, comparison with `requires_grad`, costs."""
+    """Return a table with a row per run: the overrides in which the runs differ, and how each run ended.
+
+    How it ended: outcome, number of tensors with each verdict (`held`, `leaked`, ...), losses, whether the trainable
+    parameters have the bits of the `requires_grad` run, costs.
+    """
     keys, trained_parts = swept_keys(runs), compare_trained_parts({run.label: run.record for run in runs})
     verdicts = [verdict for verdict in VERDICTS if any(run.record["counts"][verdict] for run in runs)]
     costs = costs_by_run(runs)
@@ -92,7 +96,10 @@ def runs_table(runs: Sequence[Run]) -> PageTable:
 
 
 def pick_runs(runs: Sequence[Run]) -> list[Run]:
-    """At most MAX_TABLE_ROWS runs, in the given order; if there are more, runs that did not hold are preferred."""
+    """Return at most MAX_TABLE_ROWS runs, in the given order.
+
+    If there are more, the first to be left out are runs whose frozen tensors all kept their bits.
+    """
     if len(runs) <= MAX_TABLE_ROWS:
         return list(runs)
     picked = {run.label for run in sorted(runs, key=lambda run: run.outcome == "held")[:MAX_TABLE_ROWS]}
@@ -100,9 +107,9 @@ def pick_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def seed_groups_table(runs: Sequence[Run]) -> PageTable | None:
-    """A row per group of runs that differ only in the seed: worst outcome, mean, spread and number of losses.
+    """Return a table with a row per group of runs that differ only in the seed; None if no group has a second run.
 
-    Returns None if no group has a second run.
+    A row has the group's worst outcome, and the mean, standard deviation and number of its last losses.
     """
     groups = seed_groups(runs)
     if all(len(group.runs) == 1 for group in groups):
@@ -133,7 +140,7 @@ def seed_groups_table(runs: Sequence[Run]) -> PageTable | None:
 
 
 def tensors_table(tensors: Sequence[TensorRow]) -> PageTable:
-    """A row per parameter and buffer of one run."""
+    """Return a table with a row per parameter and buffer of a run: verdict such as `held`, cause, how far it moved."""
     columns = [Column("tensor"), Column("kind"), Column("declared"), Column("verdict"), Column("cause")]
     columns += [Column("change (L2 norm)", True), Column("relative to the start", True)]
     rows = [
@@ -152,7 +159,10 @@ def tensors_table(tensors: Sequence[TensorRow]) -> PageTable:
 
 
 def leaks_table(runs: Sequence[Run]) -> PageTable:
-    """A row per leaked tensor and cause: the methods, the number of runs, the largest change; largest change first."""
+    """Return a table with a row per frozen tensor that changed and cause of the change, the largest change first.
+
+    A row has the methods with which this happened, the number of runs, and the largest relative change.
+    """
     leaks: dict[tuple[str, str], list[tuple[float, str]]] = {}  # (tensor, cause) -> (change, method) of each run
     for method, members in group_by_method(runs).items():
         for run in members:
@@ -182,7 +192,7 @@ def leaks_table(runs: Sequence[Run]) -> PageTable:
 
 
 def failures_table(runs: Sequence[Run]) -> PageTable:
-    """A row per run that did not finish: its status and the reason."""
+    """Return a table with a row per run that did not finish: status and reason."""
     columns = [Column("run"), Column("status"), Column("reason")]
     rows = [
         [TableCell(run.label), TableCell(run.record["status"], run.record["status"]), TableCell(run.record["reason"])]
@@ -194,7 +204,7 @@ def failures_table(runs: Sequence[Run]) -> PageTable:
 
 
 def commands_table(runs: Sequence[Run]) -> PageTable:
-    """A row per run: the command that repeats it, and its values of the config keys in which the runs differ."""
+    """Return a table with a row per run: the command that repeats it, and the config values in which the runs differ."""
     runs = pick_runs(runs)
     configs = {run.label: read_config(run.folder) for run in runs}
     keys = dict.fromkeys(key for config in configs.values() for key in config if key.split(".")[0] not in NOT_HASHED)
@@ -212,7 +222,10 @@ def commands_table(runs: Sequence[Run]) -> PageTable:
 
 
 def machines_table(runs: Sequence[Run]) -> tuple[str, PageTable]:
-    """A line with the versions, device, threads and commit that all runs share, and a row for each other value."""
+    """Return what the runs ran on: versions of libraries, device, number of threads, git commit.
+
+    First a line with what is the same for all runs; then a table of what differs, with the number of runs for each value.
+    """
     facts: dict[str, Counter[str]] = {}
     for run in [run for run in runs if run.record["status"] in STATUSES_WITH_TABLES] or runs:
         for key, value in _machine_facts(run).items():
@@ -229,11 +242,12 @@ def machines_table(runs: Sequence[Run]) -> tuple[str, PageTable]:
 
 
 def _first_rows_text(rows: int, limit: int) -> str:
-    """The end of a caption that says how many rows are shown; empty if all are."""
+    """Return the end of a caption: how many of the `rows` are shown if these are more than `limit`, else an empty text."""
     return f"; the first {limit:,} of {rows:,}" if rows > limit else ""
 
 
 def _machine_facts(run: Run) -> dict[str, str]:
+    """Return {fact: value}: the version of each library, device, number of threads and git commit of a run."""
     record = run.record
     versions, git = record["versions"], record["git"]
     commit = str(git.get("commit") or "")[:12] + (" with changes" if git.get("dirty") else "")
@@ -242,19 +256,22 @@ def _machine_facts(run: Run) -> dict[str, str]:
 
 
 def _trained_part_text(group: SeedGroup, trained_parts: dict[str, tuple[str, str]]) -> str:
-    """The distinct results of a group's runs, joined."""
+    """Return how the trainable parameters of a group's runs compare with `requires_grad`: the distinct results, joined.
+
+    `trained_parts`: what `compare_trained_parts` returns, {run label: (`identical` or `differs`, reason)}.
+    """
     texts = dict.fromkeys(": ".join(filter(None, trained_parts[run.label])) for run in group.runs)
     return "; ".join(filter(None, texts))
 
 
 def _loss_text(run: Run, loss: float | None) -> str:
-    """The loss in four digits; if it is None, `not finite` for a run that made steps, else nothing."""
+    """Return a loss with four digits; None (no finite number) gives `not finite` for a run that made steps, else nothing."""
     if loss is not None:
         return in_digits(loss)
     return "not finite" if run.record["looks"] else ""
 
 
 def _change(row: TensorRow) -> float:
-    """The relative change of a tensor, absolute if it started at 0; infinite if it is unknown or NaN."""
+    """Return a tensor's relative change, or the absolute one if it started at 0; infinity if that is unknown or NaN."""
     change = row.change_l2 if row.change_rel is None else row.change_rel
     return math.inf if change is None or math.isnan(change) else change
