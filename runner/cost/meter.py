@@ -64,7 +64,7 @@ class Meter:
             yield batch
 
     def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """Do nothing; called before step `step`, the first step in which another set of layers is frozen than before."""
+        """Do nothing; called before `step`, the first step of the run or the first with another set of frozen layers."""
 
     def read_costs(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
@@ -72,7 +72,7 @@ class Meter:
         """Return {name of a cost: its value}, here an empty dict; called after the last step of a run.
 
         `model`: the trained model. `selection`: what is frozen in it. `parameters`: all parameters, as before the training.
-        `skipped`: {module name: share (0 to 1) of the steps in which the freezing method did not run the module}.
+        `skipped`: {module name: share (0 to 1) of the last phase's steps in which the method skipped the module}.
         """
         return {}
 
