@@ -1,4 +1,4 @@
-"""The base class of all freezing methods, and the traps: the situations in which some methods leak."""
+"""The base class of all freezing methods, and TRAPS: situations in which some methods let frozen parameters change."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ TRAPS = {
 
 @dataclass
 class PhaseContext:
-    """What a method can use while it feeds the batches of one phase.
+    """What a method's `feed` is given besides the batches, for one span of steps in which the same layers are frozen.
 
     Attributes:
         model: the model that is trained.
-        task: computes the loss from the model and a batch.
-        note: reports a message to the user.
-        not_run: by module name, the number of steps of this phase in which the method skipped the module; the cost of a
-            step excludes what is skipped.
+        task: a function `task(model, batch)` that returns the loss.
+        note: a function that shows a message to the user.
+        not_run: {module name: number of steps in this span in which the method did not run the module}. The method adds to
+            it while it feeds batches; the reported cost of a step leaves these modules out.
     """
 
     model: nn.Module
@@ -47,33 +47,45 @@ class PhaseContext:
 
 
 class FreezingMethod:
-    """The stages at which a method can act; each of them does nothing by default.
+    """A way to freeze parameters: the training calls its five methods in the order below, and each does nothing by default.
 
-    A method overrides only the stages that it needs and uses torch's own means (flags, parameter groups, hooks, module
-    swaps). For everything that it changes in the model, it adds a callback to `undo` that restores it.
+    A subclass overrides only what it needs and uses torch's own means (flags, parameter groups, hooks, replaced modules). In
+    every method, `selection` says which parameters and modules are frozen. `undo` is a stack of callbacks, called at the end
+    of the run: for each change to the model, the method adds a callback that reverses the change.
     """
 
     leaks_under: frozenset[str] = frozenset()
-    """The keys of TRAPS under which this method leaks; tests check that it leaks exactly there."""
+    """The keys of TRAPS (situations) in which frozen parameters change with this method; in all others they do not."""
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
-        """Return the reason if this method does not work with this model and selection, otherwise None."""
+        """Return why this method cannot freeze the selected parameters in this model (the run is then skipped), or None."""
         return None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
-        """Change the model before the optimizer is built; return the model to train."""
+        """Change the model so that the selected parameters stay frozen, and return the model to train.
+
+        Called before the optimizer is built, and again when more layers become frozen in mid-run. Callbacks added to `undo`
+        are called at the end of the run.
+        """
         return model
 
     def groups(self, groups: list[Group], selection: Selection) -> list[Group]:
-        """Return the optimizer's parameter groups, made from those that the config asks for."""
+        """Return the parameter groups to build the optimizer with.
+
+        `groups`: those that the config asks for, dicts as torch.optim takes them. `selection`: what is frozen.
+        """
         return groups
 
     def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
-        """Change the optimizer after it is built."""
+        """Change the optimizer after it is built, for example register a hook on it.
+
+        `selection`: what is frozen. A callback added to `undo` is called at the end of the run.
+        """
 
     def feed(self, batches: Iterable[Any], context: PhaseContext) -> Iterator[Any]:
-        """Yield the batches of one phase, each built only when the training loop asks for it.
+        """Yield the batches for the training, each built only when the training loop asks for it.
 
-        `batches` are LazyBatch objects: `batch` builds the batch, `ids` are the numbers of its samples.
+        `batches` are LazyBatch objects: `batch` builds the batch, `ids` are the numbers of its samples. Called once for each
+        span of steps in which the same layers are frozen; `context` describes that span.
         """
         return (lazy_batch.batch for lazy_batch in batches)

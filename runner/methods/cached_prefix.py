@@ -1,4 +1,4 @@
-"""Freezing with `requires_grad`, and caching the outputs of the frozen prefix."""
+"""Freezing with `requires_grad`, and keeping the outputs of the frozen first layers to use them again in later epochs."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from runner.training.epochs import LazyBatch
 
 
 class CachedPrefix(RequiresGrad):
-    """Freezes as `requires_grad` does, and runs the frozen prefix once for each sample: later epochs use its stored outputs.
+    """Sets `requires_grad` to False, and runs the frozen first layers once per sample: later epochs use the stored outputs.
 
-    Works only for a prefix that is held in eval mode (`freeze.buffers=frozen`) and whose outputs can be repeated bit by bit,
-    which is checked on copies; otherwise the run is skipped, with the reason. The weights are bitwise those of
-    `requires_grad` if all batches have one size and the prefix's output for a sample does not depend on its position in
-    the batch; if it does, a note gives the largest difference. With one epoch nothing is cached, and the method is the same
-    as `requires_grad`. Leaks where `requires_grad` does.
+    Needs `freeze.buffers=frozen`, which keeps these layers in eval mode, and layers that give the same bits each time. Both
+    are checked on copies of the model; if a check fails, the run is skipped with the reason. With one epoch nothing is
+    stored, and the method is the same as `requires_grad`. Frozen parameters can change in the same cases as there.
+    The trained weights have the same bits as with `requires_grad` if all batches have one size and the stored output of a
+    sample does not depend on its place in the batch. Where it depends on that, a note gives the largest difference.
 
-    `input`: shape of one sample. `epochs`: number of epochs. `memory_mb`: MiB of outputs kept in memory; further ones go to
-    a file in a temporary folder below `folder`.
+    `input`: shape of one sample. `epochs`: number of epochs. `memory_mb`: how many MiB of outputs stay in memory; the rest
+    goes to a file in a temporary folder, which is made in `folder` (None: the system's).
     Source: https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html (ConvNet as fixed feature extractor)
     """
 
@@ -41,12 +41,12 @@ class CachedPrefix(RequiresGrad):
         self.input, self.epochs, self.limit, self.folder = input, epochs, int(memory_mb * 2**20), folder
         self.boundary: str | None = None  # the module at the end of the frozen prefix
         self.prefix_modules: list[str] = []  # the outermost modules that run before it
-        self.checked_selection: Selection | None = None  # the selection that the two were found for
+        self.checked_selection: Selection | None = None  # the selection that `boundary` and `prefix_modules` are for
         self.bypass: Bypass | None = None
         self.store = RowStore(self.limit, folder)
         self.storing = True  # False after a write or read of the store failed
         self.recordings: dict[int, Recording] = {}  # by batch size
-        self.dim_order: Sequence[int] | None = None  # of the boundary's output, see `memory_dim_order`
+        self.dim_order: Sequence[int] | None = None  # memory order of the dimensions of the boundary's output
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         if self.epochs == 1:
@@ -68,7 +68,7 @@ class CachedPrefix(RequiresGrad):
         return reason or None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
-        if self.bypass is not None:  # of an earlier phase, whose prefix was shorter
+        if self.bypass is not None:  # from earlier steps, in which fewer layers were frozen
             self.bypass.undo()
             self.store.close()
             self.bypass = None
@@ -105,9 +105,10 @@ class CachedPrefix(RequiresGrad):
                     yield batch
 
     def check_batch_size(self, batch: Any, context: PhaseContext) -> None:
-        """Before the first step with a batch of this size, check on copies that the prefix can be skipped.
+        """Check on copies that a step with a batch of this size can skip the frozen first layers.
 
-        Raises SkippedError if it cannot.
+        Done once for each batch size. Stores what later steps with this batch size need to skip them. Raises SkippedError,
+        which ends the run as skipped, if a step without these layers gives other bits than a full step.
         """
         assert self.boundary is not None
         size = len(batch[0])
@@ -133,7 +134,11 @@ class CachedPrefix(RequiresGrad):
             )
 
     def output_saver(self, ids: list[int], note: Note) -> Callable[[str, Any], None]:
-        """Return a function `save(module_name, output)` that stores the boundary's output for samples not yet stored."""
+        """Return a function `save(module_name, output)` that stores the output of the last frozen module.
+
+        It ignores other modules, and samples whose output is already stored. `ids`: the numbers of the batch's samples.
+        `note` is called with a message if the file of outputs cannot be written; nothing more is stored then.
+        """
 
         def save(name: str, output: Any) -> None:
             new = [position for position, number in enumerate(ids) if number not in self.store]
@@ -149,7 +154,11 @@ class CachedPrefix(RequiresGrad):
         return save
 
     def cached_rows(self, ids: list[int], note: Note) -> Tensor | None:
-        """Return the stored outputs (N, ...) of the prefix for N samples, or None if any is missing or damaged."""
+        """Return the stored outputs of the frozen first layers as one tensor (N, ...), or None if any is missing or damaged.
+
+        `ids`: the numbers of the N samples. `note` is called with a message if the file of outputs is damaged; what was in
+        the file is then computed again.
+        """
         if not all(number in self.store for number in ids):
             return None
         try:
@@ -161,7 +170,11 @@ class CachedPrefix(RequiresGrad):
             return None
 
     def output_loader(self, ids: list[int], rows: Tensor) -> Callable[[], Tensor]:
-        """Return a function that gives the boundary's output for these samples: first `rows`, then new copies."""
+        """Return a function without arguments that returns the stored output of the last frozen module.
+
+        `ids`: the numbers of the samples. `rows`: that output for them, already loaded. The first call returns it; each
+        later call loads a new copy, because the model may write to what it gets.
+        """
         unused = [rows]
         dim_order = self.dim_order
         assert dim_order is not None

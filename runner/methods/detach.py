@@ -1,4 +1,4 @@
-"""Freezing by running the frozen prefix without a graph."""
+"""Freezing by running the frozen first layers without an autograd graph."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from runner.methods.prefix.boundary import frozen_prefix
 
 
 class Detach(FreezingMethod):
-    """Runs the frozen prefix without a graph, as `with torch.no_grad()` around a backbone does.
+    """Runs the frozen first layers without an autograd graph, as `with torch.no_grad()` around a backbone does.
 
-    Nothing of the prefix is saved for backward and its parameters get no gradients, so the optimizer does not step them.
-    Works only if the frozen part comes first; otherwise the run is skipped. If freezing begins in mid-run, frozen parameters
-    still change where gradients are kept as zeros, and under LBFGS. Does not prevent writes in the forward pass. `input`:
-    shape of one sample.
+    These layers save nothing for backward and get no gradients, so the optimizer does not step them. All frozen layers must
+    run before the first trainable one; otherwise the run is skipped. Frozen parameters can still change if the freezing
+    begins in mid-run and either gradients are set to zeros instead of None, or the optimizer is LBFGS. The forward pass can
+    still write to frozen layers, as BatchNorm does to its statistics. `input`: shape of one sample.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#locally-disabling-gradient-computation
     """
 
@@ -31,7 +31,7 @@ class Detach(FreezingMethod):
     def __init__(self, input: Sequence[int]) -> None:
         self.input = input
         self.boundary: str | None = None  # the module at the end of the frozen prefix
-        self.checked_selection: Selection | None = None  # the selection that the boundary was found for
+        self.checked_selection: Selection | None = None  # the selection that `boundary` is for
         self.hooks: list[RemovableHandle] = []
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
@@ -44,7 +44,7 @@ class Detach(FreezingMethod):
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         if selection is not self.checked_selection and (reason := self.skip(model, selection)):
             raise SkippedError(reason)
-        for hook in self.hooks:  # of an earlier phase, whose prefix was shorter
+        for hook in self.hooks:  # from earlier steps, in which fewer layers were frozen
             hook.remove()
         if self.boundary is not None and selection.parameters:
             modes_before: list[bool] = []

@@ -10,9 +10,9 @@ from runner.methods.base import FreezingMethod
 class Exclude(FreezingMethod):
     """Does not give frozen parameters to the optimizer, which therefore cannot step them.
 
-    Gradients are still computed. They accumulate, because `optimizer.zero_grad()` does not reach them, and count in a
-    global-norm clip over all parameters, which changes how the other parameters train. Does not prevent writes in the
-    forward pass.
+    Backward still computes their gradients. These add up from step to step, because `optimizer.zero_grad()` does not reach
+    them. If gradients are clipped by the norm over all parameters, they count in that norm and so change how the other
+    parameters train. The forward pass can still write to frozen layers, as BatchNorm does to its statistics.
     Source: https://docs.pytorch.org/docs/stable/optim.html#constructing-it
     """
 

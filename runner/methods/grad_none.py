@@ -11,11 +11,12 @@ from runner.methods.base import FreezingMethod
 
 
 class GradNone(FreezingMethod):
-    """Sets a frozen parameter's gradient to None as soon as backward has accumulated it, before clipping and the step.
+    """Sets the gradient of a frozen parameter to None during backward, before gradients are clipped and the optimizer steps.
 
-    The optimizer ignores a parameter without a gradient: no weight decay, no momentum. The work of backward is not saved.
-    A frozen parameter still changes if the loss does not depend on it while gradients are kept as zeros, and under LBFGS
-    if freezing begins in mid-run. Does not prevent writes in the forward pass.
+    The optimizer ignores a parameter without a gradient, also its weight decay and momentum. Backward does not get cheaper.
+    Frozen parameters can still change if the freezing begins in mid-run under LBFGS, or if the loss does not depend on them
+    and gradients are set to zeros instead of None: the hook is not called then. The forward pass can still write to frozen
+    layers, as BatchNorm does to its statistics.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_post_accumulate_grad_hook.html
     """
 
@@ -29,4 +30,5 @@ class GradNone(FreezingMethod):
 
 
 def _drop_gradient(parameter: Tensor) -> None:
+    """Set the gradient to None; a hook that backward calls when the gradient of the parameter is complete."""
     parameter.grad = None

@@ -1,4 +1,4 @@
-"""The baseline: no freezing."""
+"""No freezing, for comparison with the methods that freeze."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from runner.methods.base import TRAPS, FreezingMethod
 
 
 class NoMethod(FreezingMethod):
-    """Does nothing: the baseline. Frozen parameters leak at the first step, which shows what trains without freezing."""
+    """Does nothing, so that all parameters train: the run that the freezing methods are compared with.
+
+    Parameters that the config declares frozen therefore change, which shows what trains without freezing.
+    """
 
     leaks_under = frozenset(TRAPS)

@@ -12,12 +12,13 @@ from runner.methods.base import FreezingMethod
 
 
 class RequiresGrad(FreezingMethod):
-    """Sets `requires_grad` to False: backward computes no gradient, and the optimizer does not step the parameter.
+    """Sets `requires_grad` to False: backward computes no gradient for the parameter, so the optimizer does not step it.
 
-    No bit changes under any dense torch optimizer if it is set before the first step. If it is set in mid-run, parameters
-    still change where gradients are kept as zeros (by weight decay and stored moments), and under LBFGS. `clean` deletes
-    gradients and optimizer state at that moment, so that zero gradients do no harm. Does not prevent writes in the forward
-    pass: BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
+    If this is done before the first step, the parameter keeps all its bits under any dense torch optimizer. Frozen
+    parameters can still change if the freezing begins in mid-run and either gradients are set to zeros instead of None
+    (weight decay and momentum then act on the zeros), or the optimizer is LBFGS. With `clean`, their gradients and optimizer
+    state are deleted when the freezing begins, so zero gradients do no harm. The forward pass can still write to frozen
+    layers: BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#setting-requires-grad
     """
 

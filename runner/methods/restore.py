@@ -13,10 +13,11 @@ from runner.methods.base import FreezingMethod
 
 
 class Restore(FreezingMethod):
-    """After each optimizer step, restores frozen parameters from a copy that was made when the method was attached.
+    """Copies the frozen parameters when the freezing begins, and writes the copies back after each optimizer step.
 
-    The parameters change within a step and return (verdict `returned`). This costs a second copy of them, and optimizer
-    state is still updated. A write between two steps remains until the next step; one after the last step remains.
+    The parameters change within a step and then get their old bits back, which the report calls `returned`. This needs
+    memory for the copies, and the optimizer still updates its state for these parameters. If anything else writes to them
+    between two steps, the change stays until the end of the next step; after the last step it stays for good.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.register_step_post_hook.html
     """
 

@@ -12,10 +12,10 @@ from runner.methods.exclude import Exclude
 
 
 class ToBuffer(Exclude):
-    """Registers frozen parameters as buffers of their modules, as frozen-BatchNorm classes do.
+    """Turns frozen parameters into buffers of their modules, under the same names, as torchvision's FrozenBatchNorm2d does.
 
-    Buffers get no gradient and are not in the optimizer: no step and no weight decay, under every optimizer. They keep the
-    parameters' memory and names. Does not prevent writes in the forward pass.
+    Buffers get no gradient and are not given to the optimizer, so no optimizer can step or decay them. They still take the
+    same memory. The forward pass can still write to frozen layers, as BatchNorm does to its statistics.
     Source: https://docs.pytorch.org/vision/stable/generated/torchvision.ops.FrozenBatchNorm2d.html
     """
 
@@ -39,7 +39,10 @@ class ToBuffer(Exclude):
 
 
 def _restore_registration(module: nn.Module, parameters: dict[str, Any], buffers: dict[str, Any]) -> None:
-    """Restore a module's parameters and buffers, in the order in which they were registered."""
+    """Give a module back the parameters and buffers that it had before, each in the given order.
+
+    `parameters`, `buffers`: {name in the module: tensor or None}, copies of the module's `_parameters` and `_buffers`.
+    """
     for registry, original in ((module._parameters, parameters), (module._buffers, buffers)):
         registry.clear()
         registry.update(original)

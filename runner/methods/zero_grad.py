@@ -12,11 +12,11 @@ from runner.methods.base import FreezingMethod
 
 
 class ZeroGrad(FreezingMethod):
-    """Replaces a frozen parameter's gradient by zeros, in a hook.
+    """Replaces the gradient of a frozen parameter by zeros, with a hook.
 
-    A zero gradient is not None, so the optimizer still steps the parameter. No bit changes only if a step with a zero
-    gradient changes nothing: not with weight decay (any optimizer), not with momentum or moments from earlier steps, not
-    under ASGD. Does not prevent writes in the forward pass.
+    A zero gradient is not None, so the optimizer still steps the parameter. Frozen parameters can therefore change with
+    weight decay, with momentum or other optimizer state from steps before the freezing, under ASGD, and under LBFGS if the
+    freezing begins in mid-run. The forward pass can still write to frozen layers, as BatchNorm does to its statistics.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_hook.html
     """
 

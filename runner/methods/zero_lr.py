@@ -13,13 +13,14 @@ from runner.methods.base import FreezingMethod
 
 
 class ZeroLr(FreezingMethod):
-    """Puts frozen parameters into parameter groups with a learning rate of 0.
+    """Puts frozen parameters into parameter groups of their own, with a learning rate of 0.
 
-    Gradients are still computed, so nothing is saved, and they count in a global-norm clip. Frozen parameters still change
-    under schedulers that set the rate (OneCycleLR, CyclicLR, SWALR, cosine with `eta_min`; if freezing begins in mid-run,
-    all that compute it from the initial one), and under optimizers that step at rate 0 (Rprop). Does not prevent writes in
-    the forward pass. `guard` sets learning rate and weight decay to 0 again before each step, which prevents changes under
-    schedulers.
+    Gradients are still computed, so backward does not get cheaper, and they count if gradients are clipped by the norm over
+    all parameters. Frozen parameters can still change under optimizers that ignore the learning rate (Rprop), and under
+    schedulers that set it to a value above 0: OneCycleLR, CyclicLR, SWALR, cosine with `eta_min`, and, if the freezing
+    begins in mid-run, all that compute it from the initial one (LambdaLR). With `guard`, learning rate and weight decay are
+    set to 0 again before each step, so schedulers do no harm. The forward pass can still write to frozen layers, as
+    BatchNorm does.
     Source: https://docs.pytorch.org/docs/stable/optim.html#per-parameter-options
     """
 

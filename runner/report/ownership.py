@@ -31,7 +31,7 @@ SIGNATURES = {
 def may_overwrite(path: Path, name: str) -> bool:
     """Return whether `path` may be written: no file is there, or an empty one, or one that freeze-runner wrote.
 
-    `name`: the standard name of the output file, such as `report.html`, which decides the text that marks files of this project.
+    `name`: the standard name of the output file, such as `report.html`, which decides the mark of files of this project.
     """
     try:
         with path.open("rb") as file:

@@ -1,8 +1,8 @@
-"""Data sources: classes that yield batches `(x, y)`, the same for every freezing method at the same seed.
+"""Data sources: classes that yield batches `(x, y)`, which are the same for every freezing method at the same seed.
 
 A source is any class with a method `batches(count, input, classes, seed)` that yields `count` batches; `input` is the shape
-of one sample, `classes` the number of the model's outputs. Each source has its own random generator, so that a method that
-uses the global one does not change the data.
+of one sample, and `classes` is how many classes the model predicts. Each source has its own random generator, so the data
+stays the same if a freezing method draws numbers from the global one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Synthetic:
-    """Standard normal samples and uniform targets. Each batch is generated when it is needed, so memory does not grow."""
+    """Random data: samples from the standard normal distribution, and targets that are equally likely classes.
+
+    Each batch is generated only when it is asked for, so the data does not fill the memory.
+    """
 
     def __init__(self, batch_size: int = 4) -> None:
         self.batch_size = batch_size
 
     def batches(self, count: int, input: Sequence[int], classes: int, seed: int) -> Iterator[Batch]:
-        """Yield x (N, *input) float32 and y (N,) int64."""
+        """Yield `count` batches (x, y): x (N, *input) float32 and y (N,) int64 from 0 to `classes` - 1."""
         generator = torch.Generator().manual_seed(seed)
         for _ in range(count):
             x = torch.randn(self.batch_size, *input, generator=generator)
@@ -36,7 +39,9 @@ class Synthetic:
 
 
 class Digits:
-    """The 1,797 images of digits in scikit-learn (8x8, ten classes), resized, and copied to each of the model's channels.
+    """The 1,797 grey images of digits in scikit-learn (8x8 pixels, ten classes).
+
+    They are resized to the model's input, and each of its channels gets a copy.
 
     Source: https://archive.ics.uci.edu/dataset/80
     """
@@ -45,7 +50,10 @@ class Digits:
         self.batch_size = batch_size
 
     def batches(self, count: int, input: Sequence[int], classes: int, seed: int) -> Iterator[Batch]:
-        """Yield x (N, *input) float32 in [0, 1] and y (N,) int64. Raises ConfigError if `input` or `classes` do not fit."""
+        """Yield `count` batches (x, y): x (N, *input) float32 in [0, 1] and y (N,) int64 from 0 to 9.
+
+        Raises ConfigError if `input` is neither [channels, height, width] nor [64], or if `classes` is below 10.
+        """
         from sklearn.datasets import load_digits
 
         _check_classes("data=digits", 10, classes)
@@ -65,7 +73,7 @@ class Digits:
 
 
 class ImageFolder:
-    """Images in a folder with a subfolder for each class (`root/CLASS/image.png`), resized to the model's input.
+    """Images in a folder `root` with a subfolder for each class (`root/CLASS/image.png`), resized to the model's input.
 
     Source: https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.ImageFolder.html
     """
@@ -74,7 +82,11 @@ class ImageFolder:
         self.root, self.batch_size = root, batch_size
 
     def batches(self, count: int, input: Sequence[int], classes: int, seed: int) -> Iterator[Batch]:
-        """Yield x (N, *input) float32 in [0, 1] and y (N,) int64. Raises ConfigError if `input` or `classes` do not fit."""
+        """Yield `count` batches (x, y): x (N, *input) float32 in [0, 1] and y (N,) int64, the index of the class subfolder.
+
+        Raises ConfigError if the folder does not exist, if it has no subfolders or more than `classes`, if a subfolder has
+        no images, or if `input` is not [1 or 3, height, width].
+        """
         from torchvision import datasets
         from torchvision.transforms import v2
 
@@ -101,7 +113,10 @@ class ImageFolder:
 
 
 def _check_classes(key: str, data_classes: int, classes: int) -> None:
-    """Raise ConfigError if the data has more classes than the model; `key` is the config key, for the message."""
+    """Raise ConfigError if the data has more classes than the model.
+
+    `key`: the part of the config that the message names. `classes`: how many classes the model predicts.
+    """
     if data_classes > classes:
         raise ConfigError(
             f"{key} has targets of {data_classes} classes, the model's head has {classes}; give model.classes={data_classes}"
@@ -109,9 +124,10 @@ def _check_classes(key: str, data_classes: int, classes: int) -> None:
 
 
 def _shuffled_indices(samples: int, batch_size: int, count: int, seed: int) -> Iterator[Tensor]:
-    """Yield the sample indices of `count` batches of the same size: each sample once per epoch, shuffled in each epoch.
+    """Yield the indices of the samples in each of `count` batches, as tensors of `batch_size` indices below `samples`.
 
-    A batch can contain the end of one epoch and the beginning of the next.
+    Each sample comes once per epoch, and every epoch has a new random order. All batches have the same size: one can contain
+    the end of an epoch and the beginning of the next.
     """
     generator = torch.Generator().manual_seed(seed)
     pending = torch.empty(0, dtype=torch.long)
@@ -124,5 +140,5 @@ def _shuffled_indices(samples: int, batch_size: int, count: int, seed: int) -> I
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return the batch with all tensors in its tuples, lists and mappings moved to the device."""
+    """Return a copy of the batch (nested tuples, lists and mappings) in which all tensors are on the device."""
     return map_tensors(batch, lambda tensor: tensor.to(device))

@@ -1,7 +1,7 @@
-"""Epochs: with `data.epochs=E`, the samples of the first epoch are used in E epochs, shuffled by the seed in the later ones.
+"""Epochs: with `data.epochs=E` in the config, the samples of the first epoch are used E times, shuffled from the second on.
 
-A source yields only the first epoch. If there are more, its samples are kept in memory and used again with the same bits: a
-random augmentation by the source is applied once, not in each epoch.
+A data source yields only the first epoch. If there are more, its samples are kept in memory and used again with the same
+bits, so a random augmentation in the source is applied once, not in each epoch.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from runner.training.data import to_device
 
 
 class LazyBatch:
-    """A batch that is only put together and moved to the device when `batch` is read.
+    """A batch that is put together and moved to the device only when its property `batch` is read.
 
-    `structure`: a nested value (tuples, lists, dicts) of the same structure as the batch. `parts`: what to put in the place
-    of each of its leaves; a list of tensors is stacked. `ids`: the numbers of its samples within the epoch, or None if the
-    batch cannot be divided into samples.
+    `structure`: nested tuples, lists and dicts like those of the batch, with anything in place of the tensors. `parts`: what
+    belongs in these places, in order; a list of tensors is stacked to one. `ids`: the numbers of the batch's samples within
+    the epoch, or None if the batch cannot be divided into samples.
     """
 
     def __init__(self, structure: Any, parts: Iterable[Any], ids: list[int] | None, device: torch.device) -> None:
@@ -30,33 +30,36 @@ class LazyBatch:
 
     @property
     def batch(self) -> Any:
-        """The batch, in the structure that its source yields, on the device."""
+        """The batch on the device, with the same nesting as the batches of the data source; built anew at each access."""
         parts = iter(self._parts)
         return to_device(map_leaves(self._structure, lambda leaf: _stacked(next(parts))), self._device)
 
     def with_first(self, x: Tensor) -> list[Any]:
-        """Return the batch `(x, y, ...)` as a list with another x; its own x is neither stacked nor moved."""
+        """Return the batch `(x, y, ...)` as a list with the given x as its first element, which is used as it is.
+
+        The batch's own x is neither stacked nor moved to the device.
+        """
         return [x, *(to_device(_stacked(part), self._device) for part in self._parts[1:])]
 
     @property
     def is_flat_sequence(self) -> bool:
-        """Whether the batch is a tuple or list without nesting, such as `(x, y)`."""
+        """True if the batch is a tuple or list in which nothing is nested, such as `(x, y)`."""
         return type(self._structure) in (tuple, list) and len(self._structure) == len(self._parts)
 
 
 def _stacked(part: Any) -> Any:
-    """Return a list of samples as one tensor; anything else unchanged."""
+    """Return one tensor if `part` is a list of samples (tensors), otherwise `part` itself."""
     return torch.stack(part) if isinstance(part, list) else part
 
 
 def iterate_epochs(
     batches: Iterable[Any], *, count: int, epochs: int, seed: int, device: torch.device
 ) -> Iterator[LazyBatch]:
-    """Yield the batches of all epochs: the first `count` of `batches`, then the same samples shuffled into new batches.
+    """Yield the batches of all epochs: first `count` of `batches`, then `epochs - 1` times their samples in a random order.
 
-    Each later epoch has the same number of batches, of the same sizes. Whole batches are shuffled if samples cannot be: if a
-    batch contains anything but tensors with one sample per row, or the samples of two batches differ in shape or type. With
-    one epoch, nothing is kept in memory.
+    Each later epoch has as many batches as the first, of the same sizes. Samples are shuffled across batches if every batch
+    has only tensors with one row per sample, and all samples have the same shapes and dtypes; otherwise the order of whole
+    batches is shuffled. With one epoch, nothing is kept in memory.
     """
     kept: list[tuple[Any, list[Any], list[int] | None]] = []  # (structure, parts, ids) of each batch of the first epoch
     samples = 0
@@ -85,20 +88,26 @@ def iterate_epochs(
 
 
 def _copied(parts: list[Any]) -> list[Any]:
-    """Return the parts with every tensor copied."""
+    """Return the parts of a batch in a new list, with a copy of every tensor."""
     return [part.clone() if isinstance(part, Tensor) else part for part in parts]
 
 
 def _have_samples(parts: list[Any]) -> bool:
-    """Return whether all parts are tensors with the same number of rows, one per sample."""
+    """Return whether all parts of a batch are tensors with the same number of rows (above 0), one row per sample."""
     return bool(parts) and all(isinstance(part, Tensor) and part.dim() and len(part) == len(parts[0]) > 0 for part in parts)
 
 
 def _sample_format(structure: Any, parts: list[Any], ids: list[int] | None) -> Any:
-    """Return a value that is equal for batches whose samples can be mixed; a unique object for a batch without samples."""
+    """Return a value that is equal for two batches if their samples can be mixed: same nesting, shapes, dtypes and devices.
+
+    For a batch that cannot be divided into samples (`ids` is None), it equals no other value.
+    """
     return (repr(structure), *((part.shape[1:], part.dtype, part.device) for part in parts)) if ids else object()
 
 
 def _sample_rows(batches: Sequence[list[Tensor]]) -> list[list[Tensor]]:
-    """Return, for each part of a batch, the rows of all batches in one list; the rows are views, not copies."""
+    """Return a list with one list per part (x, y, ...), which has the rows of that part from all batches.
+
+    The rows are views of the batches' tensors, not copies.
+    """
     return [[row for part in parts for row in part.unbind()] for parts in zip(*batches, strict=True)]

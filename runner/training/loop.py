@@ -17,13 +17,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step of the training.
+    """What one finished training step reports.
 
     Attributes:
-        number: its number, counted from 1.
+        number: which step it is, counted from 1.
         loss: the loss before the update, on the model's device.
-        seconds: its duration, without the time to load the batch.
-        lrs: the learning rate of each group in this step, by group name.
+        seconds: how long the step took, without the time to load the batch.
+        lrs: {name of the parameter group, or its position if it has none: learning rate in this step}.
     """
 
     number: int
@@ -43,7 +43,12 @@ def train(
     zero_grad_to_none: bool = True,
     first: int = 1,
 ) -> Iterator[Step]:
-    """Train one step per batch and yield each finished step; `first` is the number of the first step."""
+    """Train one step per batch, and yield a Step (number, loss, seconds, learning rates) after each.
+
+    `task(model, batch)` returns the loss. `scheduler`: a torch scheduler that is stepped after each training step. `clip`:
+    the largest norm of all gradients together (None: no clipping). `zero_grad_to_none`: whether gradients are set to None
+    before each step, or to zeros. `first`: the number of the first step.
+    """
     model.train()
     parameters, with_closure = list(model.parameters()), needs_closure(optimizer)
     for number, batch in enumerate(batches, first):
@@ -73,6 +78,6 @@ def train(
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Return whether `optimizer.step` requires a closure that computes the loss, as LBFGS does."""
+    """Return whether `optimizer.step` must be given a function that computes the loss, as with LBFGS."""
     closure = signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is Parameter.empty

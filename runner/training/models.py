@@ -1,4 +1,4 @@
-"""Small models with what matters for freezing: BatchNorm, tied weights, an embedding, and a head."""
+"""Small example models with what can make freezing difficult: BatchNorm, tied weights, an embedding, and a head."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """A linear layer, BatchNorm, two linear layers with tied weights (`there`, `back`), and a linear head.
+    """A small classifier: linear layer, BatchNorm, two linear layers with one shared weight (`there`, `back`), linear head.
 
-    `features`: shape of one sample, which is flattened; `width`: hidden units; `classes`: outputs.
+    `features`: shape of one sample, which is flattened. `width`: hidden units. `classes`: number of logits per sample.
     """
 
     def __init__(self, features: Sequence[int], width: int = 32, classes: int = 10) -> None:
@@ -24,7 +24,7 @@ class MLP(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (N, *features) to logits (N, classes)."""
+        """Return the logits (N, classes) for samples x (N, *features)."""
         # ReLU in between, because the gradient of a bias directly before BatchNorm consists only of rounding errors.
         x = self.norm(self.body(x.flatten(1)).relu())
         x = self.back(self.there(x).relu()).relu()
@@ -32,9 +32,10 @@ class MLP(nn.Module):
 
 
 class TokenMLP(nn.Module):
-    """A model with an embedding: rounds each number to a bin, averages the bins' embeddings, and continues as `MLP` does.
+    """A small classifier with an embedding: each number of a sample is rounded to a bin, and each bin has an embedding.
 
-    `bins`: rows of the embedding; `width`: hidden units; `classes`: outputs.
+    The mean of the embeddings goes through BatchNorm, two linear layers that share one weight, and a linear head. `bins`:
+    number of embeddings. `width`: hidden units. `classes`: number of logits per sample.
     """
 
     def __init__(self, bins: int = 8, width: int = 16, classes: int = 4) -> None:
@@ -47,7 +48,11 @@ class TokenMLP(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (N, length) to logits (N, classes). A bin is 0.5 wide; numbers outside go to the first or last bin."""
+        """Return the logits (N, classes) for samples x (N, length).
+
+        Bins are 0.5 wide and centred on 0: half of them are for negative numbers. Numbers beyond them go to the first or
+        last bin.
+        """
         half = self.embed.num_embeddings // 2
         tokens = (2 * x).floor().long().clamp(-half, half - 1) + half
         x = self.norm(self.embed(tokens).mean(1))

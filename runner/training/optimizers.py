@@ -1,4 +1,7 @@
-"""Optimizers of torch that do not support all parameters, gradients or groups; runs that they do not support are skipped."""
+"""Builders for those optimizers of torch that do not work with all parameters, gradients or parameter groups.
+
+They raise SkippedError where the optimizer cannot work, and the run is then skipped instead of failing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from runner.freezing.groups import Group
 
 
 def Muon(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
-    """Build torch.optim.Muon. Raises SkippedError if a parameter is not a matrix, or if torch has no Muon."""
+    """Build torch.optim.Muon from parameter groups (each with a `name`) and its options.
+
+    Raises SkippedError, with which the run is skipped, if a parameter is not a matrix or if this torch has no Muon.
+    """
     if not hasattr(torch.optim, "Muon"):
         raise SkippedError(f"Muon needs torch 2.9 or newer; this is torch {torch.__version__}")
     for group in groups:
@@ -28,10 +34,12 @@ def Muon(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
 
 @wraps(torch.optim.LBFGS, assigned=(), updated=())  # the config is checked against the signature of torch's class
 def LBFGS(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
-    """Build torch.optim.LBFGS. Raises ConfigError for several groups, SkippedError if the freezing method split one group.
+    """Build torch.optim.LBFGS, which takes a single parameter group.
 
-    Also raises SkippedError without parameters before torch 2.14, where LBFGS fails, and in a step with a line search at a
-    learning rate of 0, because the search divides by it. Source: https://github.com/pytorch/pytorch/pull/191666
+    Raises ConfigError for several groups. Raises SkippedError, with which the run is skipped, if the freezing method split
+    the single group, or if there are no parameters and torch is older than 2.14, where LBFGS then fails. A step with a line
+    search raises SkippedError at a learning rate of 0, because the search divides by it.
+    Source: https://github.com/pytorch/pytorch/pull/191666
     """
     if len(groups) > 1:
         names = [group["name"] for group in groups]
@@ -47,20 +55,23 @@ def LBFGS(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
 
 @wraps(torch.optim.SparseAdam, assigned=(), updated=())
 def SparseAdam(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
-    """Build torch.optim.SparseAdam. Its step raises SkippedError if a gradient is dense."""
+    """Build torch.optim.SparseAdam from parameter groups and its options.
+
+    A step raises SkippedError, with which the run is skipped, if a gradient is dense.
+    """
     optimizer = torch.optim.SparseAdam(groups, **options)
     optimizer.register_step_pre_hook(_refuse_dense_gradients)
     return optimizer
 
 
 def _refuse_line_search_at_lr_0(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Raise SkippedError if LBFGS would begin a line search with a learning rate of 0; a hook before each step."""
+    """Raise SkippedError if LBFGS would begin a line search with a learning rate of 0; a hook called before each step."""
     if any(group["lr"] == 0 and group["line_search_fn"] and group["params"] for group in optimizer.param_groups):
         raise SkippedError("the line search of LBFGS divides by the learning rate, which is 0 here")
 
 
 def _refuse_dense_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Raise SkippedError if a gradient is dense; a hook before each step."""
+    """Raise SkippedError if the gradient of any parameter is dense; a hook called before each step."""
     for group in optimizer.param_groups:
         if any(parameter.grad is not None and not parameter.grad.is_sparse for parameter in group["params"]):
             raise SkippedError("SparseAdam steps sparse gradients alone, such as those of Embedding(sparse=True)")

@@ -1,4 +1,4 @@
-"""Functions for torch's learning-rate schedulers, and schedulers that combine others."""
+"""Factors for torch's LambdaLR and MultiplicativeLR, and functions that build combined learning-rate schedulers."""
 
 from __future__ import annotations
 
@@ -13,21 +13,29 @@ from torch.optim.lr_scheduler import (
 
 
 def inverse_square_root(step: int) -> float:
-    """Return the factor 1 / sqrt(1 + step), for LambdaLR."""
+    """Return 1 / sqrt(1 + step), by which LambdaLR multiplies the initial learning rate."""
     return float((1 + step) ** -0.5)
 
 
 def nine_tenths(step: int) -> float:
-    """Return the factor 0.9 for every step, for MultiplicativeLR."""
+    """Return 0.9 whatever the step is; MultiplicativeLR multiplies the learning rate by it after each step."""
     return 0.9
 
 
 def warm_up_then_cosine(optimizer: Optimizer, warm_up: int, steps: int) -> SequentialLR:
-    """Return a scheduler: linear from a tenth of the rate over `warm_up` steps, then a cosine down to 0 at step `steps`."""
+    """Return a scheduler under which the learning rate first rises and then falls.
+
+    It rises linearly from a tenth of its value to the full value in the first `warm_up` steps, then follows a cosine down to
+    0, which it reaches at step `steps`.
+    """
     linear, cosine = LinearLR(optimizer, 0.1, total_iters=warm_up), CosineAnnealingLR(optimizer, max(1, steps - warm_up))
     return SequentialLR(optimizer, [linear, cosine], milestones=[warm_up])
 
 
 def warm_up_and_decay(optimizer: Optimizer, warm_up: int, gamma: float) -> ChainedScheduler:
-    """Return a scheduler: linear from a tenth of the rate over `warm_up` steps, and a factor `gamma` in every step."""
+    """Return a scheduler that multiplies the learning rate by two factors.
+
+    One rises linearly from 0.1 to 1 in the first `warm_up` steps and then stays 1. The other is `gamma ** step`, from the
+    first step on.
+    """
     return ChainedScheduler([LinearLR(optimizer, 0.1, total_iters=warm_up), ExponentialLR(optimizer, gamma)], optimizer)

@@ -1,4 +1,4 @@
-"""Tasks: compute the loss from a model and a batch. A task is any callable `task(model, batch) -> loss`."""
+"""Tasks: what computes the loss from a model and a batch. Any callable `task(model, batch)` that returns it is a task."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from runner.training.data import Batch
 
 
 def with_autocast(task: Callable[[nn.Module, Any], Tensor], device: torch.device) -> Callable[[nn.Module, Any], Tensor]:
-    """Return a task that runs `task` under autocast: matrix products in bfloat16, parameters in their own dtype.
+    """Return a function that calls `task(model, batch)` under autocast on this type of device, and returns its loss.
 
+    Matrix products are then computed in bfloat16, while the parameters keep their own dtype.
     Source: https://docs.pytorch.org/docs/stable/amp.html
     """
     return partial(_call_with_autocast, task, device)  # unlike a closure, a partial is deep-copied with its task
@@ -25,16 +26,17 @@ def with_autocast(task: Callable[[nn.Module, Any], Tensor], device: torch.device
 def _call_with_autocast(
     task: Callable[[nn.Module, Any], Tensor], device: torch.device, model: nn.Module, batch: Any
 ) -> Tensor:
-    """Return the loss, computed under autocast."""
+    """Return the loss `task(model, batch)`, computed under autocast to bfloat16 on this type of device."""
     with torch.autocast(device.type, torch.bfloat16):
         return task(model, batch)
 
 
 class Classification:
-    """The mean cross entropy of (N, classes) logits and (N,) targets.
+    """A task: called with a model and a batch (x, y), it returns the loss.
 
-    Raises ConfigError if a target is not one of the head's classes (on a CPU; on a GPU an assertion of CUDA fails), if the
-    model does not return a tensor, and for a batch of one sample that BatchNorm cannot normalise.
+    The loss is the mean cross entropy of the model's logits (N, classes) and the targets y (N,). Raises ConfigError if the
+    model does not return a tensor, if a target is not below the number of classes (on a GPU, CUDA fails with an assertion
+    instead), or if BatchNorm cannot normalise because the batch has only one sample.
     """
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:

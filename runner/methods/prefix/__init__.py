@@ -1,1 +1,1 @@
-"""The frozen prefix of a model: where it ends, whether it can be skipped, and how the forward pass skips it."""
+"""The frozen first layers of a model, called the prefix: where they end, and how a forward pass can skip them."""

@@ -1,4 +1,4 @@
-"""Find the frozen prefix of a model: the modules that run before any trainable parameter is used."""
+"""Find where the frozen first layers of a model end: the layers that run before any trainable parameter is used."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from runner.tracing import tracing
 
 @torch.random.fork_rng()  # the forward pass may use random numbers
 def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) -> tuple[str | None, str]:
-    """Find the module, called the boundary, whose output is all that the trainable part gets from the frozen part.
+    """Return (module name, ""): the module, called the boundary, at which the frozen first layers of the model end.
 
-    Returns (its name, ""), or (None, reason) if there is none or the model cannot be copied. `input`: shape of one sample.
-    Each module that ends after all frozen modules and before any trainable one is tried on a copy in eval mode, the last one
-    first: its output is detached, and it is the boundary if exactly the trainable parameters still get gradients. The model
-    and its random state do not change.
+    Returns (None, reason) if there is no such module or the model cannot be copied. `selection`: what is frozen. `input`:
+    shape of one sample. The trainable layers use the frozen ones only through the boundary's output. It is found on a copy
+    in eval mode: if that output is detached, exactly the trainable parameters still get gradients. If several modules fit,
+    the last one is returned. The model and its random state do not change.
     """
     frozen_names = [name for name, parameter in model.named_parameters() if parameter in selection]
     try:
@@ -44,11 +44,12 @@ def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) 
 
 
 def _detach_output(module: nn.Module, args: Any, output: Any) -> Any:
+    """Return the module's output without its graph if it is a tensor, otherwise as it is; a forward hook."""
     return output.detach() if isinstance(output, Tensor) else output
 
 
 def _parameters_with_gradient(model: nn.Module, sample: Tensor) -> set[str]:
-    """Return the names of the parameters that get a gradient when the sum of the model's output is differentiated."""
+    """Return the names of the parameters that get a gradient from the sum of the model's output for `sample`."""
     output = model(sample)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not isinstance(output, Tensor) or not output.requires_grad or not parameters:
@@ -58,9 +59,10 @@ def _parameters_with_gradient(model: nn.Module, sample: Tensor) -> set[str]:
 
 
 def _boundary_candidates(model: nn.Module, sample: Tensor, frozen: set[nn.Parameter]) -> list[str]:
-    """Return the modules that can be the boundary, in the order in which they end.
+    """Return the names of the modules at which the frozen first layers may end, in the order in which they finish.
 
-    A candidate is called once, returns one tensor, and ends after all frozen modules and before the first trainable one.
+    Each is called once in the forward pass of `sample`, returns one tensor, and finishes after all modules with parameters
+    in `frozen` have been called and before the first module with another parameter begins.
     """
     ended: list[str] = []
     trainable_called: list[str] = []

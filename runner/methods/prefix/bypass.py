@@ -1,7 +1,8 @@
-"""Skip the frozen prefix in a forward pass: its modules return placeholders, and its boundary returns stored outputs.
+"""Skip the frozen first layers (the prefix) in a forward pass.
 
-The `forward` of a few module instances is replaced until `Bypass.undo` is called. Hooks are not used, because they turn off
-the fast path of transformers in eval mode.
+Their modules return placeholders instead of running, and the last of them (the boundary) returns stored outputs. For this,
+`forward` is replaced on a few module instances until `Bypass.undo` is called. Hooks are not used, because they turn off the
+fast path of transformers in eval mode.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from runner.tracing import tracing
 
 
 class BoundaryReachedError(Exception):
-    """Raised to end a forward pass at the boundary. `output`: the boundary's output."""
+    """Raised to end a forward pass after the last frozen module (the boundary). `output`: what that module returned."""
 
     def __init__(self, output: Any) -> None:
         super().__init__("the end of the frozen prefix")
@@ -28,15 +29,15 @@ class BoundaryReachedError(Exception):
 
 
 class ChangedInputError(Exception):
-    """The model was not called with exactly the samples of the batch."""
+    """The model was called with something else than the samples of the batch, or these were written to before the call."""
 
 
 @dataclass
 class Recording:
-    """The outputs of the prefix's modules in one forward pass, with placeholders of the same shapes instead of tensors.
+    """What the frozen first layers returned in one forward pass, with a placeholder of the same shape for each tensor.
 
-    `x`: a placeholder for the model's input. `outputs`: (module name, output) in the order in which the modules ended,
-    without the boundary.
+    `x`: a placeholder for the model's input. `outputs`: a list of (module name, output), in the order in which the modules
+    finished; the last module, whose real outputs are stored elsewhere, is not in it.
     """
 
     x: Tensor
@@ -44,25 +45,26 @@ class Recording:
 
 
 def meta_placeholder(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape, strides and dtype on the meta device, which fails if its values are used."""
+    """Return a tensor of the same shape, strides and dtype on the meta device: it has no values, so reading them fails."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def filled_placeholder(value: float, tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the same shape and dtype on `device`, filled with one value.
+    """Return a tensor of the same shape and dtype as `tensor` on `device`, filled with `value`.
 
-    For models that combine the prefix's outputs with tensors of their own, where meta tensors fail. Integers and booleans
-    are 1 if `value` is above 0, otherwise 0.
+    If the dtype is integer or bool, it is filled with 1 for a value above 0, otherwise with 0. Used where a tensor on the
+    meta device fails, because the model combines it with tensors on `device`.
     """
     has_reals = tensor.is_floating_point() or tensor.is_complex()
     return torch.full_like(tensor, value if has_reals else int(value > 0), device=device)
 
 
 class Bypass:
-    """Replaces `forward` of the model, of the prefix's outermost modules and of the boundary, to record or skip the prefix.
+    """Lets a model record the outputs of its frozen first layers (the prefix), or run without these layers.
 
-    Outside `record` and `replay`, every module runs as usual. They apply only to calls `model(x)` with the tensor x that
-    they were given, unchanged since then: another call is not recorded, and raises ChangedInputError in a replay.
+    Replaces `forward` of the model, of the modules `prefix_modules`, and of `boundary`, the last frozen module. Every module
+    runs as usual except in a `with` block of `record` or `replay`, and there in a call `model(x)` with the expected tensor
+    x. If x was written to or the call has other arguments, nothing is recorded, and a replay raises ChangedInputError.
     """
 
     def __init__(self, model: nn.Module, boundary: str, prefix_modules: Sequence[str]) -> None:
@@ -80,9 +82,10 @@ class Bypass:
 
     @contextmanager
     def record(self, x: Tensor, on_output: Callable[[str, Any], None]) -> Iterator[None]:
-        """Inside the block, a call `model(x)` with exactly this `x` also reports the outputs of the frozen first layers.
+        """In the `with` block, a call `model(x)` also reports the outputs of the frozen first layers, which run as usual.
 
-        `on_output(module_name, output)` is called after each outermost frozen module, and after the boundary, the last one.
+        `on_output(module_name, output)` is called after each outermost frozen module; the last call is for the module at
+        which the frozen layers end. A call with another tensor than this `x` reports nothing.
         """
         with self._expect_input(x):
             self.on_output = on_output
@@ -90,9 +93,10 @@ class Bypass:
 
     @contextmanager
     def replay(self, recording: Recording, load_output: Callable[[], Tensor]) -> Iterator[None]:
-        """Inside the block, a call `model(x)` does not run the frozen first layers.
+        """In the `with` block, a call `model(recording.x)` does not run the frozen first layers.
 
-        They return placeholders from the recording, and the last of them, the boundary, returns `load_output()`.
+        They return the placeholders in `recording`, except the last of them, which returns `load_output()`. A call with
+        anything else than `recording.x` raises ChangedInputError.
         """
         with self._expect_input(recording.x):
             self.recording, self.load_output = recording, load_output
@@ -100,6 +104,7 @@ class Bypass:
 
     @contextmanager
     def _expect_input(self, x: Tensor) -> Iterator[None]:
+        """In the `with` block, the replaced `forward` methods record or replay a call of the model with this tensor."""
         self.x, self.x_version = x, x._version
         try:
             yield
@@ -107,7 +112,11 @@ class Bypass:
             self.x, self.recording, self.past_boundary, self.inside_module = None, None, True, False
 
     def begin_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Begin a call of the model: check its input and start at the first module of the prefix."""
+        """Check the input of a call of the model, before its first module runs.
+
+        `args`, `kwargs`: what the model was called with. If they are not the expected tensor alone, or it was written to,
+        the frozen modules run as usual in this call; in a replay ChangedInputError is raised.
+        """
         assert self.x is not None
         as_expected = not kwargs and len(args) == 1 and args[0] is self.x and self.x._version == self.x_version
         if not as_expected and self.recording is not None:
@@ -115,7 +124,11 @@ class Bypass:
         self.past_boundary, self.inside_module, self.position = not as_expected, False, 0
 
     def call_module(self, name: str, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the output of a replaced module: its own `forward`, or in a replay what stands for its output."""
+        """Return the output of the module `name`, whose own `forward` is given.
+
+        In a replay, a frozen module does not run: its placeholder is returned or, for the last frozen module, the stored
+        output. Otherwise `forward(*args, **kwargs)` runs; while recording, `on_output` gets what a frozen module returns.
+        """
         if self.past_boundary or self.inside_module:
             return forward(*args, **kwargs)
         if self.recording is None:
@@ -133,13 +146,16 @@ class Bypass:
         return map_tensors(output, Tensor.detach)  # new tensors, whose shape the model may change in place
 
     def undo(self) -> None:
-        """Restore every `forward`."""
+        """Give every module its original `forward` back."""
         for replaced in self.replaced:
             replaced.undo()
 
 
 class ReplacedForward:
-    """Replaces `forward` on one module instance; a deep copy of the module has the original `forward`."""
+    """Stands in for `forward` on one module instance and passes each call to a Bypass, which may skip the module.
+
+    `name`: the module's name in the model. A deep copy of the module has the original `forward`.
+    """
 
     def __init__(self, bypass: Bypass, name: str, module: nn.Module) -> None:
         self.bypass, self.name, self.module = bypass, name, module
@@ -162,7 +178,7 @@ class ReplacedForward:
         return type(copied).forward.__get__(copied)
 
     def undo(self) -> None:
-        """Restore the original `forward`."""
+        """Give the module its original `forward` back."""
         vars(self.module).pop("forward", None)
         if self.instance_forward is not None:
             vars(self.module)["forward"] = self.instance_forward
@@ -171,10 +187,10 @@ class ReplacedForward:
 @torch.random.fork_rng()  # the forward pass may use random numbers
 @torch.no_grad()
 def find_prefix_modules(model: nn.Module, boundary: str, sample: Tensor) -> list[str]:
-    """Return the names of the outermost modules that a forward pass calls before the boundary ends.
+    """Return the names of the outermost modules that a forward pass calls until the module `boundary` has finished.
 
-    Modules that contain the boundary are not among them, because they run in every step. Found on a copy of the model; the
-    random state does not change.
+    `boundary` and the modules that contain it are left out; the outermost modules inside them are listed instead. The
+    forward pass of `sample` runs on a copy of the model; the random state does not change.
     """
     copied = copy.deepcopy(model).eval()
     parts = boundary.split(".")

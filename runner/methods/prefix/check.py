@@ -1,4 +1,4 @@
-"""Check on copies, bit by bit, whether a step that skips the frozen prefix is the same as a full step."""
+"""Check on copies whether a training step without the frozen first layers (the prefix) gives the same bits as a full one."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ NOT_DETERMINISTIC = "gives different outputs for the same samples, or uses rando
 
 @torch.no_grad()
 def why_not_repeatable(model: nn.Module, selection: Selection, boundary: str, sample: Tensor) -> str:
-    """Return why the prefix's outputs cannot be reused in later epochs, or an empty text if they can.
+    """Return why the outputs of the frozen first layers cannot be reused in later epochs, or an empty text if they can.
 
-    Runs each module of the prefix in eval mode and, unless the selection holds it in eval mode, as it is in training.
-    `sample`: a batch of any samples. The model and its random state do not change.
+    They can if each of these layers returns the same bits twice and, unless `selection` keeps it in eval mode, the same in
+    training. `boundary`: the module at which the frozen layers end. `sample`: a batch of any samples. The model and its
+    random state do not change.
     """
     copied = copy.deepcopy(model)
     modes = {module: name not in selection.modules for name, module in copied.named_modules()}
@@ -55,18 +56,21 @@ def why_not_repeatable(model: nn.Module, selection: Selection, boundary: str, sa
 
 
 def _call_model(model: nn.Module, batch: Sequence[Tensor]) -> Any:
-    """A task that only calls the model."""
+    """Return the model's output for the first tensor of the batch; stands in for a task, which would return a loss."""
     return model(batch[0])
 
 
 def _set_modes(model: nn.Module, modes: Mapping[nn.Module, bool] | None) -> None:
-    """Set each module's `training` flag from `modes`, or all to eval mode if that is None."""
+    """Set each module's `training` flag to `modes[module]`; without `modes`, put all modules into eval mode."""
     for module in model.modules():
         module.training = modes is not None and modes[module]
 
 
 def _prefix_calls(model: nn.Module, boundary: str, sample: Tensor) -> list[tuple[str, nn.Module, Any, Any]]:
-    """Run the prefix in eval mode; return (name, module, args, kwargs) of each call, in the order in which calls end."""
+    """Run the model in eval mode until the module `boundary` has finished, and return the calls of modules up to there.
+
+    Each call is (module name, module, args, kwargs); they are in the order in which they finish.
+    """
     calls: list[tuple[str, nn.Module, Any, Any]] = []
     open_calls: list[tuple[Any, Any]] = []
 
@@ -85,9 +89,11 @@ def _prefix_calls(model: nn.Module, boundary: str, sample: Tensor) -> list[tuple
 
 
 def _mode_difference(module: nn.Module, modes: Mapping[nn.Module, bool], args: Any, kwargs: Any) -> str:
-    """Compare a module's output, tensors and random state between calls.
+    """Return how calls of a module differ: "repeated", "training", or "" if they do not.
 
-    Returns `repeated` if two calls in eval mode differ, `training` if a call with `modes` differs from them, else "".
+    "repeated": two calls in eval mode differ. "training": those two are equal, but a call with `modes` differs from them.
+    Calls are compared by the bits of their outputs, of the module's parameters and buffers, and of the random state.
+    `modes`: the `training` flag of each module. `args`, `kwargs`: what the module is called with.
     """
 
     def run(modes: Mapping[nn.Module, bool] | None) -> list[Any]:
@@ -104,16 +110,17 @@ def _mode_difference(module: nn.Module, modes: Mapping[nn.Module, bool], args: A
 
 
 def _all_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
-    """Whether two lists of tensors (or None) are the same, bit by bit."""
+    """Return whether two lists, of tensors or None, have the same length and the same bits at each place."""
     return len(first) == len(second) and all(
         a is b is None or (a is not None and b is not None and same_bits(a, b)) for a, b in zip(first, second, strict=True)
     )
 
 
 def _boundary_output(model: nn.Module, task: Task, boundary: str, batch: Sequence[Tensor]) -> Tensor:
-    """Return the boundary's output for a batch, as the task calls the model.
+    """Return what the module `boundary` returns when the task runs the model on a batch.
 
-    Raises SkippedError if it is not a tensor (N, ...) for N samples, or if the task changes the samples.
+    `boundary` is the last of the frozen first layers. Raises SkippedError if that is not a tensor (N, ...) for N samples, or
+    if the task gives the model other samples than those in the batch.
     """
 
     def stop(name: str, output: Any) -> None:
@@ -141,11 +148,12 @@ def verified_recording(
     batch: Sequence[Tensor],
     dim_order: Sequence[int] | None,
 ) -> tuple[Recording, Sequence[int], float]:
-    """Record the prefix on a copy, and check that a step that replays the recording is bitwise the same as a full step.
+    """Record the frozen first layers on a copy, and check that a step which skips them has the same bits as a full step.
 
-    Compares loss, gradients, parameters, buffers and random state. `dim_order`: of the boundary's output, see
-    `memory_dim_order`; found if None. Returns the recording, `dim_order`, and the largest difference that a sample's
-    position in the batch makes to the prefix's output. Raises SkippedError if the prefix cannot be skipped.
+    Compares loss, gradients, parameters, buffers and random state. Raises SkippedError if any of them differs.
+    Returns (recording, order, difference). `recording`: placeholders for what these layers return. `order`: the order in
+    memory of the dimensions of the last one's output; `dim_order` if given. `difference`: how much that output changes at
+    most if the samples change places. `boundary` is the last of these layers, `prefix_modules` are the outermost ones.
     """
     output, position_difference = _repeated_output(model, boundary, task, batch)
     dim_order = dim_order or memory_dim_order(output)
@@ -174,7 +182,7 @@ def verified_recording(
 
 
 def _with_placeholders(recording: Recording, placeholder: Callable[[Tensor], Tensor]) -> Recording:
-    """Return the recording with `placeholder(tensor)` in place of each tensor."""
+    """Return a copy of the recording in which `placeholder(tensor)` takes the place of each tensor."""
     outputs = [(name, map_tensors(output, placeholder)) for name, output in recording.outputs]
     return Recording(placeholder(recording.x), outputs)
 
@@ -182,17 +190,19 @@ def _with_placeholders(recording: Recording, placeholder: Callable[[Tensor], Ten
 def _replay(
     recording: Recording, rows: Tensor, dim_order: Sequence[int], bypass: Bypass, x: Tensor
 ) -> AbstractContextManager[None]:
-    """Return a context in which the frozen layers do not run: their last module, the boundary, returns a copy of `rows`.
+    """Return a context in which the model runs without its frozen first layers; the last of these returns a copy of `rows`.
 
-    `rows`: its stored outputs, one for each sample; `dim_order`: the memory order of their dimensions. `x` is not used.
+    `recording`: what the other frozen layers return. `rows`: stored outputs, one for each sample. `dim_order`: the order of
+    their dimensions in memory. `bypass`: the object that skips the layers. `x`: not used.
     """
     return bypass.replay(recording, lambda: restore_dim_order(rows.clone(), dim_order))
 
 
 def _repeated_output(model: nn.Module, boundary: str, task: Task, batch: Sequence[Tensor]) -> tuple[Tensor, float]:
-    """Return the output of the last frozen module for a batch, and how far it differs if the samples change places.
+    """Return (output, difference) for the module `boundary`, the last of the frozen first layers.
 
-    Raises SkippedError if a second run gives other bits, or if changing places makes more than a rounding difference.
+    `output`: what it returns for the batch. `difference`: how much that changes at most if the samples change places. Raises
+    SkippedError if a second run gives other bits, or if the difference is larger than rounding.
     """
     try:
         copied, copied_task = copy.deepcopy(model), copy.deepcopy(task)
@@ -212,6 +222,7 @@ def _repeated_output(model: nn.Module, boundary: str, task: Task, batch: Sequenc
 
 
 def _same_result(first: tuple[list[Any], bytes], second: tuple[list[Any], bytes]) -> bool:
+    """Return whether two results of `_step_result`, (tensors, random state), have the same bits."""
     return _all_same(first[0], second[0]) and first[1] == second[1]
 
 
@@ -223,9 +234,10 @@ def _step_result(
     batch: list[Tensor],
     context: Callable[[Bypass, Tensor], AbstractContextManager[None]],
 ) -> tuple[list[Any], bytes]:
-    """Run forward and backward for one batch on a copy; return loss, gradients and all tensors, and the random state.
+    """Return ([loss, gradients, parameters and buffers], random state) after forward and backward on a copy of the model.
 
-    `context(bypass, x)`: what the task runs in, `Bypass.record` or `Bypass.replay`.
+    `context(bypass, x)` returns the context in which the task runs: `Bypass.record` runs the frozen first layers, and
+    `Bypass.replay` skips them. `boundary` is the last of these layers, and `prefix_modules` are the outermost ones.
     """
     copied, copied_task = copy.deepcopy(model), copy.deepcopy(task)
     bypass = Bypass(copied, boundary, prefix_modules)
@@ -239,16 +251,23 @@ def _step_result(
 
 
 def _clones(batch: Sequence[Tensor]) -> list[Tensor]:
+    """Return a copy of each tensor of the batch."""
     return [part.clone() for part in batch]
 
 
 def _other_positions(samples: int) -> list[list[int]]:
-    """Return two other orders of a batch: each sample one place further (the last is dropped), and reversed."""
+    """Return two lists of indices that put the samples of a batch into other places.
+
+    The first list moves each sample one place further, repeats the first one and drops the last; the second reverses them.
+    """
     return [[0, *range(samples - 1)], list(range(samples))[::-1]]
 
 
 def rounding_difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest absolute difference of two tensors; raises SkippedError if it is larger than rounding."""
+    """Return the largest absolute difference of two tensors of floats.
+
+    Raises SkippedError if it is larger than rounding can explain, or if shapes or the places of NaN differ.
+    """
     if found.shape == expected.shape and found.is_floating_point():
         difference = float((found.double() - expected.double()).abs().nan_to_num(0.0).max())
         tolerance = torch.finfo(found.dtype).eps ** 0.5 * float(expected.double().abs().nan_to_num(0.0).max())
@@ -258,10 +277,10 @@ def rounding_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def memory_dim_order(rows: Tensor) -> list[int]:
-    """Return the dimensions of `rows` (N, ...) from the outermost to the innermost in memory, dimension 0 first."""
+    """Return the dimensions of `rows` (N, ...): 0 first, then the others from the largest stride to the smallest."""
     return [0, *sorted(range(1, rows.dim()), key=rows.stride, reverse=True)]
 
 
 def restore_dim_order(rows: Tensor, dim_order: Sequence[int]) -> Tensor:
-    """Undo `rows.permute(dim_order)`."""
+    """Return the tensor whose `permute(dim_order)` is `rows`."""
     return rows.permute(*sorted(range(len(dim_order)), key=lambda dim: dim_order[dim]))

@@ -1,4 +1,4 @@
-"""A store of tensor rows by number: in memory up to a limit, further ones in a memory-mapped file."""
+"""A store of tensors by number: in memory up to a limit, further ones in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from torch import Tensor
 
 
 class DamagedError(Exception):
-    """The file does not have the bytes that were written to it."""
+    """The file of stored rows does not have the bytes that were written to it."""
 
 
 class RowStore:
-    """Stores rows of one shape and dtype under numbers, and returns them bit by bit.
+    """Stores tensors of one shape and dtype, called rows, each under a number, and returns them with the same bits.
 
-    Rows stay on their device until they take `limit` bytes there; further ones go to a file in a temporary folder below
-    `folder` (None: the system's), which `close` removes. Each row of the file has a checksum. If the file cannot be
-    written, `put` raises OSError and does not store those rows.
+    Rows stay on their device until they take `limit` bytes. Further rows go to a file, each with a checksum. The file is in
+    a temporary folder that is made in `folder` (None: the system's) and that `close` removes.
     """
 
     def __init__(self, limit: int, folder: str | None = None) -> None:
@@ -41,7 +40,10 @@ class RowStore:
         return number in self.positions
 
     def put(self, numbers: Sequence[int], rows: Tensor) -> None:
-        """Store copies of rows (N, ...) under N new numbers. Raises OSError if the file cannot be written."""
+        """Store a copy of each row of `rows` (N, ...) under one of the N numbers, which must be new.
+
+        Raises OSError if the file cannot be written; the rows that did not fit into memory are then not stored.
+        """
         rows = rows.detach()
         if self.in_memory is None:
             self.in_memory, self.row_bytes = rows.new_empty((0, *rows.shape[1:])), rows[:1].numel() * rows.element_size()
@@ -60,7 +62,7 @@ class RowStore:
             self._write(numbers[fitting:], rows[fitting:])
 
     def _write(self, numbers: Sequence[int], rows: Tensor) -> None:
-        """Append rows to the file."""
+        """Append rows to the file and store their checksums. Raises OSError if the file cannot be written."""
         data = _row_bytes(rows)
         if self._file is None:
             self._temporary_folder = tempfile.TemporaryDirectory(prefix="freeze-runner-", dir=self.folder)
@@ -76,7 +78,11 @@ class RowStore:
         self.positions.update(zip(numbers, range(first, first + len(rows)), strict=True))
 
     def get(self, numbers: Sequence[int]) -> Tensor:
-        """Return a new tensor (N, ...) of the rows with these numbers. Raises DamagedError if a checksum does not match."""
+        """Return a new tensor (N, ...) with the rows stored under these N numbers.
+
+        Raises DamagedError if the file is too short or a checksum does not match, and KeyError for a number that is not
+        stored.
+        """
         assert self.in_memory is not None
         positions = [self.positions[number] for number in numbers]
         if max(positions) < self.capacity:
@@ -87,7 +93,7 @@ class RowStore:
         return rows
 
     def _read(self, index: int) -> Tensor:
-        """Return the row at this index of the file."""
+        """Return the row at this index of the file. Raises DamagedError if its bytes are not those that were written."""
         assert self.in_memory is not None
         assert self._file is not None
         count = len(self._checksums)
@@ -104,11 +110,11 @@ class RowStore:
         return row.to(self.in_memory.device)
 
     def forget_file(self) -> None:
-        """Remove all rows that are in the file from the store."""
+        """Forget all rows that are in the file: their numbers are no longer in the store. Rows in memory stay."""
         self.positions = {number: position for number, position in self.positions.items() if position < self.capacity}
 
     def close(self) -> None:
-        """Remove all rows, and delete the file and its folder."""
+        """Remove all rows from the store, and delete the file and its folder."""
         self.positions, self.in_memory = {}, None
         self._map = None  # unmaps the file
         if self._file is not None:
@@ -120,6 +126,6 @@ class RowStore:
 
 
 def _row_bytes(rows: Tensor) -> numpy.ndarray:
-    """Return rows as an array (N, bytes of a row)."""
+    """Return the bytes of the rows as a uint8 array (number of rows, bytes of one row)."""
     flat = rows.cpu().contiguous().view(len(rows), -1)
     return flat.view(torch.uint8).numpy() if flat.numel() else numpy.empty((len(rows), 0), numpy.uint8)
