@@ -68,10 +68,10 @@ def rehearse_phases(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
 
 
 def couplings(setup: Setup, forecast: Forecast) -> list[Coupling]:
-    """Return the ways in which gradients of frozen parameters changed how the other parameters were updated, a list.
+    """Return how frozen parameters influenced the updates of the others, through their gradients: a list of words.
 
-    It may contain `clip` (these gradients were part of the norm that gradient clipping uses) and `optimizer` (the optimizer
-    computes one parameter's update from several gradients, as LBFGS does).
+    `clip`: their gradients counted in the norm that gradient clipping uses. `optimizer`: the optimizer computes one
+    parameter's update from several gradients, as LBFGS does.
     """
     frozen_have_gradients = any(gradient_kind(tensor) == "present" for tensor in setup.selection.parameters.values())
     is_coupled: dict[Coupling, bool] = {

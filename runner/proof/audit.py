@@ -31,15 +31,15 @@ def audit(
     *,
     before: Snapshot | None = None,
 ) -> Iterator[Report]:
-    """Watch the training in the `with` block without changing it, and report, when it ends, whether and why tensors changed.
+    """Watch the training in the `with` block without changing it; at its end the report says which tensors changed and why.
 
     Raises ConfigError (a ValueError) for bad arguments and for tensors that are not dense.
 
     Args:
         frozen: patterns of names, or what `select` returns. None: all parameters with `requires_grad` False on entry.
         optimizer: one, several or none. Bits are compared after its steps 1, 2, 4, 8, ... and on leaving. If a frozen tensor
-            changed, the next step is also done on copies, to find the cause. The learning rates on entry count as those with
-            which the tensors were frozen.
+            changed, the next step is also done on copies, to find the cause. If a learning rate was 0 on entry and raised
+            later, the cause is the scheduler.
         every: compare bits every so many steps instead. With 1, frozen tensors are also compared before and after each
             forward pass of a module that contains them, to see what writes to them.
         before: copies of the tensors to compare with (from `snapshot`), instead of the values on entry.
@@ -257,7 +257,7 @@ class _Auditor:
         self.report.ended = True
 
     def find_fallback_causes(self, index: int, leaked: dict[str, tuple[TensorEntry, Tensor]]) -> None:
-        """Repeat the last step of optimizer `index` on copies, if no other step shows why the `leaked` tensors changed."""
+        """Repeat the last step of optimizer `index` on copies; its causes count where no later step finds one."""
         tensors = {name: tensor for name, (_, tensor) in leaked.items() if not self.evidence[name].fallback_cause}
         if not tensors:
             return

@@ -199,7 +199,10 @@ class LeakTracer:
         return (args[0], closure_then_replay, *args[2:]), kwargs
 
     def _replay(self, index: int, tensors: dict[str, Tensor]) -> None:
-        """Do the step of optimizer number `index` on copies, and record why it moves these tensors, or the error."""
+        """Repeat the step of optimizer number `index` on copies, and record why it changes `tensors` ({name: tensor}).
+
+        If the step cannot be repeated on copies, the reason is recorded instead.
+        """
         if tensors:
             self.replayed.update(tensors)
             lrs = self.declared_lrs[index]

@@ -119,7 +119,7 @@ def recommend(results: Sequence[MethodResults]) -> tuple[str, str]:
 
 
 def best_methods(held: Sequence[MethodResults]) -> list[MethodResults]:
-    """Return the methods that pass the strictest test that any of them passes; all in `held` kept every frozen bit."""
+    """Return the best of `held`, methods that kept every frozen bit: those that meet the first condition that any meets."""
     for condition in (
         lambda result: result.complete and not result.with_trained_part("differs") and not result.returned,
         lambda result: result.complete and not result.with_trained_part("differs"),

@@ -48,10 +48,9 @@ def handle_interrupts(handler: Any) -> Iterator[None]:
 def delay_interrupts() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Delay interrupts (SIGINT, SIGTERM) until the end of the block, so that files are written completely.
 
-    Yields a function that returns an inner context manager. While that one is open, the first interrupt raises
-    KeyboardInterrupt at once; one that came earlier raises it when the inner block begins. An interrupt after the inner
-    block raises it at the end of the outer block, unless one was raised already. Signal handlers that other libraries have
-    set are kept.
+    Yields a function that returns a context manager for the part in between that may be interrupted, the training.
+    KeyboardInterrupt is raised once: when that part begins, if the interrupt came before it; at once, if it comes within
+    it; at the end of the outer block, if it comes later. Signal handlers of other libraries are kept.
     """
     raising, raised, pending = False, False, False
 
