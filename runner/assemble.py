@@ -151,9 +151,10 @@ def declared_selection(config: Config, model: nn.Module) -> Selection:
 
 
 def build_phases(config: Config, selection: Selection) -> list[Phase]:
-    """Call the schedule and return its phases: spans of steps in which the same parameters are frozen. `groups` is empty.
+    """Call the config's schedule and return its phases: spans of steps in which the same parameters are frozen.
 
-    `selection`: what the config declares frozen. Raises ConfigError unless the schedule returns a list of Phase of which the
+    The field `groups` of each Phase, its optimizer parameter groups, is still empty. `selection`: what the config declares
+    frozen. Raises ConfigError unless the schedule returns a list of Phase of which the
     first begins at step 1, each other one at a later step than the one before, and none unfreezes a parameter.
     """
     phases = build(config.schedule, "schedule", selection)

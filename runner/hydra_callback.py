@@ -28,9 +28,10 @@ class BeforeRun(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Raise Refused if the config is wrong or the run's folder already contains a run, and SystemExit after a plan.
+        """Check the config before Hydra makes the run's folder; Hydra calls this with the composed config.
 
-        Hydra calls this with the composed config.
+        Raises Refused if the config is wrong or the folder already contains a run. With `plan=true`, prints what the training
+        would change and raises SystemExit, so that no run follows.
         """
         try:
             checked = check(config)

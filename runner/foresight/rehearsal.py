@@ -223,8 +223,9 @@ def group_equivalent(
     """Group the tensors for which a simulated training gives the same result, so that one stand-in serves a whole group.
 
     Returns {name of the first tensor: all tensors of its group}. The tensors of a group are alike in kind (parameter or
-    buffer), dtype and reduced shape, and all or none of them are entirely 0. In each phase (span of steps) they are also
-    alike in being frozen, in their optimizer group and in what a batch does to them (`effects`, one for each phase).
+    buffer), dtype and the shape of their stand-in (every dimension cut to at most 2), and all or none of them are entirely
+    0. In each phase (span of steps) they are also alike in being frozen, in their optimizer group, and in whether a batch
+    gives them a gradient or writes to them (`effects`, one for each phase).
     """
     group_names = [{id(p): group["name"] for group in phase.groups for p in group["params"]} for phase in phases]
     equivalents: dict[Any, list[TensorEntry]] = {}
