@@ -30,7 +30,7 @@ class BeforeRun(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the config before Hydra makes the run's folder; Hydra calls this with the composed config.
 
-        Raises Refused if the config is wrong or the folder already contains a run. With `plan=true`, prints what the training
+        Raises Refused if the config is wrong or the folder already contains a run. With `plan=true`, prints what training
         would change and raises SystemExit, so that no run follows.
         """
         try:
