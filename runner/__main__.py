@@ -18,9 +18,10 @@ from runner.config.compose import VERSION_BASE, allow_any_target
 from runner.config.hydra_errors import short_message
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
 from runner.config.schema import CONF, steps_of
-from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, MAX_ERROR_LINE, STATUSES_WITH_TABLES
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, STATUSES_WITH_TABLES
 from runner.errors import ConfigError, Refused
 from runner.runs.interrupts import exit_at_once, handle_interrupts
+from runner.runs.text import error_line
 
 
 def main() -> int:
@@ -35,7 +36,7 @@ def main() -> int:
         with handle_interrupts(exit_at_once):
             return run_hydra()
     except KeyboardInterrupt:
-        print("freeze-runner: interrupted", file=sys.stderr)
+        print(error_line("interrupted"), file=sys.stderr)
         return EXIT_INTERRUPTED
     except Refused as refused:
         return print_error(str(refused.code))
@@ -73,7 +74,7 @@ def run_hydra() -> int:
         except BrokenPipeError:
             raise
         except OSError as error:
-            print(f"freeze-runner: failed: cannot write the record: {error}", file=sys.stderr)
+            print(error_line(f"failed: cannot write the record: {error}"), file=sys.stderr)
             codes.append(EXIT_FAILED)
         except Exception:  # a bug outside the run itself, whose errors `execute_run` records
             traceback.print_exc()
@@ -98,7 +99,7 @@ def run_and_report(config: DictConfig) -> int:
     def on_note(text: str, *, urgent: bool = False) -> None:
         if urgent:
             printed_notes.append(text)
-            print(f"freeze-runner: warning: {text}", file=sys.stderr)
+            print(error_line(f"warning: {text}"), file=sys.stderr)
 
     with console.progress_bar(steps_of(config), terminal) as on_step:
         result = job.execute_run(config, on_step, on_note=on_note)
@@ -132,12 +133,8 @@ def run_title(config: DictConfig) -> str:
 
 
 def print_error(message: str, end: str = "") -> int:
-    """Print `message` followed by `end` as one line to stderr, and return exit code 2.
-
-    If the line would be longer than MAX_ERROR_LINE, the message is cut, but not `end`.
-    """
-    line, limit = f"freeze-runner: {' '.join(message.split())}", MAX_ERROR_LINE - len(end)
-    print((line if len(line) <= limit else f"{line[: limit - 3]}...") + end, file=sys.stderr)
+    """Print `message` followed by `end` as one line to stderr, cut if it is long, and return exit code 2."""
+    print(error_line(message, end), file=sys.stderr)
     return EXIT_REFUSED
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,9 +27,8 @@ from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import machine_settings, pick_device, seed_all
 from runner.tensors import refuse_unless_dense
 from runner.training.epochs import LazyBatch, iterate_epochs
+from runner.training.loop import Task
 from runner.training.tasks import with_autocast
-
-Task = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass
@@ -154,8 +153,8 @@ def build_phases(config: Config, selection: Selection) -> list[Phase]:
     """Call the config's schedule and return its phases: spans of steps in which the same parameters are frozen.
 
     The field `groups` of each Phase, its optimizer parameter groups, is still empty. `selection`: what the config declares
-    frozen. Raises ConfigError unless the schedule returns a list of Phase of which the
-    first begins at step 1, each other one at a later step than the one before, and none unfreezes a parameter.
+    frozen. Raises ConfigError unless the schedule returns a list of Phase of which the first begins at step 1, each other
+    one at a later step than the one before, and none unfreezes a parameter.
     """
     phases = build(config.schedule, "schedule", selection)
     if not isinstance(phases, list) or not phases or not all(isinstance(phase, Phase) for phase in phases):

@@ -1,9 +1,10 @@
-"""The errors for a user's mistakes, and helpers for their messages."""
+"""The errors for a user's mistakes, and helpers to find and word them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -45,3 +46,8 @@ def listed(words: Sequence[str], most: int = 12) -> str:
     if len(words) > most:
         words = [*words[: most - 1], f"{len(words) - most + 1} more"]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
+
+
+def is_integer(value: Any) -> bool:
+    """Return True if the value is an int and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -122,7 +122,7 @@ def experiment(
 def training_steps(setup: Setup, report: Report, state: TrainingState, warn_of_leaks: bool = False) -> Iterator[Step]:
     """Train the model, yield each step when it is finished, and update `state`.
 
-    At each new phase (span of steps in which the same parameters are frozen), more is frozen, and `report` is told of it.
+    At each new phase (span of steps in which the same parameters are frozen), more is frozen, and `report.freeze` is called.
     `warn_of_leaks`: predict which frozen tensors will change in the phase, and report them by `setup.note`.
     """
     config, phases, optimizer = setup.config, setup.phases, setup.optimizer

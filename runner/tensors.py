@@ -171,7 +171,7 @@ def as_integers(flat: Tensor) -> Tensor:
         flat = torch.view_as_real(flat).view(-1)
     size = flat.element_size()
     fits_int64 = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
-    return flat.view(torch.int64 if fits_int64 else _INTEGER_OF_SIZE[size])  # int64 compares fastest
+    return flat.view(torch.int64 if fits_int64 else _INTEGER_OF_SIZE[size])
 
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

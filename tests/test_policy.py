@@ -175,6 +175,13 @@ def test_a_library_is_imported_only_where_the_table_allows_it():
     assert not wrong
 
 
+def test_every_line_on_stderr_is_made_by_error_line():
+    calls = [(path, node) for path, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    to_stderr = [(path, call) for path, call in calls if "file=sys.stderr" in map(ast.unparse, call.keywords)]
+    assert to_stderr
+    assert not [path for path, call in to_stderr if not ast.unparse(call.args[0]).startswith("error_line(")]
+
+
 LIBRARIES = ("torch", "hydra", "omegaconf")
 # Public names that begin with an underscore.
 PUBLIC_NAMES = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_", "_fields", "_root_"}

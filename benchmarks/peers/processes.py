@@ -28,20 +28,15 @@ PEERS = {
 }
 
 
+def workload(steps: int, samples: int, size: int, threads: int) -> list[str]:
+    """The options of `run_tool` that say how much to train; `OUT` is a placeholder for the folder that it writes to."""
+    numbers = {"--steps": steps, "--samples": samples, "--size": size, "--threads": threads}
+    return [*(text for option, number in numbers.items() for text in (option, str(number))), "--out", "OUT/digests"]
+
+
 def commands(steps: int, samples: int, size: int, threads: int) -> dict[str, list[str]]:
     """The command of each contestant; `OUT` is a placeholder for the folder that it writes to."""
-    work = [
-        "--steps",
-        str(steps),
-        "--samples",
-        str(samples),
-        "--size",
-        str(size),
-        "--threads",
-        str(threads),
-        "--out",
-        "OUT/digests",
-    ]
+    work = workload(steps, samples, size, threads)
     run_tool = [sys.executable, "-m", "benchmarks.peers.run_tool"]
     found = {LOOP: [*run_tool, "loop", *work]}
     table = ["--method", "requires_grad", "--freeze", "backbone", "--batches", str(steps), "--batch-size", str(samples)]
@@ -76,18 +71,7 @@ def check_same_work(name: str, found: dict[str, Any], start: dict[str, Any], han
 def compare_processes(rounds: int, steps: int, samples: int, size: int, threads: int) -> list[Row]:
     """A row for each contestant, with ratios to the hand-written loop of the same round."""
     running = commands(steps, samples, size, threads)
-    work = [
-        "--steps",
-        "0",
-        "--samples",
-        str(samples),
-        "--size",
-        str(size),
-        "--threads",
-        str(threads),
-        "--out",
-        "OUT/digests",
-    ]
+    work = workload(0, samples, size, threads)
     _, start = run_once([sys.executable, "-m", "benchmarks.peers.run_tool", "start", *work])
     _, hand = run_once(running[LOOP])  # this also fills the file cache
     used: dict[str, list[Usage]] = {name: [] for name in running}

@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from runner.config.schema import CONF, Config, is_integer, known_keys
-from runner.errors import ConfigError, did_you_mean, listed
+from runner.config.naming import RESOLVERS
+from runner.config.schema import CONF, Config, known_keys
+from runner.errors import ConfigError, did_you_mean, is_integer, listed
 from runner.freezing.patterns import parse_all, refuse_patterns_in_both
 
 UNKNOWN_RESOLVER = "Unsupported interpolation type "  # the beginning of OmegaConf's message
@@ -82,18 +83,18 @@ def _drop_options_of_another_method(typed: DictConfig, choice: str) -> None:
 
 
 def _values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for each single value inside nested dicts and lists.
+    """Yield (dotted key, value) for each value inside nested dicts and lists, the inner dicts and lists included.
 
     `key` is the dotted key of `value` itself, "" at the top. A list item's key ends in its index, such as `groups.lr[0]`.
     """
+    if key:
+        yield key, value
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _values_by_key(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _values_by_key(inner, f"{key}[{index}]")
-    else:
-        yield key, value
 
 
 def _error_message(error: OmegaConfBaseException, nodes: dict[str, Any] | None = None) -> str:
@@ -233,8 +234,7 @@ def unknown_resolver_message(name: str) -> str:
 
     If this project has that resolver as `runner.name`, the message says so.
     """
-    is_project_resolver = name in ("steps", "epochs", "config_hash", "run_name")
-    return f"there is no resolver ${{{name}:}}{f'; did you mean ${{runner.{name}:}}?' if is_project_resolver else ''}"
+    return f"there is no resolver ${{{name}:}}{f'; did you mean ${{runner.{name}:}}?' if name in RESOLVERS else ''}"
 
 
 def config_groups() -> list[str]:

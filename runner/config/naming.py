@@ -80,16 +80,23 @@ def freeze_name(freeze: DictConfig, choice: str) -> str:
     return choice.replace("/", "-")
 
 
+RESOLVERS: dict[str, Callable[[DictConfig], Any]] = {
+    "steps": steps_of,
+    "epochs": epochs_of,
+    "config_hash": config_hash,
+    "run_name": run_name,
+}
+
+
 def register_resolvers() -> None:
-    """Register the functions that the files in `conf` call by `${runner.NAME:}`: steps, epochs, config_hash and run_name.
+    """Register the functions in RESOLVERS, which the files in `conf` call by `${runner.NAME:}`.
 
     They are registered in OmegaConf, for the whole process. Only the entry points do this: an import of the package does
     not.
     """
     is_renamed = tuple(map(int, omegaconf.__version__.split(".")[:2])) >= (2, 4)
     register: Any = OmegaConf.register_resolver if is_renamed else OmegaConf.register_new_resolver
-    resolvers = {"steps": steps_of, "epochs": epochs_of, "config_hash": config_hash, "run_name": run_name}
-    for name, resolve in resolvers.items():
+    for name, resolve in RESOLVERS.items():
         register(f"runner.{name}", partial(_call_with_root, resolve), replace=True)
 
 

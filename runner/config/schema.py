@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig
 
+from runner.errors import is_integer
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 # An installed wheel has the folder inside the package, a checkout has it beside the package.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -165,8 +167,3 @@ def known_keys() -> list[str]:
         return keys
 
     return keys_of(Config, "")
-
-
-def is_integer(value: Any) -> bool:
-    """Return True if the value is an int and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from runner.seeding import preserve_random_state
 from runner.tensors import map_tensors, tensor_entries, tensors_in
 from runner.tracing import tracing
+from runner.training.loop import Task
 
-Task = Callable[[nn.Module, Any], Tensor]
 META, REAL = "a meta copy", "a real batch"
 ATTENTION_FORMULAS: dict[str, Callable[..., int]] = {  # CPU operators of aten that torch's counter does not know
     "_scaled_dot_product_flash_attention_for_cpu": lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import COSTS, COUNTED, SECONDS, Cost, Note
-from runner.cost.flops import META, FakeCopy, StepCount, Task, count_step, storages_in
+from runner.cost.flops import META, FakeCopy, StepCount, count_step, storages_in
 from runner.freezing.selection import Selection
 from runner.tensors import tensors_in
-from runner.training.loop import needs_closure
+from runner.training.loop import Task, needs_closure
 
 Shares = Mapping[str, float]  # {module name: share from 0 to 1}
 WARM_UP_STEPS = 3  # not timed, if the run has more steps

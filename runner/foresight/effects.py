@@ -14,8 +14,7 @@ from runner.proof.changes import snapshot
 from runner.proof.replay import gradient_kind
 from runner.seeding import preserve_random_state
 from runner.tensors import same_bits, tensor_entries, tensor_resolver
-
-Task = Callable[[nn.Module, Any], Tensor]
+from runner.training.loop import Task
 
 
 @dataclass(frozen=True)

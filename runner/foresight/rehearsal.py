@@ -19,16 +19,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import Row
-from runner.foresight.effects import Effect, Task
+from runner.foresight.effects import Effect
 from runner.freezing.groups import Group, group_lr, regroup
 from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
+from runner.methods.grad_none import drop_gradient
 from runner.proof.audit import audit
 from runner.proof.replay import frozen_gradients_affect_others
 from runner.seeding import preserve_random_state
 from runner.tensors import TensorEntry
-from runner.training.loop import Step, train
+from runner.training.loop import Step, Task, train
 
 FULL_STEPS = 32  # of each phase (span of steps with the same frozen layers); for later steps, only the scheduler is called
 LearningRates = dict[int, dict[str, float]]  # {step number: {parameter group name: learning rate}}
@@ -144,7 +145,7 @@ def rehearse(
                 method.attach(optimizer, frozen, undo)
                 for tensor_id, tensor in stand_in.stand_in_of.items():
                     if effect.gradients.get(tensor_id) == "dropped":
-                        undo.callback(tensor.register_post_accumulate_grad_hook(_drop_gradient).remove)
+                        undo.callback(tensor.register_post_accumulate_grad_hook(drop_gradient).remove)
                 last = phases[number + 1].first - 1 if number + 1 < len(phases) else batches
                 train_steps = partial(train, stand_in, optimizer, _task_of(effect), zero_grad_to_none=zero_grad_to_none)
                 lrs |= _run_phase(train_steps, optimizer, scheduler, range(phase.first, last + 1), restore_lrs=restore_lrs)
@@ -203,12 +204,17 @@ def _few_elements(tensor: Tensor) -> Tensor:
 
     Takes the first elements of the flattened tensor, or those of largest absolute value if some of the first are 0.
     """
-    shape = [min(2, size) for size in tensor.shape]
-    flat, count = tensor.reshape(-1), torch.Size(shape).numel()
+    shape = _cut_shape(tensor)
+    flat, count = tensor.reshape(-1), shape.numel()
     chosen = flat[:count]
     if _has_nonzero(tensor) and not bool(chosen.all()):
         chosen = flat[(flat if flat.is_complex() else flat.float()).abs().topk(count).indices]
     return chosen.reshape(shape).clone()
+
+
+def _cut_shape(tensor: Tensor) -> torch.Size:
+    """Return the tensor's shape with every dimension cut to size 2 at most."""
+    return torch.Size(min(2, size) for size in tensor.shape)
 
 
 def _has_nonzero(tensor: Tensor) -> bool:
@@ -238,12 +244,6 @@ def group_equivalent(
             (name in effect.written for effect in effects),
             strict=True,
         )
-        shape = tuple(min(2, size) for size in tensor.shape)
-        key = (entry.kind, tensor.dtype, shape, _has_nonzero(tensor), *of_each_phase)
+        key = (entry.kind, tensor.dtype, _cut_shape(tensor), _has_nonzero(tensor), *of_each_phase)
         equivalents.setdefault(key, []).append(entry)
     return {members[0].name: members for members in equivalents.values()}
-
-
-def _drop_gradient(parameter: Tensor) -> None:
-    """Set the parameter's gradient to None; registered as a hook that runs after backward."""
-    parameter.grad = None

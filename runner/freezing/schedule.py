@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, is_integer
 from runner.freezing.groups import Group
 from runner.freezing.selection import Selection
 
@@ -39,7 +39,7 @@ def after(selection: Selection, step: int) -> list[Phase]:
 
     With `step` 1 there is only the second phase. Raises ConfigError unless `step` is a whole number of 1 or more.
     """
-    if not isinstance(step, int) or isinstance(step, bool) or step < 1:
+    if not is_integer(step) or step < 1:
         raise ConfigError(
             f"schedule.step is {step!r}; give the number of the first step at which the layers are frozen, 1 or more"
         )

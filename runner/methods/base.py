@@ -15,6 +15,8 @@ from runner.contract import Note
 from runner.freezing.groups import Group
 from runner.freezing.selection import Selection
 
+Task = Callable[[nn.Module, Any], Tensor]  # task(model, batch) returns the loss
+
 TRAPS = {
     "any_step": "a plain optimizer step",
     "weight_decay": "an optimizer with weight decay",
@@ -41,7 +43,7 @@ class PhaseContext:
     """
 
     model: nn.Module
-    task: Callable[[nn.Module, Any], Tensor]
+    task: Task
     note: Note
     not_run: Counter[str] = field(default_factory=Counter)
 

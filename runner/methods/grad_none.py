@@ -25,10 +25,10 @@ class GradNone(FreezingMethod):
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         for parameter in selection.parameters.values():
             if parameter.requires_grad:
-                undo.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
+                undo.callback(parameter.register_post_accumulate_grad_hook(drop_gradient).remove)
         return model
 
 
-def _drop_gradient(parameter: Tensor) -> None:
+def drop_gradient(parameter: Tensor) -> None:
     """Set the gradient to None; a hook that backward calls when the gradient of the parameter is complete."""
     parameter.grad = None

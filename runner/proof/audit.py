@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import Cause, Row
-from runner.errors import ConfigError
+from runner.errors import ConfigError, is_integer
 from runner.freezing.groups import group_lr, groups_by_tensor
 from runner.freezing.selection import Selection, select, select_by_flags
 from runner.proof.audit_report import Report, unknown_cause_notes
@@ -74,7 +74,7 @@ def _check_arguments(model: nn.Module, frozen: Any, optimizer: Any, every: Any) 
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     refuse_unless_dense(model)
-    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+    if every is not None and (not is_integer(every) or every < 1):
         raise ConfigError(f"every is {every!r}; compare bits every 1 or more steps")
     given: Any = [] if optimizer is None else optimizer
     optimizers = list(given) if isinstance(given, (list, tuple)) else [given]

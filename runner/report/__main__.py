@@ -14,7 +14,7 @@ from runner.errors import ConfigError
 from runner.report.discover import find_runs
 from runner.report.ownership import may_overwrite
 from runner.runs.folder import write_text
-from runner.runs.text import counted, printable
+from runner.runs.text import counted, error_line, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,13 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parse_arguments(arguments)
         write_report([Path(text) for text in parsed.folders], Path(parsed.out))
     except ConfigError as error:
-        print(f"freeze-runner: {error}", file=sys.stderr)
+        print(error_line(str(error)), file=sys.stderr)
         return EXIT_REFUSED
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("freeze-runner: interrupted", file=sys.stderr)
+        print(error_line("interrupted"), file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DONE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from runner.contract import (
     STATUSES_WITH_TABLES,
     VERDICTS,
 )
-from runner.report.costs import costs_by_run, total_flops
+from runner.report.costs import COST_TEXTS, costs_by_run, total_flops
 from runner.report.equivalence import compare_trained_parts
 from runner.report.grouping import overrides_by_key, sort_runs, swept_keys
 from runner.runs.console import COLOURS
 from runner.runs.read import Run
 from runner.runs.tables import read_rows
-from runner.runs.text import in_gflop, in_mib, in_percent, outcome_of
+from runner.runs.text import outcome_of
 
 MAX_PRINTED_RUNS = 200
 
@@ -109,7 +109,7 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
         cells += [f"[{COLOURS.get(outcome, 'default')}]{outcome}[/]", *(str(row[verdict]) for verdict in verdicts)]
         cells += ["" if loss is None or loss != loss else f"{loss:.4g}"]
         cells += [escape(": ".join(filter(None, (row["trained_part"], row["trained_part_why"]))))] if trained_part else []
-        view.add_row(*cells, *(cost_cells(row) if cost else ()))
+        view.add_row(*cells, *(COST_TEXTS[name](row) for name in cost))
     if printed:
         console.print(view)
     for row in printed:
@@ -118,14 +118,6 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
     if len(printed) < len(rows):
         held = sum(_outcome(row) == "held" for row in rows)
         console.print(f"{len(rows):,} runs, {held:,} of them held; above: {len(printed):,} that did not hold")
-
-
-def cost_cells(cost: Mapping[Any, Any]) -> tuple[str, str, str]:
-    """Return three texts: GFLOP per step, their percentage of the run with nothing frozen, MiB saved for backward.
-
-    `cost` has the keys of `contract.COSTS`. A text is empty if its number is unknown.
-    """
-    return in_gflop(total_flops(cost)), in_percent(cost.get("flops_share")), in_mib(cost.get("saved_bytes"))
 
 
 def _outcome(row: dict[Any, Any]) -> str:

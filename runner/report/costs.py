@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runner.contract import COSTS, COSTS_WITH_SHARE, Cost
 from runner.report.grouping import overrides_by_key
 from runner.runs.read import Run
-from runner.runs.text import in_gflop, in_mib
+from runner.runs.text import in_digits, in_gflop, in_mib, in_percent
 
 FLOPS_KEYS, BYTES_KEYS = ("flops_forward", "flops_backward"), ("saved_bytes", "gradient_bytes", "optimizer_state_bytes")
 ALWAYS_LISTED = (*COSTS_WITH_SHARE, "parameter_bytes")  # columns that are there even if no run has a value
@@ -89,3 +89,17 @@ def _costs_by_overrides(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[floa
             )
             found[tuple(setting)] = (flops, *(cost.get(key) or 0.0 for key in BYTES_KEYS))
     return found
+
+
+# {heading of a column: function that writes a figure of one step as text, "" if it is unknown}.
+COST_TEXTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "GFLOP": lambda cost: in_gflop(total_flops(cost)),
+    "of unfrozen": lambda cost: in_percent(cost.get("flops_share")),
+    "saved MiB": lambda cost: in_mib(cost.get("saved_bytes")),
+    "gradients MiB": lambda cost: in_mib(cost.get("gradient_bytes")),
+    "state MiB": lambda cost: in_mib(cost.get("optimizer_state_bytes")),
+    "peak MiB": lambda cost: in_mib(cost.get("peak_memory_bytes")),
+    "forward s": lambda cost: in_digits(cost.get("seconds_forward")),
+    "backward s": lambda cost: in_digits(cost.get("seconds_backward")),
+    "step s": lambda cost: in_digits(cost.get("seconds_step")),
+}

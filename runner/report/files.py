@@ -15,7 +15,7 @@ from runner.report.ownership import may_overwrite
 from runner.report.page.render import Picture, render_page
 from runner.runs.folder import write_atomically
 from runner.runs.read import Run, read_run, run_folders
-from runner.runs.text import printable
+from runner.runs.text import error_line, printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -83,7 +83,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     if may_overwrite(path, path.name):
         write_atomically(path, write)
     else:
-        print(f"freeze-runner: {path} was not written by freeze-runner, and is left as it is", file=sys.stderr)
+        print(error_line(f"{path} was not written by freeze-runner, and is left as it is"), file=sys.stderr)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from runner.contract import MAX_ERROR_LINE
+
 # Control characters, marks that change the writing direction, lone surrogates, and what XML does not allow.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
@@ -30,6 +32,15 @@ def parse_number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def error_line(message: str, end: str = "") -> str:
+    """Return a message as one line for stderr, `freeze-runner: MESSAGE`, followed by `end`.
+
+    If the line would be longer than MAX_ERROR_LINE, the message is cut, but not `end`.
+    """
+    line, limit = f"freeze-runner: {' '.join(message.split())}", MAX_ERROR_LINE - len(end)
+    return (line if len(line) <= limit else f"{line[: limit - 3]}...") + end
 
 
 def in_digits(value: float | None, unit: float = 1.0) -> str:

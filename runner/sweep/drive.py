@@ -20,6 +20,7 @@ from runner.runs.folder import remove_files, write_atomically
 from runner.runs.interrupts import delay_interrupts, handle_interrupts
 from runner.runs.read import is_run_folder
 from runner.runs.record import persistent_overrides
+from runner.runs.text import error_line
 from runner.sweep.grid import ComposedConfigLoader, SweepRun, compose_runs, has_run_name
 from runner.sweep.launch import DiskFullError, check_reachable, launch, record_end
 from runner.sweep.lock import check_locks_work, clear_folder, detect_death, is_locked, remove_if_unused, wait_until_free
@@ -146,7 +147,7 @@ def launch_runs(
         try:
             launch(launcher, batches, folder, config.on_error == "stop")
         except DiskFullError as error:
-            print(f"freeze-runner: failed: {error}", file=sys.stderr)
+            print(error_line(f"failed: {error}"), file=sys.stderr)
 
 
 def end_running(runs: list[SweepRun], folder: Path) -> None:
@@ -191,7 +192,7 @@ def write_sweep_results(folder: Path) -> bool:
     try:
         print_comparison(write_sweep_files(folder), create_console())
     except OSError as error:
-        print(f"freeze-runner: the sweep's tables cannot be written: {error}", file=sys.stderr)
+        print(error_line(f"the sweep's tables cannot be written: {error}"), file=sys.stderr)
         return False
     print(f"files: {display_path(folder)}")
     return True

@@ -41,7 +41,7 @@ class Synthetic:
 class Digits:
     """The 1,797 grey images of digits in scikit-learn (8x8 pixels, ten classes).
 
-    They are resized to the model's input, and each of its channels gets a copy.
+    They are resized to the model's input size and repeated over its input channels.
 
     Source: https://archive.ics.uci.edu/dataset/80
     """

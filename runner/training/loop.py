@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+Task = Callable[[nn.Module, Any], Tensor]  # task(model, batch) returns the loss
+
 
 @dataclass(frozen=True)
 class Step:
@@ -35,7 +37,7 @@ class Step:
 def train(
     model: nn.Module,
     optimizer: Optimizer,
-    task: Callable[[nn.Module, Any], Tensor],
+    task: Task,
     batches: Iterable[Any],
     *,
     scheduler: Any = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch.nn import functional
 
 from runner.errors import ConfigError
 from runner.training.data import Batch
+from runner.training.loop import Task
 
 
-def with_autocast(task: Callable[[nn.Module, Any], Tensor], device: torch.device) -> Callable[[nn.Module, Any], Tensor]:
+def with_autocast(task: Task, device: torch.device) -> Task:
     """Return a function that calls `task(model, batch)` under autocast on this type of device, and returns its loss.
 
     Matrix products are then computed in bfloat16, while the parameters keep their own dtype.
@@ -23,9 +23,7 @@ def with_autocast(task: Callable[[nn.Module, Any], Tensor], device: torch.device
     return partial(_call_with_autocast, task, device)  # unlike a closure, a partial is deep-copied with its task
 
 
-def _call_with_autocast(
-    task: Callable[[nn.Module, Any], Tensor], device: torch.device, model: nn.Module, batch: Any
-) -> Tensor:
+def _call_with_autocast(task: Task, device: torch.device, model: nn.Module, batch: Any) -> Tensor:
     """Return the loss `task(model, batch)`, computed under autocast to bfloat16 on this type of device."""
     with torch.autocast(device.type, torch.bfloat16):
         return task(model, batch)

@@ -76,7 +76,7 @@ def test_an_unknown_key_is_an_error_at_every_level_even_with_a_plus(level):
         check(compose_config(f"+{level}typo=1"))
 
 
-@pytest.mark.parametrize("directive", ["_convert_=all", "_recursive_=false"])
+@pytest.mark.parametrize("directive", ["_convert_=all", "_recursive_=false", "_recursive_=[1]", "_convert_={}"])
 @pytest.mark.parametrize("node", ["optimizer", "model.build", "task"])
 def test_an_unsupported_directive_of_hydra_is_an_error(node, directive):
     with pytest.raises(ConfigError, match=rf"^{node}\.{directive.split('=')[0]} is not supported; remove it"):

@@ -85,6 +85,18 @@ def freeze(module, to_zeros=False):
     return module
 
 
+def audit_freezing_after_some_steps(make_optimizer, every, steps=3):
+    """Audit a training in which `leaky` is frozen after 3 steps, its gradient set to zeros; then come `steps` more."""
+    model = small_net()
+    optimizer = make_optimizer(model.parameters())
+    with audit(model, None, optimizer, every) as report:
+        train(model, optimizer, to_none=False)
+        freeze(model.leaky, to_zeros=True)
+        report.freeze(["leaky", "held"])
+        train(model, optimizer, steps=steps, to_none=False)
+    return report
+
+
 def write(tensor, value=None):
     with torch.no_grad():
         tensor.copy_(tensor + 1 if value is None else value)
@@ -419,13 +431,7 @@ def test_the_cause_is_found_if_a_layer_is_frozen_after_some_steps_and_the_audit_
 @EVERY
 @pytest.mark.parametrize(("make_optimizer", "cause"), STATE_CAUSES)
 def test_the_cause_is_found_if_a_layer_is_frozen_after_some_steps_inside_the_audit(make_optimizer, cause, every):
-    model = small_net()
-    optimizer = make_optimizer(model.parameters())
-    with audit(model, None, optimizer, every) as report:
-        train(model, optimizer, to_none=False)
-        freeze(model.leaky, to_zeros=True)
-        report.freeze(["leaky", "held"])
-        train(model, optimizer, to_none=False)
+    report = audit_freezing_after_some_steps(make_optimizer, every)
     assert is_only_leak(report, cause, "leaky.weight")
 
 
@@ -1018,13 +1024,7 @@ def test_a_gradient_is_found_as_the_cause_with_a_sharpness_aware_optimizer(every
     ],
 )
 def test_the_cause_is_found_with_custom_optimizers_and_gradients_of_zeros(make_optimizer, cause, every):
-    model = small_net()
-    optimizer = make_optimizer(model.parameters())
-    with audit(model, None, optimizer, every) as report:
-        train(model, optimizer, to_none=False)
-        freeze(model.leaky, to_zeros=True)
-        report.freeze(["leaky", "held"])
-        train(model, optimizer, steps=5, to_none=False)
+    report = audit_freezing_after_some_steps(make_optimizer, every, steps=5)
     assert is_only_leak(report, cause, *(["leaky.weight"] if cause else []))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from runner.errors import SkippedError
 from runner.freezing.selection import Selection
+from runner.methods.base import Task
 from runner.methods.prefix.bypass import (
     BoundaryReachedError,
     Bypass,
@@ -25,7 +26,6 @@ from runner.seeding import preserve_random_state, random_state
 from runner.tensors import map_tensors, same_bits, tensor_entries, tensors_in
 from runner.tracing import tracing
 
-Task = Callable[[nn.Module, Any], Tensor]
 NOT_DETERMINISTIC = "gives different outputs for the same samples, or uses random numbers"
 
 

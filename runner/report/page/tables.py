@@ -6,34 +6,21 @@ import math
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from runner.contract import NOT_HASHED, STATUSES_WITH_TABLES, VERDICTS
 from runner.errors import listed
-from runner.report.costs import costs_by_run, total_flops
+from runner.report.costs import COST_TEXTS, costs_by_run
 from runner.report.equivalence import compare_trained_parts
 from runner.report.grouping import SeedGroup, group_by_method, overrides_by_key, seed_groups, swept_keys
 from runner.runs.hydra_files import read_config
 from runner.runs.read import Run
 from runner.runs.tables import TensorRow
-from runner.runs.text import counted, in_digits, in_gflop, in_mib, in_percent
+from runner.runs.text import counted, in_digits
 
 MAX_TABLE_ROWS, MAX_LEAK_ROWS = 1000, 40
-
-
-COST_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {  # per step; comparison.csv has the other figures, too
-    "GFLOP": lambda cost: in_gflop(total_flops(cost)),
-    "of unfrozen": lambda cost: in_percent(cost.get("flops_share")),
-    "saved MiB": lambda cost: in_mib(cost.get("saved_bytes")),
-    "gradients MiB": lambda cost: in_mib(cost.get("gradient_bytes")),
-    "state MiB": lambda cost: in_mib(cost.get("optimizer_state_bytes")),
-    "peak MiB": lambda cost: in_mib(cost.get("peak_memory_bytes")),
-    "forward s": lambda cost: in_digits(cost.get("seconds_forward")),
-    "backward s": lambda cost: in_digits(cost.get("seconds_backward")),
-    "step s": lambda cost: in_digits(cost.get("seconds_step")),
-}
 
 
 class Column(NamedTuple):
@@ -69,7 +56,7 @@ def runs_table(runs: Sequence[Run]) -> PageTable:
     keys, trained_parts = swept_keys(runs), compare_trained_parts({run.label: run.record for run in runs})
     verdicts = [verdict for verdict in VERDICTS if any(run.record["counts"][verdict] for run in runs)]
     costs = costs_by_run(runs)
-    cost_columns = [(name, text_of) for name, text_of in COST_COLUMNS.items() if any(map(text_of, costs.values()))]
+    cost_columns = [(name, text_of) for name, text_of in COST_TEXTS.items() if any(map(text_of, costs.values()))]
     has_trained_part = any(word for word, _ in trained_parts.values())
     columns = [Column("run"), *map(Column, keys), Column("outcome"), *(Column(verdict, True) for verdict in verdicts)]
     columns += [Column("first loss", True), Column("last loss", True)]
