@@ -1,4 +1,8 @@
-"""The grid sweeper of freeze-runner. Hydra finds it only here, and loads it for every Hydra app: it imports only hydra."""
+"""The Hydra plugin of freeze-runner: its grid sweeper.
+
+Hydra looks for plugins only in the package `hydra_plugins`, and imports them in every Hydra app. So importing this file
+imports only hydra.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +14,26 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 @dataclass
 class FreezeSweeperConf:
-    """The config of the sweeper. `params`: by key, the values to sweep over in addition to those of the command line."""
+    """The config of the sweeper, `hydra.sweeper`.
+
+    `params`: {key: values to sweep over, as text, such as "1,2,3"}, in addition to the values given on the command line.
+    """
 
     _target_: str = "hydra_plugins.freeze_sweeper.FreezeSweeper"
     params: dict[str, str] | None = None
 
 
 class FreezeSweeper(BasicSweeper):
-    """Hydra's grid sweep, without duplicate runs and runs that have already finished, and with a report at the end."""
+    """A Hydra sweeper that runs all combinations of the given values, and writes a report at the end.
+
+    In contrast to Hydra's own grid sweeper, it leaves out runs with equal configs and runs that have already finished.
+    """
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Carry out the sweep that the overrides `arguments` declare; called by Hydra."""
+        """Carry out the sweep that `arguments` declare: overrides such as `method=zero_lr,none`. Hydra calls this method."""
         from runner.sweep.drive import sweep
 
         config, context, launcher = self.config, self.hydra_context, self.launcher

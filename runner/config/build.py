@@ -24,13 +24,14 @@ LIBRARIES = ("runner", "torch", "torchvision")  # their errors are about wrong a
 def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     """Call the function or class named by the node's `_target_` and return the result.
 
-    `node` is a dict from the config; its other keys become keyword arguments. Values that have a `_target_` themselves are
-    built first. `key` is where the node is in the config, such as `model.build`, for error messages. `args` and `kwargs` are
-    passed to the target too. In the node, `_args_` lists more positional arguments, and `_partial_: true` returns a
-    `functools.partial` without a call.
+    `node` is a dict from the config. Its key `_args_` lists positional arguments, which follow `args`. Its other keys become
+    keyword arguments, besides `kwargs`. A value in the node that has a `_target_` itself is built first. With
+    `_partial_: true` the target is not called: the result is a `functools.partial`. `key` is where the node is in the
+    config, such as `model.build`, for error messages.
 
-    Raises ConfigError if the target does not exist, if its signature does not accept the arguments (checked before the
-    call), or if the target is in one of LIBRARIES and raises an error. Errors of other targets are passed on.
+    Raises ConfigError if the target does not exist, or if its signature does not accept the arguments (checked before the
+    call). If a target from one of LIBRARIES raises an error, it is raised as a ConfigError; errors of other targets are
+    passed on unchanged.
     """
     path = node.get("_target_")
     if not isinstance(path, str):
@@ -68,8 +69,8 @@ def build_instance(expected: type[T], node: Mapping[str, Any], key: str, *args: 
 def locate(path: str, key: str) -> Callable[..., Any]:
     """Import and return the class or function of a dotted path such as `torch.optim.SGD`.
 
-    `key` is the config key that has the path, for error messages. Raises ConfigError that names the part of the path that
-    does not exist, or if the path leads to something that cannot be called.
+    `key` is the config key whose value is the path, for error messages. Raises ConfigError if a part of the path does not
+    exist (the message names the part), or if the object at the end of the path cannot be called.
     """
     parts = path.split(".")
     if len(parts) == 1 or not all(parts):
@@ -102,9 +103,10 @@ def locate(path: str, key: str) -> Callable[..., Any]:
 def _suggestion(path: str, name: str, parent: Any) -> str:
     """Return the end of an error message, such as `; did you mean SGD?`, or "" if no existing name is similar.
 
-    `path` is a dotted path that does not exist, because the object `parent` on it has no attribute `name`. If the path is in
-    this project and exactly one of its files defines the path's last name, that place is suggested. Otherwise names in
-    `parent` that are similar to `name` are.
+    `path` is a dotted path that does not exist: `parent`, the object that its first parts lead to, has no attribute `name`.
+    If the path begins with `runner.` and exactly one file of this project defines a class or function with the path's last
+    name, the full path of that definition is suggested. Otherwise attributes and submodules of `parent` whose names are
+    similar to `name` are suggested.
     """
     last, package = path.rpartition(".")[2], Path(__file__).parent.parent
     if path.startswith("runner."):
@@ -117,7 +119,7 @@ def _suggestion(path: str, name: str, parent: Any) -> str:
 
 
 def _build_nested(value: Any, key: str) -> Any:
-    """Return the value with every dict in it that has a `_target_` replaced by the object that it builds.
+    """Return a copy of the value in which every dict with a `_target_` is replaced by the object that it describes.
 
     Dicts and lists are searched at every depth. `key` is where the value is in the config, for error messages.
     """
@@ -139,10 +141,11 @@ def _signature(target: Callable[..., Any]) -> inspect.Signature:
 def _check_arguments(
     target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...], kwargs: dict[str, Any], is_partial: bool
 ) -> None:
-    """Raise ConfigError if the target's signature does not accept the arguments, or if a text is given for a number.
+    """Raise ConfigError if the target's signature does not accept the arguments, or if an argument should be a number.
 
-    `path` is the target's dotted path and `key` its place in the config, both for the message. `is_partial` allows required
-    arguments to be missing. Targets without a signature, such as some builtins, are not checked.
+    An argument should be a number or a bool if its default is one; a string is refused then. `path` is the target's dotted
+    path and `key` is where the node is in the config, both for the message. With `is_partial`, required arguments may be
+    missing. Targets without a signature, such as some builtins, are not checked.
     """
     try:
         signature = _signature(target)

@@ -23,9 +23,9 @@ _SCHEMA = OmegaConf.structured(Config)
 def check(composed: DictConfig, method: str | None = None) -> Config:
     """Check a config that Hydra composed, and return it as a `Config` object.
 
-    `method` is the choice of the config group `method`, such as `zero_lr`; needed only if the config has no node `hydra`,
-    from which it is read otherwise. Raises ConfigError for unknown keys, wrong types, missing values, numbers out of range,
-    malformed patterns, and packages that the config needs but are not installed.
+    `method` is the choice of the config group `method`, such as `zero_lr`. If the config has a node `hydra`, the choice is
+    read from there and the argument is ignored. Raises ConfigError for unknown keys, wrong types, missing values, numbers
+    out of range, malformed patterns, and packages that the config needs but that are not installed.
     """
     if "hydra" in composed:
         _check_choices(composed.hydra)
@@ -68,10 +68,11 @@ def _typed(composed: DictConfig) -> DictConfig:
 
 
 def _drop_options_of_another_method(typed: DictConfig, choice: str) -> None:
-    """Remove from `typed.method` the options of a method that is not used because the user gave another `_target_`.
+    """Remove the options of the chosen method from `typed.method` if the user replaced the method's `_target_`.
 
-    `choice` is the chosen file in `conf/method`, which sets a `_target_` and its options. If the user changed the
-    `_target_`, the options that still have the file's values are removed: the new target would not accept them.
+    `choice` is the name of the chosen file in `conf/method`, which sets a `_target_` and its options. If `typed.method` has
+    another `_target_` than the file, each option that still has the file's value is removed, because the new target need not
+    accept it. Changes `typed` in place.
     """
     file, method = CONF / "method" / f"{choice}.yaml", OmegaConf.to_container(typed.method)
     from_file: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
@@ -83,9 +84,10 @@ def _drop_options_of_another_method(typed: DictConfig, choice: str) -> None:
 
 
 def _values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for each value inside nested dicts and lists, the inner dicts and lists included.
+    """Yield (dotted key, value) for each value in nested dicts and lists; inner dicts and lists are yielded too.
 
-    `key` is the dotted key of `value` itself, "" at the top. A list item's key ends in its index, such as `groups.lr[0]`.
+    `key` is the dotted key of the argument `value`; "" for the whole config. The key of a list item ends in its index, such
+    as `groups.lr[0]`.
     """
     if key:
         yield key, value
@@ -100,8 +102,8 @@ def _values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _error_message(error: OmegaConfBaseException, nodes: dict[str, Any] | None = None) -> str:
     """Turn an error of OmegaConf into a message `KEY: what is wrong`.
 
-    `nodes` is the config that was being merged: {top-level key: value}. It is used to find the full key if the error is in a
-    list.
+    `nodes` is the config that was merged into the schema: {top-level key: value}. For an error inside a list, OmegaConf gives
+    only the key within the list's item; `nodes` is then searched for the key of the list.
     """
     key = error.full_key or str(error.key or "")
     if nodes and key.split(".")[0] not in nodes:  # the error is in a list: OmegaConf gives only the key within the item
@@ -117,9 +119,9 @@ def _error_message(error: OmegaConfBaseException, nodes: dict[str, Any] | None =
 
 
 def _second_level(nodes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (`KEY.INNER`, {KEY: {INNER: value}}) for each key inside a top-level key, such as `groups.lr`.
+    """Yield (dotted key, config with only this key) for each key of the second level, such as `groups.lr`.
 
-    `nodes` is {top-level key: value}.
+    `nodes` is the config, {top-level key: value}. For `groups.lr` the pair is (`groups.lr`, {`groups`: {`lr`: value}}).
     """
     for key, node in nodes.items():
         for inner in node if OmegaConf.is_dict(node) else ():
@@ -127,7 +129,7 @@ def _second_level(nodes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _is_refused(part: dict[str, Any]) -> bool:
-    """Return True if OmegaConf cannot merge this part of a config into the schema, so that the part has an error."""
+    """Return True if OmegaConf cannot merge `part`, a part of a config, into the schema."""
     try:
         OmegaConf.merge(_SCHEMA, part)
     except OmegaConfBaseException:
@@ -138,7 +140,7 @@ def _is_refused(part: dict[str, Any]) -> bool:
 def _check_choices(hydra: DictConfig) -> None:
     """Raise ConfigError if a config group was given a list of choices, or if `hydra.sweep.subdir` was changed.
 
-    `hydra` is the config's node of that name. `hydra.sweep.subdir` names the folders of a sweep's runs.
+    `hydra` is the node `hydra` of the config. `hydra.sweep.subdir` gives the names of the folders of a sweep's runs.
     """
     for group in ("model", "method", "freeze", "groups", "optimizer", "scheduler", "schedule", "task", "data", "launch"):
         if not isinstance(hydra.runtime.choices.get(group), str):
@@ -215,8 +217,8 @@ def _check_patterns(config: Config) -> None:
 def unknown_key_message(key: str) -> str:
     """Return the error message for a config key that does not exist.
 
-    If the key exists with another choice of its config group (`optimizer.momentum` with `optimizer=sgd`), the message names
-    these choices. Otherwise it suggests keys with a similar name.
+    Some keys exist only with some choices of a config group: `optimizer.momentum` exists with `optimizer=sgd`. For such a
+    key the message lists these choices. For any other key it suggests existing keys with similar names.
     """
     keys = _all_keys()
     if key in keys:  # a key of another choice of its group
@@ -230,9 +232,9 @@ def unknown_key_message(key: str) -> str:
 
 
 def unknown_resolver_message(name: str) -> str:
-    """Return the error message for `${name:}`, an interpolation with a resolver that OmegaConf does not know.
+    """Return the error message for a config value `${name:}` if OmegaConf has no resolver (function) called `name`.
 
-    If this project has that resolver as `runner.name`, the message says so.
+    If this project registers a resolver `runner.name`, the message suggests it.
     """
     return f"there is no resolver ${{{name}:}}{f'; did you mean ${{runner.{name}:}}?' if name in RESOLVERS else ''}"
 

@@ -42,8 +42,8 @@ def _hash(plain: dict[str, Any]) -> str:
 def run_name(composed: DictConfig) -> str:
     """Return the name of a run's folder in a sweep, `METHOD__FREEZE__sSEED__HASH8`.
 
-    METHOD and FREEZE are the results of `method_choice` and `freeze_name`; HASH8 is the `config_hash`. The config must have
-    its node `hydra`, which knows the choices.
+    METHOD is the result of `method_choice`, FREEZE that of `freeze_name`, SEED the value of `seed`, and HASH8 the result of
+    `config_hash`. The config must have its node `hydra`, which contains the chosen file of each config group.
     """
     if "method" not in composed:  # for `--cfg hydra --resolve`, which shows only that node
         return "METHOD__FREEZE__sSEED__HASH8"
@@ -55,8 +55,8 @@ def run_name(composed: DictConfig) -> str:
 def method_choice(method: DictConfig, choice: str) -> str:
     """Return a short name for the method of a run, such as `zero_lr`.
 
-    `choice` is the chosen file in `conf/method` and `method` is the config node. The name is the choice, or is made from the
-    node's `_target_` if the user gave another `_target_` than the file's.
+    `choice` is the name of the chosen file in `conf/method`, and `method` is the config node. If the node has the same
+    `_target_` as the file, the result is `choice`. If the user gave another `_target_`, the name is made from that.
     """
     file = CONF / "method" / f"{choice}.yaml"
     target = str(method.get("_target_"))
@@ -68,8 +68,8 @@ def method_choice(method: DictConfig, choice: str) -> str:
 def freeze_name(freeze: DictConfig, choice: str) -> str:
     """Return a short name for what a run freezes, such as `backbone`.
 
-    `choice` is the chosen file in `conf/freeze` and `freeze` is the config node. The name is the choice, or `custom` if the
-    user gave other patterns than the file's.
+    `choice` is the name of the chosen file in `conf/freeze`, and `freeze` is the config node. If the node has the same
+    `patterns` and `keep` as the file, the result is `choice`; otherwise it is `custom`.
     """
     file = CONF / "freeze" / f"{choice}.yaml"
     if file.is_file():
@@ -89,10 +89,9 @@ RESOLVERS: dict[str, Callable[[DictConfig], Any]] = {
 
 
 def register_resolvers() -> None:
-    """Register the functions in RESOLVERS, which the files in `conf` call by `${runner.NAME:}`.
+    """Register the functions in RESOLVERS with OmegaConf; the files in `conf` call them as `${runner.NAME:}`.
 
-    They are registered in OmegaConf, for the whole process. Only the entry points do this: an import of the package does
-    not.
+    The registration holds for the whole process. It is done by the program's entry points, not by `import runner`.
     """
     is_renamed = tuple(map(int, omegaconf.__version__.split(".")[:2])) >= (2, 4)
     register: Any = OmegaConf.register_resolver if is_renamed else OmegaConf.register_new_resolver

@@ -132,7 +132,7 @@ class Config:
 
     @property
     def epochs(self) -> int:
-        """How often a run goes through its data, which are `batches` batches per epoch."""
+        """The number of epochs of a run. An epoch is one pass over the data, with `batches` batches."""
         return self.data.get("epochs", 1)
 
     @property
@@ -142,12 +142,15 @@ class Config:
 
 
 def epochs_of(composed: DictConfig) -> Any:
-    """Return the number of epochs from a config that is not checked yet; the value may have a wrong type."""
+    """Return the number of epochs of a config that is not checked yet; what is returned may have a wrong type."""
     return composed.get("data", {}).get("epochs", 1)
 
 
 def steps_of(composed: DictConfig) -> Any:
-    """Return the number of training steps, batches times epochs, from a config that is not checked yet."""
+    """Return the number of training steps of a config that is not checked yet: batches times epochs.
+
+    If the number of epochs is not an int, the number of batches is returned.
+    """
     epochs = epochs_of(composed)
     return composed.batches * epochs if is_integer(epochs) else composed.batches  # wrong epochs are refused by `check`
 

@@ -13,8 +13,8 @@ from runner.freezing.selection import Selection
 def force_eval_mode(selection: Selection, undo: ExitStack) -> None:
     """Put `selection.modules` in eval mode and keep them there when `model.train()` is called.
 
-    Closing `undo` restores the modules. In eval mode BatchNorm uses its running statistics without updating them, and
-    dropout is off. Parents and children that are not in `selection.modules` follow `train()` as usual.
+    Closing the stack `undo` restores the modules. In eval mode BatchNorm uses its running statistics without updating them,
+    and dropout is off. Parent and child modules that are not in `selection.modules` follow `train()` as usual.
     """
     for module in selection.modules.values():
         instance_train = vars(module).get("train")  # some users replace `train` on the instance to pin a BatchNorm
@@ -31,7 +31,7 @@ def force_eval_mode(selection: Selection, undo: ExitStack) -> None:
 
 
 def _train_children_only(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Call `train(mode)` on the children of a module and leave the module itself in eval mode; return the module."""
+    """Call `train(mode)` on the children of a module, but leave the module itself in eval mode; return the module."""
     type(module).train(module, mode)
     module.training = False
     return module

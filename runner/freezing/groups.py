@@ -48,8 +48,9 @@ def by_parameter(model: nn.Module, selection: Selection) -> list[Group]:
 def by_module(model: nn.Module, selection: Selection, names: Sequence[str] = ()) -> list[Group]:
     """Return one parameter group for each pattern in `names`, with the parameters that the pattern matches.
 
-    A parameter that several patterns match is in the group of the first of them; one that no pattern matches is in no group.
-    Raises ConfigError if `names` is empty.
+    If several patterns match a parameter, it is in the group of the first of these patterns. A parameter that no pattern
+    matches is in no group. `selection` is only used to look up what the pattern `@head` stands for. Raises ConfigError if
+    `names` is empty.
     """
     if not names:
         raise ConfigError("groups=module needs the modules' names, e.g. 'groups.names=[conv1,fc]'")
@@ -62,9 +63,10 @@ def split_by_lr(
 ) -> list[Group]:
     """Return the parameter groups with learning rates set by `lrs`, a list of (pattern, learning rate).
 
-    The first pattern that matches a parameter counts. A group whose parameters get different rates is split into groups
-    `NAME/PATTERN`, and `NAME` for the parameters that no pattern matches. Raises ConfigError if a pattern matches parameters
-    but none of them is in a group.
+    If several patterns match a parameter, the first one sets its rate. If the parameters of a group `NAME` fall under
+    different patterns, the group is split: `NAME/PATTERN` has the parameters of one pattern, and `NAME` those that no
+    pattern matches. `selection` is only used to look up what the pattern `@head` stands for. Raises ConfigError if a pattern
+    matches parameters but none of them is in a group.
     """
     lr_of, pattern_of = {}, {}
     grouped = {id(parameter) for group in groups for parameter in group["params"]}
@@ -90,9 +92,9 @@ def split_by_lr(
 
 
 def split_by_frozen(groups: list[Group], selection: Selection, **options: Any) -> list[Group]:
-    """Return the parameter groups, with each group that is partly frozen split into `NAME` and `NAME/frozen`.
+    """Return the parameter groups, with each partly frozen group `NAME` split into `NAME` and `NAME/frozen`.
 
-    `options`, such as `lr=0.0`, are set in the groups that have the frozen parameters.
+    `options`, such as `lr=0.0`, are set in the groups of frozen parameters. A group that is entirely frozen keeps its name.
     """
     result = []
     for group in groups:
@@ -107,11 +109,12 @@ def split_by_frozen(groups: list[Group], selection: Selection, **options: Any) -
 
 
 def split_for_later(groups: Sequence[Group], later: Sequence[Group]) -> list[Group]:
-    """Return `groups`, split so that each part lies within one group of `later`, and named like that group.
+    """Split parameter groups so that all parameters of a part are in the same group of `later`; return the parts.
 
-    `later`: the groups of a later phase (span of steps with the same groups). The split is made in advance because a
-    scheduler reads the number of groups only once. Parameters of a group `NAME` that are in no group of `later` become
-    `NAME/frozen`, or stay `NAME` if that is the whole group.
+    `later`: the groups of a later phase (span of steps with the same groups). Each part has the name of that later group and
+    the options of the group in `groups` from which it comes. Parameters of a group `NAME` that are in no group of `later`
+    form a part `NAME/frozen`; if no parameter of the group is in `later`, the group stays whole and keeps the name `NAME`.
+    The split is made in advance because a scheduler reads the number of groups only once.
     """
     name_of = {id(parameter): group["name"] for group in later for parameter in group["params"]}
     result = []
@@ -125,9 +128,10 @@ def split_for_later(groups: Sequence[Group], later: Sequence[Group]) -> list[Gro
 def groups_for_all_phases(first: list[Group], later: Sequence[Sequence[Group]]) -> list[Group]:
     """Return the groups to build the optimizer with, for a run whose groups change at certain steps.
 
-    `first` are the groups at step 1, `later` those of each later phase (span of steps with the same groups). Groups cannot
-    be added during a run, so those of `first` are split as the last phase needs them. A group that exists only in another
-    phase is added without parameters; its options are those of the group that has its first parameter at step 1.
+    `first`: the groups at step 1. `later`: for each later phase (span of steps with the same groups), its groups. Groups
+    cannot be added during a run. The groups of `first` are therefore split in advance, so that each part lies within one
+    group of the last phase. If a later group's name is still missing then, a group with this name and without parameters is
+    added. Its options are copied from the group that has the later group's first parameter at step 1.
     """
     if not later:
         return first
@@ -144,9 +148,9 @@ def groups_for_all_phases(first: list[Group], later: Sequence[Sequence[Group]]) 
 def regroup(optimizer: Optimizer, old_groups: Sequence[Group], new_groups: Sequence[Group]) -> None:
     """Move parameters between the optimizer's groups when a new phase (span of steps with the same groups) begins.
 
-    `old_groups` and `new_groups` are the groups of the phase that ends and of the one that begins; groups are matched by
-    name. Only options that differ between the two are set, so that what a scheduler has set stays. The optimizer keeps its
-    state (such as momentum) of every parameter, also of those that it no longer updates.
+    `old_groups`: the groups of the phase that ends. `new_groups`: those of the phase that begins. Groups are matched by name.
+    An option of a group is set only if its old and new values differ; so a learning rate that a scheduler has set stays. The
+    optimizer keeps its state (such as momentum) for every parameter, even for parameters that it no longer updates.
     """
     old_by_name, new_by_name = ({group["name"]: group for group in groups} for groups in (old_groups, new_groups))
     names = {group["name"] for group in optimizer.param_groups}
@@ -168,7 +172,8 @@ def drop_empty_groups(groups: list[Group]) -> list[Group]:
 def _split(group: Group, key: Callable[[nn.Parameter], Any]) -> dict[Any, Group]:
     """Split a parameter group by the value of `key(parameter)`.
 
-    Returns {value: group of the parameters with that value, with the same options}; {None: group} for an empty group.
+    Returns {value: group}: a group with the same options for each value, with the parameters that have it. If the given
+    group has no parameters, {None: the given group} is returned.
     """
     parts: dict[Any, Group] = {}
     for parameter in group["params"]:
@@ -179,9 +184,10 @@ def _split(group: Group, key: Callable[[nn.Parameter], Any]) -> dict[Any, Group]
 def _match_parameters(
     model: nn.Module, selection: Selection, patterns: Sequence[str], key: str
 ) -> list[tuple[str, list[nn.Parameter]]]:
-    """Return (pattern, parameters) for each pattern: those that it matches and that no earlier pattern matches.
+    """Return one pair (pattern, list of parameters) for each pattern.
 
-    `key` is the config key that has the patterns, for error messages.
+    The list has the parameters that the pattern matches, without those that an earlier pattern matches. `selection` is only
+    used to look up what the pattern `@head` stands for. `key` is the config key of the patterns, for error messages.
     """
     resolver = PatternResolver(model, selection.head)
     parameters, matched_before, matches = dict(model.named_parameters()), set[str](), []
@@ -195,7 +201,8 @@ def _match_parameters(
 def groups_by_tensor(optimizers: Sequence[Optimizer]) -> dict[int, tuple[str, Group]]:
     """Return {id(parameter): (group name, group)} for all parameters in the optimizers.
 
-    A group without a name is named by its position: `1`, or `0.1` (optimizer, group) if there are several optimizers.
+    The name of a group without a name is its index in its optimizer, such as `1`. If there are several optimizers, the index
+    of the optimizer comes first: `0.1`.
     """
     found = {}
     for number, optimizer in enumerate(optimizers):

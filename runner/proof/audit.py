@@ -37,12 +37,13 @@ def audit(
 
     Args:
         frozen: patterns of names, or what `select` returns. None: all parameters with `requires_grad` False on entry.
-        optimizer: one, several or none. Bits are compared after its steps 1, 2, 4, 8, ... and on leaving. If a frozen tensor
-            changed, the next step is also done on copies, to find the cause. If a learning rate was 0 on entry and raised
-            later, the cause is the scheduler.
-        every: compare bits every so many steps instead. With 1, frozen tensors are also compared before and after each
-            forward pass of a module that contains them, to see what writes to them.
-        before: copies of the tensors to compare with (from `snapshot`), instead of the values on entry.
+        optimizer: one optimizer, a list of several, or None. Bits are compared after steps 1, 2, 4, 8, ... of each optimizer
+            and on leaving the block. If a frozen tensor changed, the next step is also done on copies, to find the cause. If
+            a frozen tensor had the learning rate 0 on entry and the rate was raised later, the cause is `scheduler`.
+        every: compare bits after every `every` steps, instead of after steps 1, 2, 4, 8, ... With `every=1`, frozen tensors
+            are also compared before and after each forward pass of a module that contains them, to see what writes to them.
+        before: copies of the tensors that `snapshot` made earlier. If given, tensors are compared with these copies instead
+            of with their values on entry.
     """
     optimizers = _check_arguments(model, frozen, optimizer, every)
     if isinstance(frozen, Selection):
@@ -101,9 +102,11 @@ class _Auditor:
     """Compares the tensors of one model after steps of its optimizers, and fills the report at the end.
 
     Args:
+        model: the model that is trained.
         selection: the parameters and buffers that are declared frozen.
-        every: compare bits every so many steps; None for steps 1, 2, 4, 8, ...
-        initial: copies of all tensors, to compare with.
+        optimizers: the optimizers that train the model. Methods refer to one of them by its index in this list.
+        every: compare bits after every `every` steps; None for steps 1, 2, 4, 8, ...
+        initial: copies of all parameters and buffers. Later values are compared with these copies.
     """
 
     def __init__(
@@ -122,14 +125,21 @@ class _Auditor:
             self.start_tracer(self.frozen_tensors())  # a tensor may be written in the first forward pass only
 
     def declare_frozen(self, selection: Selection) -> None:
-        """Add these tensors to those declared frozen; store the learning rates, to see if a scheduler changes them."""
+        """Add the tensors in `selection` to those declared frozen, and store the current learning rates of all groups.
+
+        The stored learning rates are needed to tell later whether a scheduler has changed them.
+        """
         selected = {**selection.parameters, **selection.buffers}
         self.frozen_names |= set(selected)
         self.frozen_ids |= {id(tensor) for tensor in selected.values()}
         self.declared_lrs = [[group_lr(group) for group in each.param_groups] for each in self.optimizers]
 
     def freeze_more(self, frozen: Selection | Sequence[str]) -> None:
-        """Declare more tensors frozen; those that were not so before are compared with their current values from now on."""
+        """Declare more tensors frozen, and compare the new ones from now on with their current values.
+
+        `frozen`: patterns of names, or what `select` returns. Tensors that were already declared frozen are still compared
+        with their earlier values.
+        """
         frozen_before = set(self.frozen_tensors())
         self.declare_frozen(frozen if isinstance(frozen, Selection) else select(self.model, _check_patterns(frozen)))
         for name, (_, tensor) in self.frozen_tensors().items():
@@ -140,7 +150,10 @@ class _Auditor:
             self.start_tracer(self.frozen_tensors(), replay_all=True)
 
     def after_step(self, index: int, *_: Any) -> None:
-        """Step post-hook of the optimizer at position `index`: after some of the steps, compare bits and find causes."""
+        """Count a step of `self.optimizers[index]`; after some of the steps, compare bits and look for causes of changes.
+
+        This is the step post-hook of that optimizer.
+        """
         if is_nested_step(self.optimizers[index]):
             return
         self.step_counts[index] += 1
@@ -160,9 +173,11 @@ class _Auditor:
                 self.start_tracer(leaked)
 
     def start_tracer(self, tensors: dict[str, tuple[TensorEntry, Tensor]], replay_all: bool = False) -> None:
-        """Watch from now on what writes to `tensors`, {name: (entry at the beginning, current tensor)}, instead of others.
+        """From now on, watch what writes to `tensors`; tensors that were watched before are no longer watched.
 
-        `replay_all`: do the next step on copies for all of them, not only for those that have already changed.
+        `tensors`: {name: (entry when the audit began, current tensor)}. `replay_all`: whether the next step of each
+        optimizer is also done on copies for all of `tensors`. If False, this is done only for those that have already
+        changed.
         """
         self.stop_tracer()
         self.tracer = LeakTracer(
@@ -175,7 +190,10 @@ class _Auditor:
         )
 
     def collect_causes(self, tracer: LeakTracer, index: int) -> None:
-        """Store the causes that `tracer` found in the step that optimizer `index` ended; stop it if it has seen enough."""
+        """Store the causes of changes that `tracer` has found when a step of `self.optimizers[index]` has ended.
+
+        Stops the tracer if it has seen enough steps, except with `every=1`.
+        """
         tracer.on_step_end(index)
         for name, cause in tracer.causes.items():
             self.evidence[name].cause = cause
@@ -191,27 +209,40 @@ class _Auditor:
         self.tracer = None
 
     def frozen_tensors(self) -> dict[str, tuple[TensorEntry, Tensor]]:
-        """Return {name: (entry at the beginning, tensor that is in its place now)} for the tensors declared frozen."""
+        """Return {name: (entry when the audit began, current tensor)} for the tensors that are declared frozen.
+
+        If a tensor was replaced, the current tensor is the new one. A tensor that the model no longer has is left out.
+        """
         resolve = tensor_resolver(tensor_entries(self.model))
         found = {name: (entry, resolve(entry)) for name, entry in self.initial.entries.items() if self.is_frozen(entry)}
         return {name: (entry, tensor) for name, (entry, tensor) in found.items() if tensor is not None}
 
     def leaked_without_cause(self) -> dict[str, tuple[TensorEntry, Tensor]]:
-        """Return {name: (entry at the beginning, tensor now)} for frozen tensors that changed for a reason not yet known."""
+        """Return the frozen tensors that were found changed, and whose cause of change is not yet known.
+
+        The result is {name: (entry when the audit began, current tensor)}.
+        """
         leaked = {name for name, evidence in self.evidence.items() if evidence.differed and not evidence.cause}
         return {name: pair for name, pair in self.frozen_tensors().items() if name in leaked}
 
     def compare_bits(self, step: int) -> None:
-        """Compare all tensors with their initial values after step number `step`, and record which of them differ."""
+        """Compare all tensors with their initial values, and record which tensors differ.
+
+        `step`: the number of the step that has just ended. A tensor that has differed before is not compared again.
+        """
         if step not in self.report.looks:
             self.report.looks.append(step)
         for entry, tensor, evidence in self.unchanged_tensors():
             evidence.differed = not same_bits(self.initial.values[entry.name], tensor)
 
     def record_gradients(self, stepped: Sequence[int]) -> None:
-        """Record gradient and learning rate of each parameter that is not frozen and has not changed, to explain why.
+        """Record the kind of gradient and the learning rate of parameters that are not frozen and were never found changed.
 
-        `stepped`: the positions of the optimizers whose parameters are recorded. If the audit has no optimizer, all are.
+        When the audit ends, these two explain why such a parameter has not changed. The kind is `none`, `zero` or `present`;
+        the learning rate is that of the parameter's group.
+
+        `stepped`: indices into `self.optimizers`. Only parameters that one of these optimizers has are recorded. If the
+        audit was given no optimizer, the kind of gradient is recorded for every such parameter, and no learning rate.
         """
         group_of = groups_by_tensor([self.optimizers[index] for index in stepped])
         for entry, tensor, evidence in self.unchanged_tensors():
@@ -221,7 +252,10 @@ class _Auditor:
                 evidence.lrs.update([group_lr(group_of[id(tensor)][1])] if in_group else ())
 
     def unchanged_tensors(self) -> Iterator[tuple[TensorEntry, Tensor, Evidence]]:
-        """Yield (entry at the beginning, current tensor, evidence) for each tensor that was never found changed."""
+        """Yield (entry when the audit began, current tensor, evidence) for each tensor that was never found changed.
+
+        A tensor that the model no longer has is left out.
+        """
         resolve = tensor_resolver(tensor_entries(self.model))
         for name, entry in self.initial.entries.items():
             tensor, evidence = resolve(entry), self.evidence[name]
@@ -229,7 +263,10 @@ class _Auditor:
                 yield entry, tensor, evidence
 
     def is_frozen(self, entry: TensorEntry) -> bool:
-        """Return whether a tensor is declared frozen: by identity, or by name, as `model.double()` makes new buffers."""
+        """Return whether a tensor is declared frozen; it is recognised by identity or by name.
+
+        Identity alone is not enough, because a tensor can be replaced: `model.double()` makes new buffers.
+        """
         return id(entry.tensor) in self.frozen_ids or entry.name in self.frozen_names
 
     def finish(self) -> None:
@@ -257,7 +294,11 @@ class _Auditor:
         self.report.ended = True
 
     def find_fallback_causes(self, index: int, leaked: dict[str, tuple[TensorEntry, Tensor]]) -> None:
-        """Repeat the last step of optimizer `index` on copies; its causes count where no later step finds one."""
+        """Repeat the last step of `self.optimizers[index]` on copies, and store why it moves the tensors in `leaked`.
+
+        `leaked`: {name: (entry when the audit began, current tensor)}. A cause found here is used only if watching the
+        training finds none.
+        """
         tensors = {name: tensor for name, (_, tensor) in leaked.items() if not self.evidence[name].fallback_cause}
         if not tensors:
             return
@@ -268,9 +309,10 @@ class _Auditor:
             evidence.why_unknown = error or evidence.why_unknown
 
     def make_row(self, entry: TensorEntry, after: Tensor | None, group: str, lr: float | None) -> Row:
-        """Return a tensor's row of the report, a dict with the columns of `changes.csv`.
+        """Return the row of one tensor in the report: a dict with the columns of `changes.csv`.
 
-        `after`: the tensor at the end. `group`, `lr`: the name and learning rate of its parameter group.
+        `entry`: the tensor's entry when the audit began. `after`: the tensor at the end, or None if the model no longer has
+        it. `group`, `lr`: the name and learning rate of its parameter group, or "" and None if it is in none.
         """
         change = measure_change(self.initial.values[entry.name], after)
         evidence, frozen = self.evidence[entry.name], self.is_frozen(entry)

@@ -26,10 +26,10 @@ class Report:
 
     Attributes:
         rows: a dict for each parameter and buffer, with the columns of `changes.csv` as keys: how far it moved, and why.
-        looks: the numbers of the steps after which the bits of all tensors were compared with their initial ones.
+        looks: the numbers of the steps after which all tensors were compared bit by bit with their initial values.
         notes: sentences for the user, such as why the cause of a change is `unknown`.
         ended: whether the `with` block has been left, so that the report is complete.
-        on_freeze: the function that `freeze` calls; None when the audit has ended.
+        on_freeze: the function that the method `freeze` calls; None when the audit has ended.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -41,9 +41,10 @@ class Report:
     def freeze(self, frozen: Selection | Sequence[str]) -> None:
         """Declare more tensors frozen from now on, for a loop that freezes in the middle of training.
 
-        `frozen`: patterns of names, or what `select` returns. The tensors that it adds must keep their current values; those
-        declared before stay declared. Call this after freezing them. If you freeze by a learning rate of 0, set that first:
-        a change of a learning rate after this call counts as done by a scheduler.
+        `frozen`: patterns of names, or what `select` returns. Tensors that were not declared frozen before must keep their
+        current values. Tensors that were declared frozen before stay so.
+        Call this method after you have frozen the tensors. If you freeze by a learning rate of 0, set the rate before the
+        call: a change of a learning rate after the call counts as done by a scheduler.
         Raises ConfigError for bad patterns, and RuntimeError if the audit has ended.
         """
         if self.on_freeze is None:
@@ -52,7 +53,10 @@ class Report:
 
     @property
     def frame(self) -> DataFrame:
-        """The rows as a pandas DataFrame with the columns of `changes.csv`. Raises RuntimeError inside the `with` block."""
+        """A pandas DataFrame with a row for each parameter and buffer, and the columns of `changes.csv`.
+
+        Raises RuntimeError inside the `with` block of the audit.
+        """
         from pandas import DataFrame
 
         self._require_ended()
@@ -60,14 +64,17 @@ class Report:
 
     @property
     def leaks(self) -> list[str]:
-        """The names of the tensors that were declared frozen and changed. Raises RuntimeError inside the `with` block."""
+        """The names of the tensors that were declared frozen and differ at the end from their initial values.
+
+        Raises RuntimeError inside the `with` block of the audit.
+        """
         self._require_ended()
         return [row["name"] for row in self.rows if row["verdict"] == "leaked"]
 
     def raise_if_leaked(self) -> None:
-        """Raise LeakError, with names and causes, if tensors that were declared frozen changed.
+        """Raise LeakError, with names and causes, if tensors declared frozen differ at the end from their initial values.
 
-        Raises RuntimeError inside the `with` block.
+        Raises RuntimeError inside the `with` block of the audit.
         """
         self._require_ended()
         leaks = [f"{row['name']} ({row['cause']})" for row in self.rows if row["verdict"] == "leaked"]
@@ -83,8 +90,9 @@ class Report:
 def unknown_cause_notes(rows: Sequence[Row], why_unknown: Mapping[str, str]) -> list[str]:
     """Return sentences for the user about the frozen tensors that changed for an unknown cause.
 
-    There is one for each distinct reason, with the names of the tensors. `why_unknown`: {tensor name: why no cause could be
-    found}; where that is empty, the sentence says how to find the cause.
+    `rows`: the rows of the report. `why_unknown`: {tensor name: the reason why no cause could be found}. There is one
+    sentence for each distinct reason; it names the tensors and the reason. If the reason is empty, the sentence says instead
+    how to find the cause.
     """
     names_of: dict[str, list[str]] = {}
     for row in rows:

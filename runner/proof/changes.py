@@ -22,7 +22,9 @@ SMALLEST_SQUARE = 1e-30  # if a sum of squares is below this, float32 may have l
 
 @dataclass(frozen=True)
 class Change:
-    """How far one tensor moved between two moments: NaN for all norms if its shape or dtype changed.
+    """How far one tensor moved between two moments.
+
+    The three numbers are NaN if the tensor's shape or dtype changed, or if the tensor no longer exists.
 
     Attributes:
         initial_l2: the Euclidean norm of the initial values.
@@ -47,7 +49,7 @@ class Snapshot:
     """A copy of all parameters and buffers that a model had at one moment.
 
     Attributes:
-        entries: {name: TensorEntry}; an entry refers to the tensor of the model itself, whose value may change later.
+        entries: {name: TensorEntry}; an entry refers to the model's own tensor, whose values may change later.
         values: {name: copy of the tensor at that moment}.
     """
 
@@ -56,13 +58,13 @@ class Snapshot:
 
 
 def snapshot(model: nn.Module) -> Snapshot:
-    """Return copies of all parameters and buffers of a model, which take as much memory as they do."""
+    """Return copies of all parameters and buffers of a model; the copies take as much memory as the originals."""
     found = tensor_entries(model)
     return Snapshot(found, {name: entry.tensor.detach().clone() for name, entry in found.items()})
 
 
 def add_new_tensors(before: Snapshot, model: nn.Module) -> Snapshot:
-    """Return an extended snapshot: `before`, and copies of the tensors that were added to the model since."""
+    """Return a snapshot with all tensors in `before`, and copies of the tensors that the model has gained since then."""
     old_ids = {id(entry.tensor) for entry in before.entries.values()}
     new = {
         name: entry
@@ -76,10 +78,10 @@ def add_new_tensors(before: Snapshot, model: nn.Module) -> Snapshot:
 def measure_change(before: Tensor, after: Tensor | None) -> Change:
     """Return how far a tensor moved from `before`, a copy of its initial value, to `after`, its final value.
 
-    If `after` is None (the tensor no longer exists) or has another shape or dtype, all norms are NaN and `moved` is True. A
-    complex number counts as two real ones. Norms of integer, boolean, float64 and small tensors are computed in float64, the
-    others in float32 and, if that may have overflowed or lost digits, again in float64. Little memory is needed, because the
-    tensors are read in chunks.
+    If `after` is None (the tensor no longer exists) or has another shape or dtype, all norms are NaN and `moved` is True.
+    Norms of integer, boolean, complex, float64 and small tensors are computed in float64. Norms of other tensors are
+    computed in float32, and again in float64 if float32 may have overflowed or lost digits. A complex number counts as two
+    real ones. Little memory is needed, because the tensors are read in chunks.
     """
     if after is None or after.shape != before.shape or after.dtype != before.dtype:
         return Change(nan, nan, nan, moved=True)
@@ -97,8 +99,8 @@ def measure_change(before: Tensor, after: Tensor | None) -> Change:
 def _squared_norms(old: Tensor, new: Tensor | None, in_float64: bool) -> tuple[float, float, float]:
     """Return (squared norm of `old`, squared norm of `new - old`, largest absolute element of `new - old`).
 
-    `old` and `new` are one-dimensional; `new` is None if it equals `old`, and then the last two are 0. `in_float64`: compute
-    in float64 instead of float32.
+    `old` and `new` are one-dimensional. If `new` is None, it counts as equal to `old`, and the last two results are 0.
+    `in_float64`: compute in float64 instead of float32.
     """
     size = CPU_CHUNK if old.device.type == "cpu" else ACCELERATOR_CHUNK
     size //= 4 if in_float64 else 1  # converting to float64 makes copies
@@ -120,7 +122,7 @@ def _squared_norms(old: Tensor, new: Tensor | None, in_float64: bool) -> tuple[f
 
 
 def _split(flat: Tensor, size: int) -> Sequence[Tensor]:
-    """Return the chunks of `size` elements of a one-dimensional tensor, as views; the last one may be shorter."""
+    """Return a one-dimensional tensor in chunks of `size` elements, as views; the last chunk may be shorter."""
     return (flat,) if len(flat) <= size else flat.split(size)
 
 
@@ -130,7 +132,10 @@ def _as_real(flat: Tensor) -> Tensor:
 
 
 def _widen(chunk: Tensor, in_float64: bool) -> Tensor:
-    """Return a chunk as float64 on the CPU (mps does not support float64), or as float32 on its own device."""
+    """Return a chunk as float64 on the CPU if `in_float64` is True, otherwise as float32 on the chunk's own device.
+
+    The CPU is used for float64 because some devices (mps) do not support that dtype.
+    """
     return chunk.cpu().double() if in_float64 else chunk.float()
 
 
@@ -140,15 +145,15 @@ def _max_or_nan(values: list[float]) -> float:
 
 
 def _lost_digits(square: float) -> bool:
-    """Return whether a sum of squares that was computed in float32 is too large or too small to be exact."""
+    """Return whether a sum of squares, computed in float32, has overflowed or is so small that digits may be lost."""
     return square < SMALLEST_SQUARE or square == inf
 
 
 def trained_digest(before: Snapshot, selection: Selection) -> str:
-    """Return a sha256, as hex digits, of the current values of all parameters that were not to be frozen.
+    """Return a sha256, as hex digits, of the current values of all parameters that were not declared frozen.
 
-    The parameters are those in `before.entries` without those in `selection`. The hash covers the name, dtype, shape and
-    bytes of each one, in the order of their names.
+    These are the parameters in `before.entries` that are not in `selection`. The hash covers the name, dtype, shape and
+    bytes of each parameter, in the order of the names.
     """
     digest = hashlib.sha256()
     for name, entry in sorted(before.entries.items()):

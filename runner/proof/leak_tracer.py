@@ -27,11 +27,11 @@ class WatchedTensor:
 
     Attributes:
         registrations: (module, key) for each place where the tensor is registered, such as (layer, "weight").
-        tensor: the tensor that was registered there when bits were last compared.
-        last_value: a copy of its value at that time.
+        tensor: the tensor that was registered in these places when bits were last compared.
+        last_value: a copy of the tensor's value when bits were last compared.
         writers: what has changed it since the last optimizer step: `forward_write` (code inside a forward pass), `step` (the
             optimizer's step) or `outside_write` (any other code).
-        forward_depth: how many forward passes of modules that contain it are running now, one inside another.
+        forward_depth: the number of nested forward passes that are running now, of modules that contain the tensor.
         is_substituted: whether another tensor is in its place during a forward pass, as by `torch.func.functional_call`.
     """
 
@@ -44,7 +44,7 @@ class WatchedTensor:
 
     @property
     def current(self) -> Tensor | None:
-        """The tensor that is registered in its place now, which may be a new one; None if there is none."""
+        """The tensor that is registered now where the watched tensor was, which may be a new one; None if there is none."""
         for module, key in self.registrations:
             for registry in (module._parameters, module._buffers):
                 if registry.get(key) is not None:
@@ -53,10 +53,11 @@ class WatchedTensor:
 
 
 class LeakTracer:
-    """Watch frozen tensors by hooks, and find what changes them between the end of one optimizer step and that of the next.
+    """Watch frozen tensors by hooks, and find out why they change from the end of one optimizer step to the end of the next.
 
-    The training is not changed. To replay a step is to do it on copies first, with one thing changed at a time. After each
-    step, call `on_step_end`: `causes` is then {tensor name: cause}, and `errors` {tensor name: why no cause was found}.
+    The training is not changed. When a step begins, the tracer can replay it: it first does the step on copies, several
+    times, with one thing changed at a time. After each step, call `on_step_end`. It updates two attributes: `causes`,
+    {tensor name: why the tensor changed}, and `errors`, {tensor name: why no cause was found}.
 
     Args:
         model: the model that is trained.
@@ -106,7 +107,11 @@ class LeakTracer:
 
     @property
     def is_done(self) -> bool:
-        """Whether the tracer has seen enough: a step of every optimizer, or STEPS_TO_WAIT steps for each optimizer."""
+        """Whether the tracer has seen enough steps to stop.
+
+        That is so when every optimizer has made a step, or when all optimizers together have made STEPS_TO_WAIT * (number of
+        optimizers) steps.
+        """
         all_stepped = len(set(self.steps_ended)) == len(self.optimizers)
         return all_stepped or len(self.steps_ended) >= STEPS_TO_WAIT * len(self.optimizers)
 
@@ -116,9 +121,9 @@ class LeakTracer:
             hook.remove()
 
     def on_step_end(self, index: int) -> None:
-        """Record in `causes` what changed tensors since the last step.
+        """Record in `causes` why watched tensors have changed since the end of the previous step.
 
-        To be called when a step of the optimizer at position `index` has ended.
+        Call this when a step of `self.optimizers[index]` has ended.
         """
         self._record_writers(self.watched.values())
         self.in_step = False
@@ -133,9 +138,10 @@ class LeakTracer:
             watched.writers.clear()
 
     def _tensors_to_replay(self, index: int) -> dict[str, Tensor]:
-        """Return {name: tensor} for the tensors whose movement is to be explained by first doing a step on copies.
+        """Return {name: current tensor} for the tensors for which the step that begins now is first done on copies.
 
-        `index`: the position of the optimizer whose step begins now.
+        The step is one of `self.optimizers[index]`. If `replay_all` is True and this is the first step of that optimizer,
+        the tensors are all watched ones. Otherwise they are those that have changed for a reason not yet known.
         """
         if self.replay_all and index not in self.steps_ended:
             current = {name: watched.current for name, watched in self.watched.items()}
@@ -143,7 +149,10 @@ class LeakTracer:
         return self._changed_without_cause()
 
     def _changed_without_cause(self) -> dict[str, Tensor]:
-        """Return {name: current tensor} for those that differ from their initial values, but it is not yet known why."""
+        """Return {name: current tensor} for the watched tensors that differ from their initial values.
+
+        Tensors whose cause of change is already known are left out.
+        """
         current = {name: watched.current for name, watched in self.watched.items() if name not in self.causes}
         return {
             name: tensor
@@ -152,9 +161,10 @@ class LeakTracer:
         }
 
     def _cause_of(self, name: str, writers: set[str]) -> LeakCause | Literal[""]:
-        """Return why a tensor changed; if that is unknown, return "" and record the reason in `errors`.
+        """Return why the tensor `name` changed, or "" if the cause is unknown.
 
-        `writers`: what changed it: `forward_write`, `outside_write` or `step`.
+        `writers`: what changed the tensor: `forward_write`, `outside_write` or `step`. If the step was done on copies and no
+        cause was found, `errors` has the reason.
         """
         other_writers: tuple[LeakCause, ...] = ("forward_write", "outside_write")
         for writer in other_writers:
@@ -171,10 +181,12 @@ class LeakTracer:
         return ""
 
     def _on_step_begin(self, index: int, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Replay (do on copies) the step that begins now: at once, or, if it has a closure, after the closure's first call.
+        """Do the step that begins now on copies, to find out why it moves frozen tensors.
 
-        This is the step pre-hook of the optimizer at position `index`. Returns None, or the (args, kwargs) of the step with
-        its closure wrapped.
+        This is the step pre-hook of `self.optimizers[index]`; `args` and `kwargs` are the arguments of the step. Without a
+        closure, the step is done on copies at once, and None is returned. With a closure, it is done on copies after the
+        first call of the closure, which computes the gradients. The hook then returns (args, kwargs) with the closure
+        wrapped to do so.
         """
         self._record_writers(self.watched.values())
         self.in_step = True
@@ -199,9 +211,9 @@ class LeakTracer:
         return (args[0], closure_then_replay, *args[2:]), kwargs
 
     def _replay(self, index: int, tensors: dict[str, Tensor]) -> None:
-        """Repeat the step of optimizer number `index` on copies, and record why it changes `tensors` ({name: tensor}).
+        """Do a step of `self.optimizers[index]` on copies, and record why the step moves each of `tensors`, {name: tensor}.
 
-        If the step cannot be repeated on copies, the reason is recorded instead.
+        If the step cannot be done on copies, the reason is recorded in `errors`.
         """
         if tensors:
             self.replayed.update(tensors)
@@ -211,7 +223,10 @@ class LeakTracer:
             self.errors.update(dict.fromkeys(tensors if error else (), error))
 
     def _on_forward_begin(self, module: nn.Module, args: Any) -> None:
-        """Compare the module's tensors before its forward pass: what has changed was written by other code."""
+        """Forward pre-hook: compare the watched tensors in `module` with their last values before the module's forward pass.
+
+        A tensor that differs was not changed by this forward pass: the code that ran before is recorded as its writer.
+        """
         if torch.compiler.is_compiling():  # the hook must not become part of the compiled graph
             return
         within = self._watched_within(module)
@@ -223,7 +238,10 @@ class LeakTracer:
             watched.forward_depth += 1
 
     def _on_forward_end(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Compare the module's tensors after its forward pass: what has changed was written by that pass."""
+        """Forward hook: compare the watched tensors in `module` with their last values after the module's forward pass.
+
+        For a tensor that differs, this forward pass is recorded as its writer.
+        """
         if torch.compiler.is_compiling():
             return
         within = self._watched_within(module)
@@ -237,7 +255,11 @@ class LeakTracer:
         return [self.watched[name] for name in self.names_within.get(id(module), ())]
 
     def _record_writers(self, tensors: Iterable[WatchedTensor]) -> None:
-        """Compare tensors with their last values; if one differs, record what runs now (step, forward) as its writer."""
+        """Compare each of `tensors` with its last value; if a tensor differs, record in its `writers` what is running now.
+
+        This is `forward_write` during a forward pass of a module that contains the tensor; otherwise `step` during an
+        optimizer step; otherwise `outside_write`. The tensor's current value becomes its last value.
+        """
         for watched in tensors:
             tensor = watched.current
             if tensor is not None and not same_bits(watched.last_value, tensor):
@@ -250,10 +272,10 @@ class LeakTracer:
 def try_find_causes(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool = False
 ) -> tuple[dict[str, LeakCause], str]:
-    """Do a step of the optimizer on copies, and return ({tensor name: why the step moves it}, error message).
+    """Do a step of the optimizer on copies, and return ({tensor name: why the step moves the tensor}, error message).
 
     The message is empty, unless the step could not be done on copies. `tensors`: {name: frozen tensor}. `declared_lrs`: the
-    learning rate of each parameter group when they were declared frozen. `with_closure`: call `step` with a closure.
+    learning rate of each parameter group when the tensors were declared frozen. `with_closure`: call `step` with a closure.
     """
     try:
         return find_causes(optimizer, tensors, declared_lrs, with_closure), ""

@@ -1,6 +1,6 @@
 """Replay an optimizer step (do it on copies), with one thing changed at a time, to find out why it moves a tensor.
 
-Nothing but parameter groups, state and gradients is assumed, so that this works for third-party optimizers too.
+Of an optimizer, only parameter groups, state and gradients are assumed, so that third-party optimizers work too.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ WEIGHT_DECAY_NAME = re.compile(r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$")  # 
 def find_causes(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool = False
 ) -> dict[str, LeakCause]:
-    """Return {name: why a step from the current gradients and state moves it}, without tensors that do not move.
+    """Return {tensor name: why a step of the optimizer, with the current gradients and state, changes the tensor}.
 
-    `tensors`: {name: frozen tensor}. `declared_lrs`: the learning rate of each parameter group when they were frozen.
-    `with_closure`: call `step` with a closure. The step is done on copies; the real parameters, optimizer and random state
-    stay as they are. Raises what the optimizer or copying it raises.
+    Tensors that the step does not move are left out. Exceptions are tensors that share memory with another tensor that the
+    optimizer may update: their cause is `shared_tensor`.
+
+    `tensors`: {name: frozen tensor}. `declared_lrs`: the learning rate of each parameter group when the tensors were
+    declared frozen. `with_closure`: call `step` with a closure. The step is done on copies; the real parameters, optimizer
+    and random state stay as they are. Raises what the optimizer raises, and what copying it raises.
     """
     with preserve_random_state():
         replay = partial(moved_tensors, optimizer, tensors, with_closure=with_closure)
@@ -53,10 +56,14 @@ def find_causes(
 def _causes_with_gradient(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], replay: Callable[..., set[str]], declared_lrs: Sequence[float]
 ) -> dict[str, LeakCause]:
-    """Return {name: why a step moves it} for tensors with a gradient; `replay(*edits)` is `moved_tensors`.
+    """Return {tensor name: why a step moves the tensor} for tensors with a gradient that is not zero.
 
-    `scheduler`: it does not move at the learning rates that its group had when it was frozen (`declared_lrs`);
-    `optimizer_ignores_lr`: it moves although that rate or the current one is 0; `gradient`: otherwise.
+    `tensors`: {name: tensor}; a step moves all of them. `replay(*edits)`: changes a copy of the optimizer by the functions
+    `edits`, steps the copy, and returns the names of the tensors that moved. `declared_lrs`: the learning rate of each
+    parameter group when the tensors were declared frozen.
+    The cause is `scheduler` if the step does not move the tensor at the declared learning rates. Otherwise it is
+    `optimizer_ignores_lr` if the declared or the current learning rate of the tensor's group is 0. Otherwise it is
+    `gradient`.
     """
     lrs = [group_lr(group) for group in optimizer.param_groups]
     old_lrs = [*declared_lrs, *lrs[len(declared_lrs) :]]  # groups may have been added since
@@ -80,9 +87,12 @@ def _causes_with_gradient(
 
 
 def _causes_without_gradient(names: set[str], replay: Callable[..., set[str]]) -> dict[str, LeakCause]:
-    """Return {name: why a step moves it} for tensors without gradient; `replay(*edits)` is `moved_tensors`.
+    """Return {tensor name: why a step moves the tensor} for tensors whose gradient is None or zero.
 
-    The cause is what must be removed to stop the movement: weight decay, optimizer state or both; else `optimizer_rule`.
+    `names`: the names of the tensors; a step moves all of them. `replay(*edits)`: changes a copy of the optimizer by the
+    functions `edits`, steps the copy, and returns the names of the tensors that moved.
+    The cause is what must be removed so that the tensor no longer moves: weight decay, optimizer state, or both. If the
+    tensor moves even without both, the cause is `optimizer_rule`.
     """
     edits_of_cause: dict[LeakCause, tuple[Edit, ...]] = {
         "weight_decay": (_zero_weight_decay,),
@@ -100,7 +110,11 @@ def _causes_without_gradient(names: set[str], replay: Callable[..., set[str]]) -
 
 
 def moved_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *edits: Edit, with_closure: bool = False) -> set[str]:
-    """Copy the optimizer, call each of `edits` with the copy, step it, and return the names of the tensors that moved."""
+    """Step a copy of the optimizer, and return the names of those of `tensors` that the step moves.
+
+    `tensors`: {name: real tensor}. `edits`: functions that change the copy before the step; each is called with the copy.
+    `with_closure`: call `step` with a closure. Raises what the step raises, and what copying the optimizer raises.
+    """
     optimizer_copy, copy_of = copy_optimizer(optimizer)
     for edit in edits:
         edit(optimizer_copy)
@@ -121,7 +135,8 @@ def moved_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *edits: E
 def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor]) -> bool:
     """Return whether the gradients of the frozen tensors change how a step updates the other parameters.
 
-    Compares, on copies, a step with these gradients and one in which they are None. Raises what these steps raise.
+    Compares two steps on copies: one with the gradients of the frozen tensors, and one with these gradients set to None.
+    Raises what these steps raise.
     """
     if all(gradient_kind(tensor) != "present" for tensor in frozen):
         return False
@@ -139,10 +154,11 @@ def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor
 
 
 def copy_optimizer(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
-    """Copy an optimizer with its parameters, gradients and state, without hooks; return (copy, {id(parameter): its copy}).
+    """Copy an optimizer with its parameters, gradients and state, without hooks.
 
-    Unlike `copy.deepcopy`, this keeps `.grad`, and what an optimizer keeps in other attributes than its groups and state
-    (LBFGS). Raises TypeError if an attribute is a function: a copied function would still act on the original.
+    Returns (copy of the optimizer, {id(original parameter): copy of the parameter}). Unlike `copy.deepcopy`, this keeps
+    `.grad`. It also copies all other attributes, such as the list in which LBFGS keeps its parameters. Raises TypeError if
+    an attribute is a function, because a copied function would still act on the original.
     """
     memo: dict[int, Any] = {}
     parameters = _stepped_tensors(optimizer)
@@ -159,7 +175,10 @@ def copy_optimizer(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
 
 
 def _with_inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
-    """Return the optimizer, then all optimizers that it wraps (has in an attribute), directly or through another one."""
+    """Return a list of the optimizer and all optimizers that it wraps, directly or through another one.
+
+    An optimizer wraps those that it has in an attribute, alone or in a list, tuple or dict.
+    """
     found = [optimizer]
     for outer in found:  # the list grows during the loop
         inner = [item for value in vars(outer).values() for item in _items(value) if isinstance(item, Optimizer)]
@@ -168,12 +187,15 @@ def _with_inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def _items(value: Any) -> Iterable[Any]:
-    """Return the values of a dict, the items of a list or tuple, and for anything else the tuple of that one object."""
+    """Return the values of a dict, or the items of a list or tuple; for any other object, a tuple with only that object."""
     return value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _stepped_tensors(optimizer: Optimizer) -> list[Tensor]:
-    """Return the tensors that an optimizer may update: those in its groups and in attributes that are lists (LBFGS)."""
+    """Return the tensors that an optimizer may update: those in its parameter groups, and in lists among its attributes.
+
+    LBFGS has such a list. The tensors of the optimizers that the given one wraps are included. Each tensor is returned once.
+    """
     lists = []
     for each in _with_inner_optimizers(optimizer):
         lists += [group["params"] for group in each.param_groups]
@@ -182,7 +204,11 @@ def _stepped_tensors(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _copy_attributes(target: Optimizer, optimizer: Optimizer, memo: dict[int, Any]) -> None:
-    """Copy the attributes of `optimizer` to `target`, without hooks. `memo`: {id(original): copy}, as of `copy.deepcopy`."""
+    """Copy the attributes of `optimizer` to `target`, without hooks.
+
+    `memo`: {id(original): its copy}, the argument of that name of `copy.deepcopy`. Raises TypeError if an attribute is a
+    function.
+    """
     # A scheduler sets `optimizer.step` to a function that is bound to the real optimizer.
     attributes = {name: value for name, value in vars(optimizer).items() if name != "step" and not name.endswith("_hooks")}
     for name, value in attributes.items():
@@ -200,8 +226,8 @@ def _copy_attributes(target: Optimizer, optimizer: Optimizer, memo: dict[int, An
 def step_copy(optimizer: Optimizer, with_closure: bool = False) -> None:
     """Step a copied optimizer with its current gradients, without calling hooks.
 
-    `with_closure`: call `step` with a closure, as is always done if `step` requires one. It sets these gradients and returns
-    a linear approximation of the loss, so that a line search sees the loss decrease.
+    `with_closure`: call `step` with a closure. This is always done if `step` requires one. The closure restores the current
+    gradients and returns a linear approximation of the loss, so that a line search sees the loss decrease.
     """
     class_step: Any = type(optimizer).step
     if getattr(class_step, "hooked", False):  # torch's wrapper would call the hooks registered for all optimizers
@@ -214,7 +240,10 @@ def step_copy(optimizer: Optimizer, with_closure: bool = False) -> None:
 
 
 def is_nested_step(optimizer: Optimizer) -> bool:
-    """Return whether the calling step hook runs for a `super().step()` in an overridden `step`: torch calls it for both."""
+    """Return whether the step hook that calls this function runs for a `super().step()` inside an overridden `step`.
+
+    In such a class, torch calls step hooks twice: for the inner step and for the whole one.
+    """
     step_code = getattr(type(optimizer).step, "__code__", None)
     frame: FrameType | None = sys._getframe(1)
     count = 0
@@ -225,7 +254,11 @@ def is_nested_step(optimizer: Optimizer) -> bool:
 
 
 def _first_order_closure(optimizer: Optimizer) -> Callable[[], Tensor]:
-    """Return a closure that restores the present gradients and returns the sum of gradient * (parameter - present value)."""
+    """Return a closure to give to `step`; the closure returns a linear approximation of the loss.
+
+    The closure restores the gradients that the parameters have now, when it is made. It returns the sum over all parameters
+    of gradient * (parameter - its value now).
+    """
     starts = [(p, p.detach().clone(), p.grad.clone()) for p in _stepped_tensors(optimizer) if p.grad is not None]
 
     @torch.no_grad()
@@ -247,14 +280,17 @@ def gradient_kind(parameter: Tensor) -> str:
 
 
 def _set_learning_rates(lrs: list[float], optimizer: Optimizer) -> None:
-    """Set the learning rate of each parameter group to the one at its position in `lrs`, except where that is NaN."""
+    """Set the learning rate of parameter group i to `lrs[i]`, unless `lrs[i]` is NaN."""
     for group, lr in zip(optimizer.param_groups, lrs, strict=True):
         if lr == lr:  # NaN stands for a group without a learning rate
             group["lr"] = lr
 
 
 def _zero_weight_decay(optimizer: Optimizer) -> None:
-    """Set all options for weight decay to 0, in the groups, defaults and attributes of an optimizer and those it wraps."""
+    """Set all options for weight decay of an optimizer to 0, in its parameter groups, defaults and attributes.
+
+    The same is done for the optimizers that it wraps.
+    """
     for each in _with_inner_optimizers(optimizer):
         for options in (*each.param_groups, each.defaults, vars(each)):
             for name in options:
@@ -263,14 +299,17 @@ def _zero_weight_decay(optimizer: Optimizer) -> None:
 
 
 def _clear_state(optimizer: Optimizer) -> None:
-    """Remove all optimizer state, and set to zero the tensors that optimizers keep in attributes instead."""
+    """Remove all state of an optimizer; tensors that it keeps in attributes instead of in its state are set to zero."""
     for each in _with_inner_optimizers(optimizer):
         each.state.clear()
     _zero_attribute_tensors(optimizer)
 
 
 def _zero_state(optimizer: Optimizer) -> None:
-    """Set to zero, in place, the tensors and numbers in the optimizer state, and tensors kept in attributes instead."""
+    """Set to zero, in place, all tensors and numbers in the state of an optimizer.
+
+    The same is done for tensors that it keeps in attributes instead of in its state.
+    """
     for each in _with_inner_optimizers(optimizer):
         _zero_nested(each.state)
     _zero_attribute_tensors(optimizer)
@@ -290,7 +329,7 @@ def _zero_attribute_tensors(optimizer: Optimizer) -> None:
 
 
 def _zero_nested(value: Any) -> Any:
-    """Set all tensors and numbers in nested dicts and lists to 0, in place; return the value, or 0 for a number."""
+    """Set all tensors and numbers in nested dicts and lists to 0, in place; return `value`, or 0 if it is a number."""
     if isinstance(value, Tensor):
         value.detach().zero_()
     elif isinstance(value, dict):

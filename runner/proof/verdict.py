@@ -12,14 +12,16 @@ from runner.contract import VERDICTS, IdleCause, LeakCause, Row, RunVerdict, Ten
 
 @dataclass
 class Evidence:
-    """What the audit has observed of one tensor, so far. Bits are compared after some of the steps only.
+    """What the audit has observed of one tensor so far; the audit compares bits after some of the steps only.
 
     Attributes:
-        differed: whether its bits differed from the initial ones after at least one of these steps.
-        gradients: the kinds of gradient (`none`, `zero`, `present`) that it had after these steps, until it first differed.
-        lrs: the learning rates that its parameter group had at the same times.
+        differed: whether its bits differed from the initial ones in at least one comparison.
+        gradients: the kinds of gradient (`none`, `zero`, `present`) that were seen after some of the steps. They are
+            recorded only for a parameter that is not frozen, until its bits first differ.
+        lrs: the learning rates of its parameter group that were seen together with these gradients.
         cause: why it changed although it is frozen, found by watching a step in which it changed; empty if not known.
-        fallback_cause: the same, found by repeating on copies a step that had already ended; used if `cause` is empty.
+        fallback_cause: why it changed although it is frozen, found by repeating on copies a step that had already ended. It
+            is used if `cause` is empty; empty if not known.
         why_unknown: why no cause could be found; empty if nothing failed.
     """
 
@@ -35,8 +37,10 @@ def verdict(kind: TensorKind, frozen: bool, moved: bool, differed: bool) -> Verd
     """Return one word for how a parameter or buffer changed.
 
     `frozen`: it was declared frozen. `moved`: a bit differs from the initial value at the end. `differed`: a bit differed
-    after an earlier step. Frozen tensors: `leaked` if moved, otherwise `held`. Other parameters: `trained` or `idle`; other
-    buffers: `drifted` or `still`. Frozen tensors and parameters that only differed in between: `returned`.
+    after an earlier step.
+    A frozen tensor is `leaked` if it moved, `returned` if it only differed after an earlier step, and otherwise `held`. A
+    parameter that is not frozen is `trained`, `returned` or `idle` in the same three cases. A buffer that is not frozen is
+    `drifted` if it moved or differed, and otherwise `still`.
     """
     if kind == "buffer" and not frozen:
         return "drifted" if moved or differed else "still"
@@ -50,8 +54,9 @@ def verdict(kind: TensorKind, frozen: bool, moved: bool, differed: bool) -> Verd
 def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) -> IdleCause:
     """Return why no bit of a parameter changed although it was not frozen, such as `no_gradient` or `lr_zero`.
 
-    `evidence`: its gradients and learning rates. `optimizer_known`: whether the audit was given an optimizer.
-    `in_optimizer`: whether such an optimizer has the parameter. `rounded_away`: the updates were too small for the dtype.
+    `evidence`: the gradients and learning rates of the parameter. `optimizer_known`: whether the audit was given an
+    optimizer. `in_optimizer`: whether one of the given optimizers has the parameter. The result `rounded_away` means that
+    the updates were too small for the parameter's dtype.
     """
     if optimizer_known and not in_optimizer:
         return "not_in_optimizer"
@@ -67,12 +72,15 @@ def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) ->
 
 
 def run_verdict(rows: Iterable[Row]) -> RunVerdict:
-    """Return the verdict of a whole run: `leaked` if any frozen tensor differs at the end, otherwise `held`."""
+    """Return the verdict of a whole run: `leaked` if any tensor has the verdict `leaked`, otherwise `held`.
+
+    `rows`: the rows of the report, one for each tensor.
+    """
     return "leaked" if any(row["verdict"] == "leaked" for row in rows) else "held"
 
 
 def violates_strict(verdict_counts: Mapping[str, int]) -> bool:
-    """Return whether a run fails under `strict=true`: a frozen tensor changed, or a trainable parameter did not.
+    """Return whether a run fails under `strict=true`: a frozen tensor leaked, or a trainable parameter did not change.
 
     `verdict_counts`: {verdict: number of tensors that have it}.
     """
@@ -80,7 +88,7 @@ def violates_strict(verdict_counts: Mapping[str, int]) -> bool:
 
 
 def count_verdicts(rows: Iterable[Row]) -> dict[str, int]:
-    """Return {verdict: number of rows with it} for all verdicts; those that no row has count 0."""
+    """Return {verdict: number of rows with that verdict} for all verdicts; the number is 0 if no row has the verdict."""
     count: dict[str, int] = dict.fromkeys(VERDICTS, 0)
     for row in rows:
         count[row["verdict"]] += 1

@@ -26,10 +26,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the table and the page, and return the exit code.
+    """Print the table of runs, write the HTML page, and return the exit code.
 
-    0: the page is written. 1: the reader of stdout is gone. 2: an argument is wrong. 130: interrupted.
-    `arguments`: without the program's name; None means those of the process.
+    0: the page is written. 1: the process that reads stdout has closed the pipe. 2: an argument is wrong. 130: interrupted.
+    `arguments`: the command-line arguments without the program's name; None stands for those of this process.
     """
     try:
         parsed = parse_arguments(arguments)
@@ -47,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed arguments: `folders` (a list of texts) and `out` (the path of the page).
+    """Return the parsed arguments: `folders` (the paths to search, a list of str) and `out` (the path of the page, a str).
 
-    Raises ConfigError if an argument is wrong.
+    `arguments`: as in `main`. Raises ConfigError if an argument is wrong.
     """
     parser = Parser(prog="python -m runner.report", description="One table and one page from any run folders.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, a sweep folder, or any folder above these")
@@ -60,7 +60,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def write_report(folders: Sequence[Path], out: Path) -> None:
     """Find the runs in and below `folders`, print a table with a row per run, and write the HTML page to `out`.
 
-    Raises ConfigError if a folder does not exist, no run is found, or `out` cannot be written.
+    Raises ConfigError if one of `folders` does not exist or is a file, if no run is found, if `out` cannot be written, or if
+    `out` is a file that freeze-runner did not write.
     """
     check_page_path(out)
     found = find_runs(folders)

@@ -36,9 +36,10 @@ MAX_PRINTED_RUNS = 200
 def comparison_table(runs: Sequence[Run]) -> DataFrame:
     """Return the content of `comparison.csv`, one row per run.
 
-    Columns: the run's label, the overrides in which the runs differ, status, reason, verdict (`held`, `leaked`), the
-    number of tensors with each verdict, first and last loss, whether the trainable parameters have the bits of
-    the `requires_grad` run, costs.
+    Columns: the run's label; a column for each command-line override that is not the same in all runs; status; the reason if
+    the run did not finish; the run's verdict (`held` or `leaked`); the number of tensors with each verdict; the first and
+    the last loss; whether the trainable parameters end with the same bits as under `requires_grad`, and if not, why; the
+    costs of a training step.
     """
     keys = swept_keys(runs)
     trained_parts = compare_trained_parts({run.label: run.record for run in runs})
@@ -55,7 +56,10 @@ def comparison_table(runs: Sequence[Run]) -> DataFrame:
 
 
 def failures_table(runs: Sequence[Run]) -> DataFrame:
-    """Return the content of `failures.csv`: label, status, reason, path of the log and overrides of each unfinished run."""
+    """Return the content of `failures.csv`, one row for each run that did not finish.
+
+    Columns: the run's label, status, reason, path of the log (empty if there is none) and command-line overrides.
+    """
     rows = [
         {
             "run": run.label,
@@ -71,9 +75,10 @@ def failures_table(runs: Sequence[Run]) -> DataFrame:
 
 
 def write_joined_changes(runs: Sequence[Run], target: Path) -> None:
-    """Write the rows of the `changes.csv` of all runs (a row per parameter or buffer) into the one CSV file `target`.
+    """Join the `changes.csv` files of all runs (a row per parameter or buffer) into one CSV file, `target`.
 
-    The first column, `run`, is the run's label. Columns that this version does not know come last.
+    The first column, `run`, is the label of the run that the row comes from. Columns that this version of freeze-runner does
+    not know come last.
     """
     with_tables = [run for run in runs if run.record["status"] in STATUSES_WITH_TABLES]
     unknown: dict[str, None] = {}
@@ -89,9 +94,12 @@ def write_joined_changes(runs: Sequence[Run], target: Path) -> None:
 
 
 def print_comparison(comparison: DataFrame, console: Console) -> None:
-    """Print a table with a row per run, then why runs failed; `comparison` is what `comparison_table` returns.
+    """Print a table with one row per run, then a line for each run that did not finish, with the reason.
 
-    If there are more than MAX_PRINTED_RUNS, runs are left out that finished with every frozen bit unchanged (`held`).
+    `comparison`: what `comparison_table` returns. If it has more than MAX_PRINTED_RUNS rows, the runs with outcome `held`
+    are not printed (`held`: the run finished, and every bit of the frozen tensors stayed the same). Of the other runs the
+    first MAX_PRINTED_RUNS are printed, and a last line says how many runs there are, how many held and how many were
+    printed.
     """
     rows = comparison.to_dict("records")
     fixed = {"run", *OUTCOME_COLUMNS, *COSTS}
@@ -121,11 +129,14 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
 
 
 def _outcome(row: dict[Any, Any]) -> str:
-    """Return the run's verdict (`held`, `leaked`) if it finished, else its status; `row`: of the comparison table."""
+    """Return the verdict (`held` or `leaked`) of a run that finished, or the status of any other run.
+
+    `row`: the run's row of the comparison table.
+    """
     return outcome_of(row["status"], row["verdict"])
 
 
 def _first_row(run: Run) -> list[dict[str, str]]:
-    """Return a list that contains only the first row of a run's `changes.csv`, or nothing if there is no row."""
+    """Return a list that contains only the first row of a run's `changes.csv`; the list is empty if there is no row."""
     row = next(read_rows(run.folder / CHANGES, ("name",), []), None)
     return [] if row is None else [row]

@@ -1,4 +1,4 @@
-"""Compare what runs cost: their shares of the run with nothing frozen (`method=none`), and the cheapest methods."""
+"""Compare the costs of runs: each cost relative to the run with nothing frozen (`method=none`), and the cheapest methods."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ UNFROZEN_TARGET = "runner.methods.none.NoMethod"
 
 
 def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
-    """Return {run label: {name in `contract.COSTS`: value}}; all runs have the same names, or none if no run has costs.
+    """Return {run label: {cost name: value}}, with the same cost names for all runs.
 
-    A `_share` is a cost divided by that of the run with nothing frozen (`method=none`) and otherwise the same config.
-    Without such a run, it is the share that the run itself recorded.
+    The cost names are those in `contract.COSTS`, without the rarer ones for which no run has a value. If no run has any
+    cost, there are no cost names.
+
+    A cost whose name ends in `_share` is a ratio: the cost of this run divided by the same cost of the run with nothing
+    frozen (`method=none`) and otherwise the same config. If that run or its cost is missing, the share is taken from the
+    `run.json` of this run.
     """
     unfrozen = {(run.record["setting"], run.record["buffers"]): run.record["cost"] for run in runs if _is_unfrozen(run)}
     found: dict[str, Cost] = {}
@@ -41,7 +45,7 @@ def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
 
 
 def total_flops(cost: Mapping[str, Any]) -> float | None:
-    """Return the FLOPs of forward and backward added up, or None if `cost` lacks one of the two."""
+    """Return the FLOPs of the forward and the backward pass added up, or None if `cost` lacks one of the two numbers."""
     parts = [cost.get(key) for key in FLOPS_KEYS]
     return sum(parts) if all(isinstance(part, (int, float)) for part in parts) else None  # type: ignore[arg-type]
 
@@ -52,11 +56,14 @@ def _is_unfrozen(run: Run) -> bool:
 
 
 def cheapest_methods(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], str] | None:
-    """Return the names of the cheapest methods (several if equal) and their cost as a text, or None if none can be compared.
+    """Return (names of the cheapest methods, their cost as a text), or None if the methods cannot be compared.
 
-    `methods`: {method name: its runs}. Compared are the FLOPs of a step; if these are equal, the bytes saved for backward,
-    then the bytes of gradients, then those of optimizer state. Each is a mean over the runs that every method has with the
-    same other overrides, and whose FLOPs were counted.
+    `methods`: {method name: its runs}. A run is only compared if its FLOPs were counted, and if every other method has such
+    a run with the same command-line overrides (apart from the method's own).
+
+    The costs of a training step are averaged over the compared runs of each method. The methods with the fewest FLOPs are
+    the cheapest. If several have equally few, the bytes saved for backward decide, then the bytes of gradients, then the
+    bytes of optimizer state. Several names are returned if methods are equal in all four costs.
     """
     costs = {method: _costs_by_overrides(runs) for method, runs in methods.items()}
     shared = set.intersection(*(set(by_setting) for by_setting in costs.values())) if costs else set()
@@ -76,8 +83,9 @@ def cheapest_methods(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], s
 def _costs_by_overrides(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[float, ...]]:
     """Return {overrides: costs} for the runs of one method whose FLOPs were counted.
 
-    Overrides are sorted `key=value` texts, without those of the method, so that runs of two methods can be matched.
-    Costs are four numbers: FLOPs, then bytes saved for backward, of gradients, of optimizer state (0 if not measured).
+    Overrides: a sorted tuple of `key=value` texts from the command line, without those that choose or configure the method,
+    so that runs of two methods can be matched. Costs: a tuple of four numbers per training step, which are the FLOPs, the
+    bytes saved for backward, the bytes of gradients and the bytes of optimizer state. Bytes that were not measured are 0.
     """
     found = {}
     for run in runs:
@@ -91,7 +99,7 @@ def _costs_by_overrides(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[floa
     return found
 
 
-# {heading of a column: function that writes a figure of one step as text, "" if it is unknown}.
+# {column heading: function that takes the costs of a run and returns one of them as a text, "" if it is unknown}.
 COST_TEXTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "GFLOP": lambda cost: in_gflop(total_flops(cost)),
     "of unfrozen": lambda cost: in_percent(cost.get("flops_share")),

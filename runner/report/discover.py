@@ -14,12 +14,12 @@ from runner.runs.read import is_run_folder
 
 @dataclass
 class FoundRuns:
-    """What was found below some folders.
+    """What `find_runs` found in and below the folders that it searched.
 
     Attributes:
-        folders: {label: folder} for each run.
+        folders: {run label: folder of the run}.
         foreign: the number of folders that Hydra made for other projects.
-        problems: a line for each folder that could not be read.
+        problems: a line of text for each folder that could not be read.
     """
 
     folders: dict[str, Path] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class FoundRuns:
 
 
 def find_runs(tops: Sequence[Path]) -> FoundRuns:
-    """Return the run folders in and below `tops`, at any depth; a folder reached by several paths counts once.
+    """Find the run folders in and below the folders `tops`, at any depth; a folder reached by several paths counts once.
 
     Raises ConfigError if one of `tops` is not a folder.
     """
@@ -50,7 +50,10 @@ def find_runs(tops: Sequence[Path]) -> FoundRuns:
 
 
 def _walk(top: Path, found: FoundRuns) -> Iterator[Path]:
-    """Yield `top` and all folders below it, except names with a leading dot; add unreadable ones to `found.problems`."""
+    """Yield `top` and all folders below it, except folders whose name begins with a dot.
+
+    A line is added to `found.problems` for each folder that cannot be listed.
+    """
 
     def record_problem(error: OSError) -> None:
         """Add a line to `found.problems` about a folder that could not be listed."""
@@ -64,7 +67,8 @@ def _walk(top: Path, found: FoundRuns) -> Iterator[Path]:
 def _label(folder: Path, top: Path, found: FoundRuns) -> str:
     """Return a label for the run in `folder` that no run in `found` has.
 
-    Tried in turn: the path relative to `top`, that path with the name of `top` in front, and the path as given.
+    It is the first unused one of three: the path of `folder` relative to `top`; this relative path with the name of `top` in
+    front; `folder` itself.
     """
     relative = folder.relative_to(top).as_posix() if folder != top else folder.resolve().name
     candidates = relative, f"{top.resolve().name}/{relative}", folder.as_posix()

@@ -1,4 +1,4 @@
-"""Compare the trainable parameters at the end of each run, bit by bit, with those of the same run under `requires_grad`."""
+"""Compare the trainable parameters at the end of each run, bit by bit, with those of a run of `method=requires_grad`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ COUPLING_TEXTS = {
 def compare_trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str, str]]:
     """Return {run label: (word, reason)}: do the run's trainable parameters end with the same bits as under `requires_grad`?
 
-    The word is `identical` or `differs`; the reason says why they differ. Both are empty if they cannot be compared.
-    Each run is compared with the run of `requires_grad` that has otherwise the same config; if there is none, with one
-    whose `freeze.buffers` differs too. `records`: {run label: the content of its `run.json`}.
+    The word is `identical` or `differs`. The reason says why the bits differ. Both are empty if the run cannot be compared.
+    `records`: {run label: the content of its `run.json`}.
+
+    A run is compared with the finished run of `method=requires_grad` that has otherwise the same config. If there is no such
+    run, it is compared with one that also has another value of `freeze.buffers`.
     """
     baselines: dict[tuple[str, str], Record] = {}
     for record in records.values():
@@ -39,7 +41,11 @@ def compare_trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str,
 
 
 def _is_baseline(record: Record) -> bool:
-    """Return whether others are compared with this run: a finished one of `requires_grad`, without its option `clean`."""
+    """Return whether a run is one that the runs of other methods are compared with.
+
+    True if the run finished, its method is `requires_grad` without the option `clean`, and its `run.json` has the hashes
+    that the comparison needs. `record`: the content of that `run.json`.
+    """
     method = record.get("method", {})
     if method.get("_target_") != BASELINE_TARGET or method.get("clean"):
         return False
@@ -48,7 +54,10 @@ def _is_baseline(record: Record) -> bool:
 
 
 def _why_different(record: Record, baseline: Record) -> str:
-    """Return why a run's trainable parameters differ from those of `baseline`, its `requires_grad` run; or `unknown`."""
+    """Return why the trainable parameters of a run differ from those of its `requires_grad` run, or `unknown`.
+
+    `record`, `baseline`: the content of the `run.json` of the run and of its `requires_grad` run.
+    """
     if record["verdict"] == "leaked":
         return "the frozen part leaked"
     if baseline["verdict"] == "leaked":

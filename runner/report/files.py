@@ -53,9 +53,9 @@ def write_run_page(folder: Path) -> None:
 def build_page(
     runs: Sequence[Run], title: str, svg: str | None = None, heatmap: Heatmap | None = None, problems: Sequence[str] = ()
 ) -> str:
-    """Return the HTML page about `runs`, with a heatmap (of several runs) and the loss curves.
+    """Return the HTML page about `runs`, with the loss curves and, for several runs, a heatmap.
 
-    `svg`, `heatmap`: the drawn heatmap and its data if the caller has them; otherwise they are made here.
+    `svg`: the heatmap as the text of an SVG. `heatmap`: the heatmap's data. Each of the two is made here if it is None.
     `problems`: lines about folders that could not be read.
     """
     pictures = {}
@@ -70,15 +70,15 @@ def build_page(
 
 
 def heatmap_texts(heatmap: Heatmap) -> tuple[str, str]:
-    """Return (title, description) of the heatmap, which the SVG offers to readers who cannot see the picture."""
+    """Return a title and a description of the heatmap, for readers who cannot see the picture."""
     size = f"{len(heatmap.rows)} rows of parameters and buffers, {len(heatmap.columns)} columns of runs"
     return "How far each parameter moved in each run", f"{size}. {heatmap.caption} Marks: {', '.join(MARKS.values())}."
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write the file `path`: `write` fills a temporary file, which is then renamed.
+    """Write the file `path`, unless a file is there that freeze-runner did not write; then print a line on stderr instead.
 
-    If a file is there that freeze-runner did not write, print a line on stderr instead.
+    `write` is called with the path of a temporary file, which it fills. The temporary file is then renamed to `path`.
     """
     if may_overwrite(path, path.name):
         write_atomically(path, write)
@@ -87,5 +87,5 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8, without changing its line ends on any system."""
+    """Write a text as UTF-8, with its line ends unchanged on every operating system."""
     path.write_bytes(text.encode())

@@ -1,4 +1,4 @@
-"""Sort, name and group runs. An override is a `key=value` of the command line; a key is swept if its value differs."""
+"""Sort, name and group runs by their overrides, the `key=value` arguments of the command line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ OUTCOMES = ("leaked", "failed", "interrupted", "skipped", "finished", "held")  #
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ only in the seed; `name` is made from the override values in which the group differs from others."""
+    """Runs that differ only in the seed.
+
+    `name` consists of the group's values of those overrides that are not the same in all groups, such as `zero_lr fc`. If
+    there are none, it is the label of the first run.
+    """
 
     name: str
     runs: list[Run]
 
     @property
     def outcome(self) -> str:
-        """The worst outcome of the group's runs, by the order of OUTCOMES."""
+        """The worst outcome of the group's runs; OUTCOMES lists the outcomes, the worst first."""
         found = {run.outcome for run in self.runs}
         return next((outcome for outcome in OUTCOMES if outcome in found), "finished")
 
@@ -28,14 +32,15 @@ class SeedGroup:
 def overrides_by_key(run: Run) -> dict[str, str]:
     """Return a run's command-line overrides as {key: value}.
 
-    Keys that only say where and how the run is carried out, such as `timeout`, are left out (`contract.NOT_HASHED`).
+    Keys that only say where and how the run is carried out, such as `timeout`, are left out. `contract.NOT_HASHED` lists
+    these keys.
     """
     overrides = (text.partition("=") for text in run.record["overrides"])
     return {key: value for key, _, value in overrides if key.lstrip("+~").split(".")[0] not in NOT_HASHED}
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
-    """Return the override keys whose values differ between the runs; for a single run, all its override keys."""
+    """Return the override keys whose values are not the same in all runs; for a single run, all its override keys."""
     overrides = [overrides_by_key(run) for run in runs]
     keys = dict.fromkeys(key for values in overrides for key in values)
     return [key for key in keys if len(runs) == 1 or len({values.get(key) for values in overrides}) > 1]
@@ -46,7 +51,10 @@ def sort_runs(runs: Sequence[Run]) -> list[Run]:
     keys = swept_keys(runs)
 
     def sort_key(run: Run) -> list[tuple[float, str]]:
-        """Return what to sort a run by: a pair for each override value in which the runs differ, and one for the label."""
+        """Return a sort key for a run: a list of (number, text) pairs.
+
+        There is a pair for each override that is not the same in all runs, and then a pair for the run's label.
+        """
         values = overrides_by_key(run)
         return [_number_or_text(text) for text in (*(values.get(key, "") for key in keys), run.label)]
 
@@ -56,7 +64,8 @@ def sort_runs(runs: Sequence[Run]) -> list[Run]:
 def short_names(runs: Sequence[Run]) -> dict[str, str]:
     """Return {run label: short name}.
 
-    The name is made from the override values in which the runs differ; it is the label if another run has the same name.
+    A short name consists of the run's values of those overrides that are not the same in all runs, such as `zero_lr fc seed
+    1`. If it is empty or not unique, or if there is only one run, the label is used instead.
     """
     keys = swept_keys(runs)
     short = {}
@@ -72,7 +81,10 @@ def short_names(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
-    """Return groups of runs whose overrides are equal except for the seed; a run without overrides is a group of its own."""
+    """Return groups of runs whose overrides are equal except for the seed.
+
+    A run without any override besides the seed is a group of its own.
+    """
     keys = [key for key in swept_keys(runs) if key != "seed"]
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
@@ -108,14 +120,18 @@ def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def method_of(run: Run) -> str:
     """Return the name of a run's method.
 
-    It is taken from `run.json`, or from the overrides if an old version wrote the file without it.
+    The name comes from `run.json`. If an old version wrote that file without the method, the name comes from the run's
+    command-line overrides. If they do not name a method either, the text `an unknown method` is returned.
     """
     target = str(run.record["method"].get("_target_", ""))
     return method_name(target) or overrides_by_key(run).get("method", "") or "an unknown method"
 
 
 def _number_or_text(value: str) -> tuple[float, str]:
-    """Return a pair to sort a text by: numbers come first, in order of size, then all other texts, in order of letters."""
+    """Return a sort key for a text: (its number, "") if it is a number, otherwise (infinity, the text).
+
+    Numbers come first, in order of size, then all other texts, in alphabetical order.
+    """
     try:
         return float(value), ""
     except ValueError:

@@ -17,7 +17,8 @@ from runner.contract import (
 )
 
 GENERATOR_TAG = '<meta name="generator" content="freeze-runner '
-# A text that only our files contain: in the first line of a CSV file, in the first 2000 bytes of the others.
+# {standard file name: a text by which a file of freeze-runner is recognised}. It is in the first line of a CSV file, and in
+# the first 2000 bytes of any other file.
 SIGNATURES = {
     COMPARISON: ",".join(("", *OUTCOME_COLUMNS[:3], "")),
     CHANGES: ",".join(("run", CHANGE_COLUMNS[0], "")),
@@ -29,9 +30,10 @@ SIGNATURES = {
 
 
 def may_overwrite(path: Path, name: str) -> bool:
-    """Return whether `path` may be written: no file is there, or an empty one, or one that freeze-runner wrote.
+    """Return whether `path` may be written: no file is there, the file is empty, or freeze-runner wrote it.
 
-    `name`: the standard name of the output file, such as `report.html`, which decides the mark of files of this project.
+    `name`: the standard name of this kind of output file, such as `report.html`. A file counts as written by freeze-runner
+    if it contains the text that SIGNATURES has for `name`. A file that cannot be read must not be overwritten.
     """
     try:
         with path.open("rb") as file:

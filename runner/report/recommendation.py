@@ -1,4 +1,4 @@
-"""Write the report's summary: with which methods frozen tensors kept every bit, why not with others, which to use."""
+"""Write the report's summary: which methods kept every frozen bit, why others did not, and which method to use."""
 
 from __future__ import annotations
 
@@ -62,19 +62,20 @@ class MethodResults:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the method is `requires_grad`, with whose runs those of other methods are compared."""
+        """Whether the method is `requires_grad`; the runs of all other methods are compared with its runs."""
         return bool(self.runs[0].record["method"].get("_target_") == BASELINE_TARGET)
 
     def with_trained_part(self, word: str) -> list[Run]:
-        """Return the finished runs whose trained parameters are bit by bit those of `requires_grad`, or are not.
+        """Return the finished runs whose trainable parameters compare in a given way with those under `requires_grad`.
 
-        `word`: `identical` for the former, `differs` for the latter.
+        `word`: `identical` for runs in which these parameters end with the same bits, `differs` for runs in which they do
+        not.
         """
         return [run for run in self.finished if self.trained_parts[run.label][0] == word]
 
 
 def has_frozen(run: Run) -> bool:
-    """Return whether the run declared anything frozen; True if its `run.json` does not count the tensors."""
+    """Return whether anything was declared frozen in a run; True if `run.json` does not give the numbers of tensors."""
     counts = run.record["counts"]
     return any(counts[verdict] for verdict in ("held", "returned", "leaked")) or not any(counts.values())
 
@@ -92,7 +93,13 @@ def summarize_runs(runs: Sequence[Run]) -> Summary:
 
 
 def recommend(results: Sequence[MethodResults]) -> tuple[str, str]:
-    """Return (headline, why): use the cheapest of `best_methods`, or `requires_grad` if costs do not decide."""
+    """Return (headline, explaining sentence) that say which method to use.
+
+    `results`: one for each method. The method to use is the cheapest of those that `best_methods` returns. If several are
+    equally cheap or costs cannot be compared, it is `requires_grad` if that is one of them, otherwise the first.
+
+    If there is only one method, or if none kept every frozen bit in all runs, the texts say how the methods did.
+    """
     if len(results) == 1:
         return _single_method(results[0])
     held = [result for result in results if result.held]
@@ -119,7 +126,13 @@ def recommend(results: Sequence[MethodResults]) -> tuple[str, str]:
 
 
 def best_methods(held: Sequence[MethodResults]) -> list[MethodResults]:
-    """Return the best of `held`, methods that kept every frozen bit: those that meet the first condition that any meets."""
+    """Return the best of `held`, methods that kept every frozen bit in all finished runs.
+
+    Three conditions are checked: (a) all runs of the method finished; (b) in none of its finished runs do the trainable
+    parameters differ from those under `requires_grad`; (c) no frozen tensor changed for a while and got its old bits back.
+    The methods that meet a, b and c are returned; if there are none, those that meet a and b; else those that meet b; else
+    those that meet a; else all.
+    """
     for condition in (
         lambda result: result.complete and not result.with_trained_part("differs") and not result.returned,
         lambda result: result.complete and not result.with_trained_part("differs"),
@@ -132,7 +145,10 @@ def best_methods(held: Sequence[MethodResults]) -> list[MethodResults]:
 
 
 def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findings:
-    """Return (heading, lines) pairs about several runs, such as (`Leaked`, a line per method); `results`: one per method."""
+    """Return the summary's findings about several runs as (heading, lines) pairs, such as (`Leaked`, a line per method).
+
+    `results`: one for each method. A heading without lines is left out.
+    """
     idle = [run for run in runs if run.finished and run.record["counts"]["idle"]]
     idle_line = f"something trainable did not move in {counted(len(idle), 'run')}: {list_causes(idle, 'idle')}"
     findings: Findings = [
@@ -147,13 +163,21 @@ def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findi
 
 
 def list_causes(runs: Sequence[Run], verdict: str) -> str:
-    """List why tensors are `leaked` (frozen, but changed) or `idle` (trainable, but unchanged), the most frequent first."""
+    """Return a text that lists the causes of a verdict, the most frequent first.
+
+    Counted are all tensors in `runs` that have this verdict. `verdict`: `leaked` (frozen, but changed) or `idle` (trainable,
+    but unchanged).
+    """
     count = Counter(row.cause or "unknown" for run in runs for row in run.tensors if row.verdict == verdict)
     return listed([cause.replace("|", " with ") for cause, _ in count.most_common()]) or "cause not recorded"
 
 
 def distinguishing_overrides(picked: Sequence[Run], runs: Sequence[Run]) -> str:
-    """Return the override values of `picked`, such as `clip=1.0, freeze=fc|head`, for keys where `runs` have more values."""
+    """Return the overrides that distinguish some runs from others, such as `clip=1.0, freeze=fc|head`.
+
+    `picked`: the runs to distinguish, which are part of `runs`. An override key is listed if it has fewer values in `picked`
+    than in `runs`; the text gives its values in `picked`. The seed is never listed.
+    """
     texts = []
     for key in swept_keys(runs):
         values, all_values = ({overrides_by_key(run).get(key, "") for run in part} for part in (picked, runs))
@@ -172,7 +196,10 @@ def _single_method(result: MethodResults) -> tuple[str, str]:
 
 
 def _no_method_held(results: Sequence[MethodResults]) -> tuple[str, str]:
-    """Return (headline, explaining sentence) if no method always kept frozen bits: the one that did so most often."""
+    """Return (headline, explaining sentence) for the case that no method kept every frozen bit in all its runs.
+
+    The sentence names the method that kept every frozen bit in the largest share of its runs; `none` does not count.
+    """
     candidates = [result for result in results if result.method != "none"]
     if not any(len(result.finished) > len(result.leaked) for result in candidates):
         return "No method held", "Each leaked in all of its runs; the causes are below."
@@ -182,7 +209,10 @@ def _no_method_held(results: Sequence[MethodResults]) -> tuple[str, str]:
 
 
 def _held_lines(results: Sequence[MethodResults]) -> list[str]:
-    """Return a line on the methods that never changed a frozen bit, and one on those that put changed bits back."""
+    """Return a line that lists the methods that never changed a frozen bit, and one for those that put changed bits back.
+
+    A line that would list no method is left out.
+    """
     unmoved = [result.method for result in results if result.held and not result.returned]
     returned = [result.method for result in results if result.held and result.returned]
     lines = [f"{listed(unmoved)}: every frozen bit, at every comparison"] if unmoved else []
@@ -198,7 +228,10 @@ def _leaked_line(result: MethodResults) -> str:
 
 
 def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
-    """Return lines that say which methods train the other parameters to the bits of `requires_grad`, and which not."""
+    """Return lines that say which methods train the trainable parameters to the same bits as `requires_grad` does.
+
+    One line lists the methods with the same bits. Each method with other bits has its own line, with the reasons.
+    """
     others = [result for result in results if not result.is_baseline]
     identical = [
         result.method
@@ -216,7 +249,10 @@ def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
 
 
 def _saves_little_lines(result: MethodResults) -> list[str]:
-    """Return a line per reason why freezing saves little with this method; none if it changed frozen bits."""
+    """Return a line for each reason why freezing saves little with this method.
+
+    The list is empty if the method changed frozen bits.
+    """
     by_reason: dict[str, list[Run]] = {}
     for run in result.finished:
         if (reason := run.record["cost"].get("why_small")) and not result.leaked:
@@ -226,7 +262,7 @@ def _saves_little_lines(result: MethodResults) -> list[str]:
 
 
 def _unfinished_lines(result: MethodResults) -> list[str]:
-    """Return a line per status other than `finished`: how many runs of the method have it."""
+    """Return a line for each status other than `finished`: how many runs of the method have this status."""
     by_status = Counter(run.record["status"] for run in result.runs if not run.finished)
     total = counted(len(result.runs), "run")
     return [f"{result.method}: {number} of {total} {status}" for status, number in by_status.items()]
@@ -292,7 +328,10 @@ def _verdict_text(run: Run) -> tuple[str, str]:
 
 
 def _as_sentence(text: str) -> str:
-    """Return a text with a capital (unless it begins with a config key) and a full stop; empty if it is empty."""
+    """Return a text with a capital letter at its start and a full stop at its end; an empty text stays empty.
+
+    A text that begins with a config key gets no capital letter.
+    """
     first_word = text.split(" ")[0]
     is_key = "." in first_word or "=" in first_word
     return (text if is_key else text[:1].upper() + text[1:]) + ("" if text.endswith(".") else ".") if text else ""

@@ -33,7 +33,8 @@ TRUTH_COLUMNS = (
 def write_truth_table(rows: Sequence[Mapping[str, Any]], folder: Path, torch_version: str) -> None:
     """Write `truth_table.csv` and its summary `truth_table.md` into `folder`.
 
-    `rows`: dicts with the keys TRUTH_COLUMNS. `torch_version`: the one they were measured with; the Markdown names it.
+    `rows`: dicts with the keys TRUTH_COLUMNS. `torch_version`: the version of PyTorch that the runs used; `truth_table.md`
+    names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(
@@ -50,8 +51,9 @@ def read_truth_table(folder: Path) -> DataFrame:
 def truth_table_markdown(table: DataFrame, torch_version: str) -> str:
     """Return the text of `truth_table.md`.
 
-    It has the outcome of each method with each optimizer, why frozen parameters changed, where trainable parameters differ
-    from those under `requires_grad`, why runs were skipped, and which outcomes were predicted wrongly.
+    `table`: the rows of `truth_table.csv`. The text has the outcome of each method with each optimizer, why frozen
+    parameters changed, where trainable parameters differ from those under `requires_grad`, why runs were skipped, and which
+    outcomes were predicted wrongly. `torch_version`: as in `write_truth_table`.
     """
     methods, optimizers = list(table.method.unique()), list(table.optimizer.unique())
     ran = table[table.outcome != "skipped"]
@@ -86,10 +88,13 @@ def truth_table_markdown(table: DataFrame, torch_version: str) -> str:
 
 
 def _outcome_text(rows: DataFrame) -> str:
-    """Return the outcome of one method with one optimizer, from the `rows` of the two.
+    """Return the outcome of one method with one optimizer as Markdown text.
 
-    `**held**`: frozen bits never changed. `*returned*`: some changed and were put back. `3/24`: they changed in 3 of 24
-    runs. `skipped`: no run was possible.
+    `rows`: the rows of the truth table with this method and this optimizer.
+
+    `**held**`: frozen bits never changed. `*returned*`: in some runs frozen bits changed and were put back. `3/24`: in 3 of
+    24 runs frozen bits ended changed. `skipped`: no run was possible. If only some runs were skipped, their number follows
+    `**held**` or `*returned*`.
     """
     ran = rows[rows.outcome != "skipped"]
     leaked = _count_runs(ran[ran.outcome == "leaked"])
@@ -104,17 +109,19 @@ def _outcome_text(rows: DataFrame) -> str:
 def _where_different(rows: DataFrame, table: DataFrame) -> str:
     """Return where trainable parameters differ from those under `requires_grad`, such as `adam, sgd: weight decay`.
 
-    Empty if they differ nowhere. `rows`: those of one method; `table`: all rows.
+    The text names the optimizers, then the conditions. It is empty if the parameters differ nowhere. `rows`: the rows of one
+    method in which nothing leaked. `table`: all rows of the truth table.
     """
     different = rows[rows.trained_part == "differs"]
     return f"{', '.join(different.optimizer.unique())}: {_settings_text(different, table)}" if len(different) else ""
 
 
 def _optimizers_by_settings(rows: DataFrame, table: DataFrame) -> dict[str, list[str]]:
-    """Return {conditions: optimizers}, such as {`weight decay`: [`adam`, `sgd`]}: when a method changes frozen parameters.
+    """Return the conditions under which frozen parameters change, as {conditions: optimizers}.
 
-    `rows`: all rows with one method and one cause of the change. `table`: all rows of the truth table.
-    The conditions are a text, `any` if the change happens under all; optimizers with equal conditions are listed together.
+    An example is {`weight decay`: [`adam`, `sgd`]}. Conditions are a text as `_settings_text` returns it; optimizers with
+    the same conditions share an entry. `rows`: the rows of the truth table with one method and one cause of the change.
+    `table`: all rows of the truth table.
     """
     found: dict[str, list[str]] = {}
     for optimizer, part in rows.groupby("optimizer", sort=False):
@@ -125,7 +132,8 @@ def _optimizers_by_settings(rows: DataFrame, table: DataFrame) -> dict[str, list
 def _settings_text(rows: DataFrame, table: DataFrame) -> str:
     """Return the conditions under which `rows` occur, such as `scheduler step, weight decay, frozen in mid-run`.
 
-    Only those are named that rule out other rows of `table` with the same optimizers; `any` if none does.
+    `rows` are compared with all rows of `table` that have the same optimizers. A setting, such as weight decay, is only
+    named if `rows` lack one of the setting's values. The text is `any` if no setting is named.
     """
     all_rows = table[table.optimizer.isin(rows.optimizer.unique())]
     schedulers, all_schedulers = (sorted(set("|".join(part.schedulers).split("|"))) for part in (rows, all_rows))
@@ -137,5 +145,5 @@ def _settings_text(rows: DataFrame, table: DataFrame) -> str:
 
 
 def _count_runs(rows: DataFrame) -> int:
-    """Return the number of runs that these rows stand for; a row stands for one or more."""
+    """Return the number of runs that `rows` stand for; one row can stand for several runs."""
     return int(rows.runs.sum())

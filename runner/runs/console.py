@@ -38,7 +38,10 @@ BYTE_COSTS = {
 
 
 class EndedRun(Protocol):
-    """The attributes of a `Result` (the return value of `runner.run`) that the printed summary needs."""
+    """The attributes of a `Result` (the return value of `runner.run`) that `print_summary` needs.
+
+    `folder`: the run's folder. `record`: the content of `run.json`. `rows`: the rows of `changes.csv`.
+    """
 
     folder: Path
     record: Record
@@ -46,15 +49,18 @@ class EndedRun(Protocol):
 
 
 def create_console() -> Console:
-    """Return a rich console on stdout; in a pipe it is 400 columns wide, so that no table cell is cut."""
+    """Return a rich Console that writes to stdout.
+
+    If stdout is not a terminal, the console is 400 columns wide, so that no table cell is cut.
+    """
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
 
 
 @contextmanager
 def progress_bar(batches: int, console: Console) -> Iterator[Any]:
-    """Show a progress bar of `batches` steps on a terminal; in a pipe show nothing.
+    """Show a progress bar for `batches` training steps inside the block; show none if stdout is not a terminal.
 
-    Yields a function of one argument (ignored) to call after each step.
+    Yields a function to call after each step. The function takes one argument, which it ignores.
     """
     if not sys.stdout.isatty():
         yield lambda step: None
@@ -66,10 +72,12 @@ def progress_bar(batches: int, console: Console) -> Iterator[Any]:
 
 
 def print_summary(result: EndedRun, title: str, console: Console, printed_notes: Sequence[str] = ()) -> None:
-    """Print what came out of a run that trained: whether frozen tensors changed, losses, costs, notes and the folder.
+    """Print the results of a run that trained: whether frozen tensors changed, losses, costs, notes and the folder.
 
-    A table has one line per verdict, such as `leaked`: how many tensors have it, and which of them changed most. `title` is
-    printed first. `printed_notes`: notes that were printed during the run already and are left out.
+    The results contain a table with one line for each verdict, such as `leaked`: the number of tensors with that verdict,
+    and the one of them that changed most.
+
+    `title`: the first line that is printed. `printed_notes`: notes to leave out, because they were printed during the run.
     """
     record, rows = result.record, result.rows
     console.print(f"[bold]{escape(title)}[/]")
@@ -100,9 +108,10 @@ def listed_steps(steps: Sequence[int]) -> str:
 def verdict_line(record: Record, rows: list[Row]) -> str:
     """Return one line, with rich markup, that says whether the frozen tensors changed.
 
-    It begins with LEAKED (at least one differs at the end of the run), HELD (none does; those that differed in between are
-    counted) or NOTHING FROZEN. `rows` are the rows of `changes.csv`, one for each parameter and buffer. The line ends with
-    the number of other buffers that changed, if any.
+    `rows`: the rows of `changes.csv`, one for each parameter and buffer. The line begins with LEAKED if the bits of at least
+    one frozen tensor differ at the end of the run, with HELD if those of none do, and with NOTHING FROZEN if no tensor was
+    declared frozen. After HELD, it counts the frozen tensors that differed only in between. The line ends with the number of
+    buffers that changed and were not frozen, if there are any.
     """
     frozen = [row for row in rows if row["frozen"]]
     drifted = [row["module_type"] for row in rows if row["verdict"] == "drifted"]
@@ -125,8 +134,8 @@ def verdict_line(record: Record, rows: list[Row]) -> str:
 def cost_lines(cost: Cost) -> Iterator[str]:
     """Yield lines of text about what a training step costs: FLOPs, bytes, seconds and peak memory.
 
-    Percentages compare with a training in which nothing is frozen. The last line says why little is saved, if that is so.
-    Yields nothing if `cost` is empty, because nothing was measured.
+    `cost`: the entry `cost` of `run.json`. If it is empty, nothing was measured and nothing is yielded. Percentages are
+    relative to a training in which nothing is frozen. If freezing saves little, the last line says why.
     """
     if not cost:
         return
@@ -149,7 +158,7 @@ def cost_lines(cost: Cost) -> Iterator[str]:
 
 
 def _percentage(share: float | None) -> str:
-    """Return ` (25%)` for a share of 0.25, or "" for None."""
+    """Return a share as text in parentheses: 0.25 gives ` (25%)`; "" for None."""
     return "" if share is None else f" ({in_percent(share)})"
 
 
@@ -159,11 +168,14 @@ def display_path(path: Path) -> str:
 
 
 def _verdict_cells(verdict: str, rows: list[Row]) -> list[str]:
-    """Return the cells of one line of the summary's table: all tensors with the same verdict, such as `leaked`.
+    """Return the cells of one line of the summary's table, which is about all tensors with the same verdict.
 
-    `rows` are their rows in `changes.csv`. The cells are the verdict, the number of tensors, the name of the one that
-    changed most, its change, its relative change, and all causes. If none changed, the changes are empty, and for `idle`
-    (trainable, but unchanged) the names are listed.
+    `verdict`: this verdict, such as `leaked`. `rows`: the rows of these tensors in `changes.csv`. The cells are: the
+    verdict, the number of tensors, the name of the tensor that changed most, its change (L2 norm), the same change relative
+    to the initial norm, and the causes of all the tensors.
+
+    If no tensor differs at the end, the cells of the name and of both changes are empty. For the verdict `idle` (trainable,
+    but unchanged) the cell of the name then lists the names of the tensors.
     """
     most_changed = max(rows, key=_change_key)
     colour = COLOURS.get(verdict)
@@ -177,10 +189,10 @@ def _verdict_cells(verdict: str, rows: list[Row]) -> list[str]:
 
 
 def _change_key(row: Row) -> tuple[bool, bool, float]:
-    """Return a sort key that puts the tensor with the largest change last.
+    """Return a sort key for a row of `changes.csv` that puts the tensor that changed most last.
 
-    `row` is its row in `changes.csv`. Unchanged tensors come first, then integer tensors, then floating-point tensors by
-    their change (relative if known; NaN counts as infinite).
+    Unchanged tensors come first, then integer tensors, then floating-point tensors. Tensors of the same kind are sorted by
+    their relative change, or by the L2 norm of the change if there is no relative change. NaN counts as infinite.
     """
     change = row["change_rel"] if row["change_rel"] is not None else row["change_l2"]
     is_integer = row["dtype"].startswith(("int", "uint", "bool"))  # such as num_batches_tracked, which says little

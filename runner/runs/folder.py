@@ -1,4 +1,4 @@
-"""Write a run's folder: each file under a temporary name, which is renamed when the file is complete."""
+"""Write the files of a run's folder. Each is written under a temporary name, and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # a run's folder in a sweep
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write(temporary_path)` and rename the file to `path`, so that a file of that name is always complete."""
+    """Write the file `path` completely or not at all.
+
+    `write(temporary_path)` is called and must write the file under that temporary name. The file is then renamed to `path`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(temporary)
@@ -29,12 +32,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, completely or not at all; line ends are written as they are in the text."""
+    """Write `text` to a file in UTF-8, completely or not at all. Line ends are not converted."""
     write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def remove_files(folder: Path, *names: str) -> None:
-    """Remove the named files from a folder, and what `write_atomically` left of them when it was killed.
+    """Remove the named files from a folder, and temporary files of `write_atomically` that a killed process left.
 
     Files that are missing or cannot be removed are ignored.
     """
@@ -45,14 +48,18 @@ def remove_files(folder: Path, *names: str) -> None:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write `record` to the file `run.json` in a run's folder. Raises ValueError if it has a number that is not finite."""
+    """Write `record` to the file `run.json` in a run's folder.
+
+    Raises ValueError if a number in `record` is NaN or infinite.
+    """
     write_text(folder / RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return a CSV file as text: a header with the columns, and a line for each dict in `rows`.
+    """Return a CSV file as text: a header with the names of the columns, and one line for each dict in `rows`.
 
-    Floats are written by `repr`, so that no digit is lost, booleans as True and False; None and missing keys are empty.
+    A dict maps names of columns to values. Floats are written with all their digits (`repr`), booleans as True and False. A
+    value that is None or missing gives an empty field.
     """
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -62,12 +69,12 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def contains_run(folder: Path) -> bool:
-    """Return True if a folder has at least one of the files that a run writes."""
+    """Return True if a folder has a file that runs write: `run.json`, a table, `runner.log` or `.hydra`."""
     return any((folder / name).exists() for name in (RECORD, CHANGES, STEPS, LOG, HYDRA))
 
 
 class _LogHandler(logging.FileHandler):
-    """A handler for a log file that ignores write errors: on a full disk they could not be logged either."""
+    """A logging handler that writes to a file and ignores write errors, such as those of a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -75,7 +82,10 @@ class _LogHandler(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Inside the block, write the messages of the logger `runner`, and warnings of other loggers, to the file `path`."""
+    """Append log messages to the file `path` inside the block.
+
+    They are all messages of the logger `runner` from level INFO on, and the warnings and errors of other loggers.
+    """
     handler = _LogHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, logger = logging.getLogger(), logging.getLogger("runner")

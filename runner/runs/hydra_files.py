@@ -1,4 +1,4 @@
-"""Read what Hydra wrote into a run's folder: the composed config and the overrides. Values are read as texts only."""
+"""Read what Hydra wrote into a run's folder: the composed config and the overrides. All values are read as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ MAX_VALUES = 5000  # of one config: YAML aliases in a small file can expand to m
 
 
 def read_config(folder: Path) -> dict[str, str]:
-    """Return {dotted key: value as text} of the config that Hydra wrote to a run's folder; empty if it cannot be read."""
+    """Return the config that Hydra wrote to a run's folder, as {dotted key: value as text}.
+
+    The items of a list are joined to one text, separated by commas. At most MAX_VALUES values are read. The dict is empty if
+    the file cannot be read.
+    """
     texts_by_key: dict[str, list[str]] = {}
     try:
         for key, text in islice(_flat_items(_read_yaml(folder / HYDRA / "config.yaml"), ""), MAX_VALUES):
@@ -28,15 +32,19 @@ def read_config(folder: Path) -> dict[str, str]:
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """Return the command-line arguments (`key=value`) of a run from the file that Hydra wrote; empty if unreadable."""
+    """Return the overrides (`key=value` texts) of a run, from the file that Hydra wrote to the run's folder.
+
+    The list is empty if the file cannot be read.
+    """
     overrides = _read_yaml(folder / HYDRA / "overrides.yaml")
     return [printable(text) for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
 
 
 def _flat_items(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, text) for each single value inside nested dicts and lists.
+    """Yield one pair (dotted key, value as text) for each single value inside nested dicts and lists.
 
-    `key` is the dotted key of `node` itself, "" at the top. All items of a list have the key of the list.
+    `node`: the nested dicts and lists. `key`: the dotted key of `node` itself, "" for a whole config. All items of a list
+    get the key of the list.
     """
     if isinstance(node, dict) and node:
         for name, value in node.items():
@@ -49,7 +57,7 @@ def _flat_items(node: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _read_yaml(path: Path) -> Any:
-    """Return the content of a YAML file, every value as a text; None if the file cannot be read."""
+    """Return the content of a YAML file, with numbers and other single values as text; None if it cannot be read."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

@@ -19,9 +19,10 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def exit_at_once(*_: Any) -> None:
-    """Exit with code 130: the signal handler for an interrupt before a run begins.
+    """Handle an interrupt (SIGINT, SIGTERM) that comes before the run begins: exit the process at once with code 130.
 
-    It does not raise, because an exception during an import, or inside Hydra, would be lost or misreported.
+    This signal handler raises no exception, because an exception inside an import or inside Hydra could be lost or reported
+    as another error.
     """
     os.write(2, b"freeze-runner: interrupted\n")
     os._exit(EXIT_INTERRUPTED)
@@ -32,7 +33,10 @@ REPLACEABLE_HANDLERS = (signal.SIG_DFL, signal.default_int_handler, exit_at_once
 
 @contextmanager
 def handle_interrupts(handler: Any) -> Iterator[None]:
-    """Inside the block, `handler` handles SIGINT and SIGTERM, unless another library has set a handler of its own."""
+    """Make `handler` the signal handler of SIGINT and SIGTERM inside the block; restore the old handlers at its end.
+
+    A signal for which another library has set a handler keeps that handler. Outside the main thread nothing changes.
+    """
     current = {number: signal.getsignal(number) for number in INTERRUPTS} if _is_main_thread() else {}
     replaced = {number: previous for number, previous in current.items() if previous in REPLACEABLE_HANDLERS}
     for number in replaced:
@@ -48,9 +52,10 @@ def handle_interrupts(handler: Any) -> Iterator[None]:
 def delay_interrupts() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Delay interrupts (SIGINT, SIGTERM) until the end of the block, so that files are written completely.
 
-    Yields a function that returns a context manager for the part in between that may be interrupted, the training.
-    KeyboardInterrupt is raised once: when that part begins, if the interrupt came before it; at once, if it comes within
-    it; at the end of the outer block, if it comes later. Signal handlers of other libraries are kept.
+    Yields a function that returns a second context manager, for the part of the block that may be interrupted: the training.
+    KeyboardInterrupt is raised at the start of the training if the interrupt came before the training, at once if it comes
+    during the training, and at the end of the block if it comes after the training. It is raised only once; later interrupts
+    are ignored. A signal for which another library has set a handler is not delayed.
     """
     raising, raised, pending = False, False, False
 
@@ -83,11 +88,11 @@ def delay_interrupts() -> Iterator[Callable[[], AbstractContextManager[None]]]:
 def time_limit(
     seconds: float | None, log: Path, on_kill: Callable[[str], None] | None = None
 ) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each step: it raises TimeoutError once the block has lasted `seconds`.
+    """Yield a function to call after each training step: it raises TimeoutError once the block has lasted `seconds`.
 
-    With `on_kill`, a step that never ends is stopped too: one second after the limit the stack traces are appended to the
-    file `log`, `on_kill(reason)` is called, and the process exits. Give it only if the process does nothing but this run.
-    With `seconds` None there is no limit.
+    `seconds` None: there is no limit. `on_kill`: if given, a step that never ends is stopped too. One second after the
+    limit, the stack traces of all threads are appended to the file `log`, `on_kill(reason)` is called, and the process
+    exits. Give `on_kill` only if the process does nothing but this run.
     """
     start = monotonic()
 
@@ -125,5 +130,5 @@ def time_limit(
 
 
 def _is_main_thread() -> bool:
-    """Return True in the main thread, the only one that can set signal handlers."""
+    """Return True if this is the main thread, the only thread in which Python can set signal handlers."""
     return threading.current_thread() is threading.main_thread()

@@ -63,7 +63,8 @@ class Result:
         record: the content of `run.json`, a dict.
         exit_code: the code with which the command line would exit; 0 is success.
         rows: the rows of `changes.csv`, a dict for each parameter and buffer; empty if the run did not train.
-        model: the trained model, its `requires_grad` flags and train/eval modes as before; None if the run did not train.
+        model: the trained model, with the `requires_grad` flags and train/eval modes that it had before freezing; None if
+            the run did not train.
     """
 
     folder: Path
@@ -79,20 +80,20 @@ class Result:
 
     @property
     def verdict(self) -> RunVerdict | None:
-        """`leaked` if a tensor that was declared frozen has changed, `held` if none has; None if the run did not train."""
+        """The verdict: `leaked` if a frozen tensor has changed, `held` if none has; None if the run did not train."""
         return self.record["verdict"]
 
     def set_end(self, status: Status, reason: str, exit_code: int) -> None:
-        """Store how the run ended, and why, in `record` and `exit_code`."""
+        """Store the run's status and reason in `record`, and its exit code in `exit_code`."""
         self.record["status"], self.record["reason"], self.exit_code = status, reason, exit_code
 
 
 def run(*overrides: str) -> Result:
-    """Carry out one run, as `python -m runner OVERRIDES...` does, and return a Result; never exits the process.
+    """Carry out one run, as `python -m runner OVERRIDES...` does, and return a Result; never exit the process.
 
-    `overrides` are texts such as `"method=zero_lr"`. Raises ConfigError (a ValueError) if the command line would exit with
-    code 2, and the original exception if the run fails. A run that is skipped or interrupted returns a Result with that
-    status.
+    `overrides`: texts such as `"method=zero_lr"`. Raises ConfigError (a ValueError) if the config is wrong or has
+    `plan=true`. If the run fails, raises the exception that ended it. If the run is skipped or interrupted, nothing is
+    raised; the status of the Result says so.
     """
     if not all(isinstance(text, str) for text in overrides):
         raise ConfigError(f"run takes texts, run('method=zero_lr', 'freeze=fc'), not {overrides!r}")
@@ -128,12 +129,14 @@ def execute_run(
     on_note: Note = ignore_note,
     own_process: bool = False,
 ) -> Result:
-    """Carry out one run in the folder that Hydra made for it, write its files even if it fails, and return a Result.
+    """Carry out one run, write its files to the folder that Hydra made for it, and return a Result.
 
-    `on_step` is called after each step. A failure is not raised: it is logged, written to `run.json`, and passed to
-    `on_error`. Messages for the user are logged, written to `run.json`, and passed to `on_note`. The config's `timeout` is
-    checked between steps; with `own_process`, which says that this process does only this run, it also ends a step that
-    hangs, and the process with it.
+    `composed`: the config as Hydra composed it. `on_step` is called after each training step. `on_note` is called with each
+    message for the user; the message is also logged and written to `run.json`. If the run fails, nothing is raised: the
+    exception is logged, written to `run.json`, and passed to `on_error`.
+
+    After each step, the run fails if the config's `timeout` is over. `own_process`: whether this process carries out only
+    this run. If so, a step that hangs is ended as well, by ending the process.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed, HydraConfig.get().runtime.choices["method"])
@@ -164,8 +167,9 @@ def execute_run(
 def record_early_end(result: Result, on_error: Callable[[BaseException], None]) -> Iterator[None]:
     """Catch an exception that ends the block, and store in `result` how and why the run ended.
 
-    The status becomes `skipped`, `interrupted` or `failed`. For `failed`, the exception is also logged and passed to
-    `on_error`, and the files that only a trained run has are removed from the folder.
+    The status becomes `skipped` for a SkippedError, `interrupted` for a KeyboardInterrupt, and `failed` for any other
+    exception. If it is `failed`, the exception is also logged and passed to `on_error`, and `changes.csv`, `steps.csv` and
+    the weights are removed from the folder.
     """
     try:
         yield
@@ -184,9 +188,10 @@ def record_early_end(result: Result, on_error: Callable[[BaseException], None]) 
 
 
 def initial_record(config: Config, composed: DictConfig, overrides: Sequence[str]) -> Record:
-    """Return the content of `run.json` for a run that has not trained yet: its config, seed and versions, no results.
+    """Return the content of `run.json` for a run that has not trained yet: its config and versions, but no results.
 
-    `config` and `composed` are the same config, checked and as Hydra composed it.
+    `composed`: the config as Hydra composed it. `config`: the same config after it was checked. `overrides`: the
+    command-line arguments.
     """
     return new_record(
         overrides=overrides,
@@ -200,9 +205,9 @@ def initial_record(config: Config, composed: DictConfig, overrides: Sequence[str
 
 
 def import_dependencies() -> None:
-    """Import what a run needs, so that no interrupt can stop an import half-way later.
+    """Import the modules that training needs, so that a later interrupt cannot stop an import half-way.
 
-    That includes torch._dynamo, which torch's optimizers import when they are created.
+    One of them is torch._dynamo, which torch would otherwise import when an optimizer is created.
     """
     import_module("runner.experiment")
     import_module("torch._dynamo")
@@ -215,10 +220,13 @@ def train_within_time_limit(
     note: Note,
     on_kill: Callable[[BaseException], None] | None,
 ) -> Outcome:
-    """Train, and return the Outcome. Raises TimeoutError after a step if the config's `timeout` is over.
+    """Train as the config says, and return the Outcome, which is the result of the training.
 
-    `on_step` is called after each step; `note` reports a message to the user. With `on_kill`, a step that hangs is ended
-    too: `run.json` is written, `on_kill(error)` is called, and the process exits.
+    `on_step` is called after each training step. `note` reports a message to the user. Raises TimeoutError after a step if
+    the config's `timeout` is over.
+
+    `on_kill`: if given, a step that hangs is ended too. Then `run.json` is written to the folder of `result`,
+    `on_kill(error)` is called, and the process exits.
     """
     from runner.experiment import experiment
 
@@ -237,9 +245,9 @@ def train_within_time_limit(
 
 
 def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) -> None:
-    """Write the files of a run that trained, and store its results and how it ended in `result`.
+    """Write the files of a run that trained, and store its results, status and exit code in `result`.
 
-    `outcome` is what the training returned; `note` reports a message to the user.
+    `outcome`: the result of the training. `note`: a function that reports a message to the user.
     """
     for text in training_notes(outcome, config.steps):
         note(text)

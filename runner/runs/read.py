@@ -1,4 +1,4 @@
-"""Read a run's folder. Nothing in it is trusted: what cannot be read becomes a line in `problems`, not an exception."""
+"""Read a run's folder. Its files may be damaged: what cannot be read becomes a line in `problems`, not an exception."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """The verdict of a finished run, `held` or `leaked` (a frozen tensor changed); otherwise its status."""
+        """The verdict of a finished run: `held`, or `leaked` (a frozen tensor changed). Of any other run its status."""
         return outcome_of(self.record["status"], self.record["verdict"])
 
     @property
@@ -71,7 +71,7 @@ class Run:
 
 
 def read_record(folder: Path) -> RawRecord | None:
-    """Return the content of a run's `run.json`, not checked; None if the file is missing or cannot be read."""
+    """Return the content of `run.json` in a run's folder, without checking its values; None if it cannot be read."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -85,10 +85,11 @@ def run_folders(sweep: Path) -> list[Path]:
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Return True if a folder belongs to a run.
+    """Return True if a folder is that of a run, finished or not.
 
-    That is so if it has a `run.json`, or `.running` (a run in progress), or if it has Hydra's files together with a log file
-    or a name such as this project gives to runs.
+    A folder is that of a run if it has a `run.json`, or if it has the file `.running`, which exists while a run is in
+    progress. It is also one if it has the folder `.hydra` and in addition either a log file or a name of the form that this
+    project gives to folders of runs.
     """
     if (folder / RECORD).is_file() or (folder / RUNNING).is_file():
         return True
@@ -97,9 +98,9 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def read_run(folder: Path, label: str | None = None) -> Run:
-    """Read a run's folder and return a Run. What cannot be read is named in its `problems`; nothing is raised.
+    """Read a run's folder and return a Run. Nothing is raised: the Run's `problems` name what cannot be read.
 
-    `label` is the run's name in reports, by default the folder's name.
+    `label`: the run's name in reports, by default the folder's name.
     """
     problems: list[str] = []
     raw_record = read_record(folder)
@@ -117,10 +118,10 @@ def read_run(folder: Path, label: str | None = None) -> Run:
 
 
 def tables_are_complete(folder: Path, record: Record) -> bool:
-    """Return True if `changes.csv` and `steps.csv` of a finished run can be read and no row of `changes.csv` is missing.
+    """Return True if `changes.csv` and `steps.csv` of a finished run can be read and `changes.csv` has all its rows.
 
-    `record`, the content of its `run.json`, says how many rows there should be; an old version's may not, then any number is
-    right.
+    `record`: the content of the run's `run.json`. Its `counts` say how many rows `changes.csv` should have. If it has no
+    counts, as in older versions, any number of rows is accepted.
     """
     problems: list[str] = []
     rows = len(read_tensors(folder / CHANGES, problems))
@@ -131,8 +132,9 @@ def tables_are_complete(folder: Path, record: Record) -> bool:
 def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     """Return the content of a `run.json` with every key present and every value of the right type.
 
-    `raw` is the JSON object as read; None gives the record of a killed run. Missing values become empty. Values of a wrong
-    type are dropped, and a line that names them is appended to `problems`.
+    `raw`: the JSON object as read, or None if the file could not be read. None gives a record with the status `failed` and a
+    reason that says that the run was killed. Missing values become empty. Values of a wrong type are dropped, and a line
+    with their keys is appended to `problems`.
     """
     raw = {"status": "failed", "reason": KILLED} if raw is None else raw
     wrong = [key for key in raw if key in _TYPES and not _has_type(raw[key], _TYPES[key])]
@@ -167,5 +169,5 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def _has_type(value: Any, types: type | tuple[type, ...]) -> bool:
-    """Return True if a value is None or has one of the types; a bool does not count as an int."""
+    """Return True if `value` is None or an instance of one of `types`. A bool is never accepted, not even as an int."""
     return value is None or (isinstance(value, types) and not isinstance(value, bool))

@@ -1,4 +1,4 @@
-"""The first content of `run.json`: what is known of a run before it trains."""
+"""Make the content of `run.json` for a run that has not trained yet."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ def new_record(
     seed: int,
     device: str,
 ) -> Record:
-    """Return the content of `run.json` for a run that has not trained: status `failed`, its config and versions, no results.
+    """Return the content of `run.json` for a run that has not trained yet: its config and versions, but no results.
 
-    `overrides` are the command-line arguments, `method` is the config node, `setting` is a hash that is equal for runs that
-    differ only in the freezing method.
+    The status is `failed` until the run ends in another way. `overrides`: the command-line arguments. `config_hash`: a hash
+    that is equal for runs with the same config. `method`: the config of the freezing method. `buffers`: the value of
+    `freeze.buffers`. `setting`: a hash that is equal for runs that differ only in the freezing method and in
+    `freeze.buffers`. `seed` and `device`: the values in the config.
     """
     return {
         "status": "failed",
@@ -57,7 +59,7 @@ def new_record(
 
 
 def persistent_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides without those of COMMAND_KEYS (`resume`, `plan`), which concern only one command."""
+    """Return the overrides without `resume=...` and `plan=...` (COMMAND_KEYS), which are not part of the run."""
     return [text for text in overrides if text.split("=")[0].lstrip("+") not in COMMAND_KEYS]
 
 
@@ -69,7 +71,7 @@ def error_line(error: BaseException) -> str:
 
 @lru_cache(maxsize=1)
 def library_versions() -> dict[str, str]:
-    """Return {name: version} of Python and of the libraries that a run's results depend on; "" if not installed."""
+    """Return {name: version} for Python and the libraries that affect results; "" for one that is not installed."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -81,9 +83,9 @@ def library_versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def git_state() -> dict[str, Any]:
-    """Return {"commit": hash, "dirty": True if tracked files are modified} of the current folder's git repository.
+    """Return {"commit": hash, "dirty": bool} for the git repository of the current folder.
 
-    Both are None outside a repository.
+    `dirty` is True if tracked files have changes that are not committed. Both values are None outside a repository.
     """
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
@@ -91,7 +93,7 @@ def git_state() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what the git command with these arguments prints, or None if it fails."""
+    """Run the git command with these arguments, and return what it prints; None if it fails."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -15,8 +15,10 @@ from runner.runs.text import parse_number, printable
 class TensorRow(NamedTuple):
     """The part of a row of `changes.csv` that reports use: one parameter or buffer, and how it changed in training.
 
-    `change_l2` is the L2 norm of the change, `change_rel` the change relative to the tensor's first norm; they are None
-    where the file has no number.
+    `kind`: `parameter` or `buffer`. `frozen`: whether the tensor was declared frozen. `moved`: whether any bit differs at
+    the end. `verdict`: one word for how the tensor changed, such as `held`. `cause`: why a frozen tensor changed, or why a
+    trainable one did not. `change_l2`: the L2 norm of the change. `change_rel`: `change_l2` divided by the L2 norm of the
+    tensor's initial value. Both are None where the file has no number.
     """
 
     name: str
@@ -31,9 +33,10 @@ class TensorRow(NamedTuple):
 
 
 def read_rows(path: Path, required: tuple[str, ...], problems: list[str]) -> Iterator[dict[str, str]]:
-    """Yield {column: text} for each row of a CSV file, as far as it can be read.
+    """Yield {column: text} for each complete row of a CSV file, as far as the file can be read.
 
-    `required`: columns without which nothing is yielded. For each kind of error a line of text is appended to `problems`.
+    `required`: the names of columns that the file must have; if one is missing, nothing is yielded. `problems`: a list to
+    which a line of text is appended for each kind of error, such as a missing file. Errors are not raised.
     """
     incomplete = 0
     try:
@@ -59,17 +62,17 @@ def read_rows(path: Path, required: tuple[str, ...], problems: list[str]) -> Ite
 
 
 def read_tensors(path: Path, problems: list[str]) -> list[TensorRow]:
-    """Return the rows of a `changes.csv`, one for each parameter and buffer.
+    """Return the rows of the file `path`, a `changes.csv`: one for each parameter and buffer.
 
-    For each kind of error in the file a line of text is appended to `problems`.
+    For each kind of error in the file, a line of text is appended to `problems`.
     """
     return [tensor_row(row) for row in read_rows(path, ("name", "verdict"), problems)]
 
 
 def tensor_row(row: dict[str, str]) -> TensorRow:
-    """Turn a row of `changes.csv`, {column: text}, into a TensorRow.
+    """Convert a row of `changes.csv`, given as {column: text}, to a TensorRow.
 
-    Columns that are missing in files of older versions become empty texts, False or None.
+    A column that is missing, as in files of older versions, gives an empty text, False or None.
     """
 
     def text(column: str) -> str:
@@ -89,9 +92,9 @@ def tensor_row(row: dict[str, str]) -> TensorRow:
 
 
 def read_losses(path: Path, problems: list[str]) -> list[float]:
-    """Return the loss of each step from a `steps.csv`, NaN where the file has no number.
+    """Return the loss of each step from the file `path`, a `steps.csv`; NaN where the file has no number.
 
-    For each kind of error in the file a line of text is appended to `problems`.
+    For each kind of error in the file, a line of text is appended to `problems`.
     """
     losses = (parse_number(row["loss"]) for row in read_rows(path, ("step", "loss"), problems))
     return [math.nan if loss is None else loss for loss in losses]

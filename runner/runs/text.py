@@ -13,12 +13,15 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2
 
 
 def printable(text: str) -> str:
-    """Return the text with each character in UNPRINTABLE replaced by `\ufffd`, safe for a terminal, page or picture."""
+    """Return the text with unprintable characters replaced by `\ufffd`, so that it is safe in a terminal, page or picture.
+
+    The regular expression UNPRINTABLE says which characters these are, for example control characters.
+    """
     return text if text.isprintable() else UNPRINTABLE.sub("\ufffd", text)
 
 
 def printable_values(value: Any) -> Any:
-    """Return nested dicts and lists with the unprintable characters replaced in every text and key, as `printable` does."""
+    """Return a copy of nested dicts and lists in which `printable` was applied to every text and every key."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -27,7 +30,7 @@ def printable_values(value: Any) -> Any:
 
 
 def parse_number(text: str) -> float | None:
-    """Return the text of a CSV field as a float, or None if it is not a number."""
+    """Return the text of a CSV field as a float; None if the text is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -37,7 +40,7 @@ def parse_number(text: str) -> float | None:
 def error_line(message: str, end: str = "") -> str:
     """Return a message as one line for stderr, `freeze-runner: MESSAGE`, followed by `end`.
 
-    If the line would be longer than MAX_ERROR_LINE, the message is cut, but not `end`.
+    If the line would have more than MAX_ERROR_LINE characters, the message is shortened; `end` never is.
     """
     line, limit = f"freeze-runner: {' '.join(message.split())}", MAX_ERROR_LINE - len(end)
     return (line if len(line) <= limit else f"{line[: limit - 3]}...") + end
@@ -49,17 +52,17 @@ def in_digits(value: float | None, unit: float = 1.0) -> str:
 
 
 def in_gflop(flops: float | None) -> str:
-    """Return a number of floating-point operations as text in units of 10**9, without the word; "" for None and NaN."""
+    """Return a number of floating-point operations in GFLOP (10**9), as text without the unit; "" for None and NaN."""
     return in_digits(flops, 1e9)
 
 
 def in_mib(size: float | None) -> str:
-    """Return a number of bytes as text in units of 2**20 bytes, without the word; "" for None and NaN."""
+    """Return a number of bytes in MiB (2**20 bytes), as text without the unit; "" for None and NaN."""
     return in_digits(size, 2**20)
 
 
 def in_percent(share: float | None) -> str:
-    """Return a share as a whole percentage: 0.25 gives `25%`; "" for None and NaN."""
+    """Return a share as text in whole percent: 0.25 gives `25%`; "" for None and NaN."""
     return "" if share is None or share != share else f"{share:.0%}"
 
 
@@ -69,9 +72,10 @@ def counted(number: int, noun: str) -> str:
 
 
 def changed_buffers(count: int, module_types: Collection[str] = ()) -> str:
-    """Return the text `60 BatchNorm buffers changed (...)`, or `60 buffers changed (...)` if not all are BatchNorm's.
+    """Return a text that says how many buffers changed, such as `60 buffers changed (normal; ...)`.
 
-    `module_types`: the class names of the modules that have the buffers; empty if they are not known.
+    `count`: the number of buffers. `module_types`: the class names of the modules that have the buffers; empty if they are
+    not known. If all these names contain BatchNorm, the text says `BatchNorm buffers`.
     """
     batch_norm = bool(module_types) and all("BatchNorm" in module_type for module_type in module_types)
     kind = "BatchNorm buffer" if batch_norm else "buffer"
@@ -79,5 +83,5 @@ def changed_buffers(count: int, module_types: Collection[str] = ()) -> str:
 
 
 def outcome_of(status: str, verdict: str | None) -> str:
-    """Return the verdict (`held` or `leaked`) of a run that finished, otherwise its status, such as `failed`."""
+    """Return how a run ended: its verdict (`held` or `leaked`) if it finished, otherwise its status, such as `failed`."""
     return verdict if status == "finished" and verdict else status

@@ -1,4 +1,4 @@
-"""Write the files that only a run that trained has: its tables and weights."""
+"""Write the files that only a run that trained has: `changes.csv`, `steps.csv` and the model's weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TRAINING_FILES = (CHANGES, STEPS, WEIGHTS)  # the files that only a run that tra
 
 
 def write_tables(folder: Path, outcome: Outcome, with_weights: bool) -> None:
-    """Write `changes.csv` and `steps.csv` to a run's folder, and with `with_weights` also the model's weights.
+    """Write the files `changes.csv` and `steps.csv` to a run's folder.
 
-    `outcome` is what the training returned.
+    `outcome`: the result of the training. `with_weights`: also write the model's weights to `model.safetensors`.
     """
     write_text(folder / CHANGES, csv_text(CHANGE_COLUMNS, outcome.rows))
     write_text(folder / STEPS, steps_csv(outcome))
@@ -30,9 +30,10 @@ def write_tables(folder: Path, outcome: Outcome, with_weights: bool) -> None:
 
 
 def steps_csv(outcome: Outcome) -> str:
-    """Return the text of `steps.csv`: a line for each step with its loss, seconds and learning rates.
+    """Return the content of `steps.csv`: one line for each training step with its loss, seconds and learning rates.
 
-    `outcome` is what the training returned. Each parameter group that existed in any step has a column `lr/NAME`.
+    `outcome`: the result of the training. The learning rate of the parameter group NAME is in the column `lr/NAME`. The
+    field is empty for a step in which the group did not exist.
     """
     names = dict.fromkeys(name for step in outcome.steps for name in step.lrs)
     rows = [
@@ -45,8 +46,10 @@ def steps_csv(outcome: Outcome) -> str:
 def training_notes(outcome: Outcome, steps: int) -> Iterator[str]:
     """Yield messages for the user about a run that trained.
 
-    There are three: every parameter is frozen, the data ended before `steps` steps (what the config asks for), and the loss
-    became NaN or infinite. `outcome` is what the training returned.
+    There are at most three: that every parameter is frozen; that the data ended before `steps` steps; that the loss became
+    NaN or infinite.
+
+    `outcome`: the result of the training. `steps`: the number of steps that the config asks for.
     """
     parameters = [row for row in outcome.rows if row["kind"] == "parameter"]
     losses = outcome.losses

@@ -32,13 +32,13 @@ SEQUENTIAL_LAUNCHER = "basic"  # Hydra's launcher that carries out the runs one 
 
 
 def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, override_lists: Sequence[list[str]]) -> None:
-    """Carry out one run for each list of overrides (`key=value` texts), then write the sweep's tables and page.
+    """Carry out one run for each list of overrides (`key=value` texts), then write the sweep's tables and report page.
 
-    `config`, `context` and `launcher` are what Hydra gives to its sweepers. Runs that have finished in the sweep's folder
-    are not repeated. With `plan=true` the runs are only listed.
+    `config`, `context` and `launcher` are what Hydra gives to its sweepers. Runs that have already finished in the sweep's
+    folder are not repeated. With `plan=true` the runs are only listed.
 
-    Raises SystemExit if the exit code is not 0. Raises ConfigError if a config is wrong, before anything is written, or if
-    no run can be started.
+    Raises ConfigError before anything is written if a config is wrong, and later if no run can be started. Raises SystemExit
+    if the exit code of the sweep is not 0.
     """
     folder = resolve_folder(config)
     runs, dropped = compose_runs(config, context.config_loader, override_lists, folder)
@@ -76,10 +76,11 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
 
 
 def resolve_folder(config: DictConfig) -> Path:
-    """Return the absolute path of the sweep's folder, and store it in the config.
+    """Determine the sweep's folder, store its absolute path in the config, and return the path.
 
-    It is stored so that other processes, which compose their configs anew, use the same folder. With `resume=last` it is the
-    newest sweep below SWEEPS_FOLDER. Raises ConfigError if there is none, or if a folder is given as well.
+    The path is stored so that other processes of the sweep, which compose their own configs, use the same folder. With
+    `resume=last` the folder is that of the newest sweep below SWEEPS_FOLDER. Raises ConfigError if there is no sweep to
+    resume, or if both `resume=last` and `hydra.sweep.dir` are given.
     """
     if config.resume == "last":
         if any(text.startswith("hydra.sweep.dir=") for text in config.hydra.overrides.hydra):
@@ -98,7 +99,11 @@ def resolve_folder(config: DictConfig) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ConfigError if the sweep's folder has files that are not from a sweep of this project, to protect them."""
+    """Raise ConfigError if the sweep's folder has files of other origin, so that the sweep does not mix with them.
+
+    The folder is accepted if it is new, if a sweep of this project was started in it before, or if it has only hidden files
+    and folders of a sweep's runs.
+    """
     if not folder.is_dir():
         return
     sweep_config = folder / SWEEP_CONFIG
@@ -113,16 +118,17 @@ def check_folder(folder: Path) -> None:
 
 
 def is_own_run_folder(path: Path) -> bool:
-    """Return True if this folder is named like a run of a sweep, and is empty or has the files of a run."""
+    """Return True if a folder has the form of name that a sweep gives to runs, and is empty or has files of a run."""
     return has_run_name(path) and (is_run_folder(path) or not any(path.iterdir()))
 
 
 def launch_runs(
     config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, folder: Path
 ) -> None:
-    """Create the sweep's folder, start the runs, show their progress, and return when all have ended.
+    """Create the sweep's folder, start the runs in `runs`, show their progress, and return when all of them have ended.
 
-    What earlier attempts at the same runs left in their folders is removed first. `folder` is the sweep's folder.
+    `config`, `context` and `launcher` are Hydra's. `folder`: the sweep's folder. If a run was started before, its old
+    `run.json` and `.running` are removed first. If its process died then, it is started after the other runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     check_locks_work(folder)
@@ -151,10 +157,10 @@ def launch_runs(
 
 
 def end_running(runs: list[SweepRun], folder: Path) -> None:
-    """After an interrupt, end the runs that other processes carry out, and wait up to 10 seconds for them.
+    """End the runs of an interrupted sweep that other processes carry out; wait up to 10 seconds until they have ended.
 
-    For runs whose process died, write a `run.json` that says so; remove the folders of runs that never began. `folder` is
-    the sweep's folder.
+    For each run whose process died, a `run.json` with the status `interrupted` is written. The folder of each run that never
+    began is removed. `folder`: the sweep's folder.
     """
     (folder / INTERRUPT).touch()
     wait_until_free([run.folder for run in runs], seconds=10)
@@ -166,9 +172,9 @@ def end_running(runs: list[SweepRun], folder: Path) -> None:
 
 
 def too_many_threads(config: DictConfig) -> str:
-    """Return a note for the user if the processes of the sweep have more threads together than this machine has cores.
+    """Return a note for the user if the sweep's processes together use more threads than this machine has cores.
 
-    Returns "" if there are enough cores, or if the launcher does not say how many processes it uses.
+    Returns "" if there are enough cores, or if the config of the launcher does not say how many processes it uses.
     """
     workers = config.hydra.launcher.get("n_jobs")
     if workers is None:
@@ -182,9 +188,9 @@ def too_many_threads(config: DictConfig) -> str:
 
 
 def write_sweep_results(folder: Path) -> bool:
-    """Write the sweep's tables and page from the folders of its runs, and print the table that compares the runs.
+    """Write a sweep's tables and report page from its runs' folders, and print the table that compares the runs.
 
-    Returns False if a file could not be written.
+    Returns True, or False if a file could not be written.
     """
     from runner.report.comparison import print_comparison
     from runner.report.files import write_sweep_files
@@ -199,10 +205,10 @@ def write_sweep_results(folder: Path) -> bool:
 
 
 def exit_code(runs: list[SweepRun]) -> int:
-    """Return the exit code of a sweep: 130, 1, 3 or 0; the first that applies.
+    """Return the exit code of a sweep: the first of 130, 1 and 3 that applies, otherwise 0.
 
-    130: a run was interrupted. 1: a run failed. 3: in a run with `strict=true` a frozen tensor changed, or a trainable
-    parameter did not. 0: none of these.
+    130: a run was interrupted. 1: a run failed, or did not end. 3: in a run with `strict=true`, a frozen tensor changed or a
+    trainable parameter stayed unchanged.
     """
     records = [run.record for run in runs]
     if any(record and record["status"] == "interrupted" for record in records):

@@ -1,4 +1,4 @@
-"""The runs of a sweep: each config is composed and checked before any run starts, and equal ones become one run."""
+"""The runs of a sweep. All configs are composed and checked before any run starts; equal configs give one run."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class SweepRun:
 
     @property
     def record(self) -> Record | None:
-        """The content of its `run.json`, read from its folder now; None if the run has not ended."""
+        """The content of the run's `run.json`, read anew at each access; None if the run has not ended."""
         record = read_record(self.folder)
         return checked_record(record, []) if record else None
 
     @property
     def finished(self) -> bool:
-        """True if the run trained to its end and both of its CSV files are complete."""
+        """True if the run trained to its end, and its `changes.csv` and `steps.csv` are complete."""
         record = self.record
         return bool(record and record["status"] == "finished" and tables_are_complete(self.folder, record))
 
@@ -58,18 +58,21 @@ class SweepRun:
 
     @property
     def ended(self) -> bool:
-        """True if the run has a `run.json`, however it ended."""
+        """True if the run has a `run.json`, which is written when a run ends, with any status."""
         return self.record is not None
 
 
 def compose_runs(
     config: DictConfig, loader: ConfigLoader, override_lists: Sequence[list[str]], folder: Path
 ) -> tuple[list[SweepRun], int]:
-    """Compose and check the config of each run, and return (list of different runs, number of runs dropped).
+    """Compose and check the config of each run, and return (list of runs, number of duplicates that were left out).
 
-    A run is dropped if its config equals another's. `config` and `loader` are Hydra's. `override_lists` has a list of
-    `key=value` texts for each run. `folder` is the sweep's folder; if a run with an equal config has finished there under
-    another name, that folder is used. Raises ConfigError if a config is wrong.
+    A run is a duplicate if its config equals that of an earlier run. `config` is Hydra's config of the sweep; `loader` is
+    Hydra's config loader. `override_lists`: one list of `key=value` texts for each run. `folder`: the sweep's folder. Raises
+    ConfigError if a config is wrong.
+
+    The sweep's folder may already have a finished run with an equal config in a folder of another name. Then the run uses
+    that folder.
     """
     runs: dict[str, SweepRun] = {}
     for overrides in override_lists:
@@ -95,14 +98,15 @@ def compose_runs(
 
 
 def has_run_name(path: Path) -> bool:
-    """Return True if the path's last part has the form of a run's folder in a sweep, `METHOD__FREEZE__sSEED__HASH8`."""
+    """Return True if a path's last part has the form of a run's folder in a sweep, `METHOD__FREEZE__sSEED__HASH8`."""
     return bool(RUN_NAME.fullmatch(path.name))
 
 
 class ComposedConfigLoader:
-    """A Hydra config loader that returns configs composed before; composing again takes longer than a small run.
+    """A Hydra config loader that returns the config of a run as composed before, instead of composing it again.
 
-    `runs` have the configs; everything else is left to `loader`.
+    Composing a config takes longer than a small run. `loader`: Hydra's own config loader, which does everything else.
+    `runs`: the runs with their composed configs.
     """
 
     def __init__(self, loader: ConfigLoader, runs: list[SweepRun]) -> None:
@@ -110,12 +114,15 @@ class ComposedConfigLoader:
 
     @classmethod
     def context_for(cls, context: HydraContext, runs: list[SweepRun]) -> HydraContext:
-        """Return a copy of Hydra's context whose config loader is a ComposedConfigLoader for these runs."""
+        """Return a copy of Hydra's `context` with a ComposedConfigLoader for these runs as its config loader."""
         loader: Any = cls(context.config_loader, runs)
         return HydraContext(config_loader=loader, callbacks=context.callbacks)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """Return the config of the run that has the overrides `sweep_overrides`. `master_config` is that of the sweep."""
+        """Return the composed config of the run whose overrides are `sweep_overrides`.
+
+        `master_config`: the config of the whole sweep.
+        """
         config = pickle.loads(self.pickled_configs[tuple(sweep_overrides)])
         OmegaConf.copy_cache(master_config, config)  # keeps the sweep's start time, which is in its folder's name
         return config

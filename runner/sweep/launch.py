@@ -1,4 +1,4 @@
-"""Start the runs of a sweep, and start them again, until each has ended, even if processes that run them die."""
+"""Start the runs of a sweep. If a process dies, its runs are started again, until every run has ended."""
 
 from __future__ import annotations
 
@@ -31,15 +31,20 @@ class DiskFullError(Exception):
 
 
 def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_on_error: bool) -> None:
-    """Start the runs batch by batch until each has ended, or until the sweep's folder has a file `.stop`.
+    """Start the runs of a sweep, batch by batch, until every run has ended or the sweep's folder has a file `.stop`.
 
-    `sweep` is the sweep's folder. If one process dies, some launchers end all others (joblib), and some forget runs that go
-    on (Ray, submitit). So the runs' folders decide which runs have ended, and the others are started again. A run that was
-    in progress twice when a process died is started alone the next time; if its process dies then too, the run is recorded
-    as failed. A run that is still in a launcher's queue may be started twice; the second start does nothing.
+    `batches`: lists of runs; the runs of a list are given to the launcher together. `sweep`: the sweep's folder.
+    `stop_on_error`: whether to create `.stop` when a run has failed.
 
-    With `stop_on_error`, a run whose process dies is recorded as failed at once, and a failed run creates `.stop`. Raises
-    ConfigError if no run could start, or DiskFullError if that was because nothing could be written.
+    The runs' folders show which runs have ended; the others are started again. The launcher cannot be asked: if one process
+    dies, joblib ends all others, and Ray and submitit forget runs that go on. A run that is still in the launcher's queue
+    may be started twice; the second start does nothing.
+
+    A run whose process dies is started again together with others. If its process dies a second time, the run is started
+    alone. If the process of a run that was started alone dies, the run is recorded as failed. With `stop_on_error` it is
+    recorded as failed the first time.
+
+    Raises ConfigError if no run of a batch could start, or DiskFullError if none could because files could not be written.
     """
     waiting, deaths = deque(batches), Counter[str]()
     while waiting and not (sweep / STOP).exists():
@@ -68,9 +73,9 @@ def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_
 
 
 def check_reachable(address: str | None) -> None:
-    """Raise ConfigError if no Ray cluster answers at the address HOST:PORT; Ray itself would try for minutes.
+    """Raise ConfigError if nothing answers at `address`, the HOST:PORT of a Ray cluster. Ray would try for minutes.
 
-    An `address` without a port, such as `auto` or None, is not checked.
+    An address without a port, such as `auto`, is not checked, and neither is None.
     """
     host, colon, port = str(address).rpartition("://")[2].rpartition(":")
     if not colon or not port.isdecimal():  # `auto`, or no address
@@ -82,7 +87,7 @@ def check_reachable(address: str | None) -> None:
 
 
 def launch_once(launcher: Launcher, runs: list[SweepRun]) -> Exception | None:
-    """Give the runs to the launcher once; return the exception that it or one of its jobs raised, or None."""
+    """Give the runs to Hydra's launcher once; return an exception that the launcher or a run raised, or None."""
     try:
         jobs = launcher.launch([run.overrides for run in runs], initial_job_idx=0)
     except Exception as error:
@@ -91,9 +96,9 @@ def launch_once(launcher: Launcher, runs: list[SweepRun]) -> Exception | None:
 
 
 def record_end(run: SweepRun, status: Status, reason: str) -> None:
-    """Write `run.json` and a log line for a run whose process ended without writing them.
+    """Write `run.json` and a line in the log of a run whose process ended without writing a `run.json`.
 
-    `status` and `reason` say how the run ended. Does nothing if the run has a `run.json`.
+    `status`: how the run ended. `reason`: why. If the run has a `run.json`, nothing is written.
     """
     composed = pickle.loads(run.pickled_config)
     record = initial_record(check(composed), composed, composed.hydra.overrides.task)

@@ -1,8 +1,8 @@
 """Locks on the folders of a sweep's runs, so that two processes never carry out the same run at the same time.
 
-A process acquires the run's lock and creates `.running` in its folder. The system releases the lock when the process dies,
-so a `.running` without a lock and without a `run.json` means that a process died. The locks are files in a folder of their
-own, because acquiring one creates its file.
+A process that carries out a run acquires the lock of the run's folder and creates the file `.running` in that folder. The
+operating system releases the lock when the process dies. So if a folder has `.running` and no `run.json`, and its lock is
+free, the process died. The lock files are in a folder of their own, `.locks`, because acquiring a lock creates its file.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from runner.runs.folder import remove_files
 
 
 def system_lock(path: Path) -> FileLock:
-    """Return a lock on a file, not acquired yet. The operating system releases it when the process dies."""
+    """Return a lock on the file `path`, not acquired yet. The operating system releases it when its process dies."""
     return FileLock(path, fallback_to_soft=False)
 
 
 def run_lock(folder: Path) -> FileLock:
-    """Return the lock of a run's folder, not acquired yet. Its file is in `.locks`, beside the folder."""
+    """Return the lock of a run's folder, not acquired yet; its file is in the folder `.locks` beside the run's folder."""
     locks = folder.parent / LOCKS
     locks.mkdir(exist_ok=True)
     return system_lock(locks / folder.name)
@@ -35,9 +35,9 @@ def run_lock(folder: Path) -> FileLock:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait for the lock of a run's folder, and keep it until the end of the block.
+    """Wait for the lock of a run's folder, and keep the lock until the end of the block.
 
-    Creates the file `.running` in the folder, and removes it at the end of the block if the run has a `run.json`.
+    Creates the file `.running` in the folder. At the end of the block, removes it if the folder has a `run.json`.
     """
     with run_lock(folder):
         (folder / RUNNING).touch()
@@ -50,9 +50,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _try_lock(folder: Path) -> Iterator[bool]:
-    """Try, without waiting, to acquire the lock of a run's folder until the end of the block; yield True on success.
+    """Try to acquire the lock of a run's folder, without waiting; yield True if it was acquired, otherwise False.
 
-    If the folder has no file `.running`, nobody uses it: the lock is not tried, and False is yielded.
+    An acquired lock is kept until the end of the block. If the folder has no file `.running`, no process is carrying out the
+    run: False is yielded, and the lock is not acquired.
     """
     if not (folder / RUNNING).exists():
         yield False
@@ -70,7 +71,7 @@ def _try_lock(folder: Path) -> Iterator[bool]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return True if a living process is carrying out the run in this folder, so that it has the folder's lock."""
+    """Return True if a living process is carrying out the run in this folder and therefore holds its lock."""
     with _try_lock(folder) as acquired:
         return not acquired and (folder / RUNNING).exists()
 
@@ -78,7 +79,7 @@ def is_locked(folder: Path) -> bool:
 def detect_death(folder: Path) -> bool:
     """Return True if the process that carried out the run in this folder died before it wrote `run.json`.
 
-    Also removes the file `.running` that it left, so that a second call returns False.
+    Also removes the file `.running` that the dead process left. So a second call for the same folder returns False.
     """
     with _try_lock(folder) as acquired:
         if acquired:
@@ -87,7 +88,10 @@ def detect_death(folder: Path) -> bool:
 
 
 class ClearableRun(Protocol):
-    """The attributes of a SweepRun (one run of a sweep) that `clear_folder` needs."""
+    """The attributes of a SweepRun (one run of a sweep) that `clear_folder` needs.
+
+    `folder`: the run's folder. `finished`: whether the run trained to its end and its CSV files are complete.
+    """
 
     @property
     def folder(self) -> Path: ...
@@ -96,9 +100,9 @@ class ClearableRun(Protocol):
 
 
 def clear_folder(run: ClearableRun) -> None:
-    """Remove `run.json` and `.running`, which an earlier attempt at the run left, so that it can be started again.
+    """Remove `run.json` and `.running`, left by an earlier attempt at a run, so that the run can be started again.
 
-    The `run.json` of a run that finished stays. Does nothing while a living process is carrying out the run.
+    If the run finished, its `run.json` is kept. While a living process is carrying out the run, nothing is removed.
     """
     if run.folder.is_dir() and not is_locked(run.folder):
         with locked(run.folder):
@@ -108,13 +112,13 @@ def clear_folder(run: ClearableRun) -> None:
 
 
 def remove_if_unused(folder: Path) -> None:
-    """Remove the folder of a run that never began: one that has only Hydra's files and `.running`."""
+    """Remove a run's folder if the run never began: if the folder has nothing but `.hydra` and `.running`."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {HYDRA, RUNNING}:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_free(folders: list[Path], seconds: float = float("inf")) -> None:
-    """Wait until no living process carries out a run in any of these folders, for at most `seconds` in all."""
+    """Wait until no living process is carrying out a run in any of these folders, but at most `seconds` in total."""
     deadline = monotonic() + seconds
     for folder in folders:
         while is_locked(folder) and monotonic() < deadline:

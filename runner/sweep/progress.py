@@ -1,4 +1,4 @@
-"""Show a sweep's progress, read from the runs' folders, so that it is the same for every launcher."""
+"""Show a sweep's progress. It is read from the runs' folders, so that it works in the same way with every launcher."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ POLL_SECONDS = 0.5
 
 
 class RecordedRun(Protocol):
-    """The attributes of a SweepRun (one run of a sweep) that `show_progress` needs."""
+    """The attributes of a SweepRun (one run of a sweep) that `show_progress` needs.
+
+    `folder`: the run's folder. `record`: the content of its `run.json`; None if the run has not ended.
+    """
 
     @property
     def folder(self) -> Path: ...
@@ -32,9 +35,9 @@ class RecordedRun(Protocol):
 
 @contextmanager
 def show_progress(runs: Sequence[RecordedRun], console: Console) -> Iterator[None]:
-    """Inside the block, print a line for each run of a sweep as it ends; on a terminal also show a progress bar.
+    """Inside the block, print one line for each run when it ends; on a terminal also show a progress bar.
 
-    Runs that end before the block does are all printed.
+    `runs`: the runs of the sweep. Every run that has ended by the end of the block gets its line.
     """
     columns = TextColumn("runs"), BarColumn(), TextColumn("{task.fields[state]}")
     block_ended = threading.Event()
@@ -67,9 +70,9 @@ def show_progress(runs: Sequence[RecordedRun], console: Console) -> Iterator[Non
 
 
 class Tally:
-    """Counts the runs of a sweep that have ended and those that failed; `total` is the number of all runs.
+    """Counts the runs of a sweep: how many are done (finished or skipped), failed, and not ended yet.
 
-    `str(tally)` gives the numbers and an estimate of the remaining time.
+    `total`: the number of all runs. `str(tally)` is a text with these counts and an estimate of the remaining time.
     """
 
     def __init__(self, total: int) -> None:
@@ -91,10 +94,10 @@ class Tally:
 
 
 def run_line(name: str, record: Record, tally: Tally, on_terminal: bool) -> str:
-    """Return the line to print for a run that has ended: its name, how it ended, and the reason.
+    """Return the line to print for a run that has ended: the run's name, how it ended, and the reason.
 
-    `record` is the content of its `run.json`. Unless `on_terminal`, where a bar shows them, the numbers of `tally` are
-    added.
+    `record`: the content of its `run.json`. `tally`: the counts for the whole sweep. They are part of the line unless
+    `on_terminal`, because on a terminal the progress bar shows them.
     """
     outcome = outcome_of(record["status"], record["verdict"])
     reason = f": {escape(record['reason'])}" if record["reason"] else ""

@@ -25,11 +25,11 @@ _own_slot: list[tuple[int, FileLock]] = []  # this process's slot and its lock, 
 
 @dataclass(frozen=True)
 class Worker:
-    """The function that Hydra calls for each run of a sweep; it can be sent to any process that sees the same folders.
+    """The callable that Hydra calls with the config of each run of a sweep, in any process that sees the same folders.
 
     Attributes:
         sweep: the absolute path of the sweep's folder.
-        home: the folder in which the sweep was started; the user's modules and data are found from there.
+        home: the current folder when the sweep was started; other processes change to it, to find the user's files.
         process: (host name, process id) of the process that started the sweep.
     """
 
@@ -39,13 +39,14 @@ class Worker:
 
     @classmethod
     def from_this_process(cls, sweep: Path) -> Worker:
-        """Return a Worker for a sweep that this process starts; `sweep` is the sweep's absolute folder."""
+        """Return a Worker for a sweep that this process starts; `sweep` is the absolute path of the sweep's folder."""
         return cls(str(sweep), os.getcwd(), this_process())
 
     def __call__(self, composed: DictConfig) -> None:
-        """Carry out the run with this config, unless it has a `run.json`, or the sweep was stopped or interrupted.
+        """Carry out the run with the config `composed`.
 
-        Raises KeyboardInterrupt if the run is interrupted in the process that started the sweep.
+        Does nothing if the run already has a `run.json`, or if the sweep was stopped or interrupted. Raises
+        KeyboardInterrupt if the run is interrupted and this process is the one that started the sweep.
         """
         folder, sweep = Path(HydraConfig.get().runtime.output_dir), Path(self.sweep)
         own_process = self.process != this_process()
@@ -69,9 +70,9 @@ class Worker:
 
 
 def interrupt_check(flag: Path) -> Callable[[Any], None]:
-    """Return a function to call after each step, which raises KeyboardInterrupt once the file `flag` exists.
+    """Return a function to call after each training step: it raises KeyboardInterrupt once the file `flag` exists.
 
-    It looks for the file at most once a second; its argument is ignored.
+    The function looks for the file at most once a second. It takes one argument, which it ignores.
     """
     last_check = monotonic()
 
@@ -91,9 +92,10 @@ def this_process() -> tuple[str, int]:
 
 
 def select_accelerator(sweep: Path) -> None:
-    """Choose the GPU that this process uses, so that the processes of a sweep use different ones.
+    """Choose the GPU that this process uses, so that the processes of a sweep use different GPUs.
 
-    Its index is the result of `worker_slot`, modulo the number of GPUs. Does nothing without CUDA.
+    The index of the GPU is `worker_slot(sweep)` modulo the number of GPUs. `sweep`: the sweep's folder. Does nothing without
+    CUDA.
     """
     import torch
 
@@ -102,9 +104,10 @@ def select_accelerator(sweep: Path) -> None:
 
 
 def worker_slot(sweep: Path) -> int:
-    """Return a small number that no other living process of the sweep on this host has, the same at each call.
+    """Return a number, counted from 0, that no other living process of the sweep on this host has.
 
-    It is the lowest number that was free at the first call, counted from 0. `sweep` is the sweep's folder.
+    The first call reserves the lowest free number for this process; later calls return the same number. `sweep`: the sweep's
+    folder.
     """
     if not _own_slot:
         (sweep / SLOTS).mkdir(exist_ok=True)

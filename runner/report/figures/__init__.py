@@ -1,1 +1,1 @@
-"""The figures: their data (`heatmap`, `curves`) and how they are drawn (`draw`)."""
+"""The report's figures: `heatmap` and `curves` make their data, `draw` draws them."""

@@ -13,9 +13,9 @@ MAX_CURVES = 200
 
 
 def loss_curves(runs: Sequence[Run]) -> tuple[dict[str, list[float]], str]:
-    """Return ({curve label: the loss after each step}, caption), with at most MAX_CURVES curves.
+    """Return ({curve label: the loss after each step}, caption of the figure), with at most MAX_CURVES curves.
 
-    Runs whose losses are equal bit by bit share a curve; its label names two of them.
+    Runs whose losses are equal bit by bit share a curve. Its label names both runs, or one run and the number of the others.
     """
     names = short_names(runs)
     names_by_losses: dict[tuple[float, ...], list[str]] = {}

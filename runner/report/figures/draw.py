@@ -33,7 +33,11 @@ CELL_INCHES = 0.24, 0.155  # width, height
 
 
 def draw_heatmap(heatmap: Heatmap) -> Figure:
-    """Return the drawn heatmap: a cell's colour is log10 of the relative change, its mark flags a special case (MARKS)."""
+    """Draw the heatmap and return it as a matplotlib figure.
+
+    The colour of a cell shows log10 of the tensor's change relative to its norm at the start. A symbol on a cell flags a
+    special case, such as a leak (MARKS lists these).
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -69,7 +73,10 @@ def draw_heatmap(heatmap: Heatmap) -> Figure:
 
 
 def draw_losses(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Return the drawn loss curves, with a legend if there are 2 to 8; `curves`: {label: the loss after each step}."""
+    """Draw the loss curves and return them as a matplotlib figure, with a legend if there are 2 to 8 curves.
+
+    `curves`: {curve label: the loss after each step}.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -99,9 +106,10 @@ def draw_losses(curves: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def _colour_scale(values: Sequence[float]) -> dict[str, Any]:
-    """Return arguments of `imshow`: a colour map that is visible on white and on black, and the two ends of its scale.
+    """Return the colour scale as arguments of `imshow`: `cmap`, `vmin` and `vmax`.
 
-    `values`: log10 of changes; the ends are whole numbers, so that the scale spans whole powers of ten.
+    `cmap` is visible on white and on black. `vmin` and `vmax` are whole numbers, so that the scale spans whole powers of
+    ten. `values`: log10 of the changes to show.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -110,7 +118,10 @@ def _colour_scale(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _draw_marks(axes: Any, heatmap: Heatmap) -> None:
-    """Draw the marks of the cells, and a line between the parameters (above) and the buffers (below)."""
+    """Draw a symbol on each marked cell of the heatmap, and a line between parameters (above) and buffers (below).
+
+    `axes`: the matplotlib axes to draw on.
+    """
     for mark, label in MARKS.items():
         cells = [(x, y) for y, line in enumerate(heatmap.marks) for x, cell_mark in enumerate(line) if cell_mark == mark]
         if cells:
@@ -121,7 +132,10 @@ def _draw_marks(axes: Any, heatmap: Heatmap) -> None:
 
 
 def as_svg(figure: Figure, title: str, description: str) -> str:
-    """Return a figure as SVG on a white background; screen readers read out its title and its description."""
+    """Return a figure as the text of an SVG file on a white background.
+
+    The SVG contains `title` and `description`, which screen readers read out.
+    """
     out = io.BytesIO()
     _save(figure, out, "svg")
     ElementTree.register_namespace("", SVG)
@@ -139,9 +153,9 @@ def as_svg(figure: Figure, title: str, description: str) -> str:
 
 
 def svg_for_page(svg: str, name: str) -> str:
-    """Return an SVG, as `as_svg` makes it, changed for use inside an HTML page.
+    """Return an SVG made by `as_svg`, changed for use inside an HTML page.
 
-    Its background is removed, and every id gets the prefix `name-`, so that the ids of two figures cannot clash.
+    The white background is removed. Every id gets the prefix `name-`, so that the ids of two figures cannot clash.
     """
     root = ElementTree.fromstring(svg)
     for parent in root.iter():
@@ -173,7 +187,10 @@ def as_png(figure: Figure) -> bytes:
 
 
 def _save(figure: Figure, out: io.BytesIO, kind: str) -> None:
-    """Write a figure into `out` as `svg` or `png`, without a date, so that the same figure gives the same bytes."""
+    """Write a figure into `out` in the format `kind`, which is `svg` or `png`.
+
+    No date is written, so that the same figure gives the same bytes.
+    """
     from matplotlib import rc_context
 
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": "freeze-runner"}
@@ -183,13 +200,13 @@ def _save(figure: Figure, out: io.BytesIO, kind: str) -> None:
 
 
 def _shortened(text: str, length: int = MAX_LABEL) -> str:
-    """Return a text of at most `length` characters: a longer one loses its middle, replaced by `…`."""
+    """Return `text` with at most `length` characters; if it is longer, its middle is replaced by `…`."""
     return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-length // 2 :]}"
 
 
 def _label_inches(labels: Sequence[str]) -> float:
-    """Return an estimate, in inches, of the space for the longest label.
+    """Return an estimate, in inches, of the space that the longest label takes.
 
-    Measuring rendered text would take longer than the whole drawing.
+    The estimate counts characters, because measuring rendered text would take longer than the whole drawing.
     """
     return 0.3 + 0.069 * max(map(len, labels))

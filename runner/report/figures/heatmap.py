@@ -12,7 +12,7 @@ from runner.runs.tables import TensorRow
 from runner.runs.text import counted
 
 MAX_COLUMNS, MAX_ROWS = 48, 140
-MARKS = {  # the worst first; of a cell with several tensors the worst mark is drawn
+MARKS = {  # mark: its text in the legend; the worst first, as a cell shows only the worst mark of its tensors
     "leaked": "leaked",
     "nan": "became NaN",
     "idle": "trainable, but idle",
@@ -24,13 +24,15 @@ MARKS = {  # the worst first; of a cell with several tensors the worst mark is d
 
 @dataclass(frozen=True)
 class Heatmap:
-    """The data of a heatmap: rows are parameters and buffers, columns are runs, or groups of these.
+    """The data of a heatmap: rows are parameters and buffers (or groups of them), columns are runs (or groups of them).
 
     Attributes:
-        rows, columns: their names.
-        parameter_rows: the first so many rows are parameters, the others are buffers.
-        values: `values[row][column]` is log10 of the change relative to the tensor's norm at the start; None if unmoved.
+        rows, columns: the names of the rows, the names of the columns.
+        parameter_rows: the number of rows for parameters; these rows come first, those for buffers follow.
+        values: `values[row][column]` is log10 of the change relative to the tensor's norm at the start; None if there is
+            no finite change above 0.
         marks: `marks[row][column]` is a key of MARKS, which flags a special case, or empty.
+        caption: the text below the figure.
     """
 
     rows: list[str]
@@ -42,10 +44,11 @@ class Heatmap:
 
 
 def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
-    """Return the heatmap's data, from the runs that have rows in their `changes.csv`; None if no run has any.
+    """Return the heatmap's data, made from the runs that have rows in their `changes.csv`; None if no run has any.
 
-    If there are too many columns, runs that differ only in the seed share one, or else all runs of a method. If there are
-    too many rows, the tensors of a module share one.
+    A column is a run. If that makes more than MAX_COLUMNS, runs that differ only in the seed share a column. If there are
+    still too many, all runs of a method share one. A row is a tensor. If that makes more than MAX_ROWS, the tensors of a
+    module share a row. Columns and rows that are still too many are left out.
     """
     with_tensors = [run for run in runs if run.tensors]
     if not with_tensors:
@@ -78,9 +81,10 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
 
 
 def _group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
-    """Return ({column name: its runs}, caption).
+    """Return ({column name: its runs}, caption of the figure).
 
-    A column is one run; if these are too many, all runs that differ only in the seed; if still too many, all of a method.
+    A column is one run. If that makes more than MAX_COLUMNS, runs that differ only in the seed share a column. If there are
+    still too many, all runs of a method share one.
     """
     names = short_names(runs)
     by_run = {names[run.label]: [run] for run in runs}
@@ -100,10 +104,11 @@ def _group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
 
 
 def _group_rows(names: Sequence[str]) -> tuple[list[str], Callable[[str], str]]:
-    """Return the names of the heatmap's rows, and a function that returns the row in which a tensor (by name) belongs.
+    """Return the names of the heatmap's rows, and a function that maps the name of a tensor to the name of its row.
 
-    `names`: of all tensors. A row is a tensor. If that makes more than MAX_ROWS, names are cut after as many dotted parts
-    as fit (`layer1.0.conv1.weight` -> `layer1.0`), and tensors with equal cut names share a row.
+    `names`: the names of all tensors. Each tensor has its own row if that makes at most MAX_ROWS. Otherwise names are cut
+    after their first n dotted parts (`layer1.0.conv1.weight` -> `layer1.0` for n = 2), and tensors with equal cut names
+    share a row. n is the largest number that makes at most MAX_ROWS rows, and at least 1.
     """
     deepest = max(name.count(".") for name in names) + 1
     for depth in range(deepest, 0, -1):
@@ -115,15 +120,15 @@ def _group_rows(names: Sequence[str]) -> tuple[list[str], Callable[[str], str]]:
 
 
 def _log10_change(tensors: Sequence[TensorRow]) -> float | None:
-    """Return log10 of the largest finite relative change of these tensors, or None if none of them moved."""
+    """Return log10 of the largest finite relative change of these tensors, or None if no tensor has one above 0."""
     ratios = [ratio for row in tensors if (ratio := row.change_rel) is not None and math.isfinite(ratio) and ratio > 0]
     return math.log10(max(ratios)) if ratios else None
 
 
 def _worst_mark(tensors: Sequence[TensorRow]) -> str:
-    """Return the worst mark of the tensors in a cell, a key of MARKS; empty if none has a mark.
+    """Return the worst mark of the tensors in a cell, a key of MARKS, or an empty text if no tensor has a mark.
 
-    `zero` and `started at 0` are only returned if all of these tensors have that mark.
+    `zero` and `started at 0` are only returned if every tensor in the cell has that mark.
     """
     marks = {_mark(row) for row in tensors}
     if len(marks) > 1:
@@ -132,7 +137,7 @@ def _worst_mark(tensors: Sequence[TensorRow]) -> str:
 
 
 def _mark(row: TensorRow) -> str:
-    """Return the mark that flags a tensor as a special case, a key of MARKS; empty for an ordinary change."""
+    """Return a tensor's mark: a key of MARKS if the tensor is a special case, an empty text if its change is ordinary."""
     if row.verdict in ("leaked", "idle", "returned"):
         return row.verdict
     if any(change is not None and not math.isfinite(change) for change in (row.change_l2, row.change_rel)):

@@ -32,7 +32,8 @@ class Picture:
 def render_page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture], problems: Sequence[str] = ()) -> str:
     """Return the HTML page about one or several runs.
 
-    `pictures`: the figures, by `heatmap` and `losses`. `problems`: lines about folders that could not be read.
+    `pictures`: {name: figure}, where a name is `heatmap` or `losses`. `problems`: lines about folders that could not be
+    read.
     """
     runs = sort_runs(runs)
     single = runs[0] if len(runs) == 1 else None
@@ -74,9 +75,9 @@ def subtitle(runs: Sequence[Run]) -> str:
 
 
 def problem_lines(runs: Sequence[Run], problems: Sequence[str] = ()) -> list[str]:
-    """Return `problems` and a line for each file of a run that could not be read.
+    """Return the lines `problems`, then a line for each file of a run that could not be read.
 
-    Of more than MAX_PROBLEMS lines, a last line gives the number of those left out.
+    At most MAX_PROBLEMS lines are returned. If there are more, one further line gives the number of lines left out.
     """
     lines = [*problems, *(f"{run.label}: {problem}" for run in runs for problem in run.problems)]
     return lines if len(lines) <= MAX_PROBLEMS else [*lines[:MAX_PROBLEMS], f"and {len(lines) - MAX_PROBLEMS:,} more"]

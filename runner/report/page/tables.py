@@ -39,7 +39,7 @@ class TableCell(NamedTuple):
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table of the page. The first cell of a row is its heading; `key` names the table in the template."""
+    """A table of the page; `key` is its name in the template, and the first cell of each row is the row's heading."""
 
     key: str
     caption: str
@@ -48,10 +48,12 @@ class PageTable:
 
 
 def runs_table(runs: Sequence[Run]) -> PageTable:
-    """Return a table with a row per run: the overrides in which the runs differ, and how each run ended.
+    """Return a table with a row per run: how the run was configured, and how it ended.
 
-    How it ended: outcome, number of tensors with each verdict (`held`, `leaked`, ...), losses, whether the trainable
-    parameters have the bits of the `requires_grad` run, costs.
+    Columns: the run's label; a column for each command-line override that is not the same in all runs; the outcome; the
+    number of tensors with each verdict (`held`, `leaked`, ...); the first and the last loss; whether the trainable
+    parameters end with the same bits as under `requires_grad`; the costs of a training step. At most MAX_TABLE_ROWS runs are
+    shown.
     """
     keys, trained_parts = swept_keys(runs), compare_trained_parts({run.label: run.record for run in runs})
     verdicts = [verdict for verdict in VERDICTS if any(run.record["counts"][verdict] for run in runs)]
@@ -94,9 +96,10 @@ def pick_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def seed_groups_table(runs: Sequence[Run]) -> PageTable | None:
-    """Return a table with a row per group of runs that differ only in the seed; None if no group has a second run.
+    """Return a table with a row per group of runs that differ only in the seed; None if every group has only one run.
 
-    A row has the group's worst outcome, and the mean, standard deviation and number of its last losses.
+    A row has the worst outcome of the group's runs. It also has the mean and the standard deviation of the last losses of
+    the runs that finished, and the number of these losses.
     """
     groups = seed_groups(runs)
     if all(len(group.runs) == 1 for group in groups):
@@ -127,7 +130,11 @@ def seed_groups_table(runs: Sequence[Run]) -> PageTable | None:
 
 
 def tensors_table(tensors: Sequence[TensorRow]) -> PageTable:
-    """Return a table with a row per parameter and buffer of a run: verdict such as `held`, cause, how far it moved."""
+    """Return a table with a row per parameter and buffer of a run.
+
+    A row says whether the tensor was declared frozen, its verdict (such as `held`), the cause if it leaked or stayed idle,
+    and how far it moved.
+    """
     columns = [Column("tensor"), Column("kind"), Column("declared"), Column("verdict"), Column("cause")]
     columns += [Column("change (L2 norm)", True), Column("relative to the start", True)]
     rows = [
@@ -146,9 +153,10 @@ def tensors_table(tensors: Sequence[TensorRow]) -> PageTable:
 
 
 def leaks_table(runs: Sequence[Run]) -> PageTable:
-    """Return a table with a row per frozen tensor that changed and cause of the change, the largest change first.
+    """Return a table with a row for each combination of a leaked tensor (frozen, but changed) and a cause of its change.
 
-    A row has the methods with which this happened, the number of runs, and the largest relative change.
+    A row has the methods and the number of runs in which the tensor leaked for this cause, and the tensor's largest relative
+    change in these runs. Rows are sorted by that change, the largest first. At most MAX_LEAK_ROWS rows are shown.
     """
     leaks: dict[tuple[str, str], list[tuple[float, str]]] = {}  # (tensor, cause) -> (change, method) of each run
     for method, members in group_by_method(runs).items():
@@ -209,9 +217,10 @@ def commands_table(runs: Sequence[Run]) -> PageTable:
 
 
 def machines_table(runs: Sequence[Run]) -> tuple[str, PageTable]:
-    """Return what the runs ran on: versions of libraries, device, number of threads, git commit.
+    """Return what the runs ran on (versions of libraries, device, number of threads, git commit), as (text, table).
 
-    First a line with what is the same for all runs; then a table of what differs, with the number of runs for each value.
+    The text lists what is the same for all runs. The table has a row for each value of everything else, with the number of
+    runs that have this value.
     """
     facts: dict[str, Counter[str]] = {}
     for run in [run for run in runs if run.record["status"] in STATUSES_WITH_TABLES] or runs:
@@ -229,7 +238,10 @@ def machines_table(runs: Sequence[Run]) -> tuple[str, PageTable]:
 
 
 def _first_rows_text(rows: int, limit: int) -> str:
-    """Return the end of a caption: how many of the `rows` are shown if these are more than `limit`, else an empty text."""
+    """Return the end of a table's caption: `; the first LIMIT of ROWS`, or an empty text if all rows are shown.
+
+    `rows`: the number of rows before the table is cut. `limit`: the most rows that are shown.
+    """
     return f"; the first {limit:,} of {rows:,}" if rows > limit else ""
 
 
@@ -243,22 +255,29 @@ def _machine_facts(run: Run) -> dict[str, str]:
 
 
 def _trained_part_text(group: SeedGroup, trained_parts: dict[str, tuple[str, str]]) -> str:
-    """Return how the trainable parameters of a group's runs compare with `requires_grad`: the distinct results, joined.
+    """Return a text on whether a group's runs train the trainable parameters to the same bits as `requires_grad`.
 
-    `trained_parts`: what `compare_trained_parts` returns, {run label: (`identical` or `differs`, reason)}.
+    Runs with the same result share one entry of the text. `trained_parts`: what `compare_trained_parts` returns, {run label:
+    (`identical` or `differs`, reason)}.
     """
     texts = dict.fromkeys(": ".join(filter(None, trained_parts[run.label])) for run in group.runs)
     return "; ".join(filter(None, texts))
 
 
 def _loss_text(run: Run, loss: float | None) -> str:
-    """Return a loss with four digits; None (no finite number) gives `not finite` for a run that made steps, else nothing."""
+    """Return a loss as a text with four significant digits.
+
+    If `loss` is None, the text is `not finite` for a run that made steps, and empty for a run that made none.
+    """
     if loss is not None:
         return in_digits(loss)
     return "not finite" if run.record["looks"] else ""
 
 
 def _change(row: TensorRow) -> float:
-    """Return a tensor's relative change, or the absolute one if it started at 0; infinity if that is unknown or NaN."""
+    """Return a tensor's relative change, or its absolute change if it has no relative one (because it started at 0).
+
+    Infinity if the change is unknown or NaN.
+    """
     change = row.change_l2 if row.change_rel is None else row.change_rel
     return math.inf if change is None or math.isnan(change) else change
