@@ -70,7 +70,7 @@ PRIVATE_NAMES = {
     "runner/methods/prefix/bypass.py": {"_version"},
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},
     "runner/proof/audit.py": {"_optimizer_step_post_hooks"},
-    "runner/proof/replay.py": {"_hooks"},
+    "runner/proof/optimizer_copy.py": {"_hooks"},
     "runner/proof/leak_tracer.py": {
         "_buffers",
         "_optimizer_step_post_hooks",

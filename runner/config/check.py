@@ -102,8 +102,8 @@ def _values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _error_message(error: OmegaConfBaseException, nodes: dict[str, Any] | None = None) -> str:
     """Turn an error of OmegaConf into a message `KEY: what is wrong`.
 
-    `nodes` is the config that was merged into the schema: {top-level key: value}. For an error inside a list, OmegaConf gives
-    only the key within the list's item; `nodes` is then searched for the key of the list.
+    `nodes` is the config that was merged into the schema: {top-level key: value}. For an error inside a list, OmegaConf
+    gives only the key within the list's item; `nodes` is then searched for the key of the list.
     """
     key = error.full_key or str(error.key or "")
     if nodes and key.split(".")[0] not in nodes:  # the error is in a list: OmegaConf gives only the key within the item

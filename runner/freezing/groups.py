@@ -148,9 +148,10 @@ def groups_for_all_phases(first: list[Group], later: Sequence[Sequence[Group]]) 
 def regroup(optimizer: Optimizer, old_groups: Sequence[Group], new_groups: Sequence[Group]) -> None:
     """Move parameters between the optimizer's groups when a new phase (span of steps with the same groups) begins.
 
-    `old_groups`: the groups of the phase that ends. `new_groups`: those of the phase that begins. Groups are matched by name.
-    An option of a group is set only if its old and new values differ; so a learning rate that a scheduler has set stays. The
-    optimizer keeps its state (such as momentum) for every parameter, even for parameters that it no longer updates.
+    `old_groups`: the groups of the phase that ends. `new_groups`: those of the phase that begins. Groups are matched by
+    name. An option of a group is set only if its old and new values differ; so a learning rate that a scheduler has set
+    stays. The optimizer keeps its state (such as momentum) for every parameter, even for those that it no longer
+    updates.
     """
     old_by_name, new_by_name = ({group["name"]: group for group in groups} for groups in (old_groups, new_groups))
     names = {group["name"] for group in optimizer.param_groups}

@@ -1,0 +1,119 @@
+"""Copy an optimizer with its parameters, gradients and state, and step the copy."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import partial
+from inspect import Parameter, signature
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def copy_optimizer(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
+    """Copy an optimizer with its parameters, gradients and state, without hooks.
+
+    Returns (copy of the optimizer, {id(original parameter): copy of the parameter}). Unlike `copy.deepcopy`, this keeps
+    `.grad`. It also copies all other attributes, such as the list in which LBFGS keeps its parameters. Raises TypeError if
+    an attribute is a function, because a copied function would still act on the original.
+    """
+    memo: dict[int, Any] = {}
+    parameters = stepped_tensors(optimizer)
+    for parameter in parameters:
+        parameter_copy = copy.deepcopy(parameter)
+        parameter_copy.grad = None if parameter.grad is None else parameter.grad.detach().clone()
+        memo[id(parameter)] = parameter_copy
+    copy_of = {id(parameter): memo[id(parameter)] for parameter in parameters}
+    originals = with_inner_optimizers(optimizer)
+    memo.update({id(original): object.__new__(type(original)) for original in originals})
+    for original in originals:
+        _copy_attributes(memo[id(original)], original, memo)
+    return memo[id(optimizer)], copy_of
+
+
+def with_inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
+    """Return a list of the optimizer and all optimizers that it wraps, directly or through another one.
+
+    An optimizer wraps those that it has in an attribute, alone or in a list, tuple or dict.
+    """
+    found = [optimizer]
+    for outer in found:  # the list grows during the loop
+        inner = [item for value in vars(outer).values() for item in items_of(value) if isinstance(item, Optimizer)]
+        found += [item for item in inner if not any(item is other for other in found)]
+    return found
+
+
+def items_of(value: Any) -> Iterable[Any]:
+    """Return the values of a dict, or the items of a list or tuple; for any other object, a tuple with only that object."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+
+
+def stepped_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """Return the tensors that an optimizer may update: those in its parameter groups, and in lists among its attributes.
+
+    LBFGS has such a list. The tensors of the optimizers that the given one wraps are included. Each tensor is returned once.
+    """
+    lists = []
+    for each in with_inner_optimizers(optimizer):
+        lists += [group["params"] for group in each.param_groups]
+        lists += [value for value in vars(each).values() if isinstance(value, list)]
+    return list({id(item): item for items in lists for item in items if isinstance(item, Tensor)}.values())
+
+
+def _copy_attributes(target: Optimizer, optimizer: Optimizer, memo: dict[int, Any]) -> None:
+    """Copy the attributes of `optimizer` to `target`, without hooks.
+
+    `memo`: {id(original): its copy}, the argument of that name of `copy.deepcopy`. Raises TypeError if an attribute is a
+    function.
+    """
+    # A scheduler sets `optimizer.step` to a function that is bound to the real optimizer.
+    attributes = {name: value for name, value in vars(optimizer).items() if name != "step" and not name.endswith("_hooks")}
+    for name, value in attributes.items():
+        is_own_method = isinstance(value, MethodType) and id(value.__self__) in memo
+        if isinstance(value, (FunctionType, MethodType, partial)) and not is_own_method:
+            raise TypeError(f"its {name} is a function, which would act on the real optimizer")
+    vars(target).update(copy.deepcopy(attributes, memo))
+    for value in vars(target).values():
+        if isinstance(value, dict):  # some optimizers use ids of tensors as keys: replace them by the ids of the copies
+            for key in [key for key in value if isinstance(key, int) and isinstance(memo.get(key), Tensor)]:
+                value[id(memo[key])] = value.pop(key)
+    vars(target).update({name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")})
+
+
+def step_copy(optimizer: Optimizer, with_closure: bool = False) -> None:
+    """Step a copied optimizer with its current gradients, without calling hooks.
+
+    `with_closure`: call `step` with a closure. This is always done if `step` requires one. The closure restores the current
+    gradients and returns a linear approximation of the loss, so that a line search sees the loss decrease.
+    """
+    class_step: Any = type(optimizer).step
+    if getattr(class_step, "hooked", False):  # torch's wrapper would call the hooks registered for all optimizers
+        class_step = class_step.__wrapped__
+    argument = signature(class_step).parameters.get("closure")
+    if argument is not None and (with_closure or argument.default is Parameter.empty):  # LBFGS
+        class_step(optimizer, closure=_first_order_closure(optimizer))
+    else:
+        class_step(optimizer)
+
+
+def _first_order_closure(optimizer: Optimizer) -> Callable[[], Tensor]:
+    """Return a closure to give to `step`; the closure returns a linear approximation of the loss.
+
+    The closure restores the gradients that the parameters have now, when it is made. It returns the sum over all parameters
+    of gradient * (parameter - its value now).
+    """
+    starts = [(p, p.detach().clone(), p.grad.clone()) for p in stepped_tensors(optimizer) if p.grad is not None]
+
+    @torch.no_grad()
+    def closure(*args: Any, **kwargs: Any) -> Tensor:
+        for parameter, _, gradient in starts:
+            parameter.grad = gradient.clone()  # some optimizers clear it during the step (SAM)
+        terms = [(gradient * (parameter - start)).sum() for parameter, start, gradient in starts]
+        return torch.stack([term.float() for term in terms]).sum() if terms else torch.zeros(())
+
+    return closure
