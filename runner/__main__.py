@@ -59,9 +59,10 @@ def main() -> int:
 
 
 def run_hydra() -> int:
-    """Let Hydra parse the command line and start a run, or a sweep of runs; return the highest exit code of the runs here.
+    """Let Hydra parse the command line and start a run, or a sweep of runs; return an exit code.
 
-    Hydra calls `job` with the composed config. Raises the errors that Hydra raises.
+    The exit code is the highest of the runs that Hydra carried out in this process by calling the inner function `job`, or
+    0 if there was none. Raises the errors that Hydra raises.
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra raise errors; otherwise it prints them and exits with 1

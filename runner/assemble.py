@@ -119,10 +119,11 @@ def assembled(config: Config, note: Note = ignore_note) -> Iterator[Setup]:
 
 
 def begin_phase(setup: Setup, number: int) -> Phase:
-    """Freeze what is to be frozen from now on, when a later phase (span of steps with one frozen set) begins.
+    """Begin a later phase of a run: freeze what the phase freezes, and return the phase with its parameter groups.
 
-    `number`: the position of the phase in `setup.phases`; not for the first one. Applies the freezing method to the model
-    again, and changes the groups of the existing optimizer. Returns the phase, with these groups.
+    A phase is a span of steps in which the same parameters are frozen. `number`: the index of the phase in `setup.phases`,
+    at least 1, because `assembled` begins the first phase. The freezing method is applied to the model again, and parameters
+    are moved between the groups of the existing optimizer. Changes `setup` in place.
     """
     selection = setup.phases[number].selection
     force_eval_mode(selection, setup.undo)
@@ -137,8 +138,8 @@ def begin_phase(setup: Setup, number: int) -> Phase:
 def declared_selection(config: Config, model: nn.Module) -> Selection:
     """Return the parameters, buffers and modules that the config declares frozen.
 
-    The head is the classifier, for which `@head` stands in patterns. If `model.head=auto` had to find it, the selection's
-    `notes` name it.
+    In patterns, `@head` stands for the classifier. If a pattern is `@head` and the config has `model.head=auto`, the
+    classifier is found automatically; a message in the `notes` of the returned Selection names it.
     """
     freeze, head = config.freeze, config.model.head
     notes: tuple[str, ...] = ()
@@ -152,9 +153,9 @@ def declared_selection(config: Config, model: nn.Module) -> Selection:
 def build_phases(config: Config, selection: Selection) -> list[Phase]:
     """Call the config's schedule and return its phases: spans of steps in which the same parameters are frozen.
 
-    The field `groups` of each Phase, its optimizer parameter groups, is still empty. `selection`: what the config declares
-    frozen. Raises ConfigError unless the schedule returns a list of Phase of which the first begins at step 1, each other
-    one at a later step than the one before, and none unfreezes a parameter.
+    `selection`: what the config declares frozen. The field `groups` of each returned Phase (the optimizer's parameter groups)
+    is still empty. Raises ConfigError if the schedule does not return a list of Phase, if the first phase does not begin at
+    step 1, if a phase does not begin later than the one before it, or if a phase unfreezes a parameter.
     """
     phases = build(config.schedule, "schedule", selection)
     if not isinstance(phases, list) or not phases or not all(isinstance(phase, Phase) for phase in phases):
@@ -171,9 +172,9 @@ def build_phases(config: Config, selection: Selection) -> list[Phase]:
 
 
 def build_groups(config: Config, model: nn.Module, selection: Selection) -> list[Group]:
-    """Return the parameter groups as the config declares them: cut by `groups.cut`, with the learning rates of `groups.lr`.
+    """Return the parameter groups as the config declares them: built by `groups.cut`, with learning rates from `groups.lr`.
 
-    The freezing method may later derive other groups from them.
+    The freezing method may later derive the optimizer's groups from these. `selection`: what the config declares frozen.
     """
     groups = build(config.groups.cut, "groups.cut", model, selection)
     return split_by_lr(groups, model, selection, [(entry.pattern, entry.lr) for entry in config.groups.lr])
@@ -182,21 +183,25 @@ def build_groups(config: Config, model: nn.Module, selection: Selection) -> list
 def groups_of_first_phase(
     phases: Sequence[Phase], method: FreezingMethod, declared_groups: list[Group]
 ) -> tuple[Group, ...]:
-    """Return the groups with which the optimizer is built: those of the first phase (span of steps with one frozen set).
+    """Return the parameter groups with which the optimizer is built: the groups of the first phase.
 
-    Groups that get parameters in later phases only are included, empty, because groups cannot be added during a run.
+    A phase is a span of steps in which the same parameters are frozen. Groups cannot be added during a run. A group that has
+    parameters only in later phases is therefore included without parameters.
     """
     first, *later = (method.groups(declared_groups, phase.selection) for phase in phases)
     return tuple(groups_for_all_phases(drop_empty_groups(first), later))
 
 
 def build_optimizer(config: Config, groups: Sequence[Group]) -> Optimizer:
-    """Return the optimizer that the config declares, with copies of these parameter groups."""
+    """Return the optimizer that the config declares, built with copies of the given parameter groups."""
     return build_instance(Optimizer, config.optimizer, "optimizer", [dict(group) for group in groups])
 
 
 def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
-    """Return the learning rate scheduler of the config, or None. Raises ConfigError if it has no method `step`."""
+    """Return the learning rate scheduler that the config declares, or None if it declares none.
+
+    Raises ConfigError if the scheduler has no method `step`.
+    """
     scheduler = build(config.scheduler, "scheduler", optimizer) if config.scheduler else None
     if scheduler is not None and not callable(getattr(scheduler, "step", None)):
         raise ConfigError(f"scheduler is a {type(scheduler).__name__}; it must be an object with a method `step`")
@@ -204,13 +209,13 @@ def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
 
 
 def build_task(config: Config, device: torch.device) -> Task:
-    """Return the function that computes the loss from the model and a batch; with `autocast=true`, it uses bfloat16."""
+    """Return the config's loss function, (model, batch) -> loss. With `autocast=true`, it runs the model in bfloat16."""
     task = build(config.task, "task")
     return with_autocast(task, device) if config.autocast else task
 
 
 def build_batches(config: Config, device: torch.device) -> Iterator[LazyBatch]:
-    """Yield the batches of all epochs of a run. The data source is built when the first batch is asked for."""
+    """Yield the batches of all epochs of a run. The data source is built when the first batch is requested."""
     source = build(source_options(config.data), "data")
     batches = source.batches(config.batches, config.model.input, config.model.classes, config.seed)
     yield from iterate_epochs(batches, count=config.batches, epochs=config.epochs, seed=config.seed, device=device)

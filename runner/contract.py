@@ -155,7 +155,8 @@ class Record(TrainingRecord):
 def method_name(target: str) -> str:
     """Return a short name for a freezing method from its `_target_`, the dotted path of its class.
 
-    It is the last part of the module's name for a class in `runner.methods`, otherwise the name of the class.
+    For a class in `runner.methods`, the name is the last part of its module's name, such as `zero_lr`. For any other class,
+    it is the name of the class.
     """
     parent, _, name = target.rpartition(".")
     return parent.rpartition(".")[2] if parent.startswith("runner.methods.") else name

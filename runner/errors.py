@@ -29,9 +29,9 @@ class Refused(SystemExit):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return the end of an error message, `; did you mean A or B?`, with up to three of the known names similar to `given`.
+    """Return the end of an error message, `; did you mean A or B?`, with up to three names from `known` similar to `given`.
 
-    Returns "" if none is similar.
+    Returns "" if no name is similar.
     """
     by_lowercase = {name.lower(): name for name in known}
     similar = [by_lowercase[name] for name in get_close_matches(given.lower(), by_lowercase, n=3, cutoff=0.6)]

@@ -153,9 +153,10 @@ def training_steps(setup: Setup, report: Report, state: TrainingState, warn_of_l
 
 
 def read_costs(setup: Setup, state: TrainingState) -> Cost:
-    """Measure and return the costs of a step, such as FLOPs, bytes and seconds (the names are `COSTS` in `contract.py`).
+    """Measure the costs of a step, such as FLOPs, bytes and seconds, and return {name of a cost: value}.
 
-    The dict is empty if the run made no step or was interrupted: measuring takes time, and the user wants to stop.
+    The names are those in `COSTS` in `contract.py`. If the run made no step or was interrupted, nothing is measured, because
+    measuring takes time; the dict is empty then.
     """
     if not state.steps or state.interrupted:
         return {}

@@ -38,10 +38,11 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def machine_settings(threads: int | str, deterministic: bool) -> Iterator[None]:
-    """Within the `with` block, set torch's number of threads and use deterministic algorithms.
+    """Within the `with` block, set torch's number of threads and make torch use deterministic algorithms.
 
-    `threads`: the number, or `auto` for no change. `deterministic`: if False, that mode stays as it is. When the block is
-    left, both settings and the random states of Python, numpy and torch are restored.
+    `threads`: the number of threads, or `auto` to leave it unchanged. `deterministic`: if False, torch's setting for
+    deterministic algorithms is left unchanged. When the block is left, both settings and the random states of Python, numpy
+    and torch are restored.
     """
     old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     old_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -61,7 +62,7 @@ def machine_settings(threads: int | str, deterministic: bool) -> Iterator[None]:
 def random_state() -> bytes:
     """Return the states of the random generators of Python, numpy and torch (CPU and CUDA) as one bytes object.
 
-    Two such objects are equal if no random number was drawn in between.
+    Two results are equal if no random number was drawn between the two calls.
     """
     _, keys, position, *_ = numpy.random.get_state()
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]

@@ -65,10 +65,11 @@ def tensor_entries(model: nn.Module) -> dict[str, TensorEntry]:
 
 
 def tensor_resolver(current: Mapping[str, TensorEntry]) -> Callable[[TensorEntry], Tensor | None]:
-    """Return a function that takes an earlier entry of a model and returns the tensor that is now in its place.
+    """Return a function that takes an earlier TensorEntry of a model and returns the tensor that is now in its place.
 
-    `current`: `tensor_entries(model)` as it is now. The function returns the earlier tensor itself if the model still has it
-    under any name. If it was replaced, the function returns the tensor that now has its name, or None if there is none.
+    `current`: the result of `tensor_entries(model)` now. If the model still has the entry's tensor under any name, the
+    returned function returns this tensor. If not, it returns the tensor that now has the entry's name, or None if the model
+    has no tensor of this name.
     """
     current_ids = {id(entry.tensor) for entry in current.values()}
 
@@ -83,8 +84,8 @@ def tensor_resolver(current: Mapping[str, TensorEntry]) -> Callable[[TensorEntry
 def refuse_unless_dense(model: nn.Module) -> None:
     """Raise ConfigError if the bits of the model's tensors cannot be compared.
 
-    That is so if `torch.distributed` runs several processes, if a tensor is not dense (but sparse, nested, quantised or
-    sharded), or if it has no values yet (a lazy module, the meta device).
+    They cannot be compared if `torch.distributed` runs several processes, if a tensor is sparse, nested, quantised or sharded,
+    or if a tensor has no values yet (in a lazy module or on the meta device).
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise ConfigError("model: torch.distributed runs several processes; use one process and dense tensors")
@@ -125,7 +126,10 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def same_bits_flat(one: Tensor, other: Tensor) -> bool:
-    """Return whether two one-dimensional contiguous tensors have the same bits; dtype, size and device must be equal."""
+    """Return whether two one-dimensional contiguous tensors have the same bits.
+
+    The two tensors must have the same dtype, size and device; this is not checked.
+    """
     left, right = as_integers(one), as_integers(other)
     if left.dtype != right.dtype:  # one of them is a view that does not begin at a multiple of eight bytes
         left, right = left.clone().view(torch.uint8), right.clone().view(torch.uint8)
@@ -133,9 +137,10 @@ def same_bits_flat(one: Tensor, other: Tensor) -> bool:
 
 
 def memory_overlaps(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors use the same storage, and the bytes from first to last element overlap.
+    """Return whether two tensors overlap: they use the same storage, and their ranges of bytes in it overlap.
 
-    Strided views that only interleave count as overlapping; an empty tensor overlaps with none.
+    The range of a tensor goes from its first to its last element. Two strided views whose elements alternate in memory
+    therefore count as overlapping. A tensor without elements overlaps with no tensor.
     """
     if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not one.numel() or not other.numel():
         return False
@@ -144,17 +149,18 @@ def memory_overlaps(one: Tensor, other: Tensor) -> bool:
 
 
 def _byte_range(tensor: Tensor) -> tuple[int, int]:
-    """Return (begin, end): the range of bytes in its storage that a tensor spans from its first to its last element."""
+    """Return (begin, end): the byte offsets, in the tensor's storage, of its first element and of the end of its last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     begin = int(tensor.storage_offset()) * tensor.element_size()
     return begin, begin + (last + 1) * tensor.element_size()
 
 
 def flattened(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a one-dimensional contiguous tensor with all elements of `tensor`; without a copy where that is possible.
+    """Return all elements of `tensor` as a one-dimensional contiguous tensor; without a copy if that is possible.
 
-    The elements are in the order in which `like`, a tensor of the same shape, has them in memory. To compare two tensors
-    element by element, flatten both with the same `like`; one that is its own `like` (channels_last too) is not copied.
+    `like` is a tensor of the same shape. The elements are returned in the order that they have in the memory of `like`. To
+    compare two tensors element by element, flatten both with the same `like`. If `tensor` and `like` are the same tensor and
+    its elements lie in memory without gaps (channels_last too), nothing is copied.
     """
     if not like.is_contiguous():
         tensor = tensor.permute(sorted(range(like.dim()), key=lambda dim: like.stride(dim), reverse=True))
@@ -164,8 +170,8 @@ def flattened(tensor: Tensor, like: Tensor) -> Tensor:
 def as_integers(flat: Tensor) -> Tensor:
     """Return a view of a one-dimensional contiguous tensor as integers with the same bits.
 
-    The dtype is int64, which compares fastest, if size and storage offset in bytes are multiples of 8; otherwise it is the
-    integer dtype that has the size of an element.
+    If the size of the tensor and its storage offset, both in bytes, are multiples of 8, the dtype is int64, which is compared
+    fastest. Otherwise it is the integer dtype with as many bytes as an element; a complex element counts as two.
     """
     if flat.is_complex():
         flat = torch.view_as_real(flat).view(-1)
@@ -180,8 +186,8 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
     """Return a copy of a nested value in which each leaf (everything that is no container) is replaced by `function(leaf)`.
 
-    Containers are those of torch's pytree (tuples, lists, dicts, named tuples, registered classes) and mutable mappings of
-    any other class. Such a mapping is copied by `copy.copy`, so that it keeps its other attributes.
+    Containers are those of torch's pytree (tuples, lists, dicts, named tuples, registered classes) and instances of any other
+    class of MutableMapping. These other mappings are copied by `copy.copy`, so that the copies have the same attributes.
     """
 
     def map_mapping(leaf: Any) -> Any:
@@ -201,7 +207,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 def leaves_in(value: Any) -> list[Any]:
-    """Return all leaves of a nested value in order: everything in its dicts, lists and tuples that is no container."""
+    """Return all leaves of a nested value (dicts, lists, tuples) in order; a leaf is everything that is no container."""
     leaves: list[Any] = []
     map_leaves(value, leaves.append)
     return leaves

@@ -21,8 +21,9 @@ def ignore_call(*_: Any) -> None:
 def tracing(model: nn.Module, begin: Begin = ignore_call, end: End = ignore_call) -> Iterator[None]:
     """Within the `with` block, call `begin` before and `end` after each forward pass of each module of the model.
 
-    `begin` is called with (name, module, args, kwargs), `end` with (name, module, args, kwargs, output). The name is that of
-    `named_modules()`, "" for the model itself. An exception that one of them raises ends the forward pass.
+    `begin` is called with (name, module, args, kwargs), `end` with (name, module, args, kwargs, output). `name` is the name
+    of the module in `named_modules()`, "" for the model itself. If `begin` or `end` raises an exception, the forward pass
+    ends with this exception.
     """
     handles = []
     for name, module in model.named_modules():

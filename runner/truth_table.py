@@ -90,7 +90,8 @@ def choices(group: str) -> list[str]:
 def all_cases() -> Iterator[Case]:
     """Yield all combinations of method, optimizer, weight decay, first frozen step, kind of zero_grad, and scheduler.
 
-    The cases that differ only in their method follow one another; the first has `requires_grad`, to compare the others with.
+    Cases that differ only in their method follow one another. The first of them has the method `requires_grad`, with which
+    the others are compared.
     """
     methods = sorted([*choices("method"), *VARIANTS], key=lambda name: (name != "requires_grad", name))
     for optimizer in choices("optimizer"):
@@ -148,7 +149,7 @@ def compare_with_plan(predicted_rows: Sequence[Row], outcome: Outcome) -> str:
 
 
 def config_of(case: Case) -> Config:
-    """Return the config of a case: a copy of `base_config()` with the case's settings. Hydra is not used, to save time."""
+    """Return the config of a case: a copy of `base_config()` with the case's settings, made without Hydra to save time."""
     method = case.method.partition(" ")[0]
     optimizer = {**config_node("optimizer", case.optimizer), **FEWER_ITERATIONS.get(case.optimizer, {})}
     if case.weight_decay is not None:
@@ -167,7 +168,10 @@ def config_of(case: Case) -> Config:
 
 @lru_cache(maxsize=1)
 def base_config() -> Config:
-    """Return the checked config with the settings that all cases have in common (BASE); composed by Hydra once."""
+    """Return the checked config with the settings that all cases have in common (BASE).
+
+    Hydra composes it at the first call; later calls return the same object.
+    """
     return check(compose_config(*BASE))
 
 
@@ -175,7 +179,8 @@ def base_config() -> Config:
 def config_node(group: str, name: str, optimizer: str = "") -> dict[str, Any]:
     """Return the content of `conf/GROUP/NAME.yaml` as a dict, with values in place of interpolations like `${batches}`.
 
-    `optimizer`: the name of the optimizer from which `${optimizer.lr}` and the like take their values; "" if none is needed.
+    `optimizer`: the choice of the config group `optimizer` that gives the values of interpolations like `${optimizer.lr}`;
+    "" if the file has no such interpolations.
     """
     context = {"batches": base_config().batches, "model": {"input": base_config().model.input}}
     if optimizer:
@@ -187,8 +192,9 @@ def config_node(group: str, name: str, optimizer: str = "") -> dict[str, Any]:
 def table_rows(cases: Sequence[Case], results: Sequence[CaseResult]) -> list[dict[str, Any]]:
     """Return the rows of the table as dicts with the keys TRUTH_COLUMNS.
 
-    Cases that differ only in their scheduler and have the same result share a row, which lists these schedulers. The column
-    after the causes says whether the other parameters were trained to the same bits as with `requires_grad`.
+    `results`: the result of each case, in the same order. Cases that differ only in their scheduler and have the same result
+    share a row, which lists their schedulers. The column `trained_part` says whether the parameters that were not frozen
+    have the same bits at the end as in the case with the method `requires_grad`.
     """
     baselines = {replace(case, method=""): result for case, result in zip(cases, results, strict=True) if is_baseline(case)}
     schedulers: dict[tuple[Any, ...], list[str]] = {}  # by all other values of the row

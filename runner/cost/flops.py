@@ -34,15 +34,16 @@ class StepCount:
     """The FLOPs and memory that one forward and backward pass of a batch take.
 
     Attributes:
-        flops_forward, flops_backward: floating-point operations in matrix products and convolutions; others do not count.
+        flops_forward, flops_backward: floating-point operations in matrix products and convolutions; other operations do not
+            count.
         saved_bytes: bytes of the tensors that autograd saves for backward. Tensors that share memory count once. Parameters
-            do not count, but a view of one does, such as the transposed weight of a linear layer.
+            do not count, but a view of a parameter does, such as the transposed weight of a linear layer.
         gradient_bytes: bytes of all `.grad` tensors of parameters after backward.
-        peak_bytes: bytes of the tensors made by forward and backward (gradients included), at the moment when most of them
-            exist at once. Excludes memory that kernels use internally. Agrees with torch's profiler, which is slower.
+        peak_bytes: bytes of the tensors made by forward and backward (gradients included), at the moment when these tensors
+            take the most memory. Excludes memory that kernels use internally. Agrees with torch's profiler, which is slower.
         gradients: the names of the parameters that have a gradient after backward.
         parameter_order: the names of the parameters, in the order in which the forward pass calls their modules.
-        flops_by_module: {module name: FLOPs of its forward pass, with its submodules}; "" is the whole model.
+        flops_by_module: {module name: FLOPs of the module's forward pass, submodules included}; "" is the whole model.
         counted_on: `a meta copy` (counted on fake tensors, which have no values) or `a real batch`.
     """
 
@@ -84,8 +85,8 @@ class FakeCopy:
     def count(self, task: Task, batch: Any) -> StepCount:
         """Return the FLOPs and memory of one forward and backward pass, without computing any values.
 
-        `task`: a function (model, batch) -> loss. `batch`: a real batch; only the shapes and dtypes of its tensors are used.
-        Raises an error if the forward pass needs the values, as `tensor.item()` does.
+        `task`: a function (model, batch) -> loss. `batch`: a real batch, of which only the shapes and dtypes of the tensors
+        are used. Raises an error if the forward pass needs the values of tensors, as `tensor.item()` does.
         """
         with preserve_random_state(), _without_fused_attention(), self.mode:
             return _run_and_count(self.model, task, map_tensors(batch, self.mode.from_tensor), META)
@@ -94,8 +95,9 @@ class FakeCopy:
 def count_step(model: nn.Module, task: Task, batch: Any) -> StepCount:
     """Return the FLOPs and memory of one forward and backward pass, without changing the model or the random state.
 
-    `task`: a function (model, batch) -> loss. Runs it on a copy with fake tensors, which computes nothing. If that fails,
-    because the forward pass needs values, runs it on a real copy with the real batch, which takes time and memory.
+    `task`: a function (model, batch) -> loss. The passes run on a copy of the model with fake tensors, so that nothing is
+    computed. If this fails because the forward pass needs the values of tensors, the passes run on a real copy with the real
+    batch, which takes time and memory.
     Source: https://github.com/pytorch/pytorch/blob/main/torch/utils/flop_counter.py,
     https://docs.pytorch.org/docs/stable/autograd.html#torch.autograd.graph.saved_tensors_hooks
     """
@@ -110,7 +112,7 @@ def count_step(model: nn.Module, task: Task, batch: Any) -> StepCount:
 
 @contextmanager
 def _without_fused_attention() -> Iterator[None]:
-    """Inside the `with` block, disable the fused transformer layer of eval mode, because torch does not count its FLOPs."""
+    """Inside the `with` block, disable torch's fused transformer layer of eval mode, whose FLOPs torch does not count."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -122,21 +124,22 @@ def _without_fused_attention() -> Iterator[None]:
 def _attention_formulas(aten: Any) -> dict[Any, Callable[..., int]]:
     """Return {operator: function that computes its FLOPs} for the attention operators that torch's counter does not know.
 
-    `aten`: `torch.ops.aten`. Operators that the installed torch does not have are left out: their names are private.
+    `aten`: `torch.ops.aten`. The names of these operators are private to torch and may change, so an operator that the
+    installed torch does not have is left out.
     """
     found = {getattr(aten, name, None): formula for name, formula in ATTENTION_FORMULAS.items()}
     return {operator: formula for operator, formula in found.items() if operator is not None}
 
 
 class _MemoryCounter(TorchDispatchMode):
-    """Counts the memory of the tensors that operators create inside its `with` block, until each is freed.
+    """Counts the memory of the tensors that operators create inside its `with` block, until each tensor is freed.
+
+    The argument `existing` holds tensors, in nested dicts, lists or tuples, whose memory is not to be counted.
 
     Attributes:
-        bytes: the bytes of all such tensors that exist now.
+        bytes: the bytes of all counted tensors that exist now.
         peak: the largest value that `bytes` has had.
-        seen: the storages (blocks of memory of tensors) that have been counted, and those not to count.
-
-    The argument `existing` holds tensors in nested dicts, lists or tuples whose memory is not to be counted.
+        seen: the storages (blocks of memory of tensors) that are already counted, and the storages of `existing`.
     """
 
     def __init__(self, existing: Any) -> None:
@@ -163,7 +166,7 @@ class _MemoryCounter(TorchDispatchMode):
 def storages_in(value: Any) -> Iterator[torch.UntypedStorage]:
     """Yield the storage (block of memory) of every tensor in nested dicts, lists and tuples.
 
-    A sparse COO tensor has two, for its indices and its values. Tensors of other sparse layouts are passed over.
+    A sparse COO tensor has two storages, for its indices and its values. Tensors of other sparse layouts are passed over.
     """
     for tensor in tensors_in(value):
         if tensor.layout is torch.sparse_coo:
@@ -173,9 +176,9 @@ def storages_in(value: Any) -> Iterator[torch.UntypedStorage]:
 
 
 def _run_and_count(model: nn.Module, task: Task, batch: Any, counted_on: str) -> StepCount:
-    """Run forward and backward on the model itself, not on a copy, and return their FLOPs and memory.
+    """Run forward and backward on the given model itself, not on a copy, and return their FLOPs and memory.
 
-    `counted_on`: META or REAL, the kind of model and batch; it is only stored in the result.
+    `counted_on`: the constant META or REAL, for a fake or a real model and batch; only stored in the result.
     """
     parameters = dict(model.named_parameters())
     parameter_ids = {id(parameter) for parameter in parameters.values()}

@@ -34,7 +34,7 @@ _count_cache: dict[tuple[Any, ...], StepCount] = {}  # so that a sweep counts on
 
 @dataclass
 class Meter:
-    """The meter for `cost=off`: a run calls its methods at the places where other meters measure, but it measures nothing.
+    """The base class of all meters, and the meter for `cost=off`: a run calls its methods, but they measure nothing.
 
     Attributes:
         settings: {config key: value} for the keys that determine the FLOPs of a step.
@@ -47,38 +47,47 @@ class Meter:
     note: Note
 
     def on_model_built(self, model: nn.Module) -> None:
-        """Do nothing; a run calls this with the model before anything is frozen."""
+        """Do nothing; a run calls this method with the model before anything is frozen."""
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
-        """Return the function (model, batch) -> loss to train with, here `task` itself.
+        """Return the task to train with, a function (model, batch) -> loss; here `task` itself.
 
-        Called before the freezing method registers its hooks. Callbacks put on `undo` are called at the end of the run.
+        Called before the freezing method registers its hooks. Callbacks added to `undo` are called at the end of the run.
         """
         return task
 
     def watch_first_batch(self, batches: Iterable[Any], step: int, optimizer: Optimizer, undo: ExitStack) -> Iterator[Any]:
-        """Yield the batches of a span of steps that begins at `step`, calling `on_phase_begin` before the first one."""
+        """Yield the batches unchanged, and call `on_phase_begin` just before the first one.
+
+        `batches`: the batches of a phase, that is, a span of steps in which the same layers are frozen. `step`: the number
+        of the first step of the phase. Callbacks added to `undo` are called at the end of the run.
+        """
         for position, batch in enumerate(batches):
             if not position:
                 self.on_phase_begin(batch, step, optimizer, undo)
             yield batch
 
     def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """Do nothing; called before `step`, the first step of the run or the first with another set of frozen layers."""
+        """Do nothing; called before the first step of each phase (a span of steps in which the same layers are frozen).
+
+        `batch`: the first batch of the phase. `step`: the number of its first step, 1 at the start of the run. Callbacks
+        added to `undo` are called at the end of the run.
+        """
 
     def read_costs(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
     ) -> Cost:
         """Return {name of a cost: its value}, here an empty dict; called after the last step of a run.
 
-        `model`: the trained model. `selection`: what is frozen in it. `parameters`: all parameters, as before the training.
-        `skipped`: {module name: share (0 to 1) of the last phase's steps in which the method skipped the module}.
+        `model`: the trained model. `selection`: what is frozen in the model. `parameters`: all parameters that the model had
+        before the freezing method changed it. `skipped`: {module name: share from 0 to 1}, the share of the steps in which
+        the method skipped the module; only steps since the set of frozen layers last changed count.
         """
         return {}
 
     @contextmanager
     def note_errors(self, problem: str) -> Iterator[None]:
-        """Suppress an exception of the `with` block and show it to the user as a note that begins with `problem`."""
+        """Suppress an exception raised in the `with` block, and show it to the user in a note with the text `problem`."""
         try:
             yield
         except Exception as error:
@@ -89,7 +98,8 @@ class Meter:
 class CountingMeter(Meter):
     """The meter for `cost=count`: adds up the bytes of gradients and optimizer state, and counts FLOPs on a model copy.
 
-    Counts after the training, which the model's code could otherwise influence, for example through a global cache.
+    FLOPs are counted after the training. Counting runs the model's code, which could otherwise influence the training, for
+    example through a global cache.
     """
 
     fake_model: FakeCopy | None = None  # a copy of the model before anything was frozen, with tensors without values
@@ -97,28 +107,39 @@ class CountingMeter(Meter):
     batch: Any = None  # the first batch of the run; FLOPs are counted for its shapes
 
     def on_model_built(self, model: nn.Module) -> None:
-        """Keep a copy (without values) of the unfrozen model, to count later what it costs to train all of it."""
+        """Keep a copy (without values) of the unfrozen model, to count later what it costs to train all of it.
+
+        On a CUDA device, also reset torch's record of the peak memory.
+        """
         with self.note_errors("the unfrozen baseline is not known"):
             self.fake_model = FakeCopy.copy_of(model)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
-        """Return `task` unchanged, and keep a copy (if it can be copied, else `task` itself) to count with after the run."""
+        """Return `task` unchanged, and keep a copy of it for counting after the run.
+
+        If the task cannot be copied, `task` itself is kept.
+        """
         self.task = task
         with self.note_errors("the task cannot be copied, and is counted as it is"):
             self.task = copy.deepcopy(task)  # because a task may have a state
         return task
 
     def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """Keep the first batch of the run, for counting; do nothing at later steps."""
+        """Keep the first batch of the run, whose shapes FLOPs are counted for; do nothing if `step` is not 1."""
         if step == 1:
             self.batch = batch
 
     def read_costs(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
     ) -> Cost:
-        """Return {name of a cost: bytes, FLOPs, or their share of a run with nothing frozen}; None for what is not known."""
+        """Return {name of a cost: its value}; the value is None if the cost is not known.
+
+        Most values are bytes or FLOPs of a step of this run, or shares: this run's cost divided by that of a step with
+        nothing frozen. A few are texts, such as how the peak memory was measured. The arguments are those of
+        `Meter.read_costs`.
+        """
         cost: Cost = dict.fromkeys(COSTS)
         with self.note_errors("bytes of gradients and optimizer state are not known"):
             cost |= bytes_held(parameters, optimizer, selection)
@@ -145,7 +166,11 @@ class CountingMeter(Meter):
         return cost
 
     def count_unfrozen(self, counted: StepCount) -> StepCount | None:
-        """Return FLOPs and memory of a step with nothing frozen; None if this run's step (`counted`) took a real batch."""
+        """Return the FLOPs and memory of a step with nothing frozen, counted on the copy of the unfrozen model.
+
+        `counted`: the count of this run's own step. Returns None if that count needed a real batch, or if there is no copy
+        of the unfrozen model.
+        """
         if counted.counted_on != META:
             self.note("cost: counted on a real batch, for the forward pass needs values; so no unfrozen baseline is known")
         elif self.fake_model is not None:
@@ -158,15 +183,20 @@ class CountingMeter(Meter):
     def peak_bytes(self, cost: Cost, counted: StepCount, model: nn.Module) -> int:
         """Return the peak memory on a CPU: the bytes of model, optimizer state and batch, plus the peak of a step.
 
-        Excludes what the optimizer allocates within its step and what the freezing method keeps. It is a sum of tensor
-        sizes, because the memory that the system reports depends on what the process did before.
+        `cost`: the costs found so far. `counted`: the count of a step. The result excludes what the optimizer allocates
+        within its step and what the freezing method keeps. It is a sum of tensor sizes, because the memory use that the
+        operating system reports depends on what the process did before.
         """
         existing = _total_bytes([*model.buffers(), self.batch]) + cost["parameter_bytes"] + cost["optimizer_state_bytes"]
         return existing + counted.peak_bytes
 
 
 def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
-    """Return {name of a cost: bytes} for parameters, gradients and optimizer state; `frozen_...`: of frozen ones only."""
+    """Return {name of a cost: bytes} for parameters, gradients and optimizer state.
+
+    Names that begin with `frozen_` are for the gradients and optimizer state of frozen parameters only. The value of
+    `frozen_optimizer_state_bytes` is None if the optimizer needs a closure (LBFGS).
+    """
     frozen_state = [state for key, state in optimizer.state.items() if isinstance(key, Tensor) and key in selection]
     return {
         "gradient_bytes": _total_bytes([parameter.grad for parameter in parameters]),
@@ -179,9 +209,10 @@ def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Se
 
 
 def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer) -> Cost:
-    """Return {name of a cost + `_share`: this run's cost divided by that of a step with nothing frozen (`baseline`)}.
+    """Return {name of a cost + `_share`: this run's cost divided by the same cost of a step with nothing frozen}.
 
-    `baseline` has no optimizer state; its size is estimated with this run's bytes of state per byte of a parameter.
+    `cost`: this run's costs. `baseline`: the count of a step with nothing frozen. The baseline contains no optimizer state;
+    its size is estimated from this run, as bytes of state per byte of a parameter with state.
     """
     unfrozen: Cost = {key: getattr(baseline, key, None) for key in COUNTED}
     parameters_with_state = [
@@ -196,9 +227,10 @@ def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer) ->
 
 
 class TimingMeter(CountingMeter):
-    """The meter for `cost=time`: counts, and measures the seconds of forward, backward (with clipping) and optimizer step.
+    """The meter for `cost=time`: counts as `cost=count` does, and measures the seconds of each part of a step.
 
-    Waits until the GPU has finished its work each time it reads the clock.
+    The parts are forward, backward (with clipping) and the optimizer's step. Each time the clock is read, the meter first
+    waits until the GPU has finished its work.
     """
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
@@ -220,7 +252,11 @@ class TimingMeter(CountingMeter):
         return timed_task
 
     def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """At step 1, register an optimizer hook that stores the seconds of each step; `undo` removes the hook."""
+        """Forget the clock readings of an unfinished step. At step 1, also keep the batch and register an optimizer hook.
+
+        The hook stores the seconds of forward, backward and optimizer step after each step. A callback on `undo` removes the
+        hook.
+        """
         super().on_phase_begin(batch, step, optimizer, undo)
         self.times.clear()
 
@@ -236,7 +272,11 @@ class TimingMeter(CountingMeter):
     def read_costs(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
     ) -> Cost:
-        """Return the counted costs, and median and interquartile range of the seconds of forward, backward and step."""
+        """Return the costs of `cost=count`, and the seconds of forward, backward and optimizer step.
+
+        For each of the three, two values are given: the median over the timed steps, and the interquartile range under a
+        name that ends in `_spread`. Both are None if there are too few timed steps.
+        """
         cost = super().read_costs(model, optimizer, selection, parameters=parameters, skipped=skipped)
         # Without the warm-up, and without steps 1, 2, 4, 8, ..., which include the audit's comparison.
         timed = [
@@ -265,7 +305,11 @@ class TimingMeter(CountingMeter):
 
 
 def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -> str:
-    """Return a clause that says why freezing saves few FLOPs; "" if it saves over 10%, or if nothing is frozen."""
+    """Return a clause that says why freezing saves few FLOPs.
+
+    Returns "" if freezing saves more than 10% of the FLOPs, if the saving is not known, or if nothing is frozen. `cost`:
+    this run's costs. `counted`: the count of this run's step.
+    """
     frozen = set(selection.parameters)
     if cost.get("flops_share") is None or cost["flops_share"] < SMALL_SAVING or not frozen:
         return ""
@@ -281,17 +325,17 @@ def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -
 
 
 def _shapes(batch: Any) -> list[Any]:
-    """Return a list of (shape, dtype as a string), one pair for each tensor in a batch."""
+    """Return a list with one pair for each tensor in a batch: (shape, dtype as a string)."""
     return [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors_in(batch)]
 
 
 def _total_bytes(value: Any) -> int:
-    """Return the bytes of all tensors in nested dicts, lists and tuples; tensors that share memory count once."""
+    """Return the bytes of all tensors in nested dicts, lists and tuples; memory that several tensors share counts once."""
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages_in(value)}.values())
 
 
 def _count_once(types: tuple[type, ...], settings: Any, count: Callable[[], StepCount]) -> StepCount:
-    """Return the result cached for these `types` and `settings`; if there is none, call `count` and cache its result."""
+    """Return `count()`, cached: it is called only once for the same `types` and `settings`."""
     key = (*types, json.dumps(settings, sort_keys=True, default=str))
     if key not in _count_cache:
         _count_cache[key] = count()

@@ -22,8 +22,9 @@ class Effect:
     """What one batch does to a model while certain layers are frozen.
 
     Attributes:
-        gradients: {id of a parameter: what backward does to its gradient}. `present`: the gradient has values other than 0;
-            `zero`: all are 0; `dropped`: a hook sets it to None; `untouched`: backward leaves it as it was.
+        gradients: {id of a parameter: what backward does to its gradient}. `present`: the gradient has elements other than
+            0. `zero`: all elements are 0. `dropped`: a hook sets the gradient to None. `untouched`: backward leaves the
+            gradient as it was.
         written: the names of the parameters and buffers that the forward pass changes.
     """
 
@@ -32,10 +33,10 @@ class Effect:
 
 
 def effect_of_batch(model: nn.Module, parameters: Sequence[Tensor], task: Task, batch: Any) -> Effect:
-    """Run forward and backward on one batch, and return what they do to gradients, parameters and buffers.
+    """Run the forward and backward pass on one batch, and return what they do to gradients, parameters and buffers.
 
-    `parameters`: those whose gradients are examined. `task`: a function (model, batch) -> loss. The old gradients are put
-    back; changes that the forward pass makes, such as in BatchNorm statistics, stay in the model.
+    `parameters`: the parameters whose gradients are examined. `task`: a function (model, batch) -> loss. Afterwards the
+    parameters have their old gradients again. Changes that the forward pass makes, such as in BatchNorm statistics, stay.
     """
     written: set[str] = set()
 
@@ -55,15 +56,19 @@ def effect_of_batch(model: nn.Module, parameters: Sequence[Tensor], task: Task, 
 
 
 def effect_of_flags(parameters: Sequence[Tensor]) -> Effect:
-    """Return what backward would do to each gradient, without a batch: judge by `requires_grad` and the parameter's hooks.
+    """Predict from `requires_grad` and hooks, without a batch, what backward would do to the gradient of each parameter.
 
-    The hooks may be the user's own and change what they are given, so they get a copy of one element of the parameter.
+    The returned Effect has only `gradients`. If a parameter has hooks, they are called on a copy of its first element,
+    because a user's own hook may change the tensor that it is given.
     """
     return Effect({id(p): _gradient_effect_of_flags(p) for p in parameters})
 
 
 def _gradient_effect_of_flags(parameter: Tensor) -> str:
-    """Return what backward would do to the gradient: `present`, `zero`, `dropped` or `untouched` (explained in Effect)."""
+    """Predict from `requires_grad` and hooks what backward would do to a parameter's gradient.
+
+    Returns `present`, `zero`, `dropped` or `untouched`; `Effect.gradients` explains these words.
+    """
     if not parameter.requires_grad:
         return "untouched"
     if not (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
@@ -76,10 +81,11 @@ def _gradient_effect_of_flags(parameter: Tensor) -> str:
 
 
 def _gradient_effects(parameters: Sequence[Tensor], backward: Callable[[], None]) -> dict[int, str]:
-    """Return {id of a parameter: what `backward` does to its gradient}; the values are explained in Effect.
+    """Return {id of a parameter: what `backward` does to its gradient}, in the words that `Effect.gradients` explains.
 
-    Calls `backward` with all gradients set to None. If some stay None, calls it again with gradients of zeros: only those
-    that a hook sets to None (`dropped`) are None after that. Puts the old gradients back at the end.
+    First all gradients are set to None and `backward` is called. If the gradient of a parameter with `requires_grad=True` is
+    still None, all gradients are set to zeros and `backward` is called again: a gradient that is None after both calls was
+    set to None by a hook (`dropped`). At the end the parameters get their old gradients back.
     """
     old_gradients = [parameter.grad for parameter in parameters]
     from_none = _gradient_kinds_after(backward, parameters, lambda parameter: None)
@@ -97,7 +103,8 @@ def _gradient_kinds_after(
 ) -> dict[int, str]:
     """Set each gradient to `initial_gradient(parameter)`, then call `backward`.
 
-    Returns {id of a parameter: its gradient afterwards, as `none`, `zero` (all elements are 0) or `present`}.
+    Returns {id of a parameter: its gradient after that call}. The gradient is described by a word: `none`, `zero` (all
+    elements are 0) or `present` (some element is not 0).
     """
     for parameter in parameters:
         parameter.grad = initial_gradient(parameter)

@@ -18,8 +18,8 @@ CAUSES_WITHOUT_BATCH = ("scheduler", "optimizer_ignores_lr", "weight_decay", "op
 def leak_warnings(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequence[str] = ()) -> list[str]:
     """Return sentences that say which frozen tensors would leak (change all the same) and why.
 
-    There is one sentence for each pair of cause and parameter group. `rehearsal`: the predictions. `method`, `optimizer`:
-    names to show. `causes`: if not empty, only leaks with one of these causes are reported.
+    There is one sentence for each pair of cause and parameter group. `rehearsal`: the predictions. `method`, `optimizer`: the
+    names that the sentences use. `causes`: if not empty, only leaks with one of these causes are reported.
     """
     rows_of: dict[tuple[str, str], list[Row]] = {}
     for row in rehearsal.rows:
@@ -69,8 +69,8 @@ def idle_warnings(rehearsal: Rehearsal) -> list[str]:
 def _describe_cause(cause: str, group: str, rehearsal: Rehearsal, method: str, optimizer: str) -> str:
     """Return a clause that says why frozen tensors in the parameter group `group` would change.
 
-    `cause`: as in the `cause` column of `changes.csv`. `method`, `optimizer`: names to show. For the cause `scheduler`, the
-    clause gives the highest learning rate of the group and its step.
+    `cause`: as in the `cause` column of `changes.csv`. `method`, `optimizer`: the names that the clause uses. For the cause
+    `scheduler`, the clause gives the group's highest learning rate while frozen and the step at which it is reached.
     """
     if cause == "scheduler":
         lrs, first = rehearsal.lrs, rehearsal.phases[-1].first

@@ -20,10 +20,10 @@ from runner.tensors import tensor_entries, tensor_resolver
 def foresee(setup: Setup) -> Rehearsal:
     """Predict which tensors the training would change, and return the predictions.
 
-    Runs the first batch once for each phase (span of steps with the same frozen layers), then simulates all steps on a small
-    stand-in for the model. Afterwards the setup cannot be used to train: the batches may have changed its buffers, and it is
-    in its last phase. Does not predict what only later batches cause, such as gradients that become 0 or updates that are
-    rounded away. Raises what the training would raise.
+    A phase is a span of steps with the same frozen layers. The model processes the first batch once in each phase; then all
+    steps are simulated on a small stand-in for the model. Changes that only later batches cause are not predicted, such as
+    gradients that become 0 or updates that are rounded away. Afterwards `setup` cannot be used to train: its model's buffers
+    may have changed, and its last phase has begun. Raises what the training would raise.
     """
     task, first = build_task(setup.config, setup.device), next(build_batches(setup.config, setup.device), None)
     if first is None:

@@ -44,7 +44,8 @@ class Rehearsal:
         rows: for each parameter and buffer of the model, a dict that says whether it would change and why.
         lrs: {step number: {parameter group name: learning rate}}.
         scheduler: the learning rate scheduler that was used, or None.
-        optimizer_couples: whether gradients of frozen parameters change how the optimizer updates the others (LBFGS).
+        optimizer_couples: whether gradients of frozen parameters change how the optimizer updates the other parameters, as
+            under LBFGS.
     """
 
     phases: Sequence[Phase]
@@ -79,8 +80,9 @@ class StandInModel(nn.Module):
     def forward(self, step: int, effect: Effect) -> Tensor:
         """Return a loss that gives the same parameters a gradient as a real batch does.
 
-        The loss is half the squared distance of the parameters to a random point, which `step` seeds. `effect`: what a real
-        batch does; parameters that get no gradient from it are not in the loss, and tensors in `effect.written` are changed.
+        The loss is half the squared distance of the stand-in parameters to a random point; `step` is the random seed.
+        `effect`: what a real batch does. A parameter to which a real batch gives no gradient is left out of the loss. If all
+        elements of its gradient are 0, they are 0 here too. The stand-ins of the tensors in `effect.written` are changed.
         """
         generator = torch.Generator().manual_seed(step)
         terms = [torch.zeros((), requires_grad=True)]
@@ -96,7 +98,7 @@ class StandInModel(nn.Module):
         return torch.stack(terms).sum()
 
     def map_selection(self, selection: Selection) -> Selection:
-        """Return a copy of `selection` with stand-ins in place of the frozen parameters and buffers, and no modules."""
+        """Return a copy of `selection` in which stand-ins replace the parameters and buffers, and which has no modules."""
         parameters, buffers = (
             {name.replace(".", "/"): self.stand_in_of[id(t)] for name, t in tensors.items() if id(t) in self.stand_in_of}
             for tensors in (selection.parameters, selection.buffers)
@@ -163,7 +165,8 @@ def _rows_of_model(
 ) -> list[Row]:
     """Return a row (a dict that says whether a tensor changed, and why) for each tensor of the real model.
 
-    `rows`: the rows of the stand-ins. `equivalents`: {name of a stand-in: tensors of the model that get a copy of its row}.
+    `rows`: the rows of the stand-ins. `model_entries`: {name: tensor of the real model}. `equivalents`: {name of a stand-in:
+    the tensors of the real model that it represents}; each of these tensors gets a copy of the stand-in's row.
     """
     row_of_stand_in = {row["name"].replace("/", "."): row for row in rows}
     row_of = {entry.name: row_of_stand_in[name] for name, members in equivalents.items() for entry in members}
@@ -175,9 +178,11 @@ def _run_phase(
 ) -> LearningRates:
     """Simulate the steps of one phase; return {step number: {parameter group name: learning rate}}.
 
-    `train_steps` trains the stand-in for the first FULL_STEPS steps. For later ones only the scheduler is called. Then comes
-    one step with each group at its highest learning rate since, because a tensor that changes at any rate changes at that.
-    Closing `restore_lrs` sets the rates back; until then the last step can be repeated, to find why a frozen tensor changed.
+    The first FULL_STEPS steps are carried out by `train_steps`, which trains the stand-in. For the other steps only the
+    scheduler is called, to record the learning rates. Then one more training step follows, in which each parameter group has
+    the highest of its recorded rates: a tensor that changes at a lower rate also changes at this one. Closing `restore_lrs`
+    sets the rates back. It stays open at first, so that the audit can repeat the last step to find why a frozen tensor
+    changed.
     """
     full_steps, other_steps = steps[:FULL_STEPS], steps[FULL_STEPS:]
     lrs = {step.number: step.lrs for step in train_steps(full_steps, scheduler=scheduler, first=steps.start)}
@@ -195,14 +200,18 @@ def _run_phase(
 
 
 def _task_of(effect: Effect) -> Task:
-    """Return a function (stand-in model, step number) -> loss for the training loop. `effect`: what a real batch does."""
+    """Return the loss function for the training loop: a function (stand-in model, step number) -> loss.
+
+    `effect`: what a real batch does; the loss has the same effect on the stand-in model.
+    """
     return lambda stand_in, step: stand_in(step, effect)
 
 
 def _few_elements(tensor: Tensor) -> Tensor:
-    """Return a copy of a few elements, as a tensor with the same number of dimensions, each cut to size 2 at most.
+    """Return a small tensor with copies of a few elements; each dimension has the size of the original, but at most 2.
 
-    Takes the first elements of the flattened tensor, or those of largest absolute value if some of the first are 0.
+    The elements are the first ones of the flattened tensor. If one of these is 0, but not the whole tensor, the elements of
+    largest absolute value are taken instead.
     """
     shape = _cut_shape(tensor)
     flat, count = tensor.reshape(-1), shape.numel()
@@ -213,12 +222,15 @@ def _few_elements(tensor: Tensor) -> Tensor:
 
 
 def _cut_shape(tensor: Tensor) -> torch.Size:
-    """Return the tensor's shape with every dimension cut to size 2 at most."""
+    """Return the tensor's shape with every size above 2 replaced by 2."""
     return torch.Size(min(2, size) for size in tensor.shape)
 
 
 def _has_nonzero(tensor: Tensor) -> bool:
-    """Return whether any element is not 0; looks at the first 64 first, because that is usually enough."""
+    """Return whether any element of the tensor is not 0.
+
+    To save time, the whole tensor is read only if its first 64 elements are all 0.
+    """
     flat = tensor.detach().reshape(-1)
     return bool(flat[:64].any()) or bool(flat.any())
 
@@ -228,10 +240,12 @@ def group_equivalent(
 ) -> dict[str, list[TensorEntry]]:
     """Group the tensors for which a simulated training gives the same result, so that one stand-in serves a whole group.
 
-    Returns {name of the first tensor: all tensors of its group}. The tensors of a group are alike in kind (parameter or
-    buffer), dtype and the shape of their stand-in (every dimension cut to at most 2), and all or none of them are entirely
-    0. In each phase (span of steps) they are also alike in being frozen, in their optimizer group, and in whether a batch
-    gives them a gradient or writes to them (`effects`, one for each phase).
+    Returns {name of the group's first tensor: all tensors of the group}. `model_entries`: {name: tensor of the real model}.
+    `phases`: spans of steps with the same frozen layers. `effects`: for each phase, what a batch does.
+
+    All tensors of a group have the same kind (parameter or buffer), dtype and shape of the stand-in, and either all of them
+    or none consist of zeros only. In each phase, all of them are frozen or none is, all are in the same parameter group of
+    the optimizer, and a batch has the same effect on all: on their gradients, and on whether the forward pass changes them.
     """
     group_names = [{id(p): group["name"] for group in phase.groups for p in group["params"]} for phase in phases]
     equivalents: dict[Any, list[TensorEntry]] = {}

@@ -21,8 +21,9 @@ class Forecast:
     """The predictions for the phases (spans of steps with the same frozen layers) that have begun so far.
 
     Attributes:
-        effects: for each of these phases, what backward does to gradients, judging by `requires_grad` and hooks.
-        optimizer_couples: whether gradients of frozen parameters change how the optimizer updates the others.
+        effects: one Effect for each phase that has begun: what backward does to gradients, predicted from `requires_grad`
+            and hooks.
+        optimizer_couples: whether gradients of frozen parameters change how the optimizer updates the other parameters.
     """
 
     effects: tuple[Effect, ...] = ()
@@ -30,10 +31,11 @@ class Forecast:
 
 
 def foresee_phase(setup: Setup, before: Forecast) -> Forecast:
-    """Warn the user if frozen tensors would change in the phase that has just begun; return `before` extended by the phase.
+    """Warn the user if frozen tensors would change in the phase (span of steps with the same frozen layers) that has begun.
 
-    A phase is a span of steps with the same frozen layers. The prediction needs no batch: the steps are simulated on a small
-    stand-in for the model. If that fails, a message says why.
+    `before`: the predictions for the earlier phases. Returns the predictions for these and the new phase. They need no
+    batch: the steps are simulated on a small stand-in for the model. Warnings are reported by `setup.note`. If the
+    simulation fails, a message with the reason is reported instead.
     """
     effects = (*before.effects, effect_of_flags(setup.parameters))
     if not setup.phases[len(effects) - 1].selection.parameters:
@@ -68,10 +70,10 @@ def rehearse_phases(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
 
 
 def couplings(setup: Setup, forecast: Forecast) -> list[Coupling]:
-    """Return how frozen parameters influenced the updates of the others, through their gradients: a list of words.
+    """Return in which ways the gradients of frozen parameters changed the updates of the other parameters: a list of words.
 
-    `clip`: their gradients counted in the norm that gradient clipping uses. `optimizer`: the optimizer computes one
-    parameter's update from several gradients, as LBFGS does.
+    `clip`: gradients of frozen parameters counted in the norm that gradient clipping uses. `optimizer`: the optimizer
+    computes the update of a parameter from the gradients of other parameters too, as LBFGS does.
     """
     frozen_have_gradients = any(gradient_kind(tensor) == "present" for tensor in setup.selection.parameters.values())
     is_coupled: dict[Coupling, bool] = {

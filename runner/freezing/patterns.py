@@ -99,8 +99,9 @@ def _compile_regex(text: str, key: str) -> re.Pattern[str]:
 def _compile_name(text: str, key: str) -> re.Pattern[str]:
     """Turn a dotted name with wildcards, such as `layer*.bn1`, into a regular expression.
 
-    It matches the names of the pattern and all names below them, each written with a dot at its end (`layer1.bn1.`). `key`
-    is the config key that has the pattern, for messages. Raises ConfigError if the pattern is malformed.
+    The regular expression matches every dotted name that the pattern `text` describes, and all names below it. A name must be
+    given to it with a dot at the end (`layer1.bn1.`). `key` is the config key that has the pattern, for messages. Raises
+    ConfigError if the pattern is malformed.
     """
     parts = text.split(".")
     if "" in parts:

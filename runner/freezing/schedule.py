@@ -18,10 +18,10 @@ class Phase:
     """A span of a run's steps in which the same parameters and modules are frozen. It lasts until the next phase begins.
 
     Attributes:
-        first: the number of its first step, counted from 1.
-        selection: the parameters, buffers and modules that are frozen in it.
-        groups: the optimizer's parameter groups in it. Schedules leave them empty: they are filled in later, by the code
-            that knows the freezing method.
+        first: the number of the phase's first step, counted from 1.
+        selection: the parameters, buffers and modules that are frozen during the phase.
+        groups: the optimizer's parameter groups during the phase. A schedule leaves the tuple empty; it is filled in later,
+            when the freezing method is known.
     """
 
     first: int
@@ -50,7 +50,7 @@ def after(selection: Selection, step: int) -> list[Phase]:
 def reached_phases(phases: Sequence[Phase], steps: int) -> Iterator[tuple[Phase, int]]:
     """Yield (phase, number of its steps) for each phase that begins within a run of `steps` steps.
 
-    A phase that the end of the run cuts short has only the steps before that end.
+    If the run ends within a phase, only the phase's steps up to the end of the run are counted.
     """
     last_steps = [phase.first - 1 for phase in phases[1:]] + [steps]
     for phase, last in zip(phases, last_steps, strict=True):

@@ -24,7 +24,7 @@ class Selection:
 
     Attributes:
         parameters: {name: frozen parameter}.
-        buffers: {name: buffer} of the modules in `modules`; they do not change either.
+        buffers: {name: buffer} for each buffer of the modules in `modules`; eval mode keeps these buffers unchanged.
         modules: {name: module that stays in eval mode}; empty with `freeze.buffers=live`.
         head: the patterns that `@head` stands for, as given to `select`.
         notes: messages for the user.
@@ -54,12 +54,12 @@ def select(
 ) -> Selection:
     """Return the parameters, buffers and modules of a model that the patterns match, as a Selection.
 
-    `keep`: patterns of exceptions; a parameter or module that one of them matches under any of its names is left out.
-    `buffers`: with "frozen" the matched modules are selected too, to stay in eval mode; with "live" only parameters are.
+    `keep`: patterns of exceptions. A parameter or module is left out if a `keep` pattern matches any of its names.
+    `buffers`: with "frozen", the matched modules and their buffers are selected too; with "live", only parameters are.
     `head`: the patterns that `@head` stands for; None or "auto" finds the classifier.
 
-    Raises ConfigError (a ValueError) for a pattern that matches nothing, a pattern all of whose matches are in `keep`, a
-    `keep` pattern that is no exception to anything, a pattern in both lists, and an empty or malformed pattern.
+    Raises ConfigError (a ValueError) if a pattern is empty or malformed, matches nothing, or is in both `patterns` and
+    `keep`. Raises it too if `keep` leaves out everything that a pattern matches, or if a `keep` pattern leaves out nothing.
     """
     if buffers not in ("live", "frozen"):
         raise ConfigError(f"buffers is {buffers!r}; give live or frozen")
@@ -90,11 +90,12 @@ def select(
 def _refuse_patterns_without_effect(
     names_of_pattern: Mapping[str, set[str]], names_of_keep: Mapping[str, set[str]], matched: set[str], kept: set[str]
 ) -> None:
-    """Raise ConfigError for a pattern that changes nothing.
+    """Raise ConfigError if removing a pattern from `freeze.patterns` or `freeze.keep` would change nothing.
 
-    That is a `keep` pattern that matches no name in `matched` (all names that `freeze.patterns` match), or a pattern of
-    `freeze.patterns` whose names are all in `kept` (all names that `freeze.keep` matches). The first two arguments are
-    {pattern: names that it matches} of `freeze.patterns` and `freeze.keep`.
+    A pattern of `freeze.keep` is refused if it matches no name in `matched`. A pattern of `freeze.patterns` is refused if all
+    names that it matches are in `kept`. `names_of_pattern`: {pattern of `freeze.patterns`: names that it matches}.
+    `names_of_keep`: the same for `freeze.keep`. `matched`: all names that `freeze.patterns` matches. `kept`: all names that
+    `freeze.keep` matches.
     """
     for text, names in names_of_keep.items():
         if not names & matched:
@@ -107,7 +108,8 @@ def _refuse_patterns_without_effect(
 class PatternResolver:
     """Finds the parameters and modules of one model that a pattern matches.
 
-    `head`: the patterns that `@head` stands for; None or "auto" finds the classifier.
+    `head`: the pattern or patterns that `@head` stands for. With None or "auto", `@head` is the classifier that `find_head`
+    finds.
     """
 
     def __init__(self, model: nn.Module, head: str | Sequence[str] | None = None) -> None:
@@ -127,9 +129,9 @@ class PatternResolver:
     def resolve(self, pattern: Pattern, key: str, with_modules: bool = False) -> set[str]:
         """Return the names of the parameters that a pattern matches.
 
-        A parameter with several names is returned under its first one, whichever of them matches. `with_modules` adds the
-        names of the matched modules, each followed by a `/`. `key` is the config key that has the pattern, for messages.
-        Raises ConfigError, with the most similar names in the model, if nothing matches.
+        A tied parameter has several names. If the pattern matches any of them, the first name of the parameter is returned.
+        `with_modules` adds the names of the matched modules, each followed by a `/`. `key` is the config key that has the
+        pattern, for messages. Raises ConfigError if nothing matches; the message suggests similar names in the model.
         """
         matches = self._matcher(pattern)
         found = {entry.name for entry in self.parameters if any(map(matches, entry.names))}
@@ -143,10 +145,10 @@ class PatternResolver:
         return found
 
     def tie_notes(self, patterns: Iterable[Pattern], keep: Iterable[Pattern], kept: set[str]) -> Iterable[str]:
-        """Yield a note for each parameter that one name freezes, but that another of its names exempts through `keep`.
+        """Yield a note for each tied parameter that is not frozen because `keep` matches another of its names.
 
-        Tied parameters have several names: they are one tensor in several modules. `kept`: the names of the parameters that
-        both `patterns` and `keep` match.
+        A tied parameter is one tensor in several modules, so it has several names. If `patterns` matches one name and `keep`
+        matches another one, it is not frozen. `kept`: the names of the parameters that both `patterns` and `keep` match.
         """
         freezes, exempts = [self._matcher(p) for p in patterns], [self._matcher(p) for p in keep]
         for entry in self.parameters:
@@ -189,8 +191,8 @@ class PatternResolver:
     def _no_match_message(self, pattern: Pattern, key: str, matched_modules: list[str]) -> str:
         """Return the error message for a pattern that matches no parameter.
 
-        `key` is the config key that has the pattern. `matched_modules` are the modules that it matches; they have no
-        parameters.
+        `key` is the config key that has the pattern. `matched_modules` are the names of the modules that the pattern matches;
+        these modules have no parameters.
         """
         problem = f"{key}: {pattern.text!r} matches no parameter"
         if pattern.kind == "type":
@@ -214,7 +216,7 @@ class PatternResolver:
         return f"{problem} or module of the model{hint}"
 
     def _suggest(self, text: str) -> str:
-        """Return `; did you mean A or B?` with names in the model that are similar to the text, or "" if none is."""
+        """Return `; did you mean A or B?` with names in the model that are similar to `text`, or "" if none is similar."""
         return did_you_mean(text, [*filter(None, self.modules), *(name for e in self.parameters for name in e.names)])
 
     def _example_name(self) -> str:
@@ -223,11 +225,11 @@ class PatternResolver:
 
 
 def find_head(model: nn.Module, classes: int | None = None) -> str:
-    """Return the name of the model's classifier.
+    """Return the name of the module that is taken for the model's classifier.
 
-    That is the last registered module that has parameters of its own and an attribute `out_features` or `out_channels`, as
-    linear and convolutional modules have. If some of these modules have exactly `classes` outputs, it is the last of those.
-    Raises ConfigError if there is no such module.
+    Candidates are the submodules that have parameters of their own and an attribute `out_features` or `out_channels`, as
+    linear and convolutional modules have. The result is the last candidate with exactly `classes` outputs, in the order of
+    `named_modules()`. If there is none, it is the last candidate. Raises ConfigError if there are no candidates.
     """
     output_sizes = {
         name: getattr(module, "out_features", getattr(module, "out_channels", None))
@@ -247,8 +249,8 @@ def find_head(model: nn.Module, classes: int | None = None) -> str:
 def _is_instance(module: nn.Module, class_name: str) -> bool:
     """Return True if a module is an instance of the named class.
 
-    `class_name` is a bare name (`Linear`) or a dotted path, either the public one (`torch.nn.Linear`) or that of the file
-    which defines the class (`torch.nn.modules.linear.Linear`).
+    `class_name` is a bare name (`Linear`) or a dotted path. The path may be the public one (`torch.nn.Linear`) or the one in
+    the module that defines the class (`torch.nn.modules.linear.Linear`).
     """
     if any(class_name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}") for cls in type(module).__mro__):
         return True

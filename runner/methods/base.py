@@ -38,8 +38,8 @@ class PhaseContext:
         model: the model that is trained.
         task: a function `task(model, batch)` that returns the loss.
         note: a function that shows a message to the user.
-        not_run: {module name: number of steps in this span in which the method did not run the module}. The method adds to
-            it while it feeds batches; the reported cost of a step leaves these modules out.
+        not_run: {module name: number of steps in this span in which the method skipped the module}. `feed` fills it in. The
+            reported FLOPs of a step do not include the skipped forward passes.
     """
 
     model: nn.Module
@@ -51,16 +51,19 @@ class PhaseContext:
 class FreezingMethod:
     """A way to freeze parameters: the training calls its five methods in the order below, and each does nothing by default.
 
-    A subclass overrides only what it needs and uses torch's own means (flags, parameter groups, hooks, replaced modules). In
-    every method, `selection` says which parameters and modules are frozen. `undo` is a stack of callbacks, called at the end
-    of the run: for each change to the model, the method adds a callback that reverses the change.
+    A subclass overrides only the methods it needs. It uses torch's own means: flags, parameter groups, hooks, replaced
+    modules. In every method, `selection` says which parameters and modules are frozen. `undo` is a stack of callbacks that
+    are called at the end of the run. For each change to the model, the method adds a callback that reverses the change.
     """
 
     leaks_under: frozenset[str] = frozenset()
     """The keys of TRAPS (situations) in which frozen parameters change with this method; in all others they do not."""
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
-        """Return why this method cannot freeze the selected parameters in this model (the run is then skipped), or None."""
+        """Return why this method cannot freeze the selected parameters in this model, or None if it can.
+
+        If a reason is returned, the run is skipped.
+        """
         return None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
@@ -74,7 +77,8 @@ class FreezingMethod:
     def groups(self, groups: list[Group], selection: Selection) -> list[Group]:
         """Return the parameter groups to build the optimizer with.
 
-        `groups`: those that the config asks for, dicts as torch.optim takes them. `selection`: what is frozen.
+        `groups`: the parameter groups that the config asks for, as the dicts that torch.optim takes. `selection`: what is
+        frozen.
         """
         return groups
 
@@ -85,9 +89,10 @@ class FreezingMethod:
         """
 
     def feed(self, batches: Iterable[Any], context: PhaseContext) -> Iterator[Any]:
-        """Yield the batches for the training, each built only when the training loop asks for it.
+        """Yield the batches to train on, each built only when the training loop asks for it.
 
-        `batches` are LazyBatch objects: `batch` builds the batch, `ids` are the numbers of its samples. Called once for each
-        span of steps in which the same layers are frozen; `context` describes that span.
+        `batches`: LazyBatch objects. The property `batch` of a LazyBatch builds the batch, and `ids` are the numbers of the
+        batch's samples. Called once for each span of steps in which the same layers are frozen; `context` describes that
+        span.
         """
         return (lazy_batch.batch for lazy_batch in batches)

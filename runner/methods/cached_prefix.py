@@ -25,14 +25,16 @@ from runner.training.epochs import LazyBatch
 class CachedPrefix(RequiresGrad):
     """Sets `requires_grad` to False, and runs the frozen first layers once per sample: later epochs use the stored outputs.
 
-    Needs `freeze.buffers=frozen`, which keeps these layers in eval mode, and layers that give the same bits each time. Both
-    are checked on copies of the model; if a check fails, the run is skipped with the reason. With one epoch nothing is
-    stored, and the method is the same as `requires_grad`. Frozen parameters can change in the same cases as there.
-    The trained weights have the same bits as with `requires_grad` if all batches have one size and the stored output of a
-    sample does not depend on its place in the batch. Where it depends on that, a note gives the largest difference.
+    Needs `freeze.buffers=frozen`, which keeps the frozen layers in eval mode. The frozen layers must also give the same bits
+    each time. Both are checked on copies of the model; if a check fails, the run is skipped with the reason. With one epoch
+    nothing is stored, and the method is the same as `requires_grad`. Frozen parameters can change in the same cases as with
+    `requires_grad`.
+    The trained weights have the same bits as with `requires_grad` if two conditions hold: all batches have one size, and the
+    stored output of a sample does not depend on the sample's index in the batch. If it depends on the index, a note to the
+    user gives the largest difference.
 
-    `input`: shape of one sample. `epochs`: number of epochs. `memory_mb`: how many MiB of outputs stay in memory; the rest
-    goes to a file in a temporary folder, which is made in `folder` (None: the system's).
+    `input`: shape of one sample. `epochs`: number of epochs. `memory_mb`: how many MiB of outputs stay in memory; further
+    outputs go to a file in a temporary folder inside `folder` (None: inside the system's folder for temporary files).
     Source: https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html (ConvNet as fixed feature extractor)
     """
 
@@ -105,10 +107,10 @@ class CachedPrefix(RequiresGrad):
                     yield batch
 
     def check_batch_size(self, batch: Any, context: PhaseContext) -> None:
-        """Check on copies that a step with a batch of this size can skip the frozen first layers.
+        """Check, once per batch size, that a training step can skip the frozen first layers. Works on a copy of the model.
 
-        Done once for each batch size. Stores what later steps with this batch size need to skip them. Raises SkippedError,
-        which ends the run as skipped, if a step without these layers gives other bits than a full step.
+        Stores the placeholders that later steps with this batch size need to skip the layers. Raises SkippedError, which
+        ends the run as skipped, if a step without the layers gives other bits than a full step.
         """
         assert self.boundary is not None
         size = len(batch[0])
@@ -136,8 +138,9 @@ class CachedPrefix(RequiresGrad):
     def output_saver(self, ids: list[int], note: Note) -> Callable[[str, Any], None]:
         """Return a function `save(module_name, output)` that stores the output of the last frozen module.
 
-        It ignores other modules, and samples whose output is already stored. `ids`: the numbers of the batch's samples.
-        `note` is called with a message if the file of outputs cannot be written; nothing more is stored then.
+        `save` ignores all other modules. It also ignores samples whose output is already stored. `ids`: the numbers of the
+        batch's samples. If the file of outputs cannot be written, `note` is called with a message, and nothing more is
+        stored.
         """
 
         def save(name: str, output: Any) -> None:
@@ -154,10 +157,11 @@ class CachedPrefix(RequiresGrad):
         return save
 
     def cached_rows(self, ids: list[int], note: Note) -> Tensor | None:
-        """Return the stored outputs of the frozen first layers as one tensor (N, ...), or None if any is missing or damaged.
+        """Return the stored outputs of the last frozen module for N samples as one tensor (N, ...).
 
-        `ids`: the numbers of the N samples. `note` is called with a message if the file of outputs is damaged; what was in
-        the file is then computed again.
+        Returns None if the output of any sample is missing or damaged. `ids`: the numbers of the N samples. If the file of
+        outputs is damaged, `note` is called with a message, and the outputs in the file are computed again when they are
+        needed.
         """
         if not all(number in self.store for number in ids):
             return None
@@ -170,10 +174,11 @@ class CachedPrefix(RequiresGrad):
             return None
 
     def output_loader(self, ids: list[int], rows: Tensor) -> Callable[[], Tensor]:
-        """Return a function without arguments that returns the stored output of the last frozen module.
+        """Return a function without arguments that returns the stored output of the last frozen module for some samples.
 
-        `ids`: the numbers of the samples. `rows`: that output for them, already loaded. The first call returns it; each
-        later call loads a new copy, because the model may write to what it gets.
+        `ids`: the numbers of the samples. `rows`: the stored output for these samples, already loaded. The function's first
+        call returns `rows`. Each later call loads a new copy from the store, because the model may have written to the
+        earlier one.
         """
         unused = [rows]
         dim_order = self.dim_order

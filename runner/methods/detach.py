@@ -19,8 +19,8 @@ from runner.methods.prefix.boundary import frozen_prefix
 class Detach(FreezingMethod):
     """Runs the frozen first layers without an autograd graph, as `with torch.no_grad()` around a backbone does.
 
-    These layers save nothing for backward and get no gradients, so the optimizer does not step them. All frozen layers must
-    run before the first trainable one; otherwise the run is skipped. Frozen parameters can still change if the freezing
+    The frozen layers save nothing for backward and get no gradients, so the optimizer does not step them. All frozen layers
+    must run before the first trainable one; otherwise the run is skipped. Frozen parameters can still change if the freezing
     begins in mid-run and either gradients are set to zeros instead of None, or the optimizer is LBFGS. The forward pass can
     still write to frozen layers, as BatchNorm does to its statistics. `input`: shape of one sample.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#locally-disabling-gradient-computation

@@ -10,9 +10,10 @@ from runner.methods.base import FreezingMethod
 class Exclude(FreezingMethod):
     """Does not give frozen parameters to the optimizer, which therefore cannot step them.
 
-    Backward still computes their gradients. These add up from step to step, because `optimizer.zero_grad()` does not reach
-    them. If gradients are clipped by the norm over all parameters, they count in that norm and so change how the other
-    parameters train. The forward pass can still write to frozen layers, as BatchNorm does to its statistics.
+    Backward still computes the gradients of frozen parameters. They add up from step to step, because
+    `optimizer.zero_grad()` does not reach them. If gradients are clipped by their total norm, the gradients of frozen
+    parameters count in the norm and so change how the other parameters train. The forward pass can still write to frozen
+    layers, as BatchNorm does to its statistics.
     Source: https://docs.pytorch.org/docs/stable/optim.html#constructing-it
     """
 

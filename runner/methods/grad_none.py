@@ -11,12 +11,12 @@ from runner.methods.base import FreezingMethod
 
 
 class GradNone(FreezingMethod):
-    """Sets the gradient of a frozen parameter to None during backward, before gradients are clipped and the optimizer steps.
+    """Sets the gradient of a frozen parameter to None with a hook in backward, before clipping and the optimizer step.
 
-    The optimizer ignores a parameter without a gradient, also its weight decay and momentum. Backward does not get cheaper.
-    Frozen parameters can still change if the freezing begins in mid-run under LBFGS, or if the loss does not depend on them
-    and gradients are set to zeros instead of None: the hook is not called then. The forward pass can still write to frozen
-    layers, as BatchNorm does to its statistics.
+    The optimizer skips a parameter without a gradient: weight decay and momentum do not act on it either. Backward does not
+    get cheaper. Frozen parameters can still change in two cases in which the freezing begins in mid-run. One is the
+    optimizer LBFGS. In the other, gradients are set to zeros instead of None and the loss does not depend on the parameter,
+    so that the hook is not called. The forward pass can still write to frozen layers, as BatchNorm does to its statistics.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_post_accumulate_grad_hook.html
     """
 
@@ -30,5 +30,5 @@ class GradNone(FreezingMethod):
 
 
 def drop_gradient(parameter: Tensor) -> None:
-    """Set the gradient to None; a hook that backward calls when the gradient of the parameter is complete."""
+    """Set `parameter.grad` to None; a hook that backward calls when the parameter's gradient is complete."""
     parameter.grad = None

@@ -6,9 +6,9 @@ from runner.methods.base import TRAPS, FreezingMethod
 
 
 class NoMethod(FreezingMethod):
-    """Does nothing, so that all parameters train: the run that the freezing methods are compared with.
+    """Does nothing, so that all parameters train: the baseline that the freezing methods are compared with.
 
-    Parameters that the config declares frozen therefore change, which shows what trains without freezing.
+    Parameters that the config declares frozen train as well, and so show how far they move without freezing.
     """
 
     leaks_under = frozenset(TRAPS)

@@ -14,11 +14,11 @@ from runner.methods.base import FreezingMethod
 class RequiresGrad(FreezingMethod):
     """Sets `requires_grad` to False: backward computes no gradient for the parameter, so the optimizer does not step it.
 
-    If this is done before the first step, the parameter keeps all its bits under any dense torch optimizer. Frozen
+    If the flag is set before the first step, the parameter keeps all its bits under any dense torch optimizer. Frozen
     parameters can still change if the freezing begins in mid-run and either gradients are set to zeros instead of None
-    (weight decay and momentum then act on the zeros), or the optimizer is LBFGS. With `clean`, their gradients and optimizer
-    state are deleted when the freezing begins, so zero gradients do no harm. The forward pass can still write to frozen
-    layers: BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
+    (weight decay and momentum then act on the zeros), or the optimizer is LBFGS. With `clean`, gradients and optimizer state
+    of frozen parameters are deleted when the freezing begins, which prevents the problem with zeros. The forward pass can
+    still write to frozen layers: BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#setting-requires-grad
     """
 

@@ -15,9 +15,10 @@ from runner.methods.base import FreezingMethod
 class Restore(FreezingMethod):
     """Copies the frozen parameters when the freezing begins, and writes the copies back after each optimizer step.
 
-    The parameters change within a step and then get their old bits back, which the report calls `returned`. This needs
-    memory for the copies, and the optimizer still updates its state for these parameters. If anything else writes to them
-    between two steps, the change stays until the end of the next step; after the last step it stays for good.
+    The parameters change within a step and then get their old bits back; the report gives them the verdict `returned`. The
+    method needs memory for the copies, and the optimizer still updates its state for these parameters. If anything else
+    writes to the parameters between two steps, the change stays until the end of the next step. A change after the last step
+    stays for good.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.register_step_post_hook.html
     """
 

@@ -39,9 +39,10 @@ class ToBuffer(Exclude):
 
 
 def _restore_registration(module: nn.Module, parameters: dict[str, Any], buffers: dict[str, Any]) -> None:
-    """Give a module back the parameters and buffers that it had before, each in the given order.
+    """Give a module its earlier parameters and buffers back, in their earlier order.
 
-    `parameters`, `buffers`: {name in the module: tensor or None}, copies of the module's `_parameters` and `_buffers`.
+    `parameters`, `buffers`: {name in the module: tensor or None}, earlier copies of the dicts `module._parameters` and
+    `module._buffers`.
     """
     for registry, original in ((module._parameters, parameters), (module._buffers, buffers)):
         registry.clear()

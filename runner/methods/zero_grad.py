@@ -14,9 +14,10 @@ from runner.methods.base import FreezingMethod
 class ZeroGrad(FreezingMethod):
     """Replaces the gradient of a frozen parameter by zeros, with a hook.
 
-    A zero gradient is not None, so the optimizer still steps the parameter. Frozen parameters can therefore change with
-    weight decay, with momentum or other optimizer state from steps before the freezing, under ASGD, and under LBFGS if the
-    freezing begins in mid-run. The forward pass can still write to frozen layers, as BatchNorm does to its statistics.
+    A zero gradient is not None, so the optimizer still steps the parameter. Frozen parameters can therefore change in these
+    cases: with weight decay; with momentum or other optimizer state from steps before the freezing; under ASGD; and under
+    LBFGS if the freezing begins in mid-run. The forward pass can still write to frozen layers, as BatchNorm does to its
+    statistics.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_hook.html
     """
 

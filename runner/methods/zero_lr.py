@@ -15,12 +15,12 @@ from runner.methods.base import FreezingMethod
 class ZeroLr(FreezingMethod):
     """Puts frozen parameters into parameter groups of their own, with a learning rate of 0.
 
-    Gradients are still computed, so backward does not get cheaper, and they count if gradients are clipped by the norm over
-    all parameters. Frozen parameters can still change under optimizers that ignore the learning rate (Rprop), and under
-    schedulers that set it to a value above 0: OneCycleLR, CyclicLR, SWALR, cosine with `eta_min`, and, if the freezing
-    begins in mid-run, all that compute it from the initial one (LambdaLR). With `guard`, learning rate and weight decay are
-    set to 0 again before each step, so schedulers do no harm. The forward pass can still write to frozen layers, as
-    BatchNorm does.
+    Backward still computes the gradients of frozen parameters, so it does not get cheaper. If gradients are clipped by their
+    total norm, these gradients count in the norm. Frozen parameters can still change under optimizers that ignore the
+    learning rate (Rprop). They can also change under schedulers that raise the learning rate above 0: OneCycleLR, CyclicLR,
+    SWALR, and cosine with `eta_min`. If the freezing begins in mid-run, schedulers that compute the learning rate from the
+    initial one (LambdaLR) raise it too. With `guard`, learning rate and weight decay are set to 0 again before each step, so
+    schedulers do no harm. The forward pass can still write to frozen layers, as BatchNorm does to its statistics.
     Source: https://docs.pytorch.org/docs/stable/optim.html#per-parameter-options
     """
 

@@ -1,8 +1,8 @@
 """Data sources: classes that yield batches `(x, y)`, which are the same for every freezing method at the same seed.
 
-A source is any class with a method `batches(count, input, classes, seed)` that yields `count` batches; `input` is the shape
-of one sample, and `classes` is how many classes the model predicts. Each source has its own random generator, so the data
-stays the same if a freezing method draws numbers from the global one.
+A source is any class with a method `batches(count, input, classes, seed)` that yields `count` batches. `input` is the shape
+of one sample, and `classes` is the number of classes that the model predicts. Each source has its own random generator, so
+the data stays the same if a freezing method draws numbers from torch's global generator.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Synthetic:
-    """Random data: samples from the standard normal distribution, and targets that are equally likely classes.
+    """Random data: x is drawn from the standard normal distribution, and each target y is a random class.
 
-    Each batch is generated only when it is asked for, so the data does not fill the memory.
+    Each batch is generated only when it is asked for, so memory never holds the whole data set.
     """
 
     def __init__(self, batch_size: int = 4) -> None:
@@ -41,7 +41,7 @@ class Synthetic:
 class Digits:
     """The 1,797 grey images of digits in scikit-learn (8x8 pixels, ten classes).
 
-    They are resized to the model's input size and repeated over its input channels.
+    Images are resized to the height and width of the model's input, and the grey channel is repeated for each input channel.
 
     Source: https://archive.ics.uci.edu/dataset/80
     """
@@ -115,7 +115,8 @@ class ImageFolder:
 def _check_classes(key: str, data_classes: int, classes: int) -> None:
     """Raise ConfigError if the data has more classes than the model.
 
-    `key`: the part of the config that the message names. `classes`: how many classes the model predicts.
+    `key`: the text that the error message begins with, such as `data=digits`. `data_classes`: the number of classes in the
+    data. `classes`: the number of classes that the model predicts.
     """
     if data_classes > classes:
         raise ConfigError(
@@ -124,10 +125,10 @@ def _check_classes(key: str, data_classes: int, classes: int) -> None:
 
 
 def _shuffled_indices(samples: int, batch_size: int, count: int, seed: int) -> Iterator[Tensor]:
-    """Yield the indices of the samples in each of `count` batches, as tensors of `batch_size` indices below `samples`.
+    """Yield `count` tensors, one per batch, of `batch_size` random sample indices from 0 to `samples` - 1.
 
-    Each sample comes once per epoch, and every epoch has a new random order. All batches have the same size: one can contain
-    the end of an epoch and the beginning of the next.
+    Each sample comes once per epoch, and every epoch has a new random order. All batches have the same size: a batch can
+    contain the end of one epoch and the beginning of the next.
     """
     generator = torch.Generator().manual_seed(seed)
     pending = torch.empty(0, dtype=torch.long)
@@ -140,5 +141,5 @@ def _shuffled_indices(samples: int, batch_size: int, count: int, seed: int) -> I
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return a copy of the batch (nested tuples, lists and mappings) in which all tensors are on the device."""
+    """Return the batch (nested tuples, lists and mappings) with all its tensors moved to the device."""
     return map_tensors(batch, lambda tensor: tensor.to(device))

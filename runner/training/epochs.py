@@ -1,7 +1,7 @@
 """Epochs: with `data.epochs=E` in the config, the samples of the first epoch are used E times, shuffled from the second on.
 
-A data source yields only the first epoch. If there are more, its samples are kept in memory and used again with the same
-bits, so a random augmentation in the source is applied once, not in each epoch.
+A data source yields only the first epoch. If there are more epochs, the samples are kept in memory and used again with the
+same bits. A random augmentation in the source is therefore applied once, not in each epoch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from runner.training.data import to_device
 class LazyBatch:
     """A batch that is put together and moved to the device only when its property `batch` is read.
 
-    `structure`: nested tuples, lists and dicts like those of the batch, with anything in place of the tensors. `parts`: what
-    belongs in these places, in order; a list of tensors is stacked to one. `ids`: the numbers of the batch's samples within
-    the epoch, or None if the batch cannot be divided into samples.
+    `structure`: tuples, lists and dicts, nested like those of the batch, with any value in place of each part. `parts`: the
+    tensors (or other values) to put in these places, in order. A list of tensors as a part is stacked to one tensor. `ids`:
+    the numbers of the batch's samples within the epoch, or None if the batch cannot be divided into samples.
     """
 
     def __init__(self, structure: Any, parts: Iterable[Any], ids: list[int] | None, device: torch.device) -> None:
@@ -30,14 +30,14 @@ class LazyBatch:
 
     @property
     def batch(self) -> Any:
-        """The batch on the device, with the same nesting as the batches of the data source; built anew at each access."""
+        """The batch on the device, nested like the batches of the data source; put together anew at each access."""
         parts = iter(self._parts)
         return to_device(map_leaves(self._structure, lambda leaf: _stacked(next(parts))), self._device)
 
     def with_first(self, x: Tensor) -> list[Any]:
-        """Return the batch `(x, y, ...)` as a list with the given x as its first element, which is used as it is.
+        """Return the batch `(x, y, ...)` as a list on the device, with the argument `x` in place of the batch's own x.
 
-        The batch's own x is neither stacked nor moved to the device.
+        The argument is used as it is. The batch's own x is neither stacked nor moved to the device.
         """
         return [x, *(to_device(_stacked(part), self._device) for part in self._parts[1:])]
 
@@ -48,18 +48,18 @@ class LazyBatch:
 
 
 def _stacked(part: Any) -> Any:
-    """Return one tensor if `part` is a list of samples (tensors), otherwise `part` itself."""
+    """Return the samples stacked to one tensor if `part` is a list of samples (tensors), otherwise `part` itself."""
     return torch.stack(part) if isinstance(part, list) else part
 
 
 def iterate_epochs(
     batches: Iterable[Any], *, count: int, epochs: int, seed: int, device: torch.device
 ) -> Iterator[LazyBatch]:
-    """Yield the batches of all epochs: first `count` of `batches`, then `epochs - 1` times their samples in a random order.
+    """Yield the batches of all epochs: first `count` batches of `batches`, then their samples again in `epochs - 1` epochs.
 
-    Each later epoch has as many batches as the first, of the same sizes. Samples are shuffled across batches if every batch
-    has only tensors with one row per sample, and all samples have the same shapes and dtypes; otherwise the order of whole
-    batches is shuffled. With one epoch, nothing is kept in memory.
+    Each later epoch has as many batches as the first, of the same sizes, in a new random order. Samples are shuffled across
+    batches if two conditions hold: every batch has only tensors with one row per sample, and all samples have the same
+    shapes and dtypes. Otherwise only the order of the batches is shuffled. With one epoch, nothing is kept in memory.
     """
     kept: list[tuple[Any, list[Any], list[int] | None]] = []  # (structure, parts, ids) of each batch of the first epoch
     samples = 0
@@ -93,21 +93,22 @@ def _copied(parts: list[Any]) -> list[Any]:
 
 
 def _have_samples(parts: list[Any]) -> bool:
-    """Return whether all parts of a batch are tensors with the same number of rows (above 0), one row per sample."""
+    """Return whether all parts of a batch are tensors with one row per sample, and with the same number of rows, above 0."""
     return bool(parts) and all(isinstance(part, Tensor) and part.dim() and len(part) == len(parts[0]) > 0 for part in parts)
 
 
 def _sample_format(structure: Any, parts: list[Any], ids: list[int] | None) -> Any:
-    """Return a value that is equal for two batches if their samples can be mixed: same nesting, shapes, dtypes and devices.
+    """Return a key that is equal for two batches if their samples can be mixed, and different otherwise.
 
-    For a batch that cannot be divided into samples (`ids` is None), it equals no other value.
+    The key consists of the nesting of the batch, and of the dtype, device and shape of one sample in each part. A batch that
+    cannot be divided into samples (`ids` is None) gets a key that equals no other.
     """
     return (repr(structure), *((part.shape[1:], part.dtype, part.device) for part in parts)) if ids else object()
 
 
 def _sample_rows(batches: Sequence[list[Tensor]]) -> list[list[Tensor]]:
-    """Return a list with one list per part (x, y, ...), which has the rows of that part from all batches.
+    """Return one list for each part of a batch (x, y, ...), with the rows of that part from all batches in order.
 
-    The rows are views of the batches' tensors, not copies.
+    `batches`: the parts of each batch. The rows are views of the batches' tensors, not copies.
     """
     return [[row for part in parts for row in part.unbind()] for parts in zip(*batches, strict=True)]

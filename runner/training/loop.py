@@ -22,10 +22,11 @@ class Step:
     """What one finished training step reports.
 
     Attributes:
-        number: which step it is, counted from 1.
+        number: the number of the step, counted from 1.
         loss: the loss before the update, on the model's device.
         seconds: how long the step took, without the time to load the batch.
-        lrs: {name of the parameter group, or its position if it has none: learning rate in this step}.
+        lrs: {name of the parameter group, or its index in `optimizer.param_groups` if it has no name: learning rate in this
+            step}.
     """
 
     number: int
@@ -48,8 +49,8 @@ def train(
     """Train one step per batch, and yield a Step (number, loss, seconds, learning rates) after each.
 
     `task(model, batch)` returns the loss. `scheduler`: a torch scheduler that is stepped after each training step. `clip`:
-    the largest norm of all gradients together (None: no clipping). `zero_grad_to_none`: whether gradients are set to None
-    before each step, or to zeros. `first`: the number of the first step.
+    the maximum total norm of all gradients (None: no clipping). `zero_grad_to_none`: before each step, gradients are set to
+    None if it is True, and to zeros if it is False. `first`: the number of the first step.
     """
     model.train()
     parameters, with_closure = list(model.parameters()), needs_closure(optimizer)

@@ -32,10 +32,10 @@ class MLP(nn.Module):
 
 
 class TokenMLP(nn.Module):
-    """A small classifier with an embedding: each number of a sample is rounded to a bin, and each bin has an embedding.
+    """A small classifier with an embedding: each number of a sample falls into a bin, and each bin has its own embedding.
 
-    The mean of the embeddings goes through BatchNorm, two linear layers that share one weight, and a linear head. `bins`:
-    number of embeddings. `width`: hidden units. `classes`: number of logits per sample.
+    The mean of a sample's embeddings goes through BatchNorm, two linear layers that share one weight, and a linear head.
+    `bins`: number of embeddings. `width`: hidden units. `classes`: number of logits per sample.
     """
 
     def __init__(self, bins: int = 8, width: int = 16, classes: int = 4) -> None:
@@ -50,8 +50,8 @@ class TokenMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, classes) for samples x (N, length).
 
-        Bins are 0.5 wide and centred on 0: half of them are for negative numbers. Numbers beyond them go to the first or
-        last bin.
+        Each bin is 0.5 wide. Half of the bins are for negative numbers, the other half for all others. Numbers beyond the
+        bins go to the first or the last bin.
         """
         half = self.embed.num_embeddings // 2
         tokens = (2 * x).floor().long().clamp(-half, half - 1) + half

@@ -1,6 +1,6 @@
-"""Builders for those optimizers of torch that do not work with all parameters, gradients or parameter groups.
+"""Builders for the torch optimizers that accept only some kinds of parameters, gradients or parameter groups.
 
-They raise SkippedError where the optimizer cannot work, and the run is then skipped instead of failing.
+Where such an optimizer cannot work, SkippedError is raised, and the run is then skipped instead of failing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from runner.freezing.groups import Group
 
 
 def Muon(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
-    """Build torch.optim.Muon from parameter groups (each with a `name`) and its options.
+    """Build torch.optim.Muon from parameter groups (each with a `name`) and keyword arguments of Muon.
 
-    Raises SkippedError, with which the run is skipped, if a parameter is not a matrix or if this torch has no Muon.
+    Raises SkippedError, with which the run is skipped, if a parameter is not a matrix or if the installed torch has no Muon.
     """
     if not hasattr(torch.optim, "Muon"):
         raise SkippedError(f"Muon needs torch 2.9 or newer; this is torch {torch.__version__}")
@@ -36,9 +36,10 @@ def Muon(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
 def LBFGS(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
     """Build torch.optim.LBFGS, which takes a single parameter group.
 
-    Raises ConfigError for several groups. Raises SkippedError, with which the run is skipped, if the freezing method split
-    the single group, or if there are no parameters and torch is older than 2.14, where LBFGS then fails. A step with a line
-    search raises SkippedError at a learning rate of 0, because the search divides by it.
+    Raises ConfigError if the config asks for several groups. Raises SkippedError, with which the run is skipped, if the
+    freezing method split the single group. Also raises SkippedError if there are no parameters and torch is older than 2.14,
+    because LBFGS then fails. A step with a line search raises SkippedError at a learning rate of 0, because the search
+    divides by the learning rate.
     Source: https://github.com/pytorch/pytorch/pull/191666
     """
     if len(groups) > 1:
@@ -55,9 +56,9 @@ def LBFGS(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
 
 @wraps(torch.optim.SparseAdam, assigned=(), updated=())
 def SparseAdam(groups: list[Group], **options: Any) -> torch.optim.Optimizer:
-    """Build torch.optim.SparseAdam from parameter groups and its options.
+    """Build torch.optim.SparseAdam from parameter groups and keyword arguments of SparseAdam.
 
-    A step raises SkippedError, with which the run is skipped, if a gradient is dense.
+    A step of the optimizer raises SkippedError, with which the run is skipped, if a gradient is dense.
     """
     optimizer = torch.optim.SparseAdam(groups, **options)
     optimizer.register_step_pre_hook(_refuse_dense_gradients)

@@ -1,4 +1,4 @@
-"""Tasks: what computes the loss from a model and a batch. Any callable `task(model, batch)` that returns it is a task."""
+"""Tasks: a task is any callable `task(model, batch)` that returns the loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runner.training.loop import Task
 
 
 def with_autocast(task: Task, device: torch.device) -> Task:
-    """Return a function that calls `task(model, batch)` under autocast on this type of device, and returns its loss.
+    """Return a task that calls `task(model, batch)` under autocast for the type of `device`, and returns its loss.
 
     Matrix products are then computed in bfloat16, while the parameters keep their own dtype.
     Source: https://docs.pytorch.org/docs/stable/amp.html
@@ -24,7 +24,7 @@ def with_autocast(task: Task, device: torch.device) -> Task:
 
 
 def _call_with_autocast(task: Task, device: torch.device, model: nn.Module, batch: Any) -> Tensor:
-    """Return the loss `task(model, batch)`, computed under autocast to bfloat16 on this type of device."""
+    """Return the loss `task(model, batch)`, computed under autocast to bfloat16 for the type of `device`."""
     with torch.autocast(device.type, torch.bfloat16):
         return task(model, batch)
 

@@ -15,12 +15,14 @@ from runner.tracing import tracing
 
 @torch.random.fork_rng()  # the forward pass may use random numbers
 def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) -> tuple[str | None, str]:
-    """Return (module name, ""): the module, called the boundary, at which the frozen first layers of the model end.
+    """Find the module at which the frozen first layers of the model end, and return (module name, "").
 
     Returns (None, reason) if there is no such module or the model cannot be copied. `selection`: what is frozen. `input`:
-    shape of one sample. The trainable layers use the frozen ones only through the boundary's output. It is found on a copy
-    in eval mode: if that output is detached, exactly the trainable parameters still get gradients. If several modules fit,
-    the last one is returned. The model and its random state do not change.
+    shape of one sample.
+    The trainable layers depend on the frozen layers only through this module's output. To find the module, each candidate's
+    output is detached on a copy of the model in eval mode. A candidate fits if exactly the trainable parameters then still
+    get gradients. If several fit, the last one in the forward pass is returned. The model and its random state do not
+    change.
     """
     frozen_names = [name for name, parameter in model.named_parameters() if parameter in selection]
     try:
@@ -44,7 +46,7 @@ def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) 
 
 
 def _detach_output(module: nn.Module, args: Any, output: Any) -> Any:
-    """Return the module's output without its graph if it is a tensor, otherwise as it is; a forward hook."""
+    """Return the output of a module, detached from the autograd graph if the output is a tensor; a forward hook."""
     return output.detach() if isinstance(output, Tensor) else output
 
 
@@ -61,8 +63,8 @@ def _parameters_with_gradient(model: nn.Module, sample: Tensor) -> set[str]:
 def _boundary_candidates(model: nn.Module, sample: Tensor, frozen: set[nn.Parameter]) -> list[str]:
     """Return the names of the modules at which the frozen first layers may end, in the order in which they finish.
 
-    Each is called once in the forward pass of `sample`, returns one tensor, and finishes after all modules with parameters
-    in `frozen` have been called and before the first module with another parameter begins.
+    A candidate is called exactly once in the forward pass of `sample`, and returns one tensor. It finishes after every
+    module with parameters in `frozen` has been called. It also finishes before any module with other parameters is called.
     """
     ended: list[str] = []
     trainable_called: list[str] = []

@@ -1,8 +1,8 @@
 """Skip the frozen first layers (the prefix) in a forward pass.
 
-Their modules return placeholders instead of running, and the last of them (the boundary) returns stored outputs. For this,
-`forward` is replaced on a few module instances until `Bypass.undo` is called. Hooks are not used, because they turn off the
-fast path of transformers in eval mode.
+The modules of the prefix return placeholders instead of running, and the last of these modules (the boundary) returns its
+stored output. For this, `forward` is replaced on a few module instances until `Bypass.undo` is called. Forward hooks are not
+used, because they turn off the fast path of transformers in eval mode.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runner.tracing import tracing
 
 
 class BoundaryReachedError(Exception):
-    """Raised to end a forward pass after the last frozen module (the boundary). `output`: what that module returned."""
+    """Raised to end a forward pass when the last frozen module has returned. `output`: what that module returned."""
 
     def __init__(self, output: Any) -> None:
         super().__init__("the end of the frozen prefix")
@@ -29,15 +29,16 @@ class BoundaryReachedError(Exception):
 
 
 class ChangedInputError(Exception):
-    """The model was called with something else than the samples of the batch, or these were written to before the call."""
+    """The model was not called with the batch's sample tensor alone, or that tensor was written to before the call."""
 
 
 @dataclass
 class Recording:
     """What the frozen first layers returned in one forward pass, with a placeholder of the same shape for each tensor.
 
-    `x`: a placeholder for the model's input. `outputs`: a list of (module name, output), in the order in which the modules
-    finished; the last module, whose real outputs are stored elsewhere, is not in it.
+    `x`: a placeholder for the model's input. `outputs`: a list of (module name, the module's output with placeholders), in
+    the order in which the modules finished. The last frozen module is not in the list, because its real outputs are stored
+    elsewhere.
     """
 
     x: Tensor
@@ -45,15 +46,15 @@ class Recording:
 
 
 def meta_placeholder(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape, strides and dtype on the meta device: it has no values, so reading them fails."""
+    """Return a tensor without values, on the meta device, with the shape, strides and dtype of `tensor`."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def filled_placeholder(value: float, tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the same shape and dtype as `tensor` on `device`, filled with `value`.
 
-    If the dtype is integer or bool, it is filled with 1 for a value above 0, otherwise with 0. Used where a tensor on the
-    meta device fails, because the model combines it with tensors on `device`.
+    A tensor of an integer or bool dtype is filled with 1 if `value` is above 0, otherwise with 0. Used for models that fail
+    on tensors of the meta device, for example because they combine them with tensors on `device`.
     """
     has_reals = tensor.is_floating_point() or tensor.is_complex()
     return torch.full_like(tensor, value if has_reals else int(value > 0), device=device)
@@ -62,9 +63,10 @@ def filled_placeholder(value: float, tensor: Tensor, device: torch.device) -> Te
 class Bypass:
     """Lets a model record the outputs of its frozen first layers (the prefix), or run without these layers.
 
-    Replaces `forward` of the model, of the modules `prefix_modules`, and of `boundary`, the last frozen module. Every module
-    runs as usual except in a `with` block of `record` or `replay`, and there in a call `model(x)` with the expected tensor
-    x. If x was written to or the call has other arguments, nothing is recorded, and a replay raises ChangedInputError.
+    `boundary`: name of the last frozen module. `prefix_modules`: the names that `find_prefix_modules` returns. `forward` is
+    replaced on the model and on these modules. The replacements have an effect only within a `with` block of `record` or
+    `replay`; elsewhere every module runs as usual. Both expect the call `model(x)` with one given tensor x that nothing has
+    written to. For any other call, `record` records nothing, and `replay` raises ChangedInputError.
     """
 
     def __init__(self, model: nn.Module, boundary: str, prefix_modules: Sequence[str]) -> None:
@@ -82,10 +84,11 @@ class Bypass:
 
     @contextmanager
     def record(self, x: Tensor, on_output: Callable[[str, Any], None]) -> Iterator[None]:
-        """In the `with` block, a call `model(x)` also reports the outputs of the frozen first layers, which run as usual.
+        """In the `with` block, report the outputs of the frozen first layers during a call `model(x)`.
 
-        `on_output(module_name, output)` is called after each outermost frozen module; the last call is for the module at
-        which the frozen layers end. A call with another tensor than this `x` reports nothing.
+        The layers run as usual. `on_output(module_name, output)` is called after each outermost frozen module, that is, one
+        that no other frozen module calls. The last call is for the last frozen module. If the model is called with anything
+        but `x`, nothing is reported.
         """
         with self._expect_input(x):
             self.on_output = on_output
@@ -95,8 +98,8 @@ class Bypass:
     def replay(self, recording: Recording, load_output: Callable[[], Tensor]) -> Iterator[None]:
         """In the `with` block, a call `model(recording.x)` does not run the frozen first layers.
 
-        They return the placeholders in `recording`, except the last of them, which returns `load_output()`. A call with
-        anything else than `recording.x` raises ChangedInputError.
+        The last frozen module returns `load_output()`; the others return their placeholders from `recording`. A call of the
+        model with anything but `recording.x` raises ChangedInputError.
         """
         with self._expect_input(recording.x):
             self.recording, self.load_output = recording, load_output
@@ -104,7 +107,7 @@ class Bypass:
 
     @contextmanager
     def _expect_input(self, x: Tensor) -> Iterator[None]:
-        """In the `with` block, the replaced `forward` methods record or replay a call of the model with this tensor."""
+        """In the `with` block, let the replaced `forward` methods record or replay when the model is called with `x`."""
         self.x, self.x_version = x, x._version
         try:
             yield
@@ -112,10 +115,11 @@ class Bypass:
             self.x, self.recording, self.past_boundary, self.inside_module = None, None, True, False
 
     def begin_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Check the input of a call of the model, before its first module runs.
+        """Check the input of a call of the model, before the model's first module runs.
 
-        `args`, `kwargs`: what the model was called with. If they are not the expected tensor alone, or it was written to,
-        the frozen modules run as usual in this call; in a replay ChangedInputError is raised.
+        `args`, `kwargs`: the arguments of the call. The expected input is a single tensor, the `x` of `record` or `replay`,
+        unchanged since then. With any other input, a replay raises ChangedInputError; otherwise all modules run as usual in
+        this call, and nothing is recorded.
         """
         assert self.x is not None
         as_expected = not kwargs and len(args) == 1 and args[0] is self.x and self.x._version == self.x_version
@@ -124,10 +128,11 @@ class Bypass:
         self.past_boundary, self.inside_module, self.position = not as_expected, False, 0
 
     def call_module(self, name: str, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the output of the module `name`, whose own `forward` is given.
+        """Return the output of the module `name`; `forward` is the original `forward` of that module.
 
-        In a replay, a frozen module does not run: its placeholder is returned or, for the last frozen module, the stored
-        output. Otherwise `forward(*args, **kwargs)` runs; while recording, `on_output` gets what a frozen module returns.
+        In a replay, a frozen module does not run: the last frozen module returns its stored output, and any other returns
+        its placeholder. In all other cases the result is `forward(*args, **kwargs)`. While recording, `on_output` is called
+        with the name and output of each frozen module.
         """
         if self.past_boundary or self.inside_module:
             return forward(*args, **kwargs)
@@ -154,7 +159,7 @@ class Bypass:
 class ReplacedForward:
     """Stands in for `forward` on one module instance and passes each call to a Bypass, which may skip the module.
 
-    `name`: the module's name in the model. A deep copy of the module has the original `forward`.
+    `name`: the module's name in the model. A deep copy of the module gets the original `forward`, not this object.
     """
 
     def __init__(self, bypass: Bypass, name: str, module: nn.Module) -> None:
@@ -189,8 +194,9 @@ class ReplacedForward:
 def find_prefix_modules(model: nn.Module, boundary: str, sample: Tensor) -> list[str]:
     """Return the names of the outermost modules that a forward pass calls until the module `boundary` has finished.
 
-    `boundary` and the modules that contain it are left out; the outermost modules inside them are listed instead. The
-    forward pass of `sample` runs on a copy of the model; the random state does not change.
+    Outermost means that no other module in the list calls them. `boundary` and the modules that contain it are not listed,
+    but the modules directly inside them are. The forward pass of `sample` runs on a copy of the model in eval mode. The
+    random state does not change.
     """
     copied = copy.deepcopy(model).eval()
     parts = boundary.split(".")

@@ -31,11 +31,12 @@ NOT_DETERMINISTIC = "gives different outputs for the same samples, or uses rando
 
 @torch.no_grad()
 def why_not_repeatable(model: nn.Module, selection: Selection, boundary: str, sample: Tensor) -> str:
-    """Return why the outputs of the frozen first layers cannot be reused in later epochs, or an empty text if they can.
+    """Return why the outputs of the frozen first layers cannot be reused in later epochs, or "" if they can be.
 
-    They can if each of these layers returns the same bits twice and, unless `selection` keeps it in eval mode, the same in
-    training. `boundary`: the module at which the frozen layers end. `sample`: a batch of any samples. The model and its
-    random state do not change.
+    Checks two conditions on a copy of the model. First, each module that `selection` does not keep in eval mode must give
+    the same bits in training mode as in eval mode. Second, two runs of the frozen first layers must give the same bits and
+    use no random numbers. `boundary`: name of the last module of the frozen first layers. `sample`: an input batch with any
+    values. The model and the random state do not change.
     """
     copied = copy.deepcopy(model)
     modes = {module: name not in selection.modules for name, module in copied.named_modules()}
@@ -56,7 +57,7 @@ def why_not_repeatable(model: nn.Module, selection: Selection, boundary: str, sa
 
 
 def _call_model(model: nn.Module, batch: Sequence[Tensor]) -> Any:
-    """Return the model's output for the first tensor of the batch; stands in for a task, which would return a loss."""
+    """Return the model's output for the first tensor of the batch; used in place of a task where no loss is needed."""
     return model(batch[0])
 
 
@@ -67,9 +68,10 @@ def _set_modes(model: nn.Module, modes: Mapping[nn.Module, bool] | None) -> None
 
 
 def _prefix_calls(model: nn.Module, boundary: str, sample: Tensor) -> list[tuple[str, nn.Module, Any, Any]]:
-    """Run the model in eval mode until the module `boundary` has finished, and return the calls of modules up to there.
+    """Run the model in eval mode until the module `boundary` has finished, and return the module calls up to there.
 
-    Each call is (module name, module, args, kwargs); they are in the order in which they finish.
+    Returns a list of (module name, module, args, kwargs), in the order in which the calls finish; the call of `boundary` is
+    the last. The tensors in `args` and `kwargs` are copies.
     """
     calls: list[tuple[str, nn.Module, Any, Any]] = []
     open_calls: list[tuple[Any, Any]] = []
@@ -89,11 +91,12 @@ def _prefix_calls(model: nn.Module, boundary: str, sample: Tensor) -> list[tuple
 
 
 def _mode_difference(module: nn.Module, modes: Mapping[nn.Module, bool], args: Any, kwargs: Any) -> str:
-    """Return how calls of a module differ: "repeated", "training", or "" if they do not.
+    """Return how calls of a module with the same arguments differ: "repeated", "training", or "" if they do not.
 
-    "repeated": two calls in eval mode differ. "training": those two are equal, but a call with `modes` differs from them.
-    Calls are compared by the bits of their outputs, of the module's parameters and buffers, and of the random state.
-    `modes`: the `training` flag of each module. `args`, `kwargs`: what the module is called with.
+    "repeated": two calls in eval mode differ. "training": two calls in eval mode are equal, but a call in the modes `modes`
+    differs from them. Two calls are equal if the module's outputs, parameters and buffers have the same bits after both, and
+    neither changes the random state. `modes`: the `training` flag of each module. `args`, `kwargs`: the arguments of the
+    call.
     """
 
     def run(modes: Mapping[nn.Module, bool] | None) -> list[Any]:
@@ -110,17 +113,18 @@ def _mode_difference(module: nn.Module, modes: Mapping[nn.Module, bool], args: A
 
 
 def _all_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
-    """Return whether two lists, of tensors or None, have the same length and the same bits at each place."""
+    """Return whether two lists of tensors (or None) have the same length and the same bits at each index."""
     return len(first) == len(second) and all(
         a is b is None or (a is not None and b is not None and same_bits(a, b)) for a, b in zip(first, second, strict=True)
     )
 
 
 def _boundary_output(model: nn.Module, task: Task, boundary: str, batch: Sequence[Tensor]) -> Tensor:
-    """Return what the module `boundary` returns when the task runs the model on a batch.
+    """Return the output (N, ...) of the module `boundary` for a batch of N samples, without its autograd graph.
 
-    `boundary` is the last of the frozen first layers. Raises SkippedError if that is not a tensor (N, ...) for N samples, or
-    if the task gives the model other samples than those in the batch.
+    `boundary`: name of the last module of the frozen first layers. `task(model, batch)` runs the model; it is stopped when
+    this module has returned. Raises SkippedError if the module's output is not a tensor with N rows. Also raises
+    SkippedError if the task does not call the model with `batch[0]` unchanged.
     """
 
     def stop(name: str, output: Any) -> None:
@@ -151,9 +155,12 @@ def verified_recording(
     """Record the frozen first layers on a copy, and check that a step which skips them has the same bits as a full step.
 
     Compares loss, gradients, parameters, buffers and random state. Raises SkippedError if any of them differs.
-    Returns (recording, order, difference). `recording`: placeholders for what these layers return. `order`: the order in
-    memory of the dimensions of the last one's output; `dim_order` if given. `difference`: how much that output changes at
-    most if the samples change places. `boundary` is the last of these layers, `prefix_modules` are the outermost ones.
+
+    `boundary`: name of the last module of the frozen first layers. `prefix_modules`: the names that `find_prefix_modules`
+    returns. `dim_order`: the memory order of the dimensions of the boundary's output, if it is known from an earlier call.
+    Returns (recording, order, difference). `recording`: placeholders for the outputs of the frozen modules. `order`:
+    `dim_order` if given, otherwise the memory order found here. `difference`: the largest absolute change of the boundary's
+    output for a sample when the sample is at another index in the batch.
     """
     output, position_difference = _repeated_output(model, boundary, task, batch)
     dim_order = dim_order or memory_dim_order(output)
@@ -182,7 +189,7 @@ def verified_recording(
 
 
 def _with_placeholders(recording: Recording, placeholder: Callable[[Tensor], Tensor]) -> Recording:
-    """Return a copy of the recording in which `placeholder(tensor)` takes the place of each tensor."""
+    """Return a copy of the recording in which each tensor is replaced by `placeholder(tensor)`."""
     outputs = [(name, map_tensors(output, placeholder)) for name, output in recording.outputs]
     return Recording(placeholder(recording.x), outputs)
 
@@ -190,19 +197,21 @@ def _with_placeholders(recording: Recording, placeholder: Callable[[Tensor], Ten
 def _replay(
     recording: Recording, rows: Tensor, dim_order: Sequence[int], bypass: Bypass, x: Tensor
 ) -> AbstractContextManager[None]:
-    """Return a context in which the model runs without its frozen first layers; the last of these returns a copy of `rows`.
+    """Return a context manager: in its `with` block, the model runs without its frozen first layers.
 
-    `recording`: what the other frozen layers return. `rows`: stored outputs, one for each sample. `dim_order`: the order of
-    their dimensions in memory. `bypass`: the object that skips the layers. `x`: not used.
+    The last frozen module returns a copy of `rows`; the others return the placeholders in `recording`. `rows`: the stored
+    output of the last frozen module, one row per sample, with its dimensions in the order `dim_order`. `bypass`: the object
+    that skips the layers. `x`: not used.
     """
     return bypass.replay(recording, lambda: restore_dim_order(rows.clone(), dim_order))
 
 
 def _repeated_output(model: nn.Module, boundary: str, task: Task, batch: Sequence[Tensor]) -> tuple[Tensor, float]:
-    """Return (output, difference) for the module `boundary`, the last of the frozen first layers.
+    """Return (output, difference) for the module `boundary`, the last module of the frozen first layers.
 
-    `output`: what it returns for the batch. `difference`: how much that changes at most if the samples change places. Raises
-    SkippedError if a second run gives other bits, or if the difference is larger than rounding.
+    `output`: the module's output for the batch. `difference`: the largest absolute change of the output for a sample when
+    the sample is at another index in the batch. Raises SkippedError if a second run gives other bits, if `difference` is
+    larger than rounding can explain, or if model or task cannot be copied.
     """
     try:
         copied, copied_task = copy.deepcopy(model), copy.deepcopy(task)
@@ -234,10 +243,12 @@ def _step_result(
     batch: list[Tensor],
     context: Callable[[Bypass, Tensor], AbstractContextManager[None]],
 ) -> tuple[list[Any], bytes]:
-    """Return ([loss, gradients, parameters and buffers], random state) after forward and backward on a copy of the model.
+    """Return (tensors, random state) after one forward and backward pass on a copy of the model.
 
-    `context(bypass, x)` returns the context in which the task runs: `Bypass.record` runs the frozen first layers, and
-    `Bypass.replay` skips them. `boundary` is the last of these layers, and `prefix_modules` are the outermost ones.
+    `tensors` is a list: the loss, the gradients (None where there is none), then the parameters and buffers.
+    `context(bypass, x)` returns the context manager in which the task runs: `Bypass.record` runs the frozen first layers,
+    and `Bypass.replay` skips them. `boundary`: name of the last module of the frozen first layers. `prefix_modules`: the
+    names that `find_prefix_modules` returns.
     """
     copied, copied_task = copy.deepcopy(model), copy.deepcopy(task)
     bypass = Bypass(copied, boundary, prefix_modules)
@@ -256,17 +267,19 @@ def _clones(batch: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _other_positions(samples: int) -> list[list[int]]:
-    """Return two lists of indices that put the samples of a batch into other places.
+    """Return two lists of `samples` indices, which reorder a batch of that many samples.
 
-    The first list moves each sample one place further, repeats the first one and drops the last; the second reverses them.
+    The first list is 0, 0, 1, 2, ...: each sample moves one index up, the first is repeated and the last is dropped. The
+    second list reverses the batch.
     """
     return [[0, *range(samples - 1)], list(range(samples))[::-1]]
 
 
 def rounding_difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest absolute difference of two tensors of floats.
+    """Return the largest absolute difference between two tensors of floats.
 
-    Raises SkippedError if it is larger than rounding can explain, or if shapes or the places of NaN differ.
+    Raises SkippedError if the difference is larger than rounding can explain, if the shapes differ, if `found` has no float
+    dtype, or if NaN is in different places.
     """
     if found.shape == expected.shape and found.is_floating_point():
         difference = float((found.double() - expected.double()).abs().nan_to_num(0.0).max())
@@ -277,10 +290,10 @@ def rounding_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def memory_dim_order(rows: Tensor) -> list[int]:
-    """Return the dimensions of `rows` (N, ...): 0 first, then the others from the largest stride to the smallest."""
+    """Return the dimensions of `rows` (N, ...) in memory order: 0 first, then the others from largest to smallest stride."""
     return [0, *sorted(range(1, rows.dim()), key=rows.stride, reverse=True)]
 
 
 def restore_dim_order(rows: Tensor, dim_order: Sequence[int]) -> Tensor:
-    """Return the tensor whose `permute(dim_order)` is `rows`."""
+    """Undo `permute(dim_order)`: return the view `tensor` of `rows` for which `tensor.permute(dim_order)` equals `rows`."""
     return rows.permute(*sorted(range(len(dim_order)), key=lambda dim: dim_order[dim]))

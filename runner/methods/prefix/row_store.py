@@ -1,4 +1,4 @@
-"""A store of tensors by number: in memory up to a limit, further ones in a memory-mapped file."""
+"""A store of tensors with integer keys: in memory up to a limit, and beyond it in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from torch import Tensor
 
 
 class DamagedError(Exception):
-    """The file of stored rows does not have the bytes that were written to it."""
+    """The bytes in the file of stored rows are not those that were written to it."""
 
 
 class RowStore:
-    """Stores tensors of one shape and dtype, called rows, each under a number, and returns them with the same bits.
+    """Stores tensors of one shape and dtype, called rows, each under an integer number, and returns them with the same bits.
 
-    Rows stay on their device until they take `limit` bytes. Further rows go to a file, each with a checksum. The file is in
-    a temporary folder that is made in `folder` (None: the system's) and that `close` removes.
+    Rows stay in memory, on the device they came on, up to `limit` bytes in total. Further rows go to a file, each with a
+    checksum. The file is in a new temporary folder inside `folder` (None: inside the system's folder for temporary files).
+    `close` removes the file and the temporary folder.
     """
 
     def __init__(self, limit: int, folder: str | None = None) -> None:
@@ -40,9 +41,9 @@ class RowStore:
         return number in self.positions
 
     def put(self, numbers: Sequence[int], rows: Tensor) -> None:
-        """Store a copy of each row of `rows` (N, ...) under one of the N numbers, which must be new.
+        """Store a copy of each row: `rows[i]` under `numbers[i]`. `rows` has shape (N, ...), and the N numbers must be new.
 
-        Raises OSError if the file cannot be written; the rows that did not fit into memory are then not stored.
+        Raises OSError if the file cannot be written. The rows that fit into memory are then stored, and the others are not.
         """
         rows = rows.detach()
         if self.in_memory is None:
@@ -62,7 +63,10 @@ class RowStore:
             self._write(numbers[fitting:], rows[fitting:])
 
     def _write(self, numbers: Sequence[int], rows: Tensor) -> None:
-        """Append rows to the file and store their checksums. Raises OSError if the file cannot be written."""
+        """Append the rows to the file, under these numbers, and keep a checksum of each row.
+
+        Raises OSError if the file cannot be written.
+        """
         data = _row_bytes(rows)
         if self._file is None:
             self._temporary_folder = tempfile.TemporaryDirectory(prefix="freeze-runner-", dir=self.folder)
@@ -78,10 +82,10 @@ class RowStore:
         self.positions.update(zip(numbers, range(first, first + len(rows)), strict=True))
 
     def get(self, numbers: Sequence[int]) -> Tensor:
-        """Return a new tensor (N, ...) with the rows stored under these N numbers.
+        """Return a new tensor (N, ...) with the rows stored under these N numbers, in the order of the numbers.
 
-        Raises DamagedError if the file is too short or a checksum does not match, and KeyError for a number that is not
-        stored.
+        Raises KeyError if a number is not in the store. Raises DamagedError if the file is too short or a row does not match
+        its checksum.
         """
         assert self.in_memory is not None
         positions = [self.positions[number] for number in numbers]
@@ -93,7 +97,10 @@ class RowStore:
         return rows
 
     def _read(self, index: int) -> Tensor:
-        """Return the row at this index of the file. Raises DamagedError if its bytes are not those that were written."""
+        """Return row `index` of the file (counted from 0).
+
+        Raises DamagedError if the file is too short or the row does not match its checksum.
+        """
         assert self.in_memory is not None
         assert self._file is not None
         count = len(self._checksums)
@@ -110,7 +117,7 @@ class RowStore:
         return row.to(self.in_memory.device)
 
     def forget_file(self) -> None:
-        """Forget all rows that are in the file: their numbers are no longer in the store. Rows in memory stay."""
+        """Remove the numbers of all rows that are in the file from the store. Rows in memory stay."""
         self.positions = {number: position for number, position in self.positions.items() if position < self.capacity}
 
     def close(self) -> None:
