@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from runner.config.build import build, build_instance
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
-from runner.cost.meter import CountingMeter, Meter, TimingMeter
+from runner.cost.meter import CountingMeter, Meter
+from runner.cost.timing import TimingMeter
 from runner.errors import ConfigError, SkippedError
 from runner.freezing.eval_mode import force_eval_mode
 from runner.freezing.groups import Group, drop_empty_groups, groups_for_all_phases, regroup, split_by_lr
@@ -153,9 +154,9 @@ def declared_selection(config: Config, model: nn.Module) -> Selection:
 def build_phases(config: Config, selection: Selection) -> list[Phase]:
     """Call the config's schedule and return its phases: spans of steps in which the same parameters are frozen.
 
-    `selection`: what the config declares frozen. The field `groups` of each returned Phase (the optimizer's parameter groups)
-    is still empty. Raises ConfigError if the schedule does not return a list of Phase, if the first phase does not begin at
-    step 1, if a phase does not begin later than the one before it, or if a phase unfreezes a parameter.
+    `selection`: what the config declares frozen. The field `groups` of each returned Phase (the optimizer's parameter
+    groups) is still empty. Raises ConfigError if the schedule does not return a list of Phase, if the first phase does not
+    begin at step 1, if a phase does not begin later than the one before it, or if a phase unfreezes a parameter.
     """
     phases = build(config.schedule, "schedule", selection)
     if not isinstance(phases, list) or not phases or not all(isinstance(phase, Phase) for phase in phases):

@@ -84,8 +84,8 @@ def tensor_resolver(current: Mapping[str, TensorEntry]) -> Callable[[TensorEntry
 def refuse_unless_dense(model: nn.Module) -> None:
     """Raise ConfigError if the bits of the model's tensors cannot be compared.
 
-    They cannot be compared if `torch.distributed` runs several processes, if a tensor is sparse, nested, quantised or sharded,
-    or if a tensor has no values yet (in a lazy module or on the meta device).
+    They cannot be compared if `torch.distributed` runs several processes, if a tensor is sparse, nested, quantised or
+    sharded, or if a tensor has no values yet (in a lazy module or on the meta device).
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise ConfigError("model: torch.distributed runs several processes; use one process and dense tensors")
@@ -170,8 +170,8 @@ def flattened(tensor: Tensor, like: Tensor) -> Tensor:
 def as_integers(flat: Tensor) -> Tensor:
     """Return a view of a one-dimensional contiguous tensor as integers with the same bits.
 
-    If the size of the tensor and its storage offset, both in bytes, are multiples of 8, the dtype is int64, which is compared
-    fastest. Otherwise it is the integer dtype with as many bytes as an element; a complex element counts as two.
+    If the size of the tensor and its storage offset, both in bytes, are multiples of 8, the dtype is int64, which is
+    compared fastest. Otherwise it is the integer dtype with as many bytes as an element; a complex element counts as two.
     """
     if flat.is_complex():
         flat = torch.view_as_real(flat).view(-1)
@@ -186,8 +186,9 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
     """Return a copy of a nested value in which each leaf (everything that is no container) is replaced by `function(leaf)`.
 
-    Containers are those of torch's pytree (tuples, lists, dicts, named tuples, registered classes) and instances of any other
-    class of MutableMapping. These other mappings are copied by `copy.copy`, so that the copies have the same attributes.
+    Containers are those of torch's pytree (tuples, lists, dicts, named tuples, registered classes) and instances of any
+    other class of MutableMapping. These other mappings are copied by `copy.copy`, so that the copies have the same
+    attributes.
     """
 
     def map_mapping(leaf: Any) -> Any:

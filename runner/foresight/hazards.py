@@ -18,8 +18,8 @@ CAUSES_WITHOUT_BATCH = ("scheduler", "optimizer_ignores_lr", "weight_decay", "op
 def leak_warnings(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequence[str] = ()) -> list[str]:
     """Return sentences that say which frozen tensors would leak (change all the same) and why.
 
-    There is one sentence for each pair of cause and parameter group. `rehearsal`: the predictions. `method`, `optimizer`: the
-    names that the sentences use. `causes`: if not empty, only leaks with one of these causes are reported.
+    There is one sentence for each pair of cause and parameter group. `rehearsal`: the predictions. `method`, `optimizer`:
+    the names that the sentences use. `causes`: if not empty, only leaks with one of these causes are reported.
     """
     rows_of: dict[tuple[str, str], list[Row]] = {}
     for row in rehearsal.rows:

@@ -99,8 +99,8 @@ def _compile_regex(text: str, key: str) -> re.Pattern[str]:
 def _compile_name(text: str, key: str) -> re.Pattern[str]:
     """Turn a dotted name with wildcards, such as `layer*.bn1`, into a regular expression.
 
-    The regular expression matches every dotted name that the pattern `text` describes, and all names below it. A name must be
-    given to it with a dot at the end (`layer1.bn1.`). `key` is the config key that has the pattern, for messages. Raises
+    The regular expression matches every dotted name that the pattern `text` describes, and all names below it. A name must
+    be given to it with a dot at the end (`layer1.bn1.`). `key` is the config key that has the pattern, for messages. Raises
     ConfigError if the pattern is malformed.
     """
     parts = text.split(".")

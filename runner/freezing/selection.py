@@ -92,8 +92,8 @@ def _refuse_patterns_without_effect(
 ) -> None:
     """Raise ConfigError if removing a pattern from `freeze.patterns` or `freeze.keep` would change nothing.
 
-    A pattern of `freeze.keep` is refused if it matches no name in `matched`. A pattern of `freeze.patterns` is refused if all
-    names that it matches are in `kept`. `names_of_pattern`: {pattern of `freeze.patterns`: names that it matches}.
+    A pattern of `freeze.keep` is refused if it matches no name in `matched`. A pattern of `freeze.patterns` is refused if
+    all names that it matches are in `kept`. `names_of_pattern`: {pattern of `freeze.patterns`: names that it matches}.
     `names_of_keep`: the same for `freeze.keep`. `matched`: all names that `freeze.patterns` matches. `kept`: all names that
     `freeze.keep` matches.
     """
@@ -191,8 +191,8 @@ class PatternResolver:
     def _no_match_message(self, pattern: Pattern, key: str, matched_modules: list[str]) -> str:
         """Return the error message for a pattern that matches no parameter.
 
-        `key` is the config key that has the pattern. `matched_modules` are the names of the modules that the pattern matches;
-        these modules have no parameters.
+        `key` is the config key that has the pattern. `matched_modules` are the names of the modules that the pattern
+        matches; these modules have no parameters.
         """
         problem = f"{key}: {pattern.text!r} matches no parameter"
         if pattern.kind == "type":

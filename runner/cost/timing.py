@@ -1,0 +1,98 @@
+"""Measure the seconds of each part of a training step: forward, backward and the optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from runner.contract import SECONDS, Cost
+from runner.cost.meter import CountingMeter, Shares
+from runner.freezing.selection import Selection
+from runner.training.loop import Task
+
+WARM_UP_STEPS = 3  # not timed, if the run has more steps
+
+
+class TimingMeter(CountingMeter):
+    """The meter for `cost=time`: counts as `cost=count` does, and measures the seconds of each part of a step.
+
+    The parts are forward, backward (with clipping) and the optimizer's step. Each time the clock is read, the meter first
+    waits until the GPU has finished its work.
+    """
+
+    def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
+        """Return a function (model, batch) -> loss that calls `task` and records when the forward pass begins and ends."""
+        super().wrap_task(task, optimizer, undo)
+        self.seconds: list[tuple[float, float, float]] = []  # of forward, backward and optimizer step
+        self.times: list[float] = []  # of this step: begin and end of each forward pass, begin of the optimizer step
+
+        def timed_task(model: nn.Module, batch: Any) -> Tensor:
+            begin = self.read_clock()
+            loss = task(model, batch)
+            self.times += [begin, self.read_clock()]
+            return loss
+
+        def before_step(*_: Any) -> None:
+            self.times.append(self.read_clock())
+
+        undo.callback(optimizer.register_step_pre_hook(before_step).remove)
+        return timed_task
+
+    def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+        """Forget the clock readings of an unfinished step. At step 1, also keep the batch and register an optimizer hook.
+
+        The hook stores the seconds of forward, backward and optimizer step after each step. A callback on `undo` removes the
+        hook.
+        """
+        super().on_phase_begin(batch, step, optimizer, undo)
+        self.times.clear()
+
+        def after_step(*_: Any) -> None:
+            times, end = list(self.times), self.read_clock()
+            self.times.clear()
+            if len(times) == 3:  # not if a closure runs the forward passes within the step
+                self.seconds.append((times[1] - times[0], times[2] - times[1], end - times[2]))
+
+        if step == 1:  # registered last, so that what a method does in a hook after the step counts as part of the step
+            undo.callback(optimizer.register_step_post_hook(after_step).remove)
+
+    def read_costs(
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
+    ) -> Cost:
+        """Return the costs of `cost=count`, and the seconds of forward, backward and optimizer step.
+
+        For each of the three, two values are given: the median over the timed steps, and the interquartile range under a
+        name that ends in `_spread`. Both are None if there are too few timed steps.
+        """
+        cost = super().read_costs(model, optimizer, selection, parameters=parameters, skipped=skipped)
+        # Without the warm-up, and without steps 1, 2, 4, 8, ..., which include the audit's comparison.
+        timed = [
+            seconds
+            for number, seconds in enumerate(self.seconds[:-1], 1)
+            if number > WARM_UP_STEPS and number & (number - 1)
+        ]
+        if not timed:
+            too_few = f"needs {WARM_UP_STEPS + 3} steps or more"
+            reason = too_few if self.seconds else "the optimizer's step runs the forward pass itself"
+            self.note(f"cost: the seconds of a step are not known: {reason}")
+        for position, key in enumerate(SECONDS):
+            values = [seconds[position] for seconds in timed]
+            quartiles = quantiles(values, n=4, method="inclusive") if len(values) > 1 else []
+            cost[key] = median(values) if values else None
+            cost[f"{key}_spread"] = quartiles[2] - quartiles[0] if quartiles else None
+        return cost
+
+    def read_clock(self) -> float:
+        """Return the seconds of a monotonic clock, after waiting until the device has finished its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return perf_counter()
