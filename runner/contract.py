@@ -34,6 +34,8 @@ LeakCause = Literal[
     "scheduler",
     "forward_write",
     "outside_write",
+    "replaced",
+    "dtype_changed",
     "shared_tensor",
     "unknown",
 ]

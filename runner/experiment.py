@@ -87,7 +87,8 @@ def experiment(
     """
     state = TrainingState()
     with assembled(config, on_note) as setup:
-        with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
+        frozen = setup.phases[0].selection
+        with audit(setup.model, frozen, setup.optimizer, before=setup.before, watch_forward=True) as report:
             try:
                 for step in training_steps(setup, report, state, warn_of_leaks):
                     on_step(step)

@@ -136,7 +136,7 @@ def rehearse(
         frozen = stand_in.map_selection(phases[0].selection)
         lrs: LearningRates = {}
         restore_lrs = ExitStack()
-        with audit(stand_in, frozen, optimizer) as report:
+        with audit(stand_in, frozen, optimizer, watch_forward=True) as report:
             scheduler = build_scheduler(optimizer)
             for number, (phase, effect) in enumerate(zip(phases, effects, strict=True)):
                 restore_lrs.close()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runner.errors import ConfigError, did_you_mean, listed
 from runner.freezing.patterns import Pattern, parse, parse_all, refuse_patterns_in_both
-from runner.tensors import tensor_entries
+from runner.tensors import TensorEntry, tensor_entries
 
 Matcher = Callable[[str], bool]
 
@@ -26,6 +26,8 @@ class Selection:
         parameters: {name: frozen parameter}.
         buffers: {name: buffer} for each buffer of the modules in `modules`; eval mode keeps these buffers unchanged.
         modules: {name: module that stays in eval mode}; empty with `freeze.buffers=live`.
+        names: the names that are declared frozen: those that a pattern matches. A tied parameter may have others as well, at
+            which another tensor may be put. Empty: all names of the parameters and buffers.
         head: the patterns that `@head` stands for, as given to `select`.
         notes: messages for the user.
     """
@@ -33,6 +35,7 @@ class Selection:
     parameters: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
     head: str | Sequence[str] | None = None
     notes: tuple[str, ...] = ()
 
@@ -74,14 +77,17 @@ def select(
     frozen = matched - kept
     modules = {name: module for name, module in resolver.modules.items() if f"{name}/" in frozen}
     module_ids = {id(module) for module in modules.values()}
+    parameters = [entry for entry in resolver.parameters if entry.name in frozen]
+    frozen_buffers = [
+        entry
+        for entry in resolver.entries.values()
+        if entry.kind == "buffer" and id(resolver.modules[entry.owner]) in module_ids
+    ]
     return Selection(
-        parameters={entry.name: entry.tensor for entry in resolver.parameters if entry.name in frozen},
-        buffers={
-            entry.name: entry.tensor
-            for entry in resolver.entries.values()
-            if entry.kind == "buffer" and id(resolver.modules[entry.owner]) in module_ids
-        },
+        parameters={entry.name: entry.tensor for entry in parameters},
+        buffers={entry.name: entry.tensor for entry in frozen_buffers},
         modules=modules,
+        names=resolver.matched_names(parameters, freeze_patterns).union(*(entry.names for entry in frozen_buffers)),
         head=head,
         notes=tuple(resolver.tie_notes(freeze_patterns, keep_patterns, matched & kept)),
     )
@@ -143,6 +149,11 @@ class PatternResolver:
             matched_modules = [name for name in self.modules if matches(name)]
             raise ConfigError(self._no_match_message(pattern, key, matched_modules))
         return found
+
+    def matched_names(self, entries: Iterable[TensorEntry], patterns: Iterable[Pattern]) -> frozenset[str]:
+        """Return those names of the entries that a pattern matches; a tied parameter may have others as well."""
+        matchers = [self._matcher(pattern) for pattern in patterns]
+        return frozenset(name for entry in entries for name in entry.names if any(matches(name) for matches in matchers))
 
     def tie_notes(self, patterns: Iterable[Pattern], keep: Iterable[Pattern], kept: set[str]) -> Iterable[str]:
         """Yield a note for each tied parameter that is not frozen because `keep` matches another of its names.
@@ -266,7 +277,7 @@ def _with_parents(name: str) -> list[str]:
 
 
 def select_by_flags(model: nn.Module) -> Selection:
-    """Return a Selection of the parameters that have `requires_grad=False` now."""
+    """Return a Selection of the parameters that have `requires_grad=False` now, under all their names."""
     return Selection(
         {e.name: e.tensor for e in tensor_entries(model).values() if e.kind == "parameter" and not e.tensor.requires_grad}
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import nn
@@ -15,6 +14,9 @@ from runner.freezing.selection import Selection, select, select_by_flags
 from runner.proof.audit_report import Report
 from runner.proof.auditor import Auditor
 from runner.proof.changes import Snapshot, add_new_tensors, snapshot
+from runner.proof.compiled import before_compiling, has_compiled_a_step
+from runner.proof.optimizer_copy import with_inner_optimizers
+from runner.proof.steps import StepHooks
 from runner.tensors import refuse_unless_dense
 
 
@@ -26,6 +28,7 @@ def audit(
     every: int | None = None,
     *,
     before: Snapshot | None = None,
+    watch_forward: bool = False,
 ) -> Iterator[Report]:
     """Watch the training in the `with` block without changing it; at its end the report says which tensors changed and why.
 
@@ -40,28 +43,34 @@ def audit(
             are also compared before and after each forward pass of a module that contains them, to see what writes to them.
         before: copies of the tensors that `snapshot` made earlier. If given, tensors are compared with these copies instead
             of with their values on entry.
+        watch_forward: compare frozen tensors before and after each forward pass from the first step on, not only after
+            something was found to write to them between two steps. A layer that writes to its weight once, such as an
+            embedding with `max_norm`, is then found as the cause. `torch.compile` warns of the hooks that this takes, if
+            called in the block, and they are removed.
     """
     optimizers = _check_arguments(model, frozen, optimizer, every)
     selection = select_by_flags(model) if frozen is None else _as_selection(model, frozen)
     initial = add_new_tensors(before, model) if before else snapshot(model)
-    auditor = Auditor(model=model, selection=selection, optimizers=optimizers, every=every, initial=initial)
+    auditor = Auditor(model, selection, optimizers, every=every, initial=initial, watch_forward=watch_forward)
     auditor.report.on_freeze = lambda more: auditor.freeze_more(_as_selection(model, more))
-    hooks = [each.register_step_post_hook(partial(auditor.after_step, i)) for i, each in enumerate(optimizers)]
-    try:
-        yield auditor.report
-    except BaseException:
-        with suppress(Exception):  # the exception from the block is the one to raise
-            auditor.finish()
-        raise
-    else:
+    with ExitStack() as undo:
+        undo.callback(setattr, auditor.report, "on_freeze", None)  # it refers to the model and to the copy of its tensors
+        undo.callback(auditor.tracer.close)
+        if not has_compiled_a_step():
+            auditor.hooks = StepHooks(optimizers, auditor.on_step_begin, auditor.on_step_end)
+            undo.callback(auditor.hooks.remove)
+            undo.enter_context(before_compiling(auditor.tracer.remove_module_hooks))
+        try:
+            yield auditor.report
+        except BaseException:
+            with suppress(Exception):  # the exception from the block is the one to raise
+                auditor.finish()
+            raise
         auditor.finish()
-        if frozen is None and not auditor.frozen_names:
+        if auditor.hooks is None:
+            auditor.report.notes.append("bits were compared on leaving only: torch.compile has compiled a step")
+        if frozen is None and not auditor.declared_any:
             auditor.report.notes.append("no parameter was frozen (requires_grad=False) on entry: give patterns")
-    finally:
-        auditor.stop_tracer()
-        auditor.report.on_freeze = None  # it refers to the model and to the copy of its tensors
-        for hook in hooks:
-            hook.remove()
 
 
 def _check_arguments(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[Optimizer]:
@@ -72,15 +81,12 @@ def _check_arguments(model: nn.Module, frozen: Any, optimizer: Any, every: Any) 
     if every is not None and (not is_integer(every) or every < 1):
         raise ConfigError(f"every is {every!r}; compare bits every 1 or more steps")
     given: Any = [] if optimizer is None else optimizer
-    optimizers = list(given) if isinstance(given, (list, tuple)) else [given]
-    for each in optimizers:
-        if not isinstance(each, Optimizer):
+    optimizers: list[Optimizer] = []
+    for each in list(given) if isinstance(given, (list, tuple)) else [given]:
+        hooked = [inner for inner in with_inner_optimizers(each) if hasattr(inner, "_optimizer_step_post_hooks")]
+        if not isinstance(each, Optimizer) and not (hooked and hasattr(each, "param_groups")):
             raise ConfigError(f"optimizer is a {type(each).__name__}; give torch optimizers")
-        if not hasattr(each, "_optimizer_step_post_hooks"):
-            raise ConfigError(
-                f"optimizer is a {type(each).__name__} that has not called torch's Optimizer.__init__; "
-                "give the optimizer that it wraps"
-            )
+        optimizers += [each] if each in hooked else hooked or [each]
     return optimizers
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.contract import Cause, Row
+from runner.contract import LeakCause
 from runner.freezing.groups import group_lr, groups_by_tensor
 from runner.freezing.selection import Selection
 from runner.proof.audit_report import Report, unknown_cause_notes
-from runner.proof.changes import Snapshot, measure_change
-from runner.proof.leak_tracer import LeakTracer, try_find_causes
-from runner.proof.replay import gradient_kind, is_nested_step
-from runner.proof.verdict import Evidence, idle_cause, verdict
-from runner.tensors import TensorEntry, is_compiled, same_bits, tensor_entries, tensor_resolver
+from runner.proof.changes import Snapshot
+from runner.proof.compiled import has_compiled
+from runner.proof.following import Followed, Following, is_conversion
+from runner.proof.leak_tracer import STEP_NOT_REPLAYED, LeakTracer
+from runner.proof.marks import Window, mark_of
+from runner.proof.optimizers import KnownOptimizers
+from runner.proof.replay import gradient_kind, shares_memory, try_find_causes
+from runner.proof.rows import make_row
+from runner.proof.steps import StepHooks, closure_of_step, with_closure
+from runner.tensors import is_compiled, same_bits
 
 
 class Auditor:
@@ -25,238 +33,248 @@ class Auditor:
     Args:
         model: the model that is trained.
         selection: the parameters and buffers that are declared frozen.
-        optimizers: the optimizers that train the model. Methods refer to one of them by its index in this list.
+        optimizers: the optimizers that were given; others are found when they step.
         every: compare bits after every `every` steps; None for steps 1, 2, 4, 8, ...
         initial: copies of all parameters and buffers. Later values are compared with these copies.
+        watch_forward: watch the forward passes from the beginning, as with `every=1`.
     """
 
     def __init__(
-        self, model: nn.Module, selection: Selection, optimizers: list[Optimizer], every: int | None, initial: Snapshot
+        self,
+        model: nn.Module,
+        selection: Selection,
+        optimizers: list[Optimizer],
+        *,
+        every: int | None,
+        initial: Snapshot,
+        watch_forward: bool,
     ) -> None:
-        self.model, self.optimizers, self.every = model, optimizers, every
-        self.initial = Snapshot(initial.entries, dict(initial.values))
-        self.evidence = {name: Evidence() for name in initial.entries}
-        self.last_lrs: dict[int, float] = {}  # by id of a parameter group: its learning rate at its last step
-        self.step_counts = [0] * len(optimizers)
-        self.tracer: LeakTracer | None = None
+        self.model, self.every = model, every
         self.report = Report()
-        self.frozen_names, self.frozen_ids = set[str](), set[int]()
-        self.declare_frozen(selection)
-        if every == 1 or (optimizers and not is_compiled(model)):
-            self.start_tracer(self.frozen_tensors())  # a tensor may be written in the first forward pass only
+        self.following = Following(model, initial)
+        self.optimizers = KnownOptimizers(optimizers, self.following)
+        self.tracer = LeakTracer(model, self.replay_step, lambda: not has_compiled() and not is_compiled(model))
+        self.hooks: StepHooks | None = None
+        self.declared_any = False
+        self.in_forward = watch_forward or every == 1
+        self.watch_for_a_step(self.declare(selection))  # the first step may be the only one that moves a tensor
 
-    def declare_frozen(self, selection: Selection) -> None:
-        """Add the tensors in `selection` to those declared frozen, and store the current learning rates of all groups.
+    def declare(self, selection: Selection) -> list[Followed]:
+        """Declare the tensors in `selection` frozen, and return their rows, if they were not frozen before."""
+        names = _declared_names(selection, self.following)
+        self.declared_any |= bool(names)
+        newly = self.following.declare(names)
+        self.optimizers.store_lrs()
+        self.optimizers.forget_rows()
+        return newly
 
-        The stored learning rates are needed to tell later whether a scheduler has changed them.
-        """
-        selected = {**selection.parameters, **selection.buffers}
-        self.frozen_names |= set(selected)
-        self.frozen_ids |= {id(tensor) for tensor in selected.values()}
-        self.declared_lrs = [[group_lr(group) for group in each.param_groups] for each in self.optimizers]
+    def watch_for_a_step(self, rows: Iterable[Followed], replays: bool = False) -> None:
+        """Watch what writes to the tensors of these rows in the next step, or, with `every=1`, to the end."""
+        self.tracer.watch(rows, replays=replays, is_kept=self.every == 1, in_forward=self.in_forward)
 
     def freeze_more(self, selection: Selection) -> None:
         """Declare the tensors of `selection` frozen too, and compare the new ones from now on with their current values.
 
         Tensors that were already declared frozen are still compared with their earlier values.
         """
-        frozen_before = set(self.frozen_tensors())
-        self.declare_frozen(selection)
-        for name, (_, tensor) in self.frozen_tensors().items():
-            if name not in frozen_before:
-                self.initial.values[name] = tensor.detach().clone()
-                self.evidence[name] = Evidence()
-        if self.optimizers:  # optimizer state from before the freeze may move a tensor in the next step only
-            self.start_tracer(self.frozen_tensors(), replay_all=True)
+        newly = self.declare(selection)
+        for row in newly:
+            row.on_entry = row.reference if row.on_entry is None else row.on_entry
+            row.reference = row.tensor.detach().clone()
+            row.evidence, row.window = row.evidence.next_span(), Window(self.optimizers.last_step)
+        # Optimizer state from before the freeze may move a tensor in the next step only.
+        self.watch_for_a_step([row for row in self.following.rows if row.frozen], replays=True)
 
-    def after_step(self, index: int, *_: Any) -> None:
-        """Count a step of `self.optimizers[index]`; after some of the steps, compare bits and look for causes of changes.
+    def on_step_begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a step: read the marks of the frozen tensors, and replay the step for those that the tracer watches.
 
-        This is the step post-hook of that optimizer.
+        Returns None, or the (args, kwargs) of the step with its closure wrapped.
         """
-        if is_nested_step(self.optimizers[index]):
+        if _is_capturing() or not self.optimizers.on_step_begin(optimizer):
+            return None
+        number = self.optimizers.steps[id(optimizer)] + 1
+        self.read_marks(optimizer, before_step=number)
+        closure = closure_of_step(optimizer, args, kwargs)
+        self.tracer.on_step_begin(optimizer, self.optimizers.rows(optimizer), has_closure=closure is not None)
+        if closure is None:
+            return None
+
+        @wraps(closure)
+        def watched_closure(*closure_args: Any, **closure_kwargs: Any) -> Any:
+            rows, has_raised = self.optimizers.rows(optimizer), True
+            self.read_marks(optimizer)
+            self.tracer.on_closure_begin(rows)
+            try:
+                loss = closure(*closure_args, **closure_kwargs)
+                has_raised = False
+                return loss
+            finally:
+                self.read_marks(optimizer, before_step=number)
+                self.tracer.on_closure_end(optimizer, rows, has_raised)
+
+        return with_closure(args, kwargs, watched_closure)
+
+    def on_step_end(self, optimizer: Optimizer) -> None:
+        """After a step: count it, and after some of the steps compare bits and look for causes of changes."""
+        if _is_capturing() or not self.optimizers.knows(optimizer):
             return
-        self.step_counts[index] += 1
-        self.last_lrs.update((id(group), group_lr(group)) for group in self.optimizers[index].param_groups)
-        step = self.step_counts[index]
+        step = self.optimizers.on_step_end(optimizer)
         is_power_of_two = step & (step - 1) == 0
         compares = step % self.every == 0 if self.every else is_power_of_two
-        if compares:
-            self.compare_bits(step)
+        if compares and optimizer is self.optimizers.first:
+            self.update()
+        self.read_marks(optimizer)
+        rows = self.optimizers.rows(optimizer)
+        found = self.compare_bits(rows, step) if compares else []
         if compares or is_power_of_two:  # while the gradients and learning rates of the step are still there
-            self.record_gradients([index])
-        if self.tracer:
-            self.collect_causes(self.tracer, index)
-        if compares and (leaked := self.leaked_without_cause()):
-            self.find_fallback_causes(index, leaked)
-            if not self.tracer:
-                self.start_tracer(leaked)
+            self.record_gradients(self.optimizers.own_rows(optimizer), optimizer)
+        self.tracer.on_step_end(rows)
+        unexplained = [row for row in found if not row.evidence.cause]
+        if unexplained:
+            self.explain_by_last_step(optimizer, [row for row in unexplained if row.may_be_stepped])
+            for row in unexplained:
+                row.window.written_between |= not row.may_be_stepped
+            self.tracer.watch([row for row in unexplained if row not in self.tracer.watched])
 
-    def start_tracer(self, tensors: dict[str, tuple[TensorEntry, Tensor]], replay_all: bool = False) -> None:
-        """From now on, watch what writes to `tensors`; tensors that were watched before are no longer watched.
+    def read_marks(self, optimizer: Optimizer, before_step: int | None = None) -> None:
+        """Read the marks of the frozen tensors that `optimizer` answers for.
 
-        `tensors`: {name: (entry when the audit began, current tensor)}. `replay_all`: whether the next step of each
-        optimizer is also done on copies for all of `tensors`. If False, this is done only for those that have already
-        changed.
+        `before_step`: the number of the step, if it begins now or its closure has just returned, so that a change of a mark
+        was made by other code. None if the step ends now or calls its closure, so that it was made by the step.
         """
-        self.stop_tracer()
-        self.tracer = LeakTracer(
-            model=self.model,
-            optimizers=self.optimizers,
-            tensors=tensors,
-            initial_values=self.initial.values,
-            declared_lrs=self.declared_lrs,
-            replay_all=replay_all,
-        )
+        for is_own, rows in (
+            (True, self.optimizers.own_rows(optimizer)),
+            (False, self.optimizers.other_rows(optimizer)),
+        ):
+            for row in rows:
+                if row.frozen and not row.evidence.differed:
+                    row.window.reached |= is_own and row.tensor.grad is not None
+                    row.window.read(row.tensor, before_step, can_be_stepped=is_own)
 
-    def collect_causes(self, tracer: LeakTracer, index: int) -> None:
-        """Store the causes of changes that `tracer` has found when a step of `self.optimizers[index]` has ended.
+    def update(self) -> None:
+        """Look at the model again: which tensors stand at the names of the rows now."""
+        self.following.update()
+        self.optimizers.forget_rows()
 
-        Stops the tracer if it has seen enough steps, except with `every=1`.
-        """
-        tracer.on_step_end(index)
-        for name, cause in tracer.causes.items():
-            self.evidence[name].cause = cause
-        for name, error in tracer.errors.items():
-            self.evidence[name].why_unknown = error
-        if tracer.is_done and self.every != 1:
-            self.stop_tracer()
+    def replay_step(
+        self, optimizer: Optimizer, tensors: Mapping[str, Tensor], with_closure: bool = False
+    ) -> tuple[dict[str, LeakCause], str]:
+        """Do a step of the optimizer on copies; return ({name: why it moves the tensor}, why it could not be replayed)."""
+        with self.hooks.pause() if self.hooks else nullcontext():
+            return try_find_causes(optimizer, tensors, self.optimizers.declared_lrs[id(optimizer)], with_closure)
 
-    def stop_tracer(self) -> None:
-        """Stop watching what writes to tensors: remove the tracer and its hooks, if there is one."""
-        if self.tracer:
-            self.tracer.close()
-        self.tracer = None
-
-    def frozen_tensors(self) -> dict[str, tuple[TensorEntry, Tensor]]:
-        """Return {name: (entry when the audit began, current tensor)} for the tensors that are declared frozen.
-
-        If a tensor was replaced, the current tensor is the new one. A tensor that the model no longer has is left out.
-        """
-        resolve = tensor_resolver(tensor_entries(self.model))
-        found = {name: (entry, resolve(entry)) for name, entry in self.initial.entries.items() if self.is_frozen(entry)}
-        return {name: (entry, tensor) for name, (entry, tensor) in found.items() if tensor is not None}
-
-    def leaked_without_cause(self) -> dict[str, tuple[TensorEntry, Tensor]]:
-        """Return the frozen tensors that were found changed, and whose cause of change is not yet known.
-
-        The result is {name: (entry when the audit began, current tensor)}.
-        """
-        leaked = {name for name, evidence in self.evidence.items() if evidence.differed and not evidence.cause}
-        return {name: pair for name, pair in self.frozen_tensors().items() if name in leaked}
-
-    def compare_bits(self, step: int) -> None:
-        """Compare all tensors with their initial values, and record which tensors differ.
+    def compare_bits(self, rows: Iterable[Followed], step: int) -> list[Followed]:
+        """Compare the tensors of these rows, and return those rows of frozen tensors that are newly found changed.
 
         `step`: the number of the step that has just ended. A tensor that has differed before is not compared again.
         """
-        if step not in self.report.looks:
+        if step and step not in self.report.looks:
             self.report.looks.append(step)
-        for entry, tensor, evidence in self.unchanged_tensors():
-            evidence.differed = not same_bits(self.initial.values[entry.name], tensor)
+        found = []
+        for row in rows:
+            if row.evidence.differed:
+                continue
+            if same_bits(row.reference, row.tensor):
+                row.window = Window(step, mark_of(row.tensor)) if row.frozen else row.window
+                continue
+            row.evidence.differed, row.evidence.seen_at = True, step
+            if row.frozen:
+                found.append(row)
+                if is_conversion(row.reference, row.tensor) or row.reference.dtype != row.tensor.dtype:
+                    row.evidence.cause = row.evidence.cause or "dtype_changed"
+        return found
 
-    def record_gradients(self, stepped: Sequence[int]) -> None:
+    def record_gradients(self, rows: Iterable[Followed], optimizer: Optimizer | None) -> None:
         """Record the kind of gradient and the learning rate of parameters that are not frozen and were never found changed.
 
         When the audit ends, these two explain why such a parameter has not changed. The kind is `none`, `zero` or `present`;
-        the learning rate is that of the parameter's group.
-
-        `stepped`: indices into `self.optimizers`. Only parameters that one of these optimizers has are recorded. If the
-        audit was given no optimizer, the kind of gradient is recorded for every such parameter, and no learning rate.
+        the learning rate is that of the parameter's group in `optimizer`.
         """
-        group_of = groups_by_tensor([self.optimizers[index] for index in stepped])
-        for entry, tensor, evidence in self.unchanged_tensors():
-            in_group = id(tensor) in group_of
-            if entry.kind == "parameter" and not self.is_frozen(entry) and (in_group or not self.optimizers):
-                evidence.gradients.add(gradient_kind(tensor))
-                evidence.lrs.update([group_lr(group_of[id(tensor)][1])] if in_group else ())
+        group_of = groups_by_tensor([optimizer] if optimizer else [])
+        for row in rows:
+            if row.kind == "parameter" and not row.frozen and not row.evidence.differed:
+                row.evidence.gradients.add(gradient_kind(row.tensor))
+                if id(row.tensor) in group_of:
+                    row.evidence.lrs.add(group_lr(group_of[id(row.tensor)][1]))
 
-    def unchanged_tensors(self) -> Iterator[tuple[TensorEntry, Tensor, Evidence]]:
-        """Yield (entry when the audit began, current tensor, evidence) for each tensor that was never found changed.
+    def explain_by_last_step(self, optimizer: Optimizer, rows: Iterable[Followed]) -> None:
+        """Repeat the last step of an optimizer on copies, and store why it moves the tensors of these rows.
 
-        A tensor that the model no longer has is left out.
+        A cause found here is used only if watching the training finds none.
         """
-        resolve = tensor_resolver(tensor_entries(self.model))
-        for name, entry in self.initial.entries.items():
-            tensor, evidence = resolve(entry), self.evidence[name]
-            if tensor is not None and not evidence.differed:
-                yield entry, tensor, evidence
-
-    def is_frozen(self, entry: TensorEntry) -> bool:
-        """Return whether a tensor is declared frozen; it is recognised by identity or by name.
-
-        Identity alone is not enough, because a tensor can be replaced: `model.double()` makes new buffers.
-        """
-        return id(entry.tensor) in self.frozen_ids or entry.name in self.frozen_names
+        tensors = {row.name: row.tensor for row in rows if not row.evidence.fallback_cause}
+        if tensors:
+            causes, error = self.replay_step(optimizer, tensors)
+            for row in rows:
+                row.evidence.fallback_cause = row.evidence.fallback_cause or causes.get(row.name, "")
+                row.evidence.why_unknown = error or row.evidence.why_unknown
 
     def finish(self) -> None:
-        """Compare bits after the last step, look for the causes that are still unknown, and fill the report."""
-        last = max(self.step_counts, default=0)
-        if last and last not in self.report.looks:
-            self.compare_bits(last)
-        if not self.optimizers:  # only the gradients that are still there can explain idle parameters
-            self.record_gradients([])
-        for index in range(len(self.optimizers)):
-            self.find_fallback_causes(index, self.leaked_without_cause())
-        resolve, group_of = tensor_resolver(tensor_entries(self.model)), groups_by_tensor(self.optimizers)
-        for entry in self.initial.entries.values():
-            group_name, group = group_of.get(id(entry.tensor), ("", None))
-            lr = None if group is None else self.last_lrs.get(id(group), group_lr(group))
-            self.report.rows.append(self.make_row(entry, resolve(entry), group_name, lr))
-        if not self.optimizers:
-            for evidence in self.evidence.values():
-                evidence.why_unknown = "give the optimizer, audit(model, frozen, optimizer)"
-        elif not last:
-            for evidence in self.evidence.values():
-                evidence.why_unknown = "the given optimizer made no step; give the one that trains"
-        why_unknown = {name: evidence.why_unknown for name, evidence in self.evidence.items()}
-        self.report.notes = unknown_cause_notes(self.report.rows, why_unknown)
+        """Compare bits on leaving, look for the causes that are still unknown, and fill the report."""
+        self.update()
+        last = self.optimizers.last_step
+        for row in self.following.rows:
+            if row.frozen and not row.evidence.differed and row.window.mark not in (None, mark_of(row.tensor)):
+                row.window.written_before.append(last + 1)
+        self.compare_bits(self.following.rows, last)
+        if not last:  # only the gradients that are still there can explain idle parameters
+            self.record_gradients(self.following.rows, None)
+        self.following.merge_split_rows()
+        self.optimizers.forget_rows()
+        leaked = [row for row in self.following.rows if row.frozen and row.evidence.differed and not row.evidence.cause]
+        for optimizer, rows in self.optimizers.holding(leaked).values():
+            self.explain_by_last_step(optimizer, [row for row in rows if row.may_be_stepped])
+        for row in leaked:
+            self.explain_by_marks(row)
+        group_of = self.optimizers.groups()
+        for row in self.following.rows:
+            group_name, group = group_of.get(id(row.tensor), ("", None))
+            lr = None if group is None else self.optimizers.last_lrs.get(id(group), group_lr(group))
+            self.report.rows.append(make_row(row, self.following.aliases(row), group_name, lr, last > 0))
+        why_unknown = {row.name: row.evidence.why_unknown for row in self.following.rows}
+        gone = [row.name for row in self.following.rows if row.is_gone]
+        self.report.notes = [
+            *unknown_cause_notes(self.report.rows, why_unknown),
+            *self.optimizers.notes(),
+            *([f"no longer in the model: {', '.join(gone)}"] if gone else []),
+        ]
         self.report.ended = True
 
-    def find_fallback_causes(self, index: int, leaked: dict[str, tuple[TensorEntry, Tensor]]) -> None:
-        """Repeat the last step of `self.optimizers[index]` on copies, and store why it moves the tensors in `leaked`.
-
-        `leaked`: {name: (entry when the audit began, current tensor)}. A cause found here is used only if watching the
-        training finds none.
-        """
-        tensors = {name: tensor for name, (_, tensor) in leaked.items() if not self.evidence[name].fallback_cause}
-        if not tensors:
+    def explain_by_marks(self, row: Followed) -> None:
+        """Store the cause of a change that no replay explains, as far as the marks of the tensor show who wrote it."""
+        evidence, window = row.evidence, row.window
+        if evidence.fallback_cause or evidence.cause:
             return
-        causes, error = try_find_causes(self.optimizers[index], tensors, self.declared_lrs[index])
-        for name in tensors:
-            evidence = self.evidence[name]
-            evidence.fallback_cause = evidence.fallback_cause or causes.get(name, "")
-            evidence.why_unknown = error or evidence.why_unknown
+        if evidence.replaced:
+            evidence.cause = evidence.replaced
+        elif any(shares_memory(row.tensor, each) for each in self.optimizers.known):
+            evidence.cause = "shared_tensor"
+        elif not self.optimizers.last_step and (row.kind == "buffer" or row.tensor.grad is not None):
+            evidence.why_unknown = "no optimizer step was seen in the block"
+        elif window.reached and window.written_in_step:
+            evidence.why_unknown = evidence.why_unknown or STEP_NOT_REPLAYED
+        elif window.reached and not window.written_before:
+            end = f"step {evidence.seen_at}"
+            evidence.why_unknown = (
+                evidence.why_unknown or f"it was written through .data between step {window.begin} and {end}"
+            )
+        elif window.is_before_first_step or (row.kind == "buffer" and window.steps):
+            evidence.why_unknown = evidence.why_unknown or "it was written by a forward pass or by other code: use every=1"
+        else:
+            evidence.cause = "outside_write"
 
-    def make_row(self, entry: TensorEntry, after: Tensor | None, group: str, lr: float | None) -> Row:
-        """Return the row of one tensor in the report: a dict with the columns of `changes.csv`.
 
-        `entry`: the tensor's entry when the audit began. `after`: the tensor at the end, or None if the model no longer has
-        it. `group`, `lr`: the name and learning rate of its parameter group, or "" and None if it is in none.
-        """
-        change = measure_change(self.initial.values[entry.name], after)
-        evidence, frozen = self.evidence[entry.name], self.is_frozen(entry)
-        word = verdict(entry.kind, frozen, change.moved, evidence.differed)
-        cause: Cause = (evidence.cause or evidence.fallback_cause or "unknown") if word == "leaked" else ""
-        if word == "idle":
-            cause = idle_cause(evidence, bool(self.optimizers), group != "")
-        return {
-            "name": entry.name,
-            "aliases": "|".join(entry.aliases),
-            "kind": entry.kind,
-            "module_type": entry.module_type,
-            "shape": "x".join(map(str, entry.tensor.shape)),
-            "numel": entry.tensor.numel(),
-            "dtype": str(entry.tensor.dtype).removeprefix("torch."),
-            "frozen": frozen,
-            "group": group,
-            "lr": lr,
-            "requires_grad": bool(after is not None and after.requires_grad),
-            "initial_l2": change.initial_l2,
-            "change_l2": change.change_l2,
-            "change_rel": change.change_rel,
-            "change_max": change.change_max,
-            "moved": change.moved,
-            "verdict": word,
-            "cause": cause,
-        }
+def _declared_names(selection: Selection, following: Following) -> set[str]:
+    """Return the names of the model at which the tensors of a selection stand, or stood when it was made."""
+    tensors = {**selection.parameters, **selection.buffers}
+    ids = {id(tensor) for tensor in tensors.values()}
+    names = set[str]()
+    for row in following.rows:
+        if id(row.tensor) in ids or not tensors.keys().isdisjoint(row.names):
+            names |= selection.names.intersection(row.names) or set(row.names)
+    return names
+
+
+def _is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured; nothing may be compared then."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -2,49 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, wraps
-from inspect import signature
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from runner.contract import LeakCause
-from runner.proof.replay import find_causes
-from runner.tensors import TensorEntry, same_bits
+from runner.proof.following import Followed
+from runner.tensors import same_bits
 
-AUDIT_HOOKS = 2  # step hooks that the audit itself registers on an optimizer
-STEPS_TO_WAIT = 4  # steps per optimizer after which the tracer no longer waits for one that has not stepped
+Writer = Literal["forward_write", "outside_write", "between_steps", "step"]
+FindCauses = Callable[[Optimizer, Mapping[str, Tensor], bool], tuple[dict[str, LeakCause], str]]
+
+WRITTEN_BEFORE_EVERY_STEP = "something writes to it before every step; torch.compile is in use, and hooks would recompile"
+WRITTEN_ONCE_BEFORE_FIRST_STEP = "it was written once, before the first step: by a forward pass or by other code"
+STEP_WITH_CLOSURE = "the step calls its closure several times, and replaying the first call does not move it"
+STEP_NOT_REPLAYED = "the step moves it, but a replay of the step on copies does not"
 
 
 @dataclass
 class WatchedTensor:
-    """One tensor that was declared frozen, and what was seen to write to it.
+    """A frozen tensor that is watched, and what was seen to write to it since the last step.
 
     Attributes:
+        row: the row of the report that is about it.
         registrations: (module, key) for each place where the tensor is registered, such as (layer, "weight").
-        tensor: the tensor that was registered in these places when bits were last compared.
-        last_value: a copy of the tensor's value when bits were last compared.
-        writers: what has changed it since the last optimizer step: `forward_write` (code inside a forward pass), `step` (the
-            optimizer's step) or `outside_write` (any other code).
-        forward_depth: the number of nested forward passes that are running now, of modules that contain the tensor.
+        tensor: the tensor that was registered there when bits were last compared.
+        value_after_step: a copy of its value after the last step, or, before the first one, when watching began.
+        last_value: a copy of its value when bits were last compared.
+        replays: whether its next step is replayed although it has not changed so far.
+        is_kept: whether it is watched to the end.
+        in_forward: whether it is also watched during forward passes, from the beginning.
+        steps: the number of steps that have begun since it is watched.
+        writers: what has changed it since the last step: `forward_write` (code inside a forward pass), `step` (the
+            optimizer's step), `outside_write` (any other code), `between_steps` (one of the first and the third).
+        forward_depth: how many forward passes of modules that contain it are running now, one inside another.
         is_substituted: whether another tensor is in its place during a forward pass, as by `torch.func.functional_call`.
     """
 
+    row: Followed
     registrations: list[tuple[nn.Module, str]]
     tensor: Tensor
+    value_after_step: Tensor
     last_value: Tensor
-    writers: set[str] = field(default_factory=set)
+    replays: bool
+    is_kept: bool
+    in_forward: bool
+    steps: int = 0
+    writers: set[Writer] = field(default_factory=set)
     forward_depth: int = 0
     is_substituted: bool = False
 
     @property
+    def is_open(self) -> bool:
+        """Whether something writes to it between steps, and it is not known whether that is a forward pass."""
+        evidence = self.row.evidence
+        return self.row.window.written_between and not evidence.cause and not evidence.why_unknown
+
+    @property
     def current(self) -> Tensor | None:
-        """The tensor that is registered now where the watched tensor was, which may be a new one; None if there is none."""
+        """The tensor that is registered in its place now, which may be a new one; None if there is none."""
         for module, key in self.registrations:
             for registry in (module._parameters, module._buffers):
                 if registry.get(key) is not None:
@@ -53,182 +74,174 @@ class WatchedTensor:
 
 
 class LeakTracer:
-    """Watch frozen tensors by hooks, and find out why they change from the end of one optimizer step to the end of the next.
+    """Watches frozen tensors for some steps, and stores in the evidence of their rows what changes them.
 
-    The training is not changed. When a step begins, the tracer can replay it: it first does the step on copies, several
-    times, with one thing changed at a time. After each step, call `on_step_end`. It updates two attributes: `causes`,
-    {tensor name: why the tensor changed}, and `errors`, {tensor name: why no cause was found}.
+    The training is not changed. To replay a step is to do it on copies first, with one thing changed at a time.
 
     Args:
-        model: the model that is trained.
-        optimizers: all optimizers that train it.
-        tensors: {name: (entry when the audit began, current tensor)} for the tensors to watch.
-        initial_values: {name: copy of the value when the tensor was declared frozen}.
-        declared_lrs: for each optimizer, the learning rates of its groups when the tensors were declared frozen.
-        replay_all: replay the first step of each optimizer for all tensors, not only for those that have already changed.
+        model: the model that is trained. find_causes: called with (optimizer, {name: tensor}, whether the step has a
+        closure); replays the step that begins now
+            and returns ({name: why it moves the tensor}, why it could not be replayed).
+        may_hook_modules: returns whether hooks may be set on all modules; they would make dynamo compile again.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[Optimizer],
-        tensors: Mapping[str, tuple[TensorEntry, Tensor]],
-        initial_values: Mapping[str, Tensor],
-        declared_lrs: Sequence[Sequence[float]],
-        replay_all: bool = False,
+    def __init__(self, model: nn.Module, find_causes: FindCauses, may_hook_modules: Callable[[], bool]) -> None:
+        self.model, self.find_causes, self.may_hook_modules = model, find_causes, may_hook_modules
+        self.watched: dict[Followed, WatchedTensor] = {}
+        self.module_hooks: list[RemovableHandle] = []
+        self.watched_in: dict[int, list[WatchedTensor]] = {}  # by id of a module: the watched tensors in it and below it
+        self.in_step = self.has_closure = False  # of the current or last optimizer step
+        self.replayed: set[Followed] = set()  # the rows for which the current step has been replayed
+        self.replay_causes: dict[Followed, LeakCause] = {}  # what that replay has found
+
+    def watch(
+        self, rows: Iterable[Followed], *, replays: bool = False, is_kept: bool = False, in_forward: bool = False
     ) -> None:
-        self.optimizers, self.initial_values = optimizers, initial_values
-        self.declared_lrs, self.replay_all = declared_lrs, replay_all
-        modules = dict(model.named_modules(remove_duplicate=False))
-        self.watched: dict[str, WatchedTensor] = {}
-        self.names_within: dict[int, set[str]] = {}  # by id of a module: the watched tensors in it and its submodules
-        for name, (entry, tensor) in tensors.items():
-            paths = [full_name.rpartition(".") for full_name in entry.names]
-            registrations = [(modules[owner], key) for owner, _, key in paths if owner in modules]
-            unchanged = same_bits(initial_values[name], tensor)
-            last_value = initial_values[name] if unchanged else tensor.detach().clone()
-            self.watched[name] = WatchedTensor(registrations, tensor, last_value)
-            for full_name in entry.names:
-                parts = full_name.split(".")[:-1]
-                for count in range(len(parts) + 1):
-                    self.names_within.setdefault(id(modules.get(".".join(parts[:count]))), set()).add(name)
-        self.in_step = self.has_closure = self.has_other_hooks = False  # of the current or last optimizer step
-        self.steps_ended: list[int] = []  # the index of the optimizer for each step that has ended
-        self.replayed: set[str] = set()  # the tensors for which the current step has been replayed
-        self.replay_causes: dict[str, LeakCause] = {}  # what that replay has found
-        self.causes: dict[str, LeakCause] = {}
-        self.errors: dict[str, str] = {}
-        # Global hooks, because hooks on a module would disable the fast path of a transformer in eval mode.
-        self.hooks = [
-            register_module_forward_pre_hook(self._on_forward_begin),
-            register_module_forward_hook(self._on_forward_end, always_call=True),
-            *(each.register_step_pre_hook(partial(self._on_step_begin, i)) for i, each in enumerate(optimizers)),
-        ]
+        """Watch the tensors of these rows from now on, each until its optimizer has made a step or two.
 
-    @property
-    def is_done(self) -> bool:
-        """Whether the tracer has seen enough steps to stop.
-
-        That is so when every optimizer has made a step, or when all optimizers together have made STEPS_TO_WAIT * (number of
-        optimizers) steps.
+        `replays`: replay the next step for all of them, not only for those that have already changed. `is_kept`: watch them
+        to the end. `in_forward`: set hooks on all modules now, not only when something was found to write between steps.
         """
-        all_stepped = len(set(self.steps_ended)) == len(self.optimizers)
-        return all_stepped or len(self.steps_ended) >= STEPS_TO_WAIT * len(self.optimizers)
+        for row in rows:
+            value = row.reference if same_bits(row.reference, row.tensor) else row.tensor.detach().clone()
+            self.watched[row] = WatchedTensor(
+                row, _places(self.model, row.names), row.tensor, value, value, replays, is_kept, in_forward
+            )
+        self._update_module_hooks()
 
     def close(self) -> None:
         """Stop watching: remove all hooks."""
-        for hook in self.hooks:
-            hook.remove()
+        self.watched.clear()
+        self.remove_module_hooks()
 
-    def on_step_end(self, index: int) -> None:
-        """Record in `causes` why watched tensors have changed since the end of the previous step.
+    def on_step_begin(self, optimizer: Optimizer, rows: Iterable[Followed], has_closure: bool) -> None:
+        """Compare the tensors of these rows, and replay the step that begins (do it on copies) for those that have changed.
 
-        Call this when a step of `self.optimizers[index]` has ended.
+        With a closure, the replay is done after the closure's first call: see `on_closure_end`.
         """
-        self._record_writers(self.watched.values())
-        self.in_step = False
-        self.steps_ended.append(index)
-        for name in self._changed_without_cause():
-            writers = self.watched[name].writers
-            if writers and (cause := self._cause_of(name, writers)):
-                self.causes[name] = cause
+        self.in_step = False  # it is still set if the last step has raised
+        self.has_closure = has_closure
         self.replayed.clear()
         self.replay_causes.clear()
-        for watched in self.watched.values():
-            watched.writers.clear()
-
-    def _tensors_to_replay(self, index: int) -> dict[str, Tensor]:
-        """Return {name: current tensor} for the tensors for which the step that begins now is first done on copies.
-
-        The step is one of `self.optimizers[index]`. If `replay_all` is True and this is the first step of that optimizer,
-        the tensors are all watched ones. Otherwise they are those that have changed for a reason not yet known.
-        """
-        if self.replay_all and index not in self.steps_ended:
-            current = {name: watched.current for name, watched in self.watched.items()}
-            return {name: tensor for name, tensor in current.items() if tensor is not None}
-        return self._changed_without_cause()
-
-    def _changed_without_cause(self) -> dict[str, Tensor]:
-        """Return {name: current tensor} for the watched tensors that differ from their initial values.
-
-        Tensors whose cause of change is already known are left out.
-        """
-        current = {name: watched.current for name, watched in self.watched.items() if name not in self.causes}
-        return {
-            name: tensor
-            for name, tensor in current.items()
-            if tensor is not None and not same_bits(self.initial_values[name], tensor)
-        }
-
-    def _cause_of(self, name: str, writers: set[str]) -> LeakCause | Literal[""]:
-        """Return why the tensor `name` changed, or "" if the cause is unknown.
-
-        `writers`: what changed the tensor: `forward_write`, `outside_write` or `step`. If the step was done on copies and no
-        cause was found, `errors` has the reason.
-        """
-        other_writers: tuple[LeakCause, ...] = ("forward_write", "outside_write")
-        for writer in other_writers:
-            if writer in writers:
-                return writer
-        if name not in self.replayed or name in self.replay_causes or name in self.errors:
-            return self.replay_causes.get(name, "")
-        if self.has_other_hooks and not self.has_closure:
-            return "outside_write"
-        if self.has_closure:
-            self.errors[name] = "the step calls its closure several times, and replaying the first call does not move it"
-        else:
-            self.errors[name] = "the step moves it, but a replay of the step on copies does not"
-        return ""
-
-    def _on_step_begin(self, index: int, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do the step that begins now on copies, to find out why it moves frozen tensors.
-
-        This is the step pre-hook of `self.optimizers[index]`; `args` and `kwargs` are the arguments of the step. Without a
-        closure, the step is done on copies at once, and None is returned. With a closure, it is done on copies after the
-        first call of the closure, which computes the gradients. The hook then returns (args, kwargs) with the closure
-        wrapped to do so.
-        """
-        self._record_writers(self.watched.values())
+        watched = self._watched(rows)
+        for each in watched:
+            each.steps += 1
+        self._record_writers(watched)
+        for each in watched:
+            if each.writers and each.current is not None and same_bits(each.value_after_step, each.current):
+                each.writers.clear()  # it was written, and put back before the step (SAM)
         self.in_step = True
-        hook_count = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
-        self.has_other_hooks = hook_count > AUDIT_HOOKS
-        closure_is_first = "closure" in list(signature(type(optimizer).step).parameters)[1:2]
-        closure: Any = args[1] if closure_is_first and len(args) > 1 else kwargs.get("closure")
-        self.has_closure = callable(closure)
-        if not self.has_closure:
-            self._replay(index, self._tensors_to_replay(index))
-            return None
+        if not has_closure:
+            self._replay(optimizer, watched)
 
-        @wraps(closure)
-        def closure_then_replay(*closure_args: Any, **closure_kwargs: Any) -> Any:
-            loss = closure(*closure_args, **closure_kwargs)
-            if not self.replayed:  # first call: the gradients are those of the step, and no parameter has moved yet
-                self._replay(index, self._tensors_to_replay(index))
-            return loss
+    def on_closure_begin(self, rows: Iterable[Followed]) -> None:
+        """Compare tensors before a step calls its closure: what has changed in the step was written by the optimizer."""
+        self._record_writers(self._watched(rows))
+        self.in_step = False
 
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": closure_then_replay}
-        return (args[0], closure_then_replay, *args[2:]), kwargs
+    def on_closure_end(self, optimizer: Optimizer, rows: Iterable[Followed], has_raised: bool) -> None:
+        """Compare tensors when the closure has returned or raised; replay the step if that was its first call."""
+        watched = self._watched(rows)
+        self._record_writers(watched)
+        self.in_step = True
+        if not self.replayed and not has_raised:  # the gradients are those of the step, and no parameter has moved yet
+            self._replay(optimizer, watched)
 
-    def _replay(self, index: int, tensors: dict[str, Tensor]) -> None:
-        """Do a step of `self.optimizers[index]` on copies, and record why the step moves each of `tensors`, {name: tensor}.
+    def on_step_end(self, rows: Iterable[Followed]) -> None:
+        """Store what changed the tensors of these rows since their last step, and stop watching those that are done."""
+        watched = self._watched(rows)
+        self._record_writers(watched)
+        self.in_step = False
+        for each in watched:
+            row = each.row
+            if row.evidence.cause == "" and each.current is not None and not same_bits(row.reference, each.current):
+                self._conclude(each)
+            each.value_after_step = each.last_value
+            each.writers.clear()
+        self.replayed.clear()
+        self.replay_causes.clear()
+        for each in watched:
+            if not each.is_kept and (each.steps >= 2 or not each.is_open):
+                del self.watched[each.row]
+        self._update_module_hooks()
 
-        If the step cannot be done on copies, the reason is recorded in `errors`.
+    def _watched(self, rows: Iterable[Followed]) -> list[WatchedTensor]:
+        """Return what is watched of these rows."""
+        return [self.watched[row] for row in rows if row in self.watched] if self.watched else []
+
+    def _conclude(self, watched: WatchedTensor) -> None:
+        """Store why a tensor has changed that differs from its reference, or why that is not known yet."""
+        row, evidence, writers = watched.row, watched.row.evidence, watched.writers
+        if "forward_write" in writers:
+            evidence.cause = "forward_write"
+        elif "outside_write" in writers:
+            evidence.cause = evidence.replaced or "outside_write"
+        elif "between_steps" in writers:
+            evidence.why_unknown = WRITTEN_BEFORE_EVERY_STEP if row.window.written_between and not evidence.replaced else ""
+            row.window.written_between = True
+        elif "step" in writers:
+            evidence.cause = self.replay_causes.get(row, "")
+            if row in self.replayed and not evidence.cause and not evidence.why_unknown:
+                evidence.why_unknown = STEP_WITH_CLOSURE if self.has_closure else STEP_NOT_REPLAYED
+        elif row.window.written_between:  # before an earlier step, and not again: the forward pass does not write it
+            if evidence.replaced:
+                evidence.cause = evidence.replaced
+            elif row.window.is_before_first_step:
+                evidence.why_unknown = WRITTEN_ONCE_BEFORE_FIRST_STEP
+            else:
+                evidence.cause = "outside_write"
+
+    def _replay(self, optimizer: Optimizer, watched: Sequence[WatchedTensor]) -> None:
+        """Repeat the step that begins now on copies, and record why it moves those tensors that are not explained yet.
+
+        If the step cannot be repeated on copies, the reason is recorded instead.
         """
-        if tensors:
-            self.replayed.update(tensors)
-            lrs = self.declared_lrs[index]
-            causes, error = try_find_causes(self.optimizers[index], tensors, lrs, self.has_closure)
-            self.replay_causes.update(causes)
-            self.errors.update(dict.fromkeys(tensors if error else (), error))
+        to_explain = {
+            each.row: each.current
+            for each in watched
+            if each.current is not None
+            and not each.row.evidence.cause
+            and (each.replays or not same_bits(each.row.reference, each.current))
+        }
+        if to_explain:
+            self.replayed.update(to_explain)
+            tensors = {row.name: tensor for row, tensor in to_explain.items() if tensor is not None}
+            causes, error = self.find_causes(optimizer, tensors, self.has_closure)
+            for row in to_explain:
+                if row.name in causes:
+                    self.replay_causes[row] = causes[row.name]
+                row.evidence.why_unknown = error or row.evidence.why_unknown
+
+    def _update_module_hooks(self) -> None:
+        """Set hooks on all modules if a watched tensor needs them, otherwise remove them.
+
+        Global hooks, because hooks on a module would disable the fast path of a transformer in eval mode.
+        """
+        if not any(watched.in_forward or watched.is_open for watched in self.watched.values()):
+            self.remove_module_hooks()
+            return
+        if not self.may_hook_modules():
+            return
+        self.watched_in.clear()
+        for watched in self.watched.values():
+            owners = {id(module) for name in watched.row.names for module in _owners(self.model, name)}
+            for module_id in owners:
+                self.watched_in.setdefault(module_id, []).append(watched)
+        if not self.module_hooks:
+            self.module_hooks = [
+                register_module_forward_pre_hook(self._on_forward_begin),
+                register_module_forward_hook(self._on_forward_end, always_call=True),
+            ]
+
+    def remove_module_hooks(self) -> None:
+        """Remove the hooks on all modules."""
+        for hook in self.module_hooks:
+            hook.remove()
+        self.module_hooks.clear()
+        self.watched_in.clear()
 
     def _on_forward_begin(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook: compare the watched tensors in `module` with their last values before the module's forward pass.
-
-        A tensor that differs was not changed by this forward pass: the code that ran before is recorded as its writer.
-        """
-        if torch.compiler.is_compiling():  # the hook must not become part of the compiled graph
-            return
+        """Compare the module's tensors before its forward pass: what has changed was written by other code."""
         within = self._watched_within(module)
         for watched in within:
             if not watched.forward_depth:
@@ -238,12 +251,7 @@ class LeakTracer:
             watched.forward_depth += 1
 
     def _on_forward_end(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook: compare the watched tensors in `module` with their last values after the module's forward pass.
-
-        For a tensor that differs, this forward pass is recorded as its writer.
-        """
-        if torch.compiler.is_compiling():
-            return
+        """Compare the module's tensors after its forward pass: what has changed was written by that pass."""
         within = self._watched_within(module)
         self._record_writers(watched for watched in within if not watched.is_substituted)
         for watched in within:
@@ -252,32 +260,38 @@ class LeakTracer:
     def _watched_within(self, module: nn.Module) -> list[WatchedTensor]:
         """Return the watched tensors that are registered in a module or its submodules."""
         module = getattr(module, "_orig_mod", module)  # a compiled module does not call the module that it was made from
-        return [self.watched[name] for name in self.names_within.get(id(module), ())]
+        return self.watched_in.get(id(module), [])
 
     def _record_writers(self, tensors: Iterable[WatchedTensor]) -> None:
-        """Compare each of `tensors` with its last value; if a tensor differs, record in its `writers` what is running now.
-
-        This is `forward_write` during a forward pass of a module that contains the tensor; otherwise `step` during an
-        optimizer step; otherwise `outside_write`. The tensor's current value becomes its last value.
-        """
+        """Compare tensors with their last values; if one differs, record what runs now (step, forward) as its writer."""
         for watched in tensors:
             tensor = watched.current
             if tensor is not None and not same_bits(watched.last_value, tensor):
-                writer = "step" if self.in_step else "outside_write"
-                watched.writers.add("forward_write" if watched.forward_depth else writer)
+                if watched.forward_depth:
+                    watched.writers.add("forward_write")
+                elif self.in_step:
+                    watched.writers.add("step")
+                else:
+                    watched.writers.add("outside_write" if self.module_hooks else "between_steps")
                 watched.last_value = tensor.detach().clone()
             watched.tensor = watched.tensor if tensor is None else tensor
 
 
-def try_find_causes(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool = False
-) -> tuple[dict[str, LeakCause], str]:
-    """Do a step of the optimizer on copies, and return ({tensor name: why the step moves the tensor}, error message).
+def _places(model: nn.Module, names: Iterable[str]) -> list[tuple[nn.Module, str]]:
+    """Return (module, key) for each of the names, such as (layer, "weight"), without those that are not in the model."""
+    places = []
+    for name in names:
+        owners, key = _owners(model, name), name.rpartition(".")[2]
+        places += [(owners[-1], key)] if len(owners) == name.count(".") + 1 else []
+    return places
 
-    The message is empty, unless the step could not be done on copies. `tensors`: {name: frozen tensor}. `declared_lrs`: the
-    learning rate of each parameter group when the tensors were declared frozen. `with_closure`: call `step` with a closure.
-    """
-    try:
-        return find_causes(optimizer, tensors, declared_lrs, with_closure), ""
-    except Exception as error:  # a third-party optimizer may raise anything, and the training must go on
-        return {}, f"a step of {type(optimizer).__name__} could not be replayed ({type(error).__name__}: {error})"
+
+def _owners(model: nn.Module, name: str) -> list[nn.Module]:
+    """Return the modules around a tensor, from the model to the one that has it; fewer if the name is not in the model."""
+    owners = [model]
+    for part in name.split(".")[:-1]:
+        inner = owners[-1]._modules.get(part)
+        if inner is None:
+            break
+        owners.append(inner)
+    return owners

@@ -6,10 +6,8 @@ Of an optimizer, only parameter groups, state and gradients are assumed, so that
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -47,7 +45,7 @@ def find_causes(
         if without_gradient := moved - with_gradient:
             causes.update(_causes_without_gradient(without_gradient, replay))
     for name, tensor in tensors.items():
-        if name not in causes and any(p is not tensor and memory_overlaps(p, tensor) for p in stepped_tensors(optimizer)):
+        if name not in causes and shares_memory(tensor, optimizer):
             causes[name] = "shared_tensor"
     return causes
 
@@ -152,18 +150,22 @@ def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor
     return any(not same_bits(results[0][tensor_id], results[1][tensor_id]) for tensor_id in other_ids)
 
 
-def is_nested_step(optimizer: Optimizer) -> bool:
-    """Return whether the step hook that calls this function runs for a `super().step()` inside an overridden `step`.
+def try_find_causes(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool = False
+) -> tuple[dict[str, LeakCause], str]:
+    """Do what `find_causes` does, and return (what it returns, error message).
 
-    In such a class, torch calls step hooks twice: for the inner step and for the whole one.
+    The message is empty, unless the step could not be done on copies.
     """
-    step_code = getattr(type(optimizer).step, "__code__", None)
-    frame: FrameType | None = sys._getframe(1)
-    count = 0
-    while frame is not None:
-        count += frame.f_code is step_code and frame.f_locals.get("self") is optimizer
-        frame = frame.f_back
-    return count > 1
+    try:
+        return find_causes(optimizer, tensors, declared_lrs, with_closure), ""
+    except Exception as error:  # a third-party optimizer may raise anything, and the training must go on
+        return {}, f"a step of {type(optimizer).__name__} could not be replayed ({type(error).__name__}: {error})"
+
+
+def shares_memory(tensor: Tensor, optimizer: Optimizer) -> bool:
+    """Return whether an optimizer may update another tensor that uses the same memory."""
+    return any(other is not tensor and memory_overlaps(other, tensor) for other in stepped_tensors(optimizer))
 
 
 def gradient_kind(parameter: Tensor) -> str:

@@ -346,15 +346,15 @@ def test_an_earlier_snapshot_shows_what_moved_before_the_block():
 # Optimizers
 
 
-def test_without_an_optimizer_bits_are_compared_only_on_leaving():
+def test_without_an_optimizer_those_that_step_the_model_are_found():
     model = small_net()
     model.head.requires_grad_(False)
     with audit(model, ["head", "body.bias"]) as report:
         train(model, sgd(model))
-    assert report.looks == []
-    assert report.leaks == ["body.bias"]
+    assert report.looks == [1, 2, 4]
+    assert [(row["name"], row["cause"]) for row in report.rows if row["verdict"] == "leaked"] == [("body.bias", "gradient")]
     assert (word(report, "head.weight"), word(report, "body.weight")) == ("held", "trained")
-    assert {(row["group"], row["lr"]) for row in report.rows} == {("", None)}
+    assert {(row["group"], row["lr"]) for row in report.rows if row["kind"] == "parameter"} == {("0", 0.1)}
 
 
 def test_the_groups_of_several_optimizers_have_different_names():

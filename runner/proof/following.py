@@ -1,0 +1,190 @@
+"""Follow the tensors of a model by identity and by name, while layers are replaced, tied, wrapped and added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from runner.contract import TensorKind
+from runner.proof.changes import Snapshot
+from runner.proof.marks import Window
+from runner.proof.verdict import Evidence
+from runner.tensors import TensorEntry, same_bits, tensor_entries
+
+
+@dataclass(eq=False)
+class Followed:
+    """What one row of the report is about: one or several names of the model, and the tensor that stands at them.
+
+    Attributes:
+        entry: the entry of that tensor in the model.
+        names: the names that the row is about; the first one is the row's name.
+        kind: what stood at the names first: `parameter` or `buffer`.
+        tensor: the tensor at these names, or, if the model no longer has any of them, the tensor that stood there last.
+        reference: a copy of the values to compare with: those that the tensor had when it was first seen, or, if it was
+            declared frozen later, when it was declared.
+        on_entry: a copy of the first values, if `reference` has those of a later time; otherwise None.
+        frozen: whether one of the names is declared frozen now.
+        was_frozen: whether one of them was declared frozen at any time.
+        is_gone: whether neither the tensor nor any of the names is in the model now.
+        split_from: the row that had these names before another tensor was put there.
+        evidence: what the audit has observed of the tensor.
+        window: what happened to it since the last comparison that found its bits unchanged.
+    """
+
+    entry: TensorEntry
+    names: list[str]
+    kind: TensorKind
+    tensor: Tensor
+    reference: Tensor
+    on_entry: Tensor | None = None
+    frozen: bool = False
+    was_frozen: bool = False
+    is_gone: bool = False
+    split_from: Followed | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+    window: Window = field(default_factory=Window)
+
+    @property
+    def name(self) -> str:
+        """The name of the row."""
+        return self.names[0]
+
+    @property
+    def may_be_stepped(self) -> bool:
+        """Whether an optimizer step may have changed its bits since they were last found unchanged."""
+        return self.window.reached and not self.evidence.replaced
+
+
+class Following:
+    """The rows of an audit, and which tensor of the model each one is about now.
+
+    A frozen row keeps its reference, whatever tensor is put at its names. Any other row is compared with what the tensor at
+    its names was when it was first seen.
+
+    Args:
+        model: the model that is trained.
+        before: copies of its tensors, the references.
+    """
+
+    def __init__(self, model: nn.Module, before: Snapshot) -> None:
+        self.model = model
+        self.declared: set[str] = set()  # the names that are declared frozen now
+        self.rows: list[Followed] = []
+        self.row_of: dict[str, Followed] = {}  # by name
+        self.entries: dict[str, TensorEntry] = {}  # of the model at the last update
+        self.ids: set[int] = set()  # of the tensors in the model at the last update
+        self.first_values: dict[int, tuple[Tensor, Tensor]] = {}  # by id: (tensor, copy of it when it was first seen)
+        for name, entry in before.entries.items():
+            self.first_values[id(entry.tensor)] = entry.tensor, before.values[name]
+            self._add(Followed(entry, list(entry.names), entry.kind, entry.tensor, before.values[name]))
+
+    def update(self) -> None:
+        """Look at the model again: find the tensors that stand at the names of the rows now, and add rows for new ones."""
+        self.entries = tensor_entries(self.model)
+        self.ids = {id(entry.tensor) for entry in self.entries.values()}
+        at_name = {name: entry for entry in self.entries.values() for name in entry.names}
+        for row in list(self.rows):
+            self._follow(row, at_name)
+        followed = {id(row.tensor) for row in self.rows}
+        for entry in self.entries.values():
+            new_names = [name for name in entry.names if name not in self.row_of]
+            if new_names and id(entry.tensor) not in followed:
+                self._add(Followed(entry, new_names, entry.kind, entry.tensor, self._first_value(entry.tensor)))
+        for row in self.rows:
+            row.is_gone = id(row.tensor) not in self.ids
+
+    def declare(self, names: Iterable[str]) -> list[Followed]:
+        """Declare names frozen, and return the rows that were not frozen before: they must keep their present values."""
+        self.update()
+        self.declared |= set(names)
+        newly = [row for row in self.rows if not row.frozen and self._is_declared(row.names)]
+        for row in newly:
+            row.frozen = row.was_frozen = True
+        return newly
+
+    def withdraw(self, names: Iterable[str]) -> list[Followed]:
+        """Declare names no longer frozen, and return the rows that were frozen and are not now."""
+        self.declared -= set(names)
+        withdrawn = [row for row in self.rows if row.frozen and not self._is_declared(row.names)]
+        for row in withdrawn:
+            row.frozen = False
+        return withdrawn
+
+    def merge_split_rows(self) -> None:
+        """Put names back into the row that they were split from, where both are about the same tensor again."""
+        for row in [row for row in self.rows if row.split_from]:
+            original = row.split_from
+            assert original is not None
+            if row.tensor is original.tensor and row.reference is original.reference:
+                original.names += row.names
+                original.frozen, original.was_frozen = original.frozen or row.frozen, original.was_frozen or row.was_frozen
+                original.evidence.merge(row.evidence)
+                self.rows.remove(row)
+
+    def aliases(self, row: Followed) -> list[str]:
+        """Return the other names that the tensor of a row has in the model, at the last update."""
+        return [
+            name for entry in self.entries.values() if entry.tensor is row.tensor for name in entry.names if name != row.name
+        ]
+
+    def _add(self, row: Followed) -> None:
+        """Add a row; its names are then about it."""
+        row.frozen = row.was_frozen = self._is_declared(row.names)
+        self.rows.append(row)
+        self.row_of.update(dict.fromkeys(row.names, row))
+
+    def _is_declared(self, names: Iterable[str]) -> bool:
+        """Return whether one of the names is declared frozen."""
+        return not self.declared.isdisjoint(names)
+
+    def _first_value(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor as it was when it was first seen, which may be now."""
+        if id(tensor) not in self.first_values:
+            self.first_values[id(tensor)] = tensor, tensor.detach().clone()
+        return self.first_values[id(tensor)][1]
+
+    def _follow(self, row: Followed, at_name: dict[str, TensorEntry]) -> None:
+        """Find what stands at the names of a row now; names at which another tensor stands get a row of their own.
+
+        `at_name`: {name: entry of the model now}. If no name of the row is left with its tensor, the row itself goes over to
+        the other tensor.
+        """
+        moved: dict[int, list[str]] = {}
+        for name in row.names:
+            entry = at_name.get(name)
+            if entry is not None and entry.tensor is not row.tensor:
+                moved.setdefault(id(entry.tensor), []).append(name)
+        if not moved:
+            return
+        left = [name for name in row.names if not any(name in names for names in moved.values())]
+        stays = any(name in at_name for name in left) or self._is_declared(left)
+        for names in moved.values():
+            if stays:
+                other = replace(row, names=names, split_from=row, evidence=Evidence(), window=Window(row.window.begin))
+                row.names = [name for name in row.names if name not in names]
+                row.frozen = self._is_declared(row.names)
+                row.was_frozen = row.was_frozen and row.frozen
+                self._add(other)
+            else:
+                other, stays = row, True  # the first other tensor takes over the row and the names that are gone
+            self._take_over(other, at_name[names[0]])
+
+    def _take_over(self, row: Followed, entry: TensorEntry) -> None:
+        """Let a row be about the tensor of `entry`, which was put at its names.
+
+        A frozen row leaks if the tensor has other bits than its reference; any other row begins anew.
+        """
+        first_value = self._first_value(entry.tensor)
+        row.entry, row.tensor = entry, entry.tensor
+        if not row.frozen:
+            row.reference, row.on_entry, row.evidence, row.window = first_value, None, Evidence(), Window()
+        elif not row.evidence.differed and not same_bits(row.reference, row.tensor):
+            row.evidence.replaced = "dtype_changed" if is_conversion(row.reference, row.tensor) else "replaced"
+
+
+def is_conversion(before: Tensor, after: Tensor) -> bool:
+    """Return whether `after` has another dtype than `before`, and the values of `before` converted to it."""
+    return before.dtype != after.dtype and before.shape == after.shape and same_bits(before.to(after.dtype), after)

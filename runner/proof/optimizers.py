@@ -1,0 +1,146 @@
+"""The optimizers that train a model under audit: those that were given, and those that are found to step its tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from runner.freezing.groups import Group, group_lr, groups_by_tensor
+from runner.proof.following import Followed, Following
+from runner.proof.optimizer_copy import stepped_tensors, with_inner_optimizers
+
+
+class KnownOptimizers:
+    """The optimizers of one audit, how many steps each has made, and which rows of the report each one answers for.
+
+    Args:
+        given: the optimizers that were given to the audit.
+        following: the rows of the audit.
+    """
+
+    def __init__(self, given: Sequence[Optimizer], following: Following) -> None:
+        self.given, self.following = list(given), following
+        self.known: list[Optimizer] = list(given)
+        self._known_ids = {id(each) for each in self.known}
+        self.first: Optimizer | None = None  # the one that made the first step
+        self.steps: Counter[int] = Counter()  # by id of an optimizer
+        self.unrelated: Counter[str] = Counter()  # {class name: steps} of optimizers without a tensor of the model
+        self.last_lrs: dict[int, float] = {}  # by id of a parameter group: its learning rate at its last step
+        self.declared_lrs: dict[int, list[float]] = {}  # by id of an optimizer: see `store_lrs`
+        self.orphans: dict[int, list[Tensor]] = {}  # by id of an optimizer: its tensors that are not in the model
+        self._own_rows: dict[int, list[Followed]] = {}  # by id of an optimizer: the rows of the tensors that it steps
+        self._other_rows: list[Followed] | None = None  # those of tensors that no optimizer steps
+        self.store_lrs()
+
+    def store_lrs(self) -> None:
+        """Store the learning rates that all groups have now, to tell later whether a scheduler has changed them."""
+        self.declared_lrs = {id(each): [group_lr(group) for group in each.param_groups] for each in self.known}
+
+    def on_step_begin(self, optimizer: Optimizer) -> bool:
+        """Take note of an optimizer that begins a step; return whether it was given or steps a tensor of the model."""
+        ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        unknown = ids - self.following.ids
+        if unknown and not unknown <= self._orphan_ids(optimizer):
+            self.following.update()  # before the first step of a tensor that is new
+            self.forget_rows()
+            self.orphans[id(optimizer)] = [
+                parameter
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+                if id(parameter) not in self.following.ids
+            ]
+        if not self.knows(optimizer):
+            if ids.isdisjoint(self.following.ids):
+                self.unrelated[type(optimizer).__name__] += 1
+                return False
+            self.known.append(optimizer)
+            self._known_ids.add(id(optimizer))
+            self.declared_lrs[id(optimizer)] = [group_lr(group) for group in optimizer.param_groups]
+            self._other_rows = None
+        self.first = self.first or optimizer
+        return True
+
+    def knows(self, optimizer: Optimizer) -> bool:
+        """Return whether an optimizer was given, or was found to step a tensor of the model."""
+        return id(optimizer) in self._known_ids
+
+    def on_step_end(self, optimizer: Optimizer) -> int:
+        """Count a step of the optimizer, and return its number."""
+        self.steps[id(optimizer)] += 1
+        self.last_lrs.update((id(group), group_lr(group)) for group in optimizer.param_groups)
+        return self.steps[id(optimizer)]
+
+    @property
+    def last_step(self) -> int:
+        """The number of steps of the optimizer that has made most."""
+        return max(self.steps.values(), default=0)
+
+    def own_rows(self, optimizer: Optimizer) -> list[Followed]:
+        """Return the rows of the tensors that an optimizer steps."""
+        if id(optimizer) not in self._own_rows:
+            ids = {id(tensor) for tensor in stepped_tensors(optimizer)}
+            self._own_rows[id(optimizer)] = [row for row in self.following.rows if id(row.tensor) in ids]
+        return self._own_rows[id(optimizer)]
+
+    def other_rows(self, optimizer: Optimizer) -> list[Followed]:
+        """Return the rows of the tensors that no optimizer steps, if `optimizer` made the first step; otherwise none.
+
+        Thus each row is looked at once a round, however many optimizers there are.
+        """
+        if optimizer is not self.first:
+            return []
+        if self._other_rows is None:
+            held = {row for each in self.known for row in self.own_rows(each)}
+            self._other_rows = [row for row in self.following.rows if row not in held]
+        return self._other_rows
+
+    def rows(self, optimizer: Optimizer) -> list[Followed]:
+        """Return the rows that an optimizer answers for: its own, and, if it made the first step, those of no optimizer."""
+        return [*self.own_rows(optimizer), *self.other_rows(optimizer)]
+
+    def forget_rows(self) -> None:
+        """Find the rows of each optimizer anew, because the tensors of the model have changed."""
+        self._own_rows.clear()
+        self._other_rows = None
+
+    def holding(self, rows: Iterable[Followed]) -> dict[int, tuple[Optimizer, list[Followed]]]:
+        """Return {id(optimizer): (optimizer, those of the rows whose tensors it steps)} for optimizers that have stepped."""
+        wanted = set(rows)
+        pairs = [(each, [row for row in self.own_rows(each) if row in wanted]) for each in self.known]
+        return {id(each): (each, own) for each, own in pairs if self.steps[id(each)]}
+
+    def groups(self) -> dict[int, tuple[str, Group]]:
+        """Return {id(tensor): (name of its parameter group, the group)}; the optimizers that were given count first."""
+        given_ids = {id(tensor) for each in self.given for tensor in stepped_tensors(each)}
+        found = [each for each in self.known[len(self.given) :] if self._adds_to(each, given_ids)]
+        return groups_by_tensor([*self.given, *found])
+
+    def notes(self) -> list[str]:
+        """Return sentences for the user about optimizers: without a step, not given, or with tensors that are elsewhere."""
+        notes = []
+        stepped = {id(each) for each in self.known if self.steps[id(each)]}
+        for each in self.given:
+            if not any(id(inner) in stepped for inner in with_inner_optimizers(each)):
+                notes.append(f"{type(each).__name__}, which was given, made no step")
+        inner_ids = {id(inner) for each in self.given for inner in with_inner_optimizers(each)}
+        for each in self.known[len(self.given) :] if self.given else []:
+            if id(each) not in inner_ids:
+                notes.append(f"{type(each).__name__}, which was not given, made steps too, with tensors of the model")
+        for each in self.known:
+            if orphans := self.orphans.get(id(each)):
+                notes.append(f"{type(each).__name__} steps {len(orphans)} tensors that are not in the model")
+        if not stepped and self.unrelated:
+            name, count = self.unrelated.most_common(1)[0]
+            notes.append(f"{name} made {count} steps, but has no tensor of the model")
+        return notes
+
+    def _orphan_ids(self, optimizer: Optimizer) -> set[int]:
+        """Return the ids of the tensors that an optimizer steps and the model does not have."""
+        return {id(tensor) for tensor in self.orphans.get(id(optimizer), ())}
+
+    def _adds_to(self, optimizer: Optimizer, ids: set[int]) -> bool:
+        """Return whether an optimizer steps a tensor other than those with these ids."""
+        return any(id(tensor) not in ids for tensor in stepped_tensors(optimizer))

@@ -1,0 +1,142 @@
+"""Notice every optimizer step of the process: when it begins and when it has ended, whichever optimizer makes it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from types import FrameType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+OnBegin = Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], Any]
+OnEnd = Callable[[Optimizer], None]
+
+
+class StepHooks:
+    """Calls `on_begin` before and `on_end` after each step of each torch optimizer, also of those created later.
+
+    A step inside another step is not reported: `super().step()` in an overridden `step`, or the step of an optimizer that
+    another one wraps. Hooks of other code run before `on_begin` and after `on_end`, so that what they write to a tensor does
+    not count as written by the step. A step that raises has no end.
+
+    Args:
+        optimizers: those known already. The steps of an optimizer that has not called torch's `Optimizer.__init__`, or that
+            is no torch optimizer, are not noticed.
+        on_begin: called with (optimizer, args, kwargs) of the step; may return other (args, kwargs), or None.
+        on_end: called with the optimizer.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], on_begin: OnBegin, on_end: OnEnd) -> None:
+        self.on_begin, self.on_end = on_begin, on_end
+        self.open: dict[int, Optimizer] = {}  # the steps that run now, by id of the frame that calls the hooks
+        self.handles: WeakKeyDictionary[Optimizer, tuple[RemovableHandle, RemovableHandle]] = WeakKeyDictionary()
+        self.is_paused = False
+        # Disabled for dynamo: a step that is compiled later makes as many graphs as without hooks, and calls them each time.
+        self.before_step, self.after_step = torch.compiler.disable(self._begin), torch.compiler.disable(self._end)
+        for optimizer in optimizers:
+            self._attach(optimizer)
+        self.global_handle = register_optimizer_step_pre_hook(torch.compiler.disable(self._attach_and_order))
+        _global_optimizer_pre_hooks.move_to_end(self.global_handle.id, last=False)  # type: ignore[attr-defined]
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        self.global_handle.remove()
+        for handles in self.handles.values():
+            for handle in handles:
+                handle.remove()
+        self.handles.clear()
+        self.open.clear()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Do not report the steps in this block; the audit steps copies of optimizers in it."""
+        before, self.is_paused = self.is_paused, True
+        try:
+            yield
+        finally:
+            self.is_paused = before
+
+    def _attach(self, optimizer: Optimizer) -> None:
+        """Register a pre-hook and a post-hook on the optimizer, if it can have hooks."""
+        if hasattr(optimizer, "_optimizer_step_post_hooks"):
+            pre = optimizer.register_step_pre_hook(self.before_step)
+            self.handles[optimizer] = pre, optimizer.register_step_post_hook(self.after_step)
+
+    def _attach_and_order(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Before each step: register hooks on an optimizer seen for the first time, and put them next to the step itself.
+
+        torch calls the global pre-hooks, then the optimizer's own, then the step, its own post-hooks, the global post-hooks.
+        """
+        if self.is_paused:
+            return
+        if optimizer not in self.handles:
+            self._attach(optimizer)
+        pre, post = self.handles[optimizer]
+        _move(optimizer._optimizer_step_pre_hooks, pre, last=True)
+        _move(optimizer._optimizer_step_post_hooks, post, last=False)
+
+    def _begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Step pre-hook: report the step, unless it is inside another one; its frame stays in `open` until it has ended."""
+        if self.is_paused:
+            return None
+        frame = _frame_of_step(optimizer)
+        outer = {id(each) for each in _frames_from(frame.f_back)}
+        self.open = {key: each for key, each in self.open.items() if key in outer}  # a step that raised has left the stack
+        is_nested = bool(self.open)
+        self.open[id(frame)] = optimizer
+        return None if is_nested else self.on_begin(optimizer, args, kwargs)
+
+    def _end(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Step post-hook: report that the step has ended, unless it is inside another one or began before the hooks."""
+        if self.is_paused:
+            return
+        stack = [id(each) for each in _frames_from(sys._getframe(1)) if self.open.get(id(each)) is not None]
+        if stack and self.open[stack[0]] is optimizer:
+            del self.open[stack[0]]
+            if len(stack) == 1:
+                self.on_end(optimizer)
+
+
+def _move(hooks: Any, handle: RemovableHandle, *, last: bool) -> None:
+    """Move a hook to the end or the beginning of `hooks`, an OrderedDict; it may have been removed by other code."""
+    if handle.id in hooks:
+        hooks.move_to_end(handle.id, last=last)
+
+
+def _frame_of_step(optimizer: Optimizer) -> FrameType:
+    """Return the frame of torch's wrapper around `step`, which calls the hooks; it runs until the step has ended."""
+    for frame in _frames_from(sys._getframe(2)):
+        if frame.f_globals.get("__name__") == "torch.optim.optimizer":
+            return frame
+    return sys._getframe(2)
+
+
+def _frames_from(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and those that called it, the innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def closure_of_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the closure in the arguments of `optimizer.step`, or None; `args` begins with the optimizer."""
+    if len(args) == 1:
+        closure = kwargs.get("closure")
+    else:
+        is_first = "closure" in list(signature(type(optimizer).step).parameters)[1:2]
+        closure = args[1] if is_first else kwargs.get("closure")
+    return closure if callable(closure) else None
+
+
+def with_closure(args: tuple[Any, ...], kwargs: dict[str, Any], closure: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a step, with another closure."""
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": closure}
+    return (args[0], closure, *args[2:]), kwargs
