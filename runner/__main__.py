@@ -134,7 +134,7 @@ def run_title(config: DictConfig) -> str:
 
 
 def print_error(message: str, end: str = "") -> int:
-    """Print `message` followed by `end` as one line to stderr, cut if it is long, and return exit code 2."""
+    """Print `message` and `end` as one line to stderr and return exit code 2; a long message is cut, `end` never is."""
     print(error_line(message, end), file=sys.stderr)
     return EXIT_REFUSED
 

@@ -156,8 +156,8 @@ def training_steps(setup: Setup, report: Report, state: TrainingState, warn_of_l
 def read_costs(setup: Setup, state: TrainingState) -> Cost:
     """Measure the costs of a step, such as FLOPs, bytes and seconds, and return {name of a cost: value}.
 
-    The names are those in `COSTS` in `contract.py`. If the run made no step or was interrupted, nothing is measured, because
-    measuring takes time; the dict is empty then.
+    The names are those in `COSTS` in `contract.py`. The dict is empty if the run made no step. It is also empty if the
+    run was interrupted, because measuring takes time.
     """
     if not state.steps or state.interrupted:
         return {}

@@ -88,7 +88,7 @@ def choices(group: str) -> list[str]:
 
 
 def all_cases() -> Iterator[Case]:
-    """Yield all combinations of method, optimizer, weight decay, first frozen step, kind of zero_grad, and scheduler.
+    """Yield all combinations of method, optimizer, weight decay, step at which freezing begins, `set_to_none`, scheduler.
 
     Cases that differ only in their method follow one another. The first of them has the method `requires_grad`, with which
     the others are compared.

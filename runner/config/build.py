@@ -141,11 +141,11 @@ def _signature(target: Callable[..., Any]) -> inspect.Signature:
 def _check_arguments(
     target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...], kwargs: dict[str, Any], is_partial: bool
 ) -> None:
-    """Raise ConfigError if the target's signature does not accept the arguments, or if an argument should be a number.
+    """Raise ConfigError if the target's signature does not accept the arguments, or if a string is given for a number.
 
-    An argument should be a number or a bool if its default is one; a string is refused then. `path` is the target's dotted
-    path and `key` is where the node is in the config, both for the message. With `is_partial`, required arguments may be
-    missing. Targets without a signature, such as some builtins, are not checked.
+    A string is refused for a keyword argument whose default is a number or a bool. `path` is the target's dotted path and
+    `key` is where the node is in the config, both for the message. With `is_partial`, required arguments may be missing.
+    Targets without a signature, such as some builtins, are not checked.
     """
     try:
         signature = _signature(target)

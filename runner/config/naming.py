@@ -28,7 +28,8 @@ def config_hash(composed: DictConfig) -> str:
 def setting_hash(composed: DictConfig) -> str:
     """Return a hash like `config_hash` that also leaves out the method and `freeze.buffers`.
 
-    Runs with the same value train the same thing with different freezing methods, so that they can be compared.
+    Runs with the same setting hash may differ only in their freezing method, in `freeze.buffers` and in keys in NOT_HASHED.
+    Their results can therefore be compared.
     """
     hashed = {key: value for key, value in _plain(composed).items() if key not in (*NOT_HASHED, "method")}
     return _hash({**hashed, "freeze": {**hashed["freeze"], "buffers": None}})
@@ -56,7 +57,8 @@ def method_choice(method: DictConfig, choice: str) -> str:
     """Return a short name for the method of a run, such as `zero_lr`.
 
     `choice` is the name of the chosen file in `conf/method`, and `method` is the config node. If the node has the same
-    `_target_` as the file, the result is `choice`. If the user gave another `_target_`, the name is made from that.
+    `_target_` as the file, the result is `choice`. If the user gave another `_target_`, the result is `method_name`
+    of this `_target_`.
     """
     file = CONF / "method" / f"{choice}.yaml"
     target = str(method.get("_target_"))

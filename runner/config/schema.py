@@ -70,7 +70,8 @@ class Model:
 class Freeze:
     """The config node `freeze`: which modules and parameters are frozen.
 
-    `patterns` match the names of what is frozen; what `keep` matches is excepted. `buffers`: see `Buffers`.
+    `patterns`: what they match is frozen. `keep`: patterns of exceptions; what they match is not frozen. `buffers`: see
+    `Buffers`.
     """
 
     patterns: list[str] = MISSING

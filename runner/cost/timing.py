@@ -69,7 +69,8 @@ class TimingMeter(CountingMeter):
         """Return the costs of `cost=count`, and the seconds of forward, backward and optimizer step.
 
         For each of the three, two values are given: the median over the timed steps, and the interquartile range under a
-        name that ends in `_spread`. Both are None if there are too few timed steps.
+        name that ends in `_spread`. The median is None if no step was timed,
+        the range if fewer than two were.
         """
         cost = super().read_costs(model, optimizer, selection, parameters=parameters, skipped=skipped)
         # Without the warm-up, and without steps 1, 2, 4, 8, ..., which include the audit's comparison.

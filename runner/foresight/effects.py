@@ -103,8 +103,8 @@ def _gradient_kinds_after(
 ) -> dict[int, str]:
     """Set each gradient to `initial_gradient(parameter)`, then call `backward`.
 
-    Returns {id of a parameter: its gradient after that call}. The gradient is described by a word: `none`, `zero` (all
-    elements are 0) or `present` (some element is not 0).
+    Returns {id of a parameter: a word for its gradient after `backward`}. The word is `none` (there is no gradient), `zero`
+    (all elements are 0) or `present` (some element is not 0).
     """
     for parameter in parameters:
         parameter.grad = initial_gradient(parameter)

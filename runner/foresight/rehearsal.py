@@ -210,8 +210,8 @@ def _task_of(effect: Effect) -> Task:
 def _few_elements(tensor: Tensor) -> Tensor:
     """Return a small tensor with copies of a few elements; each dimension has the size of the original, but at most 2.
 
-    The elements are the first ones of the flattened tensor. If one of these is 0, but not the whole tensor, the elements of
-    largest absolute value are taken instead.
+    The elements are the first ones of the flattened tensor. If one of these first elements is 0, and the tensor has any
+    element that is not 0, the elements of largest absolute value are taken instead.
     """
     shape = _cut_shape(tensor)
     flat, count = tensor.reshape(-1), shape.numel()
@@ -241,11 +241,13 @@ def group_equivalent(
     """Group the tensors for which a simulated training gives the same result, so that one stand-in serves a whole group.
 
     Returns {name of the group's first tensor: all tensors of the group}. `model_entries`: {name: tensor of the real model}.
-    `phases`: spans of steps with the same frozen layers. `effects`: for each phase, what a batch does.
+    `phases`: spans of steps with the same frozen layers. `effects`: for each phase, which tensors get a gradient from a
+    batch, and which ones the forward pass changes.
 
-    All tensors of a group have the same kind (parameter or buffer), dtype and shape of the stand-in, and either all of them
-    or none consist of zeros only. In each phase, all of them are frozen or none is, all are in the same parameter group of
-    the optimizer, and a batch has the same effect on all: on their gradients, and on whether the forward pass changes them.
+    A stand-in is a small tensor that takes the place of a real one in the simulation. All tensors of a group are of the same
+    kind (parameter or buffer), have the same dtype, and get stand-ins of the same shape. A tensor of zeros only is never in
+    a group with one that has other values. In each phase, all tensors of a group are frozen or none is, all are in the same
+    parameter group of the optimizer, and `effects` says the same of all.
     """
     group_names = [{id(p): group["name"] for group in phase.groups for p in group["params"]} for phase in phases]
     equivalents: dict[Any, list[TensorEntry]] = {}

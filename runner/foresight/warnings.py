@@ -33,9 +33,9 @@ class Forecast:
 def foresee_phase(setup: Setup, before: Forecast) -> Forecast:
     """Warn the user if frozen tensors would change in the phase (span of steps with the same frozen layers) that has begun.
 
-    `before`: the predictions for the earlier phases. Returns the predictions for these and the new phase. They need no
-    batch: the steps are simulated on a small stand-in for the model. Warnings are reported by `setup.note`. If the
-    simulation fails, a message with the reason is reported instead.
+    `before`: the predictions for the earlier phases. Returns the predictions for the earlier phases and the new phase. No
+    batch is needed: the steps are simulated on a small stand-in for the model. Warnings are reported by `setup.note`. If
+    the simulation fails, a message with the reason is reported instead.
     """
     effects = (*before.effects, effect_of_flags(setup.parameters))
     if not setup.phases[len(effects) - 1].selection.parameters:

@@ -10,7 +10,7 @@ from runner.methods.base import FreezingMethod
 class Exclude(FreezingMethod):
     """Does not give frozen parameters to the optimizer, which therefore cannot step them.
 
-    Backward still computes the gradients of frozen parameters. They add up from step to step, because
+    Backward still computes the gradients of frozen parameters. These gradients add up from step to step, because
     `optimizer.zero_grad()` does not reach them. If gradients are clipped by their total norm, the gradients of frozen
     parameters count in the norm and so change how the other parameters train. The forward pass can still write to frozen
     layers, as BatchNorm does to its statistics.

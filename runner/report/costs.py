@@ -18,8 +18,8 @@ UNFROZEN_TARGET = "runner.methods.none.NoMethod"
 def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
     """Return {run label: {cost name: value}}, with the same cost names for all runs.
 
-    The cost names are those in `contract.COSTS`, without the rarer ones for which no run has a value. If no run has any
-    cost, there are no cost names.
+    The cost names are those in `contract.COSTS`. Names in ALWAYS_LISTED are always there; the others only if a run has a
+    value for them. If no run has any cost, there are no cost names.
 
     A cost whose name ends in `_share` is a ratio: the cost of this run divided by the same cost of the run with nothing
     frozen (`method=none`) and otherwise the same config. If that run or its cost is missing, the share is taken from the

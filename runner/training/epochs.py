@@ -55,7 +55,7 @@ def _stacked(part: Any) -> Any:
 def iterate_epochs(
     batches: Iterable[Any], *, count: int, epochs: int, seed: int, device: torch.device
 ) -> Iterator[LazyBatch]:
-    """Yield the batches of all epochs: first `count` batches of `batches`, then their samples again in `epochs - 1` epochs.
+    """Yield the batches of all epochs: `count` batches of `batches`, then their samples again in `epochs - 1` epochs.
 
     Each later epoch has as many batches as the first, of the same sizes, in a new random order. Samples are shuffled across
     batches if two conditions hold: every batch has only tensors with one row per sample, and all samples have the same

@@ -25,8 +25,8 @@ def nine_tenths(step: int) -> float:
 def warm_up_then_cosine(optimizer: Optimizer, warm_up: int, steps: int) -> SequentialLR:
     """Return a scheduler under which the learning rate first rises and then falls.
 
-    It rises linearly from a tenth of its value to the full value in the first `warm_up` steps, then follows a cosine down to
-    0, which it reaches at step `steps`.
+    The rate rises linearly from a tenth of the optimizer's rate to the whole of it in the first `warm_up` steps, then
+    follows a cosine down to 0, which it reaches at step `steps`.
     """
     linear, cosine = LinearLR(optimizer, 0.1, total_iters=warm_up), CosineAnnealingLR(optimizer, max(1, steps - warm_up))
     return SequentialLR(optimizer, [linear, cosine], milestones=[warm_up])

@@ -54,7 +54,7 @@ def filled_placeholder(value: float, tensor: Tensor, device: torch.device) -> Te
     """Return a tensor of the same shape and dtype as `tensor` on `device`, filled with `value`.
 
     A tensor of an integer or bool dtype is filled with 1 if `value` is above 0, otherwise with 0. Used for models that fail
-    on tensors of the meta device, for example because they combine them with tensors on `device`.
+    on tensors of the meta device, for example because the model combines them with tensors on `device`.
     """
     has_reals = tensor.is_floating_point() or tensor.is_complex()
     return torch.full_like(tensor, value if has_reals else int(value > 0), device=device)
@@ -195,8 +195,8 @@ def find_prefix_modules(model: nn.Module, boundary: str, sample: Tensor) -> list
     """Return the names of the outermost modules that a forward pass calls until the module `boundary` has finished.
 
     Outermost means that no other module in the list calls them. `boundary` and the modules that contain it are not listed,
-    but the modules directly inside them are. The forward pass of `sample` runs on a copy of the model in eval mode. The
-    random state does not change.
+    but the modules directly inside them are, if they are called before `boundary` has finished. The forward pass of `sample`
+    runs on a copy of the model in eval mode. The random state does not change.
     """
     copied = copy.deepcopy(model).eval()
     parts = boundary.split(".")

@@ -33,10 +33,10 @@ NOT_DETERMINISTIC = "gives different outputs for the same samples, or uses rando
 def why_not_repeatable(model: nn.Module, selection: Selection, boundary: str, sample: Tensor) -> str:
     """Return why the outputs of the frozen first layers cannot be reused in later epochs, or "" if they can be.
 
-    Checks two conditions on a copy of the model. First, each module that `selection` does not keep in eval mode must give
-    the same bits in training mode as in eval mode. Second, two runs of the frozen first layers must give the same bits and
-    use no random numbers. `boundary`: name of the last module of the frozen first layers. `sample`: an input batch with any
-    values. The model and the random state do not change.
+    Checks two conditions on a copy of the model. First, each module that is called up to `boundary` and that `selection`
+    does not keep in eval mode must give the same bits in training mode as in eval mode. Second, two runs of the frozen first
+    layers must give the same bits and use no random numbers. `boundary`: name of the last module of the frozen first layers.
+    `sample`: an input batch with any values. The model and the random state do not change.
     """
     copied = copy.deepcopy(model)
     modes = {module: name not in selection.modules for name, module in copied.named_modules()}
@@ -122,9 +122,9 @@ def _all_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
 def _boundary_output(model: nn.Module, task: Task, boundary: str, batch: Sequence[Tensor]) -> Tensor:
     """Return the output (N, ...) of the module `boundary` for a batch of N samples, without its autograd graph.
 
-    `boundary`: name of the last module of the frozen first layers. `task(model, batch)` runs the model; it is stopped when
-    this module has returned. Raises SkippedError if the module's output is not a tensor with N rows. Also raises
-    SkippedError if the task does not call the model with `batch[0]` unchanged.
+    `boundary`: name of the last module of the frozen first layers. `task(model, batch)` runs the model; the forward pass
+    ends as soon as this module has returned. Raises SkippedError if the module's output is not a tensor with N rows. Also
+    raises SkippedError if the task does not call the model with `batch[0]` unchanged.
     """
 
     def stop(name: str, output: Any) -> None:
