@@ -61,8 +61,8 @@ def main() -> int:
 def run_hydra() -> int:
     """Let Hydra parse the command line and start a run, or a sweep of runs; return an exit code.
 
-    The exit code is the highest of the runs that Hydra carried out in this process by calling the inner function `job`, or
-    0 if there was none. Raises the errors that Hydra raises.
+    It is the highest exit code of the runs that were carried out in this process, or 0 if there was none, as with `--help`.
+    A sweep sets its exit code itself, by raising SystemExit. Raises the errors that Hydra raises.
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra raise errors; otherwise it prints them and exits with 1

@@ -107,9 +107,9 @@ def _causes_without_gradient(names: set[str], replay: Callable[..., set[str]]) -
 
 
 def moved_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *edits: Edit, with_closure: bool = False) -> set[str]:
-    """Step a copy of the optimizer, and return the names of those of `tensors` that the step moves.
+    """Copy an optimizer and its parameters, step the copy, and return the names of the tensors whose copies changed.
 
-    `tensors`: {name: real tensor}. `edits`: functions that change the copy before the step; each is called with the copy.
+    `tensors`: {name: tensor of the real model}; they stay as they are. `edits`: functions that change the copy before the step; each is called with the copy.
     `with_closure`: call `step` with a closure. Raises what the step raises, and what copying the optimizer raises.
     """
     optimizer_copy, copy_of = copy_optimizer(optimizer)

@@ -126,9 +126,11 @@ def _log10_change(tensors: Sequence[TensorRow]) -> float | None:
 
 
 def _worst_mark(tensors: Sequence[TensorRow]) -> str:
-    """Return the worst mark of the tensors in a cell, a key of MARKS, or an empty text if no tensor has a mark.
+    """Return the mark of a cell: the worst mark of its tensors, or an empty text if no tensor has a mark.
 
-    `zero` and `started at 0` are only returned if every tensor in the cell has that mark.
+    Marks such as `leaked` stand for what the colour of a cell cannot show; they are the keys of MARKS, the worst first.
+    `zero` (the tensor is exactly 0) and `started at 0` (it moved from exactly 0) are only returned if every tensor in the
+    cell has that mark.
     """
     marks = {_mark(row) for row in tensors}
     if len(marks) > 1:
