@@ -70,7 +70,7 @@ def rehearse_phases(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
 
 
 def couplings(setup: Setup, forecast: Forecast) -> list[Coupling]:
-    """Return how the gradients of frozen parameters affected the updates of the others: `clip`, `optimizer`, both or neither.
+    """Return how the gradients of frozen parameters affected the other updates: `clip`, `optimizer`, both or neither.
 
     `clip`: gradients of frozen parameters counted in the norm that gradient clipping uses. `optimizer`: the optimizer
     computes the update of a parameter from the gradients of other parameters too, as LBFGS does.

@@ -109,8 +109,9 @@ def _causes_without_gradient(names: set[str], replay: Callable[..., set[str]]) -
 def moved_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *edits: Edit, with_closure: bool = False) -> set[str]:
     """Copy an optimizer and its parameters, step the copy, and return the names of the tensors whose copies changed.
 
-    `tensors`: {name: tensor of the real model}; they stay as they are. `edits`: functions that change the copy before the step; each is called with the copy.
-    `with_closure`: call `step` with a closure. Raises what the step raises, and what copying the optimizer raises.
+    `tensors`: {name: tensor of the real model}; they stay as they are. `edits`: functions that change the copy before the
+    step; each is called with the copy. `with_closure`: call `step` with a closure. Raises what the step raises, and what
+    copying the optimizer raises.
     """
     optimizer_copy, copy_of = copy_optimizer(optimizer)
     for edit in edits:
