@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -87,8 +88,7 @@ def experiment(
     """
     state = TrainingState()
     with assembled(config, on_note) as setup:
-        frozen = setup.phases[0].selection
-        with audit(setup.model, frozen, setup.optimizer, before=setup.before, watch_forward=True) as report:
+        with audit(setup.model, setup.phases[0].selection, setup.optimizer, **audit_options(setup)) as report:
             try:
                 for step in training_steps(setup, report, state, warn_of_leaks):
                     on_step(step)
@@ -118,6 +118,11 @@ def experiment(
             interrupted=state.interrupted,
             record=record,
         )
+
+
+def audit_options(setup: Setup) -> dict[str, Any]:
+    """Return the options of a run's audit: compare with the model as built, and watch forward passes from the first one."""
+    return {"before": setup.before, "watch_forward": True}
 
 
 def training_steps(setup: Setup, report: Report, state: TrainingState, warn_of_leaks: bool = False) -> Iterator[Step]:

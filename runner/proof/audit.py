@@ -14,9 +14,8 @@ from runner.freezing.selection import Selection, select, select_by_flags
 from runner.proof.audit_report import Report
 from runner.proof.auditor import Auditor
 from runner.proof.changes import Snapshot, add_new_tensors, snapshot
-from runner.proof.compiled import before_compiling, has_compiled_a_step
 from runner.proof.optimizer_copy import with_inner_optimizers
-from runner.proof.steps import StepHooks
+from runner.proof.steps import StepHooks, before_compiling, has_compiled_a_step
 from runner.tensors import refuse_unless_dense
 
 
@@ -53,13 +52,7 @@ def audit(
     initial = add_new_tensors(before, model) if before else snapshot(model)
     auditor = Auditor(model, selection, optimizers, every=every, initial=initial, watch_forward=watch_forward)
     auditor.report.on_freeze = lambda more: auditor.freeze_more(_as_selection(model, more))
-    with ExitStack() as undo:
-        undo.callback(setattr, auditor.report, "on_freeze", None)  # it refers to the model and to the copy of its tensors
-        undo.callback(auditor.tracer.close)
-        if not has_compiled_a_step():
-            auditor.hooks = StepHooks(optimizers, auditor.on_step_begin, auditor.on_step_end)
-            undo.callback(auditor.hooks.remove)
-            undo.enter_context(before_compiling(auditor.tracer.remove_module_hooks))
+    with _watching(auditor, optimizers):
         try:
             yield auditor.report
         except BaseException:
@@ -67,10 +60,21 @@ def audit(
                 auditor.finish()
             raise
         auditor.finish()
-        if auditor.hooks is None:
-            auditor.report.notes.append("bits were compared on leaving only: torch.compile has compiled a step")
-        if frozen is None and not auditor.declared_any:
-            auditor.report.notes.append("no parameter was frozen (requires_grad=False) on entry: give patterns")
+    if frozen is None and not auditor.declared_any:
+        auditor.report.notes.append("no parameter was frozen (requires_grad=False) on entry: give patterns")
+
+
+@contextmanager
+def _watching(auditor: Auditor, optimizers: Sequence[Optimizer]) -> Iterator[None]:
+    """Set the hooks of an audit, and remove them on leaving; none are set on optimizers if torch.compile would notice."""
+    with ExitStack() as undo:
+        undo.callback(setattr, auditor.report, "on_freeze", None)  # it refers to the model and to the copy of its tensors
+        undo.callback(auditor.tracer.close)
+        if not has_compiled_a_step():
+            auditor.hooks = StepHooks(optimizers, auditor.on_step_begin, auditor.on_step_end)
+            undo.callback(auditor.hooks.remove)
+            undo.enter_context(before_compiling(auditor.tracer.remove_module_hooks))
+        yield
 
 
 def _check_arguments(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[Optimizer]:

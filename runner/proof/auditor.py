@@ -14,16 +14,14 @@ from torch.optim import Optimizer
 from runner.contract import LeakCause
 from runner.freezing.groups import group_lr, groups_by_tensor
 from runner.freezing.selection import Selection
-from runner.proof.audit_report import Report, unknown_cause_notes
+from runner.proof.audit_report import Report, make_row, unknown_cause_notes
 from runner.proof.changes import Snapshot
-from runner.proof.compiled import has_compiled
 from runner.proof.following import Followed, Following, is_conversion
-from runner.proof.leak_tracer import STEP_NOT_REPLAYED, LeakTracer
+from runner.proof.leak_tracer import LeakTracer
 from runner.proof.marks import Window, mark_of
 from runner.proof.optimizers import KnownOptimizers
 from runner.proof.replay import gradient_kind, shares_memory, try_find_causes
-from runner.proof.rows import make_row
-from runner.proof.steps import StepHooks, closure_of_step, with_closure
+from runner.proof.steps import StepHooks, closure_of_step, has_compiled, with_closure
 from runner.tensors import is_compiled, same_bits
 
 
@@ -230,12 +228,15 @@ class Auditor:
         for row in self.following.rows:
             group_name, group = group_of.get(id(row.tensor), ("", None))
             lr = None if group is None else self.optimizers.last_lrs.get(id(group), group_lr(group))
-            self.report.rows.append(make_row(row, self.following.aliases(row), group_name, lr, last > 0))
+            self.report.rows.append(
+                make_row(row, aliases=self.following.aliases(row), group=group_name, lr=lr, steps_seen=last > 0)
+            )
         why_unknown = {row.name: row.evidence.why_unknown for row in self.following.rows}
         gone = [row.name for row in self.following.rows if row.is_gone]
         self.report.notes = [
             *unknown_cause_notes(self.report.rows, why_unknown),
             *self.optimizers.notes(),
+            *(["bits were compared on leaving only: torch.compile has compiled a step"] if self.hooks is None else []),
             *([f"no longer in the model: {', '.join(gone)}"] if gone else []),
         ]
         self.report.ended = True
@@ -251,8 +252,6 @@ class Auditor:
             evidence.cause = "shared_tensor"
         elif not self.optimizers.last_step and (row.kind == "buffer" or row.tensor.grad is not None):
             evidence.why_unknown = "no optimizer step was seen in the block"
-        elif window.reached and window.written_in_step:
-            evidence.why_unknown = evidence.why_unknown or STEP_NOT_REPLAYED
         elif window.reached and not window.written_before:
             end = f"step {evidence.seen_at}"
             evidence.why_unknown = (

@@ -58,6 +58,11 @@ class Followed:
         return self.window.reached and not self.evidence.replaced
 
 
+def new_row(entry: TensorEntry, names: list[str], reference: Tensor) -> Followed:
+    """Return a row about the tensor of an entry, under some of its names; `reference` is a copy of its values."""
+    return Followed(entry=entry, names=names, kind=entry.kind, tensor=entry.tensor, reference=reference)
+
+
 class Following:
     """The rows of an audit, and which tensor of the model each one is about now.
 
@@ -79,7 +84,7 @@ class Following:
         self.first_values: dict[int, tuple[Tensor, Tensor]] = {}  # by id: (tensor, copy of it when it was first seen)
         for name, entry in before.entries.items():
             self.first_values[id(entry.tensor)] = entry.tensor, before.values[name]
-            self._add(Followed(entry, list(entry.names), entry.kind, entry.tensor, before.values[name]))
+            self._add(new_row(entry, list(entry.names), before.values[name]))
 
     def update(self) -> None:
         """Look at the model again: find the tensors that stand at the names of the rows now, and add rows for new ones."""
@@ -92,7 +97,7 @@ class Following:
         for entry in self.entries.values():
             new_names = [name for name in entry.names if name not in self.row_of]
             if new_names and id(entry.tensor) not in followed:
-                self._add(Followed(entry, new_names, entry.kind, entry.tensor, self._first_value(entry.tensor)))
+                self._add(new_row(entry, new_names, self._first_value(entry.tensor)))
         for row in self.rows:
             row.is_gone = id(row.tensor) not in self.ids
 
@@ -188,3 +193,23 @@ class Following:
 def is_conversion(before: Tensor, after: Tensor) -> bool:
     """Return whether `after` has another dtype than `before`, and the values of `before` converted to it."""
     return before.dtype != after.dtype and before.shape == after.shape and same_bits(before.to(after.dtype), after)
+
+
+def places_of(model: nn.Module, names: Iterable[str]) -> list[tuple[nn.Module, str]]:
+    """Return (module, key) for each of the names, such as (layer, "weight"), without those that are not in the model."""
+    places = []
+    for name in names:
+        owners, key = owners_of(model, name), name.rpartition(".")[2]
+        places += [(owners[-1], key)] if len(owners) == name.count(".") + 1 else []
+    return places
+
+
+def owners_of(model: nn.Module, name: str) -> list[nn.Module]:
+    """Return the modules around a tensor, from the model to the one that has it; fewer if the name is not in the model."""
+    owners = [model]
+    for part in name.split(".")[:-1]:
+        inner = owners[-1]._modules.get(part)
+        if inner is None:
+            break
+        owners.append(inner)
+    return owners

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from runner.contract import LeakCause
-from runner.proof.following import Followed
+from runner.proof.following import Followed, owners_of, places_of
 from runner.tensors import same_bits
 
 Writer = Literal["forward_write", "outside_write", "between_steps", "step"]
@@ -105,7 +105,14 @@ class LeakTracer:
         for row in rows:
             value = row.reference if same_bits(row.reference, row.tensor) else row.tensor.detach().clone()
             self.watched[row] = WatchedTensor(
-                row, _places(self.model, row.names), row.tensor, value, value, replays, is_kept, in_forward
+                row=row,
+                registrations=places_of(self.model, row.names),
+                tensor=row.tensor,
+                value_after_step=value,
+                last_value=value,
+                replays=replays,
+                is_kept=is_kept,
+                in_forward=in_forward,
             )
         self._update_module_hooks()
 
@@ -224,7 +231,7 @@ class LeakTracer:
             return
         self.watched_in.clear()
         for watched in self.watched.values():
-            owners = {id(module) for name in watched.row.names for module in _owners(self.model, name)}
+            owners = {id(module) for name in watched.row.names for module in owners_of(self.model, name)}
             for module_id in owners:
                 self.watched_in.setdefault(module_id, []).append(watched)
         if not self.module_hooks:
@@ -275,23 +282,3 @@ class LeakTracer:
                     watched.writers.add("outside_write" if self.module_hooks else "between_steps")
                 watched.last_value = tensor.detach().clone()
             watched.tensor = watched.tensor if tensor is None else tensor
-
-
-def _places(model: nn.Module, names: Iterable[str]) -> list[tuple[nn.Module, str]]:
-    """Return (module, key) for each of the names, such as (layer, "weight"), without those that are not in the model."""
-    places = []
-    for name in names:
-        owners, key = _owners(model, name), name.rpartition(".")[2]
-        places += [(owners[-1], key)] if len(owners) == name.count(".") + 1 else []
-    return places
-
-
-def _owners(model: nn.Module, name: str) -> list[nn.Module]:
-    """Return the modules around a tensor, from the model to the one that has it; fewer if the name is not in the model."""
-    owners = [model]
-    for part in name.split(".")[:-1]:
-        inner = owners[-1]._modules.get(part)
-        if inner is None:
-            break
-        owners.append(inner)
-    return owners

@@ -123,7 +123,11 @@ class KnownOptimizers:
         notes = []
         stepped = {id(each) for each in self.known if self.steps[id(each)]}
         for each in self.given:
-            if not any(id(inner) in stepped for inner in with_inner_optimizers(each)):
+            if not hasattr(each, "_optimizer_step_post_hooks"):
+                notes.append(
+                    f"the steps of {type(each).__name__} are not seen: it has not called torch's Optimizer.__init__"
+                )
+            elif not any(id(inner) in stepped for inner in with_inner_optimizers(each)):
                 notes.append(f"{type(each).__name__}, which was given, made no step")
         inner_ids = {id(inner) for each in self.given for inner in with_inner_optimizers(each)}
         for each in self.known[len(self.given) :] if self.given else []:

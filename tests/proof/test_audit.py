@@ -806,18 +806,49 @@ def test_an_argument_that_is_not_a_list_of_patterns_raises_with_a_short_message(
         pass
 
 
-def test_an_optimizer_without_the_init_of_torch_raises_and_leaves_no_hook():
-    class WrapsOptimizer(torch.optim.Optimizer):
-        def __init__(self, inner):
-            self.inner, self.param_groups = inner, inner.param_groups
+class WrapsOptimizer(torch.optim.Optimizer):
+    """Wraps an optimizer as the one of Accelerate does: torch's `Optimizer.__init__` is never called."""
 
-    before = dict(torch.nn.modules.module._global_forward_hooks)
-    with (
-        pytest.raises(ConfigError, match="give the optimizer that it wraps"),
-        audit(small_net(), ["head"], WrapsOptimizer(sgd(small_net()))),
-    ):
-        pass
-    assert dict(torch.nn.modules.module._global_forward_hooks) == before
+    def __init__(self, inner):
+        self.inner, self.param_groups = inner, inner.param_groups
+
+    def step(self, closure=None):
+        self.inner.step(closure)
+
+    def zero_grad(self):
+        self.inner.zero_grad()
+
+
+def test_an_optimizer_behind_a_wrapper_is_found():
+    model = small_net()
+    with audit(model, ["head"], WrapsOptimizer(sgd(model))) as report:
+        train(model, WrapsOptimizer(sgd(model)))
+    assert {row["cause"] for row in report.rows if row["frozen"]} == {"gradient"}
+
+
+class StepsByItself(torch.optim.Optimizer):
+    """Has not called torch's `Optimizer.__init__` and wraps no other optimizer."""
+
+    def __init__(self, parameters):
+        self.param_groups = [{"params": list(parameters), "lr": 0.1}]
+
+    def step(self, closure=None):
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.add_(parameter.grad, alpha=-0.1)
+
+    def zero_grad(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+
+
+def test_a_note_says_that_the_steps_of_an_optimizer_are_not_seen():
+    model = small_net()
+    optimizer = StepsByItself(model.parameters())
+    with audit(model, ["head"], optimizer) as report:
+        train(model, optimizer)
+    assert {(row["verdict"], row["cause"]) for row in report.rows if row["frozen"]} == {("leaked", "unknown")}
+    assert any("the steps of StepsByItself are not seen" in note for note in report.notes)
 
 
 class PassesArgumentToClosure(torch.optim.SGD):

@@ -1,0 +1,191 @@
+"""Frozen names at which another tensor stands, tensors that move to another name, and tensors that appear."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from runner import audit, select
+
+X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+
+def two_layers():
+    """Return a model of two layers, `enc` (frozen) and `dec`."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"enc": nn.Linear(4, 4), "dec": nn.Linear(4, 4)})
+    model["enc"].requires_grad_(False)
+    return model
+
+
+def train(model, *optimizers, steps=3):
+    for _ in range(steps):
+        model.zero_grad()
+        model["dec"](model["enc"](X)).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def rows_of(report):
+    """Return {name: (frozen, verdict, cause)}."""
+    return {row["name"]: (row["frozen"], row["verdict"], row["cause"]) for row in report.rows}
+
+
+def row_named(report, name):
+    return next(row for row in report.rows if row["name"] == name)
+
+
+def test_a_name_that_is_untied_and_trained_leaked_by_its_gradient_and_the_other_name_is_judged_as_trainable():
+    model = two_layers()
+    model["dec"].weight = model["enc"].weight
+    optimizer = sgd(model)
+    with audit(model, ["dec.weight"], optimizer) as report:
+        model["dec"].weight = nn.Parameter(model["dec"].weight.detach().clone())
+        optimizer.add_param_group({"params": [model["dec"].weight]})
+        train(model, optimizer)
+    assert rows_of(report)["dec.weight"] == (True, "leaked", "gradient")
+    assert rows_of(report)["enc.weight"] == (False, "idle", "no_gradient")
+    assert row_named(report, "dec.weight")["group"] == "1"
+
+
+def test_a_name_that_is_untied_without_being_trained_held():
+    model = two_layers()
+    model["dec"].weight = model["enc"].weight
+    optimizer = sgd(model)
+    with audit(model, ["dec.weight", "enc.weight"], optimizer) as report:
+        model["dec"].weight = nn.Parameter(model["dec"].weight.detach().clone(), requires_grad=False)
+        train(model, optimizer)
+    assert rows_of(report)["dec.weight"] == rows_of(report)["enc.weight"] == (True, "held", "")
+
+
+def test_frozen_tensors_with_equal_bits_that_are_tied_in_the_block_held_with_norms():
+    model = two_layers().requires_grad_(False)
+    model["dec"].weight.copy_(model["enc"].weight)
+    model["dec"].bias.requires_grad_(True)
+    optimizer = sgd(model)
+    with audit(model, ["enc.weight", "dec.weight"], optimizer) as report:
+        model["dec"].weight = model["enc"].weight
+        train(model, optimizer)
+    row = row_named(report, "dec.weight")
+    assert (row["verdict"], row["change_l2"], row["aliases"]) == ("held", 0.0, "enc.weight")
+
+
+def test_a_frozen_layer_that_is_replaced_leaked_also_if_the_old_one_lives_on_under_another_name():
+    model = two_layers()
+    optimizer = sgd(model)
+    with audit(model, ["enc"], optimizer) as report:
+        model["old"] = model["enc"]
+        model["enc"] = nn.Linear(4, 4)
+        train(model, optimizer)
+    assert rows_of(report)["enc.weight"] == rows_of(report)["enc.bias"] == (True, "leaked", "replaced")
+    assert rows_of(report)["old.weight"] == (False, "idle", "no_gradient")
+
+
+def test_a_frozen_buffer_that_is_replaced_leaked():
+    model = nn.ModuleDict({"enc": nn.BatchNorm1d(4).eval(), "dec": nn.Linear(4, 4)})
+    with audit(model, select(model, ["enc"], buffers="frozen"), sgd(model)) as report:
+        train(model, sgd(model))
+        model["enc"].running_mean = torch.ones(4)
+    assert rows_of(report)["enc.running_mean"] == (True, "leaked", "replaced")
+    assert rows_of(report)["enc.running_var"] == (True, "held", "")
+
+
+class Adapter(nn.Module):
+    """A layer with a small trainable one beside it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.added = base, nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.base(x) + self.added(x)
+
+
+def wrap(model):
+    model["enc"] = Adapter(model["enc"])
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+MOVES = {
+    "adapter": (wrap, "enc.base.weight"),
+    "pruning": (lambda model: prune.l1_unstructured(model["enc"], "weight", 0.5), "enc.weight_orig"),
+    "parametrization": (
+        lambda model: parametrize.register_parametrization(model["enc"], "weight", Doubled()),
+        "enc.parametrizations.weight.original",
+    ),
+}
+
+
+@pytest.mark.parametrize(("move", "name_now"), MOVES.values(), ids=MOVES)
+def test_a_frozen_tensor_that_moves_to_another_name_held(move, name_now):
+    model = two_layers()
+    optimizer = sgd(model)
+    with audit(model, ["enc"], optimizer) as report:
+        train(model, optimizer)
+        move(model)
+        train(model, optimizer)
+    assert rows_of(report)["enc.weight"] == (True, "held", "")
+    assert row_named(report, "enc.weight")["aliases"] == name_now
+    assert report.notes == []
+
+
+def test_what_appears_in_the_block_has_rows_and_is_idle_if_no_optimizer_has_it():
+    model = two_layers()
+    optimizer = sgd(model)
+    with audit(model, ["enc"], optimizer) as report:
+        wrap(model)
+        optimizer.add_param_group({"params": [model["enc"].added.bias], "name": "added"})
+        train(model, optimizer)
+    assert rows_of(report)["enc.added.weight"] == (False, "idle", "not_in_optimizer")
+    assert rows_of(report)["enc.added.bias"] == (False, "trained", "")
+    assert row_named(report, "enc.added.bias")["group"] == "added"
+
+
+def test_a_frozen_layer_that_is_removed_held_and_a_note_says_that_it_is_gone():
+    model = two_layers()
+    optimizer = sgd(model)
+    with audit(model, ["enc"], optimizer) as report:
+        model["enc"] = nn.Identity()
+        train(model, optimizer)
+    assert rows_of(report)["enc.weight"] == (True, "held", "")
+    assert "no longer in the model: enc.weight, enc.bias" in report.notes
+
+
+def test_a_model_that_is_converted_leaked_by_dtype_changed():
+    model = two_layers()
+    with audit(model, ["enc"], sgd(model)) as report:
+        model.double()
+    assert rows_of(report)["enc.weight"] == (True, "leaked", "dtype_changed")
+
+
+def test_a_row_has_the_group_of_the_tensor_that_was_assigned():
+    model = two_layers()
+    optimizer = sgd(model)
+    with audit(model, ["enc"], optimizer) as report:
+        model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+        train(model, optimizer)
+    assert rows_of(report)["enc.weight"] == (True, "held", "")
+    assert (row_named(report, "dec.weight")["group"], row_named(report, "dec.weight")["cause"]) == ("", "not_in_optimizer")
+    assert "SGD steps 4 tensors that are not in the model" in report.notes
+
+
+def test_a_name_that_was_untied_and_tied_again_is_one_row_that_returned():
+    model = two_layers()
+    model["dec"].weight = model["enc"].weight
+    tied, optimizer = model["enc"].weight, sgd(model)
+    with audit(model, ["dec.weight"], optimizer) as report:
+        model["dec"].weight = nn.Parameter(torch.zeros(4, 4), requires_grad=False)
+        train(model, optimizer)
+        model["dec"].weight = tied
+    assert rows_of(report)["enc.weight"] == (True, "returned", "")
+    assert "dec.weight" not in rows_of(report)

@@ -1,0 +1,212 @@
+"""Which optimizer steps are noticed, and where the hooks of the audit stand among those of other code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from runner import audit
+
+X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+EVERY = pytest.mark.parametrize("every", [None, 1], ids=["powers of two", "every step"])
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def backward(model):
+    model.zero_grad()
+    loss = model(X).square().mean()
+    loss.backward()
+    return loss
+
+
+def train(model, *optimizers, steps=6):
+    for _ in range(steps):
+        backward(model)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def causes(report):
+    return {row["cause"] for row in report.rows if row["frozen"]}
+
+
+@EVERY
+def test_the_steps_of_an_optimizer_that_was_not_given_are_found_and_noted(every):
+    model = net()
+    given = SGD(model[2].parameters(), lr=0.1)
+    with audit(model, ["0"], given, every) as report:
+        train(model, given, Adam(model[0].parameters()))
+    assert causes(report) == {"gradient"}
+    assert report.notes == ["Adam, which was not given, made steps too, with tensors of the model"]
+
+
+@EVERY
+def test_an_optimizer_that_is_made_in_the_block_is_found(every):
+    model = net()
+    with audit(model, ["0"], every=every) as report:
+        train(model, SGD(model.parameters(), lr=0.1))
+    assert causes(report) == {"gradient"}
+    assert {row["group"] for row in report.rows} == {"0"}
+    assert report.notes == []
+
+
+@EVERY
+def test_an_optimizer_that_replaces_the_first_is_found(every):
+    model = net()
+    model[0].requires_grad_(False)
+    first = SGD(model.parameters(), lr=0.1)
+    with audit(model, None, first, every) as report:
+        train(model, first)
+        model[0].requires_grad_(True)
+        train(model, Adam(model.parameters()))
+    assert causes(report) == {"gradient"}
+
+
+def test_an_optimizer_of_another_model_is_not_counted():
+    model, other = net(), net()
+    with audit(model, ["0"]) as report:
+        train(other, SGD(other.parameters(), lr=0.1))
+    assert (report.looks, report.leaks) == ([], [])
+    assert report.notes == ["SGD made 6 steps, but has no tensor of the model"]
+
+
+def test_a_given_optimizer_that_makes_no_step_is_noted():
+    model = net()
+    with audit(model, ["0"], Adam(model.parameters())) as report:
+        backward(model)
+    assert report.notes == ["Adam, which was given, made no step"]
+
+
+class TwoPhase(Optimizer):
+    """Sharpness-aware minimisation in two calls: the first moves the parameters, the second moves them back and steps."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+        self.base = SGD(self.param_groups, lr=lr)
+
+    @torch.no_grad()
+    def first_step(self):
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["old"] = parameter.detach().clone()
+            parameter.add_(parameter.grad, alpha=0.05)
+
+    @torch.no_grad()
+    def second_step(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data = self.state[parameter]["old"]
+        self.base.step()
+
+
+@EVERY
+def test_a_gradient_is_found_as_the_cause_with_a_two_phase_optimizer(every):
+    model = net()
+    optimizer = TwoPhase(model.parameters(), lr=0.1)
+    with audit(model, ["0"], optimizer, every) as report:
+        for _ in range(6):
+            backward(model)
+            optimizer.first_step()
+            backward(model)
+            optimizer.second_step()
+    assert causes(report) == {"gradient"}
+    assert report.notes == []
+
+
+@EVERY
+def test_hooks_of_other_code_and_a_nested_audit_do_not_change_a_cause(every):
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: None)
+    with audit(model, ["0"], optimizer, every) as outer:
+        optimizer.register_step_post_hook(lambda *_: None)
+        with audit(model, ["0"], optimizer, every) as inner:
+            train(model, optimizer)
+    assert causes(outer) == causes(inner) == {"gradient"}
+
+
+def test_a_tensor_that_another_hook_puts_back_is_seen_moved_also_if_the_optimizer_was_not_given():
+    model = net()
+    optimizer, weight = SGD(model.parameters(), lr=0.1), model[0].weight
+    before = weight.detach().clone()
+    optimizer.register_step_post_hook(lambda *_: weight.data.copy_(before))
+    with audit(model, ["0.weight"]) as report:
+        train(model, optimizer)
+    assert [row["verdict"] for row in report.rows if row["frozen"]] == ["returned"]
+
+
+class RaisesOnce(SGD):
+    """Raises in its second step."""
+
+    calls = 0
+
+    def step(self, closure=None):
+        self.calls += 1
+        if self.calls == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().step(closure)
+
+
+@EVERY
+def test_a_step_that_raises_is_not_counted_and_leaves_nothing_behind(every):
+    model = net()
+    optimizer = RaisesOnce(model.parameters(), lr=0.1)
+    with audit(model, ["0"], optimizer, every) as report:
+        for _ in range(6):
+            backward(model)
+            try:
+                optimizer.step()
+            except torch.OutOfMemoryError:
+                continue
+    assert report.looks == ([1, 2, 3, 4, 5] if every else [1, 2, 4, 5])
+    assert causes(report) == {"gradient"}
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@EVERY
+@pytest.mark.parametrize("at", [0, 3, 5])
+def test_a_write_by_hand_in_a_closure_is_an_outside_write(at, every):
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.LBFGS(model[2].parameters(), lr=0.1)
+
+    def closure(number):
+        if number >= at:
+            with torch.no_grad():
+                model[0].weight.add_(1)
+        return backward(model)
+
+    with audit(model, None, optimizer, every) as report:
+        for number in range(6):
+            optimizer.step(lambda number=number: closure(number))
+    assert causes(report) == {"outside_write", ""}
+
+
+def test_a_closure_that_raises_leaves_nothing_behind():
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def failing():
+        raise RuntimeError
+
+    with audit(model, None, optimizer) as report:
+        train(model, optimizer, steps=2)
+        with pytest.raises(RuntimeError):
+            optimizer.step(failing)
+        train(model, optimizer, steps=2)
+    assert (report.looks, report.leaks) == ([1, 2, 4], [])
+
+
+def test_each_of_many_optimizers_looks_at_its_own_tensors():
+    model = net()
+    optimizers = [SGD([parameter], lr=0.1) for parameter in model.parameters()]
+    with audit(model, ["0"], optimizers) as report:
+        train(model, *optimizers, steps=5)
+    assert report.looks == [1, 2, 4, 5]
+    assert causes(report) == {"gradient"}
