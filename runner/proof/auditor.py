@@ -18,7 +18,7 @@ from runner.proof.audit_report import Report, make_row, unknown_cause_notes
 from runner.proof.changes import Snapshot
 from runner.proof.following import Followed, Following, is_conversion
 from runner.proof.leak_tracer import LeakTracer
-from runner.proof.marks import Window, mark_of
+from runner.proof.marks import WatchList, Window, marks_of
 from runner.proof.optimizers import KnownOptimizers
 from runner.proof.replay import gradient_kind, shares_memory, try_find_causes
 from runner.proof.steps import StepHooks, closure_of_step, has_compiled, with_closure
@@ -53,6 +53,8 @@ class Auditor:
         self.optimizers = KnownOptimizers(optimizers, self.following)
         self.tracer = LeakTracer(model, self.replay_step, lambda: not has_compiled() and not is_compiled(model))
         self.hooks: StepHooks | None = None
+        self.watch_lists: dict[int, WatchList] = {}  # by id of an optimizer
+        self.assignment = 0  # the one of `optimizers` for which the watch lists were made
         self.declared_any = False
         self.in_forward = watch_forward or every == 1
         self.watch_for_a_step(self.declare(selection))  # the first step may be the only one that moves a tensor
@@ -80,6 +82,7 @@ class Auditor:
             row.on_entry = row.reference if row.on_entry is None else row.on_entry
             row.reference = row.tensor.detach().clone()
             row.evidence, row.window = row.evidence.next_span(), Window(self.optimizers.last_step)
+        self.watch_lists.clear()
         # Optimizer state from before the freeze may move a tensor in the next step only.
         self.watch_for_a_step([row for row in self.following.rows if row.frozen], replays=True)
 
@@ -140,14 +143,16 @@ class Auditor:
         `before_step`: the number of the step, if it begins now or its closure has just returned, so that a change of a mark
         was made by other code. None if the step ends now or calls its closure, so that it was made by the step.
         """
-        for is_own, rows in (
-            (True, self.optimizers.own_rows(optimizer)),
-            (False, self.optimizers.other_rows(optimizer)),
-        ):
-            for row in rows:
-                if row.frozen and not row.evidence.differed:
-                    row.window.reached |= is_own and row.tensor.grad is not None
-                    row.window.read(row.tensor, before_step, can_be_stepped=is_own)
+        if self.assignment != self.optimizers.assignment:
+            self.watch_lists.clear()
+            self.assignment = self.optimizers.assignment
+        if id(optimizer) not in self.watch_lists:
+            own, other = (
+                [(row.tensor, row.window) for row in rows if row.frozen and not row.evidence.differed]
+                for rows in (self.optimizers.own_rows(optimizer), self.optimizers.other_rows(optimizer))
+            )
+            self.watch_lists[id(optimizer)] = WatchList(own, other)
+        self.watch_lists[id(optimizer)].read(before_step)
 
     def update(self) -> None:
         """Look at the model again: which tensors stand at the names of the rows now."""
@@ -169,13 +174,15 @@ class Auditor:
         if step and step not in self.report.looks:
             self.report.looks.append(step)
         found = []
+        self.watch_lists.clear()
         for row in rows:
             if row.evidence.differed:
                 continue
             if same_bits(row.reference, row.tensor):
-                row.window = Window(step, mark_of(row.tensor)) if row.frozen else row.window
+                row.window = Window(step, marks_of([row.tensor])[0]) if row.frozen else row.window
                 continue
             row.evidence.differed, row.evidence.seen_at = True, step
+            row.window.steps = step - row.window.begin
             if row.frozen:
                 found.append(row)
                 if is_conversion(row.reference, row.tensor) or row.reference.dtype != row.tensor.dtype:
@@ -212,7 +219,7 @@ class Auditor:
         self.update()
         last = self.optimizers.last_step
         for row in self.following.rows:
-            if row.frozen and not row.evidence.differed and row.window.mark not in (None, mark_of(row.tensor)):
+            if row.frozen and not row.evidence.differed and row.window.mark not in (None, *marks_of([row.tensor])):
                 row.window.written_before.append(last + 1)
         self.compare_bits(self.following.rows, last)
         if not last:  # only the gradients that are still there can explain idle parameters
@@ -257,7 +264,7 @@ class Auditor:
             evidence.why_unknown = (
                 evidence.why_unknown or f"it was written through .data between step {window.begin} and {end}"
             )
-        elif window.is_before_first_step or (row.kind == "buffer" and window.steps):
+        elif (window.steps and window.is_before_first_step) or (row.kind == "buffer" and window.steps):
             evidence.why_unknown = evidence.why_unknown or "it was written by a forward pass or by other code: use every=1"
         else:
             evidence.cause = "outside_write"

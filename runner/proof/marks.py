@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from torch import Tensor
 
 Mark = tuple[int, int]
 
 
-def mark_of(tensor: Tensor) -> Mark:
-    """Return (version, address of the data): a write in place raises the version, and `p.data = x` changes the address.
+def marks_of(tensors: Sequence[Tensor]) -> list[Mark]:
+    """Return (version, address of the data) of each tensor: a write in place raises the version, `p.data = x` the other.
 
     An equal mark proves nothing: a fused optimizer, BatchNorm and a write through `.data` leave it as it is.
     """
-    return -1 if tensor.is_inference() else tensor._version, tensor.data_ptr()
+    try:
+        versions = list(map(attrgetter("_version"), tensors))
+    except RuntimeError:  # one was made in inference mode, and has no version
+        versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+    return list(zip(versions, map(Tensor.data_ptr, tensors), strict=True))
 
 
 @dataclass
@@ -24,7 +30,7 @@ class Window:
     Attributes:
         begin: the number of the step after which that comparison was made; 0 if it was made on entry.
         mark: the mark of the tensor when it was last read; None if it was not read yet.
-        steps: the number of the last step that has begun since, minus `begin`.
+        steps: how many steps later its bits were found changed.
         reached: whether one of them could have written the tensor: it had a gradient, or its mark changed in the step.
         written_before: the numbers of the steps before which its mark changed, after the step before had ended.
         written_in_step: whether its mark changed in a step.
@@ -42,16 +48,13 @@ class Window:
     @property
     def is_before_first_step(self) -> bool:
         """Whether the tensor may have been written before the first step, and no mark shows that it was written later."""
-        return self.begin == 0 and self.steps > 0 and all(number == 1 for number in self.written_before)
+        return self.begin == 0 and all(number == 1 for number in self.written_before)
 
-    def read(self, tensor: Tensor, before_step: int | None, can_be_stepped: bool) -> None:
+    def read(self, mark: Mark, before_step: int | None, can_be_stepped: bool) -> None:
         """Read the mark; if it changed, other code wrote the tensor before step `before_step`, or, if that is None, a step.
 
         `can_be_stepped`: whether the optimizer has the tensor. If not, a change in its step was made by other code too.
         """
-        mark = mark_of(tensor)
-        if before_step is not None:
-            self.steps = before_step - self.begin
         if self.mark is not None and mark != self.mark:
             if before_step is not None:
                 self.written_before.append(before_step)
@@ -59,3 +62,32 @@ class Window:
                 self.written_in_step = True
                 self.reached |= can_be_stepped
         self.mark = mark
+
+
+class WatchList:
+    """The frozen tensors whose marks are read before and after each step of one optimizer.
+
+    Args:
+        own: (tensor, its window) for those that the optimizer has.
+        other: the same for those that no optimizer has.
+    """
+
+    def __init__(self, own: Sequence[tuple[Tensor, Window]], other: Sequence[tuple[Tensor, Window]]) -> None:
+        pairs = [*own, *other]
+        self.tensors, self.windows = [tensor for tensor, _ in pairs], [window for _, window in pairs]
+        self.own_count = len(own)
+        self.without_gradient = [tensor for tensor, window in own if not window.reached]
+        self.marks: list[Mark] | None = None
+
+    def read(self, before_step: int | None) -> None:
+        """Read all marks; `before_step`: see `Window.read`. Also note which tensors have a gradient for the optimizer."""
+        gradients = list(map(attrgetter("grad"), self.without_gradient))
+        if any(gradient is not None for gradient in gradients):
+            for window, tensor in zip(self.windows, self.tensors[: self.own_count], strict=False):
+                window.reached |= tensor.grad is not None
+            self.without_gradient = [tensor for tensor in self.without_gradient if tensor.grad is None]
+        marks = marks_of(self.tensors)
+        if marks != self.marks:
+            for number, (mark, window) in enumerate(zip(marks, self.windows, strict=True)):
+                window.read(mark, before_step, can_be_stepped=number < self.own_count)
+            self.marks = marks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -31,6 +32,7 @@ class KnownOptimizers:
         self.last_lrs: dict[int, float] = {}  # by id of a parameter group: its learning rate at its last step
         self.declared_lrs: dict[int, list[float]] = {}  # by id of an optimizer: see `store_lrs`
         self.orphans: dict[int, list[Tensor]] = {}  # by id of an optimizer: its tensors that are not in the model
+        self.assignment = 0  # how often the rows were assigned anew to the optimizers
         self._own_rows: dict[int, list[Followed]] = {}  # by id of an optimizer: the rows of the tensors that it steps
         self._other_rows: list[Followed] | None = None  # those of tensors that no optimizer steps
         self.store_lrs()
@@ -41,7 +43,7 @@ class KnownOptimizers:
 
     def on_step_begin(self, optimizer: Optimizer) -> bool:
         """Take note of an optimizer that begins a step; return whether it was given or steps a tensor of the model."""
-        ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        ids = set(map(id, chain.from_iterable(group["params"] for group in optimizer.param_groups)))
         unknown = ids - self.following.ids
         if unknown and not unknown <= self._orphan_ids(optimizer):
             self.following.update()  # before the first step of a tensor that is new
@@ -60,6 +62,7 @@ class KnownOptimizers:
             self._known_ids.add(id(optimizer))
             self.declared_lrs[id(optimizer)] = [group_lr(group) for group in optimizer.param_groups]
             self._other_rows = None
+            self.assignment += 1
         self.first = self.first or optimizer
         return True
 
@@ -105,6 +108,7 @@ class KnownOptimizers:
         """Find the rows of each optimizer anew, because the tensors of the model have changed."""
         self._own_rows.clear()
         self._other_rows = None
+        self.assignment += 1
 
     def holding(self, rows: Iterable[Followed]) -> dict[int, tuple[Optimizer, list[Followed]]]:
         """Return {id(optimizer): (optimizer, those of the rows whose tensors it steps)} for optimizers that have stepped."""
