@@ -35,9 +35,11 @@ def audit(
 
     Args:
         frozen: patterns of names, or what `select` returns. None: all parameters with `requires_grad` False on entry.
-        optimizer: one optimizer, a list of several, or None. Bits are compared after steps 1, 2, 4, 8, ... of each optimizer
-            and on leaving the block. If a frozen tensor changed, the next step is also done on copies, to find the cause. If
-            a frozen tensor had the learning rate 0 on entry and the rate was raised later, the cause is `scheduler`.
+        optimizer: one optimizer, a list of several, or None. Each torch optimizer that steps a tensor of the model is found,
+            whether given or not; those given come first in the columns `group` and `lr`. Bits are compared after steps 1, 2,
+            4, 8, ... of each optimizer and on leaving the block. If a frozen tensor changed, the next step is also done on
+            copies, to find the cause. If a frozen tensor had the learning rate 0 on entry and the rate was raised later, the
+            cause is `scheduler`.
         every: compare bits after every `every` steps, instead of after steps 1, 2, 4, 8, ... With `every=1`, frozen tensors
             are also compared before and after each forward pass of a module that contains them, to see what writes to them.
         before: copies of the tensors that `snapshot` made earlier. If given, tensors are compared with these copies instead

@@ -110,10 +110,9 @@ def make_row(row: Followed, *, aliases: Sequence[str], group: str, lr: float | N
     `aliases`: the other names that its tensor has at the end. `group`, `lr`: the name and learning rate of its parameter
     group, or "" and None if it is in none. `steps_seen`: whether the audit has seen a step of an optimizer.
     """
-    change = measure_change(row.reference if row.frozen or row.on_entry is None else row.on_entry, row.tensor)
+    change = measure_change(row.reference, row.tensor)
     evidence, tensor = row.evidence, row.tensor
-    moved_while_frozen = evidence.leaked_before or (change.moved if row.frozen else False)
-    word = verdict(row.kind, row.was_frozen, moved_while_frozen if row.was_frozen else change.moved, evidence.differed)
+    word = verdict(row.kind, row.frozen, change.moved, evidence.differed)
     cause: Cause = (evidence.cause or evidence.fallback_cause or "unknown") if word == "leaked" else ""
     if word == "idle":
         cause = idle_cause(evidence, steps_seen, group != "")
@@ -125,7 +124,7 @@ def make_row(row: Followed, *, aliases: Sequence[str], group: str, lr: float | N
         "shape": "x".join(map(str, tensor.shape)),
         "numel": tensor.numel(),
         "dtype": str(tensor.dtype).removeprefix("torch."),
-        "frozen": row.was_frozen,
+        "frozen": row.frozen,
         "group": group,
         "lr": lr,
         "requires_grad": tensor.requires_grad,

@@ -16,12 +16,13 @@ from runner.freezing.groups import group_lr, groups_by_tensor
 from runner.freezing.selection import Selection
 from runner.proof.audit_report import Report, make_row, unknown_cause_notes
 from runner.proof.changes import Snapshot
-from runner.proof.following import Followed, Following, is_conversion
+from runner.proof.following import Followed, Following
 from runner.proof.leak_tracer import LeakTracer
 from runner.proof.marks import WatchList, Window, marks_of
 from runner.proof.optimizers import KnownOptimizers
 from runner.proof.replay import gradient_kind, shares_memory, try_find_causes
 from runner.proof.steps import StepHooks, closure_of_step, has_compiled, with_closure
+from runner.proof.verdict import Evidence
 from runner.tensors import is_compiled, same_bits
 
 
@@ -47,7 +48,7 @@ class Auditor:
         initial: Snapshot,
         watch_forward: bool,
     ) -> None:
-        self.model, self.every = model, every
+        self.every = every
         self.report = Report()
         self.following = Following(model, initial)
         self.optimizers = KnownOptimizers(optimizers, self.following)
@@ -79,9 +80,8 @@ class Auditor:
         """
         newly = self.declare(selection)
         for row in newly:
-            row.on_entry = row.reference if row.on_entry is None else row.on_entry
             row.reference = row.tensor.detach().clone()
-            row.evidence, row.window = row.evidence.next_span(), Window(self.optimizers.last_step)
+            row.evidence, row.window = Evidence(), Window(self.optimizers.last_step)
         self.watch_lists.clear()
         # Optimizer state from before the freeze may move a tensor in the next step only.
         self.watch_for_a_step([row for row in self.following.rows if row.frozen], replays=True)
@@ -185,8 +185,8 @@ class Auditor:
             row.window.steps = step - row.window.begin
             if row.frozen:
                 found.append(row)
-                if is_conversion(row.reference, row.tensor) or row.reference.dtype != row.tensor.dtype:
-                    row.evidence.cause = row.evidence.cause or "dtype_changed"
+                if row.reference.dtype != row.tensor.dtype and not row.evidence.replaced:
+                    row.evidence.cause = "dtype_changed"
         return found
 
     def record_gradients(self, rows: Iterable[Followed], optimizer: Optimizer | None) -> None:
@@ -260,11 +260,9 @@ class Auditor:
         elif not self.optimizers.last_step and (row.kind == "buffer" or row.tensor.grad is not None):
             evidence.why_unknown = "no optimizer step was seen in the block"
         elif window.reached and not window.written_before:
-            end = f"step {evidence.seen_at}"
-            evidence.why_unknown = (
-                evidence.why_unknown or f"it was written through .data between step {window.begin} and {end}"
-            )
-        elif (window.steps and window.is_before_first_step) or (row.kind == "buffer" and window.steps):
+            between = f"between steps {window.begin} and {evidence.seen_at}"
+            evidence.why_unknown = evidence.why_unknown or f"it was written through .data {between}"
+        elif window.steps and (window.is_before_first_step or row.kind == "buffer"):
             evidence.why_unknown = evidence.why_unknown or "it was written by a forward pass or by other code: use every=1"
         else:
             evidence.cause = "outside_write"

@@ -25,9 +25,7 @@ class Followed:
         tensor: the tensor at these names, or, if the model no longer has any of them, the tensor that stood there last.
         reference: a copy of the values to compare with: those that the tensor had when it was first seen, or, if it was
             declared frozen later, when it was declared.
-        on_entry: a copy of the first values, if `reference` has those of a later time; otherwise None.
         frozen: whether one of the names is declared frozen now.
-        was_frozen: whether one of them was declared frozen at any time.
         is_gone: whether neither the tensor nor any of the names is in the model now.
         split_from: the row that had these names before another tensor was put there.
         evidence: what the audit has observed of the tensor.
@@ -39,9 +37,7 @@ class Followed:
     kind: TensorKind
     tensor: Tensor
     reference: Tensor
-    on_entry: Tensor | None = None
     frozen: bool = False
-    was_frozen: bool = False
     is_gone: bool = False
     split_from: Followed | None = None
     evidence: Evidence = field(default_factory=Evidence)
@@ -107,16 +103,8 @@ class Following:
         self.declared |= set(names)
         newly = [row for row in self.rows if not row.frozen and self._is_declared(row.names)]
         for row in newly:
-            row.frozen = row.was_frozen = True
+            row.frozen = True
         return newly
-
-    def withdraw(self, names: Iterable[str]) -> list[Followed]:
-        """Declare names no longer frozen, and return the rows that were frozen and are not now."""
-        self.declared -= set(names)
-        withdrawn = [row for row in self.rows if row.frozen and not self._is_declared(row.names)]
-        for row in withdrawn:
-            row.frozen = False
-        return withdrawn
 
     def merge_split_rows(self) -> None:
         """Put names back into the row that they were split from, where both are about the same tensor again."""
@@ -125,7 +113,7 @@ class Following:
             assert original is not None
             if row.tensor is original.tensor and row.reference is original.reference:
                 original.names += row.names
-                original.frozen, original.was_frozen = original.frozen or row.frozen, original.was_frozen or row.was_frozen
+                original.frozen |= row.frozen
                 original.evidence.merge(row.evidence)
                 self.rows.remove(row)
 
@@ -137,7 +125,7 @@ class Following:
 
     def _add(self, row: Followed) -> None:
         """Add a row; its names are then about it."""
-        row.frozen = row.was_frozen = self._is_declared(row.names)
+        row.frozen = self._is_declared(row.names)
         self.rows.append(row)
         self.row_of.update(dict.fromkeys(row.names, row))
 
@@ -171,7 +159,6 @@ class Following:
                 other = replace(row, names=names, split_from=row, evidence=Evidence(), window=Window(row.window.begin))
                 row.names = [name for name in row.names if name not in names]
                 row.frozen = self._is_declared(row.names)
-                row.was_frozen = row.was_frozen and row.frozen
                 self._add(other)
             else:
                 other, stays = row, True  # the first other tensor takes over the row and the names that are gone
@@ -185,7 +172,7 @@ class Following:
         first_value = self._first_value(entry.tensor)
         row.entry, row.tensor = entry, entry.tensor
         if not row.frozen:
-            row.reference, row.on_entry, row.evidence, row.window = first_value, None, Evidence(), Window()
+            row.reference, row.evidence, row.window = first_value, Evidence(), Window()
         elif not row.evidence.differed and not same_bits(row.reference, row.tensor):
             row.evidence.replaced = "dtype_changed" if is_conversion(row.reference, row.tensor) else "replaced"
 

@@ -79,9 +79,9 @@ class LeakTracer:
     The training is not changed. To replay a step is to do it on copies first, with one thing changed at a time.
 
     Args:
-        model: the model that is trained. find_causes: called with (optimizer, {name: tensor}, whether the step has a
-        closure); replays the step that begins now
-            and returns ({name: why it moves the tensor}, why it could not be replayed).
+        model: the model that is trained.
+        find_causes: called with (optimizer, {name: tensor}, whether the step has a closure). It replays the step that begins
+            now and returns ({name: why it moves the tensor}, why it could not be replayed).
         may_hook_modules: returns whether hooks may be set on all modules; they would make dynamo compile again.
     """
 

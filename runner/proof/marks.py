@@ -33,7 +33,6 @@ class Window:
         steps: how many steps later its bits were found changed.
         reached: whether one of them could have written the tensor: it had a gradient, or its mark changed in the step.
         written_before: the numbers of the steps before which its mark changed, after the step before had ended.
-        written_in_step: whether its mark changed in a step.
         written_between: whether its bits changed between two steps.
     """
 
@@ -42,7 +41,6 @@ class Window:
     steps: int = 0
     reached: bool = False
     written_before: list[int] = field(default_factory=list)
-    written_in_step: bool = False
     written_between: bool = False
 
     @property
@@ -59,7 +57,6 @@ class Window:
             if before_step is not None:
                 self.written_before.append(before_step)
             else:
-                self.written_in_step = True
                 self.reached |= can_be_stepped
         self.mark = mark
 

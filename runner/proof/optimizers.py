@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from weakref import ref
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -31,7 +32,7 @@ class KnownOptimizers:
         self.unrelated: Counter[str] = Counter()  # {class name: steps} of optimizers without a tensor of the model
         self.last_lrs: dict[int, float] = {}  # by id of a parameter group: its learning rate at its last step
         self.declared_lrs: dict[int, list[float]] = {}  # by id of an optimizer: see `store_lrs`
-        self.orphans: dict[int, list[Tensor]] = {}  # by id of an optimizer: its tensors that are not in the model
+        self.orphans: dict[int, list[ref[Tensor]]] = {}  # by id of an optimizer: its tensors that are not in the model
         self.assignment = 0  # how often the rows were assigned anew to the optimizers
         self._own_rows: dict[int, list[Followed]] = {}  # by id of an optimizer: the rows of the tensors that it steps
         self._other_rows: list[Followed] | None = None  # those of tensors that no optimizer steps
@@ -49,7 +50,7 @@ class KnownOptimizers:
             self.following.update()  # before the first step of a tensor that is new
             self.forget_rows()
             self.orphans[id(optimizer)] = [
-                parameter
+                ref(parameter)  # not kept alive: a loop may make a model and an optimizer for each task
                 for group in optimizer.param_groups
                 for parameter in group["params"]
                 if id(parameter) not in self.following.ids
@@ -147,7 +148,7 @@ class KnownOptimizers:
 
     def _orphan_ids(self, optimizer: Optimizer) -> set[int]:
         """Return the ids of the tensors that an optimizer steps and the model does not have."""
-        return {id(tensor) for tensor in self.orphans.get(id(optimizer), ())}
+        return {id(tensor) for orphan in self.orphans.get(id(optimizer), ()) if (tensor := orphan()) is not None}
 
     def _adds_to(self, optimizer: Optimizer, ids: set[int]) -> bool:
         """Return whether an optimizer steps a tensor other than those with these ids."""

@@ -17,7 +17,6 @@ class Evidence:
     Attributes:
         differed: whether its bits differed from the initial ones in at least one comparison.
         seen_at: the number of the step after which other bits were first seen; None if they never were.
-        leaked_before: whether bits differed at the end of an earlier span in which it was declared frozen.
         gradients: the kinds of gradient (`none`, `zero`, `present`) that were seen after some of the steps. They are
             recorded only for a parameter that is not frozen, until its bits first differ.
         lrs: the learning rates of its parameter group that were seen together with these gradients.
@@ -31,7 +30,6 @@ class Evidence:
 
     differed: bool = False
     seen_at: int | None = None
-    leaked_before: bool = False
     gradients: set[str] = field(default_factory=set)
     lrs: set[float] = field(default_factory=set)
     replaced: Literal["replaced", "dtype_changed", ""] = ""
@@ -39,14 +37,9 @@ class Evidence:
     fallback_cause: LeakCause | Literal[""] = ""
     why_unknown: str = ""
 
-    def next_span(self) -> Evidence:
-        """Return new evidence for a tensor that is declared frozen from now on; what it did in earlier spans is kept."""
-        return Evidence(leaked_before=self.leaked_before, cause=self.cause if self.leaked_before else "")
-
     def merge(self, other: Evidence) -> None:
         """Add what was observed of the same tensor under other names."""
         self.differed |= other.differed
-        self.leaked_before |= other.leaked_before
         self.seen_at = other.seen_at if self.seen_at is None else self.seen_at
         self.cause, self.why_unknown = self.cause or other.cause, self.why_unknown or other.why_unknown
 

@@ -168,6 +168,13 @@ def test_a_model_that_is_converted_leaked_by_dtype_changed():
     assert rows_of(report)["enc.weight"] == (True, "leaked", "dtype_changed")
 
 
+def test_a_frozen_layer_that_is_replaced_by_one_of_another_dtype_is_replaced():
+    model = two_layers()
+    with audit(model, ["enc"], sgd(model)) as report:
+        model["enc"] = nn.Linear(4, 4, dtype=torch.float64)
+    assert rows_of(report)["enc.weight"] == (True, "leaked", "replaced")
+
+
 def test_a_row_has_the_group_of_the_tensor_that_was_assigned():
     model = two_layers()
     optimizer = sgd(model)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -74,6 +77,16 @@ def test_an_optimizer_of_another_model_is_not_counted():
         train(other, SGD(other.parameters(), lr=0.1))
     assert (report.looks, report.leaks) == ([], [])
     assert report.notes == ["SGD made 6 steps, but has no tensor of the model"]
+
+
+def test_an_optimizer_of_another_model_and_its_tensors_are_not_kept_alive():
+    model, other = net(), net()
+    alive = [weakref.ref(parameter) for parameter in other.parameters()]
+    with audit(model, ["0"]):
+        train(other, SGD(other.parameters(), lr=0.1))
+        del other
+        gc.collect()
+        assert [each() for each in alive] == [None] * 4
 
 
 def test_a_given_optimizer_that_makes_no_step_is_noted():
