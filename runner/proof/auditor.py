@@ -96,7 +96,8 @@ class Auditor:
         number = self.optimizers.steps[id(optimizer)] + 1
         self.read_marks(optimizer, before_step=number)
         closure = closure_of_step(optimizer, args, kwargs)
-        self.tracer.on_step_begin(optimizer, self.optimizers.rows(optimizer), has_closure=closure is not None)
+        if self.tracer.watched:
+            self.tracer.on_step_begin(optimizer, self.optimizers.rows(optimizer), has_closure=closure is not None)
         if closure is None:
             return None
 
@@ -125,11 +126,11 @@ class Auditor:
         if compares and optimizer is self.optimizers.first:
             self.update()
         self.read_marks(optimizer)
-        rows = self.optimizers.rows(optimizer)
-        found = self.compare_bits(rows, step) if compares else []
+        found = self.compare_bits(self.optimizers.rows(optimizer), step) if compares else []
         if compares or is_power_of_two:  # while the gradients and learning rates of the step are still there
             self.record_gradients(self.optimizers.own_rows(optimizer), optimizer)
-        self.tracer.on_step_end(rows)
+        if self.tracer.watched:
+            self.tracer.on_step_end(self.optimizers.rows(optimizer))
         unexplained = [row for row in found if not row.evidence.cause]
         if unexplained:
             self.explain_by_last_step(optimizer, [row for row in unexplained if row.may_be_stepped])

@@ -9,6 +9,7 @@ from operator import attrgetter
 from torch import Tensor
 
 Mark = tuple[int, int]
+_version_of, _gradient_of = attrgetter("_version"), attrgetter("grad")
 
 
 def marks_of(tensors: Sequence[Tensor]) -> list[Mark]:
@@ -16,11 +17,16 @@ def marks_of(tensors: Sequence[Tensor]) -> list[Mark]:
 
     An equal mark proves nothing: a fused optimizer, BatchNorm and a write through `.data` leave it as it is.
     """
+    return list(zip(*_read_marks(tensors), strict=True))
+
+
+def _read_marks(tensors: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    """Return (the version of each tensor, the address of the data of each)."""
     try:
-        versions = list(map(attrgetter("_version"), tensors))
+        versions = list(map(_version_of, tensors))
     except RuntimeError:  # one was made in inference mode, and has no version
         versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
-    return list(zip(versions, map(Tensor.data_ptr, tensors), strict=True))
+    return versions, list(map(Tensor.data_ptr, tensors))
 
 
 @dataclass
@@ -53,12 +59,12 @@ class Window:
 
         `can_be_stepped`: whether the optimizer has the tensor. If not, a change in its step was made by other code too.
         """
-        if self.mark is not None and mark != self.mark:
+        if mark != self.mark:
             if before_step is not None:
                 self.written_before.append(before_step)
             else:
                 self.reached |= can_be_stepped
-        self.mark = mark
+            self.mark = mark
 
 
 class WatchList:
@@ -70,21 +76,23 @@ class WatchList:
     """
 
     def __init__(self, own: Sequence[tuple[Tensor, Window]], other: Sequence[tuple[Tensor, Window]]) -> None:
-        pairs = [*own, *other]
-        self.tensors, self.windows = [tensor for tensor, _ in pairs], [window for _, window in pairs]
         self.own_count = len(own)
+        self.tensors = [tensor for tensor, _ in (*own, *other)]
+        self.windows = [window for _, window in (*own, *other)]
         self.without_gradient = [tensor for tensor, window in own if not window.reached]
-        self.marks: list[Mark] | None = None
+        for window, mark in zip(self.windows, marks_of(self.tensors), strict=True):
+            window.mark = window.mark or mark
+        marks = [window.mark or (0, 0) for window in self.windows]
+        self.marks = [version for version, _ in marks], [address for _, address in marks]
 
     def read(self, before_step: int | None) -> None:
         """Read all marks; `before_step`: see `Window.read`. Also note which tensors have a gradient for the optimizer."""
-        gradients = list(map(attrgetter("grad"), self.without_gradient))
-        if any(gradient is not None for gradient in gradients):
+        if before_step is not None and any(gradient is not None for gradient in map(_gradient_of, self.without_gradient)):
             for window, tensor in zip(self.windows, self.tensors[: self.own_count], strict=False):
                 window.reached |= tensor.grad is not None
             self.without_gradient = [tensor for tensor in self.without_gradient if tensor.grad is None]
-        marks = marks_of(self.tensors)
+        marks = _read_marks(self.tensors)
         if marks != self.marks:
-            for number, (mark, window) in enumerate(zip(marks, self.windows, strict=True)):
+            for number, (mark, window) in enumerate(zip(zip(*marks, strict=True), self.windows, strict=True)):
                 window.read(mark, before_step, can_be_stepped=number < self.own_count)
             self.marks = marks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from operator import is_
 from weakref import ref
 
 from torch import Tensor
@@ -33,6 +34,7 @@ class KnownOptimizers:
         self.last_lrs: dict[int, float] = {}  # by id of a parameter group: its learning rate at its last step
         self.declared_lrs: dict[int, list[float]] = {}  # by id of an optimizer: see `store_lrs`
         self.orphans: dict[int, list[ref[Tensor]]] = {}  # by id of an optimizer: its tensors that are not in the model
+        self.parameters: dict[int, list[Tensor]] = {}  # by id of a known optimizer: those in its groups at its last step
         self.assignment = 0  # how often the rows were assigned anew to the optimizers
         self._own_rows: dict[int, list[Followed]] = {}  # by id of an optimizer: the rows of the tensors that it steps
         self._other_rows: list[Followed] | None = None  # those of tensors that no optimizer steps
@@ -44,7 +46,11 @@ class KnownOptimizers:
 
     def on_step_begin(self, optimizer: Optimizer) -> bool:
         """Take note of an optimizer that begins a step; return whether it was given or steps a tensor of the model."""
-        ids = set(map(id, chain.from_iterable(group["params"] for group in optimizer.param_groups)))
+        parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+        before = self.parameters.get(id(optimizer), ())
+        if len(before) == len(parameters) and all(map(is_, before, parameters)) and self.knows(optimizer):
+            return True
+        ids = set(map(id, parameters))
         unknown = ids - self.following.ids
         if unknown and not unknown <= self._orphan_ids(optimizer):
             self.following.update()  # before the first step of a tensor that is new
@@ -64,6 +70,7 @@ class KnownOptimizers:
             self.declared_lrs[id(optimizer)] = [group_lr(group) for group in optimizer.param_groups]
             self._other_rows = None
             self.assignment += 1
+        self.parameters[id(optimizer)] = parameters
         self.first = self.first or optimizer
         return True
 
@@ -103,10 +110,12 @@ class KnownOptimizers:
 
     def rows(self, optimizer: Optimizer) -> list[Followed]:
         """Return the rows that an optimizer answers for: its own, and, if it made the first step, those of no optimizer."""
-        return [*self.own_rows(optimizer), *self.other_rows(optimizer)]
+        own, other = self.own_rows(optimizer), self.other_rows(optimizer)
+        return [*own, *other] if other else own
 
     def forget_rows(self) -> None:
         """Find the rows of each optimizer anew, because the tensors of the model have changed."""
+        self.parameters.clear()
         self._own_rows.clear()
         self._other_rows = None
         self.assignment += 1

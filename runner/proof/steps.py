@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from inspect import signature
 from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch.optim import SGD, Optimizer
@@ -35,14 +34,18 @@ class StepHooks:
 
     def __init__(self, optimizers: Sequence[Optimizer], on_begin: OnBegin, on_end: OnEnd) -> None:
         self.on_begin, self.on_end = on_begin, on_end
-        self.open: dict[int, Optimizer] = {}  # the steps that run now, by id of the frame that calls the hooks
-        self.handles: WeakKeyDictionary[Optimizer, tuple[RemovableHandle, RemovableHandle]] = WeakKeyDictionary()
+        # The steps that run now, by id of the frame that calls the hooks: (optimizer, whether it is inside another step).
+        self.open: dict[int, tuple[Optimizer, bool]] = {}
+        self.handles: dict[int, tuple[RemovableHandle, RemovableHandle]] = {}  # by id of an optimizer
         self.is_paused = False
         # Disabled for dynamo: a step that is compiled later makes as many graphs as without hooks, and calls them each time.
         self.before_step, self.after_step = torch.compiler.disable(self._begin), torch.compiler.disable(self._end)
         for optimizer in optimizers:
             self._attach(optimizer)
-        self.global_handle = register_optimizer_step_pre_hook(torch.compiler.disable(self._attach_and_order))
+        self.attach = torch.compiler.disable(self._attach)
+        self.global_handle = register_optimizer_step_pre_hook(
+            torch.compiler.disable(self._attach_and_order, recursive=False)
+        )
         _global_optimizer_pre_hooks.move_to_end(self.global_handle.id, last=False)  # type: ignore[attr-defined]
 
     def remove(self) -> None:
@@ -67,7 +70,7 @@ class StepHooks:
         """Register a pre-hook and a post-hook on the optimizer, if it can have hooks."""
         if hasattr(optimizer, "_optimizer_step_post_hooks"):
             pre = optimizer.register_step_pre_hook(self.before_step)
-            self.handles[optimizer] = pre, optimizer.register_step_post_hook(self.after_step)
+            self.handles[id(optimizer)] = pre, optimizer.register_step_post_hook(self.after_step)
 
     def _attach_and_order(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Before each step: register hooks on an optimizer seen for the first time, and put them next to the step itself.
@@ -76,46 +79,50 @@ class StepHooks:
         """
         if self.is_paused:
             return
-        if optimizer not in self.handles:
-            self._attach(optimizer)
-        pre, post = self.handles[optimizer]
-        _move(optimizer._optimizer_step_pre_hooks, pre, last=True)
-        _move(optimizer._optimizer_step_post_hooks, post, last=False)
+        handles = self.handles.get(id(optimizer))
+        before: Any = optimizer._optimizer_step_pre_hooks  # an OrderedDict
+        after: Any = optimizer._optimizer_step_post_hooks
+        if handles is None or handles[0].hooks_dict_ref() is not before:  # or an optimizer with the same id is gone
+            self.attach(optimizer)
+            handles = self.handles[id(optimizer)]
+        pre, post = handles[0].id, handles[1].id
+        if next(reversed(before), pre) != pre and pre in before:  # other code may have removed it
+            before.move_to_end(pre)
+        if next(iter(after), post) != post and post in after:
+            after.move_to_end(post, last=False)
 
     def _begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Step pre-hook: report the step, unless it is inside another one; its frame stays in `open` until it has ended."""
         if self.is_paused:
             return None
-        frame = _frame_of_step(optimizer)
-        outer = {id(each) for each in _frames_from(frame.f_back)}
-        self.open = {key: each for key, each in self.open.items() if key in outer}  # a step that raised has left the stack
+        frame = _frame_of_step(sys._getframe(1))
+        if self.open:  # this step is inside another one, or the last one raised and has left the stack
+            outer = {id(each) for each in _frames_from(frame.f_back)}
+            self.open = {key: step for key, step in self.open.items() if key in outer}
         is_nested = bool(self.open)
-        self.open[id(frame)] = optimizer
+        self.open[id(frame)] = optimizer, is_nested
         return None if is_nested else self.on_begin(optimizer, args, kwargs)
 
     def _end(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Step post-hook: report that the step has ended, unless it is inside another one or began before the hooks."""
         if self.is_paused:
             return
-        stack = [id(each) for each in _frames_from(sys._getframe(1)) if self.open.get(id(each)) is not None]
-        if stack and self.open[stack[0]] is optimizer:
-            del self.open[stack[0]]
-            if len(stack) == 1:
+        key = id(_frame_of_step(sys._getframe(1)))
+        if key in self.open:
+            begun, is_nested = self.open.pop(key)
+            if begun is optimizer and not is_nested:
                 self.on_end(optimizer)
 
 
-def _move(hooks: Any, handle: RemovableHandle, *, last: bool) -> None:
-    """Move a hook to the end or the beginning of `hooks`, an OrderedDict; it may have been removed by other code."""
-    if handle.id in hooks:
-        hooks.move_to_end(handle.id, last=last)
+def _frame_of_step(frame: FrameType) -> FrameType:
+    """Return the frame of torch's wrapper around `step`, which calls the hooks; it runs until the step has ended.
 
-
-def _frame_of_step(optimizer: Optimizer) -> FrameType:
-    """Return the frame of torch's wrapper around `step`, which calls the hooks; it runs until the step has ended."""
-    for frame in _frames_from(sys._getframe(2)):
-        if frame.f_globals.get("__name__") == "torch.optim.optimizer":
-            return frame
-    return sys._getframe(2)
+    `frame`: the one that called a hook.
+    """
+    for caller in _frames_from(frame):
+        if caller.f_globals.get("__name__") == "torch.optim.optimizer":
+            return caller
+    return frame
 
 
 def _frames_from(frame: FrameType | None) -> Iterator[FrameType]:
