@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,20 +48,31 @@ def tensor_entries(model: nn.Module) -> dict[str, TensorEntry]:
     several names (the same object) has one entry, under the first name.
     """
     by_id: dict[int, TensorEntry] = {}
-    for owner, module in model.named_modules(remove_duplicate=False):
-        tensors: list[tuple[TensorKind, str, Tensor | None]] = [
-            *(("parameter", key, tensor) for key, tensor in module._parameters.items()),
-            *(("buffer", key, tensor) for key, tensor in module._buffers.items()),
-        ]
-        for kind, key, tensor in tensors:
-            if tensor is None:
-                continue
-            name, module_type = f"{owner}.{key}" if owner else key, type(module).__name__
-            if id(tensor) in by_id:
-                by_id[id(tensor)].aliases.append(name)
-            else:
-                by_id[id(tensor)] = TensorEntry(name=name, kind=kind, owner=owner, module_type=module_type, tensor=tensor)
+    for owner, module, kind, key, tensor in _registered(model):
+        name, module_type = f"{owner}.{key}" if owner else key, type(module).__name__
+        if id(tensor) in by_id:
+            by_id[id(tensor)].aliases.append(name)
+        else:
+            by_id[id(tensor)] = TensorEntry(name=name, kind=kind, owner=owner, module_type=module_type, tensor=tensor)
     return {entry.name: entry for entry in by_id.values()}
+
+
+def names_and_tensors(model: nn.Module) -> tuple[list[str], list[Tensor]]:
+    """Return (full names, tensors) of all parameters and buffers of a model; a tied tensor occurs once for each name."""
+    registered = list(_registered(model))
+    names = [f"{owner}.{key}" if owner else key for owner, _, _, key, _ in registered]
+    return names, [tensor for *_, tensor in registered]
+
+
+def _registered(model: nn.Module) -> Iterator[tuple[str, nn.Module, TensorKind, str, Tensor]]:
+    """Yield (name of the module, module, kind, key, tensor) for each place where a tensor is registered in a model."""
+    for owner, module in model.named_modules(remove_duplicate=False):
+        for key, tensor in module._parameters.items():
+            if tensor is not None:
+                yield owner, module, "parameter", key, tensor
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                yield owner, module, "buffer", key, buffer
 
 
 def tensor_resolver(current: Mapping[str, TensorEntry]) -> Callable[[TensorEntry], Tensor | None]:

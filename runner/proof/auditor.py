@@ -93,7 +93,7 @@ class Auditor:
         """
         if _is_capturing() or not self.optimizers.on_step_begin(optimizer):
             return None
-        number = self.optimizers.steps[id(optimizer)] + 1
+        number = self.optimizers.step
         self.read_marks(optimizer, before_step=number)
         closure = closure_of_step(optimizer, args, kwargs)
         if self.tracer.watched:
@@ -120,13 +120,13 @@ class Auditor:
         """After a step: count it, and after some of the steps compare bits and look for causes of changes."""
         if _is_capturing() or not self.optimizers.knows(optimizer):
             return
-        step = self.optimizers.on_step_end(optimizer)
-        is_power_of_two = step & (step - 1) == 0
-        compares = step % self.every == 0 if self.every else is_power_of_two
+        count = self.optimizers.on_step_end(optimizer)
+        is_power_of_two = count & (count - 1) == 0
+        compares = count % self.every == 0 if self.every else is_power_of_two
         if compares and optimizer is self.optimizers.first:
-            self.update()
+            self.optimizers.update()
         self.read_marks(optimizer)
-        found = self.compare_bits(self.optimizers.rows(optimizer), step) if compares else []
+        found = self.compare_bits(self.optimizers.rows(optimizer), self.optimizers.last_step) if compares else []
         if compares or is_power_of_two:  # while the gradients and learning rates of the step are still there
             self.record_gradients(self.optimizers.own_rows(optimizer), optimizer)
         if self.tracer.watched:
@@ -154,11 +154,6 @@ class Auditor:
             )
             self.watch_lists[id(optimizer)] = WatchList(own, other)
         self.watch_lists[id(optimizer)].read(before_step)
-
-    def update(self) -> None:
-        """Look at the model again: which tensors stand at the names of the rows now."""
-        self.following.update()
-        self.optimizers.forget_rows()
 
     def replay_step(
         self, optimizer: Optimizer, tensors: Mapping[str, Tensor], with_closure: bool = False
@@ -217,7 +212,7 @@ class Auditor:
 
     def finish(self) -> None:
         """Compare bits on leaving, look for the causes that are still unknown, and fill the report."""
-        self.update()
+        self.optimizers.update()
         last = self.optimizers.last_step
         for row in self.following.rows:
             if row.frozen and not row.evidence.differed and row.window.mark not in (None, *marks_of([row.tensor])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from operator import is_
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from runner.contract import TensorKind
 from runner.proof.changes import Snapshot
 from runner.proof.marks import Window
 from runner.proof.verdict import Evidence
-from runner.tensors import TensorEntry, same_bits, tensor_entries
+from runner.tensors import TensorEntry, names_and_tensors, same_bits, tensor_entries
 
 
 @dataclass(eq=False)
@@ -77,13 +78,22 @@ class Following:
         self.row_of: dict[str, Followed] = {}  # by name
         self.entries: dict[str, TensorEntry] = {}  # of the model at the last update
         self.ids: set[int] = set()  # of the tensors in the model at the last update
+        self.names: list[str] = []  # all names in the model at the last update
+        self.tensors: list[Tensor] = []  # the tensors at these names
         self.first_values: dict[int, tuple[Tensor, Tensor]] = {}  # by id: (tensor, copy of it when it was first seen)
         for name, entry in before.entries.items():
             self.first_values[id(entry.tensor)] = entry.tensor, before.values[name]
             self._add(new_row(entry, list(entry.names), before.values[name]))
 
-    def update(self) -> None:
-        """Look at the model again: find the tensors that stand at the names of the rows now, and add rows for new ones."""
+    def update(self) -> bool:
+        """Look at the model again: find the tensors that stand at the names of the rows now, and add rows for new ones.
+
+        Returns whether a name is new or gone, or has another tensor than at the last update.
+        """
+        names, tensors = names_and_tensors(self.model)
+        if names == self.names and all(map(is_, tensors, self.tensors)):
+            return False
+        self.names, self.tensors = names, tensors
         self.entries = tensor_entries(self.model)
         self.ids = {id(entry.tensor) for entry in self.entries.values()}
         at_name = {name: entry for entry in self.entries.values() for name in entry.names}
@@ -96,6 +106,7 @@ class Following:
                 self._add(new_row(entry, new_names, self._first_value(entry.tensor)))
         for row in self.rows:
             row.is_gone = id(row.tensor) not in self.ids
+        return True
 
     def declare(self, names: Iterable[str]) -> list[Followed]:
         """Declare names frozen, and return the rows that were not frozen before: they must keep their present values."""

@@ -28,7 +28,9 @@ class KnownOptimizers:
         self.given, self.following = list(given), following
         self.known: list[Optimizer] = list(given)
         self._known_ids = {id(each) for each in self.known}
-        self.first: Optimizer | None = None  # the one that made the first step
+        self.first: Optimizer | None = None  # the one that made the first step of the current round
+        self.round: set[int] = set()  # the ids of the optimizers that have made a step in this round
+        self.last_step = 0  # the number of rounds; with one optimizer, of steps
         self.steps: Counter[int] = Counter()  # by id of an optimizer
         self.unrelated: Counter[str] = Counter()  # {class name: steps} of optimizers without a tensor of the model
         self.last_lrs: dict[int, float] = {}  # by id of a parameter group: its learning rate at its last step
@@ -47,20 +49,21 @@ class KnownOptimizers:
     def on_step_begin(self, optimizer: Optimizer) -> bool:
         """Take note of an optimizer that begins a step; return whether it was given or steps a tensor of the model."""
         parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-        before = self.parameters.get(id(optimizer), ())
-        if len(before) == len(parameters) and all(map(is_, before, parameters)) and self.knows(optimizer):
-            return True
+        before = self.parameters.get(id(optimizer), [])
+        if len(before) != len(parameters) or not all(map(is_, before, parameters)) or not self.knows(optimizer):
+            if not self._read_parameters(optimizer, parameters):
+                return False
+        self._begin_round(optimizer)
+        return True
+
+    def _read_parameters(self, optimizer: Optimizer, parameters: list[Tensor]) -> bool:
+        """Take note of an optimizer that is new or has other parameters than at its last step; return as `on_step_begin`."""
         ids = set(map(id, parameters))
         unknown = ids - self.following.ids
         if unknown and not unknown <= self._orphan_ids(optimizer):
-            self.following.update()  # before the first step of a tensor that is new
-            self.forget_rows()
-            self.orphans[id(optimizer)] = [
-                ref(parameter)  # not kept alive: a loop may make a model and an optimizer for each task
-                for group in optimizer.param_groups
-                for parameter in group["params"]
-                if id(parameter) not in self.following.ids
-            ]
+            self.update()  # before the first step of a tensor that is new
+            # Not kept alive: a loop may make a model and an optimizer for each task.
+            self.orphans[id(optimizer)] = [ref(each) for each in parameters if id(each) not in self.following.ids]
         if not self.knows(optimizer):
             if ids.isdisjoint(self.following.ids):
                 self.unrelated[type(optimizer).__name__] += 1
@@ -68,26 +71,36 @@ class KnownOptimizers:
             self.known.append(optimizer)
             self._known_ids.add(id(optimizer))
             self.declared_lrs[id(optimizer)] = [group_lr(group) for group in optimizer.param_groups]
-            self._other_rows = None
-            self.assignment += 1
+            if any(id(tensor) in ids for each in self.round for tensor in self.parameters.get(each, ())):
+                self.round.add(id(optimizer))  # it replaces one that has stepped in this round, so a new round begins
+        self.forget_rows()
         self.parameters[id(optimizer)] = parameters
-        self.first = self.first or optimizer
         return True
+
+    def _begin_round(self, optimizer: Optimizer) -> None:
+        """If an optimizer steps again, a new round of steps begins, and the optimizer is the first one of it."""
+        if id(optimizer) in self.round or self.first is None:
+            self.round.clear()
+            if self.first is not optimizer:  # the first one so far has been replaced
+                self.first = optimizer
+                self.assignment += 1
 
     def knows(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer was given, or was found to step a tensor of the model."""
         return id(optimizer) in self._known_ids
 
+    @property
+    def step(self) -> int:
+        """The number of the step that runs now; the steps of several optimizers in one round have the same number."""
+        return self.last_step + (not self.round)
+
     def on_step_end(self, optimizer: Optimizer) -> int:
-        """Count a step of the optimizer, and return its number."""
+        """Count a step of the optimizer, and return how many it has made."""
+        self.last_step = self.step
+        self.round.add(id(optimizer))
         self.steps[id(optimizer)] += 1
         self.last_lrs.update((id(group), group_lr(group)) for group in optimizer.param_groups)
         return self.steps[id(optimizer)]
-
-    @property
-    def last_step(self) -> int:
-        """The number of steps of the optimizer that has made most."""
-        return max(self.steps.values(), default=0)
 
     def own_rows(self, optimizer: Optimizer) -> list[Followed]:
         """Return the rows of the tensors that an optimizer steps."""
@@ -97,7 +110,7 @@ class KnownOptimizers:
         return self._own_rows[id(optimizer)]
 
     def other_rows(self, optimizer: Optimizer) -> list[Followed]:
-        """Return the rows of the tensors that no optimizer steps, if `optimizer` made the first step; otherwise none.
+        """Return the rows of the tensors that no optimizer steps, if `optimizer` began the round; otherwise none.
 
         Thus each row is looked at once a round, however many optimizers there are.
         """
@@ -109,13 +122,18 @@ class KnownOptimizers:
         return self._other_rows
 
     def rows(self, optimizer: Optimizer) -> list[Followed]:
-        """Return the rows that an optimizer answers for: its own, and, if it made the first step, those of no optimizer."""
+        """Return the rows that an optimizer answers for: its own, and, if it began the round, those of no optimizer."""
         own, other = self.own_rows(optimizer), self.other_rows(optimizer)
         return [*own, *other] if other else own
 
+    def update(self) -> None:
+        """Look at the model again: which tensors stand at the names of the rows now."""
+        if self.following.update():
+            self.parameters.clear()
+            self.forget_rows()
+
     def forget_rows(self) -> None:
         """Find the rows of each optimizer anew, because the tensors of the model have changed."""
-        self.parameters.clear()
         self._own_rows.clear()
         self._other_rows = None
         self.assignment += 1

@@ -223,3 +223,26 @@ def test_each_of_many_optimizers_looks_at_its_own_tensors():
         train(model, *optimizers, steps=5)
     assert report.looks == [1, 2, 4, 5]
     assert causes(report) == {"gradient"}
+
+
+def test_after_the_first_optimizer_is_replaced_tensors_of_no_optimizer_are_still_looked_at_and_steps_are_counted_on():
+    model = net()
+    model[0].requires_grad_(False)
+    with audit(model, ["0"], every=1) as report:
+        train(model, SGD(model[2].parameters(), lr=0.1), steps=3)
+        later = SGD(model[2].parameters(), lr=0.1)
+        train(model, later, steps=2)
+        model[0].weight.data.add_(1)
+        train(model, later, steps=2)
+    assert causes(report) == {"outside_write", ""}
+    assert report.looks == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_the_optimizers_of_one_round_share_the_number_of_the_step():
+    model = net()
+    first, second = SGD(model[0].parameters(), lr=0.1), SGD(model[2].parameters(), lr=0.1)
+    with audit(model, ["0.weight"], every=1) as report:
+        for _ in range(3):
+            train(model, first, second, steps=1)
+            train(model, first, steps=1)
+    assert report.looks == [1, 2, 3, 4, 5, 6]
