@@ -50,9 +50,9 @@ class KnownOptimizers:
         """Take note of an optimizer that begins a step; return whether it was given or steps a tensor of the model."""
         parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
         before = self.parameters.get(id(optimizer), [])
-        if len(before) != len(parameters) or not all(map(is_, before, parameters)) or not self.knows(optimizer):
-            if not self._read_parameters(optimizer, parameters):
-                return False
+        are_known = len(before) == len(parameters) and all(map(is_, before, parameters)) and self.knows(optimizer)
+        if not are_known and not self._read_parameters(optimizer, parameters):
+            return False
         self._begin_round(optimizer)
         return True
 
