@@ -73,11 +73,13 @@ class Row(TypedDict):
     group: str
     lr: float | None
     requires_grad: bool
-    initial_l2: float
-    change_l2: float
+    initial_l2: float | None
+    change_l2: float | None
     change_rel: float | None
-    change_max: float
+    change_max: float | None
     moved: bool
+    moved_elements: int | None
+    seen_at: int | None
     verdict: Verdict
     cause: Cause
 

@@ -95,14 +95,14 @@ def tensor_resolver(current: Mapping[str, TensorEntry]) -> Callable[[TensorEntry
 def refuse_unless_dense(model: nn.Module) -> None:
     """Raise ConfigError if the bits of the model's tensors cannot be compared.
 
-    They cannot be compared if `torch.distributed` runs several processes, if a tensor is sparse, nested, quantised or
-    sharded, or if a tensor has no values yet (in a lazy module or on the meta device).
+    They cannot be compared if `torch.distributed` runs several processes, if a tensor is sparse, nested or sharded, if a
+    layer has packed its quantised weights, or if a tensor has no values yet (in a lazy module or on the meta device).
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise ConfigError("model: torch.distributed runs several processes; use one process and dense tensors")
     for name, module in model.named_modules():
-        if ".quantized" in type(module).__module__:
-            raise ConfigError(f"model: {name} is a quantised {type(module).__name__}; only dense tensors can be watched")
+        if any(_is_packed(value) for value in vars(module).values()):
+            raise ConfigError(f"model: {name or 'the model'} has packed its quantised weights, whose bits cannot be read")
     for name, entry in tensor_entries(model).items():
         tensor = entry.tensor
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
@@ -111,13 +111,18 @@ def refuse_unless_dense(model: nn.Module) -> None:
             problem = "on the meta device and has no values; build the model on a real device"
         elif tensor.is_nested:
             problem = "nested; only dense tensors can be watched bit by bit"
-        elif tensor.layout is not torch.strided or tensor.is_quantized:
-            problem = f"{'quantised' if tensor.is_quantized else 'sparse'}; only dense tensors can be watched bit by bit"
+        elif tensor.layout is not torch.strided:
+            problem = "sparse; only dense tensors can be watched bit by bit"
         elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
             problem = f"a {type(tensor).__name__} (sharded or quantised); use one process and dense tensors"
         else:
             continue
         raise ConfigError(f"model: {name} is {problem}")
+
+
+def _is_packed(value: object) -> bool:
+    """Return whether a value holds the weights of a quantised layer in a form that only torch's own kernels can read."""
+    return isinstance(value, torch.ScriptObject) and ".quantized." in value._type().qualified_name()  # type: ignore[attr-defined]
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -131,6 +136,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     Unlike with `torch.equal`, -0.0 and 0.0 differ, and two NaNs with the same bits are the same.
     """
     if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.is_quantized and not _same_quantiser(one, other):
         return False
     other = other.to(one.device)  # a model may be moved to another device
     return same_bits_flat(flattened(one, like=one), flattened(other, like=one))
@@ -171,8 +178,11 @@ def flattened(tensor: Tensor, like: Tensor) -> Tensor:
 
     `like` is a tensor of the same shape. The elements are returned in the order that they have in the memory of `like`. To
     compare two tensors element by element, flatten both with the same `like`. If `tensor` and `like` are the same tensor and
-    its elements lie in memory without gaps (channels_last too), nothing is copied.
+    its elements lie in memory without gaps (channels_last too), nothing is copied. A quantised tensor is returned as its
+    integers.
     """
+    if tensor.is_quantized:
+        tensor, like = tensor.int_repr(), like.int_repr()
     if not like.is_contiguous():
         tensor = tensor.permute(sorted(range(like.dim()), key=lambda dim: like.stride(dim), reverse=True))
     return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
@@ -182,16 +192,54 @@ def as_integers(flat: Tensor) -> Tensor:
     """Return a view of a one-dimensional contiguous tensor as integers with the same bits.
 
     If the size of the tensor and its storage offset, both in bytes, are multiples of 8, the dtype is int64, which is
-    compared fastest. Otherwise it is the integer dtype with as many bytes as an element; a complex element counts as two.
+    compared fastest. Otherwise it is that of `element_bits`.
+    """
+    size = flat.element_size()
+    fits_int64 = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
+    return flat.view(torch.int64) if fits_int64 else element_bits(flat)
+
+
+def element_bits(flat: Tensor) -> Tensor:
+    """Return a view of a one-dimensional contiguous tensor as integers of the size of its elements, with the same bits.
+
+    A complex element counts as two.
     """
     if flat.is_complex():
         flat = torch.view_as_real(flat).view(-1)
-    size = flat.element_size()
-    fits_int64 = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
-    return flat.view(torch.int64 if fits_int64 else _INTEGER_OF_SIZE[size])
+    return flat.view(_INTEGER_OF_SIZE[flat.element_size()])
 
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor, without its history; also of a dtype that torch cannot copy, such as `bits8`."""
+    try:
+        return tensor.detach().clone()
+    except NotImplementedError:
+        return tensor.detach().view(torch.uint8).clone().view(tensor.dtype)
+
+
+def has_arithmetic(tensor: Tensor) -> bool:
+    """Return whether norms of a tensor can be computed: it is not quantised, and torch can convert its dtype to float32."""
+    if tensor.is_quantized:
+        return False
+    try:
+        torch.empty(1, dtype=tensor.dtype).to(torch.complex64 if tensor.is_complex() else torch.float32)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _same_quantiser(one: Tensor, other: Tensor) -> bool:
+    """Return whether two quantised tensors have the same scales and zero points."""
+    if one.qscheme() != other.qscheme():
+        return False
+    if one.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return one.q_scale() == other.q_scale() and one.q_zero_point() == other.q_zero_point()
+    return torch.equal(one.q_per_channel_scales(), other.q_per_channel_scales()) and torch.equal(
+        one.q_per_channel_zero_points(), other.q_per_channel_zero_points()
+    )
 
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:

@@ -127,6 +127,23 @@ def without_warnings(make_tensor: Callable[[], Tensor]) -> nn.Module:
         return OneBuffer(make_tensor())
 
 
+def packed(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose linear layers are quantised; their weights are packed for torch's kernels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(model), {nn.Linear})[0]
+
+
+def test_layers_that_are_only_prepared_for_quantisation_are_accepted():
+    from torchvision.models.quantization import resnet18
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = resnet18(weights=None, quantize=False)
+    refuse_unless_dense(model)
+    refuse_unless_dense(without_warnings(lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -135,15 +152,13 @@ def without_warnings(make_tensor: Callable[[], Tensor]) -> nn.Module:
         (lambda: nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
         (lambda: OneBuffer(torch.eye(2).to_sparse()), "buffer is sparse"),
         (lambda: without_warnings(lambda: torch.eye(2).to_sparse_csr()), "buffer is sparse"),
-        (
-            lambda: without_warnings(lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)),
-            "buffer is quantised",
-        ),
+        (lambda: packed(nn.Sequential(nn.Linear(2, 2))), "0._packed_params has packed its quantised weights"),
+        (lambda: packed(nn.Linear(2, 2)), "_packed_params has packed its quantised weights"),
         (lambda: OneBuffer(Wrapped(torch.ones(2))), "buffer is a Wrapped"),
         (lambda: without_warnings(lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])), "buffer is"),
     ],
 )
-def test_lazy_meta_sparse_quantised_nested_and_subclass_tensors_are_refused_with_one_line(model, message):
+def test_lazy_meta_sparse_packed_nested_and_subclass_tensors_are_refused_with_one_line(model, message):
     with pytest.raises(ConfigError) as caught:
         refuse_unless_dense(model())
     assert message in str(caught.value)

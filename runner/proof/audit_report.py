@@ -133,6 +133,8 @@ def make_row(row: Followed, *, aliases: Sequence[str], group: str, lr: float | N
         "change_rel": change.change_rel,
         "change_max": change.change_max,
         "moved": change.moved,
+        "moved_elements": change.moved_elements,
+        "seen_at": evidence.seen_at,
         "verdict": word,
         "cause": cause,
     }

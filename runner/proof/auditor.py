@@ -23,7 +23,7 @@ from runner.proof.optimizers import KnownOptimizers
 from runner.proof.replay import gradient_kind, shares_memory, try_find_causes
 from runner.proof.steps import StepHooks, closure_of_step, has_compiled, with_closure
 from runner.proof.verdict import Evidence
-from runner.tensors import is_compiled, same_bits
+from runner.tensors import copy_of, is_compiled, same_bits
 
 
 class Auditor:
@@ -80,7 +80,7 @@ class Auditor:
         """
         newly = self.declare(selection)
         for row in newly:
-            row.reference = row.tensor.detach().clone()
+            row.reference = copy_of(row.tensor)
             row.evidence, row.window = Evidence(), Window(self.optimizers.last_step)
         self.watch_lists.clear()
         # Optimizer state from before the freeze may move a tensor in the next step only.

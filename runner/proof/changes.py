@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import islice, repeat
 from math import inf, nan, sqrt
 
 import torch
 from torch import Tensor, nn
 
 from runner.freezing.selection import Selection
-from runner.tensors import TensorEntry, flattened, same_bits_flat, tensor_entries
+from runner.tensors import TensorEntry, copy_of, element_bits, flattened, has_arithmetic, same_bits, tensor_entries
 
 CPU_CHUNK = 1 << 17  # elements; they fit a core's cache, so that each copy is read from memory only once
 ACCELERATOR_CHUNK = 1 << 18  # elements; on an accelerator many small kernel launches would cost more
@@ -24,24 +24,27 @@ SMALLEST_SQUARE = 1e-30  # if a sum of squares is below this, float32 may have l
 class Change:
     """How far one tensor moved between two moments.
 
-    The three numbers are NaN if the tensor's shape or dtype changed, or if the tensor no longer exists.
+    All but `moved` and `initial_l2` are None if the tensor's shape or dtype changed. All norms are None if its dtype has no
+    arithmetic, such as `float4_e2m1fn_x2` or a quantised one.
 
     Attributes:
         initial_l2: the Euclidean norm of the initial values.
         change_l2: the Euclidean norm of the difference between the final and the initial values.
         change_max: the largest absolute difference between the final and the initial value of an element.
         moved: whether any bit differs.
+        moved_elements: how many elements differ by a bit.
     """
 
-    initial_l2: float
-    change_l2: float
-    change_max: float
+    initial_l2: float | None
+    change_l2: float | None
+    change_max: float | None
     moved: bool
+    moved_elements: int | None
 
     @property
     def change_rel(self) -> float | None:
-        """The relative change, `change_l2 / initial_l2`; None if `initial_l2` is 0."""
-        return None if self.initial_l2 == 0 else self.change_l2 / self.initial_l2
+        """The relative change, `change_l2 / initial_l2`; None if `initial_l2` is 0, or if one of them is None."""
+        return self.change_l2 / self.initial_l2 if self.initial_l2 and self.change_l2 is not None else None
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Snapshot:
 def snapshot(model: nn.Module) -> Snapshot:
     """Return copies of all parameters and buffers of a model; the copies take as much memory as the originals."""
     found = tensor_entries(model)
-    return Snapshot(found, {name: entry.tensor.detach().clone() for name, entry in found.items()})
+    return Snapshot(found, {name: copy_of(entry.tensor) for name, entry in found.items()})
 
 
 def add_new_tensors(before: Snapshot, model: nn.Module) -> Snapshot:
@@ -71,54 +74,85 @@ def add_new_tensors(before: Snapshot, model: nn.Module) -> Snapshot:
         for name, entry in tensor_entries(model).items()
         if id(entry.tensor) not in old_ids and name not in before.entries
     }
-    copies = {name: entry.tensor.detach().clone() for name, entry in new.items()}
+    copies = {name: copy_of(entry.tensor) for name, entry in new.items()}
     return Snapshot({**before.entries, **new}, {**before.values, **copies})
 
 
-def measure_change(before: Tensor, after: Tensor | None) -> Change:
+def measure_change(before: Tensor, after: Tensor) -> Change:
     """Return how far a tensor moved from `before`, a copy of its initial value, to `after`, its final value.
 
-    If `after` is None (the tensor no longer exists) or has another shape or dtype, all norms are NaN and `moved` is True.
     Norms of integer, boolean, complex, float64 and small tensors are computed in float64. Norms of other tensors are
     computed in float32, and again in float64 if float32 may have overflowed or lost digits. A complex number counts as two
     real ones. Little memory is needed, because the tensors are read in chunks.
     """
-    if after is None or after.shape != before.shape or after.dtype != before.dtype:
-        return Change(nan, nan, nan, moved=True)
+    if after.shape != before.shape or after.dtype != before.dtype:
+        return Change(measure_change(before, before).initial_l2, None, None, moved=True, moved_elements=None)
     after = after.to(before.device)
+    moved = not same_bits(before, after)
     old, new = flattened(before, like=before), flattened(after, like=before)
-    moved = not same_bits_flat(old, new)
+    if not has_arithmetic(before):
+        return Change(None, None, None, moved, _count_different(old, new) if moved else 0)
     in_float64 = not before.is_floating_point() or before.dtype is torch.float64 or len(old) <= ALWAYS_FLOAT64
-    old, new = _as_real(old), _as_real(new)
-    initial, distance, largest = _squared_norms(old, new if moved else None, in_float64)
-    if not in_float64 and (_lost_digits(initial) or (moved and _lost_digits(distance))):
-        initial, distance, largest = _squared_norms(old, new if moved else None, in_float64=True)
-    return Change(sqrt(initial), sqrt(distance), largest, moved)
+    sums = _sums(old, new if moved else None, in_float64)
+    if not in_float64 and (_lost_digits(sums.squares) or (moved and _lost_digits(sums.distances))):
+        sums = _sums(old, new if moved else None, in_float64=True)
+    return Change(sqrt(sums.squares), sqrt(sums.distances), sums.largest, moved, sums.different)
 
 
-def _squared_norms(old: Tensor, new: Tensor | None, in_float64: bool) -> tuple[float, float, float]:
-    """Return (squared norm of `old`, squared norm of `new - old`, largest absolute element of `new - old`).
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over two one-dimensional tensors, `old` and `new`.
 
-    `old` and `new` are one-dimensional. If `new` is None, it counts as equal to `old`, and the last two results are 0.
+    Attributes:
+        squares: the squared norm of `old`.
+        distances: the squared norm of `new - old`.
+        largest: the largest absolute element of `new - old`.
+        different: how many elements differ by a bit.
+    """
+
+    squares: float
+    distances: float
+    largest: float
+    different: int
+
+
+def _sums(old: Tensor, new: Tensor | None, in_float64: bool) -> _Sums:
+    """Return the sums over two one-dimensional tensors; if `new` is None, it counts as equal to `old`.
+
     `in_float64`: compute in float64 instead of float32.
     """
     size = CPU_CHUNK if old.device.type == "cpu" else ACCELERATOR_CHUNK
     size //= 4 if in_float64 else 1  # converting to float64 makes copies
-    squares, distances, largest = [], [], []
+    squares, distances, largest, different = [], [], [], []
     # One scratch buffer is reused for all chunks, because allocating new memory costs more than the sums.
-    scratch = _widen(old[:0], in_float64).new_empty(min(size, len(old)))
+    scratch = _widen(old[:0], in_float64).new_empty(min(size, len(old)) * (2 if old.is_complex() else 1))
     new_chunks = repeat(None) if new is None else _split(new, size)
     for old_chunk, new_chunk in zip(_split(old, size), new_chunks, strict=False):
-        wide, room = _widen(old_chunk, in_float64), scratch[: len(old_chunk)]
+        wide = _widen(old_chunk, in_float64)
+        room = scratch[: len(wide)]
         # `sum` adds pairwise and keeps its digits; `dot` loses four digits if all elements are equal.
         squares.append(torch.square(wide, out=room).sum())
         if new_chunk is not None:
+            different.append(_different(old_chunk, new_chunk).sum(dtype=wide.dtype))  # exact: a chunk has few elements
             difference = torch.sub(_widen(new_chunk, in_float64), wide, out=room).abs_()
             largest.append(difference.max())
             distances.append(difference.square_().sum())
-    values = torch.stack([*squares, *distances, *largest]).tolist()  # one transfer from the device
-    end_squares, end_distances = len(squares), len(squares) + len(distances)
-    return sum(values[:end_squares]), sum(values[end_squares:end_distances]), _max_or_nan(values[end_distances:])
+    # One transfer from the device.
+    values = iter(torch.stack([*squares, *distances, *largest, *(each.to(squares[0]) for each in different)]).tolist())
+    square, distance = sum(islice(values, len(squares))), sum(islice(values, len(distances)))
+    return _Sums(square, distance, _max_or_nan(list(islice(values, len(largest)))), int(sum(values)))
+
+
+def _different(old: Tensor, new: Tensor) -> Tensor:
+    """Return which elements of two one-dimensional tensors of the same dtype differ by a bit, as booleans."""
+    different = torch.ne(element_bits(old), element_bits(new))
+    return different.view(len(old), -1).any(1) if len(different) != len(old) else different
+
+
+def _count_different(old: Tensor, new: Tensor) -> int:
+    """Return how many elements of two one-dimensional tensors of the same dtype differ by a bit."""
+    pairs = zip(_split(old, CPU_CHUNK), _split(new, CPU_CHUNK), strict=True)
+    return sum(int(_different(*pair).sum()) for pair in pairs)
 
 
 def _split(flat: Tensor, size: int) -> Sequence[Tensor]:
@@ -126,16 +160,13 @@ def _split(flat: Tensor, size: int) -> Sequence[Tensor]:
     return (flat,) if len(flat) <= size else flat.split(size)
 
 
-def _as_real(flat: Tensor) -> Tensor:
-    """Return a one-dimensional complex tensor as a view of real numbers, twice as long; other tensors as they are."""
-    return torch.view_as_real(flat).view(-1) if flat.is_complex() else flat
-
-
 def _widen(chunk: Tensor, in_float64: bool) -> Tensor:
     """Return a chunk as float64 on the CPU if `in_float64` is True, otherwise as float32 on the chunk's own device.
 
-    The CPU is used for float64 because some devices (mps) do not support that dtype.
+    The CPU is used for float64 because some devices (mps) do not support that dtype. A complex chunk is returned as real
+    numbers, twice as many.
     """
+    chunk = torch.view_as_real(chunk).view(-1) if chunk.is_complex() else chunk
     return chunk.cpu().double() if in_float64 else chunk.float()
 
 

@@ -12,7 +12,7 @@ from runner.contract import TensorKind
 from runner.proof.changes import Snapshot
 from runner.proof.marks import Window
 from runner.proof.verdict import Evidence
-from runner.tensors import TensorEntry, names_and_tensors, same_bits, tensor_entries
+from runner.tensors import TensorEntry, copy_of, has_arithmetic, names_and_tensors, same_bits, tensor_entries
 
 
 @dataclass(eq=False)
@@ -147,7 +147,7 @@ class Following:
     def _first_value(self, tensor: Tensor) -> Tensor:
         """Return a copy of a tensor as it was when it was first seen, which may be now."""
         if id(tensor) not in self.first_values:
-            self.first_values[id(tensor)] = tensor, tensor.detach().clone()
+            self.first_values[id(tensor)] = tensor, copy_of(tensor)
         return self.first_values[id(tensor)][1]
 
     def _follow(self, row: Followed, at_name: dict[str, TensorEntry]) -> None:
@@ -190,7 +190,9 @@ class Following:
 
 def is_conversion(before: Tensor, after: Tensor) -> bool:
     """Return whether `after` has another dtype than `before`, and the values of `before` converted to it."""
-    return before.dtype != after.dtype and before.shape == after.shape and same_bits(before.to(after.dtype), after)
+    if before.dtype == after.dtype or before.shape != after.shape or not has_arithmetic(before) or not has_arithmetic(after):
+        return False
+    return same_bits(before.to(after.dtype), after)
 
 
 def places_of(model: nn.Module, names: Iterable[str]) -> list[tuple[nn.Module, str]]:

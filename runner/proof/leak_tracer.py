@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from runner.contract import LeakCause
 from runner.proof.following import Followed, owners_of, places_of
-from runner.tensors import same_bits
+from runner.tensors import copy_of, same_bits
 
 Writer = Literal["forward_write", "outside_write", "between_steps", "step"]
 FindCauses = Callable[[Optimizer, Mapping[str, Tensor], bool], tuple[dict[str, LeakCause], str]]
@@ -103,7 +103,7 @@ class LeakTracer:
         to the end. `in_forward`: set hooks on all modules now, not only when something was found to write between steps.
         """
         for row in rows:
-            value = row.reference if same_bits(row.reference, row.tensor) else row.tensor.detach().clone()
+            value = row.reference if same_bits(row.reference, row.tensor) else copy_of(row.tensor)
             self.watched[row] = WatchedTensor(
                 row=row,
                 registrations=places_of(self.model, row.names),
@@ -280,5 +280,5 @@ class LeakTracer:
                     watched.writers.add("step")
                 else:
                     watched.writers.add("outside_write" if self.module_hooks else "between_steps")
-                watched.last_value = tensor.detach().clone()
+                watched.last_value = copy_of(tensor)
             watched.tensor = watched.tensor if tensor is None else tensor

@@ -184,16 +184,18 @@ def _verdict_cells(verdict: str, rows: list[Row]) -> list[str]:
     if not most_changed["moved"]:
         names = listed([row["name"] for row in rows], most=4)
         return [label, str(len(rows)), escape(names) if verdict == "idle" else "", "", "", causes]
-    relative = "" if most_changed["change_rel"] is None else f"{most_changed['change_rel']:.2%}"
-    return [label, str(len(rows)), escape(most_changed["name"]), f"{most_changed['change_l2']:.4g}", relative, causes]
+    absolute, relative = most_changed["change_l2"], most_changed["change_rel"]
+    changes = ["" if absolute is None else f"{absolute:.4g}", "" if relative is None else f"{relative:.2%}"]
+    return [label, str(len(rows)), escape(most_changed["name"]), *changes, causes]
 
 
 def _change_key(row: Row) -> tuple[bool, bool, float]:
     """Return a sort key for a row of `changes.csv` that puts the tensor that changed most last.
 
     Unchanged tensors come first, then integer tensors, then floating-point tensors. Tensors of the same kind are sorted by
-    their relative change, or by the L2 norm of the change if there is no relative change. NaN counts as infinite.
+    their relative change, or by the L2 norm of the change if there is no relative change. NaN and a missing norm count as
+    infinite.
     """
     change = row["change_rel"] if row["change_rel"] is not None else row["change_l2"]
     is_integer = row["dtype"].startswith(("int", "uint", "bool"))  # such as num_batches_tracked, which says little
-    return row["moved"], not is_integer, float("inf") if change != change else change
+    return row["moved"], not is_integer, float("inf") if change is None or change != change else change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import fsum, inf, isnan, nan, sqrt
 
 import pytest
@@ -23,6 +24,13 @@ def slow_norms(before: Tensor, after: Tensor) -> tuple[float, float, float]:
     start = before.detach().reshape(-1).tolist()
     moves = [abs(new - old) for old, new in zip(start, after.detach().reshape(-1).tolist(), strict=True)]
     return sqrt(fsum(abs(x) ** 2 for x in start)), sqrt(fsum(x * x for x in moves)), max(moves, default=0.0)
+
+
+def slow_moved_elements(before: Tensor, after: Tensor) -> int:
+    """Number of elements whose bytes differ, counted one by one."""
+    old, new = (bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist()) for tensor in (before, after))
+    size = before.element_size()
+    return sum(old[start : start + size] != new[start : start + size] for start in range(0, len(old), size))
 
 
 def assert_close(found: Change, expected: tuple[float, float, float], relative: float) -> None:
@@ -75,7 +83,7 @@ def test_one_changed_element_is_found_at_the_borders_of_chunks(position):
     before = torch.zeros(2 * CPU_CHUNK + 1)
     after = before.clone()
     after[position] = -0.5
-    assert measure_change(before, after) == Change(0.0, 0.5, 0.5, moved=True)
+    assert measure_change(before, after) == Change(0.0, 0.5, 0.5, moved=True, moved_elements=1)
 
 
 @pytest.mark.parametrize("value", [1e30, 3e38, 1e-25, 1e-38, 1e-44])
@@ -107,21 +115,29 @@ def test_the_relative_change_is_relative_to_the_initial_norm_and_none_if_that_is
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (torch.tensor([True, False]), torch.tensor([False, True]), Change(1.0, sqrt(2), 1.0, True)),
+        (torch.tensor([True, False]), torch.tensor([False, True]), Change(1.0, sqrt(2), 1.0, True, 2)),
         (
             torch.tensor([0, 3], dtype=torch.uint8),
             torch.tensor([255, 3], dtype=torch.uint8),
-            Change(3.0, 255.0, 255.0, True),
+            Change(3.0, 255.0, 255.0, True, 1),
         ),
-        (torch.tensor([-128], dtype=torch.int8), torch.tensor([127], dtype=torch.int8), Change(128.0, 255.0, 255.0, True)),
-        (torch.tensor([3, 4]), torch.tensor([6, 8]), Change(5.0, 5.0, 4.0, True)),
-        (torch.tensor(2**40), torch.tensor(2**40 + 1), Change(2.0**40, 1.0, 1.0, True)),
-        (torch.tensor(7, dtype=torch.int32), torch.tensor(7, dtype=torch.int32), Change(7.0, 0.0, 0.0, False)),
-        (torch.tensor(1.5), torch.tensor(-1.0), Change(1.5, 2.5, 2.5, True)),
-        (torch.tensor(1.5, dtype=torch.bfloat16), torch.tensor(1.75, dtype=torch.bfloat16), Change(1.5, 0.25, 0.25, True)),
-        (torch.zeros(0), torch.zeros(0), Change(0.0, 0.0, 0.0, False)),
-        (torch.zeros(3, 0, 2), torch.zeros(3, 0, 2), Change(0.0, 0.0, 0.0, False)),
-        (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), Change(0.0, 0.0, 0.0, False)),
+        (
+            torch.tensor([-128], dtype=torch.int8),
+            torch.tensor([127], dtype=torch.int8),
+            Change(128.0, 255.0, 255.0, True, 1),
+        ),
+        (torch.tensor([3, 4]), torch.tensor([6, 8]), Change(5.0, 5.0, 4.0, True, 2)),
+        (torch.tensor(2**40), torch.tensor(2**40 + 1), Change(2.0**40, 1.0, 1.0, True, 1)),
+        (torch.tensor(7, dtype=torch.int32), torch.tensor(7, dtype=torch.int32), Change(7.0, 0.0, 0.0, False, 0)),
+        (torch.tensor(1.5), torch.tensor(-1.0), Change(1.5, 2.5, 2.5, True, 1)),
+        (
+            torch.tensor(1.5, dtype=torch.bfloat16),
+            torch.tensor(1.75, dtype=torch.bfloat16),
+            Change(1.5, 0.25, 0.25, True, 1),
+        ),
+        (torch.zeros(0), torch.zeros(0), Change(0.0, 0.0, 0.0, False, 0)),
+        (torch.zeros(3, 0, 2), torch.zeros(3, 0, 2), Change(0.0, 0.0, 0.0, False, 0)),
+        (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), Change(0.0, 0.0, 0.0, False, 0)),
     ],
 )
 def test_booleans_integers_scalars_and_empty_tensors_have_exact_norms(before, after, expected):
@@ -153,7 +169,7 @@ def test_an_equal_tensor_has_a_change_of_exactly_zero(dtype):
 @pytest.mark.parametrize("dtype", [*FLOAT32_AND_SMALLER, torch.float64, torch.complex64], ids=str)
 def test_minus_zero_instead_of_zero_has_moved_by_a_distance_of_zero(dtype):
     zero = torch.zeros(5, dtype=dtype)
-    assert measure_change(zero, -zero) == Change(0.0, 0.0, 0.0, moved=True)
+    assert measure_change(zero, -zero) == Change(0.0, 0.0, 0.0, moved=True, moved_elements=5)
 
 
 @pytest.mark.parametrize("dtype", [*FLOAT32_AND_SMALLER, torch.float64, torch.complex64], ids=str)
@@ -180,18 +196,68 @@ def test_equal_nan_bits_have_not_moved_and_other_nan_bits_have():
 
 
 def test_a_tensor_that_became_infinite_has_moved_by_infinity():
-    assert measure_change(torch.ones(3), torch.tensor([1.0, 1.0, -inf])) == Change(sqrt(3), inf, inf, moved=True)
+    assert measure_change(torch.ones(3), torch.tensor([1.0, 1.0, -inf])) == Change(
+        sqrt(3), inf, inf, moved=True, moved_elements=1
+    )
 
 
 @pytest.mark.parametrize(
-    "after", [None, torch.ones(3), torch.ones(2, 1), torch.ones(()), torch.ones(2, dtype=torch.float64)], ids=str
+    "after", [torch.ones(3), torch.ones(2, 1), torch.ones(()), torch.ones(2, dtype=torch.float64)], ids=str
 )
-def test_a_missing_tensor_or_one_of_another_shape_or_dtype_has_moved_by_nan(after):
-    found = measure_change(torch.ones(2), after)
+def test_a_tensor_of_another_shape_or_dtype_has_moved_and_has_no_norm_of_its_change(after):
+    before = torch.tensor([3.0, 4.0])
+    assert measure_change(before, after) == Change(5.0, None, None, moved=True, moved_elements=None)
+    assert measure_change(before, after).change_rel is None
+
+
+WITHOUT_ARITHMETIC = ["float4_e2m1fn_x2", "bits8", "uint1", "int4"]
+
+
+@pytest.mark.parametrize("name", [name for name in WITHOUT_ARITHMETIC if hasattr(torch, name)])
+def test_a_dtype_without_arithmetic_has_bits_and_no_norms(name):
+    model = nn.Module()
+    model.register_buffer("codes", torch.arange(20, dtype=torch.uint8).view(getattr(torch, name)))
+    before = snapshot(model)
+    assert measure_change(before.values["codes"], model.codes) == Change(None, None, None, moved=False, moved_elements=0)
+    model.codes.view(torch.uint8)[3:5] = 77
+    assert measure_change(before.values["codes"], model.codes) == Change(None, None, None, moved=True, moved_elements=2)
+
+
+def quantised(*values: float, scale: float = 0.5) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch will remove these tensors
+        return torch.quantize_per_tensor(torch.tensor(values), scale, 0, torch.qint8)
+
+
+def test_a_quantised_tensor_has_moved_if_its_integers_or_its_scale_differ():
+    before = quantised(1.0, 2.0, 3.0)
+    assert measure_change(before, before.clone()) == Change(None, None, None, moved=False, moved_elements=0)
+    assert measure_change(before, quantised(1.0, 9.0, 3.0)) == Change(None, None, None, moved=True, moved_elements=1)
+    assert measure_change(before, quantised(0.5, 1.0, 1.5, scale=0.25)).moved
+
+
+# Elements
+
+
+@pytest.mark.parametrize("count", [1, 7, CPU_CHUNK + 3])
+@pytest.mark.parametrize(
+    "dtype", [*FLOAT32_AND_SMALLER, torch.float64, torch.complex64, torch.complex128, torch.bool, torch.int64], ids=str
+)
+def test_the_elements_that_differ_by_a_bit_are_counted(dtype, count):
+    before = noise(count).to(dtype)
+    after = torch.where(noise(count, seed=1) > 0.5, noise(count, seed=2).to(dtype), before)
+    assert measure_change(before, after).moved_elements == slow_moved_elements(before, after)
+
+
+def test_updates_that_are_rounded_away_leave_most_elements_of_a_trained_bfloat16_tensor_as_they_were():
+    weight = nn.Parameter(noise(4096, dtype=torch.bfloat16))
+    before, optimizer = weight.detach().clone(), torch.optim.AdamW([weight], lr=1e-6, weight_decay=0)
+    weight.grad = noise(4096, seed=1, dtype=torch.bfloat16)
+    for _ in range(3):
+        optimizer.step()
+    found = measure_change(before, weight)
     assert found.moved
-    assert isnan(found.initial_l2)
-    assert isnan(found.change_l2)
-    assert isnan(found.change_max)
+    assert 0 < found.moved_elements < 41  # more than 99 % of the elements did not change
 
 
 # Layouts
@@ -217,7 +283,7 @@ def test_the_memory_layouts_do_not_change_the_result(old, new):
 
 def test_an_expanded_tensor_counts_each_of_its_elements():
     before, after = torch.tensor([3.0]).expand(4), torch.tensor([1.0]).expand(4)
-    assert measure_change(before, after) == Change(6.0, 4.0, 2.0, moved=True)
+    assert measure_change(before, after) == Change(6.0, 4.0, 2.0, moved=True, moved_elements=4)
 
 
 # Snapshots

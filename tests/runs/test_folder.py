@@ -19,7 +19,7 @@ from runner.runs.folder import contains_run, csv_text, write_atomically, write_r
 def test_the_columns_are_those_of_the_contract_in_order():
     assert ", ".join(CHANGE_COLUMNS) == (
         "name, aliases, kind, module_type, shape, numel, dtype, frozen, group, lr, requires_grad, "
-        "initial_l2, change_l2, change_rel, change_max, moved, verdict, cause"
+        "initial_l2, change_l2, change_rel, change_max, moved, moved_elements, seen_at, verdict, cause"
     )
 
 
