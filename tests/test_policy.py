@@ -71,9 +71,9 @@ PRIVATE_NAMES = {
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},
     "runner/proof/audit.py": {"_optimizer_step_post_hooks"},
     "runner/proof/following.py": {"_modules"},
-    "runner/proof/leak_tracer.py": {"_buffers", "_orig_mod", "_parameters"},
+    "runner/proof/causes/leak_tracer.py": {"_buffers", "_orig_mod", "_parameters"},
     "runner/proof/marks.py": {"_version"},
-    "runner/proof/optimizer_copy.py": {"_hooks"},
+    "runner/proof/causes/optimizer_copy.py": {"_hooks"},
     "runner/proof/optimizers.py": {"_optimizer_step_post_hooks"},
     "runner/proof/steps.py": {
         "_dynamo",
@@ -85,7 +85,14 @@ PRIVATE_NAMES = {
     },
     "runner/runs/job.py": {"torch._dynamo"},
     "runner/sweep/launch.py": {"_return_value"},
-    "runner/tensors.py": {"_buffers", "_compiled_call_impl", "_orig_mod", "_parameters", "torch.utils._pytree.tree_map"},
+    "runner/tensors.py": {
+        "_type",
+        "_buffers",
+        "_compiled_call_impl",
+        "_orig_mod",
+        "_parameters",
+        "torch.utils._pytree.tree_map",
+    },
 }
 FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "docs", ".ci")
 TEXT_FILES = [

@@ -26,7 +26,7 @@ from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
 from runner.methods.grad_none import drop_gradient
 from runner.proof.audit import audit
-from runner.proof.replay import frozen_gradients_affect_others
+from runner.proof.causes.replay import frozen_gradients_affect_others
 from runner.seeding import preserve_random_state
 from runner.tensors import TensorEntry
 from runner.training.loop import Step, Task, train

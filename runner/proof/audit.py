@@ -13,8 +13,8 @@ from runner.errors import ConfigError, is_integer
 from runner.freezing.selection import Selection, select, select_by_flags
 from runner.proof.audit_report import Report
 from runner.proof.auditor import Auditor
+from runner.proof.causes.optimizer_copy import with_inner_optimizers
 from runner.proof.changes import Snapshot, add_new_tensors, snapshot
-from runner.proof.optimizer_copy import with_inner_optimizers
 from runner.proof.steps import StepHooks, before_compiling, has_compiled_a_step
 from runner.tensors import refuse_unless_dense
 

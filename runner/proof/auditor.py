@@ -15,12 +15,12 @@ from runner.contract import LeakCause
 from runner.freezing.groups import group_lr, groups_by_tensor
 from runner.freezing.selection import Selection
 from runner.proof.audit_report import Report, make_row, unknown_cause_notes
+from runner.proof.causes.leak_tracer import LeakTracer
+from runner.proof.causes.replay import gradient_kind, shares_memory, try_find_causes
 from runner.proof.changes import Snapshot
 from runner.proof.following import Followed, Following
-from runner.proof.leak_tracer import LeakTracer
 from runner.proof.marks import WatchList, Window, marks_of
 from runner.proof.optimizers import KnownOptimizers
-from runner.proof.replay import gradient_kind, shares_memory, try_find_causes
 from runner.proof.steps import StepHooks, closure_of_step, has_compiled, with_closure
 from runner.proof.verdict import Evidence
 from runner.tensors import copy_of, is_compiled, same_bits

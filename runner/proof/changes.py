@@ -91,12 +91,13 @@ def measure_change(before: Tensor, after: Tensor) -> Change:
     moved = not same_bits(before, after)
     old, new = flattened(before, like=before), flattened(after, like=before)
     if not has_arithmetic(before):
-        return Change(None, None, None, moved, _count_different(old, new) if moved else 0)
+        return Change(None, None, None, moved=moved, moved_elements=_count_different(old, new) if moved else 0)
     in_float64 = not before.is_floating_point() or before.dtype is torch.float64 or len(old) <= ALWAYS_FLOAT64
     sums = _sums(old, new if moved else None, in_float64)
     if not in_float64 and (_lost_digits(sums.squares) or (moved and _lost_digits(sums.distances))):
         sums = _sums(old, new if moved else None, in_float64=True)
-    return Change(sqrt(sums.squares), sqrt(sums.distances), sums.largest, moved, sums.different)
+    initial_l2, change_l2 = sqrt(sums.squares), sqrt(sums.distances)
+    return Change(initial_l2, change_l2, sums.largest, moved=moved, moved_elements=sums.different)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def _sums(old: Tensor, new: Tensor | None, in_float64: bool) -> _Sums:
     # One transfer from the device.
     values = iter(torch.stack([*squares, *distances, *largest, *(each.to(squares[0]) for each in different)]).tolist())
     square, distance = sum(islice(values, len(squares))), sum(islice(values, len(distances)))
-    return _Sums(square, distance, _max_or_nan(list(islice(values, len(largest)))), int(sum(values)))
+    maximum = _max_or_nan(list(islice(values, len(largest))))
+    return _Sums(square, distance, maximum, int(sum(values)))
 
 
 def _different(old: Tensor, new: Tensor) -> Tensor:

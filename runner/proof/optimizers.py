@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.freezing.groups import Group, group_lr, groups_by_tensor
+from runner.proof.causes.optimizer_copy import stepped_tensors, with_inner_optimizers
 from runner.proof.following import Followed, Following
-from runner.proof.optimizer_copy import stepped_tensors, with_inner_optimizers
 
 
 class KnownOptimizers:

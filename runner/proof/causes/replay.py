@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from runner.contract import LeakCause
 from runner.freezing.groups import group_lr
-from runner.proof.optimizer_copy import copy_optimizer, items_of, step_copy, stepped_tensors, with_inner_optimizers
+from runner.proof.causes.optimizer_copy import copy_optimizer, items_of, step_copy, stepped_tensors, with_inner_optimizers
 from runner.seeding import preserve_random_state
 from runner.tensors import memory_overlaps, same_bits
 

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from runner import audit
 from runner.freezing.selection import select
-from runner.proof.leak_tracer import WRITTEN_BEFORE_EVERY_STEP
+from runner.proof.causes.leak_tracer import WRITTEN_BEFORE_EVERY_STEP
 
 LR = 0.1
 X = torch.tensor([[1.0, 0.5, -1.0], [0.25, -2.0, 1.0], [-0.5, 1.5, 2.0], [2.0, 0.0, -0.75]])

@@ -13,11 +13,11 @@ from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from runner.freezing.groups import group_lr
-from runner.proof.optimizer_copy import copy_optimizer, step_copy
-from runner.proof.replay import find_causes, gradient_kind, moved_tensors
+from runner.proof.causes.optimizer_copy import copy_optimizer, step_copy
+from runner.proof.causes.replay import find_causes, gradient_kind, moved_tensors
 from runner.seeding import preserve_random_state
 from runner.tensors import memory_overlaps, same_bits
-from tests.proof.test_leak_tracer import (
+from tests.proof.causes.test_leak_tracer import (
     CUSTOM_OPTIMIZERS,
     DENSE,
     LR,
