@@ -137,7 +137,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    if one.is_quantized and not _same_quantiser(one, other):
+    if one.is_quantized and quantiser_of(one) != quantiser_of(other):
         return False
     other = other.to(one.device)  # a model may be moved to another device
     return same_bits_flat(flattened(one, like=one), flattened(other, like=one))
@@ -231,15 +231,11 @@ def has_arithmetic(tensor: Tensor) -> bool:
     return True
 
 
-def _same_quantiser(one: Tensor, other: Tensor) -> bool:
-    """Return whether two quantised tensors have the same scales and zero points."""
-    if one.qscheme() != other.qscheme():
-        return False
-    if one.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-        return one.q_scale() == other.q_scale() and one.q_zero_point() == other.q_zero_point()
-    return torch.equal(one.q_per_channel_scales(), other.q_per_channel_scales()) and torch.equal(
-        one.q_per_channel_zero_points(), other.q_per_channel_zero_points()
-    )
+def quantiser_of(tensor: Tensor) -> tuple[torch.qscheme, list[float], list[int]]:
+    """Return (scheme, scales, zero points) of a quantised tensor: with its integers, they are its value."""
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return tensor.qscheme(), [tensor.q_scale()], [tensor.q_zero_point()]
+    return tensor.qscheme(), tensor.q_per_channel_scales().tolist(), tensor.q_per_channel_zero_points().tolist()
 
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:

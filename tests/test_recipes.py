@@ -44,7 +44,7 @@ def test_freeze_all_trains_nothing_and_writes_a_note(run_recipe):
     result = run_recipe("freeze_all", "model.input=[3,64,64]")
     assert len(names_where(result, verdict="held", requires_grad=False)) == 62
     assert names_where(result, moved=True, kind="parameter") == []
-    assert result.record["notes"] == ["every parameter is declared frozen: nothing trains"]
+    assert "every parameter is declared frozen: nothing trains" in result.record["notes"]
     assert result.verdict == "held"
     assert len(unchanged_parameters(result)) == 62
 

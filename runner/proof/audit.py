@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from runner.errors import ConfigError, is_integer
 from runner.freezing.selection import Selection, select, select_by_flags
-from runner.proof.audit_report import Report
-from runner.proof.auditor import Auditor
+from runner.proof.audit_report import Frozen, Report
+from runner.proof.auditor import AuditOptions, Auditor
 from runner.proof.causes.optimizer_copy import with_inner_optimizers
 from runner.proof.changes import Snapshot, add_new_tensors, snapshot
 from runner.proof.steps import StepHooks, before_compiling, has_compiled_a_step
@@ -21,10 +21,13 @@ from runner.tensors import refuse_unless_dense
 
 @contextmanager
 def audit(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module],
     frozen: Selection | Sequence[str] | None = None,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     every: int | None = None,
+    until: int | None = None,
+    buffers: str = "live",
+    raise_at_look: bool = False,
     *,
     before: Snapshot | None = None,
     watch_forward: bool = False,
@@ -34,58 +37,96 @@ def audit(
     Raises ConfigError (a ValueError) for bad arguments and for tensors that are not dense.
 
     Args:
+        model: a module, or a mapping of several, `{"policy": a, "reference": b}`; names then begin with the key.
         frozen: patterns of names, or what `select` returns. None: all parameters with `requires_grad` False on entry.
-        optimizer: one optimizer, a list of several, or None. Each torch optimizer that steps a tensor of the model is found,
-            whether given or not; those given come first in the columns `group` and `lr`. Bits are compared after steps 1, 2,
-            4, 8, ... of each optimizer and on leaving the block. If a frozen tensor changed, the next step is also done on
-            copies, to find the cause. If a frozen tensor had the learning rate 0 on entry and the rate was raised later, the
-            cause is `scheduler`.
-        every: compare bits after every `every` steps, instead of after steps 1, 2, 4, 8, ... With `every=1`, frozen tensors
-            are also compared before and after each forward pass of a module that contains them, to see what writes to them.
-        before: copies of the tensors that `snapshot` made earlier. If given, tensors are compared with these copies instead
-            of with their values on entry.
-        watch_forward: compare frozen tensors before and after each forward pass from the first step on, not only after
-            something was found to write to them between two steps. A layer that writes to its weight once, such as an
-            embedding with `max_norm`, is then found as the cause. `torch.compile` warns of the hooks that this takes, if
-            called in the block, and they are removed.
+        optimizer: one or several, or None. Every torch optimizer that steps a tensor of the model is found, whether given or
+            not; those given come first in the columns `group` and `lr`.
+        every: compare bits after every `every` steps, instead of after steps 1, 2, 4, 8, ... of each optimizer. They are
+            also compared on leaving. With `every=1`, forward passes are watched too.
+        until: the number of the last step that is watched. After it the hooks and the copies go; of each frozen tensor a
+            digest stays, which is compared on leaving. All other rows are as of that step.
+        buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
+        raise_at_look: raise LeakError, in the step or on leaving, at the comparison that finds a frozen tensor changed.
+        before: what `snapshot` returned earlier, to compare with it instead of with the values on entry.
+        watch_forward: compare frozen tensors before and after each forward pass from the first one on, not only once
+            something was found to write to them between two steps. `torch.compile` warns of the hooks that this takes.
     """
-    optimizers = _check_arguments(model, frozen, optimizer, every)
-    selection = select_by_flags(model) if frozen is None else _as_selection(model, frozen)
-    initial = add_new_tensors(before, model) if before else snapshot(model)
-    auditor = Auditor(model, selection, optimizers, every=every, initial=initial, watch_forward=watch_forward)
-    auditor.report.on_freeze = lambda more: auditor.freeze_more(_as_selection(model, more))
+    options = AuditOptions(every=every, until=until, raise_at_look=raise_at_look, watch_forward=watch_forward)
+    optimizers = _check_arguments(optimizer, {"every": every, "until": until})
+    auditor = _begin(_as_module(model), frozen, optimizers, options, buffers=buffers, before=before)
+    report = auditor.report
+    del before  # with `until`, the copies go after that step
     with _watching(auditor, optimizers):
-        try:
-            yield auditor.report
-        except BaseException:
-            with suppress(Exception):  # the exception from the block is the one to raise
-                auditor.finish()
-            raise
-        auditor.finish()
-    if frozen is None and not auditor.declared_any:
-        auditor.report.notes.append("no parameter was frozen (requires_grad=False) on entry: give patterns")
+        del auditor
+        yield report
+    if raise_at_look:
+        report.raise_if_leaked()
+
+
+def _begin(
+    module: nn.Module,
+    frozen: Frozen | None,
+    optimizers: list[Optimizer],
+    options: AuditOptions,
+    *,
+    buffers: str,
+    before: Snapshot | None,
+) -> Auditor:
+    """Copy all tensors of the model, and return the auditor that compares them. Raises ConfigError for bad patterns."""
+    refuse_unless_dense(module)
+    report = Report(is_empty=frozen is None)
+
+    def as_selection(frozen: Frozen | None) -> Selection:
+        selection = _as_selection(module, frozen, buffers)
+        report.notes += selection.notes if selection is not frozen else ()
+        return selection
+
+    selection = as_selection(frozen)
+    initial = add_new_tensors(before, module) if before else snapshot(module)
+    auditor = Auditor(module, report, optimizers, options, initial=initial, as_selection=as_selection)
+    auditor.watch_for_a_step(auditor.declare(selection))  # the first step may be the only one that moves a tensor
+    return auditor
 
 
 @contextmanager
-def _watching(auditor: Auditor, optimizers: Sequence[Optimizer]) -> Iterator[None]:
-    """Set the hooks of an audit, and remove them on leaving; none are set on optimizers if torch.compile would notice."""
+def _watching(auditor: Auditor, optimizers: list[Optimizer]) -> Iterator[None]:
+    """Set the hooks of an audit, and fill its report at the end; none on optimizers if torch.compile would notice."""
+    report = auditor.report
+    report.watcher = auditor
     with ExitStack() as undo:
-        undo.callback(setattr, auditor.report, "on_freeze", None)  # it refers to the model and to the copy of its tensors
-        undo.callback(auditor.tracer.close)
+        undo.callback(setattr, report, "watcher", None)  # it refers to the model and to copies of its tensors
+        undo.callback(auditor.close)
         if not has_compiled_a_step():
             auditor.hooks = StepHooks(optimizers, auditor.on_step_begin, auditor.on_step_end)
-            undo.callback(auditor.hooks.remove)
             undo.enter_context(before_compiling(auditor.tracer.remove_module_hooks))
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # the exception from the block is the one to raise
+                report.watcher.finish()
+            raise
+        report.watcher.finish()
 
 
-def _check_arguments(model: nn.Module, frozen: Any, optimizer: Any, every: Any) -> list[Optimizer]:
+def _as_module(model: Any) -> nn.Module:
+    """Return `model`, or, if it is a mapping of modules, one module that contains them. Raises ConfigError for others."""
+    if isinstance(model, nn.Module):
+        return model
+    if not isinstance(model, Mapping) or not model or not all(isinstance(each, nn.Module) for each in model.values()):
+        raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module, or a mapping of names to modules")
+    together = nn.Module()
+    for name, each in model.items():
+        if not isinstance(name, str) or not name or "." in name or hasattr(together, name):
+            raise ConfigError(f"model: {name!r} cannot be the name of a model; give a word without dots, such as policy")
+        together.add_module(name, each)
+    return together
+
+
+def _check_arguments(optimizer: Any, numbers: Mapping[str, Any]) -> list[Optimizer]:
     """Check the arguments of `audit`, and return the optimizers as a list. Raises ConfigError for a wrong type or value."""
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    refuse_unless_dense(model)
-    if every is not None and (not is_integer(every) or every < 1):
-        raise ConfigError(f"every is {every!r}; compare bits every 1 or more steps")
+    for name, number in numbers.items():
+        if number is not None and (not is_integer(number) or number < 1):
+            raise ConfigError(f"{name} is {number!r}; give a number of steps, 1 or more")
     given: Any = [] if optimizer is None else optimizer
     optimizers: list[Optimizer] = []
     for each in list(given) if isinstance(given, (list, tuple)) else [given]:
@@ -96,14 +137,16 @@ def _check_arguments(model: nn.Module, frozen: Any, optimizer: Any, every: Any) 
     return optimizers
 
 
-def _as_selection(model: nn.Module, frozen: Any) -> Selection:
-    """Return `frozen`, or, if that is a list, tuple or set of name patterns, what they match in the model, as a Selection.
+def _as_selection(model: nn.Module, frozen: Any, buffers: str) -> Selection:
+    """Return `frozen`, or what its patterns match in the model, or, if it is None, what the flags say, as a Selection.
 
-    Raises ConfigError if it is neither, and for bad patterns.
+    Raises ConfigError if it is none of these, and for bad patterns.
     """
+    if frozen is None:
+        return select_by_flags(model)
     if isinstance(frozen, Selection):
         return frozen
     if not isinstance(frozen, (list, tuple, set)) or not all(isinstance(pattern, str) for pattern in frozen):
         given = repr(frozen) if isinstance(frozen, (str, list, tuple)) else f"a {type(frozen).__name__}"
         raise ConfigError(f"frozen is {given}; give a list of patterns, a Selection or None")
-    return select(model, list(frozen))
+    return select(model, list(frozen), buffers=buffers)

@@ -1,47 +1,84 @@
-"""The result of an audit: a row for each tensor, which frozen tensors changed, and what to do if a cause is unknown."""
+"""The result of an audit: a row for each tensor, which frozen tensors changed, and what a person should read of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from runner.contract import CHANGE_COLUMNS, Cause, Row
+from runner.contract import CHANGE_COLUMNS, Row
 from runner.errors import listed
 from runner.freezing.selection import Selection
-from runner.proof.changes import measure_change
-from runner.proof.following import Followed
-from runner.proof.verdict import idle_cause, verdict
+from runner.proof.verdict import count_verdicts, problems_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-HOW_TO_FIND_CAUSE = "use audit(every=1), or train until it changes again after the change was found"
+Frozen = Selection | Sequence[str]
+MAX_LINES = 9  # of `str(report)`
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """The options of an audit.
+
+    Attributes:
+        every: compare bits after every `every` steps; None for steps 1, 2, 4, 8, ...
+        until: the number of the last step that is watched; None for all.
+        raise_at_look: raise LeakError at the comparison that finds a frozen tensor changed.
+        watch_forward: watch the forward passes from the beginning, as with `every=1`.
+    """
+
+    every: int | None = None
+    until: int | None = None
+    raise_at_look: bool = False
+    watch_forward: bool = False
 
 
 class LeakError(AssertionError):
-    """Raised by `Report.raise_if_leaked` if a tensor that was declared frozen has changed."""
+    """Raised if a tensor that was declared frozen has changed."""
 
 
-@dataclass
+class UnsoundError(AssertionError):
+    """Raised by `Report.raise_if_unsound` if the training did not do what was declared."""
+
+
+class Watcher(Protocol):
+    """What compares the tensors of a model while an audit runs."""
+
+    def freeze(self, frozen: Frozen) -> None:
+        """Declare more tensors frozen from now on."""
+
+    def unfreeze(self, frozen: Frozen) -> None:
+        """Declare tensors trainable again."""
+
+    def finish(self) -> None:
+        """Compare tensors for the last time, and fill the rows and notes of the report."""
+
+
+@dataclass(repr=False)
 class Report:
     """The result of `audit`, complete when its `with` block has been left.
+
+    `str(report)` is what a person reads, in less than ten lines.
 
     Attributes:
         rows: a dict for each parameter and buffer, with the columns of `changes.csv` as keys: how far it moved, and why.
         looks: the numbers of the steps after which all tensors were compared bit by bit with their initial values.
         notes: sentences for the user, such as why the cause of a change is `unknown`.
         ended: whether the `with` block has been left, so that the report is complete.
-        on_freeze: the function that the method `freeze` calls; None when the audit has ended.
+        is_empty: whether nothing was ever declared frozen, although the flags of the parameters were to say it.
+        watcher: what compares the tensors while the audit runs; None when it has ended.
     """
 
     rows: list[Row] = field(default_factory=list)
     looks: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ended: bool = False
-    on_freeze: Callable[[Selection | Sequence[str]], None] | None = field(default=None, repr=False)
+    is_empty: bool = False
+    watcher: Watcher | None = None
 
-    def freeze(self, frozen: Selection | Sequence[str]) -> None:
+    def freeze(self, frozen: Frozen) -> None:
         """Declare more tensors frozen from now on, for a loop that freezes in the middle of training.
 
         `frozen`: patterns of names, or what `select` returns. Tensors that were not declared frozen before must keep their
@@ -50,9 +87,17 @@ class Report:
         call: a change of a learning rate after the call counts as done by a scheduler.
         Raises ConfigError for bad patterns, and RuntimeError if the audit has ended.
         """
-        if self.on_freeze is None:
-            raise RuntimeError("the audit has ended; call report.freeze() inside the with block")
-        self.on_freeze(frozen)
+        self._require_watcher("freeze").freeze(frozen)
+
+    def unfreeze(self, frozen: Frozen) -> None:
+        """Declare tensors trainable again, for a loop that unfreezes layers in the middle of training.
+
+        `frozen`: patterns of names, or what `select` returns. Call this method before the next step. The verdict of these
+        tensors is that of the spans in which they were declared frozen; their norms are those of the whole block.
+        Raises ConfigError for bad patterns and if none of the tensors is declared frozen, and RuntimeError if the audit has
+        ended.
+        """
+        self._require_watcher("unfreeze").unfreeze(frozen)
 
     @property
     def frame(self) -> DataFrame:
@@ -80,9 +125,48 @@ class Report:
         Raises RuntimeError inside the `with` block of the audit.
         """
         self._require_ended()
-        leaks = [f"{row['name']} ({row['cause']})" for row in self.rows if row["verdict"] == "leaked"]
+        leaks = _names_with_causes(self.rows, "leaked")
         if leaks:
             raise LeakError(f"{len(leaks)} frozen tensors changed: {', '.join(leaks)}")
+
+    def raise_if_unsound(self) -> None:
+        """Raise UnsoundError, with names and causes, if the training did not do what was declared.
+
+        That is the case if a frozen tensor leaked, if a trainable parameter stayed idle, if no parameter was trained, or if
+        nothing was frozen although the flags of the parameters were to say it. Raises RuntimeError inside the `with` block.
+        """
+        self._require_ended()
+        details = {"leaked": _names_with_causes(self.rows, "leaked"), "idle": _names_with_causes(self.rows, "idle")}
+        problems = [
+            f"{problem}: {', '.join(details[word])}" if word in details else problem
+            for word, problem in problems_of(count_verdicts(self.rows), self.is_empty).items()
+        ]
+        if problems:
+            raise UnsoundError("; ".join(problems))
+
+    def __str__(self) -> str:
+        if not self.ended:
+            return f"an audit that has not ended; bits were compared after {len(self.looks)} steps"
+        count = count_verdicts(self.rows)
+        counts = ", ".join(f"{number} {word}" for word, number in count.items() if number)
+        lines = [f"{'LEAKED' if count['leaked'] else 'held'}: {counts or 'no tensors'}"]
+        for word in ("leaked", "idle"):
+            if names := _names_with_causes(self.rows, word):
+                lines.append(f"{word}: {listed(names, most=4)}")
+        looks = f"after steps {listed(list(map(str, self.looks)), most=12)}" if self.looks else "on leaving only"
+        lines.append(f"bits compared {looks}")
+        if len(self.notes) > MAX_LINES - len(lines):
+            left = MAX_LINES - len(lines) - 1
+            return "\n".join([*lines, *self.notes[:left], f"and {len(self.notes) - left} more notes: see report.notes"])
+        return "\n".join([*lines, *self.notes])
+
+    __repr__ = __str__
+
+    def _require_watcher(self, method: str) -> Watcher:
+        """Return the watcher, or raise RuntimeError if the audit has ended."""
+        if self.watcher is None:
+            raise RuntimeError(f"the audit has ended; call report.{method}() inside the with block")
+        return self.watcher
 
     def _require_ended(self) -> None:
         """Raise RuntimeError if the `with` block of the audit has not been left, so that the report is not complete."""
@@ -90,51 +174,6 @@ class Report:
             raise RuntimeError("the audit has not ended; read its report after the with block, not in it")
 
 
-def unknown_cause_notes(rows: Sequence[Row], why_unknown: Mapping[str, str]) -> list[str]:
-    """Return sentences for the user about the frozen tensors that changed for an unknown cause.
-
-    `rows`: the rows of the report. `why_unknown`: {tensor name: the reason why no cause could be found}. There is one
-    sentence for each distinct reason; it names the tensors and the reason. If the reason is empty, the sentence says instead
-    how to find the cause.
-    """
-    names_of: dict[str, list[str]] = {}
-    for row in rows:
-        if row["verdict"] == "leaked" and row["cause"] == "unknown":
-            names_of.setdefault(why_unknown[row["name"]] or HOW_TO_FIND_CAUSE, []).append(row["name"])
-    return [f"the cause is unknown for {listed(names, most=2)}: {reason}" for reason, names in names_of.items()]
-
-
-def make_row(row: Followed, *, aliases: Sequence[str], group: str, lr: float | None, steps_seen: bool) -> Row:
-    """Return the row of one tensor in the report: a dict with the columns of `changes.csv`.
-
-    `aliases`: the other names that its tensor has at the end. `group`, `lr`: the name and learning rate of its parameter
-    group, or "" and None if it is in none. `steps_seen`: whether the audit has seen a step of an optimizer.
-    """
-    change = measure_change(row.reference, row.tensor)
-    evidence, tensor = row.evidence, row.tensor
-    word = verdict(row.kind, row.frozen, change.moved, evidence.differed)
-    cause: Cause = (evidence.cause or evidence.fallback_cause or "unknown") if word == "leaked" else ""
-    if word == "idle":
-        cause = idle_cause(evidence, steps_seen, group != "")
-    return {
-        "name": row.name,
-        "aliases": "|".join(aliases),
-        "kind": row.kind,
-        "module_type": row.entry.module_type,
-        "shape": "x".join(map(str, tensor.shape)),
-        "numel": tensor.numel(),
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "frozen": row.frozen,
-        "group": group,
-        "lr": lr,
-        "requires_grad": tensor.requires_grad,
-        "initial_l2": change.initial_l2,
-        "change_l2": change.change_l2,
-        "change_rel": change.change_rel,
-        "change_max": change.change_max,
-        "moved": change.moved,
-        "moved_elements": change.moved_elements,
-        "seen_at": evidence.seen_at,
-        "verdict": word,
-        "cause": cause,
-    }
+def _names_with_causes(rows: Sequence[Row], verdict: str) -> list[str]:
+    """Return `name (cause)` for each row with this verdict."""
+    return [f"{row['name']} ({row['cause']})" for row in rows if row["verdict"] == verdict]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from typing import Any
@@ -12,15 +12,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import LeakCause
-from runner.freezing.groups import group_lr, groups_by_tensor
+from runner.errors import ConfigError, listed
 from runner.freezing.selection import Selection
-from runner.proof.audit_report import Report, make_row, unknown_cause_notes
+from runner.proof.audit_report import AuditOptions, Frozen, LeakError, Report
+from runner.proof.causes.by_marks import explain_by_marks
+from runner.proof.causes.idle import record_gradients
 from runner.proof.causes.leak_tracer import LeakTracer
-from runner.proof.causes.replay import gradient_kind, shares_memory, try_find_causes
+from runner.proof.causes.replay import try_find_causes
 from runner.proof.changes import Snapshot
+from runner.proof.digests import DigestWatcher
 from runner.proof.following import Followed, Following
 from runner.proof.marks import WatchList, Window, marks_of
+from runner.proof.notes import model_notes, train_mode_notes
 from runner.proof.optimizers import KnownOptimizers
+from runner.proof.rows import make_rows, unknown_cause_notes
 from runner.proof.steps import StepHooks, closure_of_step, has_compiled, with_closure
 from runner.proof.verdict import Evidence
 from runner.tensors import copy_of, is_compiled, same_bits
@@ -31,39 +36,36 @@ class Auditor:
 
     Args:
         model: the model that is trained.
-        selection: the parameters and buffers that are declared frozen.
+        report: the report to fill.
         optimizers: the optimizers that were given; others are found when they step.
-        every: compare bits after every `every` steps; None for steps 1, 2, 4, 8, ...
         initial: copies of all parameters and buffers. Later values are compared with these copies.
-        watch_forward: watch the forward passes from the beginning, as with `every=1`.
+        as_selection: turns patterns into a Selection.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        selection: Selection,
+        report: Report,
         optimizers: list[Optimizer],
+        options: AuditOptions,
         *,
-        every: int | None,
         initial: Snapshot,
-        watch_forward: bool,
+        as_selection: Callable[[Frozen], Selection],
     ) -> None:
-        self.every = every
-        self.report = Report()
+        self.report, self.options, self.as_selection = report, options, as_selection
         self.following = Following(model, initial)
         self.optimizers = KnownOptimizers(optimizers, self.following)
         self.tracer = LeakTracer(model, self.replay_step, lambda: not has_compiled() and not is_compiled(model))
         self.hooks: StepHooks | None = None
         self.watch_lists: dict[int, WatchList] = {}  # by id of an optimizer
         self.assignment = 0  # the one of `optimizers` for which the watch lists were made
-        self.declared_any = False
-        self.in_forward = watch_forward or every == 1
-        self.watch_for_a_step(self.declare(selection))  # the first step may be the only one that moves a tensor
+        self.mode_notes: list[str] = []  # what was to be said after the first step
+        self.in_forward = options.watch_forward or options.every == 1
 
     def declare(self, selection: Selection) -> list[Followed]:
         """Declare the tensors in `selection` frozen, and return their rows, if they were not frozen before."""
-        names = _declared_names(selection, self.following)
-        self.declared_any |= bool(names)
+        names = self.following.declared_names(selection)
+        self.report.is_empty &= not names
         newly = self.following.declare(names)
         self.optimizers.store_lrs()
         self.optimizers.forget_rows()
@@ -71,20 +73,34 @@ class Auditor:
 
     def watch_for_a_step(self, rows: Iterable[Followed], replays: bool = False) -> None:
         """Watch what writes to the tensors of these rows in the next step, or, with `every=1`, to the end."""
-        self.tracer.watch(rows, replays=replays, is_kept=self.every == 1, in_forward=self.in_forward)
+        self.tracer.watch(rows, replays=replays, is_kept=self.options.every == 1, in_forward=self.in_forward)
 
-    def freeze_more(self, selection: Selection) -> None:
-        """Declare the tensors of `selection` frozen too, and compare the new ones from now on with their current values.
+    def freeze(self, frozen: Frozen) -> None:
+        """Declare more tensors frozen, and compare the new ones from now on with their current values.
 
         Tensors that were already declared frozen are still compared with their earlier values.
         """
-        newly = self.declare(selection)
-        for row in newly:
+        for row in self.declare(self.as_selection(frozen)):
             row.reference = copy_of(row.tensor)
             row.evidence, row.window = Evidence(), Window(self.optimizers.last_step)
         self.watch_lists.clear()
         # Optimizer state from before the freeze may move a tensor in the next step only.
         self.watch_for_a_step([row for row in self.following.rows if row.frozen], replays=True)
+
+    def unfreeze(self, frozen: Frozen) -> None:
+        """Declare tensors trainable again; raise ConfigError if none of them is declared frozen."""
+        self.optimizers.update()
+        selection = self.as_selection(frozen)
+        rows = self.following.undeclare(self.following.declared_names(selection))
+        if not rows:
+            raise ConfigError(
+                f"unfreeze: {listed([*selection.parameters, *selection.buffers], most=4)} is not declared frozen"
+            )
+        self.conclude(rows)
+        for row in rows:
+            self.following.end_span(row, self.optimizers.last_step)
+            self.tracer.watched.pop(row, None)
+        self.watch_lists.clear()
 
     def on_step_begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before a step: read the marks of the frozen tensors, and replay the step for those that the tracer watches.
@@ -92,6 +108,10 @@ class Auditor:
         Returns None, or the (args, kwargs) of the step with its closure wrapped.
         """
         if _is_capturing() or not self.optimizers.on_step_begin(optimizer):
+            return None
+        until = self.options.until
+        if until is not None and self.optimizers.step > until:
+            self.stop(until)
             return None
         number = self.optimizers.step
         self.read_marks(optimizer, before_step=number)
@@ -121,14 +141,20 @@ class Auditor:
         if _is_capturing() or not self.optimizers.knows(optimizer):
             return
         count = self.optimizers.on_step_end(optimizer)
+        if self.optimizers.last_step == 1:
+            self.mode_notes = train_mode_notes(self.following.model, self.following.frozen_ids())
         is_power_of_two = count & (count - 1) == 0
-        compares = count % self.every == 0 if self.every else is_power_of_two
+        until = self.options.until
+        is_last = until is not None and self.optimizers.step_is_complete(until)
+        compares = is_last or (count % self.options.every == 0 if self.options.every else is_power_of_two)
         if compares and optimizer is self.optimizers.first:
             self.optimizers.update()
         self.read_marks(optimizer)
+        if compares:
+            self.add_look()
         found = self.compare_bits(self.optimizers.rows(optimizer), self.optimizers.last_step) if compares else []
         if compares or is_power_of_two:  # while the gradients and learning rates of the step are still there
-            self.record_gradients(self.optimizers.own_rows(optimizer), optimizer)
+            record_gradients(self.optimizers.own_rows(optimizer), optimizer)
         if self.tracer.watched:
             self.tracer.on_step_end(self.optimizers.rows(optimizer))
         unexplained = [row for row in found if not row.evidence.cause]
@@ -137,6 +163,17 @@ class Auditor:
             for row in unexplained:
                 row.window.written_between |= not row.may_be_stepped
             self.tracer.watch([row for row in unexplained if row not in self.tracer.watched])
+        if until is not None and is_last:
+            self.stop(until)
+        if found and self.options.raise_at_look:
+            names = [f"{row.name} ({row.evidence.cause or row.evidence.fallback_cause or 'unknown'})" for row in found]
+            raise LeakError(f"{len(found)} frozen tensors changed by step {self.optimizers.last_step}: {', '.join(names)}")
+
+    def add_look(self) -> None:
+        """Note in the report that bits are compared after the last step."""
+        step = self.optimizers.last_step
+        if step and step not in self.report.looks:
+            self.report.looks.append(step)
 
     def read_marks(self, optimizer: Optimizer, before_step: int | None = None) -> None:
         """Read the marks of the frozen tensors that `optimizer` answers for.
@@ -167,8 +204,6 @@ class Auditor:
 
         `step`: the number of the step that has just ended. A tensor that has differed before is not compared again.
         """
-        if step and step not in self.report.looks:
-            self.report.looks.append(step)
         found = []
         self.watch_lists.clear()
         for row in rows:
@@ -185,19 +220,6 @@ class Auditor:
                     row.evidence.cause = "dtype_changed"
         return found
 
-    def record_gradients(self, rows: Iterable[Followed], optimizer: Optimizer | None) -> None:
-        """Record the kind of gradient and the learning rate of parameters that are not frozen and were never found changed.
-
-        When the audit ends, these two explain why such a parameter has not changed. The kind is `none`, `zero` or `present`;
-        the learning rate is that of the parameter's group in `optimizer`.
-        """
-        group_of = groups_by_tensor([optimizer] if optimizer else [])
-        for row in rows:
-            if row.kind == "parameter" and not row.frozen and not row.evidence.differed:
-                row.evidence.gradients.add(gradient_kind(row.tensor))
-                if id(row.tensor) in group_of:
-                    row.evidence.lrs.add(group_lr(group_of[id(row.tensor)][1]))
-
     def explain_by_last_step(self, optimizer: Optimizer, rows: Iterable[Followed]) -> None:
         """Repeat the last step of an optimizer on copies, and store why it moves the tensors of these rows.
 
@@ -210,69 +232,61 @@ class Auditor:
                 row.evidence.fallback_cause = row.evidence.fallback_cause or causes.get(row.name, "")
                 row.evidence.why_unknown = error or row.evidence.why_unknown
 
+    def conclude(self, rows: Sequence[Followed]) -> None:
+        """Compare the bits of these rows now, and look for the causes of changes that are still unknown."""
+        last = self.optimizers.last_step
+        for row in rows:
+            if row.frozen and not row.evidence.differed and row.window.mark not in (None, *marks_of([row.tensor])):
+                row.window.written_before.append(last + 1)
+        self.compare_bits(rows, last)
+        leaked = [row for row in rows if row.frozen and row.evidence.differed and not row.evidence.cause]
+        for optimizer, held in self.optimizers.holding(leaked).values():
+            self.explain_by_last_step(optimizer, [row for row in held if row.may_be_stepped])
+        for row in leaked:
+            explain_by_marks(row, self.optimizers)
+
     def finish(self) -> None:
         """Compare bits on leaving, look for the causes that are still unknown, and fill the report."""
         self.optimizers.update()
-        last = self.optimizers.last_step
-        for row in self.following.rows:
-            if row.frozen and not row.evidence.differed and row.window.mark not in (None, *marks_of([row.tensor])):
-                row.window.written_before.append(last + 1)
-        self.compare_bits(self.following.rows, last)
-        if not last:  # only the gradients that are still there can explain idle parameters
-            self.record_gradients(self.following.rows, None)
+        if not self.optimizers.last_step:  # only the gradients that are still there can explain idle parameters
+            record_gradients(self.following.rows, None)
         self.following.merge_split_rows()
         self.optimizers.forget_rows()
-        leaked = [row for row in self.following.rows if row.frozen and row.evidence.differed and not row.evidence.cause]
-        for optimizer, rows in self.optimizers.holding(leaked).values():
-            self.explain_by_last_step(optimizer, [row for row in rows if row.may_be_stepped])
-        for row in leaked:
-            self.explain_by_marks(row)
-        group_of = self.optimizers.groups()
-        for row in self.following.rows:
-            group_name, group = group_of.get(id(row.tensor), ("", None))
-            lr = None if group is None else self.optimizers.last_lrs.get(id(group), group_lr(group))
-            self.report.rows.append(
-                make_row(row, aliases=self.following.aliases(row), group=group_name, lr=lr, steps_seen=last > 0)
-            )
-        why_unknown = {row.name: row.evidence.why_unknown for row in self.following.rows}
-        gone = [row.name for row in self.following.rows if row.is_gone]
-        self.report.notes = [
-            *unknown_cause_notes(self.report.rows, why_unknown),
+        self.add_look()
+        self.conclude(self.following.rows)
+        rows, why_unknown = make_rows(self.following, self.optimizers)
+        self.report.rows += rows
+        self.report.notes += [
+            *unknown_cause_notes(rows, why_unknown),
+            *(["no parameter was frozen (requires_grad=False) on entry: give patterns"] if self.report.is_empty else []),
+            *model_notes(self.following, rows, self.mode_notes),
             *self.optimizers.notes(),
             *(["bits were compared on leaving only: torch.compile has compiled a step"] if self.hooks is None else []),
-            *([f"no longer in the model: {', '.join(gone)}"] if gone else []),
         ]
         self.report.ended = True
 
-    def explain_by_marks(self, row: Followed) -> None:
-        """Store the cause of a change that no replay explains, as far as the marks of the tensor show who wrote it."""
-        evidence, window = row.evidence, row.window
-        if evidence.fallback_cause or evidence.cause:
-            return
-        if evidence.replaced:
-            evidence.cause = evidence.replaced
-        elif any(shares_memory(row.tensor, each) for each in self.optimizers.known):
-            evidence.cause = "shared_tensor"
-        elif not self.optimizers.last_step and (row.kind == "buffer" or row.tensor.grad is not None):
-            evidence.why_unknown = "no optimizer step was seen in the block"
-        elif window.reached and not window.written_before:
-            between = f"between steps {window.begin} and {evidence.seen_at}"
-            evidence.why_unknown = evidence.why_unknown or f"it was written through .data {between}"
-        elif window.steps and (window.is_before_first_step or row.kind == "buffer"):
-            evidence.why_unknown = evidence.why_unknown or "it was written by a forward pass or by other code: use every=1"
-        else:
-            evidence.cause = "outside_write"
+    def stop(self, until: int) -> None:
+        """Fill the report as of step `until`, the last one that is watched, and keep only digests of the frozen tensors."""
+        self.finish()
+        declared, model = self.declared_tensors(), self.following.model
+        self.close()
+        self.report.ended = False
+        self.report.watcher = DigestWatcher(model, self.report, until, as_selection=self.as_selection, declared=declared)
 
+    def close(self) -> None:
+        """Remove all hooks, and drop all copies of tensors."""
+        self.tracer.close()
+        if self.hooks is not None:
+            self.hooks.remove()
+        self.watch_lists.clear()
+        self.following.forget()
+        self.optimizers.parameters.clear()
+        self.optimizers.forget_rows()
 
-def _declared_names(selection: Selection, following: Following) -> set[str]:
-    """Return the names of the model at which the tensors of a selection stand, or stood when it was made."""
-    tensors = {**selection.parameters, **selection.buffers}
-    ids = {id(tensor) for tensor in tensors.values()}
-    names = set[str]()
-    for row in following.rows:
-        if id(row.tensor) in ids or not tensors.keys().isdisjoint(row.names):
-            names |= selection.names.intersection(row.names) or set(row.names)
-    return names
+    def declared_tensors(self) -> dict[str, Tensor]:
+        """Return {name declared frozen: the tensor that its row is about}."""
+        declared = self.following.declared
+        return {name: row.tensor for row in self.following.rows if row.frozen for name in row.names if name in declared}
 
 
 def _is_capturing() -> bool:

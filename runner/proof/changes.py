@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from runner.freezing.selection import Selection
-from runner.tensors import TensorEntry, copy_of, element_bits, flattened, has_arithmetic, same_bits, tensor_entries
+from runner.tensors import (
+    TensorEntry,
+    copy_of,
+    element_bits,
+    flattened,
+    has_arithmetic,
+    quantiser_of,
+    same_bits,
+    tensor_entries,
+)
 
 CPU_CHUNK = 1 << 17  # elements; they fit a core's cache, so that each copy is read from memory only once
 ACCELERATOR_CHUNK = 1 << 18  # elements; on an accelerator many small kernel launches would cost more
@@ -182,6 +191,20 @@ def _lost_digits(square: float) -> bool:
     return square < SMALLEST_SQUARE or square == inf
 
 
+def digest_of(tensor: Tensor) -> str:
+    """Return a sha256, as hex digits, of the dtype, shape and bits of a tensor, whatever its memory layout and device."""
+    quantiser = quantiser_of(tensor) if tensor.is_quantized else ""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} {quantiser}".encode())
+    digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor, in the order of its elements."""
+    tensor = tensor.detach().cpu().contiguous()
+    return element_bits(flattened(tensor, like=tensor)).view(torch.uint8).numpy().data
+
+
 def trained_digest(before: Snapshot, selection: Selection) -> str:
     """Return a sha256, as hex digits, of the current values of all parameters that were not declared frozen.
 
@@ -191,7 +214,6 @@ def trained_digest(before: Snapshot, selection: Selection) -> str:
     digest = hashlib.sha256()
     for name, entry in sorted(before.entries.items()):
         if entry.kind == "parameter" and entry.tensor not in selection:
-            tensor = entry.tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(f"{name} {entry.tensor.dtype} {tuple(entry.tensor.shape)} ".encode())
+            digest.update(_bytes_of(entry.tensor))
     return digest.hexdigest()

@@ -9,9 +9,10 @@ from operator import is_
 from torch import Tensor, nn
 
 from runner.contract import TensorKind
+from runner.freezing.selection import Selection
 from runner.proof.changes import Snapshot
 from runner.proof.marks import Window
-from runner.proof.verdict import Evidence
+from runner.proof.verdict import Evidence, FrozenSpan
 from runner.tensors import TensorEntry, copy_of, has_arithmetic, names_and_tensors, same_bits, tensor_entries
 
 
@@ -29,7 +30,8 @@ class Followed:
         frozen: whether one of the names is declared frozen now.
         is_gone: whether neither the tensor nor any of the names is in the model now.
         split_from: the row that had these names before another tensor was put there.
-        evidence: what the audit has observed of the tensor.
+        ended_spans: the spans in which it was declared frozen before it was declared trainable again.
+        evidence: what the audit has observed of the tensor; of a tensor that was declared trainable again, since then.
         window: what happened to it since the last comparison that found its bits unchanged.
     """
 
@@ -41,6 +43,7 @@ class Followed:
     frozen: bool = False
     is_gone: bool = False
     split_from: Followed | None = None
+    ended_spans: list[FrozenSpan] = field(default_factory=list)
     evidence: Evidence = field(default_factory=Evidence)
     window: Window = field(default_factory=Window)
 
@@ -48,6 +51,11 @@ class Followed:
     def name(self) -> str:
         """The name of the row."""
         return self.names[0]
+
+    @property
+    def was_frozen(self) -> bool:
+        """Whether it was declared frozen at any time."""
+        return self.frozen or bool(self.ended_spans)
 
     @property
     def may_be_stepped(self) -> bool:
@@ -117,6 +125,35 @@ class Following:
             row.frozen = True
         return newly
 
+    def declared_names(self, selection: Selection) -> set[str]:
+        """Return the names of the model at which the tensors of a selection stand, or stood when it was made."""
+        tensors = {**selection.parameters, **selection.buffers}
+        ids = {id(tensor) for tensor in tensors.values()}
+        names = set[str]()
+        for row in self.rows:
+            if id(row.tensor) in ids or not tensors.keys().isdisjoint(row.names):
+                names |= selection.names.intersection(row.names) or set(row.names)
+        return names
+
+    def undeclare(self, names: Iterable[str]) -> list[Followed]:
+        """Declare names trainable again, and return the rows that were frozen before and are not any more."""
+        self.declared -= set(names)
+        return [row for row in self.rows if row.frozen and not self._is_declared(row.names)]
+
+    def end_span(self, row: Followed, step: int) -> None:
+        """End the span in which the tensor of a row was declared frozen; `step` is the number of the last step."""
+        row.ended_spans.append(FrozenSpan(not same_bits(row.reference, row.tensor), row.evidence))
+        row.frozen, row.reference = False, self._first_value(row.tensor)
+        row.evidence, row.window = Evidence(), Window(step)
+
+    def initial_value(self, row: Followed) -> Tensor:
+        """Return the value with which a row is compared for its norms.
+
+        This is its reference; for a tensor that was declared trainable again, it is the value that it had when it was first
+        seen, so that the norms are those of the whole block.
+        """
+        return self._first_value(row.tensor) if row.ended_spans else row.reference
+
     def merge_split_rows(self) -> None:
         """Put names back into the row that they were split from, where both are about the same tensor again."""
         for row in [row for row in self.rows if row.split_from]:
@@ -127,6 +164,17 @@ class Following:
                 original.frozen |= row.frozen
                 original.evidence.merge(row.evidence)
                 self.rows.remove(row)
+
+    def forget(self) -> None:
+        """Drop all rows and copies of tensors."""
+        for mapping in (self.row_of, self.entries, self.first_values):
+            mapping.clear()
+        for values in (self.rows, self.names, self.tensors):
+            values.clear()
+
+    def frozen_ids(self) -> set[int]:
+        """Return the ids of the tensors that are declared frozen now."""
+        return {id(row.tensor) for row in self.rows if row.frozen}
 
     def aliases(self, row: Followed) -> list[str]:
         """Return the other names that the tensor of a row has in the model, at the last update."""

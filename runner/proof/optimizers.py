@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.freezing.groups import Group, group_lr, groups_by_tensor
+from runner.proof.causes.idle import has_finite_gradient
 from runner.proof.causes.optimizer_copy import stepped_tensors, with_inner_optimizers
 from runner.proof.following import Followed, Following
 
@@ -94,6 +95,10 @@ class KnownOptimizers:
         """The number of the step that runs now; the steps of several optimizers in one round have the same number."""
         return self.last_step + (not self.round)
 
+    def step_is_complete(self, number: int) -> bool:
+        """Return whether step `number` was made by all optimizers that have made a step before."""
+        return self.last_step >= number and all(id(each) in self.round for each in self.known if self.steps[id(each)])
+
     def on_step_end(self, optimizer: Optimizer) -> int:
         """Count a step of the optimizer, and return how many it has made."""
         self.last_step = self.step
@@ -160,7 +165,11 @@ class KnownOptimizers:
                     f"the steps of {type(each).__name__} are not seen: it has not called torch's Optimizer.__init__"
                 )
             elif not any(id(inner) in stepped for inner in with_inner_optimizers(each)):
-                notes.append(f"{type(each).__name__}, which was given, made no step")
+                is_finite = all(map(has_finite_gradient, stepped_tensors(each)))
+                why = (
+                    "" if is_finite else ": gradients are infinite or NaN, so that a GradScaler may have skipped every step"
+                )
+                notes.append(f"{type(each).__name__}, which was given, made no step{why}")
         inner_ids = {id(inner) for each in self.given for inner in with_inner_optimizers(each)}
         for each in self.known[len(self.given) :] if self.given else []:
             if id(each) not in inner_ids:
@@ -172,6 +181,10 @@ class KnownOptimizers:
             name, count = self.unrelated.most_common(1)[0]
             notes.append(f"{name} made {count} steps, but has no tensor of the model")
         return notes
+
+    def orphan_tensors(self) -> list[Tensor]:
+        """Return the tensors that are not in the model and that an optimizer steps, as far as they still exist."""
+        return [tensor for orphans in self.orphans.values() for orphan in orphans if (tensor := orphan()) is not None]
 
     def _orphan_ids(self, optimizer: Optimizer) -> set[int]:
         """Return the ids of the tensors that an optimizer steps and the model does not have."""

@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 from torch.optim import SGD, Optimizer
-from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils.hooks import RemovableHandle
 
 OnBegin = Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], Any]
@@ -37,7 +42,8 @@ class StepHooks:
         # The steps that run now, by id of the frame that calls the hooks: (optimizer, whether it is inside another step).
         self.open: dict[int, tuple[Optimizer, bool]] = {}
         self.handles: dict[int, tuple[RemovableHandle, RemovableHandle]] = {}  # by id of an optimizer
-        self.is_paused = False
+        self.is_paused = self.is_in_hook = False
+        self.late_handle: RemovableHandle | None = None
         # Disabled for dynamo: a step that is compiled later makes as many graphs as without hooks, and calls them each time.
         self.before_step, self.after_step = torch.compiler.disable(self._begin), torch.compiler.disable(self._end)
         for optimizer in optimizers:
@@ -49,13 +55,28 @@ class StepHooks:
         _global_optimizer_pre_hooks.move_to_end(self.global_handle.id, last=False)  # type: ignore[attr-defined]
 
     def remove(self) -> None:
-        """Remove all hooks."""
+        """Remove all hooks; if called in one of them, when the step has ended, for torch is iterating over its hooks."""
+        self.is_paused = True
+        if self.is_in_hook:
+            self.late_handle = register_optimizer_step_post_hook(torch.compiler.disable(self._remove_after_step))
+            return
         self.global_handle.remove()
         for handles in self.handles.values():
             for handle in handles:
                 handle.remove()
         self.handles.clear()
         self.open.clear()
+        if self.late_handle is not None:
+            self.late_handle.remove()
+
+    def _remove_after_step(self, *_: Any) -> None:
+        """Global post-hook: remove all hooks; this one too if torch has none to call after it, else on leaving."""
+        late = self.late_handle
+        assert late is not None
+        is_last = next(reversed(_global_optimizer_post_hooks)) == late.id  # type: ignore[call-overload]
+        self.late_handle = late if is_last else None
+        self.remove()
+        self.late_handle = late
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -101,7 +122,7 @@ class StepHooks:
             self.open = {key: step for key, step in self.open.items() if key in outer}
         is_nested = bool(self.open)
         self.open[id(frame)] = optimizer, is_nested
-        return None if is_nested else self.on_begin(optimizer, args, kwargs)
+        return None if is_nested else self._call(self.on_begin, optimizer, args, kwargs)
 
     def _end(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Step post-hook: report that the step has ended, unless it is inside another one or began before the hooks."""
@@ -111,7 +132,15 @@ class StepHooks:
         if key in self.open:
             begun, is_nested = self.open.pop(key)
             if begun is optimizer and not is_nested:
-                self.on_end(optimizer)
+                self._call(self.on_end, optimizer)
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function while torch iterates over its hooks, and return its result."""
+        self.is_in_hook = True
+        try:
+            return function(*args)
+        finally:
+            self.is_in_hook = False
 
 
 def _frame_of_step(frame: FrameType) -> FrameType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,8 +17,8 @@ class Evidence:
     Attributes:
         differed: whether its bits differed from the initial ones in at least one comparison.
         seen_at: the number of the step after which other bits were first seen; None if they never were.
-        gradients: the kinds of gradient (`none`, `zero`, `present`) that were seen after some of the steps. They are
-            recorded only for a parameter that is not frozen, until its bits first differ.
+        gradients: the kinds of gradient (`none`, `zero`, `present`, `not_finite`) that were seen after some of the steps.
+            They are recorded only for a parameter that is not frozen, until its bits first differ.
         lrs: the learning rates of its parameter group that were seen together with these gradients.
         replaced: `replaced` or `dtype_changed` if a tensor with other bits was put at its name; it is the cause unless a
             forward pass did that.
@@ -26,6 +26,7 @@ class Evidence:
         fallback_cause: why it changed although it is frozen, found by repeating on copies a step that had already ended. It
             is used if `cause` is empty; empty if not known.
         why_unknown: why no cause could be found; empty if nothing failed.
+        is_rounded_copy: whether an optimizer steps a copy of higher precision in its place, whose change rounding removes.
     """
 
     differed: bool = False
@@ -36,12 +37,31 @@ class Evidence:
     cause: LeakCause | Literal[""] = ""
     fallback_cause: LeakCause | Literal[""] = ""
     why_unknown: str = ""
+    is_rounded_copy: bool = False
 
     def merge(self, other: Evidence) -> None:
         """Add what was observed of the same tensor under other names."""
         self.differed |= other.differed
         self.seen_at = other.seen_at if self.seen_at is None else self.seen_at
         self.cause, self.why_unknown = self.cause or other.cause, self.why_unknown or other.why_unknown
+
+
+@dataclass(frozen=True)
+class FrozenSpan:
+    """A span of steps in which a tensor was declared frozen, and which has ended.
+
+    Attributes:
+        moved: whether a bit differed, at the end of the span, from the value at its beginning.
+        evidence: what the audit has observed of the tensor in the span.
+    """
+
+    moved: bool
+    evidence: Evidence
+
+
+def worst(spans: Sequence[FrozenSpan]) -> FrozenSpan:
+    """Return the span that decides the verdict: the first at whose end a bit differed, or else in which a bit differed."""
+    return min(spans, key=lambda span: (not span.moved, not span.evidence.differed))
 
 
 def verdict(kind: TensorKind, frozen: bool, moved: bool, differed: bool) -> Verdict:
@@ -69,6 +89,8 @@ def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) ->
     optimizer. `in_optimizer`: whether one of the given optimizers has the parameter. The result `rounded_away` means that
     the updates were too small for the parameter's dtype.
     """
+    if evidence.is_rounded_copy:
+        return "rounded_away"
     if optimizer_known and not in_optimizer:
         return "not_in_optimizer"
     if not evidence.gradients:
@@ -76,7 +98,7 @@ def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) ->
     if evidence.gradients == {"none"}:
         return "no_gradient"
     if "present" not in evidence.gradients:
-        return "zero_gradient"
+        return "unknown" if "not_finite" in evidence.gradients else "zero_gradient"
     if evidence.lrs == {0.0}:
         return "lr_zero"
     return "rounded_away"
@@ -90,12 +112,31 @@ def run_verdict(rows: Iterable[Row]) -> RunVerdict:
     return "leaked" if any(row["verdict"] == "leaked" for row in rows) else "held"
 
 
+def problems_of(verdict_counts: Mapping[str, int], nothing_declared: bool = False) -> dict[str, str]:
+    """Return {verdict: what is wrong}, for a training that did not do what was declared; empty if nothing is wrong.
+
+    A frozen tensor leaked, a trainable parameter did not change, no parameter was trained, or nothing was frozen.
+    `verdict_counts`: {verdict: number of tensors that have it}. `nothing_declared`: whether nothing was frozen although the
+    flags of the parameters were to say what is.
+    """
+    problems = {}
+    if leaked := verdict_counts.get("leaked"):
+        problems["leaked"] = f"{leaked} frozen tensors changed"
+    if idle := verdict_counts.get("idle"):
+        problems["idle"] = f"{idle} trainable parameters did not change"
+    if any(verdict_counts.values()) and not verdict_counts.get("trained"):
+        problems["trained"] = "no parameter was trained"
+    if nothing_declared:
+        problems["held"] = "nothing was frozen"
+    return problems
+
+
 def violates_strict(verdict_counts: Mapping[str, int]) -> bool:
-    """Return whether a run fails under `strict=true`: a frozen tensor leaked, or a trainable parameter did not change.
+    """Return whether a run fails under `strict=true`: see `problems_of`.
 
     `verdict_counts`: {verdict: number of tensors that have it}.
     """
-    return verdict_counts["leaked"] + verdict_counts["idle"] > 0
+    return bool(problems_of(verdict_counts))
 
 
 def count_verdicts(rows: Iterable[Row]) -> dict[str, int]:

@@ -245,7 +245,7 @@ def test_exit_code_by_the_statuses_of_the_runs():
         record: dict | None
 
     def code(*statuses, strict=False, leaked=0):
-        counts = {"leaked": leaked, "idle": 0}
+        counts = {"leaked": leaked, "idle": 0, "trained": 1}
         return exit_code([FakeRun(strict, {"status": status, "counts": counts}) for status in statuses])
 
     assert code("finished", "skipped") == 0

@@ -1,0 +1,27 @@
+"""Find out who changed a frozen tensor from its marks alone, where no step can be watched or repeated any more."""
+
+from __future__ import annotations
+
+from runner.proof.causes.replay import shares_memory
+from runner.proof.following import Followed
+from runner.proof.optimizers import KnownOptimizers
+
+
+def explain_by_marks(row: Followed, optimizers: KnownOptimizers) -> None:
+    """Store the cause of a change that no replay explains, as far as the marks of the tensor show who wrote it."""
+    evidence, window = row.evidence, row.window
+    if evidence.fallback_cause or evidence.cause:
+        return
+    if evidence.replaced:
+        evidence.cause = evidence.replaced
+    elif any(shares_memory(row.tensor, each) for each in optimizers.known):
+        evidence.cause = "shared_tensor"
+    elif not optimizers.last_step and (row.kind == "buffer" or row.tensor.grad is not None):
+        evidence.why_unknown = "no optimizer step was seen in the block"
+    elif window.reached and not window.written_before:
+        between = f"between steps {window.begin} and {evidence.seen_at}"
+        evidence.why_unknown = evidence.why_unknown or f"it was written through .data {between}"
+    elif window.steps and (window.is_before_first_step or row.kind == "buffer"):
+        evidence.why_unknown = evidence.why_unknown or "it was written by a forward pass or by other code: use every=1"
+    else:
+        evidence.cause = "outside_write"

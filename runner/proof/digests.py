@@ -1,0 +1,128 @@
+"""What is left of an audit after the last step that it watches: a digest of each frozen tensor, compared on leaving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from runner.contract import Row
+from runner.errors import ConfigError, listed
+from runner.freezing.selection import Selection
+from runner.proof.audit_report import Frozen, Report
+from runner.proof.changes import digest_of
+from runner.proof.following import new_row
+from runner.proof.rows import as_unknown_leak, make_row
+from runner.tensors import names_and_tensors, tensor_entries
+
+
+@dataclass
+class DigestedTensor:
+    """A frozen tensor of which only a digest was kept.
+
+    Attributes:
+        position: the index of its row in the report.
+        names: the names that were declared frozen and that held it.
+        tensor: the tensor itself.
+        digest: a digest of its bits when it was last found unchanged.
+    """
+
+    position: int
+    names: list[str]
+    tensor: Tensor
+    digest: str
+
+
+class DigestWatcher:
+    """Compares frozen tensors once, on leaving, with digests of what they were after the last step that was watched.
+
+    Args:
+        model: the model that is trained.
+        report: the report, with all rows as of that step.
+        until: the number of that step.
+        as_selection: turns patterns into a Selection.
+        declared: {name declared frozen: the tensor that stands at it}.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        report: Report,
+        until: int,
+        *,
+        as_selection: Callable[[Frozen], Selection],
+        declared: dict[str, Tensor],
+    ) -> None:
+        self.model, self.report, self.until, self.as_selection = model, report, until, as_selection
+        self.watched: dict[int, DigestedTensor] = {}  # by id of a tensor
+        for name, tensor in declared.items():
+            self._watch(name, tensor)
+
+    def freeze(self, frozen: Frozen) -> None:
+        """Declare more tensors frozen: they must keep their present values."""
+        selection = self.as_selection(frozen)
+        for name, tensor in _by_name(selection, self.model).items():
+            self._watch(name, tensor)
+
+    def unfreeze(self, frozen: Frozen) -> None:
+        """Compare tensors with their digests, and declare them trainable again.
+
+        Raises ConfigError if none of them is declared frozen.
+        """
+        wanted = _by_name(self.as_selection(frozen), self.model)
+        found = [each for each in self.watched.values() if not wanted.keys().isdisjoint(each.names)]
+        if not found:
+            raise ConfigError(f"unfreeze: {listed(sorted(wanted), most=4)} is not declared frozen")
+        self._compare(found)
+        for each in found:
+            del self.watched[id(each.tensor)]
+
+    def finish(self) -> None:
+        """Compare all frozen tensors with their digests, and complete the report."""
+        self._compare(list(self.watched.values()))
+        late = [row["name"] for row in self.report.rows if row["cause"] == "unknown" and row["seen_at"] is None]
+        if late:
+            names = listed(late, most=2)
+            self.report.notes.append(
+                f"the cause is unknown for {names}: it changed after step {self.until}, the last watched"
+            )
+        self.report.ended = True
+
+    def _watch(self, name: str, tensor: Tensor) -> None:
+        """Keep a digest of a tensor that is declared frozen at this name, unless its row has leaked already."""
+        if id(tensor) in self.watched:
+            self.watched[id(tensor)].names.append(name)
+            return
+        row_of = {name: number for number, row in enumerate(self.report.rows) for name in _names_of(row)}
+        if name not in row_of:
+            entry = next(entry for entry in tensor_entries(self.model).values() if name in entry.names)
+            aliases = [alias for alias in entry.names if alias != name]
+            row, _ = make_row(new_row(entry, [name], tensor), tensor, aliases=aliases, group="", lr=None, steps_seen=True)
+            row_of[name] = len(self.report.rows)
+            self.report.rows.append(row)
+        row = self.report.rows[row_of[name]]
+        if row["verdict"] != "leaked":
+            if not row["frozen"]:
+                row.update({"frozen": True, "verdict": "held", "cause": "", "seen_at": None})
+            self.watched[id(tensor)] = DigestedTensor(row_of[name], [name], tensor, digest_of(tensor))
+
+    def _compare(self, tensors: list[DigestedTensor]) -> None:
+        """Compare what stands at the names of these tensors now with their digests; the rows of those that differ leaked."""
+        at_name = dict(zip(*names_and_tensors(self.model), strict=True))
+        for each in tensors:
+            standing = [at_name[name] for name in each.names if name in at_name] or [each.tensor]
+            if any(digest_of(tensor) != each.digest for tensor in {id(tensor): tensor for tensor in standing}.values()):
+                self.report.rows[each.position] = as_unknown_leak(self.report.rows[each.position])
+
+
+def _names_of(row: Row) -> list[str]:
+    """Return all names of a row."""
+    return [row["name"], *filter(None, row["aliases"].split("|"))]
+
+
+def _by_name(selection: Selection, model: nn.Module) -> dict[str, Tensor]:
+    """Return {name: tensor} for what a selection declares frozen, under each of its declared names in the model."""
+    ids = {id(tensor) for tensor in (*selection.parameters.values(), *selection.buffers.values())}
+    at_name = dict(zip(*names_and_tensors(model), strict=True))
+    return {name: at for name, at in at_name.items() if id(at) in ids and (not selection.names or name in selection.names)}

@@ -1,0 +1,150 @@
+"""Sentences about a model under audit that its rows do not say: mistyped flags, train mode, tensors that changed in kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrize import ParametrizationList
+
+from runner.contract import Row
+from runner.errors import listed
+from runner.proof.following import Followed, Following
+from runner.tensors import has_arithmetic, tensor_entries
+
+FLAG = "requires_grad"
+
+
+def model_notes(following: Following, rows: Sequence[Row], mode_notes: list[str]) -> list[str]:
+    """Return all sentences about the model of an audit.
+
+    `rows`: the rows of the report. `mode_notes`: what `train_mode_notes` returned after the first step, if it returned any.
+    """
+    return [
+        *flag_notes(following.model),
+        *(mode_notes or train_mode_notes(following.model, following.frozen_ids())),
+        *computed_notes(following.model, rows),
+        *kind_notes(following.rows),
+        *skipped_notes(following.rows),
+        *gone_notes(following.rows),
+    ]
+
+
+def flag_notes(model: nn.Module) -> list[str]:
+    """Return a sentence for each assignment that was to freeze something, but has only set a new attribute.
+
+    Examples are `model.fc.requires_grad = False`, for a module has no such flag, and `weight.require_grad = False`.
+    """
+    notes = []
+    for name, module in model.named_modules():
+        for key in _flags_in(vars(module)):
+            place = f"{name}.{key}" if name else f"model.{key}"
+            notes.append(
+                f"{place} = False freezes nothing: it is an attribute of a {type(module).__name__}; "
+                f"call {name or 'model'}.requires_grad_(False)"
+            )
+    for entry in tensor_entries(model).values():
+        for key in _flags_in(getattr(entry.tensor, "__dict__", {})):
+            notes.append(f"{entry.name}.{key} = False freezes nothing: the flag is {FLAG}")
+    return notes
+
+
+def _flags_in(attributes: dict[str, Any]) -> list[str]:
+    """Return the attributes that are False and have the name of the flag, or one that is nearly the same."""
+    names = [name for name, value in attributes.items() if value is False]
+    return get_close_matches(FLAG, names, n=2, cutoff=0.9)
+
+
+def train_mode_notes(model: nn.Module, frozen_ids: set[int]) -> list[str]:
+    """Return a sentence if modules that are frozen as a whole compute something else in each step.
+
+    These are BatchNorms that normalise by the batch, and active dropout. `frozen_ids`: the ids of the frozen parameters.
+    """
+    frozen: set[nn.Module] = set()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and all(id(parameter) in frozen_ids for parameter in parameters):
+            frozen.update(module.modules())
+    by_batch, active = Counter[str](), Counter[str]()
+    for module in frozen:
+        if isinstance(module, _BatchNorm):
+            by_batch[type(module).__name__] += module.training or module.running_mean is None
+        elif module.training and (module.p if isinstance(module, _DropoutNd) else _dropout_of(module)) > 0:
+            active[type(module).__name__] += 1
+    problems = [f"{count} {name} normalise by the batch" for name, count in by_batch.items() if count]
+    problems += [f"{count} {name} drop values" for name, count in active.items()]
+    return [f"in frozen modules {listed(problems)}, because they are in train mode"] if problems else []
+
+
+def _dropout_of(module: nn.Module) -> float:
+    """Return the rate of the dropout that a module does itself, such as an LSTM or an attention; 0 if it does none."""
+    rate = getattr(module, "dropout", 0)
+    return rate if isinstance(rate, float) else 0
+
+
+def computed_notes(model: nn.Module, rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each frozen parameter that held, but from which a weight is computed with buffers that changed.
+
+    An example is `spectral_norm`, whose power iteration changes buffers in each forward pass.
+    """
+    row_of = {row["name"]: row for row in rows}
+    notes = []
+    for owner, module in model.named_modules():
+        is_computed = isinstance(module, ParametrizationList) or any(
+            isinstance(each, Tensor) for each in vars(module).values()
+        )
+        if not is_computed:
+            continue
+        inside = [row for name, row in row_of.items() if name.startswith(f"{owner}." if owner else "")]
+        held = [row["name"] for row in inside if row["kind"] == "parameter" and row["frozen"] and row["verdict"] == "held"]
+        drifted = [row["name"] for row in inside if row["verdict"] == "drifted"]
+        if held and drifted:
+            notes.append(
+                f"the bits of {listed(held, most=2)} held, but what is computed from it changed: {listed(drifted, most=2)}"
+            )
+    return notes
+
+
+def kind_notes(rows: Iterable[Followed]) -> list[str]:
+    """Return sentences about tensors whose dtype or shape changed, and about those of a dtype that has no norms."""
+    names_of: dict[str, list[str]] = {}
+    for row in rows:
+        old, new = row.reference, row.tensor
+        if old.dtype != new.dtype:
+            names_of.setdefault(f"the dtype changed from {_dtype(old)} to {_dtype(new)}", []).append(row.name)
+        elif old.shape != new.shape:
+            names_of.setdefault(f"the shape changed from {_shape(old)} to {_shape(new)}", []).append(row.name)
+        elif not has_arithmetic(new):
+            names_of.setdefault(f"{_dtype(new)} has no arithmetic, so bits are compared and norms are empty", []).append(
+                row.name
+            )
+    return [f"{listed(names, most=3)}: {what}" for what, names in names_of.items()]
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def skipped_notes(rows: Iterable[Followed]) -> list[str]:
+    """Return a sentence about trainable parameters that no step changed although their gradients were not finite."""
+    names = [row.name for row in rows if "not_finite" in row.evidence.gradients and not row.evidence.differed]
+    if not names:
+        return []
+    return [
+        f"{listed(names, most=3)}: gradients are infinite or NaN and no bit changed; a GradScaler may have skipped the steps"
+    ]
+
+
+def gone_notes(rows: Iterable[Followed]) -> list[str]:
+    """Return a sentence about tensors that were in the model on entry and are not in it on leaving."""
+    gone = [row.name for row in rows if row.is_gone]
+    return [f"no longer in the model: {', '.join(gone)}"] if gone else []

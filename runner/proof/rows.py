@@ -1,0 +1,105 @@
+"""Make the rows of a report, and the sentences about causes that are unknown. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from runner.contract import Cause, Row
+from runner.errors import listed
+from runner.freezing.groups import group_lr
+from runner.proof.causes.idle import is_rounded_copy
+from runner.proof.changes import measure_change
+from runner.proof.following import Followed, Following
+from runner.proof.optimizers import KnownOptimizers
+from runner.proof.verdict import FrozenSpan, idle_cause, verdict, worst
+from runner.tensors import same_bits
+
+HOW_TO_FIND_CAUSE = "use audit(every=1), or train until it changes again after the change was found"
+
+
+def make_rows(following: Following, optimizers: KnownOptimizers) -> tuple[list[Row], dict[str, str]]:
+    """Return (the rows of the report, {tensor name: why the cause of its change is unknown})."""
+    group_of, orphans, rows, why_unknown = optimizers.groups(), optimizers.orphan_tensors(), [], {}
+    for followed in following.rows:
+        name, group = group_of.get(id(followed.tensor), ("", None))
+        followed.evidence.is_rounded_copy = group is None and is_rounded_copy(followed.tensor, orphans)
+        row, why_unknown[followed.name] = make_row(
+            followed,
+            following.initial_value(followed),
+            aliases=following.aliases(followed),
+            group=name,
+            lr=None if group is None else optimizers.last_lrs.get(id(group), group_lr(group)),
+            steps_seen=optimizers.last_step > 0,
+        )
+        rows.append(row)
+    return rows, why_unknown
+
+
+def make_row(
+    row: Followed, initial: Tensor, *, aliases: Sequence[str], group: str, lr: float | None, steps_seen: bool
+) -> tuple[Row, str]:
+    """Return (the row of one tensor in the report, why the cause of its change is unknown).
+
+    The row is a dict with the columns of `changes.csv`. `initial`: the value from which its norms are measured. `aliases`:
+    the other names that its tensor has at the end. `group`, `lr`: the name and learning rate of its parameter group, or ""
+    and None if it is in none. `steps_seen`: whether the audit has seen a step of an optimizer.
+    """
+    change, tensor = measure_change(initial, row.tensor), row.tensor
+    spans = list(row.ended_spans)
+    if row.frozen or not spans:
+        moved = not same_bits(row.reference, row.tensor) if spans else change.moved
+        spans.append(FrozenSpan(moved, row.evidence))
+    span = worst(spans)
+    evidence = span.evidence
+    word = verdict(row.kind, row.was_frozen, span.moved, evidence.differed)
+    cause: Cause = (evidence.cause or evidence.fallback_cause or "unknown") if word == "leaked" else ""
+    if word == "idle":
+        cause = idle_cause(evidence, steps_seen, group != "")
+    found: Row = {
+        "name": row.name,
+        "aliases": "|".join(aliases),
+        "kind": row.kind,
+        "module_type": row.entry.module_type,
+        "shape": "x".join(map(str, tensor.shape)),
+        "numel": tensor.numel(),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "frozen": row.was_frozen,
+        "group": group,
+        "lr": lr,
+        "requires_grad": tensor.requires_grad,
+        "initial_l2": change.initial_l2,
+        "change_l2": change.change_l2,
+        "change_rel": change.change_rel,
+        "change_max": change.change_max,
+        "moved": change.moved,
+        "moved_elements": change.moved_elements,
+        "seen_at": evidence.seen_at,
+        "verdict": word,
+        "cause": cause,
+    }
+    return found, evidence.why_unknown
+
+
+def unknown_cause_notes(rows: Sequence[Row], why_unknown: Mapping[str, str]) -> list[str]:
+    """Return sentences for the user about the frozen tensors that changed for an unknown cause.
+
+    `rows`: the rows of the report. `why_unknown`: {tensor name: the reason why no cause could be found}. There is one
+    sentence for each distinct reason; it names the tensors and the reason. If the reason is empty, the sentence says instead
+    how to find the cause.
+    """
+    names_of: dict[str, list[str]] = {}
+    for row in rows:
+        if row["verdict"] == "leaked" and row["cause"] == "unknown":
+            names_of.setdefault(why_unknown[row["name"]] or HOW_TO_FIND_CAUSE, []).append(row["name"])
+    return [f"the cause is unknown for {listed(names, most=2)}: {reason}" for reason, names in names_of.items()]
+
+
+def as_unknown_leak(row: Row) -> Row:
+    """Return the row of a frozen tensor whose digest says that it has changed after it was last watched.
+
+    Only the digest of its old value is there, so that neither the cause nor a norm can be had.
+    """
+    empty: Row = {**row, "initial_l2": None, "change_l2": None, "change_rel": None, "change_max": None}
+    return {**empty, "moved": True, "moved_elements": None, "seen_at": None, "verdict": "leaked", "cause": "unknown"}
