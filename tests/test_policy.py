@@ -81,6 +81,7 @@ PRIVATE_NAMES = {
         "_optimizer_step_pre_hooks",
         "torch._C._dynamo.eval_frame._debug_get_cache_entry_list",
         "torch._dynamo.callback",
+        "torch._dynamo.convert_frame.input_codes",
         "torch.optim.optimizer._global_optimizer_pre_hooks",
     },
     "runner/runs/job.py": {"torch._dynamo"},
