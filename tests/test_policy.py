@@ -74,6 +74,7 @@ PRIVATE_NAMES = {
     "runner/proof/causes/leak_tracer.py": {"_buffers", "_orig_mod", "_parameters"},
     "runner/proof/marks.py": {"_version"},
     "runner/proof/causes/optimizer_copy.py": {"_hooks"},
+    "runner/proof/notes.py": {"torch.nn.modules.batchnorm._BatchNorm", "torch.nn.modules.dropout._DropoutNd"},
     "runner/proof/optimizers.py": {"_optimizer_step_post_hooks"},
     "runner/proof/steps.py": {
         "_dynamo",
@@ -82,6 +83,7 @@ PRIVATE_NAMES = {
         "torch._C._dynamo.eval_frame._debug_get_cache_entry_list",
         "torch._dynamo.callback",
         "torch.optim.optimizer._global_optimizer_post_hooks",
+        "torch._dynamo.convert_frame.input_codes",
         "torch.optim.optimizer._global_optimizer_pre_hooks",
     },
     "runner/runs/job.py": {"torch._dynamo"},

@@ -31,6 +31,9 @@ from runner.proof.verdict import Evidence
 from runner.tensors import copy_of, is_compiled, same_bits
 
 
+COMPARED_ON_LEAVING = "bits were compared on leaving only: torch.compile has compiled a step"
+
+
 class Auditor:
     """Compares the tensors of one model after steps of its optimizers, and fills the report at the end.
 
@@ -243,7 +246,7 @@ class Auditor:
         for optimizer, held in self.optimizers.holding(leaked).values():
             self.explain_by_last_step(optimizer, [row for row in held if row.may_be_stepped])
         for row in leaked:
-            explain_by_marks(row, self.optimizers)
+            explain_by_marks(row, self.optimizers, steps_are_seen=self.hooks is not None)
 
     def finish(self) -> None:
         """Compare bits on leaving, look for the causes that are still unknown, and fill the report."""
@@ -260,8 +263,7 @@ class Auditor:
             *unknown_cause_notes(rows, why_unknown),
             *(["no parameter was frozen (requires_grad=False) on entry: give patterns"] if self.report.is_empty else []),
             *model_notes(self.following, rows, self.mode_notes),
-            *self.optimizers.notes(),
-            *(["bits were compared on leaving only: torch.compile has compiled a step"] if self.hooks is None else []),
+            *(self.optimizers.notes() if self.hooks else [COMPARED_ON_LEAVING]),
         ]
         self.report.ended = True
 

@@ -189,9 +189,15 @@ def has_compiled_a_step() -> bool:
     if not has_compiled():
         return False
     from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+    from torch._dynamo.convert_frame import input_codes
 
     step: Any = SGD.step  # torch wraps the step of each class in the same function, which calls the hooks
-    return bool(_debug_get_cache_entry_list(step.__code__))
+    if _debug_get_cache_entry_list(step.__code__):
+        return True
+    # A function that calls `step` may have been compiled together with it; its guards then say that there are no hooks.
+    codes = [code for reference in input_codes.seen if (code := reference()) is not None]
+    entries = [entry for code in codes for entry in _debug_get_cache_entry_list(code)]
+    return any("_optimizer_step_pre_hooks" in str(entry.guard_manager) for entry in entries)
 
 
 @contextmanager

@@ -7,8 +7,11 @@ from runner.proof.following import Followed
 from runner.proof.optimizers import KnownOptimizers
 
 
-def explain_by_marks(row: Followed, optimizers: KnownOptimizers) -> None:
-    """Store the cause of a change that no replay explains, as far as the marks of the tensor show who wrote it."""
+def explain_by_marks(row: Followed, optimizers: KnownOptimizers, *, steps_are_seen: bool) -> None:
+    """Store the cause of a change that no replay explains, as far as the marks of the tensor show who wrote it.
+
+    `steps_are_seen`: whether hooks are set on optimizers; without them a step may have written the tensor unseen.
+    """
     evidence, window = row.evidence, row.window
     if evidence.fallback_cause or evidence.cause:
         return
@@ -16,6 +19,8 @@ def explain_by_marks(row: Followed, optimizers: KnownOptimizers) -> None:
         evidence.cause = evidence.replaced
     elif any(shares_memory(row.tensor, each) for each in optimizers.known):
         evidence.cause = "shared_tensor"
+    elif not steps_are_seen:
+        evidence.why_unknown = "torch.compile had compiled a step before, so that no step was seen in the block"
     elif not optimizers.last_step and (row.kind == "buffer" or row.tensor.grad is not None):
         evidence.why_unknown = "no optimizer step was seen in the block"
     elif window.reached and not window.written_before:

@@ -246,6 +246,8 @@ class LeakTracer:
             hook.remove()
         self.module_hooks.clear()
         self.watched_in.clear()
+        for watched in self.watched.values():
+            watched.forward_depth = 0  # torch.compile may begin in a forward pass, whose end is then not seen
 
     def _on_forward_begin(self, module: nn.Module, args: Any) -> None:
         """Compare the module's tensors before its forward pass: what has changed was written by other code."""
