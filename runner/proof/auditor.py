@@ -30,7 +30,6 @@ from runner.proof.steps import StepHooks, closure_of_step, has_compiled, with_cl
 from runner.proof.verdict import Evidence
 from runner.tensors import copy_of, is_compiled, same_bits
 
-
 COMPARED_ON_LEAVING = "bits were compared on leaving only: torch.compile has compiled a step"
 
 
@@ -94,11 +93,11 @@ class Auditor:
         """Declare tensors trainable again; raise ConfigError if none of them is declared frozen."""
         self.optimizers.update()
         selection = self.as_selection(frozen)
-        rows = self.following.undeclare(self.following.declared_names(selection))
-        if not rows:
-            raise ConfigError(
-                f"unfreeze: {listed([*selection.parameters, *selection.buffers], most=4)} is not declared frozen"
-            )
+        names = self.following.declared_names(selection)
+        if names.isdisjoint(self.following.declared):
+            given = listed([*selection.parameters, *selection.buffers], most=4)
+            raise ConfigError(f"unfreeze: {given} is not declared frozen")
+        rows = self.following.undeclare(names)
         self.conclude(rows)
         for row in rows:
             self.following.end_span(row, self.optimizers.last_step)

@@ -1,0 +1,277 @@
+"""The audit as a tool: thawing, buffers, several models, what a person reads, and what is raised."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from runner import audit, select
+from runner.proof.audit_report import LeakError, UnsoundError
+
+X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), nn.Linear(4, 2))
+
+
+def train(model, optimizer, steps=1):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        optimizer.step()
+
+
+def row_of(report, name):
+    return next(row for row in report.rows if row["name"] == name)
+
+
+# Thawing
+
+
+def test_a_tensor_that_is_thawed_and_trained_held_while_it_was_frozen_with_the_norms_of_the_whole_block():
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    before = model[0].weight.detach().clone()
+    with audit(model, optimizer=optimizer) as report:
+        train(model, optimizer, steps=3)
+        model[0].requires_grad_(True)
+        report.unfreeze(["0"])
+        train(model, optimizer, steps=3)
+    row = row_of(report, "0.weight")
+    assert (row["frozen"], row["verdict"], row["cause"], row["moved"]) == (True, "held", "", True)
+    assert row["change_l2"] == pytest.approx((model[0].weight - before).norm().item())
+    assert row["moved_elements"] == (model[0].weight != before).sum()
+    assert report.leaks == []
+
+
+def test_a_leak_in_a_frozen_span_stays_a_leak_after_thawing_with_its_cause_and_step():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, ["0.weight"], optimizer) as report:
+        train(model, optimizer, steps=3)
+        report.unfreeze(["0.weight"])
+        train(model, optimizer, steps=3)
+    row = row_of(report, "0.weight")
+    assert (row["verdict"], row["cause"], row["seen_at"]) == ("leaked", "gradient", 1)
+
+
+def test_the_worst_of_several_frozen_spans_decides():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, ["0.weight", "0.bias"], optimizer, every=1) as report:
+        model[0].requires_grad_(False)
+        train(model, optimizer, steps=2)
+        report.unfreeze(["0"])
+        model[0].requires_grad_(True)
+        train(model, optimizer, steps=2)
+        report.freeze(["0"])
+        model[0].bias.requires_grad_(False)
+        optimizer.zero_grad()
+        train(model, optimizer, steps=2)
+    assert (row_of(report, "0.weight")["verdict"], row_of(report, "0.weight")["cause"]) == ("leaked", "gradient")
+    assert row_of(report, "0.weight")["seen_at"] == 5
+    assert row_of(report, "0.bias")["verdict"] == "held"
+
+
+def test_a_write_just_before_thawing_belongs_to_the_frozen_span():
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer) as report:
+        train(model, optimizer, steps=3)
+        model[0].bias.data.add_(1)
+        report.unfreeze(["0"])
+    assert (row_of(report, "0.bias")["verdict"], row_of(report, "0.bias")["cause"]) == ("leaked", "outside_write")
+    assert row_of(report, "0.weight")["verdict"] == "held"
+
+
+def test_what_is_not_frozen_cannot_be_thawed():
+    with audit(net(), ["0"]) as report, pytest.raises(ValueError, match=r"unfreeze: 2.weight and 2.bias is not declared"):
+        report.unfreeze(["2"])
+    with pytest.raises(RuntimeError, match=r"report.unfreeze\(\) inside the with block"):
+        report.unfreeze(["0"])
+
+
+def test_thawing_one_of_two_tied_names_leaves_the_other_frozen():
+    model = nn.ModuleDict({"a": nn.Linear(4, 4, bias=False), "b": nn.Linear(4, 4, bias=False)})
+    model["b"].weight = model["a"].weight
+    with audit(model, ["a", "b"]) as report:
+        report.unfreeze(select(model, ["b"]))
+        model["a"].weight.data.add_(1)
+    assert report.leaks == ["a.weight"]
+
+
+# Buffers
+
+
+def test_buffers_of_frozen_modules_are_declared_with_buffers_frozen():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, ["1"], optimizer, buffers="frozen", every=1) as report:
+        train(model, optimizer, steps=2)
+    assert "1.1.running_mean" in report.leaks
+    assert row_of(report, "1.1.running_mean")["cause"] == "forward_write"
+
+
+# Several models
+
+
+def test_names_of_several_models_begin_with_their_keys():
+    policy, reference = net(), net()
+    optimizer = SGD(policy.parameters(), lr=0.1)
+    with audit({"policy": policy, "reference": reference}, ["reference", "policy.2"], optimizer) as report:
+        train(policy, optimizer, steps=2)
+    assert report.leaks == ["policy.2.weight", "policy.2.bias"]
+    assert row_of(report, "reference.0.weight")["verdict"] == "held"
+    assert row_of(report, "policy.0.weight")["verdict"] == "trained"
+
+
+def test_a_selection_of_one_of_several_models_is_found_by_identity():
+    policy, reference = net(), net()
+    with audit({"policy": policy, "reference": reference}, select(reference, ["0"])) as report:
+        reference[0].weight.data.add_(1)
+        policy[0].weight.data.add_(1)
+    assert report.leaks == ["reference.0.weight"]
+
+
+@pytest.mark.parametrize("model", [{}, {"a": 1}, {"a.b": nn.Linear(1, 1)}, {1: nn.Linear(1, 1)}, [nn.Linear(1, 1)], None])
+def test_what_is_no_model_is_refused_in_one_line(model):
+    with pytest.raises(ValueError, match=r"^model[^\n]*give a [^\n]*$"), audit(model):
+        pass
+
+
+# What a person reads
+
+
+def test_the_text_of_a_report_has_less_than_ten_lines_and_names_what_leaked_and_why():
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(6)])
+    model[0].requires_grad = False
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, ["0", "1"], optimizer) as report:
+        assert str(report).count("\n") == 0
+        train(model, optimizer, steps=20)
+    lines = str(report).splitlines()
+    assert len(lines) < 10
+    assert lines[0] == "LEAKED: 4 leaked, 8 trained"
+    assert lines[1] == "leaked: 0.weight (gradient), 0.bias (gradient), 1.weight (gradient) and 1.bias (gradient)"
+    assert "bits compared after steps 1, 2, 4, 8, 16 and 20" in lines
+    assert repr(report) == str(report)
+
+
+def test_the_text_of_a_report_with_many_notes_says_how_many_are_left_out():
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(20)])
+    for layer in model:
+        layer.requires_grad = False
+    with audit(model, ["0"]) as report:
+        pass
+    assert len(str(report).splitlines()) == 9
+    assert str(report).endswith("more notes: see report.notes")
+
+
+# What is raised
+
+
+def test_a_sound_training_raises_nothing():
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer) as report:
+        train(model, optimizer, steps=2)
+    report.raise_if_unsound()
+
+
+def test_a_leak_and_an_idle_parameter_are_raised_with_names_and_causes():
+    model = net()
+    optimizer = SGD([*model[0].parameters(), *model[2].parameters()], lr=0.1)
+    with audit(model, ["0.weight"], optimizer) as report:
+        train(model, optimizer, steps=2)
+    with pytest.raises(UnsoundError) as raised:
+        report.raise_if_unsound()
+    assert str(raised.value) == (
+        "1 frozen tensors changed: 0.weight (gradient); "
+        "2 trainable parameters did not change: 1.1.weight (not_in_optimizer), 1.1.bias (not_in_optimizer)"
+    )
+    assert isinstance(raised.value, AssertionError)
+
+
+def test_a_training_that_trained_nothing_is_unsound():
+    model = net().requires_grad_(False)
+    with audit(model) as report:
+        pass
+    with pytest.raises(UnsoundError, match="no parameter was trained"):
+        report.raise_if_unsound()
+
+
+def test_flags_that_froze_nothing_are_unsound_and_patterns_that_declare_nothing_are_a_choice():
+    for frozen, problem in ((None, "nothing was frozen"), ([], None)):
+        model = net()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with audit(model, frozen, optimizer) as report:
+            train(model, optimizer, steps=2)
+        if problem is None:
+            report.raise_if_unsound()
+        else:
+            with pytest.raises(UnsoundError, match=problem):
+                report.raise_if_unsound()
+
+
+def test_flags_that_froze_something_in_the_block_are_sound():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, None, optimizer) as report:
+        train(model, optimizer, steps=2)
+        model[0].requires_grad_(False)
+        report.freeze(["0"])
+        train(model, optimizer, steps=2)
+    report.raise_if_unsound()
+
+
+def test_raise_at_look_stops_the_loop_at_the_step_after_which_the_leak_is_seen():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    audited = audit(model, ["0.weight"], optimizer, raise_at_look=True)
+    report = audited.__enter__()
+    with pytest.raises(LeakError, match=r"^1 frozen tensors changed by step 1: 0.weight \(gradient\)$") as raised:
+        train(model, optimizer, steps=5)
+    assert not audited.__exit__(LeakError, raised.value, None)
+    assert report.looks == [1]
+    assert report.leaks == ["0.weight"]
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_raise_at_look_raises_on_leaving_if_the_leak_is_found_there():
+    model = net()
+    with pytest.raises(LeakError, match=r"0\.weight"), audit(model, ["0"], raise_at_look=True):
+        model[0].weight.data.add_(1)
+
+
+def test_raise_at_look_does_not_hide_an_exception_of_the_loop():
+    model = net()
+
+    def loop():
+        with audit(model, ["0"], raise_at_look=True):
+            model[0].weight.data.add_(1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        loop()
+
+
+# Steps
+
+
+def test_a_row_says_after_which_step_other_bits_were_first_seen():
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer) as report:
+        train(model, optimizer, steps=5)
+        model[0].weight.data.add_(1)
+        train(model, optimizer, steps=4)
+    seen = {name: row_of(report, name)["seen_at"] for name in ("0.weight", "0.bias", "2.weight")}
+    assert seen == {"0.weight": 8, "0.bias": None, "2.weight": 1}
