@@ -61,7 +61,7 @@ class Auditor:
         self.hooks: StepHooks | None = None
         self.watch_lists: dict[int, WatchList] = {}  # by id of an optimizer
         self.assignment = 0  # the one of `optimizers` for which the watch lists were made
-        self.mode_notes: list[str] = []  # what was to be said after the first step
+        self.mode_notes: list[str] | None = None  # about train mode at the first step
         self.in_forward = options.watch_forward or options.every == 1
 
     def declare(self, selection: Selection) -> list[Followed]:

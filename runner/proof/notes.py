@@ -20,17 +20,17 @@ from runner.tensors import has_arithmetic, tensor_entries
 FLAG = "requires_grad"
 
 
-def model_notes(following: Following, rows: Sequence[Row], mode_notes: list[str]) -> list[str]:
+def model_notes(following: Following, rows: Sequence[Row], mode_notes: list[str] | None) -> list[str]:
     """Return all sentences about the model of an audit.
 
-    `rows`: the rows of the report. `mode_notes`: what `train_mode_notes` returned after the first step, if it returned any.
+    `rows`: the rows of the report. `mode_notes`: what `train_mode_notes` returned after the first step; None without a step.
     """
     return [
         *flag_notes(following.model),
-        *(mode_notes or train_mode_notes(following.model, following.frozen_ids())),
+        *(train_mode_notes(following.model, following.frozen_ids()) if mode_notes is None else mode_notes),
         *computed_notes(following.model, rows),
         *kind_notes(following.rows),
-        *skipped_notes(following.rows),
+        *(skipped_notes(following.rows) if mode_notes is not None else []),
         *gone_notes(following.rows),
     ]
 
@@ -105,7 +105,7 @@ def computed_notes(model: nn.Module, rows: Sequence[Row]) -> list[str]:
         drifted = [row["name"] for row in inside if row["verdict"] == "drifted"]
         if held and drifted:
             notes.append(
-                f"the bits of {listed(held, most=2)} held, but what is computed from it changed: {listed(drifted, most=2)}"
+                f"{listed(held, most=2)} held, but what is computed from them with {listed(drifted, most=2)} changed"
             )
     return notes
 
