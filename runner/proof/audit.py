@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from runner.errors import ConfigError, is_integer
 from runner.freezing.selection import Selection, select, select_by_flags
+from runner.freezing.words import FOR_AUDIT
 from runner.proof.audit_report import Report
 from runner.proof.auditor import Auditor
 from runner.proof.causes.optimizer_copy import with_inner_optimizers
@@ -106,4 +107,4 @@ def _as_selection(model: nn.Module, frozen: Any) -> Selection:
     if not isinstance(frozen, (list, tuple, set)) or not all(isinstance(pattern, str) for pattern in frozen):
         given = repr(frozen) if isinstance(frozen, (str, list, tuple)) else f"a {type(frozen).__name__}"
         raise ConfigError(f"frozen is {given}; give a list of patterns, a Selection or None")
-    return select(model, list(frozen))
+    return select(model, list(frozen), words=FOR_AUDIT)
