@@ -20,9 +20,11 @@ from runner.cost.timing import TimingMeter
 from runner.errors import ConfigError, SkippedError
 from runner.freezing.eval_mode import force_eval_mode
 from runner.freezing.groups import Group, drop_empty_groups, groups_for_all_phases, regroup, split_by_lr
+from runner.freezing.names import find_head
 from runner.freezing.patterns import HEAD
 from runner.freezing.schedule import Phase
-from runner.freezing.selection import Selection, find_head, select
+from runner.freezing.selection import Selection, select
+from runner.freezing.words import FOR_CONFIG
 from runner.methods.base import FreezingMethod
 from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import machine_settings, pick_device, seed_all
@@ -147,7 +149,7 @@ def declared_selection(config: Config, model: nn.Module) -> Selection:
     if head == "auto" and HEAD in (*freeze.patterns, *freeze.keep):
         head = find_head(model, config.model.classes)
         notes = (f"model.head=auto found the classifier {head}",)
-    selection = select(model=model, patterns=freeze.patterns, keep=freeze.keep, buffers=freeze.buffers.value, head=head)
+    selection = select(model, freeze.patterns, keep=freeze.keep, buffers=freeze.buffers.value, head=head, words=FOR_CONFIG)
     return replace(selection, notes=(*notes, *selection.notes))
 
 

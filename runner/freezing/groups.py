@@ -16,7 +16,9 @@ from torch.optim import Optimizer
 
 from runner.errors import ConfigError
 from runner.freezing.patterns import parse
-from runner.freezing.selection import PatternResolver, Selection
+from runner.freezing.resolver import PatternResolver
+from runner.freezing.selection import Selection
+from runner.freezing.words import FOR_CONFIG
 
 Group = dict[str, Any]
 
@@ -190,7 +192,7 @@ def _match_parameters(
     The list has the parameters that the pattern matches, without those that an earlier pattern matches. `selection` is only
     used to look up what the pattern `@head` stands for. `key` is the config key of the patterns, for error messages.
     """
-    resolver = PatternResolver(model, selection.head)
+    resolver = PatternResolver(model, selection.head, FOR_CONFIG)
     parameters, matched_before, matches = dict(model.named_parameters()), set[str](), []
     for pattern in patterns:
         names = resolver.resolve(parse(pattern, key), key) - matched_before

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runner.errors import ConfigError
+from runner.freezing.words import FOR_CONFIG, Words
 
 HEAD = "@head"
 _ANY_PARTS = r"(?:[^.]+\.)*"  # zero or more dotted parts, each with its dot
@@ -42,11 +43,19 @@ class Pattern:
             return self.regex.fullmatch(name) is not None
         return self.regex.fullmatch(f"{name}." if name else "") is not None
 
+    def is_name_of(self, name: str) -> bool:
+        """Return True if this is the whole name itself, without wildcards, or a regular expression that matches it.
+
+        Unlike `matches`, it is False if the pattern only names a module above.
+        """
+        return self.matches(name) if self.kind == "regex" else self.kind == "name" and self.text == name
+
 
 def parse(text: object, key: str) -> Pattern:
     """Turn the text of one pattern into a Pattern.
 
-    `key` is the config key that has the pattern, for messages. Raises ConfigError if the text is empty or malformed.
+    `key` is what messages call the place of the pattern, such as a config key. Raises ConfigError if the text is empty or
+    malformed.
     """
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"{key}: {text!r} is not a pattern; give a name such as fc, layer*.bn1, re:..., type:... or @head")
@@ -68,25 +77,28 @@ def parse(text: object, key: str) -> Pattern:
 def parse_all(texts: Sequence[object], key: str) -> tuple[Pattern, ...]:
     """Turn a list of texts into Patterns.
 
-    `key` is the config key that has the list, for messages. Raises ConfigError if a text is malformed, or if a single string
-    is given instead of a list.
+    `key` is what messages call the list, such as its config key. Raises ConfigError if a text is malformed, or if a single
+    string is given instead of a list.
     """
     if isinstance(texts, str):
-        raise ConfigError(f"{key}: {texts!r} is one pattern where a list is expected; write [{texts}]")
+        raise ConfigError(f"{key}: {texts!r} is one pattern where a list is expected; write [{texts!r}]")
     return tuple(parse(text, key) for text in texts)
 
 
-def refuse_patterns_in_both(patterns: Sequence[str], keep: Sequence[str]) -> None:
-    """Raise ConfigError if the same pattern is in `patterns` (what to freeze) and in `keep` (exceptions)."""
+def refuse_patterns_in_both(patterns: Sequence[str], keep: Sequence[str], words: Words = FOR_CONFIG) -> None:
+    """Raise ConfigError if the same pattern is in `patterns` (what to freeze) and in `keep` (exceptions).
+
+    `words`: what the message calls the two lists.
+    """
     for text in patterns:
         if text in keep:
-            raise ConfigError(f"{text!r} is in freeze.patterns and in freeze.keep; remove it from one of them")
+            raise ConfigError(f"{text!r} is in {words.patterns} and in {words.keep}; remove it from one of them")
 
 
 def _compile_regex(text: str, key: str) -> re.Pattern[str]:
     """Compile the regular expression of a pattern `re:...`. Raises ConfigError if it is empty or has an error.
 
-    `key` is the config key that has the pattern, for messages.
+    `key` is what messages call the place of the pattern, such as a config key.
     """
     if text == "re:":
         raise ConfigError(f"{key}: 're:' is empty; a regular expression must match a parameter's whole name, e.g. re:.*bias")
@@ -100,7 +112,7 @@ def _compile_name(text: str, key: str) -> re.Pattern[str]:
     """Turn a dotted name with wildcards, such as `layer*.bn1`, into a regular expression.
 
     The regular expression matches every dotted name that the pattern `text` describes, and all names below it. A name must
-    be given to it with a dot at the end (`layer1.bn1.`). `key` is the config key that has the pattern, for messages. Raises
+    be given to it with a dot at the end (`layer1.bn1.`). `key` is what messages call the place of the pattern. Raises
     ConfigError if the pattern is malformed.
     """
     parts = text.split(".")

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from runner.errors import ConfigError, is_integer
 from runner.freezing.selection import Selection, select, select_by_flags
-from runner.proof.audit_report import Frozen, Report
-from runner.proof.auditor import AuditOptions, Auditor
+from runner.freezing.words import FOR_AUDIT
+from runner.proof.audit_report import AuditOptions, Frozen, Report
+from runner.proof.auditor import Auditor
 from runner.proof.causes.optimizer_copy import with_inner_optimizers
 from runner.proof.changes import Snapshot, add_new_tensors, snapshot
 from runner.proof.steps import StepHooks, before_compiling, has_compiled_a_step
@@ -149,4 +150,4 @@ def _as_selection(model: nn.Module, frozen: Any, buffers: str) -> Selection:
     if not isinstance(frozen, (list, tuple, set)) or not all(isinstance(pattern, str) for pattern in frozen):
         given = repr(frozen) if isinstance(frozen, (str, list, tuple)) else f"a {type(frozen).__name__}"
         raise ConfigError(f"frozen is {given}; give a list of patterns, a Selection or None")
-    return select(model, list(frozen), buffers=buffers)
+    return select(model, list(frozen), buffers=buffers, words=FOR_AUDIT)

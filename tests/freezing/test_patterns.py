@@ -132,9 +132,26 @@ def test_a_list_of_patterns_keeps_its_order():
 
 
 def test_a_single_string_instead_of_a_list_is_an_error():
-    with pytest.raises(ConfigError, match=r"write \[fc\]"):
+    with pytest.raises(ConfigError, match=r"write \['fc'\]"):
         parse_all("fc", "freeze.patterns")
 
 
 def test_many_double_stars_are_matched_in_a_short_time():
     assert not parse(".".join(["**", "a*a*c"] * 6), "freeze.patterns").matches(".".join(["aaaab"] * 12))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "whole", "not_whole"),
+    [
+        ("bn.mean", ["bn.mean"], ["bn", "bn.mean.x", "a.bn.mean"]),
+        ("bn", ["bn"], ["bn.mean"]),
+        ("bn.*", [], ["bn", "bn.mean"]),
+        ("**", [], ["", "bn"]),
+        ("re:bn.*", ["bn", "bn.mean"], ["a.bn"]),
+        ("type:BatchNorm1d", [], ["bn", "BatchNorm1d"]),
+        ("@head", [], ["head", "@head"]),
+    ],
+)
+def test_a_pattern_is_a_whole_name_if_it_has_no_wildcard_or_is_a_regular_expression_that_matches(pattern, whole, not_whole):
+    is_name_of = parse(pattern, "freeze.patterns").is_name_of
+    assert [name for name in [*whole, *not_whole] if is_name_of(name)] == whole

@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import resnet18
 
+from runner import audit
 from runner.errors import ConfigError
-from runner.freezing.selection import find_head, select, select_by_flags
+from runner.freezing.names import find_head
+from runner.freezing.selection import select, select_by_flags
+from runner.freezing.words import FOR_CONFIG
 from runner.training.models import MLP
+from tests.in_memory import run_experiment
 
 CHECKED = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 
@@ -97,6 +101,14 @@ def test_a_selection_compares_parameters_by_identity():
 
 # Mistakes
 
+PYTHON_WORDS = {
+    "freeze.patterns": "patterns",
+    "freeze.keep": "keep",
+    "freeze.buffers=frozen would keep them in eval mode": 'buffers="frozen" would select them',
+    "freeze.buffers=frozen": 'buffers="frozen"',
+    "freeze=backbone": 'select(model, ["**"], keep=["@head"]) for all the rest',
+}
+
 
 @pytest.mark.parametrize(
     ("patterns", "keep", "expected_texts"),
@@ -114,7 +126,8 @@ def test_a_selection_compares_parameters_by_identity():
         (["type:torch.nn.Conv2d"], [], ["type:torch.nn.Conv2d"]),
         (["drop"], [], ["drop"]),
         (["type:Dropout"], [], ["type:Dropout", "freeze.buffers=frozen"]),
-        (["body.1.running_mean"], [], ["only buffers", "freeze.buffers=frozen"]),
+        (["**.running_mean"], [], ["only buffers", "freeze.buffers=frozen"]),
+        (["backbone"], [], ["@head", "freeze=backbone"]),
         (["fc"], ["fcc"], ["freeze.keep", "'fcc'", "did you mean"]),
         (["fc"], ["FC.weight"], ["freeze.keep", "fc.weight"]),
         (["fc"], ["body"], ["freeze.keep", "'body'", "exempts nothing"]),
@@ -130,13 +143,17 @@ def test_a_selection_compares_parameters_by_identity():
         (["fc", None], [], ["freeze.patterns", "None"]),
         (["re:fc("], [], ["freeze.patterns", "not a regular expression"]),
         (["**"], ["fc."], ["freeze.keep", "empty part"]),
-        ("fc", [], ["freeze.patterns", "[fc]"]),
-        (["**"], "fc", ["freeze.keep", "[fc]"]),
+        ("fc", [], ["freeze.patterns", "['fc']"]),
+        (["**"], "fc", ["freeze.keep", "['fc']"]),
     ],
 )
 def test_the_message_for_a_mistake_has_its_key_the_pattern_and_similar_names(patterns, keep, expected_texts):
-    text = error_message(net(), patterns, keep)
+    text = error_message(net(), patterns, keep, words=FOR_CONFIG)
     assert [part for part in expected_texts if part not in text] == []
+    in_python = error_message(net(), patterns, keep)  # the same message, in the words of the API
+    for key, argument in PYTHON_WORDS.items():
+        text = text.replace(key, argument)
+    assert in_python == text
 
 
 def test_any_value_of_buffers_but_live_and_frozen_is_an_error():
@@ -167,8 +184,9 @@ def test_keep_exempts_a_tied_tensor_under_all_its_names_and_a_note_says_so():
     selection = select(model, ["there"], keep=["back.weight"])
     assert list(selection.parameters) == ["there.bias"]
     (note,) = selection.notes
-    assert note.startswith("there.weight is not frozen")
-    assert "back.weight" in note
+    assert note == "there.weight is not frozen: it is tied to back.weight, which keep exempts"
+    (note,) = select(model, ["there"], keep=["back.weight"], words=FOR_CONFIG).notes
+    assert note.endswith("which freeze.keep exempts")
 
 
 def test_an_embedding_that_is_tied_to_the_exempt_head_is_exempt():
@@ -182,10 +200,30 @@ def test_an_embedding_that_is_tied_to_the_exempt_head_is_exempt():
 
 
 @pytest.mark.parametrize(
-    ("patterns", "keep"), [(["there"], []), (["**"], ["head"]), (["**"], ["there", "back"]), (["body"], ["body.bias"])]
+    ("patterns", "keep"),
+    [(["there", "back.weight"], []), (["**"], ["head"]), (["**"], ["there", "back"]), (["body"], ["body.bias"])],
 )
-def test_there_is_no_note_if_no_tensor_is_exempt_through_a_tie(patterns, keep):
+def test_there_is_no_note_if_no_tensor_is_exempt_or_frozen_through_a_tie(patterns, keep):
     assert select(MLP([3]), patterns, keep).notes == ()
+
+
+def test_a_tensor_that_is_frozen_under_a_name_that_no_pattern_matches_is_said_in_a_note():
+    model = nn.ModuleDict({"wte": nn.Embedding(5, 4), "lm_head": nn.Linear(4, 5, bias=False)})
+    model.lm_head.weight = model.wte.weight
+    assert select(model, ["lm_head"]).notes == ("lm_head.weight is the same tensor as wte.weight: both are frozen",)
+    assert select(model, ["wte"]).notes == ("wte.weight is the same tensor as lm_head.weight: both are frozen",)
+    assert select(model, ["**"]).notes == ()
+    model["third"] = model.lm_head
+    expected = "wte.weight is the same tensor as lm_head.weight and third.weight: all are frozen"
+    assert select(model, ["wte"]).notes == (expected,)
+    assert select(model, ["wte", "third"]).notes == ("wte.weight is the same tensor as lm_head.weight: both are frozen",)
+
+
+def test_many_ties_are_said_in_one_short_note():
+    shared = nn.Sequential(*(nn.Linear(2, 2) for _ in range(5)))
+    (note,) = select(nn.ModuleList([shared, shared]), ["0"]).notes
+    assert note.startswith("0.0.weight is the same tensor as 1.0.weight, 0.0.bias is the same tensor as 1.0.bias, ")
+    assert note.endswith(" and 7 more: all are frozen")
 
 
 def test_a_module_under_two_names_is_selected_or_exempted_by_either():
@@ -300,9 +338,16 @@ def test_find_head_returns_the_last_module_with_its_own_parameters_and_an_output
 
 def test_the_message_for_a_head_that_does_not_exist_has_a_similar_name():
     assert "fc2" in error_message(net(), ["@head"], head="fc3")
-    assert "model.head" in error_message(net(), ["**"], keep=["@head"], head="classifier")
-    assert "finds no classifier" in error_message(nn.Sequential(nn.BatchNorm1d(2)), ["@head"])
-    assert error_message(net(), ["@head"], head="fc..0").startswith("model.head: ")
+    assert "the classifier, head=classifier," in error_message(net(), ["**"], keep=["@head"], head="classifier")
+    assert "name it with head=NAME" in error_message(nn.Sequential(nn.BatchNorm1d(2)), ["@head"])
+    assert error_message(net(), ["@head"], head="fc..0").startswith("head: ")
+
+
+def test_in_a_config_the_messages_call_the_head_by_its_key():
+    keys = {"words": FOR_CONFIG}
+    assert "the classifier, model.head=fc3," in error_message(net(), ["@head"], head="fc3", **keys)
+    assert "name it with model.head=NAME" in error_message(nn.Sequential(nn.BatchNorm1d(2)), ["@head"], **keys)
+    assert error_message(net(), ["@head"], head="fc..0", **keys).startswith("model.head: ")
 
 
 # type:
@@ -387,13 +432,74 @@ def test_with_live_buffers_no_module_and_no_buffer_is_selected():
     assert selection.buffers == {}
 
 
-def test_a_module_without_parameters_can_be_selected_only_with_frozen_buffers():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
-    selection = select(model, ["type:BatchNorm1d"], buffers="frozen")
-    assert list(selection.modules) == ["1"]
-    assert selection.parameters == {}
-    assert list(selection.buffers) == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
-    assert "freeze.buffers=frozen" in error_message(model, ["type:BatchNorm1d"])
+@pytest.mark.parametrize("pattern", ["1", "type:BatchNorm1d", "?"])
+def test_a_pattern_that_matches_only_modules_without_parameters_declares_their_buffers(pattern):
+    model = nn.Sequential(nn.Sequential(nn.ReLU()), nn.BatchNorm1d(2, affine=False))
+    for buffers, modules in (("live", []), ("frozen", ["1"])):
+        selection = select(model, [pattern], buffers=buffers)
+        assert [name for name in selection.modules if name[:1] == "1"] == modules
+        assert selection.parameters == {}
+        assert list(selection.buffers) == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
+        assert selection.names == set(selection.buffers)
+        assert model[1].running_mean in selection
+
+
+@pytest.mark.parametrize("pattern", ["**", "*", "0", "re:.*weight", "type:Module"])
+def test_a_pattern_that_matches_parameters_leaves_the_buffers_in_its_modules_live(pattern):
+    inner = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.BatchNorm1d(2))
+    assert select(nn.Sequential(inner), [pattern]).buffers == {}
+
+
+@pytest.mark.parametrize("buffers", ["live", "frozen"])
+def test_a_regular_expression_that_matches_parameters_too_declares_no_live_buffer():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    assert not select(model, ["re:1.*"]).buffers
+    assert list(select(model, ["re:1.*"], buffers="frozen").buffers) == [f"1.{name}" for name, _ in model[1].named_buffers()]
+
+
+@pytest.mark.parametrize("pattern", ["body.1.running_mean", r"re:body\..*mean", r"re:.*\.running_m[a-z]*"])
+def test_a_buffer_that_a_pattern_names_in_full_is_declared_whatever_buffers_says(pattern, buffers):
+    model = net()
+    selection = select(model, [pattern], buffers=buffers)
+    assert list(selection.buffers) == ["body.1.running_mean"]
+    assert selection.names == {"body.1.running_mean"}
+    assert (selection.parameters, selection.modules) == ({}, {})
+    assert model.body[1].running_mean in selection
+    assert model.body[1].running_var not in selection
+    assert model.body[1].running_mean.clone() not in selection
+
+
+def test_a_buffer_is_declared_beside_parameters_and_inside_wrappers():
+    selection = select(net(), ["fc", "body.1.running_var"])
+    assert list(selection.parameters) == ["fc.weight", "fc.bias"]
+    assert selection.names == {"fc.weight", "fc.bias", "body.1.running_var"}
+    assert list(select(nn.DataParallel(net()), ["body.1.running_var"]).buffers) == ["module.body.1.running_var"]
+
+
+def test_keep_exempts_a_declared_buffer_also_by_another_of_its_names():
+    shared = nn.BatchNorm1d(2, affine=False)
+    model = nn.Sequential(shared, nn.Linear(2, 2), shared)
+    assert list(select(model, ["0"], keep=["re:0.*(var|tracked)"]).buffers) == ["0.running_mean"]
+    selection = select(model, ["0"], keep=["2.running_var"], buffers="frozen")
+    assert list(selection.buffers) == ["0.running_mean", "0.num_batches_tracked"]
+    assert list(selection.modules) == ["0", "2"]
+    assert "freezes nothing" in error_message(model, ["0.running_mean"], ["2"])
+    assert "exempts nothing" in error_message(model, ["1"], ["0.running_mean"])
+
+
+def test_a_declared_buffer_is_judged_like_a_frozen_parameter_by_an_audit_and_by_a_run():
+    model = MLP([3])
+    with audit(model, ["norm.running_mean", "body"]) as report:
+        model(torch.randn(5, 3))
+    assert report.leaks == ["norm.running_mean"]
+    outcome = run_experiment("model=mlp", "freeze.patterns=[norm.running_mean, there]", "freeze.keep=[]", "batches=2")
+    buffers = {row["name"]: row["verdict"] for row in outcome.rows if row["kind"] == "buffer"}
+    assert buffers == dict.fromkeys(buffers, "drifted") | {"norm.running_mean": "leaked"}
+    assert "there.weight is the same tensor as back.weight: both are frozen" in outcome.notes
+
+
+def test_a_selection_of_flags_contains_no_buffer():
+    assert net().body[1].running_mean not in select_by_flags(net().requires_grad_(False))
 
 
 def test_a_module_under_two_names_is_selected_or_exempted_under_both():

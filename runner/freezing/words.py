@@ -1,0 +1,44 @@
+"""What messages call the arguments of `select`: in Python other names than in a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Words:
+    """The names that messages use for what the user gave; the defaults are the arguments of `select`.
+
+    Attributes:
+        patterns: the list of patterns that say what to freeze.
+        keep: the list of exceptions.
+        head: the patterns that `@head` stands for.
+        frozen_buffers: how to freeze the buffers of modules too.
+        without_tensors: what to do for modules that have neither parameters nor buffers.
+        all_but_head: how to freeze everything but the classifier; `{}` stands for the pattern as written.
+    """
+
+    patterns: str = "patterns"
+    keep: str = "keep"
+    head: str = "head"
+    frozen_buffers: str = 'buffers="frozen"'
+    without_tensors: str = 'buffers="frozen" would select them'
+    all_but_head: str = 'select(model, ["**"], keep=["@head"]) for all the rest'
+
+
+FOR_PYTHON = Words()
+FOR_CONFIG = Words(
+    patterns="freeze.patterns",
+    keep="freeze.keep",
+    head="model.head",
+    frozen_buffers="freeze.buffers=frozen",
+    without_tensors="freeze.buffers=frozen would keep them in eval mode",
+    all_but_head="freeze={}",
+)
+# `audit` takes patterns, but no exceptions.
+FOR_AUDIT = Words(
+    patterns="frozen",
+    head="select's head",
+    frozen_buffers='select(..., buffers="frozen")',
+    without_tensors="give modules with parameters or buffers",
+)
