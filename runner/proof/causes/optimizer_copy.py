@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
 from inspect import Parameter, signature
-from types import FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def copy_optimizer(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
 
     Returns (copy of the optimizer, {id(original parameter): copy of the parameter}). Unlike `copy.deepcopy`, this keeps
     `.grad`. It also copies all other attributes, such as the list in which LBFGS keeps its parameters. Raises TypeError if
-    an attribute is a function, because a copied function would still act on the original.
+    an attribute is a function that may refer to the original, because a copied function would still act on it.
     """
     memo: dict[int, Any] = {}
     parameters = stepped_tensors(optimizer)
@@ -69,13 +70,14 @@ def _copy_attributes(target: Optimizer, optimizer: Optimizer, memo: dict[int, An
     """Copy the attributes of `optimizer` to `target`, without hooks.
 
     `memo`: {id(original): its copy}, the argument of that name of `copy.deepcopy`. Raises TypeError if an attribute is a
-    function.
+    function that may refer to the real optimizer.
     """
     # A scheduler sets `optimizer.step` to a function that is bound to the real optimizer.
     attributes = {name: value for name, value in vars(optimizer).items() if name != "step" and not name.endswith("_hooks")}
     for name, value in attributes.items():
         is_own_method = isinstance(value, MethodType) and id(value.__self__) in memo
-        if isinstance(value, (FunctionType, MethodType, partial)) and not is_own_method:
+        is_function = isinstance(value, (FunctionType, MethodType, BuiltinFunctionType, partial))
+        if is_function and not is_own_method and not _is_pure(value):
             raise TypeError(f"its {name} is a function, which would act on the real optimizer")
     vars(target).update(copy.deepcopy(attributes, memo))
     for value in vars(target).values():
@@ -83,6 +85,47 @@ def _copy_attributes(target: Optimizer, optimizer: Optimizer, memo: dict[int, An
             for key in [key for key in value if isinstance(key, int) and isinstance(memo.get(key), Tensor)]:
                 value[id(memo[key])] = value.pop(key)
     vars(target).update({name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")})
+
+
+def _is_pure(value: Any, seen: tuple[Any, ...] = ()) -> bool:
+    """Return whether a function, as far as its code tells, refers to nothing but its arguments, constants and modules.
+
+    Searched are its closure, its defaults, and every global name and attribute of a module that its code may mean. `seen`:
+    the functions that are being searched, which may call each other.
+    """
+    if any(value is each for each in seen):
+        return True
+    if isinstance(value, tuple):
+        return all(_is_pure(each, seen) for each in value)
+    if isinstance(value, BuiltinFunctionType):
+        return value.__self__ is None or isinstance(value.__self__, (ModuleType, type))
+    if not isinstance(value, FunctionType):
+        return value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype))
+    try:
+        reached = [cell.cell_contents for cell in value.__closure__ or ()]
+    except ValueError:  # a variable that has no value yet
+        return False
+    reached += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values()]
+    names = _names_in(value.__code__)
+    known = {**vars(builtins), **value.__globals__}
+    found = [known[name] for name in names if name in known]
+    for each in found:  # the list grows during the loop: a module may hold another one
+        if isinstance(each, ModuleType):
+            members = [vars(each)[name] for name in names if name in vars(each)]
+            found += [member for member in members if not any(member is other for other in found)]
+    reached += [each for each in found if not isinstance(each, ModuleType) and not _is_builtin_class(each)]
+    return all(_is_pure(each, (*seen, value)) for each in reached)
+
+
+def _is_builtin_class(value: Any) -> bool:
+    """Return whether a value is a class of Python or torch itself; such a class holds no optimizer."""
+    return isinstance(value, type) and value.__module__ in ("builtins", "torch")
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """Return the names of globals and attributes in the code of a function, and of the functions inside it."""
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    return {*code.co_names, *(name for each in inner for name in _names_in(each))}
 
 
 def step_copy(optimizer: Optimizer, with_closure: bool = False) -> None:

@@ -6,21 +6,19 @@ Of an optimizer, only parameter groups, state and gradients are assumed, so that
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.contract import LeakCause
 from runner.freezing.groups import group_lr
-from runner.proof.causes.optimizer_copy import copy_optimizer, items_of, step_copy, stepped_tensors, with_inner_optimizers
+from runner.proof.causes.fresh_state import FreshState
+from runner.proof.causes.optimizer_copy import copy_optimizer, step_copy, stepped_tensors, with_inner_optimizers
+from runner.proof.causes.trials import Edit, Trials, moved_from, stepped_copy
 from runner.seeding import preserve_random_state
 from runner.tensors import memory_overlaps, same_bits
-
-Edit = Callable[[Optimizer], None]  # changes the copy of an optimizer before its step is replayed
-
 
 WEIGHT_DECAY_NAME = re.compile(r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$")  # names of the option in various optimizers
 
@@ -30,80 +28,128 @@ def find_causes(
 ) -> dict[str, LeakCause]:
     """Return {tensor name: why a step of the optimizer, with the current gradients and state, changes the tensor}.
 
-    Tensors that the step does not move are left out. Exceptions are tensors that share memory with another tensor that the
-    optimizer may update: their cause is `shared_tensor`.
+    Tensors that the step does not move are left out, and tensors whose cause is not found. Exceptions are tensors that the
+    optimizer's first step has moved, if it is the only one so far, and tensors that share memory with another tensor that
+    the optimizer may update: their cause is `shared_tensor`.
 
     `tensors`: {name: frozen tensor}. `declared_lrs`: the learning rate of each parameter group when the tensors were
     declared frozen. `with_closure`: call `step` with a closure. The step is done on copies; the real parameters, optimizer
     and random state stay as they are. Raises what the optimizer raises, and what copying it raises.
     """
-    with preserve_random_state():
-        replay = partial(moved_tensors, optimizer, tensors, with_closure=with_closure)
-        moved = replay()
-        with_gradient = {name for name in moved if gradient_kind(tensors[name]) == "present"}
-        causes = _causes_with_gradient(optimizer, {name: tensors[name] for name in with_gradient}, replay, declared_lrs)
-        if without_gradient := moved - with_gradient:
-            causes.update(_causes_without_gradient(without_gradient, replay))
+    return _causes_and_errors(optimizer, tensors, declared_lrs, with_closure)[0]
+
+
+def try_find_causes(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool = False
+) -> tuple[dict[str, LeakCause], str]:
+    """Do what `find_causes` does, and return (what it returns, error message).
+
+    The message is empty, unless the step could not be done on copies, or could not with something changed. It then says why
+    the causes of tensors that were moved are missing.
+    """
+    try:
+        causes, errors = _causes_and_errors(optimizer, tensors, declared_lrs, with_closure)
+    except Exception as error:  # a third-party optimizer may raise anything, and the training must go on
+        return {}, f"a step of {type(optimizer).__name__} could not be replayed ({type(error).__name__}: {error})"
+    return causes, "; ".join(dict.fromkeys(errors))
+
+
+def _causes_and_errors(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool
+) -> tuple[dict[str, LeakCause], list[str]]:
+    """Do what `find_causes` does, and return (what it returns, why causes of moved tensors are missing)."""
+    trials = Trials(optimizer, tensors, with_closure)
+    causes = _causes_of_moves(trials, declared_lrs) if trials.moved else {}
+    if trials.start_at_first_step():
+        causes.update(_causes_of_moves(trials, declared_lrs))
     for name, tensor in tensors.items():
         if name not in causes and shares_memory(tensor, optimizer):
             causes[name] = "shared_tensor"
+    return causes, trials.errors
+
+
+def _causes_of_moves(trials: Trials, declared_lrs: Sequence[float]) -> dict[str, LeakCause]:
+    """Return {tensor name: why a step moves the tensor} for `trials.moved`; tensors that no trial explains are left out."""
+    with_gradient = {name for name in trials.moved if gradient_kind(trials.tensors[name]) == "present"}
+    causes = _causes_with_gradient(with_gradient, trials, declared_lrs) if with_gradient else {}
+    unsure = trials.rewritten & with_gradient
+    if unsure:
+        moved = trials.try_step("with a zero gradient", without_gradient=unsure)
+        for name in unsure if moved is None else unsure & moved:
+            causes.pop(name, None)
+            trials.errors.append("the step writes to the gradient, so it is not known what the gradient was before it")
+    if without_gradient := trials.moved - with_gradient:
+        causes.update(_causes_without_gradient(without_gradient, trials))
     return causes
 
 
-def _causes_with_gradient(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], replay: Callable[..., set[str]], declared_lrs: Sequence[float]
-) -> dict[str, LeakCause]:
+def _causes_with_gradient(names: set[str], trials: Trials, declared_lrs: Sequence[float]) -> dict[str, LeakCause]:
     """Return {tensor name: why a step moves the tensor} for tensors with a gradient that is not zero.
 
-    `tensors`: {name: tensor}; a step moves all of them. `replay(*edits)`: changes a copy of the optimizer by the functions
-    `edits`, steps the copy, and returns the names of the tensors that moved. `declared_lrs`: the learning rate of each
-    parameter group when the tensors were declared frozen.
+    `names`: the names of the tensors; a step moves all of them. `declared_lrs`: the learning rate of each parameter group
+    when the tensors were declared frozen.
     The cause is `scheduler` if the step does not move the tensor at the declared learning rates. Otherwise it is
     `optimizer_ignores_lr` if the declared or the current learning rate of the tensor's group is 0. Otherwise it is
-    `gradient`.
+    `gradient`. Tensors for which a trial raises are left out.
     """
-    lrs = [group_lr(group) for group in optimizer.param_groups]
+    groups = trials.optimizer.param_groups
+    lrs = [group_lr(group) for group in groups]
     old_lrs = [*declared_lrs, *lrs[len(declared_lrs) :]]  # groups may have been added since
-    moved_at_old_lrs = set(tensors)
-    if tensors and old_lrs != lrs:
+    held_at_old_lrs, undecided = set[str](), set[str]()
+    if old_lrs != lrs:
         set_old_lrs = partial(_set_learning_rates, old_lrs)
-        moved_at_old_lrs = replay(set_old_lrs)
-        if moved_at_old_lrs:  # some optimizers keep the learning rate in their state (ASGD)
-            moved_at_old_lrs &= replay(set_old_lrs, _clear_state)
+        moved = trials.try_step("at the declared learning rates", set_old_lrs)
+        if moved is None:
+            return {}
+        held_at_old_lrs = names - moved
+        if names & moved:  # some optimizers keep the learning rate in their state (ASGD)
+            fresh = trials.try_step("with fresh state", trials.fresh_state)
+            fresh_at_old_lrs = fresh and trials.try_step("with fresh state", set_old_lrs, trials.fresh_state)
+            if fresh is None or fresh_at_old_lrs is None:
+                undecided = names & moved
+            else:
+                held_at_old_lrs |= (names & fresh) - fresh_at_old_lrs
     ids_at_lr_zero = {
         id(parameter)
-        for group, lr, old_lr in zip(optimizer.param_groups, lrs, old_lrs, strict=True)
+        for group, lr, old_lr in zip(groups, lrs, old_lrs, strict=True)
         for parameter in group["params"]
         if lr == 0 or old_lr == 0
     }
     causes: dict[str, LeakCause] = {}
-    for name, tensor in tensors.items():
-        cause: LeakCause = "optimizer_ignores_lr" if id(tensor) in ids_at_lr_zero else "gradient"
-        causes[name] = cause if name in moved_at_old_lrs else "scheduler"
+    for name in names - undecided:
+        cause: LeakCause = "optimizer_ignores_lr" if id(trials.tensors[name]) in ids_at_lr_zero else "gradient"
+        causes[name] = "scheduler" if name in held_at_old_lrs else cause
     return causes
 
 
-def _causes_without_gradient(names: set[str], replay: Callable[..., set[str]]) -> dict[str, LeakCause]:
+def _causes_without_gradient(names: set[str], trials: Trials) -> dict[str, LeakCause]:
     """Return {tensor name: why a step moves the tensor} for tensors whose gradient is None or zero.
 
-    `names`: the names of the tensors; a step moves all of them. `replay(*edits)`: changes a copy of the optimizer by the
-    functions `edits`, steps the copy, and returns the names of the tensors that moved.
+    `names`: the names of the tensors; a step moves all of them.
     The cause is what must be removed so that the tensor no longer moves: weight decay, optimizer state, or both. If the
-    tensor moves even without both, the cause is `optimizer_rule`.
+    tensor moves even without both, the cause is `optimizer_rule`. Tensors that need a trial that raises are left out.
     """
-    edits_of_cause: dict[LeakCause, tuple[Edit, ...]] = {
-        "weight_decay": (_zero_weight_decay,),
-        "optimizer_state": (_clear_state,),
-        "weight_decay|optimizer_state": (_zero_weight_decay, _clear_state),
+    edits_of_cause: dict[LeakCause, tuple[str, tuple[Edit, ...]]] = {
+        "weight_decay": ("without weight decay", (_zero_weight_decay,)),
+        "optimizer_state": ("with fresh state", (trials.fresh_state,)),
+        "weight_decay|optimizer_state": ("without weight decay, with fresh state", (_zero_weight_decay, trials.fresh_state)),
     }
-    causes: dict[str, LeakCause] = dict.fromkeys(names, "optimizer_rule")
+    causes: dict[str, LeakCause] = {}
     unexplained = set(names)
-    for cause, edits in edits_of_cause.items():
-        if unexplained:
-            moved = replay(*edits)
-            causes.update(dict.fromkeys(unexplained - moved, cause))
-            unexplained &= moved
-    return causes
+    for cause, (how, edits) in edits_of_cause.items():
+        if not unexplained:
+            break
+        moved = trials.try_step(how, *edits)
+        is_undecided = moved is None
+        if (
+            moved is None and trials.fresh_state in edits
+        ):  # what holds without the state needs it, whatever the count of steps
+            moved = trials.try_step(how, *edits[:-1], FreshState())
+        causes.update(dict.fromkeys(unexplained - (unexplained if moved is None else moved), cause))
+        if is_undecided:
+            return causes
+        unexplained &= moved or set()
+    return {**causes, **dict.fromkeys(unexplained, "optimizer_rule")}
 
 
 def moved_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *edits: Edit, with_closure: bool = False) -> set[str]:
@@ -113,21 +159,7 @@ def moved_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *edits: E
     step; each is called with the copy. `with_closure`: call `step` with a closure. Raises what the step raises, and what
     copying the optimizer raises.
     """
-    optimizer_copy, copy_of = copy_optimizer(optimizer)
-    for edit in edits:
-        edit(optimizer_copy)
-    try:
-        step_copy(optimizer_copy, with_closure)
-    except Exception:
-        if _clear_state not in edits:
-            raise
-        # Some optimizers create their state in `__init__` only (Adagrad): zero the state instead of clearing it.
-        optimizer_copy, copy_of = copy_optimizer(optimizer)
-        for edit in (*edits, _zero_state):
-            if edit is not _clear_state:
-                edit(optimizer_copy)
-        step_copy(optimizer_copy, with_closure)
-    return {name for name, real in tensors.items() if id(real) in copy_of and not same_bits(real, copy_of[id(real)])}
+    return moved_from(tensors, tensors, stepped_copy(optimizer, edits, with_closure)[1])
 
 
 def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor]) -> bool:
@@ -149,19 +181,6 @@ def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor
             results.append(copy_of)
     other_ids = results[0].keys() - {id(tensor) for tensor in frozen}
     return any(not same_bits(results[0][tensor_id], results[1][tensor_id]) for tensor_id in other_ids)
-
-
-def try_find_causes(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], declared_lrs: Sequence[float], with_closure: bool = False
-) -> tuple[dict[str, LeakCause], str]:
-    """Do what `find_causes` does, and return (what it returns, error message).
-
-    The message is empty, unless the step could not be done on copies.
-    """
-    try:
-        return find_causes(optimizer, tensors, declared_lrs, with_closure), ""
-    except Exception as error:  # a third-party optimizer may raise anything, and the training must go on
-        return {}, f"a step of {type(optimizer).__name__} could not be replayed ({type(error).__name__}: {error})"
 
 
 def shares_memory(tensor: Tensor, optimizer: Optimizer) -> bool:
@@ -194,44 +213,3 @@ def _zero_weight_decay(optimizer: Optimizer) -> None:
             for name in options:
                 if WEIGHT_DECAY_NAME.search(name):
                     options[name] = 0.0
-
-
-def _clear_state(optimizer: Optimizer) -> None:
-    """Remove all state of an optimizer; tensors that it keeps in attributes instead of in its state are set to zero."""
-    for each in with_inner_optimizers(optimizer):
-        each.state.clear()
-    _zero_attribute_tensors(optimizer)
-
-
-def _zero_state(optimizer: Optimizer) -> None:
-    """Set to zero, in place, all tensors and numbers in the state of an optimizer.
-
-    The same is done for tensors that it keeps in attributes instead of in its state.
-    """
-    for each in with_inner_optimizers(optimizer):
-        _zero_nested(each.state)
-    _zero_attribute_tensors(optimizer)
-
-
-def _zero_attribute_tensors(optimizer: Optimizer) -> None:
-    """Set to zero the tensors that are attributes of the optimizer, such as a momentum buffer, but not its parameters.
-
-    Tensors without a dimension stay as they are, because they are probably a learning rate or a step count.
-    """
-    optimizers = with_inner_optimizers(optimizer)
-    parameter_ids = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
-    for attribute in (attribute for each in optimizers for attribute in vars(each).values()):
-        for item in items_of(attribute):
-            if type(item) is Tensor and item.dim() and id(item) not in parameter_ids:
-                item.detach().zero_()
-
-
-def _zero_nested(value: Any) -> Any:
-    """Set all tensors and numbers in nested dicts and lists to 0, in place; return `value`, or 0 if it is a number."""
-    if isinstance(value, Tensor):
-        value.detach().zero_()
-    elif isinstance(value, dict):
-        value.update({key: _zero_nested(item) for key, item in value.items()})
-    elif isinstance(value, list):
-        value[:] = map(_zero_nested, value)
-    return type(value)(0) if isinstance(value, (int, float)) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 from inspect import signature
 
@@ -12,28 +13,34 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from runner import audit
 from runner.freezing.groups import group_lr
 from runner.proof.causes.optimizer_copy import copy_optimizer, step_copy
-from runner.proof.causes.replay import find_causes, gradient_kind, moved_tensors
+from runner.proof.causes.replay import find_causes, gradient_kind, moved_tensors, try_find_causes
 from runner.seeding import preserve_random_state
 from runner.tensors import memory_overlaps, same_bits
 from tests.proof.causes.test_leak_tracer import (
     CUSTOM_OPTIMIZERS,
     DENSE,
     LR,
+    AddsConstant,
     CannotBeCopied,
     CustomOptimizer,
     HoldsFunction,
     NeedsClosure,
     Velocity,
+    audit_freezing_after_some_steps,
     compute_gradients,
     equal_values,
     freeze,
+    leak_causes,
     lookahead,
     random_states,
     small_net,
+    train,
     two_groups,
     with_options,
+    write,
 )
 
 LBFGS = torch.optim.LBFGS
@@ -271,6 +278,299 @@ def test_the_declared_learning_rates_still_count_after_a_group_was_added(group):
     assert found == {"leaky": "scheduler"}
 
 
+# Trials that raise, and state outside `optimizer.state`
+
+
+class NeedsItsState(CustomOptimizer):
+    """Momentum and weight decay; it cannot step without the state that its first steps have made."""
+
+    def __init__(self, params, lr=LR):
+        super().__init__(params, lr, weight_decay=0.1)
+        self.is_first = True
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.is_first = False
+
+    def move(self, parameter, group):
+        if self.is_first:
+            self.state[parameter]["velocity"] = torch.zeros_like(parameter)
+        if not self.is_first and not self.state[parameter].get("velocity", torch.zeros(1)).any():
+            raise ValueError("no velocity")
+        velocity = self.state[parameter]["velocity"].mul_(0.9).add_(parameter.grad)
+        decay = 0 if parameter.shape[1] == 3 else group["weight_decay"]  # of all layers but the first one
+        parameter.mul_(1 - group["lr"] * decay).sub_(velocity, alpha=group["lr"] if parameter.shape[1] == 3 else 0)
+
+
+def test_a_trial_that_raises_keeps_the_causes_that_other_trials_have_found_and_names_itself():
+    model, optimizer = trained(NeedsItsState)
+    freeze(model.leaky, to_zeros=True)
+    freeze(model.free, to_zeros=True)
+    tensors = {"moved by state": model.leaky.weight, "decayed": model.free.weight}
+    causes, error = try_find_causes(optimizer, tensors, [LR])
+    assert causes == {"decayed": "weight_decay"}
+    assert error == "NeedsItsState could not be stepped with fresh state (ValueError: no velocity)"
+
+
+def test_a_trial_at_the_declared_rates_that_raises_leaves_the_tensors_with_a_gradient_unknown_and_no_others():
+    class NeedsRate(AddsConstant):
+        def move(self, parameter, group):
+            parameter.add_(0.001 / group["lr"])
+
+    model, optimizer = trained(NeedsRate)
+    freeze(model.free, to_zeros=True)
+    causes, error = try_find_causes(optimizer, {"one": model.leaky.weight, "other": model.free.weight}, [0.0])
+    assert causes == {"other": "optimizer_rule"}
+    assert (
+        error == "NeedsRate could not be stepped at the declared learning rates (ZeroDivisionError: float division by zero)"
+    )
+
+
+def test_a_step_that_raises_with_nothing_changed_is_reported_as_not_replayed():
+    class Raises(CustomOptimizer):
+        def move(self, parameter, group):
+            raise KeyError("momentum")
+
+    model = small_net()
+    optimizer = Raises(model.parameters())
+    compute_gradients(model, optimizer)
+    causes, error = try_find_causes(optimizer, {"leaky": model.leaky.weight}, [LR])
+    assert (causes, error) == ({}, "a step of Raises could not be replayed (KeyError: 'momentum')")
+
+
+class MasksFromInit(CustomOptimizer):
+    """Momentum for the elements under a mask, which is made in `__init__`; it also counts steps in its state."""
+
+    def __init__(self, params, lr=LR):
+        super().__init__(params, lr)
+        self.state["total_step"] = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["mask"] = torch.ones_like(parameter, dtype=torch.bool)
+
+    def step(self, closure=None):
+        self.state["total_step"] += 1
+        return super().step(closure)
+
+    def move(self, parameter, group):
+        state = self.state[parameter]
+        gradient = parameter.grad[state["mask"]]
+        velocity = state.setdefault("velocity", torch.zeros_like(gradient)).mul_(0.9).add_(gradient)
+        parameter[state["mask"]] -= velocity * group["lr"]
+
+
+class AveragesSinceStart(CustomOptimizer):
+    """Pulls to the average of all values, corrected by a count of steps that it keeps in the parameter group."""
+
+    def move(self, parameter, group):
+        average = self.state[parameter].setdefault("average", torch.zeros_like(parameter)).lerp_(parameter, 0.1)
+        parameter.sub_(parameter - average / (1 - 0.9 ** group["step"]) + parameter.grad, alpha=group["lr"])
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+        return super().step(closure)
+
+
+class AveragesSinceStartByOption(AveragesSinceStart):
+    """The same; its count of steps is in the defaults."""
+
+    def __init__(self, params, lr=LR):
+        super().__init__(params, lr, step=0)
+
+
+@pytest.mark.parametrize("make_optimizer", [MasksFromInit, AveragesSinceStart, AveragesSinceStartByOption])
+@pytest.mark.parametrize("every", [None, 1])
+def test_fresh_state_keeps_masks_and_sets_back_the_counts_of_steps_in_parameter_groups(make_optimizer, every):
+    report = audit_freezing_after_some_steps(make_optimizer, every)
+    assert leak_causes(report) == {"leaky.weight": "optimizer_state"}
+    assert report.notes == []
+
+
+class NeedsMoreInFirstStep(CustomOptimizer):
+    """Momentum; its first step, by a count in the parameter group, needs gradients that can be differentiated again."""
+
+    def move(self, parameter, group):
+        velocity = self.state[parameter].setdefault("velocity", torch.zeros_like(parameter)).mul_(0.9).add_(parameter.grad)
+        parameter.sub_(velocity + group["pull"], alpha=group["lr"])
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            group.setdefault("pull", 0.0)
+            if group["step"] == 1 and not all(parameter.requires_grad for parameter in group["params"][:1]):
+                raise RuntimeError("does not require grad")
+        return super().step(closure)
+
+
+def test_where_the_first_step_cannot_be_made_a_tensor_that_holds_without_the_state_alone_is_moved_by_the_state():
+    model, optimizer = trained(NeedsMoreInFirstStep)
+    freeze(model.leaky, to_zeros=True)
+    assert find_causes(optimizer, {"leaky": model.leaky.weight}, [LR]) == {"leaky": "optimizer_state"}
+    optimizer.param_groups[0]["pull"] = 0.1
+    causes, error = try_find_causes(optimizer, {"leaky": model.leaky.weight}, [LR])
+    assert causes == {}
+    assert error == "NeedsMoreInFirstStep could not be stepped with fresh state (RuntimeError: does not require grad)"
+
+
+class SkipsAtRandom(CustomOptimizer):
+    """Momentum and weight decay; it makes only a third of the moves, chosen at random."""
+
+    def __init__(self, params, lr=LR):
+        super().__init__(params, lr, weight_decay=0.1)
+
+    def move(self, parameter, group):
+        velocity = self.state[parameter].setdefault("velocity", torch.zeros_like(parameter)).mul_(0.9).add_(parameter.grad)
+        if torch.rand(()) < 1 / 3:
+            parameter.sub_(velocity + group["weight_decay"] * parameter, alpha=group["lr"])
+
+
+@pytest.mark.parametrize("random_seed", range(12))
+def test_every_trial_draws_the_same_random_numbers_as_the_real_step(random_seed):
+    model, optimizer = trained(SkipsAtRandom)
+    freeze(model.leaky, to_zeros=True)
+    torch.default_generator.manual_seed(random_seed)
+    before = random_states()
+    was = model.leaky.weight.detach().clone()
+    found = find_causes(optimizer, {"leaky": model.leaky.weight}, [LR])
+    assert equal_values(random_states(), before)
+    real_step(model, optimizer)
+    moves = not same_bits(was, model.leaky.weight)
+    assert found == ({"leaky": "weight_decay|optimizer_state"} if moves else {})
+
+
+class MovesAfterWarmup(CustomOptimizer):
+    """Moves by the number of steps so far, whatever the rate: not at all in its first step."""
+
+    def move(self, parameter, group):
+        count = self.state[parameter].get("count", 0)
+        self.state[parameter]["count"] = count + 1
+        parameter.sub_(parameter.grad, alpha=0.01 * count)
+
+
+@pytest.mark.parametrize(("declared", "lr"), [(LR, 0.0), (0.0, LR)])
+def test_a_first_step_that_moves_nothing_at_any_rate_is_no_sign_of_a_scheduler(declared, lr):
+    model, optimizer = trained(MovesAfterWarmup)
+    optimizer.param_groups[0]["lr"] = lr
+    assert find_causes(optimizer, {"leaky": model.leaky.weight}, [declared]) == {"leaky": "optimizer_ignores_lr"}
+
+
+class AddsDecayToGradient(CustomOptimizer):
+    """Adds the weight decay to the gradient in place, and moves only from its second step on."""
+
+    def __init__(self, params, lr=LR):
+        super().__init__(params, lr, weight_decay=0.1)
+
+    def move(self, parameter, group):
+        parameter.grad.add_(parameter, alpha=group["weight_decay"])
+        if self.state[parameter].setdefault("count", 0):
+            parameter.sub_(parameter.grad, alpha=group["lr"])
+        self.state[parameter]["count"] += 1
+
+
+def test_a_gradient_that_the_step_itself_has_written_is_not_the_cause():
+    model, optimizer = trained(AddsDecayToGradient)
+    freeze(model.leaky, to_zeros=True)
+    assert find_causes(optimizer, {"leaky": model.leaky.weight}, [LR]) == {"leaky": "weight_decay"}
+    real_step(model, optimizer)  # now its gradient is the weight decay
+    causes, error = try_find_causes(optimizer, {"leaky": model.leaky.weight}, [LR])
+    assert causes == {}
+    assert error == "the step writes to the gradient, so it is not known what the gradient was before it"
+
+
+def test_a_gradient_that_the_step_writes_to_is_the_cause_if_the_tensor_needs_it_or_does_not_move_without_it():
+    model, optimizer = trained(AddsDecayToGradient)
+    assert find_causes(optimizer, {"leaky": model.leaky.weight}, [LR]) == {"leaky": "gradient"}
+    model.leaky.requires_grad_(False)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+
+    class Doubles(CustomOptimizer):
+        def move(self, parameter, group):
+            parameter.sub_(parameter.grad.mul_(2), alpha=group["lr"])
+
+    for one in (optimizer, Doubles(model.parameters())):
+        assert find_causes(one, {"leaky": model.leaky.weight}, [LR]) == {"leaky": "gradient"}
+
+
+# Optimizers that move a tensor in their first step only
+
+
+class AveragesFromZero(CustomOptimizer):
+    """Sets the parameter to an average that starts at 0, as if it were its own momentum."""
+
+    def move(self, parameter, group):
+        average = self.state[parameter].setdefault("average", torch.zeros_like(parameter)).lerp_(parameter, 0.7)
+        parameter.copy_(average.sub_(parameter.grad, alpha=group["lr"]))
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+        return super().step(closure)
+
+
+class AveragesCountingByTensor(AveragesFromZero):
+    """The same, but it counts the steps in the state of each parameter, as a tensor."""
+
+    def move(self, parameter, group):
+        average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
+        first = not self.state[parameter].setdefault("step", torch.zeros(())).add_(1).gt(1)
+        parameter.copy_(average.lerp_(parameter, 0.7) if first else parameter - group["lr"] * parameter.grad)
+
+
+class ForgetsStart(AveragesFromZero):
+    """Computes the parameter from the sum of its gradients alone, and divides by the rate: NaN at rate 0, else 0."""
+
+    def move(self, parameter, group):
+        total = self.state[parameter].setdefault("total", torch.zeros_like(parameter)).add_(parameter.grad)
+        parameter.copy_(-total * group["lr"] / (parameter.grad.abs() * group["lr"] + (group["lr"] > 0)))
+
+
+FIRST_STEP = pytest.mark.parametrize("make_optimizer", [AveragesFromZero, AveragesCountingByTensor, ForgetsStart])
+
+
+@FIRST_STEP
+@pytest.mark.parametrize("every", [None, 1])
+def test_an_optimizer_that_moves_a_tensor_once_at_rate_0_ignores_the_rate(make_optimizer, every):
+    model = small_net()
+    optimizer = make_optimizer(two_groups(model, 0.0))
+    with audit(model, ["leaky"], optimizer, every) as report:
+        train(model, optimizer, steps=5)
+    assert leak_causes(report) == {"leaky.weight": "optimizer_ignores_lr"}
+    assert report.notes == []
+
+
+@FIRST_STEP
+@pytest.mark.parametrize("every", [None, 1])
+def test_an_optimizer_that_moves_a_tensor_once_on_a_zero_gradient_does_so_by_its_rule(make_optimizer, every):
+    model = small_net()
+    optimizer = make_optimizer(two_groups(model, LR))
+    freeze(model.leaky, to_zeros=True)
+    with audit(model, ["leaky"], optimizer, every) as report:
+        train(model, optimizer, steps=5, to_none=False)
+    assert leak_causes(report) == {"leaky.weight": "optimizer_rule"}
+    assert report.notes == []
+
+
+def test_the_first_step_is_not_blamed_for_a_later_change():
+    model = small_net()
+    optimizer = AveragesCountingByTensor(two_groups(model, 0.0))
+    train(model, optimizer, steps=3)
+    with audit(model, ["leaky"], optimizer) as report:
+        train(model, optimizer)
+        write(model.leaky.weight)
+    assert leak_causes(report) == {"leaky.weight": "outside_write"}
+    assert find_causes(optimizer, {"leaky": model.leaky.weight}, [0.0, LR]) == {}
+
+
+@pytest.mark.parametrize("make_optimizer", [SGD, Adam, Velocity])
+def test_a_first_step_that_moves_nothing_is_no_cause(make_optimizer):
+    model = small_net()
+    optimizer = make_optimizer(two_groups(model, 0.0))
+    train(model, optimizer, steps=1)
+    compute_gradients(model, optimizer)
+    assert find_causes(optimizer, {"leaky": model.leaky.weight}, [0.0, LR]) == {}
+
+
 # Optimizers that cannot be copied
 
 
@@ -338,6 +638,74 @@ def test_a_method_that_is_an_attribute_of_the_optimizer_steps_the_copy():
     assert equal_values(copy_of_everything(model, optimizer), before)
     real_step(model, optimizer)
     assert all(same_bits(copy_of[id(parameter)], parameter) for parameter in model.parameters())
+
+
+HELD_BY_MODULE = {}  # may hold an optimizer
+
+
+def scaled(value, factor=2.0):
+    return math.sqrt(value) / factor
+
+
+PURE = [
+    lambda step: math.pow(step, 0.25),
+    lambda step: scaled(float(step), factor=3),
+    lambda step: max(torch.sqrt(torch.tensor(float(step))).item(), 1.0),
+    lambda step: [each + 1 for each in range(step)][-1],
+    (lambda rate: lambda step: step * rate)(0.5),
+]
+
+
+def may_reach(optimizer):
+    """Functions that act, or may act, on this optimizer."""
+    HELD_BY_MODULE["optimizer"] = optimizer
+    parameter = optimizer.param_groups[0]["params"][0]
+
+    def with_attribute(step):
+        return with_attribute.optimizer
+
+    with_attribute.optimizer = optimizer
+    return {
+        "global": lambda step: HELD_BY_MODULE["optimizer"].step(),
+        "inner function": lambda step: (lambda: HELD_BY_MODULE)(),
+        "through another function": lambda step: calls_global(),
+        "closure": lambda step: optimizer.state,
+        "default": lambda step, given=optimizer: given,
+        "attribute": with_attribute,
+        "partial": partial(scaled, factor=parameter),
+        "method": optimizer.zero_grad.__func__.__get__(optimizer.param_groups),
+        "built-in method": parameter.data.add_,
+    }
+
+
+def calls_global():
+    return HELD_BY_MODULE["optimizer"]
+
+
+@pytest.mark.parametrize("number", range(len(PURE)))
+def test_a_function_of_its_arguments_alone_is_copied_and_steps_the_copy_as_the_real_one(number):
+    class Schedules(CustomOptimizer):
+        def __init__(self, params, lr=LR):
+            super().__init__(params, lr)
+            self.schedule = PURE[number]
+
+        def move(self, parameter, group):
+            parameter.sub_(parameter.grad, alpha=group["lr"] * self.schedule(4))
+
+    model, optimizer = trained(Schedules)
+    assert find_causes(optimizer, {"leaky": model.leaky.weight}, [LR]) == {"leaky": "gradient"}
+    optimizer_copy, copy_of = copy_optimizer(optimizer)
+    step_copy(optimizer_copy)
+    real_step(model, optimizer)
+    assert all(same_bits(copy_of[id(parameter)], parameter) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("way", may_reach(SGD(small_net().parameters())))
+def test_a_function_that_may_reach_the_real_optimizer_is_refused(way):
+    _, optimizer = trained(Adam)
+    optimizer.schedule = may_reach(optimizer)[way]
+    with pytest.raises(TypeError, match="its schedule is a function, which would act on the real optimizer"):
+        copy_optimizer(optimizer)
 
 
 # Gradients
