@@ -30,6 +30,8 @@ from runner.proof.steps import StepHooks, closure_of_step, has_compiled, with_cl
 from runner.proof.verdict import Evidence
 from runner.tensors import copy_of, is_compiled, same_bits
 
+# Causes that a replay also finds if the state of the optimizer pulls a tensor back that other code has written.
+PULLS_BACK = ("optimizer_state", "weight_decay|optimizer_state", "optimizer_rule", "optimizer_ignores_lr")
 COMPARED_ON_LEAVING = "bits were compared on leaving only: torch.compile has compiled a step"
 
 
@@ -245,6 +247,8 @@ class Auditor:
         for optimizer, held in self.optimizers.holding(leaked).values():
             self.explain_by_last_step(optimizer, [row for row in held if row.may_be_stepped])
         for row in leaked:
+            if last + 1 in row.window.written_before and row.evidence.fallback_cause in PULLS_BACK:
+                row.evidence.fallback_cause = ""  # the replay would move what other code wrote after the last step
             explain_by_marks(row, self.optimizers, steps_are_seen=self.hooks is not None)
 
     def finish(self) -> None:

@@ -38,6 +38,7 @@ class Window:
         mark: the mark of the tensor when it was last read; None if it was not read yet.
         steps: how many steps later its bits were found changed.
         reached: whether one of them could have written the tensor: it had a gradient, or its mark changed in the step.
+        written_in_step: whether its mark changed in one of the steps.
         written_before: the numbers of the steps before which its mark changed, after the step before had ended.
         written_between: whether its bits changed between two steps.
     """
@@ -46,6 +47,7 @@ class Window:
     mark: Mark | None = None
     steps: int = 0
     reached: bool = False
+    written_in_step: bool = False
     written_before: list[int] = field(default_factory=list)
     written_between: bool = False
 
@@ -64,6 +66,7 @@ class Window:
                 self.written_before.append(before_step)
             else:
                 self.reached |= can_be_stepped
+                self.written_in_step |= can_be_stepped
             self.mark = mark
 
 

@@ -25,7 +25,10 @@ def explain_by_marks(row: Followed, optimizers: KnownOptimizers, *, steps_are_se
         evidence.why_unknown = "no optimizer step was seen in the block"
     elif window.reached and not window.written_before:
         between = f"between steps {window.begin} and {evidence.seen_at}"
-        evidence.why_unknown = evidence.why_unknown or f"it was written through .data {between}"
+        reason = f"a step {between} moved it, but a replay of the last one does not: use every=1"
+        evidence.why_unknown = evidence.why_unknown or (
+            reason if window.written_in_step else f"it was written through .data {between}"
+        )
     elif window.steps and (window.is_before_first_step or row.kind == "buffer"):
         evidence.why_unknown = evidence.why_unknown or "it was written by a forward pass or by other code: use every=1"
     else:
