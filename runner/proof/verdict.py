@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from runner.contract import VERDICTS, IdleCause, LeakCause, Row, RunVerdict, TensorKind, Verdict
+from runner.contract import VERDICTS, IdleCause, LeakCause, Row, RunVerdict, TensorKind, TrainingRecord, Verdict
 
 
 @dataclass
@@ -131,12 +131,13 @@ def problems_of(verdict_counts: Mapping[str, int], nothing_declared: bool = Fals
     return problems
 
 
-def violates_strict(verdict_counts: Mapping[str, int]) -> bool:
-    """Return whether a run fails under `strict=true`: see `problems_of`.
+def violates_strict(record: TrainingRecord) -> bool:
+    """Return whether a run fails under `strict=true`: see `problems_of`; or its loss is NaN or infinite.
 
-    `verdict_counts`: {verdict: number of tensors that have it}.
+    `record`: the entries of `run.json`.
     """
-    return bool(problems_of(verdict_counts))
+    has_loss = record.get("loss_first") is not None and record.get("loss_last") is not None
+    return bool(problems_of(record["counts"])) or (bool(record.get("looks")) and not has_loss)
 
 
 def count_verdicts(rows: Iterable[Row]) -> dict[str, int]:

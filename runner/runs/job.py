@@ -257,5 +257,5 @@ def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) 
     if outcome.interrupted:
         result.set_end("interrupted", f"interrupted after step {len(outcome.steps)} of {config.steps}", EXIT_INTERRUPTED)
     else:
-        exit_code = EXIT_STRICT if config.strict and violates_strict(result.record["counts"]) else EXIT_DONE
+        exit_code = EXIT_STRICT if config.strict and violates_strict(result.record) else EXIT_DONE
         result.set_end("finished", "", exit_code)

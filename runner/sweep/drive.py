@@ -216,6 +216,6 @@ def exit_code(runs: list[SweepRun]) -> int:
     if any(record is None or record["status"] == "failed" for record in records):
         return EXIT_FAILED
     strict_violated = any(
-        run.strict and record and violates_strict(record["counts"]) for run, record in zip(runs, records, strict=True)
+        run.strict and record and violates_strict(record) for run, record in zip(runs, records, strict=True)
     )
     return EXIT_STRICT if strict_violated else EXIT_DONE

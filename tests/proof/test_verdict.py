@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runner.contract import VERDICTS
-from runner.proof.verdict import Evidence, count_verdicts, idle_cause, run_verdict, verdict
+from runner.proof.verdict import Evidence, count_verdicts, idle_cause, run_verdict, verdict, violates_strict
 
 COLUMNS = [("parameter", True), ("parameter", False), ("buffer", False), ("buffer", True)]
 TABLE = {
@@ -76,3 +76,27 @@ def test_the_cause_of_an_idle_parameter_follows_from_its_evidence(gradients, lrs
 
 def test_a_tensor_that_differed_at_a_comparison_is_never_idle_or_held_or_still():
     assert all(verdict(kind, frozen, False, True) not in ("held", "idle", "still") for kind, frozen in COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, False),
+        ({"leaked": 1}, True),
+        ({"idle": 1}, True),
+        ({"trained": 0}, True),
+        ({"loss_last": None}, True),
+        ({"loss_first": None}, True),
+    ],
+)
+def test_strict_refuses_leaks_idle_parameters_a_run_that_trained_nothing_and_a_loss_that_is_not_finite(change, expected):
+    counts = {"leaked": 0, "idle": 0, "trained": 2, "held": 1} | {k: v for k, v in change.items() if "loss" not in k}
+    record = {"counts": counts, "looks": [1, 2], "loss_first": 1.0, "loss_last": 0.5} | {
+        key: value for key, value in change.items() if "loss" in key
+    }
+    assert violates_strict(record) is expected
+
+
+def test_strict_has_nothing_to_say_about_a_run_that_was_skipped_or_recorded_nothing():
+    assert not violates_strict({"counts": {}, "looks": [], "loss_first": None, "loss_last": None})
+    assert not violates_strict({"counts": {}})
