@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -68,8 +68,7 @@ def select(
     Raises ConfigError (a ValueError) if a pattern is empty or malformed, matches nothing, or is in both `patterns` and
     `keep`. Raises it too if `keep` leaves out everything that a pattern matches, or if a `keep` pattern leaves out nothing.
     """
-    if buffers not in ("live", "frozen"):
-        raise ConfigError(f"buffers is {buffers!r}; give live or frozen")
+    _check_buffers(buffers)
     freeze_patterns, keep_patterns = parse_all(patterns, words.patterns), parse_all(keep, words.keep)
     refuse_patterns_in_both(patterns, keep, words)
     resolver, with_modules = PatternResolver(model, head, words), buffers == "frozen"
@@ -111,8 +110,37 @@ def _refuse_patterns_without_effect(
             raise ConfigError(f"{words.patterns}: {text!r} freezes nothing: {words.keep} exempts all of it; remove it")
 
 
-def select_by_flags(model: nn.Module) -> Selection:
-    """Return a Selection of the parameters that have `requires_grad=False` now, under all their names."""
+def select_by_flags(model: nn.Module, buffers: str = "live") -> Selection:
+    """Return a Selection of the parameters that have `requires_grad=False` now, under all their names.
+
+    `buffers`: with "frozen", the modules that are frozen as a whole and their buffers are selected too. Raises ConfigError
+    (a ValueError) if it is neither "live" nor "frozen".
+    """
+    _check_buffers(buffers)
+    entries = tensor_entries(model).values()
+    frozen = {id(e.tensor) for e in entries if e.kind == "parameter" and not e.tensor.requires_grad}
+    modules = modules_frozen_as_a_whole(model, frozen) if buffers == "frozen" else {}
     return Selection(
-        {e.name: e.tensor for e in tensor_entries(model).values() if e.kind == "parameter" and not e.tensor.requires_grad}
+        parameters={e.name: e.tensor for e in entries if id(e.tensor) in frozen},
+        buffers={e.name: e.tensor for e in entries if e.kind == "buffer" and e.owner in modules},
+        modules=modules,
     )
+
+
+def modules_frozen_as_a_whole(model: nn.Module, frozen_ids: Collection[int]) -> dict[str, nn.Module]:
+    """Return {name: module} for the modules in which all parameters are frozen, and there are some, and all modules in them.
+
+    `frozen_ids`: the ids of the frozen parameters.
+    """
+    frozen: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        parameters = list(module.parameters())
+        if parameters and all(id(parameter) in frozen_ids for parameter in parameters):
+            frozen.update(module.named_modules(prefix=name))
+    return frozen
+
+
+def _check_buffers(buffers: str) -> None:
+    """Raise ConfigError if the value is neither "live" nor "frozen"."""
+    if buffers not in ("live", "frozen"):
+        raise ConfigError(f"buffers is {buffers!r}; give live or frozen")

@@ -144,7 +144,7 @@ def _as_selection(model: nn.Module, frozen: Any, buffers: str) -> Selection:
     Raises ConfigError if it is none of these, and for bad patterns.
     """
     if frozen is None:
-        return select_by_flags(model)
+        return select_by_flags(model, buffers)
     if isinstance(frozen, Selection):
         return frozen
     if not isinstance(frozen, (list, tuple, set)) or not all(isinstance(pattern, str) for pattern in frozen):

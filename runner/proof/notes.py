@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from runner.contract import Row
 from runner.errors import listed
+from runner.freezing.selection import modules_frozen_as_a_whole
 from runner.proof.following import Followed, Following
 from runner.tensors import has_arithmetic, tensor_entries
 
@@ -65,13 +66,8 @@ def train_mode_notes(model: nn.Module, frozen_ids: set[int]) -> list[str]:
 
     These are BatchNorms that normalise by the batch, and active dropout. `frozen_ids`: the ids of the frozen parameters.
     """
-    frozen: set[nn.Module] = set()
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and all(id(parameter) in frozen_ids for parameter in parameters):
-            frozen.update(module.modules())
     by_batch, active = Counter[str](), Counter[str]()
-    for module in frozen:
+    for module in set(modules_frozen_as_a_whole(model, frozen_ids).values()):
         if isinstance(module, _BatchNorm):
             by_batch[type(module).__name__] += module.training or module.running_mean is None
         elif module.training and (module.p if isinstance(module, _DropoutNd) else _dropout_of(module)) > 0:

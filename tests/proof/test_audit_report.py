@@ -118,6 +118,18 @@ def test_buffers_of_frozen_modules_are_declared_with_buffers_frozen():
     assert row_of(report, "1.1.running_mean")["cause"] == "forward_write"
 
 
+def test_with_flags_the_buffers_of_modules_that_are_frozen_as_a_whole_are_declared_with_buffers_frozen():
+    model = net()
+    model[1].requires_grad_(False).eval()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, None, optimizer, buffers="frozen") as report:
+        train(model, optimizer)
+    row = row_of(report, "1.1.running_mean")
+    assert (row["frozen"], row["verdict"]) == (True, "held")
+    with pytest.raises(ValueError, match="buffers is 'dead'; give live or frozen"), audit(model, buffers="dead"):
+        pass
+
+
 # Several models
 
 
