@@ -145,7 +145,7 @@ class Auditor:
         if _is_capturing() or not self.optimizers.knows(optimizer):
             return
         count = self.optimizers.on_step_end(optimizer)
-        if self.optimizers.last_step == 1:
+        if self.mode_notes is None:
             self.mode_notes = train_mode_notes(self.following.model, self.following.frozen_ids())
         is_power_of_two = count & (count - 1) == 0
         until = self.options.until
