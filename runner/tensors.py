@@ -133,9 +133,12 @@ def is_compiled(model: nn.Module) -> bool:
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors have the same shape, dtype and bits; they may be on different devices.
 
-    Unlike with `torch.equal`, -0.0 and 0.0 differ, and two NaNs with the same bits are the same.
+    Unlike with `torch.equal`, -0.0 and 0.0 differ, and two NaNs with the same bits are the same. A tensor that has no values
+    (on the meta device, or because its memory was freed) is the same as no tensor.
     """
-    if one.shape != other.shape or one.dtype != other.dtype:
+    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
+        return False
+    if not has_values(one) or not has_values(other):
         return False
     if one.is_quantized and quantiser_of(one) != quantiser_of(other):
         return False
@@ -183,6 +186,8 @@ def flattened(tensor: Tensor, like: Tensor) -> Tensor:
     """
     if tensor.is_quantized:
         tensor, like = tensor.int_repr(), like.int_repr()
+    if tensor.layout is not torch.strided:
+        tensor = like = tensor.to_dense()
     if not like.is_contiguous():
         tensor = tensor.permute(sorted(range(like.dim()), key=lambda dim: like.stride(dim), reverse=True))
     return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
@@ -218,6 +223,13 @@ def copy_of(tensor: Tensor) -> Tensor:
         return tensor.detach().clone()
     except NotImplementedError:
         return tensor.detach().view(torch.uint8).clone().view(tensor.dtype)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Return whether the values of a tensor can be read: it is not on the meta device, and its memory was not freed."""
+    if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
+        return not tensor.is_meta
+    return _byte_range(tensor)[1] <= tensor.untyped_storage().nbytes()
 
 
 def has_arithmetic(tensor: Tensor) -> bool:

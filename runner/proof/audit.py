@@ -49,7 +49,7 @@ def audit(
         buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
         raise_at_look: raise LeakError, in the step or on leaving, at the comparison that finds a frozen tensor changed.
         before: what `snapshot` returned earlier, to compare with it instead of with the values on entry.
-        watch_forward: compare frozen tensors before and after each forward pass from the first one on, not only once
+        watch_forward: compare frozen tensors before and after the forward passes of the first step too, not only once
             something was found to write to them between two steps. `torch.compile` warns of the hooks that this takes.
     """
     options = AuditOptions(every=every, until=until, raise_at_look=raise_at_look, watch_forward=watch_forward)
@@ -113,7 +113,9 @@ def _as_module(model: Any) -> nn.Module:
     """Return `model`, or, if it is a mapping of modules, one module that contains them. Raises ConfigError for others."""
     if isinstance(model, nn.Module):
         return model
-    if not isinstance(model, Mapping) or not model or not all(isinstance(each, nn.Module) for each in model.values()):
+    if isinstance(model, Mapping) and not model:
+        raise ConfigError("model is an empty mapping; give a module for each name")
+    if not isinstance(model, Mapping) or not all(isinstance(each, nn.Module) for each in model.values()):
         raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module, or a mapping of names to modules")
     together = nn.Module()
     for name, each in model.items():
@@ -131,7 +133,8 @@ def _check_arguments(optimizer: Any, numbers: Mapping[str, Any]) -> list[Optimiz
     given: Any = [] if optimizer is None else optimizer
     optimizers: list[Optimizer] = []
     for each in list(given) if isinstance(given, (list, tuple)) else [given]:
-        hooked = [inner for inner in with_inner_optimizers(each) if hasattr(inner, "_optimizer_step_post_hooks")]
+        inner_ones = with_inner_optimizers(each) if hasattr(each, "__dict__") else []
+        hooked = [inner for inner in inner_ones if hasattr(inner, "_optimizer_step_post_hooks")]
         if not isinstance(each, Optimizer) and not (hooked and hasattr(each, "param_groups")):
             raise ConfigError(f"optimizer is a {type(each).__name__}; give torch optimizers")
         optimizers += [each] if each in hooked else hooked or [each]

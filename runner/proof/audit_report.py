@@ -149,7 +149,8 @@ class Report:
             return f"an audit that has not ended; bits were compared after {len(self.looks)} steps"
         count = count_verdicts(self.rows)
         counts = ", ".join(f"{number} {word}" for word, number in count.items() if number)
-        lines = [f"{'LEAKED' if count['leaked'] else 'held'}: {counts or 'no tensors'}"]
+        headline = "LEAKED" if count["leaked"] else "held" if any(row["frozen"] for row in self.rows) else "nothing frozen"
+        lines = [f"{headline}: {counts or 'no tensors'}"]
         for word in ("leaked", "idle"):
             if names := _names_with_causes(self.rows, word):
                 lines.append(f"{word}: {listed(names, most=4)}")

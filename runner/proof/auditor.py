@@ -30,8 +30,6 @@ from runner.proof.steps import StepHooks, closure_of_step, has_compiled, with_cl
 from runner.proof.verdict import Evidence
 from runner.tensors import copy_of, is_compiled, same_bits
 
-# Causes that a replay also finds if the state of the optimizer pulls a tensor back that other code has written.
-PULLS_BACK = ("optimizer_state", "weight_decay|optimizer_state", "optimizer_rule", "optimizer_ignores_lr")
 COMPARED_ON_LEAVING = "bits were compared on leaving only: torch.compile has compiled a step"
 
 
@@ -118,6 +116,8 @@ class Auditor:
             self.stop(until)
             return None
         number = self.optimizers.step
+        if self.optimizers.has_raised:  # its last step may have written before it raised
+            self.read_marks(optimizer)
         self.read_marks(optimizer, before_step=number)
         closure = closure_of_step(optimizer, args, kwargs)
         if self.tracer.watched:
@@ -170,13 +170,12 @@ class Auditor:
         if until is not None and is_last:
             self.stop(until)
         if found and self.options.raise_at_look:
-            names = [f"{row.name} ({row.evidence.cause or row.evidence.fallback_cause or 'unknown'})" for row in found]
+            names = [f"{row.name} ({row.evidence.cause or row.evidence.fallback_cause or 'not known yet'})" for row in found]
             raise LeakError(f"{len(found)} frozen tensors changed by step {self.optimizers.last_step}: {', '.join(names)}")
 
     def add_look(self) -> None:
         """Note in the report that bits are compared after the last step."""
-        step = self.optimizers.last_step
-        if step and step not in self.report.looks:
+        if (step := self.optimizers.last_step) and step not in self.report.looks:
             self.report.looks.append(step)
 
     def read_marks(self, optimizer: Optimizer, before_step: int | None = None) -> None:
@@ -243,12 +242,11 @@ class Auditor:
             if row.frozen and not row.evidence.differed and row.window.mark not in (None, *marks_of([row.tensor])):
                 row.window.written_before.append(last + 1)
         self.compare_bits(rows, last)
+        self.tracer.on_leaving(rows)
         leaked = [row for row in rows if row.frozen and row.evidence.differed and not row.evidence.cause]
         for optimizer, held in self.optimizers.holding(leaked).values():
             self.explain_by_last_step(optimizer, [row for row in held if row.may_be_stepped])
         for row in leaked:
-            if last + 1 in row.window.written_before and row.evidence.fallback_cause in PULLS_BACK:
-                row.evidence.fallback_cause = ""  # the replay would move what other code wrote after the last step
             explain_by_marks(row, self.optimizers, steps_are_seen=self.hooks is not None)
 
     def finish(self) -> None:

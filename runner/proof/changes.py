@@ -18,6 +18,7 @@ from runner.tensors import (
     element_bits,
     flattened,
     has_arithmetic,
+    has_values,
     quantiser_of,
     same_bits,
     tensor_entries,
@@ -94,7 +95,10 @@ def measure_change(before: Tensor, after: Tensor) -> Change:
     computed in float32, and again in float64 if float32 may have overflowed or lost digits. A complex number counts as two
     real ones. Little memory is needed, because the tensors are read in chunks.
     """
-    if after.shape != before.shape or after.dtype != before.dtype:
+    if not has_values(before):
+        return Change(None, None, None, moved=True, moved_elements=None)
+    is_comparable = after.shape == before.shape and after.dtype == before.dtype and after.layout == before.layout
+    if not is_comparable or not has_values(after):
         return Change(measure_change(before, before).initial_l2, None, None, moved=True, moved_elements=None)
     after = after.to(before.device)
     moved = not same_bits(before, after)
@@ -195,14 +199,20 @@ def digest_of(tensor: Tensor) -> str:
     """Return a sha256, as hex digits, of the dtype, shape and bits of a tensor, whatever its memory layout and device."""
     quantiser = quantiser_of(tensor) if tensor.is_quantized else ""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} {quantiser}".encode())
-    digest.update(_bytes_of(tensor))
+    _update(digest, tensor)
     return digest.hexdigest()
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor, in the order of its elements."""
-    tensor = tensor.detach().cpu().contiguous()
-    return element_bits(flattened(tensor, like=tensor)).view(torch.uint8).numpy().data
+def _update(digest: hashlib._Hash, tensor: Tensor) -> None:
+    """Add the bytes of a tensor to a digest, in the order of its elements; a sparse one counts as dense."""
+    if not has_values(tensor):
+        digest.update(b"no values")
+        return
+    tensor = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
+    tensor = tensor.contiguous()
+    for chunk in _split(element_bits(flattened(tensor, like=tensor)), ACCELERATOR_CHUNK):
+        copied = chunk.clone().cpu()  # numpy would forbid to resize the memory that it shares with a tensor of the model
+        digest.update(copied.view(torch.uint8).numpy().data)
 
 
 def trained_digest(before: Snapshot, selection: Selection) -> str:
@@ -215,5 +225,5 @@ def trained_digest(before: Snapshot, selection: Selection) -> str:
     for name, entry in sorted(before.entries.items()):
         if entry.kind == "parameter" and entry.tensor not in selection:
             digest.update(f"{name} {entry.tensor.dtype} {tuple(entry.tensor.shape)} ".encode())
-            digest.update(_bytes_of(entry.tensor))
+            _update(digest, entry.tensor)
     return digest.hexdigest()

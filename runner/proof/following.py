@@ -13,7 +13,7 @@ from runner.freezing.selection import Selection
 from runner.proof.changes import Snapshot
 from runner.proof.marks import Window
 from runner.proof.verdict import Evidence, FrozenSpan
-from runner.tensors import TensorEntry, copy_of, has_arithmetic, names_and_tensors, same_bits, tensor_entries
+from runner.tensors import TensorEntry, copy_of, has_arithmetic, has_values, names_and_tensors, same_bits, tensor_entries
 
 
 @dataclass(eq=False)
@@ -238,6 +238,8 @@ class Following:
 
 def is_conversion(before: Tensor, after: Tensor) -> bool:
     """Return whether `after` has another dtype than `before`, and the values of `before` converted to it."""
+    if not has_values(before) or not has_values(after):
+        return False
     if before.dtype == after.dtype or before.shape != after.shape or not has_arithmetic(before) or not has_arithmetic(after):
         return False
     return same_bits(before.to(after.dtype), after)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+import torch
 from torch import Tensor
 
 Mark = tuple[int, int]
@@ -26,7 +27,11 @@ def _read_marks(tensors: Sequence[Tensor]) -> tuple[list[int], list[int]]:
         versions = list(map(_version_of, tensors))
     except RuntimeError:  # one was made in inference mode, and has no version
         versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
-    return versions, list(map(Tensor.data_ptr, tensors))
+    try:
+        addresses = list(map(Tensor.data_ptr, tensors))
+    except RuntimeError:  # one is sparse, and has no address
+        addresses = [tensor.data_ptr() if tensor.layout is torch.strided else 0 for tensor in tensors]
+    return versions, addresses
 
 
 @dataclass

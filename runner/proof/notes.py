@@ -16,7 +16,7 @@ from runner.contract import Row
 from runner.errors import listed
 from runner.freezing.selection import modules_frozen_as_a_whole
 from runner.proof.following import Followed, Following
-from runner.tensors import has_arithmetic, tensor_entries
+from runner.tensors import has_arithmetic, has_values, tensor_entries
 
 FLAG = "requires_grad"
 
@@ -111,7 +111,11 @@ def kind_notes(rows: Iterable[Followed]) -> list[str]:
     names_of: dict[str, list[str]] = {}
     for row in rows:
         old, new = row.reference, row.tensor
-        if old.dtype != new.dtype:
+        if not has_values(new):
+            names_of.setdefault("it has no values any more, on the meta device or because its memory was freed", []).append(
+                row.name
+            )
+        elif old.dtype != new.dtype:
             names_of.setdefault(f"the dtype changed from {_dtype(old)} to {_dtype(new)}", []).append(row.name)
         elif old.shape != new.shape:
             names_of.setdefault(f"the shape changed from {_shape(old)} to {_shape(new)}", []).append(row.name)

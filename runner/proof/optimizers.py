@@ -31,6 +31,8 @@ class KnownOptimizers:
         self._known_ids = {id(each) for each in self.known}
         self.first: Optimizer | None = None  # the one that made the first step of the current round
         self.round: set[int] = set()  # the ids of the optimizers that have made a step in this round
+        self.begun: set[int] = set()  # the ids of the optimizers whose last step has begun and not ended
+        self.has_raised = False  # whether the step before, of the optimizer that steps now, has raised
         self.last_step = 0  # the number of rounds; with one optimizer, of steps
         self.steps: Counter[int] = Counter()  # by id of an optimizer
         self.unrelated: Counter[str] = Counter()  # {class name: steps} of optimizers without a tensor of the model
@@ -55,11 +57,14 @@ class KnownOptimizers:
         if not are_known and not self._read_parameters(optimizer, parameters):
             return False
         self._begin_round(optimizer)
+        self.has_raised = id(optimizer) in self.begun
+        self.begun.add(id(optimizer))
         return True
 
     def _read_parameters(self, optimizer: Optimizer, parameters: list[Tensor]) -> bool:
         """Take note of an optimizer that is new or has other parameters than at its last step; return as `on_step_begin`."""
         ids = set(map(id, parameters))
+        stepped_before = any(id(tensor) in ids for each in self.round for tensor in self.parameters.get(each, ()))
         unknown = ids - self.following.ids
         if unknown and not unknown <= self._orphan_ids(optimizer):
             self.update()  # before the first step of a tensor that is new
@@ -72,7 +77,7 @@ class KnownOptimizers:
             self.known.append(optimizer)
             self._known_ids.add(id(optimizer))
             self.declared_lrs[id(optimizer)] = [group_lr(group) for group in optimizer.param_groups]
-            if any(id(tensor) in ids for each in self.round for tensor in self.parameters.get(each, ())):
+            if stepped_before:
                 self.round.add(id(optimizer))  # it replaces one that has stepped in this round, so a new round begins
         self.forget_rows()
         self.parameters[id(optimizer)] = parameters
@@ -102,6 +107,7 @@ class KnownOptimizers:
     def on_step_end(self, optimizer: Optimizer) -> int:
         """Count a step of the optimizer, and return how many it has made."""
         self.last_step = self.step
+        self.begun.discard(id(optimizer))
         self.round.add(id(optimizer))
         self.steps[id(optimizer)] += 1
         self.last_lrs.update((id(group), group_lr(group)) for group in optimizer.param_groups)
@@ -176,10 +182,12 @@ class KnownOptimizers:
                 notes.append(f"{type(each).__name__}, which was not given, made steps too, with tensors of the model")
         for each in self.known:
             if orphans := self.orphans.get(id(each)):
-                notes.append(f"{type(each).__name__} steps {len(orphans)} tensors that are not in the model")
+                notes.append(
+                    f"{type(each).__name__} steps {len(orphans)} tensor{'s' * (len(orphans) > 1)} the model does not have"
+                )
         if not stepped and self.unrelated:
             name, count = self.unrelated.most_common(1)[0]
-            notes.append(f"{name} made {count} steps, but has no tensor of the model")
+            notes.append(f"{name} made {count} step{'s' * (count > 1)}, but has no tensor of the model")
         return notes
 
     def orphan_tensors(self) -> list[Tensor]:

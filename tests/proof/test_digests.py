@@ -206,3 +206,10 @@ def test_a_digest_depends_on_bits_shape_and_dtype_and_not_on_the_layout():
     assert digest_of(torch.zeros(6)) != digest_of(torch.zeros(2, 3))
     assert digest_of(torch.zeros(4)) != digest_of(torch.zeros(4, dtype=torch.int32))
     assert digest_of(torch.tensor(float("nan"))) == digest_of(torch.tensor(float("nan")))
+
+
+def test_a_digest_leaves_the_memory_of_a_tensor_resizable():
+    tensor = torch.zeros(1000, 3)
+    digest_of(tensor)
+    tensor.untyped_storage().resize_(0)
+    assert digest_of(tensor) != digest_of(torch.zeros(1000, 3))

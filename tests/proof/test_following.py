@@ -183,7 +183,7 @@ def test_a_row_has_the_group_of_the_tensor_that_was_assigned():
         train(model, optimizer)
     assert rows_of(report)["enc.weight"] == (True, "held", "")
     assert (row_named(report, "dec.weight")["group"], row_named(report, "dec.weight")["cause"]) == ("", "not_in_optimizer")
-    assert "SGD steps 4 tensors that are not in the model" in report.notes
+    assert "SGD steps 4 tensors the model does not have" in report.notes
 
 
 def test_a_name_that_was_untied_and_tied_again_is_one_row_that_returned():
@@ -196,3 +196,53 @@ def test_a_name_that_was_untied_and_tied_again_is_one_row_that_returned():
         model["dec"].weight = tied
     assert rows_of(report)["enc.weight"] == (True, "returned", "")
     assert "dec.weight" not in rows_of(report)
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda model: setattr(model["enc"], "weight", nn.Parameter(torch.empty(4, 4, device="meta"), requires_grad=False)),
+        lambda model: model["enc"].to_empty(device="meta"),
+        lambda model: model["enc"].weight.untyped_storage().resize_(0),
+    ],
+    ids=["put on the meta device", "moved to the meta device", "memory freed"],
+)
+@pytest.mark.parametrize("until", [None, 1])
+def test_a_frozen_tensor_whose_values_are_gone_has_leaked_and_a_note_says_so(lose, until):
+    model = two_layers()
+    optimizer = sgd(model)
+    with audit(model, ["enc"], optimizer, until=until) as report:
+        train(model, optimizer)
+        lose(model)
+    row = row_named(report, "enc.weight")
+    assert (row["verdict"], row["change_l2"]) == ("leaked", None)
+    assert until or "enc.weight" in report.notes[-1].split(": it has no values any more")[0]
+
+
+def test_a_frozen_tensor_that_is_replaced_by_a_sparse_one_has_leaked():
+    model = two_layers()
+    optimizer = sgd(model)
+    with audit(model, ["enc"], optimizer) as report:
+        train(model, optimizer)
+        model["enc"].weight = nn.Parameter(model["enc"].weight.detach().to_sparse(), requires_grad=False)
+    assert rows_of(report)["enc.weight"] == (True, "leaked", "replaced")
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_a_layer_that_is_replaced_before_the_first_step_and_then_trained_was_replaced(every):
+    model = two_layers()
+    with audit(model, ["enc"], every=every) as report:
+        model["enc"] = nn.Linear(4, 4)
+        train(model, sgd(model), steps=4)
+    assert rows_of(report)["enc.weight"] == (True, "leaked", "replaced")
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_a_frozen_name_that_is_tied_to_a_trained_tensor_was_replaced(every):
+    model = two_layers()
+    optimizer = sgd(model)
+    with audit(model, ["enc.weight"], optimizer, every=every) as report:
+        train(model, optimizer, steps=2)
+        model["enc"].weight = model["dec"].weight
+        train(model, optimizer, steps=4)
+    assert rows_of(report)["enc.weight"] == (True, "leaked", "replaced")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 
@@ -246,3 +247,60 @@ def test_the_optimizers_of_one_round_share_the_number_of_the_step():
             train(model, first, second, steps=1)
             train(model, first, steps=1)
     assert report.looks == [1, 2, 3, 4, 5, 6]
+
+
+class RaisesAfterStep(SGD):
+    """Raises OutOfMemoryError at the end of its third step."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        super().step(closure)
+        if self.count == 3:
+            raise torch.OutOfMemoryError("no memory")
+
+
+@EVERY
+def test_what_a_step_wrote_before_it_raised_was_not_written_by_other_code(every):
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = RaisesAfterStep(model.parameters(), lr=0.1)
+    with audit(model, ["0"], optimizer, every) as report:
+        for number in range(6):
+            model[0].requires_grad_(number == 2)
+            model.zero_grad()
+            model(X).square().mean().backward()
+            with contextlib.suppress(torch.OutOfMemoryError):
+                optimizer.step()
+    assert causes(report) <= {"gradient", "unknown"}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_new_optimizer_after_a_layer_was_replaced_begins_a_new_step(steps):
+    model = net()
+    with audit(model, ["0"], every=1) as report:
+        train(model, SGD(model[2].parameters(), lr=0.1), steps=steps)
+        model[0] = nn.Linear(4, 4)
+        train(model, SGD(model.parameters(), lr=0.1), steps=4)
+    assert report.looks == list(range(1, steps + 5))
+    assert {row["seen_at"] for row in report.rows if row["frozen"]} == {steps + 1}
+
+
+@EVERY
+def test_a_forward_pass_after_the_last_step_that_writes_statistics_is_not_other_code(every):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model[1].eval()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, ["1"], optimizer, every, buffers="frozen") as report:
+        train(model, optimizer)
+        model.train()
+        model(X)
+    cause = {row["cause"] for row in report.rows if row["kind"] == "buffer"}
+    assert cause == ({"forward_write"} if every else {"unknown"})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", 5, [3]])
+def test_what_is_no_optimizer_is_refused(optimizer):
+    with pytest.raises(ValueError, match=r"optimizer is a (str|int); give torch optimizers"), audit(net(), ["0"], optimizer):
+        pass

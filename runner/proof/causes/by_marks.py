@@ -7,12 +7,18 @@ from runner.proof.following import Followed
 from runner.proof.optimizers import KnownOptimizers
 
 
+# Causes that a replay also finds if the state of the optimizer pulls a tensor back that other code has written.
+PULLS_BACK = ("optimizer_state", "weight_decay|optimizer_state", "optimizer_rule", "optimizer_ignores_lr")
+
+
 def explain_by_marks(row: Followed, optimizers: KnownOptimizers, *, steps_are_seen: bool) -> None:
     """Store the cause of a change that no replay explains, as far as the marks of the tensor show who wrote it.
 
     `steps_are_seen`: whether hooks are set on optimizers; without them a step may have written the tensor unseen.
     """
     evidence, window = row.evidence, row.window
+    if optimizers.last_step + 1 in window.written_before and evidence.fallback_cause in PULLS_BACK:
+        evidence.fallback_cause = ""
     if evidence.fallback_cause or evidence.cause:
         return
     if evidence.replaced:
@@ -29,7 +35,7 @@ def explain_by_marks(row: Followed, optimizers: KnownOptimizers, *, steps_are_se
         evidence.why_unknown = evidence.why_unknown or (
             reason if window.written_in_step else f"it was written through .data {between}"
         )
-    elif window.steps and (window.is_before_first_step or row.kind == "buffer"):
+    elif row.kind == "buffer" or (window.steps and window.is_before_first_step):
         evidence.why_unknown = evidence.why_unknown or "it was written by a forward pass or by other code: use every=1"
     else:
         evidence.cause = "outside_write"

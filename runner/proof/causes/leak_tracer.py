@@ -126,14 +126,14 @@ class LeakTracer:
 
         With a closure, the replay is done after the closure's first call: see `on_closure_end`.
         """
-        self.in_step = False  # it is still set if the last step has raised
         self.has_closure = has_closure
         self.replayed.clear()
         self.replay_causes.clear()
         watched = self._watched(rows)
         for each in watched:
             each.steps += 1
-        self._record_writers(watched)
+        self._record_writers(watched)  # `in_step` is still set if the last step has raised
+        self.in_step = False
         for each in watched:
             if each.writers and each.current is not None and same_bits(each.value_after_step, each.current):
                 each.writers.clear()  # it was written, and put back before the step (SAM)
@@ -172,6 +172,16 @@ class LeakTracer:
                 del self.watched[each.row]
         self._update_module_hooks()
 
+    def on_leaving(self, rows: Iterable[Followed]) -> None:
+        """Store what changed the tensors of these rows since the last step, if forward passes were watched too."""
+        if not self.module_hooks:
+            return
+        watched = self._watched(rows)
+        self._record_writers(watched)
+        for each in watched:
+            if each.writers and not each.row.evidence.cause and each.row.evidence.differed:
+                self._conclude(each)
+
     def _watched(self, rows: Iterable[Followed]) -> list[WatchedTensor]:
         """Return what is watched of these rows."""
         return [self.watched[row] for row in rows if row in self.watched] if self.watched else []
@@ -187,7 +197,7 @@ class LeakTracer:
             evidence.why_unknown = WRITTEN_BEFORE_EVERY_STEP if row.window.written_between and not evidence.replaced else ""
             row.window.written_between = True
         elif "step" in writers:
-            evidence.cause = self.replay_causes.get(row, "")
+            evidence.cause = evidence.replaced or self.replay_causes.get(row, "")
             if row in self.replayed and not evidence.cause and not evidence.why_unknown:
                 evidence.why_unknown = STEP_WITH_CLOSURE if self.has_closure else STEP_NOT_REPLAYED
         elif row.window.written_between:  # before an earlier step, and not again: the forward pass does not write it
