@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from runner.contract import TensorKind
@@ -58,8 +59,11 @@ def tensor_entries(model: nn.Module) -> dict[str, TensorEntry]:
 
 
 def names_and_tensors(model: nn.Module) -> tuple[list[str], list[Tensor]]:
-    """Return (full names, tensors) of all parameters and buffers of a model; a tied tensor occurs once for each name."""
-    registered = list(_registered(model))
+    """Return (full names, tensors) of all parameters and buffers of a model; a tied tensor occurs once for each name.
+
+    Those of a lazy module are left out until it is initialised.
+    """
+    registered = [each for each in _registered(model) if not is_lazy(each[-1])]
     names = [f"{owner}.{key}" if owner else key for owner, _, _, key, _ in registered]
     return names, [tensor for *_, tensor in registered]
 

@@ -217,5 +217,6 @@ def groups_by_tensor(optimizers: Sequence[Optimizer]) -> dict[int, tuple[str, Gr
 
 
 def group_lr(group: Group) -> float:
-    """Return the learning rate of a parameter group, or NaN if the group has none."""
-    return float(group.get("lr", nan))
+    """Return the learning rate of a parameter group, or NaN if the group has none, or None in its place."""
+    lr = group.get("lr")
+    return nan if lr is None else float(lr)

@@ -43,7 +43,7 @@ def after(selection: Selection, step: int) -> list[Phase]:
         raise ConfigError(
             f"schedule.step is {step!r}; give the number of the first step at which the layers are frozen, 1 or more"
         )
-    nothing = replace(selection, parameters={}, buffers={}, modules={}, notes=())
+    nothing = replace(selection, parameters={}, buffers={}, modules={}, names=frozenset(), notes=())
     return [Phase(1, nothing), Phase(step, selection)] if step > 1 else constant(selection)
 
 

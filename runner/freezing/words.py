@@ -39,6 +39,6 @@ FOR_CONFIG = Words(
 FOR_AUDIT = Words(
     patterns="frozen",
     head="select's head",
-    frozen_buffers='select(..., buffers="frozen")',
+    frozen_buffers='buffers="frozen"',
     without_tensors="give modules with parameters or buffers",
 )

@@ -83,7 +83,7 @@ def _begin(
         return selection
 
     selection = as_selection(frozen)
-    initial = add_new_tensors(before, module) if before else snapshot(module)
+    initial = add_new_tensors(before, module) if before is not None else snapshot(module)
     auditor = Auditor(module, report, optimizers, options, initial=initial, as_selection=as_selection)
     auditor.watch_for_a_step(auditor.declare(selection))  # the first step may be the only one that moves a tensor
     return auditor
@@ -120,7 +120,9 @@ def _as_module(model: Any) -> nn.Module:
     together = nn.Module()
     for name, each in model.items():
         if not isinstance(name, str) or not name or "." in name or hasattr(together, name):
-            raise ConfigError(f"model: {name!r} cannot be the name of a model; give a word without dots, such as policy")
+            raise ConfigError(
+                f"model: {name!r} cannot be the name of a model; give a word like policy, which nn.Module does not have"
+            )
         together.add_module(name, each)
     return together
 

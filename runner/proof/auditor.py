@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,7 +25,7 @@ from runner.proof.marks import WatchList, Window, marks_of
 from runner.proof.notes import model_notes, train_mode_notes
 from runner.proof.optimizers import KnownOptimizers
 from runner.proof.rows import make_rows, unknown_cause_notes
-from runner.proof.steps import StepHooks, closure_of_step, has_compiled, with_closure
+from runner.proof.steps import StepHooks, closure_of_step, has_compiled, is_capturing, with_closure
 from runner.proof.verdict import Evidence
 from runner.tensors import copy_of, is_compiled, same_bits
 
@@ -40,6 +39,7 @@ class Auditor:
         model: the model that is trained.
         report: the report to fill.
         optimizers: the optimizers that were given; others are found when they step.
+        options: when bits are compared, and what is watched.
         initial: copies of all parameters and buffers. Later values are compared with these copies.
         as_selection: turns patterns into a Selection.
     """
@@ -67,6 +67,8 @@ class Auditor:
     def declare(self, selection: Selection) -> list[Followed]:
         """Declare the tensors in `selection` frozen, and return their rows, if they were not frozen before."""
         names = self.following.declared_names(selection)
+        if not names and (selection.parameters or selection.buffers):
+            raise ConfigError("frozen: no tensor of this Selection is in the model")
         self.report.is_empty &= not names
         newly = self.following.declare(names)
         self.optimizers.store_lrs()
@@ -96,7 +98,7 @@ class Auditor:
         names = self.following.declared_names(selection)
         if names.isdisjoint(self.following.declared):
             given = listed([*selection.parameters, *selection.buffers], most=4)
-            raise ConfigError(f"unfreeze: {given} is not declared frozen")
+            raise ConfigError(f"unfreeze: not declared frozen: {given}")
         rows = self.following.undeclare(names)
         self.conclude(rows)
         for row in rows:
@@ -109,7 +111,7 @@ class Auditor:
 
         Returns None, or the (args, kwargs) of the step with its closure wrapped.
         """
-        if _is_capturing() or not self.optimizers.on_step_begin(optimizer):
+        if is_capturing() or not self.optimizers.on_step_begin(optimizer):
             return None
         until = self.options.until
         if until is not None and self.optimizers.step > until:
@@ -142,7 +144,7 @@ class Auditor:
 
     def on_step_end(self, optimizer: Optimizer) -> None:
         """After a step: count it, and after some of the steps compare bits and look for causes of changes."""
-        if _is_capturing() or not self.optimizers.knows(optimizer):
+        if is_capturing() or not self.optimizers.knows(optimizer):
             return
         count = self.optimizers.on_step_end(optimizer)
         if self.mode_notes is None:
@@ -171,7 +173,9 @@ class Auditor:
             self.stop(until)
         if found and self.options.raise_at_look:
             names = [f"{row.name} ({row.evidence.cause or row.evidence.fallback_cause or 'not known yet'})" for row in found]
-            raise LeakError(f"{len(found)} frozen tensors changed by step {self.optimizers.last_step}: {', '.join(names)}")
+            raise LeakError(
+                f"{len(found)} frozen tensors found changed after step {self.optimizers.last_step}: {', '.join(names)}"
+            )
 
     def add_look(self) -> None:
         """Note in the report that bits are compared after the last step."""
@@ -283,15 +287,9 @@ class Auditor:
             self.hooks.remove()
         self.watch_lists.clear()
         self.following.forget()
-        self.optimizers.parameters.clear()
-        self.optimizers.forget_rows()
+        self.optimizers.forget()
 
     def declared_tensors(self) -> dict[str, Tensor]:
         """Return {name declared frozen: the tensor that its row is about}."""
         declared = self.following.declared
         return {name: row.tensor for row in self.following.rows if row.frozen for name in row.names if name in declared}
-
-
-def _is_capturing() -> bool:
-    """Return whether a CUDA graph is being captured; nothing may be compared then."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

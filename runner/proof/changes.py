@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
 from math import inf, nan, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +204,7 @@ def digest_of(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _update(digest: hashlib._Hash, tensor: Tensor) -> None:
+def _update(digest: Any, tensor: Tensor) -> None:
     """Add the bytes of a tensor to a digest, in the order of its elements; a sparse one counts as dense."""
     if not has_values(tensor):
         digest.update(b"no values")

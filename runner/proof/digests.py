@@ -55,6 +55,7 @@ class DigestWatcher:
         declared: dict[str, Tensor],
     ) -> None:
         self.model, self.report, self.until, self.as_selection = model, report, until, as_selection
+        self.row_of = {name: number for number, row in enumerate(report.rows) for name in _names_of(row)}
         self.watched: dict[int, DigestedTensor] = {}  # by id of a tensor
         for name, tensor in declared.items():
             self._watch(name, tensor)
@@ -70,10 +71,12 @@ class DigestWatcher:
 
         Raises ConfigError if none of them is declared frozen.
         """
-        wanted = _by_name(self.as_selection(frozen), self.model)
+        selection = self.as_selection(frozen)
+        wanted = _by_name(selection, self.model)
         found = [each for each in self.watched.values() if not wanted.keys().isdisjoint(each.names)]
         if not found:
-            raise ConfigError(f"unfreeze: {listed(sorted(wanted), most=4)} is not declared frozen")
+            given = listed([*selection.parameters, *selection.buffers], most=4)
+            raise ConfigError(f"unfreeze: not declared frozen: {given}")
         self._compare(found)
         for each in found:
             del self.watched[id(each.tensor)]
@@ -81,12 +84,10 @@ class DigestWatcher:
     def finish(self) -> None:
         """Compare all frozen tensors with their digests, and complete the report."""
         self._compare(list(self.watched.values()))
-        late = [row["name"] for row in self.report.rows if row["cause"] == "unknown" and row["seen_at"] is None]
+        late = [row["name"] for row in self.report.rows if row["verdict"] == "leaked" and row["seen_at"] is None]
         if late:
             names = listed(late, most=2)
-            self.report.notes.append(
-                f"the cause is unknown for {names}: it changed after step {self.until}, the last watched"
-            )
+            self.report.notes.append(f"the cause is unknown for {names}: changed after step {self.until}, the last watched")
         self.report.ended = True
 
     def _watch(self, name: str, tensor: Tensor) -> None:
@@ -94,18 +95,17 @@ class DigestWatcher:
         if id(tensor) in self.watched:
             self.watched[id(tensor)].names.append(name)
             return
-        row_of = {name: number for number, row in enumerate(self.report.rows) for name in _names_of(row)}
-        if name not in row_of:
+        if name not in self.row_of:
             entry = next(entry for entry in tensor_entries(self.model).values() if name in entry.names)
             aliases = [alias for alias in entry.names if alias != name]
             row, _ = make_row(new_row(entry, [name], tensor), tensor, aliases=aliases, group="", lr=None, steps_seen=True)
-            row_of[name] = len(self.report.rows)
+            self.row_of[name] = len(self.report.rows)
             self.report.rows.append(row)
-        row = self.report.rows[row_of[name]]
+        row = self.report.rows[self.row_of[name]]
         if row["verdict"] != "leaked":
             if not row["frozen"]:
                 row.update({"frozen": True, "verdict": "held", "cause": "", "seen_at": None})
-            self.watched[id(tensor)] = DigestedTensor(row_of[name], [name], tensor, digest_of(tensor))
+            self.watched[id(tensor)] = DigestedTensor(self.row_of[name], [name], tensor, digest_of(tensor))
 
     def _compare(self, tensors: list[DigestedTensor]) -> None:
         """Compare what stands at the names of these tensors now with their digests; the rows of those that differ leaked."""
@@ -122,7 +122,8 @@ def _names_of(row: Row) -> list[str]:
 
 
 def _by_name(selection: Selection, model: nn.Module) -> dict[str, Tensor]:
-    """Return {name: tensor} for what a selection declares frozen, under each of its declared names in the model."""
-    ids = {id(tensor) for tensor in (*selection.parameters.values(), *selection.buffers.values())}
+    """Return {name: tensor} for what a selection declares frozen: its tensors, and what stands at its names now."""
+    tensors = {**selection.parameters, **selection.buffers}
+    ids, names = {id(tensor) for tensor in tensors.values()}, selection.names or tensors.keys()
     at_name = dict(zip(*names_and_tensors(model), strict=True))
-    return {name: at for name, at in at_name.items() if id(at) in ids and (not selection.names or name in selection.names)}
+    return {name: at for name, at in at_name.items() if name in names or (id(at) in ids and not selection.names)}

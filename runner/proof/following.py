@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from operator import is_
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from runner.contract import TensorKind
 from runner.freezing.selection import Selection
@@ -85,6 +86,7 @@ class Following:
         self.rows: list[Followed] = []
         self.row_of: dict[str, Followed] = {}  # by name
         self.entries: dict[str, TensorEntry] = {}  # of the model at the last update
+        self.entry_of: dict[int, TensorEntry] = {}  # the same, by id of the tensor
         self.ids: set[int] = set()  # of the tensors in the model at the last update
         self.names: list[str] = []  # all names in the model at the last update
         self.tensors: list[Tensor] = []  # the tensors at these names
@@ -102,8 +104,9 @@ class Following:
         if names == self.names and all(map(is_, tensors, self.tensors)):
             return False
         self.names, self.tensors = names, tensors
-        self.entries = tensor_entries(self.model)
-        self.ids = {id(entry.tensor) for entry in self.entries.values()}
+        self.entries = {name: entry for name, entry in tensor_entries(self.model).items() if not is_lazy(entry.tensor)}
+        self.entry_of = {id(entry.tensor): entry for entry in self.entries.values()}
+        self.ids = set(self.entry_of)
         at_name = {name: entry for entry in self.entries.values() for name in entry.names}
         for row in list(self.rows):
             self._follow(row, at_name)
@@ -114,6 +117,8 @@ class Following:
                 self._add(new_row(entry, new_names, self._first_value(entry.tensor)))
         for row in self.rows:
             row.is_gone = id(row.tensor) not in self.ids
+        used = self.ids | {id(row.tensor) for row in self.rows}
+        self.first_values = {key: value for key, value in self.first_values.items() if key in used}
         return True
 
     def declare(self, names: Iterable[str]) -> list[Followed]:
@@ -167,7 +172,7 @@ class Following:
 
     def forget(self) -> None:
         """Drop all rows and copies of tensors."""
-        for mapping in (self.row_of, self.entries, self.first_values):
+        for mapping in (self.row_of, self.entries, self.entry_of, self.first_values):
             mapping.clear()
         for values in (self.rows, self.names, self.tensors):
             values.clear()
@@ -178,9 +183,8 @@ class Following:
 
     def aliases(self, row: Followed) -> list[str]:
         """Return the other names that the tensor of a row has in the model, at the last update."""
-        return [
-            name for entry in self.entries.values() if entry.tensor is row.tensor for name in entry.names if name != row.name
-        ]
+        entry = self.entry_of.get(id(row.tensor))
+        return [] if entry is None else [name for name in entry.names if name != row.name]
 
     def _add(self, row: Followed) -> None:
         """Add a row; its names are then about it."""
@@ -226,13 +230,14 @@ class Following:
     def _take_over(self, row: Followed, entry: TensorEntry) -> None:
         """Let a row be about the tensor of `entry`, which was put at its names.
 
-        A frozen row leaks if the tensor has other bits than its reference; any other row begins anew.
+        A frozen row leaks if the tensor has other bits than its reference. The row of a trainable parameter begins anew;
+        that of a buffer goes on, for code often assigns the next value of a buffer: `self.average = self.average * 0.9`.
         """
         first_value = self._first_value(entry.tensor)
         row.entry, row.tensor = entry, entry.tensor
-        if not row.frozen:
+        if not row.frozen and row.kind == "parameter":
             row.reference, row.evidence, row.window = first_value, Evidence(), Window()
-        elif not row.evidence.differed and not same_bits(row.reference, row.tensor):
+        elif row.frozen and not row.evidence.differed and not same_bits(row.reference, row.tensor):
             row.evidence.replaced = "dtype_changed" if is_conversion(row.reference, row.tensor) else "replaced"
 
 

@@ -64,17 +64,22 @@ def _flags_in(attributes: dict[str, Any]) -> list[str]:
 def train_mode_notes(model: nn.Module, frozen_ids: set[int]) -> list[str]:
     """Return a sentence if modules that are frozen as a whole compute something else in each step.
 
-    These are BatchNorms that normalise by the batch, and active dropout. `frozen_ids`: the ids of the frozen parameters.
+    These are BatchNorms that normalise by the batch, because they are in train mode or have no running statistics, and
+    active dropout. `frozen_ids`: the ids of the frozen parameters.
     """
-    by_batch, active = Counter[str](), Counter[str]()
+    by_batch, always, active = Counter[str](), Counter[str](), Counter[str]()
     for module in set(modules_frozen_as_a_whole(model, frozen_ids).values()):
         if isinstance(module, _BatchNorm):
-            by_batch[type(module).__name__] += module.training or module.running_mean is None
+            if module.training or module.running_mean is None:
+                (always if module.running_mean is None else by_batch)[type(module).__name__] += 1
         elif module.training and (module.p if isinstance(module, _DropoutNd) else _dropout_of(module)) > 0:
             active[type(module).__name__] += 1
-    problems = [f"{count} {name} normalise by the batch" for name, count in by_batch.items() if count]
+    problems = [f"{count} {name} without running statistics normalise by the batch" for name, count in always.items()]
+    no_statistics = ["in frozen modules " + listed(problems)] if problems else []
+    problems = [f"{count} {name} normalise by the batch" for name, count in by_batch.items()]
     problems += [f"{count} {name} drop values" for name, count in active.items()]
-    return [f"in frozen modules {listed(problems)}, because they are in train mode"] if problems else []
+    train_mode = [f"in frozen modules {listed(problems)}, because they are in train mode"] if problems else []
+    return [*no_statistics, *train_mode]
 
 
 def _dropout_of(module: nn.Module) -> float:
@@ -147,4 +152,4 @@ def skipped_notes(rows: Iterable[Followed]) -> list[str]:
 def gone_notes(rows: Iterable[Followed]) -> list[str]:
     """Return a sentence about tensors that were in the model on entry and are not in it on leaving."""
     gone = [row.name for row in rows if row.is_gone]
-    return [f"no longer in the model: {', '.join(gone)}"] if gone else []
+    return [f"no longer in the model: {listed(gone, most=3)}"] if gone else []

@@ -143,6 +143,13 @@ class KnownOptimizers:
             self.parameters.clear()
             self.forget_rows()
 
+    def forget(self) -> None:
+        """Drop all optimizers and tensors."""
+        self.given, self.known, self.first = [], [], None
+        self.parameters.clear()
+        self.orphans.clear()
+        self.forget_rows()
+
     def forget_rows(self) -> None:
         """Find the rows of each optimizer anew, because the tensors of the model have changed."""
         self._own_rows.clear()

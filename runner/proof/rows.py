@@ -8,7 +8,7 @@ from torch import Tensor
 
 from runner.contract import Cause, Row
 from runner.errors import listed
-from runner.freezing.groups import group_lr
+from runner.freezing.groups import Group, group_lr
 from runner.proof.causes.idle import is_rounded_copy
 from runner.proof.changes import measure_change
 from runner.proof.following import Followed, Following
@@ -24,7 +24,7 @@ def make_rows(following: Following, optimizers: KnownOptimizers) -> tuple[list[R
     group_of, orphans, rows, why_unknown = optimizers.groups(), optimizers.orphan_tensors(), [], {}
     for followed in following.rows:
         name, group = group_of.get(id(followed.tensor), ("", None))
-        followed.evidence.is_rounded_copy = group is None and is_rounded_copy(followed.tensor, orphans)
+        followed.evidence.is_rounded_copy = _may_be_idle(followed, group) and is_rounded_copy(followed.tensor, orphans)
         row, why_unknown[followed.name] = make_row(
             followed,
             following.initial_value(followed),
@@ -35,6 +35,11 @@ def make_rows(following: Following, optimizers: KnownOptimizers) -> tuple[list[R
         )
         rows.append(row)
     return rows, why_unknown
+
+
+def _may_be_idle(row: Followed, group: Group | None) -> bool:
+    """Return whether a row is that of a trainable parameter that was never found changed and that no optimizer has."""
+    return group is None and row.kind == "parameter" and not row.was_frozen and not row.evidence.differed
 
 
 def make_row(

@@ -178,6 +178,11 @@ def with_closure(args: tuple[Any, ...], kwargs: dict[str, Any], closure: Any) ->
     return (args[0], closure, *args[2:]), kwargs
 
 
+def is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured; nothing may be compared then."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def has_compiled() -> bool:
     """Return whether torch.compile has compiled anything in this process."""
     dynamo: Any = sys.modules.get("torch._dynamo.convert_frame")

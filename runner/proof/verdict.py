@@ -48,7 +48,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class FrozenSpan:
-    """A span of steps in which a tensor was declared frozen, and which has ended.
+    """A span of steps in which a tensor was declared frozen; the last one ends with the block.
 
     Attributes:
         moved: whether a bit differed, at the end of the span, from the value at its beginning.
@@ -82,16 +82,16 @@ def verdict(kind: TensorKind, frozen: bool, moved: bool, differed: bool) -> Verd
     return "held" if frozen else "idle"
 
 
-def idle_cause(evidence: Evidence, optimizer_known: bool, in_optimizer: bool) -> IdleCause:
+def idle_cause(evidence: Evidence, steps_seen: bool, in_optimizer: bool) -> IdleCause:
     """Return why no bit of a parameter changed although it was not frozen, such as `no_gradient` or `lr_zero`.
 
-    `evidence`: the gradients and learning rates of the parameter. `optimizer_known`: whether the audit was given an
-    optimizer. `in_optimizer`: whether one of the given optimizers has the parameter. The result `rounded_away` means that
+    `evidence`: the gradients and learning rates of the parameter. `steps_seen`: whether a step of an optimizer was seen.
+    `in_optimizer`: whether one of the optimizers has the parameter. The result `rounded_away` means that
     the updates were too small for the parameter's dtype.
     """
     if evidence.is_rounded_copy:
         return "rounded_away"
-    if optimizer_known and not in_optimizer:
+    if steps_seen and not in_optimizer:
         return "not_in_optimizer"
     if not evidence.gradients:
         return "unknown"  # no step was compared while gradients were there

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -158,7 +160,7 @@ def test_a_frozen_layer_that_is_removed_held_and_a_note_says_that_it_is_gone():
         model["enc"] = nn.Identity()
         train(model, optimizer)
     assert rows_of(report)["enc.weight"] == (True, "held", "")
-    assert "no longer in the model: enc.weight, enc.bias" in report.notes
+    assert "no longer in the model: enc.weight and enc.bias" in report.notes
 
 
 def test_a_model_that_is_converted_leaked_by_dtype_changed():
@@ -246,3 +248,55 @@ def test_a_frozen_name_that_is_tied_to_a_trained_tensor_was_replaced(every):
         model["enc"].weight = model["dec"].weight
         train(model, optimizer, steps=4)
     assert rows_of(report)["enc.weight"] == (True, "leaked", "replaced")
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_a_live_buffer_that_is_assigned_a_new_tensor_in_each_forward_pass_drifted_and_no_old_tensor_is_kept(every):
+    class Averages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("average", torch.zeros(4, 333))
+
+        def forward(self, x):
+            self.average = self.average * 0.9 + 1
+            return self.layer(x)
+
+    model = Averages()
+    optimizer = sgd(model)
+    with audit(model, ["layer.bias"], optimizer, every=every) as report:
+        for _ in range(20):
+            model.zero_grad()
+            model(X).square().mean().backward()
+            optimizer.step()
+        gc.collect()
+        assert sum(issubclass(type(each), torch.Tensor) and each.shape == (4, 333) for each in gc.get_objects()) <= 4
+    row = row_named(report, "average")
+    assert (row["verdict"], row["moved"], row["seen_at"]) == ("drifted", True, 1)
+    assert row["change_l2"] == pytest.approx(model.average.norm().item())
+
+
+def test_a_lazy_layer_that_is_added_in_the_block_has_rows_once_it_is_initialised():
+    model = two_layers()
+    optimizer = sgd(model)
+    with audit(model, ["enc"], optimizer) as report:
+        model["lazy"] = nn.LazyLinear(2)
+        train(model, optimizer)
+        model["never"] = nn.LazyLinear(2)
+        model["lazy"](X)
+    assert rows_of(report)["lazy.weight"] == (False, "idle", "not_in_optimizer")
+    assert "never.weight" not in rows_of(report)
+    assert report.leaks == []
+
+
+@pytest.mark.parametrize("until", [None, 1])
+def test_a_selection_of_another_model_is_found_by_name_or_refused(until):
+    model, other = two_layers(), nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="no tensor of this Selection is in the model"), audit(model, select(other, ["**"])):
+        pass
+    optimizer = sgd(model)
+    with audit(model, [], optimizer, until=until) as report:
+        train(model, optimizer, steps=2)
+        report.freeze(select(two_layers(), ["dec"]))
+        train(model, optimizer, steps=2)
+    assert report.leaks == ["dec.weight", "dec.bias"]

@@ -304,3 +304,19 @@ def test_a_forward_pass_after_the_last_step_that_writes_statistics_is_not_other_
 def test_what_is_no_optimizer_is_refused(optimizer):
     with pytest.raises(ValueError, match=r"optimizer is a (str|int); give torch optimizers"), audit(net(), ["0"], optimizer):
         pass
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_an_optimizer_whose_learning_rate_is_none_is_audited(is_given):
+    class WithoutRate(SGD):
+        def step(self, closure=None):
+            with torch.no_grad():
+                for parameter in self.param_groups[0]["params"]:
+                    parameter -= 0.1 * parameter.grad
+
+    model = net()
+    optimizer = WithoutRate(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["lr"] = None
+    with audit(model, ["0"], optimizer if is_given else None) as report:
+        train(model, optimizer)
+    assert causes(report) == {"gradient"}

@@ -6,7 +6,6 @@ from runner.proof.causes.replay import shares_memory
 from runner.proof.following import Followed
 from runner.proof.optimizers import KnownOptimizers
 
-
 # Causes that a replay also finds if the state of the optimizer pulls a tensor back that other code has written.
 PULLS_BACK = ("optimizer_state", "weight_decay|optimizer_state", "optimizer_rule", "optimizer_ignores_lr")
 

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from runner.contract import LeakCause
 from runner.proof.following import Followed, owners_of, places_of
+from runner.proof.steps import is_capturing
 from runner.tensors import copy_of, same_bits
 
 Writer = Literal["forward_write", "outside_write", "between_steps", "step"]
@@ -261,7 +262,7 @@ class LeakTracer:
 
     def _on_forward_begin(self, module: nn.Module, args: Any) -> None:
         """Compare the module's tensors before its forward pass: what has changed was written by other code."""
-        within = self._watched_within(module)
+        within = [] if is_capturing() else self._watched_within(module)
         for watched in within:
             if not watched.forward_depth:
                 watched.is_substituted = watched.current is not watched.tensor
@@ -271,7 +272,7 @@ class LeakTracer:
 
     def _on_forward_end(self, module: nn.Module, args: Any, output: Any) -> None:
         """Compare the module's tensors after its forward pass: what has changed was written by that pass."""
-        within = self._watched_within(module)
+        within = [] if is_capturing() else self._watched_within(module)
         self._record_writers(watched for watched in within if not watched.is_substituted)
         for watched in within:
             watched.forward_depth = max(0, watched.forward_depth - 1)

@@ -988,7 +988,7 @@ def test_a_write_after_the_last_step_is_not_blamed_on_an_optimizer_that_would_pu
     model = small_net()
     optimizer = PullsBack(model.parameters())
     with audit(model, ["leaky.weight"], optimizer) as report:
-        train(model, optimizer, steps=8)
+        train(model, optimizer, steps=11)
         write(model.leaky.weight)
     assert leak_causes(report) == {"leaky.weight": "outside_write"}
 
