@@ -82,8 +82,8 @@ class Report:
         """Declare more tensors frozen from now on, for a loop that freezes in the middle of training.
 
         `frozen`: patterns of names, or what `select` returns. Tensors that were not declared frozen before must keep their
-        current values. Tensors that were declared frozen before stay so.
-        Norms begin at this call, too. Call this method after you have frozen the tensors. If you freeze by a learning rate of 0, set the rate before the
+        current values; their norms begin at this call, too. Tensors that were declared frozen before stay so.
+        Call this method after you have frozen the tensors. If you freeze by a learning rate of 0, set the rate before the
         call: a change of a learning rate after the call counts as done by a scheduler.
         Raises ConfigError for bad patterns, and RuntimeError if the audit has ended.
         """
