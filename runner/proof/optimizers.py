@@ -74,6 +74,7 @@ class KnownOptimizers:
             if ids.isdisjoint(self.following.ids):
                 self.unrelated[type(optimizer).__name__] += 1
                 return False
+            self._drop_superseded(optimizer, ids)
             self.known.append(optimizer)
             self._known_ids.add(id(optimizer))
             self.declared_lrs[id(optimizer)] = [group_lr(group) for group in optimizer.param_groups]
@@ -82,6 +83,20 @@ class KnownOptimizers:
         self.forget_rows()
         self.parameters[id(optimizer)] = parameters
         return True
+
+    def _drop_superseded(self, optimizer: Optimizer, ids: set[int]) -> None:
+        """Forget each optimizer that was not given and all of whose tensors a new one has: its state must not be kept alive.
+
+        `ids`: the ids of the tensors of the new optimizer. If the other one steps again, it is found again.
+        """
+        for old in self.known[len(self.given) :]:
+            if set(map(id, self.parameters.get(id(old), ()))) <= ids:
+                self.known.remove(old)
+                self._known_ids.discard(id(old))
+                self.first = optimizer if self.first is old else self.first
+                for by_id in (self.steps, self.parameters, self.declared_lrs, self.orphans, self._own_rows):
+                    by_id.pop(id(old), None)  # type: ignore[attr-defined]
+                self.begun.discard(id(old))
 
     def _begin_round(self, optimizer: Optimizer) -> None:
         """If an optimizer steps again, a new round of steps begins, and the optimizer is the first one of it."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
+from torch.optim import optimizer as torch_optimizer
 
 from runner import audit
 
@@ -319,4 +320,82 @@ def test_an_optimizer_whose_learning_rate_is_none_is_audited(is_given):
     optimizer.param_groups[0]["lr"] = None
     with audit(model, ["0"], optimizer if is_given else None) as report:
         train(model, optimizer)
+    assert causes(report) == {"gradient"}
+
+
+def test_the_state_of_optimizers_that_were_replaced_is_not_kept_alive():
+    model = net()
+    with audit(model, ["0"]) as report:
+        made = []
+        for _ in range(5):
+            optimizer = Adam(model.parameters(), lr=0.1)
+            made.append(weakref.ref(optimizer))
+            train(model, optimizer, steps=2)
+        del optimizer
+        gc.collect()
+        assert [each() is None for each in made] == [True, True, True, True, False]
+    assert causes(report) == {"gradient"}
+    assert report.looks == list(range(1, 11))
+    assert {row["group"] for row in report.rows} == {"0"}
+
+
+def test_after_the_last_watched_step_no_optimizer_is_kept_alive():
+    model = net()
+    with audit(model, ["0"], until=1):
+        optimizer = Adam(model.parameters(), lr=0.1)
+        train(model, optimizer, steps=2)
+        made = weakref.ref(optimizer)
+        del optimizer
+        gc.collect()
+        assert made() is None
+
+
+def test_an_optimizer_with_the_id_of_one_that_is_gone_is_seen():
+    model, other = net(), net()
+    with audit(model, ["0"]) as report:
+        for _ in range(200):
+            unrelated = SGD(other.parameters(), lr=0.1)
+            train(other, unrelated, steps=1)
+            gone = id(unrelated)
+            del unrelated
+            optimizer = SGD(model.parameters(), lr=0.1)
+            if id(optimizer) == gone:
+                break
+        train(model, optimizer, steps=2)
+    assert causes(report) == {"gradient"}
+
+
+def test_a_hook_that_is_registered_in_the_last_watched_step_does_not_disturb_the_end():
+    model, handles = net(), []
+    optimizer = SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(
+        lambda *_: handles.append(torch_optimizer.register_optimizer_step_post_hook(lambda *_: None))
+    )
+    with audit(model, ["0"], optimizer, until=2):
+        train(model, optimizer, steps=4)
+    for handle in handles:
+        handle.remove()
+    assert not torch_optimizer._global_optimizer_post_hooks
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+
+
+def test_a_frozen_tensor_that_was_made_in_inference_mode_is_audited():
+    model = net()
+    with torch.inference_mode():
+        model.register_buffer("table", torch.ones(4))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, ["table", "0"], optimizer) as report:
+        train(model, optimizer, steps=3)
+    assert report.leaks == ["0.weight", "0.bias"]
+    assert causes(report) == {"gradient", ""}
+
+
+def test_a_learning_rate_that_was_raised_before_a_later_freeze_was_not_raised_by_a_scheduler():
+    model = net()
+    optimizer = SGD([{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters(), "lr": 0.1}])
+    with audit(model, [], optimizer, every=1) as report:
+        train(model, optimizer, steps=2)
+        optimizer.param_groups[0]["lr"] = 0.1
+        report.freeze(["0"])
+        train(model, optimizer, steps=3)
     assert causes(report) == {"gradient"}
