@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.proof.causes.replay import gradient_kind
+from runner.proof.causes.gradients import gradient_kind
 from runner.proof.changes import snapshot
 from runner.seeding import preserve_random_state
 from runner.tensors import same_bits, tensor_entries, tensor_resolver

@@ -13,7 +13,7 @@ from runner.contract import Coupling, method_name
 from runner.foresight.effects import Effect, effect_of_flags
 from runner.foresight.hazards import CAUSES_WITHOUT_BATCH, leak_warnings
 from runner.foresight.rehearsal import Rehearsal, rehearse
-from runner.proof.causes.replay import gradient_kind
+from runner.proof.causes.gradients import gradient_kind
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.freezing.groups import Group, group_lr, groups_by_tensor
-from runner.proof.causes.idle import has_finite_gradient
+from runner.proof.causes.gradients import has_finite_gradient
 from runner.proof.causes.optimizer_copy import stepped_tensors, with_inner_optimizers
 from runner.proof.following import Followed, Following
 

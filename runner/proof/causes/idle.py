@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.freezing.groups import group_lr, groups_by_tensor
-from runner.proof.causes.replay import gradient_kind
+from runner.proof.causes.gradients import gradient_kind, has_finite_gradient
 from runner.proof.following import Followed
 from runner.tensors import same_bits
 
@@ -27,14 +26,6 @@ def record_gradients(rows: Iterable[Followed], optimizer: Optimizer | None) -> N
             row.evidence.gradients.add("not_finite" if kind == "present" and not has_finite_gradient(row.tensor) else kind)
             if id(row.tensor) in group_of:
                 row.evidence.lrs.add(group_lr(group_of[id(row.tensor)][1]))
-
-
-def has_finite_gradient(parameter: Tensor) -> bool:
-    """Return whether all elements of a parameter's gradient are finite; of a sparse one, those that it stores."""
-    if parameter.grad is None:
-        return True
-    values = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
-    return bool(torch.isfinite(values).all())
 
 
 def is_rounded_copy(tensor: Tensor, stepped: Iterable[Tensor]) -> bool:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from runner.contract import LeakCause
 from runner.freezing.groups import group_lr
 from runner.proof.causes.fresh_state import FreshState
+from runner.proof.causes.gradients import gradient_kind
 from runner.proof.causes.optimizer_copy import copy_optimizer, step_copy, stepped_tensors, with_inner_optimizers
 from runner.proof.causes.trials import Edit, Trials, moved_from, stepped_copy
 from runner.seeding import preserve_random_state
@@ -186,14 +187,6 @@ def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor
 def shares_memory(tensor: Tensor, optimizer: Optimizer) -> bool:
     """Return whether an optimizer may update another tensor that uses the same memory."""
     return any(other is not tensor and memory_overlaps(other, tensor) for other in stepped_tensors(optimizer))
-
-
-def gradient_kind(parameter: Tensor) -> str:
-    """Return `none` if a parameter's `.grad` is None, `zero` if all elements of it are 0, otherwise `present`."""
-    if parameter.grad is None:
-        return "none"
-    values = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
-    return "present" if bool(values.any()) else "zero"
 
 
 def _set_learning_rates(lrs: list[float], optimizer: Optimizer) -> None:

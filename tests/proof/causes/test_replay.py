@@ -15,8 +15,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from runner import audit
 from runner.freezing.groups import group_lr
+from runner.proof.causes.gradients import gradient_kind
 from runner.proof.causes.optimizer_copy import copy_optimizer, step_copy
-from runner.proof.causes.replay import find_causes, gradient_kind, moved_tensors, try_find_causes
+from runner.proof.causes.replay import find_causes, moved_tensors, try_find_causes
 from runner.seeding import preserve_random_state
 from runner.tensors import memory_overlaps, same_bits
 from tests.proof.causes.test_leak_tracer import (
