@@ -71,6 +71,7 @@ PRIVATE_NAMES = {
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},
     "runner/proof/audit.py": {"_optimizer_step_post_hooks"},
     "runner/proof/following.py": {"_modules"},
+    "runner/proof/causes/forward_hooks.py": {"_forward_hooks"},
     "runner/proof/causes/leak_tracer.py": {"_buffers", "_orig_mod", "_parameters"},
     "runner/proof/marks.py": {"_version"},
     "runner/proof/causes/optimizer_copy.py": {"_hooks"},

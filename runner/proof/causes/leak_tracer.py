@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from runner.contract import LeakCause
+from runner.proof.causes.forward_hooks import ForwardHooks
 from runner.proof.following import Followed, owners_of, places_of
-from runner.proof.steps import is_capturing
 from runner.tensors import copy_of, same_bits
 
 Writer = Literal["forward_write", "outside_write", "between_steps", "step"]
@@ -89,7 +87,7 @@ class LeakTracer:
     def __init__(self, model: nn.Module, find_causes: FindCauses, may_hook_modules: Callable[[], bool]) -> None:
         self.model, self.find_causes, self.may_hook_modules = model, find_causes, may_hook_modules
         self.watched: dict[Followed, WatchedTensor] = {}
-        self.module_hooks: list[RemovableHandle] = []
+        self.module_hooks: ForwardHooks | None = None
         self.watched_in: dict[int, list[WatchedTensor]] = {}  # by id of a module: the watched tensors in it and below it
         self.in_step = self.has_closure = False  # of the current or last optimizer step
         self.replayed: set[Followed] = set()  # the rows for which the current step has been replayed
@@ -231,10 +229,7 @@ class LeakTracer:
                 row.evidence.why_unknown = error or row.evidence.why_unknown
 
     def _update_module_hooks(self) -> None:
-        """Set hooks on all modules if a watched tensor needs them, otherwise remove them.
-
-        Global hooks, because hooks on a module would disable the fast path of a transformer in eval mode.
-        """
+        """Set hooks on all modules if a watched tensor needs them, otherwise remove them."""
         if not any(watched.in_forward or watched.is_open for watched in self.watched.values()):
             self.remove_module_hooks()
             return
@@ -245,34 +240,35 @@ class LeakTracer:
             owners = {id(module) for name in watched.row.names for module in owners_of(self.model, name)}
             for module_id in owners:
                 self.watched_in.setdefault(module_id, []).append(watched)
-        if not self.module_hooks:
-            self.module_hooks = [
-                register_module_forward_pre_hook(self._on_forward_begin),
-                register_module_forward_hook(self._on_forward_end, always_call=True),
-            ]
+        if self.module_hooks is None:
+            self.module_hooks = ForwardHooks(self._on_forward_begin, self._on_forward_end)
 
     def remove_module_hooks(self) -> None:
         """Remove the hooks on all modules."""
-        for hook in self.module_hooks:
-            hook.remove()
-        self.module_hooks.clear()
+        if self.module_hooks is not None:
+            self.module_hooks.remove()
+            self.module_hooks = None
         self.watched_in.clear()
         for watched in self.watched.values():
             watched.forward_depth = 0  # torch.compile may begin in a forward pass, whose end is then not seen
 
-    def _on_forward_begin(self, module: nn.Module, args: Any) -> None:
-        """Compare the module's tensors before its forward pass: what has changed was written by other code."""
-        within = [] if is_capturing() else self._watched_within(module)
+    def _on_forward_begin(self, module: nn.Module) -> bool:
+        """Compare the module's tensors before its forward pass: what has changed was written by other code.
+
+        Returns whether it has any.
+        """
+        within = self._watched_within(module)
         for watched in within:
             if not watched.forward_depth:
                 watched.is_substituted = watched.current is not watched.tensor
         self._record_writers(watched for watched in within if not watched.is_substituted)
         for watched in within:
             watched.forward_depth += 1
+        return bool(within)
 
-    def _on_forward_end(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _on_forward_end(self, module: nn.Module) -> None:
         """Compare the module's tensors after its forward pass: what has changed was written by that pass."""
-        within = [] if is_capturing() else self._watched_within(module)
+        within = self._watched_within(module)
         self._record_writers(watched for watched in within if not watched.is_substituted)
         for watched in within:
             watched.forward_depth = max(0, watched.forward_depth - 1)

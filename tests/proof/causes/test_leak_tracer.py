@@ -1358,3 +1358,30 @@ def test_a_frozen_transformer_in_eval_mode_keeps_its_fast_path_and_its_bits_whil
     assert report.leaks == []
     layer.register_forward_pre_hook(lambda *_: None)
     assert not run_and_check_fast_path(layer, x)[0]  # a hook on the layer itself disables the fast path
+
+
+@pytest.mark.parametrize("place", ["model", "layer"])
+@EVERY
+def test_a_forward_hook_that_writes_is_a_forward_write_wherever_it_is(place, every):
+    model = small_net()
+    model.leaky.requires_grad_(False)
+    hooked = model if place == "model" else model.leaky
+    hooked.register_forward_hook(lambda *_: write(model.leaky.weight))
+    optimizer = SGD(model.parameters(), lr=LR)
+    with audit(model, ["leaky.weight"], optimizer, every) as report:
+        train(model, optimizer, steps=6)
+    assert leak_causes(report) == {"leaky.weight": "forward_write"}
+    assert len(hooked._forward_hooks) == 1
+
+
+@EVERY
+def test_a_write_between_the_forward_passes_of_a_model_with_hooks_is_an_outside_write(every):
+    model = small_net()
+    model.leaky.requires_grad_(False)
+    model.register_forward_hook(lambda *_: None)
+    optimizer = SGD(model.parameters(), lr=LR)
+    with audit(model, ["leaky.weight"], optimizer, every) as report:
+        for _ in range(6):
+            train(model, optimizer, steps=1)
+            write(model.leaky.weight)
+    assert leak_causes(report) == {"leaky.weight": "outside_write"}
