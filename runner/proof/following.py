@@ -237,8 +237,13 @@ class Following:
         row.entry, row.tensor = entry, entry.tensor
         if not row.frozen and row.kind == "parameter":
             row.reference, row.evidence, row.window = first_value, Evidence(), Window()
-        elif row.frozen and not row.evidence.differed and not same_bits(row.reference, row.tensor):
+        elif row.frozen and not row.evidence.differed and not self._began_equal(row, first_value):
             row.evidence.replaced = "dtype_changed" if is_conversion(row.reference, row.tensor) else "replaced"
+
+    @staticmethod
+    def _began_equal(row: Followed, first_value: Tensor) -> bool:
+        """Return whether the tensor of a row has the bits of its reference, or had them before it was stepped."""
+        return same_bits(row.reference, row.tensor) or same_bits(row.reference, first_value)
 
 
 def is_conversion(before: Tensor, after: Tensor) -> bool:
