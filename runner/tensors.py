@@ -233,7 +233,9 @@ def has_values(tensor: Tensor) -> bool:
     """Return whether the values of a tensor can be read: it is not on the meta device, and its memory was not freed."""
     if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
         return not tensor.is_meta
-    return _byte_range(tensor)[1] <= tensor.untyped_storage().nbytes()
+    there = tensor.untyped_storage().nbytes()
+    wanted = (int(tensor.storage_offset()) + tensor.numel()) * tensor.element_size()  # of a tensor without gaps
+    return wanted <= there or _byte_range(tensor)[1] <= there
 
 
 def has_arithmetic(tensor: Tensor) -> bool:

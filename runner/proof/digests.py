@@ -63,7 +63,11 @@ class DigestWatcher:
     def freeze(self, frozen: Frozen) -> None:
         """Declare more tensors frozen: they must keep their present values."""
         selection = self.as_selection(frozen)
-        for name, tensor in _by_name(selection, self.model).items():
+        found = _by_name(selection, self.model)
+        if not found and (selection.parameters or selection.buffers):
+            raise ConfigError("frozen: no tensor of this Selection is in the model")
+        self.report.is_empty &= not found
+        for name, tensor in found.items():
             self._watch(name, tensor)
 
     def unfreeze(self, frozen: Frozen) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.utils.parametrize import ParametrizationList
 
 from runner.contract import Row
 from runner.errors import listed
+from runner.freezing.names import ModelNames
 from runner.freezing.selection import modules_frozen_as_a_whole
 from runner.proof.following import Followed, Following
 from runner.tensors import has_arithmetic, has_values, tensor_entries
@@ -93,21 +93,17 @@ def computed_notes(model: nn.Module, rows: Sequence[Row]) -> list[str]:
 
     An example is `spectral_norm`, whose power iteration changes buffers in each forward pass.
     """
-    row_of = {row["name"]: row for row in rows}
+    held = {row["name"] for row in rows if row["kind"] == "parameter" and row["frozen"] and row["verdict"] == "held"}
+    drifted = [row["name"] for row in rows if row["verdict"] == "drifted"]
     notes = []
-    for owner, module in model.named_modules():
-        is_computed = isinstance(module, ParametrizationList) or any(
-            isinstance(each, Tensor) for each in vars(module).values()
-        )
-        if not is_computed:
-            continue
-        inside = [row for name, row in row_of.items() if name.startswith(f"{owner}." if owner else "")]
-        held = [row["name"] for row in inside if row["kind"] == "parameter" and row["frozen"] and row["verdict"] == "held"]
-        drifted = [row["name"] for row in inside if row["verdict"] == "drifted"]
-        if held and drifted:
-            notes.append(
-                f"{listed(held, most=2)} held, but what is computed from them with {listed(drifted, most=2)} changed"
-            )
+    for name, behind in ModelNames(model).computed().items():
+        owner, _, key = name.rpartition(".")
+        beside = tuple(f"{owner}.{part}".lstrip(".") for part in (f"{key}_", f"parametrizations.{key}."))
+        parameters = [each for each in behind if each in held]
+        buffers = [each for each in drifted if each.startswith(beside)]
+        if parameters and buffers:
+            sources = listed(buffers, most=2)
+            notes.append(f"{listed(parameters, most=2)} held, but {name} changed: it is computed with {sources}")
     return notes
 
 

@@ -51,7 +51,7 @@ class KnownOptimizers:
 
     def on_step_begin(self, optimizer: Optimizer) -> bool:
         """Take note of an optimizer that begins a step; return whether it was given or steps a tensor of the model."""
-        parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+        parameters = _parameters_of(optimizer)
         before = self.parameters.get(id(optimizer), [])
         are_known = len(before) == len(parameters) and all(map(is_, before, parameters)) and self.knows(optimizer)
         if not are_known and not self._read_parameters(optimizer, parameters):
@@ -64,7 +64,9 @@ class KnownOptimizers:
     def _read_parameters(self, optimizer: Optimizer, parameters: list[Tensor]) -> bool:
         """Take note of an optimizer that is new or has other parameters than at its last step; return as `on_step_begin`."""
         ids = set(map(id, parameters))
-        stepped_before = any(id(tensor) in ids for each in self.round for tensor in self.parameters.get(each, ()))
+        stepped_before = any(
+            id(each) in self.round and not ids.isdisjoint(map(id, _parameters_of(each))) for each in self.known
+        )
         unknown = ids - self.following.ids
         if unknown and not unknown <= self._orphan_ids(optimizer):
             self.update()  # before the first step of a tensor that is new
@@ -90,13 +92,14 @@ class KnownOptimizers:
         `ids`: the ids of the tensors of the new optimizer. If the other one steps again, it is found again.
         """
         for old in self.known[len(self.given) :]:
-            if set(map(id, self.parameters.get(id(old), ()))) <= ids:
+            if ids.issuperset(map(id, _parameters_of(old))):
                 self.known.remove(old)
                 self._known_ids.discard(id(old))
                 self.first = optimizer if self.first is old else self.first
                 for by_id in (self.steps, self.parameters, self.declared_lrs, self.orphans, self._own_rows):
                     by_id.pop(id(old), None)  # type: ignore[attr-defined]
-                self.begun.discard(id(old))
+                for of_ids in (self.begun, self.round):
+                    of_ids.discard(id(old))
 
     def _begin_round(self, optimizer: Optimizer) -> None:
         """If an optimizer steps again, a new round of steps begins, and the optimizer is the first one of it."""
@@ -223,3 +226,8 @@ class KnownOptimizers:
     def _adds_to(self, optimizer: Optimizer, ids: set[int]) -> bool:
         """Return whether an optimizer steps a tensor other than those with these ids."""
         return any(id(tensor) not in ids for tensor in stepped_tensors(optimizer))
+
+
+def _parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return the tensors in the parameter groups of an optimizer."""
+    return list(chain.from_iterable(group["params"] for group in optimizer.param_groups))

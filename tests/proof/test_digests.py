@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim import optimizer as torch_optimizer
 
-from runner import audit
+from runner import audit, select
 from runner.proof.changes import digest_of
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -158,6 +158,19 @@ def test_tensors_can_be_thawed_and_frozen_after_the_last_watched_step():
         "2.bias": "held",
     }
     assert row_of(report, "2.bias")["frozen"]
+
+
+def test_flags_that_froze_something_after_the_last_watched_step_are_sound_and_a_foreign_selection_is_refused():
+    model = net().requires_grad_(True)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer, until=1) as report:
+        train(model, optimizer, steps=2)
+        model[0].requires_grad_(False)
+        optimizer.zero_grad()
+        report.freeze(["0"])
+        with pytest.raises(ValueError, match="no tensor of this Selection is in the model"):
+            report.freeze(select(nn.Linear(4, 4), ["**"]))
+    report.raise_if_unsound()
 
 
 def test_a_leak_before_thawing_is_a_leak_after_the_last_watched_step_too():

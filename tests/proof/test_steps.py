@@ -399,3 +399,14 @@ def test_a_learning_rate_that_was_raised_before_a_later_freeze_was_not_raised_by
         report.freeze(["0"])
         train(model, optimizer, steps=3)
     assert causes(report) == {"gradient"}
+
+
+def test_another_optimizer_is_still_known_after_a_layer_and_its_new_optimizer_have_appeared():
+    model = net()
+    with audit(model, [], every=1) as report:
+        train(model, SGD(model[0].parameters(), lr=0.1, momentum=0.9), steps=2)
+        model.append(nn.Linear(2, 2))
+        train(model, SGD(model[3].parameters(), lr=0.1), steps=2)
+    groups = {row["name"]: row["group"] for row in report.rows}
+    assert groups["0.weight"] != ""
+    assert groups["3.weight"] != ""
