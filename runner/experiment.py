@@ -149,7 +149,7 @@ def training_steps(setup: Setup, report: Report, state: TrainingState, warn_of_l
             state.forecast = foresee_phase(setup, state.forecast)
         context = PhaseContext(setup.model, task, setup.note)
         phase_batches = setup.method.feed(islice(batches, count), context)
-        phase_batches = setup.meter.watch_first_batch(phase_batches, phase.first, optimizer, setup.undo)
+        phase_batches = setup.meter.watch_batches(phase_batches, phase.first, optimizer, setup.undo)
         options = {"scheduler": scheduler, "clip": config.clip, "zero_grad_to_none": config.zero_grad_to_none}
         for step in train(setup.model, optimizer, task, phase_batches, **options, first=phase.first):
             state.steps.append(step)

@@ -56,14 +56,15 @@ WITHOUT_TORCH = {"__init__", "contract", "errors", "config", "runs", "report", "
 PRIVATE_NAMES = {
     "hydra_plugins/freeze_sweeper.py": {"_parse_config", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
     "runner/config/check.py": {"_get_node"},
-    "runner/cost/flops.py": {
+    "runner/cost/counter.py": {
         "_indices",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_flash_attention_for_cpu_backward",
+        "_schema",
         "_values",
-        "torch._subclasses.fake_tensor.FakeTensorMode",
+        "torch._ops.HigherOrderOperator",
         "torch.utils._python_dispatch.TorchDispatchMode",
     },
+    "runner/cost/formulas.py": {"_c10d_functional", "_for_cpu", "_v2", "_x2"},
+    "runner/cost/flops.py": {"torch._subclasses.fake_tensor.FakeTensorMode"},
     "runner/foresight/effects.py": {"_backward_hooks", "_post_accumulate_grad_hooks"},
     "runner/foresight/rehearsal.py": {"_buffers", "_parameters"},
     "runner/freezing/names.py": {"_modules", "_orig_mod", "_parameters"},

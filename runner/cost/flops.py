@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet, finalize
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from runner.cost.counter import OperatorCounter, storages_in
 from runner.seeding import preserve_random_state
 from runner.tensors import map_tensors, tensor_entries, tensors_in
 from runner.tracing import tracing
 from runner.training.loop import Task
 
 META, REAL = "a meta copy", "a real batch"
-ATTENTION_FORMULAS: dict[str, Callable[..., int]] = {  # CPU operators of aten that torch's counter does not know
-    "_scaled_dot_product_flash_attention_for_cpu": lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
-    "_scaled_dot_product_flash_attention_for_cpu_backward": (
-        lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value)
-    ),
-}
+SMALL_MODEL, SMALL_BATCH = 2**18, 2**16  # elements; a step of this size takes less time than one without values
 
 
 @dataclass(frozen=True)
@@ -34,8 +28,8 @@ class StepCount:
     """The FLOPs and memory that one forward and backward pass of a batch take.
 
     Attributes:
-        flops_forward, flops_backward: floating-point operations in matrix products and convolutions; other operations do not
-            count.
+        flops_forward, flops_backward: floating-point operations in matrix products, convolutions and attention; other
+            operations do not count.
         saved_bytes: bytes of the tensors that autograd saves for backward. Tensors that share memory count once. Parameters
             do not count, but a view of a parameter does, such as the transposed weight of a linear layer.
         gradient_bytes: bytes of all `.grad` tensors of parameters after backward.
@@ -44,6 +38,7 @@ class StepCount:
         gradients: the names of the parameters that have a gradient after backward.
         parameter_order: the names of the parameters, in the order in which the forward pass calls their modules.
         flops_by_module: {module name: FLOPs of the module's forward pass, submodules included}; "" is the whole model.
+        unpriced: the names of operators that may multiply matrices, but whose FLOPs are not known and not contained.
         counted_on: `a meta copy` (counted on fake tensors, which have no values) or `a real batch`.
     """
 
@@ -55,18 +50,19 @@ class StepCount:
     gradients: tuple[str, ...]
     parameter_order: tuple[str, ...]
     flops_by_module: Mapping[str, int]
+    unpriced: tuple[str, ...]
     counted_on: str
 
 
 @dataclass(frozen=True)
-class FakeCopy:
-    """A copy of a model whose tensors are fake: they have device, dtype and shape but no values, so nothing is computed.
+class FakeModel:
+    """A model whose tensors are fake: they have device, dtype and shape but no values, so nothing is computed.
 
-    Operators select the same kernels as on real tensors. Hooks, `requires_grad` and tied parameters are as in the model.
+    Operators select the same kernels as on real tensors.
     Source: https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
 
     Attributes:
-        model: the copy.
+        model: the model.
         mode: torch's context manager in which operators work on fake tensors.
     """
 
@@ -74,8 +70,11 @@ class FakeCopy:
     mode: FakeTensorMode
 
     @classmethod
-    def copy_of(cls, model: nn.Module) -> FakeCopy:
-        """Return a copy of the model with fake tensors in place of its parameters and buffers, and without gradients."""
+    def copy_of(cls, model: nn.Module) -> FakeModel:
+        """Return a copy of a model, with fake tensors in place of its parameters and buffers, and without gradients.
+
+        Hooks, `requires_grad` and tied parameters are as in the model.
+        """
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # the model may use tensors that it keeps outside its modules
         fakes = {id(entry.tensor): mode.from_tensor(entry.tensor) for entry in tensor_entries(model).values()}
         for fake in fakes.values():
@@ -88,26 +87,49 @@ class FakeCopy:
         `task`: a function (model, batch) -> loss. `batch`: a real batch, of which only the shapes and dtypes of the tensors
         are used. Raises an error if the forward pass needs the values of tensors, as `tensor.item()` does.
         """
-        with preserve_random_state(), _without_fused_attention(), self.mode:
+        with preserve_random_state(), _without_fused_attention(), _without_log_of_fake_tensors(), self.mode:
             return _run_and_count(self.model, task, map_tensors(batch, self.mode.from_tensor), META)
 
 
-def count_step(model: nn.Module, task: Task, batch: Any) -> StepCount:
+def count_step(model: nn.Module | FakeModel, task: Task, batch: Any) -> StepCount:
     """Return the FLOPs and memory of one forward and backward pass, without changing the model or the random state.
 
-    `task`: a function (model, batch) -> loss. The passes run on a copy of the model with fake tensors, so that nothing is
-    computed. If this fails because the forward pass needs the values of tensors, the passes run on a real copy with the real
-    batch, which takes time and memory.
+    `task`: a function (model, batch) -> loss. The passes run on a copy of the model. It has fake tensors, so that nothing is
+    computed, unless the model and the batch are small or the forward pass needs the values of tensors: then real ones.
     Source: https://github.com/pytorch/pytorch/blob/main/torch/utils/flop_counter.py,
     https://docs.pytorch.org/docs/stable/autograd.html#torch.autograd.graph.saved_tensors_hooks
     """
-    try:
-        return FakeCopy.copy_of(model).count(task, batch)
-    except Exception:  # the forward pass may need values; any other error is raised again below
-        with preserve_random_state(), _without_fused_attention():
-            model_copy = copy.deepcopy(model)
-            model_copy.zero_grad()
-            return _run_and_count(model_copy, task, map_tensors(batch, Tensor.clone), REAL)
+    if isinstance(model, FakeModel):
+        return model.count(task, batch)
+    if not (is_small(model) and sum(tensor.numel() for tensor in tensors_in(batch)) <= SMALL_BATCH):
+        try:
+            return FakeModel.copy_of(model).count(task, batch)
+        except Exception:  # the forward pass may need values; any other error is raised again below
+            pass
+    with preserve_random_state(), _without_fused_attention():
+        return _run_and_count(copy.deepcopy(model), task, map_tensors(batch, Tensor.clone), REAL)
+
+
+def is_small(model: nn.Module) -> bool:
+    """Return whether a model has so few elements that computing a step takes less time than fake tensors do."""
+    return sum(entry.tensor.numel() for entry in tensor_entries(model).values()) <= SMALL_MODEL
+
+
+def unfrozen_copy(model: nn.Module) -> nn.Module | FakeModel:
+    """Return a copy of a model in which every parameter requires a gradient, for `count_step`.
+
+    Its tensors have no values unless the model is small.
+    """
+    unfrozen = copy.deepcopy(model) if is_small(model) else FakeModel.copy_of(model)
+    set_every_flag(unfrozen if isinstance(unfrozen, nn.Module) else unfrozen.model)
+    return unfrozen
+
+
+def set_every_flag(model: nn.Module) -> None:
+    """Set `requires_grad` of every parameter that can have a gradient, which are those of floating or complex dtype."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -121,58 +143,15 @@ def _without_fused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
-def _attention_formulas(aten: Any) -> dict[Any, Callable[..., int]]:
-    """Return {operator: function that computes its FLOPs} for the attention operators that torch's counter does not know.
-
-    `aten`: `torch.ops.aten`. The names of these operators are private to torch and may change, so an operator that the
-    installed torch does not have is left out.
-    """
-    found = {getattr(aten, name, None): formula for name, formula in ATTENTION_FORMULAS.items()}
-    return {operator: formula for operator, formula in found.items() if operator is not None}
-
-
-class _MemoryCounter(TorchDispatchMode):
-    """Counts the memory of the tensors that operators create inside its `with` block, until each tensor is freed.
-
-    The argument `existing` holds tensors, in nested dicts, lists or tuples, whose memory is not to be counted.
-
-    Attributes:
-        bytes: the bytes of all counted tensors that exist now.
-        peak: the largest value that `bytes` has had.
-        seen: the storages (blocks of memory of tensors) that are already counted, and the storages of `existing`.
-    """
-
-    def __init__(self, existing: Any) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self.seen: WeakSet[torch.UntypedStorage] = WeakSet(storages_in(existing))
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator `func`, add the bytes of newly allocated memory in its result, and return the result."""
-        result = func(*args, **(kwargs or {}))
-        for storage in storages_in(result):
-            if storage not in self.seen:
-                self.seen.add(storage)
-                self.bytes += storage.nbytes()
-                self.peak = max(self.peak, self.bytes)
-                finalize(storage, self.subtract, storage.nbytes()).atexit = False
-        return result
-
-    def subtract(self, size: int) -> None:
-        """Subtract `size` from `bytes`; called when a storage of that many bytes is freed."""
-        self.bytes -= size
-
-
-def storages_in(value: Any) -> Iterator[torch.UntypedStorage]:
-    """Yield the storage (block of memory) of every tensor in nested dicts, lists and tuples.
-
-    A sparse COO tensor has two storages, for its indices and its values. Tensors of other sparse layouts are passed over.
-    """
-    for tensor in tensors_in(value):
-        if tensor.layout is torch.sparse_coo:
-            yield from (tensor._indices().untyped_storage(), tensor._values().untyped_storage())
-        elif tensor.layout is torch.strided:
-            yield tensor.untyped_storage()
+@contextmanager
+def _without_log_of_fake_tensors() -> Iterator[None]:
+    """Inside the `with` block, torch does not print the stack of an operator that cannot run on fake tensors."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
 
 
 def _run_and_count(model: nn.Module, task: Task, batch: Any, counted_on: str) -> StepCount:
@@ -180,41 +159,36 @@ def _run_and_count(model: nn.Module, task: Task, batch: Any, counted_on: str) ->
 
     `counted_on`: the constant META or REAL, for a fake or a real model and batch; only stored in the result.
     """
+    model.zero_grad()
     parameters = dict(model.named_parameters())
-    parameter_ids = {id(parameter) for parameter in parameters.values()}
-    saved: WeakSet[torch.UntypedStorage] = WeakSet()  # weak, because a reference would prolong the storage's life
-    saved_sizes: list[int] = []
     parameter_order: dict[str, None] = {}  # used as an ordered set
+    tensors = [entry.tensor for entry in tensor_entries(model).values()]
+    counter = OperatorCounter([*tensors, *tensors_in(batch)], parameters.values())
 
-    def record_saved(tensor: Tensor) -> Tensor:
-        for storage in storages_in(tensor) if id(tensor) not in parameter_ids else ():
-            if storage not in saved:
-                saved.add(storage)
-                saved_sizes.append(storage.nbytes())
-        return tensor
-
-    def record_order(name: str, module: nn.Module, *_: Any) -> None:
+    def begin(name: str, module: nn.Module, *_: Any) -> None:
+        counter.enter_module(name)
         prefix = f"{name}." if name else ""
         parameter_order.update(dict.fromkeys(prefix + key for key, _ in module.named_parameters(recurse=False)))
 
-    existing = [entry.tensor for entry in tensor_entries(model).values()]
-    formulas = _attention_formulas(torch.ops.aten)
-    with FlopCounterMode(display=False, custom_mapping=formulas) as flops, _MemoryCounter([existing, batch]) as memory:
-        with tracing(model, record_order), torch.autograd.graph.saved_tensors_hooks(record_saved, lambda tensor: tensor):
+    with counter:
+        with (
+            tracing(model, begin, counter.leave_module),
+            torch.autograd.graph.saved_tensors_hooks(counter.add_saved, lambda tensor: tensor),
+        ):
             loss = task(model, batch)
-        flops_forward = flops.get_total_flops()
-        flops_by_module = {name.partition(".")[2]: sum(ops.values()) for name, ops in flops.get_flop_counts().items()}
+        flops_forward = counter.flops
         if loss.requires_grad:
             loss.backward()
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     return StepCount(
         flops_forward=flops_forward,
-        flops_backward=flops.get_total_flops() - flops_forward,
-        saved_bytes=sum(saved_sizes),
-        gradient_bytes=sum(storage.nbytes() for storage in storages_in(gradients)),
-        peak_bytes=memory.peak,
+        flops_backward=counter.flops - flops_forward,
+        saved_bytes=counter.saved_bytes,
+        gradient_bytes=sum(storage.nbytes() for storage in storages_in(gradients.values())),
+        peak_bytes=counter.peak,
         gradients=tuple(gradients),
         parameter_order=tuple(parameter_order),
-        flops_by_module=flops_by_module,
+        flops_by_module=dict(counter.flops_by_module),
+        unpriced=tuple(sorted(counter.unpriced)),
         counted_on=counted_on,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.contract import COSTS, COUNTED, Cost, Note
-from runner.cost.flops import META, FakeCopy, StepCount, count_step, storages_in
+from runner.contract import COSTS, Cost, Note
+from runner.cost.batches import FedBatches
+from runner.cost.flops import REAL, FakeModel, StepCount, count_step, unfrozen_copy
+from runner.cost.shares import Shares, bytes_held, costs_of_count, explain_small_saving, shares_of_unfrozen, total_bytes
+from runner.errors import listed
 from runner.freezing.selection import Selection
-from runner.tensors import tensors_in
 from runner.training.loop import Task, needs_closure
 
-Shares = Mapping[str, float]  # {module name: share from 0 to 1}
 FREEZING_SETTINGS = ("method", "freeze", "schedule")  # config keys that do not matter when nothing is frozen
 PEAK_COUNTED = "tensors of forward and backward counted, without the scratch memory of kernels"
-SMALL_SAVING = 0.9  # share of an unfrozen run's FLOPs; from here on `why_small` is filled in
+HOW_TO_REGISTER = "torch.utils.flop_counter.register_flop_formula can give one"
 
 
 _count_cache: dict[tuple[Any, ...], StepCount] = {}  # so that a sweep counts once for equal model, input and frozen layers
@@ -55,23 +56,27 @@ class Meter:
         """
         return task
 
-    def watch_first_batch(self, batches: Iterable[Any], step: int, optimizer: Optimizer, undo: ExitStack) -> Iterator[Any]:
-        """Yield the batches unchanged, and call `on_phase_begin` just before the first one.
+    def watch_batches(self, batches: Iterable[Any], step: int, optimizer: Optimizer, undo: ExitStack) -> Iterator[Any]:
+        """Yield the batches unchanged; call `on_batch` just before each, and before the first `on_phase_begin` too.
 
         `batches`: the batches of a phase, that is, a span of steps in which the same layers are frozen. `step`: the number
         of the first step of the phase. Callbacks added to `undo` are called at the end of the run.
         """
         for position, batch in enumerate(batches):
             if not position:
-                self.on_phase_begin(batch, step, optimizer, undo)
+                self.on_phase_begin(step, optimizer, undo)
+            self.on_batch(batch)
             yield batch
 
-    def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+    def on_phase_begin(self, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
         """Do nothing; called before the first step of each phase (a span of steps in which the same layers are frozen).
 
-        `batch`: the first batch of the phase. `step`: the number of its first step, 1 at the start of the run. Callbacks
-        added to `undo` are called at the end of the run.
+        `step`: the number of its first step, 1 at the start of the run. Callbacks added to `undo` are called at the end of
+        the run.
         """
+
+    def on_batch(self, batch: Any) -> None:
+        """Do nothing; called with each batch before its step."""
 
     def read_costs(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
@@ -101,17 +106,17 @@ class CountingMeter(Meter):
     example through a global cache.
     """
 
-    fake_model: FakeCopy | None = None  # a copy of the model before anything was frozen, with tensors without values
+    unfrozen: nn.Module | FakeModel | None = None  # a copy of the model before anything was frozen, in which all can train
     task: Task
-    batch: Any = None  # the first batch of the run; FLOPs are counted for its shapes
 
     def on_model_built(self, model: nn.Module) -> None:
-        """Keep a copy (without values) of the unfrozen model, to count later what it costs to train all of it.
+        """Keep a copy of the model in which everything can train, to count later what it costs to train all of it.
 
         On a CUDA device, also reset torch's record of the peak memory.
         """
+        self.fed = FedBatches()
         with self.note_errors("the unfrozen baseline is not known"):
-            self.fake_model = FakeCopy.copy_of(model)
+            self.unfrozen = unfrozen_copy(model)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -125,10 +130,9 @@ class CountingMeter(Meter):
             self.task = copy.deepcopy(task)  # because a task may have a state
         return task
 
-    def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """Keep the first batch of the run, whose shapes FLOPs are counted for; do nothing if `step` is not 1."""
-        if step == 1:
-            self.batch = batch
+    def on_batch(self, batch: Any) -> None:
+        """Keep the first batch of each shape: FLOPs are counted for these shapes."""
+        self.fed.add(batch)
 
     def read_costs(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
@@ -145,38 +149,51 @@ class CountingMeter(Meter):
         if self.device.type == "cuda":
             cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
             cost["peak_memory_by"] = "torch.cuda.max_memory_allocated"
-        if self.batch is None:
+        if not self.fed.steps:
             return cost
-        key = [dict(self.settings), sorted(selection.parameters), sorted(selection.modules), _shapes(self.batch)]
+        settings = [dict(self.settings), sorted(selection.parameters), sorted(selection.modules)]
         with self.note_errors("FLOPs and saved bytes are not known"):
-            types = (type(model), type(self.task))
-            counted = _count_once(types, key, lambda: count_step(model, self.task, self.batch))
-            cost |= {name: getattr(counted, name) for name in ("flops_backward", "saved_bytes")}
-            not_computed = sum(share * counted.flops_by_module.get(name, 0) for name, share in skipped.items())
-            cost["flops_forward"] = counted.flops_forward - round(not_computed)  # mean of the last phase's steps
-            cost["flops_counted_on"] = counted.counted_on
+            counted = self.count(model, settings)
+            cost |= costs_of_count(counted, skipped)
             if cost["peak_memory_bytes"] is None and cost["parameter_bytes"] is not None:
                 cost["peak_memory_bytes"], cost["peak_memory_by"] = self.peak_bytes(cost, counted, model), PEAK_COUNTED
             if baseline := self.count_unfrozen(counted):
                 cost |= shares_of_unfrozen(cost, baseline, optimizer)
                 cost["why_small"] = explain_small_saving(cost, counted, selection)
+            if unpriced := sorted({*counted.unpriced, *(baseline.unpriced if baseline else ())}):
+                self.note(f"cost: FLOPs are not known: no formula for {listed(unpriced, most=4)}; {HOW_TO_REGISTER}")
+            if self.fed.note:
+                self.note(self.fed.note)
         if needs_closure(optimizer):
             self.note("cost: the optimizer's step runs forward and backward itself, several times; the FLOPs are of one")
         return cost
 
+    def count(self, model: nn.Module | FakeModel, settings: Any) -> StepCount:
+        """Return the FLOPs and memory of a step of `model`, the mean over the shapes of batches that the run was fed.
+
+        `settings`: what the count depends on besides the shapes; for equal settings a step is counted only once.
+        """
+        types = (type(model.model if isinstance(model, FakeModel) else model), type(self.task))
+
+        def count_once(batch: Any, shapes: Any) -> StepCount:
+            key = (*types, json.dumps([settings, shapes], sort_keys=True, default=str))
+            if key not in _count_cache:
+                _count_cache[key] = count_step(model, self.task, batch)
+            return _count_cache[key]
+
+        return self.fed.mean(count_once, self.device)
+
     def count_unfrozen(self, counted: StepCount) -> StepCount | None:
         """Return the FLOPs and memory of a step with nothing frozen, counted on the copy of the unfrozen model.
 
-        `counted`: the count of this run's own step. Returns None if that count needed a real batch, or if there is no copy
-        of the unfrozen model.
+        `counted`: the count of this run's own step. Returns None if there is no copy of the unfrozen model, or if it has no
+        values and that count needed them.
         """
-        if counted.counted_on != META:
+        if counted.counted_on == REAL and isinstance(self.unfrozen, FakeModel):
             self.note("cost: counted on a real batch, for the forward pass needs values; so no unfrozen baseline is known")
-        elif self.fake_model is not None:
-            fake_model = self.fake_model
+        elif self.unfrozen is not None:
             settings = {key: value for key, value in self.settings.items() if key not in FREEZING_SETTINGS}
-            types = (type(fake_model.model), type(self.task))
-            return _count_once(types, [settings, _shapes(self.batch)], lambda: fake_model.count(self.task, self.batch))
+            return self.count(self.unfrozen, settings)
         return None
 
     def peak_bytes(self, cost: Cost, counted: StepCount, model: nn.Module) -> int:
@@ -186,78 +203,9 @@ class CountingMeter(Meter):
         within its step and what the freezing method keeps. It is a sum of tensor sizes, because the memory use that the
         operating system reports depends on what the process did before.
         """
-        existing = _total_bytes([*model.buffers(), self.batch]) + cost["parameter_bytes"] + cost["optimizer_state_bytes"]
+        existing = (
+            total_bytes([*model.buffers(), next(iter(self.fed.examples.values()))])
+            + cost["parameter_bytes"]
+            + cost["optimizer_state_bytes"]
+        )
         return existing + counted.peak_bytes
-
-
-def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
-    """Return {name of a cost: bytes} for parameters, gradients and optimizer state.
-
-    Names that begin with `frozen_` are for the gradients and optimizer state of frozen parameters only. The value of
-    `frozen_optimizer_state_bytes` is None if the optimizer needs a closure (LBFGS).
-    """
-    frozen_state = [state for key, state in optimizer.state.items() if isinstance(key, Tensor) and key in selection]
-    return {
-        "gradient_bytes": _total_bytes([parameter.grad for parameter in parameters]),
-        "optimizer_state_bytes": _total_bytes(optimizer.state),
-        "parameter_bytes": _total_bytes(parameters),
-        "frozen_gradient_bytes": _total_bytes([parameter.grad for parameter in parameters if parameter in selection]),
-        # LBFGS keeps the state of all parameters under one of them.
-        "frozen_optimizer_state_bytes": None if needs_closure(optimizer) else _total_bytes(frozen_state),
-    }
-
-
-def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer) -> Cost:
-    """Return {name of a cost + `_share`: this run's cost divided by the same cost of a step with nothing frozen}.
-
-    `cost`: this run's costs. `baseline`: the count of a step with nothing frozen. The baseline contains no optimizer state;
-    its size is estimated from this run, as bytes of state per byte of a parameter with state.
-    """
-    unfrozen: Cost = {key: getattr(baseline, key, None) for key in COUNTED}
-    parameters_with_state = [
-        key for key, state in optimizer.state.items() if isinstance(key, Tensor) and _total_bytes(state)
-    ]
-    bytes_with_state = _total_bytes(parameters_with_state)
-    if bytes_with_state and not needs_closure(optimizer):
-        unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / bytes_with_state * baseline.gradient_bytes
-    found = {f"{key}_share": cost[key] / unfrozen[key] for key in COUNTED if cost[key] is not None and unfrozen[key]}
-    total = baseline.flops_forward + baseline.flops_backward
-    return found | ({"flops_share": (cost["flops_forward"] + cost["flops_backward"]) / total} if total else {})
-
-
-def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -> str:
-    """Return a clause that says why freezing saves few FLOPs.
-
-    Returns "" if freezing saves more than 10% of the FLOPs, if the saving is not known, or if nothing is frozen. `cost`:
-    this run's costs. `counted`: the count of this run's step.
-    """
-    frozen = set(selection.parameters)
-    if cost.get("flops_share") is None or cost["flops_share"] < SMALL_SAVING or not frozen:
-        return ""
-    if frozen & set(counted.gradients):
-        return "the gradients of what is frozen are computed all the same"
-    is_frozen = [name in frozen for name in counted.parameter_order]
-    if True not in is_frozen or False not in is_frozen or is_frozen.index(False) > is_frozen.index(True):
-        return "the frozen part computes little"
-    last_trainable = len(is_frozen) - 1 - is_frozen[::-1].index(False)
-    if last_trainable < is_frozen.index(True):
-        return "the frozen part is at the end: backward still runs through it"
-    return "what trains begins before the frozen part: backward still runs through it"
-
-
-def _shapes(batch: Any) -> list[Any]:
-    """Return a list with one pair for each tensor in a batch: (shape, dtype as a string)."""
-    return [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors_in(batch)]
-
-
-def _total_bytes(value: Any) -> int:
-    """Return the bytes of all tensors in nested dicts, lists and tuples; memory that several tensors share counts once."""
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages_in(value)}.values())
-
-
-def _count_once(types: tuple[type, ...], settings: Any, count: Callable[[], StepCount]) -> StepCount:
-    """Return `count()`, cached: it is called only once for the same `types` and `settings`."""
-    key = (*types, json.dumps(settings, sort_keys=True, default=str))
-    if key not in _count_cache:
-        _count_cache[key] = count()
-    return _count_cache[key]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import SECONDS, Cost
-from runner.cost.meter import CountingMeter, Shares
+from runner.cost.meter import CountingMeter
+from runner.cost.shares import Shares
 from runner.freezing.selection import Selection
 from runner.training.loop import Task
 
@@ -45,13 +46,12 @@ class TimingMeter(CountingMeter):
         undo.callback(optimizer.register_step_pre_hook(before_step).remove)
         return timed_task
 
-    def on_phase_begin(self, batch: Any, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
-        """Forget the clock readings of an unfinished step. At step 1, also keep the batch and register an optimizer hook.
+    def on_phase_begin(self, step: int, optimizer: Optimizer, undo: ExitStack) -> None:
+        """Forget the clock readings of an unfinished step. At step 1, also register an optimizer hook.
 
         The hook stores the seconds of forward, backward and optimizer step after each step. A callback on `undo` removes the
         hook.
         """
-        super().on_phase_begin(batch, step, optimizer, undo)
         self.times.clear()
 
         def after_step(*_: Any) -> None:

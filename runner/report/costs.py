@@ -21,9 +21,9 @@ def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
     The cost names are those in `contract.COSTS`. Names in ALWAYS_LISTED are always there; the others only if a run has a
     value for them. If no run has any cost, there are no cost names.
 
-    A cost whose name ends in `_share` is a ratio: the cost of this run divided by the same cost of the run with nothing
-    frozen (`method=none`) and otherwise the same config. If that run or its cost is missing, the share is taken from the
-    `run.json` of this run.
+    A cost whose name ends in `_share` is a ratio: the cost of this run divided by that of training everything. If the run's
+    `run.json` does not have it, as with seconds, it is taken from the run with nothing frozen (`method=none`) and otherwise
+    the same config, unless that run did not train everything either.
     """
     unfrozen = {(run.record["setting"], run.record["buffers"]): run.record["cost"] for run in runs if _is_unfrozen(run)}
     found: dict[str, Cost] = {}
@@ -34,10 +34,8 @@ def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
             for key in COSTS_WITH_SHARE
             if isinstance(cost.get(key), (int, float)) and isinstance(baseline.get(key), (int, float)) and baseline[key]
         }
-        baseline_flops, flops = total_flops(baseline), total_flops(cost)
-        if baseline_flops and flops is not None:
-            shares["flops_share"] = flops / baseline_flops
-        found[run.label] = {**cost, **shares}
+        known = {key: value for key, value in cost.items() if value is not None}
+        found[run.label] = {**cost, **shares, **known}
     if not any(run.record["cost"] for run in runs):
         return {label: {} for label in found}
     keys = [key for key in COSTS if key in ALWAYS_LISTED or any(cost.get(key) not in (None, "") for cost in found.values())]
@@ -51,8 +49,9 @@ def total_flops(cost: Mapping[str, Any]) -> float | None:
 
 
 def _is_unfrozen(run: Run) -> bool:
-    """Return whether a run finished and used `method=none`, which freezes nothing."""
-    return run.finished and run.record["method"].get("_target_") == UNFROZEN_TARGET
+    """Return whether a run finished and trained everything: `method=none`, and a model that is built with nothing frozen."""
+    is_none = run.finished and run.record["method"].get("_target_") == UNFROZEN_TARGET
+    return is_none and run.record["cost"].get("flops_share") in (None, 1)
 
 
 def cheapest_methods(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], str] | None:

@@ -2,124 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from torchvision.models import resnet18, vit_b_16
 
 from runner import truth_table
 from runner.assemble import assembled
 from runner.contract import COSTS
-from runner.cost.flops import META, REAL, FakeCopy, StepCount, _run_and_count, count_step
-from runner.cost.meter import explain_small_saving
+from runner.cost.flops import REAL
 from runner.experiment import TrainingState, training_steps
-from runner.freezing.selection import select
 from runner.proof.audit import audit
 from runner.tensors import same_bits
-from runner.training.models import MLP, TokenMLP
-from runner.training.tasks import Classification
+from runner.training.models import MLP
 from tests.conftest import read_table
 from tests.in_memory import config_with, run_experiment
-
-MIB = 2**20
-
-
-def batch(*shape: int, classes: int = 10, size: int = 8):
-    return torch.randn(size, *shape), torch.randint(classes, (size,))
-
-
-def frozen(model: nn.Module, *patterns: str) -> nn.Module:
-    for parameter in select(model, patterns).parameters.values():
-        parameter.requires_grad_(False)
-    return model
-
-
-def test_the_counts_of_resnet18_are_those_known():
-    model, one = resnet18(), batch(3, 128, 128, classes=1000)
-    whole_step = count_step(model, Classification(), one)
-    assert whole_step.counted_on == META
-    assert round((whole_step.flops_forward + whole_step.flops_backward) / 1e9, 2) == 27.83
-    assert round(whole_step.saved_bytes / MIB, 1) == 57.3
-    assert round(whole_step.gradient_bytes / MIB, 1) == 44.6
-    head = count_step(frozen(model, "conv1", "bn1", "layer*"), Classification(), one)
-    assert round((head.flops_forward + head.flops_backward) / 1e9, 2) == 9.49
-    assert head.saved_bytes < 0.1 * MIB
-
-
-def test_the_counts_of_two_linear_layers_agree_with_a_hand_count():
-    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 4, bias=False))
-    one = count_step(model, lambda model, x: model(x).sum(), torch.zeros(3, 6))
-    products = 2 * 3 * (6 * 5 + 5 * 4)
-    assert one.flops_forward == products
-    assert one.flops_backward == products + 2 * 3 * 5 * 4  # of both weights, and of the activation between them
-    assert one.gradient_bytes == 4 * (6 * 5 + 5 * 4)
-    # x, the output of the first layer, and a view of the second weight
-    assert one.saved_bytes == 4 * (3 * 6 + 3 * 5 + 5 * 4)
-    assert one.parameter_order == ("0.weight", "1.weight")
-    assert one.flops_by_module == {"": products, "0": 2 * 3 * 6 * 5, "1": 2 * 3 * 5 * 4}
-
-
-MODELS = {
-    "mlp": (lambda: MLP([64]), batch(64)),
-    "token_mlp": (TokenMLP, (torch.rand(8, 6), torch.randint(4, (8,)))),
-    "resnet18": (lambda: frozen(resnet18(num_classes=10), "layer1", "layer3.0"), batch(3, 32, 32)),
-    "vit": (lambda: vit_b_16(num_classes=10, image_size=32), batch(3, 32, 32, size=2)),
-    "attention": (lambda: nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16), nn.Flatten(), nn.Linear(32, 10)), batch(4, 8)),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_fake_copy_gives_the_same_counts_as_a_real_step(name):
-    build, one = MODELS[name]
-    model = build()
-    fake = count_step(model, Classification(), one)
-    real = _run_and_count(copy.deepcopy(model), Classification(), one, META)
-    assert fake == real
-    assert fake.flops_forward > 0
-
-
-@pytest.mark.parametrize("name", ["mlp", "attention"])  # a convolution takes scratch memory
-def test_the_peak_memory_agrees_with_the_profiler_of_torch(name):
-    from torch.profiler import ProfilerActivity, profile
-
-    build, one = MODELS[name]
-    model = build()
-    Classification()(model, one).backward()
-    model.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        Classification()(model, one).backward()
-    live = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    assert count_step(model, Classification(), one).peak_bytes == peak
-
-
-def test_counting_does_not_change_the_model_its_gradients_or_the_random_state():
-    class Draws(MLP):
-        def forward(self, x):
-            self.calls = getattr(self, "calls", 0) + 1
-            return super().forward(nn.functional.dropout(x + torch.rand_like(x)))
-
-    model, one = Draws([64]), batch(64)
-    model(one[0]).sum().backward()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    count_step(model, Classification(), one)
-    assert torch.equal(torch.rand(2), expected)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(torch.equal(parameter.grad, gradients[name]) for name, parameter in model.named_parameters())
-    assert model.calls == 1
-    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def bits_of_a_run(cost: str, *overrides: str):
@@ -215,8 +114,8 @@ HOSTILE = {
         "if torch.utils._python_dispatch._get_current_dispatch_mode(): raise KeyError('no modes')",
         None,
     ),
-    "custom function": ("x = Double.apply(x)", META),
-    "has side effects": ("self.calls = getattr(self, 'calls', 0) + 1; assert self.calls < 9", META),
+    "custom function": ("x = Double.apply(x)", REAL),
+    "has side effects": ("self.calls = getattr(self, 'calls', 0) + 1; assert self.calls < 9", REAL),
     "cannot be copied": ("self.lock = threading.Lock()", None),
 }
 
@@ -241,29 +140,6 @@ def test_a_model_that_cannot_be_counted_trains_and_a_note_says_why(line, on, cli
     if on is None:
         assert record["cost"]["flops_forward"] is None
         assert "note: cost: FLOPs and saved bytes are not known: " in out
-
-
-def cost_with_share(share=1.0):
-    return {"flops_share": share}
-
-
-def count_with(*order: str, gradients: tuple[str, ...] = ()) -> StepCount:
-    return StepCount(1, 1, 0, 0, 0, gradients, order, {}, META)
-
-
-def test_the_summary_says_why_a_saving_is_small():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    order = ("0.weight", "0.bias", "1.weight", "1.bias")
-    first, last, nothing = (select(model, patterns) for patterns in (["0"], ["1"], ["0.bias"]))
-    assert explain_small_saving(cost_with_share(0.3), count_with(*order), first) == ""
-    assert "computed all the same" in explain_small_saving(
-        cost_with_share(), count_with(*order, gradients=("0.weight",)), first
-    )
-    assert "at the end: backward still runs through it" in explain_small_saving(cost_with_share(), count_with(*order), last)
-    assert "begins before the frozen part" in explain_small_saving(
-        cost_with_share(), count_with(*order), select(model, ["0.bias"])
-    )
-    assert "computes little" in explain_small_saving(cost_with_share(0.99), count_with("0.bias", *order), nothing)
 
 
 @pytest.mark.parametrize(
@@ -324,14 +200,33 @@ def test_a_sweep_counts_once_per_model_input_and_frozen_set(cli):
     assert Path("counted").read_text() == "x" * 3  # two methods and the unfrozen baseline, once for all three seeds
 
 
-def test_the_baseline_is_counted_on_the_model_as_built():
-    class Halved(MLP):
-        def __init__(self) -> None:
-            super().__init__([64])
-            self.body.requires_grad_(False)
+def test_the_baseline_trains_what_a_builder_has_frozen_too(cli):
+    Path("mine.py").write_text(
+        "import runner.training.models\nclass Halved(runner.training.models.MLP):\n"
+        "    def __init__(self, **options):\n        super().__init__(**options)\n        self.body.requires_grad_(False)\n"
+    )
 
-    model = Halved()
-    assert FakeCopy.copy_of(model).count(Classification(), batch(64)) == count_step(model, Classification(), batch(64))
+    def share(target, *overrides):
+        where = f"hydra.run.dir={target}{len(overrides)}"
+        assert cli("model=mlp", f"model.build._target_={target}", "batches=2", where, *overrides)[0] == 0
+        return json.loads(Path(where.partition("=")[2], "run.json").read_text())["cost"]["flops_share"]
+
+    built = share("mine.Halved", "freeze=none")
+    assert built == share("runner.training.models.MLP", "freeze.patterns=[body]") < 0.9
+    assert (
+        cli(
+            "-m",
+            "model=mlp",
+            "model.build._target_=mine.Halved",
+            "batches=2",
+            "method=none,requires_grad",
+            "freeze=all",
+            "hydra.sweep.dir=sweep",
+        )[0]
+        == 0
+    )
+    shares = {row["method"]: row["flops_share"] for row in read_table(Path("sweep/comparison.csv"))}
+    assert float(shares["none"]) == built
 
 
 def test_modules_skipped_by_cached_prefix_are_not_counted_in_the_mean_step():
@@ -381,3 +276,40 @@ def test_the_frozen_share_of_the_state_of_lbfgs_is_not_known():
 
 def test_the_truth_table_measures_no_cost():
     assert truth_table.base_config().cost.value == "off"
+
+
+def test_the_cost_of_a_step_is_the_mean_over_the_shapes_that_were_fed(cli):
+    Path("mine.py").write_text(
+        "import torch\nclass Data:\n    def __init__(self, sizes): self.sizes = sizes\n"
+        "    def batches(self, count, input, classes, seed):\n"
+        "        for size in self.sizes: yield torch.randn(size, *input), torch.randint(classes, (size,))\n"
+    )
+
+    def run(sizes):
+        where = f"hydra.run.dir=run{len(sizes)}{sizes[0]}"
+        data = ("data=custom", "data._target_=mine.Data", f"++data.sizes={sizes}".replace(" ", ""), f"batches={len(sizes)}")
+        assert cli("model=mlp", "freeze=backbone", *data, where)[0] == 0
+        return json.loads(Path(where.partition("=")[2], "run.json").read_text())
+
+    small, large = run([2]), run([6])
+    mixed = run([2, 6, 6, 6])
+    for key in ("flops_forward", "flops_backward", "saved_bytes"):
+        assert mixed["cost"][key] == (small["cost"][key] + 3 * large["cost"][key]) / 4
+    assert mixed["cost"]["peak_memory_bytes"] == pytest.approx(large["cost"]["peak_memory_bytes"], rel=0.1)
+    assert mixed["cost"]["flops_share"] == small["cost"]["flops_share"]
+    assert "cost: a step is the mean over the 2 shapes of batches that were fed" in mixed["notes"]
+    assert not any("shapes" in note for note in small["notes"])
+
+
+def test_flops_are_not_known_if_an_operator_has_no_formula_and_a_note_names_it(cli):
+    Path("mine.py").write_text(
+        "import torch, runner.training.models\nclass Net(runner.training.models.MLP):\n    def forward(self, x):\n"
+        "        return super().forward(x @ torch.linalg.matrix_exp(torch.eye(x.shape[1])))\n"
+    )
+    code, out, _ = cli("model=mlp", "model.build._target_=mine.Net", "batches=2", "hydra.run.dir=run")
+    cost = json.loads(Path("run/run.json").read_text())["cost"]
+    assert code == 0
+    assert [cost[key] for key in ("flops_forward", "flops_backward", "flops_share")] == [None, None, None]
+    assert cost["saved_bytes_share"] is not None
+    assert "cost: FLOPs are not known: no formula for aten::linalg_matrix_exp" in " ".join(out.split())
+    assert "Traceback" not in out

@@ -1,0 +1,94 @@
+"""Which shapes of batches a run was fed, and the mean of the costs of a step over them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.cost.flops import META, REAL, StepCount
+from runner.tensors import map_tensors, tensors_in
+
+MOST_SHAPES, MOST_BYTES = 16, 2**28  # of the batches that are kept, one for each shape; the first is always kept
+Shapes = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor of a batch
+
+
+def shapes_of(batch: Any) -> Shapes:
+    """Return the shape and the dtype of each tensor in a batch."""
+    return tuple((tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors_in(batch))
+
+
+@dataclass
+class FedBatches:
+    """The batches that a run was fed: how many steps had which shapes, and one batch of each shape.
+
+    Attributes:
+        steps: {shapes of a batch: number of steps with such a batch}.
+        examples: {shapes of a batch: the first batch with these shapes}, in the memory of the CPU, so that they take none of
+            a GPU's. Only the first MOST_SHAPES shapes, and not more than MOST_BYTES besides the first batch.
+    """
+
+    steps: dict[Shapes, int] = field(default_factory=dict)
+    examples: dict[Shapes, Any] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def add(self, batch: Any) -> None:
+        """Count a batch that is about to be fed."""
+        shapes = shapes_of(batch)
+        self.steps[shapes] = self.steps.get(shapes, 0) + 1
+        if self.steps[shapes] > 1 or len(self.examples) >= MOST_SHAPES:
+            return
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(batch))
+        if not self.examples or self._bytes + size <= MOST_BYTES:
+            self.examples[shapes] = map_tensors(batch, Tensor.cpu)
+            self._bytes += size
+
+    def mean(self, count: Callable[[Any, Shapes], StepCount], device: torch.device) -> StepCount:
+        """Return the mean of `count(batch on the device, its shapes)` over the steps whose shapes have an example."""
+        counts = []
+        for shapes, example in self.examples.items():
+            batch = map_tensors(example, lambda tensor: tensor.to(device))
+            counts.append((count(batch, shapes), self.steps[shapes]))
+        return mean_count(counts)
+
+    @property
+    def note(self) -> str:
+        """A sentence about the shapes that costs are the mean of; "" if all batches had the same shapes."""
+        if len(self.steps) == 1:
+            return ""
+        some = f"the first {len(self.examples)} of " if len(self.examples) < len(self.steps) else ""
+        return f"cost: a step is the mean over {some}the {len(self.steps)} shapes of batches that were fed"
+
+
+def mean_count(counts: Sequence[tuple[StepCount, int]]) -> StepCount:
+    """Return the mean of the costs of a step, rounded to whole FLOPs and bytes; the peak is the highest one.
+
+    `counts`: pairs of the costs of a step, and the number of such steps.
+    """
+    steps = sum(number for _, number in counts)
+
+    def mean(value: Callable[[StepCount], int]) -> int:
+        return round(sum(value(counted) * number for counted, number in counts) / steps)
+
+    def joined(value: Callable[[StepCount], Sequence[str]]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for counted, _ in counts for name in value(counted)))
+
+    modules: Counter[str] = Counter()
+    for counted, number in counts:
+        modules.update({name: number * flops for name, flops in counted.flops_by_module.items()})
+    return StepCount(
+        flops_forward=mean(lambda counted: counted.flops_forward),
+        flops_backward=mean(lambda counted: counted.flops_backward),
+        saved_bytes=mean(lambda counted: counted.saved_bytes),
+        gradient_bytes=max(counted.gradient_bytes for counted, _ in counts),
+        peak_bytes=max(counted.peak_bytes for counted, _ in counts),
+        gradients=joined(lambda counted: counted.gradients),
+        parameter_order=joined(lambda counted: counted.parameter_order),
+        flops_by_module={name: round(flops / steps) for name, flops in modules.items()},
+        unpriced=joined(lambda counted: counted.unpriced),
+        counted_on=META if all(counted.counted_on == META for counted, _ in counts) else REAL,
+    )

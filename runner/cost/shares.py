@@ -1,0 +1,95 @@
+"""The figures of a run's cost: FLOPs, bytes, their shares of training everything, and why a saving is small."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from runner.contract import COUNTED, Cost
+from runner.cost.counter import storages_in
+from runner.cost.flops import StepCount
+from runner.freezing.selection import Selection
+from runner.tensors import tensors_in
+from runner.training.loop import needs_closure
+
+Shares = Mapping[str, float]  # {module name: share from 0 to 1}
+SMALL_SAVING = 0.9  # share of an unfrozen run's FLOPs; from here on `why_small` is filled in
+
+
+def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
+    """Return {name of a cost: bytes} for parameters, gradients and optimizer state.
+
+    Names that begin with `frozen_` are for the gradients and optimizer state of frozen parameters only. The value of
+    `frozen_optimizer_state_bytes` is None if the optimizer needs a closure (LBFGS).
+    """
+    frozen_state = [state for key, state in optimizer.state.items() if isinstance(key, Tensor) and key in selection]
+    return {
+        "gradient_bytes": total_bytes([parameter.grad for parameter in parameters]),
+        "optimizer_state_bytes": total_bytes(optimizer.state),
+        "parameter_bytes": total_bytes(parameters),
+        "frozen_gradient_bytes": total_bytes([parameter.grad for parameter in parameters if parameter in selection]),
+        # LBFGS keeps the state of all parameters under one of them.
+        "frozen_optimizer_state_bytes": None if needs_closure(optimizer) else total_bytes(frozen_state),
+    }
+
+
+def costs_of_count(counted: StepCount, skipped: Shares) -> Cost:
+    """Return {name of a cost: FLOPs or bytes} of a step; FLOPs are None if some operators' are not known.
+
+    `skipped`: {module name: share from 0 to 1}, the share of the steps in which the module's forward pass was skipped.
+    """
+    not_computed = sum(share * counted.flops_by_module.get(name, 0) for name, share in skipped.items())
+    return {
+        "flops_forward": None if counted.unpriced else counted.flops_forward - round(not_computed),
+        "flops_backward": None if counted.unpriced else counted.flops_backward,
+        "saved_bytes": counted.saved_bytes,
+        "flops_counted_on": counted.counted_on,
+    }
+
+
+def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer) -> Cost:
+    """Return {name of a cost + `_share`: this run's cost divided by the same cost of a step with nothing frozen}.
+
+    `cost`: this run's costs. `baseline`: the count of a step with nothing frozen. The baseline contains no optimizer state;
+    its size is estimated from this run, as bytes of state per byte of a parameter with state.
+    """
+    unfrozen: Cost = {key: getattr(baseline, key, None) for key in COUNTED}
+    if baseline.unpriced:
+        unfrozen |= {"flops_forward": None, "flops_backward": None}
+    parameters_with_state = [key for key, state in optimizer.state.items() if isinstance(key, Tensor) and total_bytes(state)]
+    bytes_with_state = total_bytes(parameters_with_state)
+    if bytes_with_state and not needs_closure(optimizer):
+        unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / bytes_with_state * baseline.gradient_bytes
+    found = {f"{key}_share": cost[key] / unfrozen[key] for key in COUNTED if cost[key] is not None and unfrozen[key]}
+    total = baseline.flops_forward + baseline.flops_backward
+    if total and not baseline.unpriced and cost["flops_forward"] is not None:
+        found["flops_share"] = (cost["flops_forward"] + cost["flops_backward"]) / total
+    return found
+
+
+def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -> str:
+    """Return a clause that says why freezing saves few FLOPs.
+
+    Returns "" if freezing saves more than 10% of the FLOPs, if the saving is not known, or if nothing is frozen. `cost`:
+    this run's costs. `counted`: the count of this run's step.
+    """
+    frozen = set(selection.parameters)
+    if cost.get("flops_share") is None or cost["flops_share"] < SMALL_SAVING or not frozen:
+        return ""
+    if frozen & set(counted.gradients):
+        return "the gradients of what is frozen are computed all the same"
+    is_frozen = [name in frozen for name in counted.parameter_order]
+    if True not in is_frozen or False not in is_frozen or is_frozen.index(False) > is_frozen.index(True):
+        return "the frozen part computes little"
+    last_trainable = len(is_frozen) - 1 - is_frozen[::-1].index(False)
+    if last_trainable < is_frozen.index(True):
+        return "the frozen part is at the end: backward still runs through it"
+    return "what trains begins before the frozen part: backward still runs through it"
+
+
+def total_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in nested dicts, lists and tuples; memory that several tensors share counts once."""
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages_in(tensors_in(value))}.values())
