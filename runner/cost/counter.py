@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
-from weakref import WeakSet, finalize
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runner.cost.formulas import formula_of, may_multiply_matrices, name_of, operands
+from runner.cost.formulas import formula_of, is_of_torch, may_multiply_matrices, name_of, operands
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -38,11 +38,14 @@ class OperatorCounter(TorchDispatchMode):
         self.flops = self.bytes = self.peak = self.saved_bytes = 0
         self.flops_by_module: Counter[str] = Counter()
         self.unpriced: set[str] = set()
-        self._seen: WeakSet[torch.UntypedStorage] = WeakSet(storages_in(existing))  # weak: a reference would keep them
+        # By weak references, which do not keep a storage (block of memory of a tensor) from being freed.
+        self._sizes: dict[ref[torch.UntypedStorage], int] = {}
         self._saved: WeakSet[torch.UntypedStorage] = WeakSet()
+        for storage in storages_in(existing):
+            self._sizes[ref(storage, self._forget)] = 0
         self._parameter_ids = {id(parameter) for parameter in parameters}
         self._modules: list[str] = []
-        self._whole: set[Any] = set()  # operators that are not made of others
+        self._without_flops: set[int] = set()  # ids of torch's operators that are not made of others and have no FLOPs
 
     def enter_module(self, name: str, *_: Any) -> None:
         """Count what follows as part of a module's forward pass, until `leave_module` is called."""
@@ -63,31 +66,40 @@ class OperatorCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator `func`, count its FLOPs and the newly allocated memory of its result, and return the result."""
         kwargs = kwargs or {}
-        if not isinstance(func, HigherOrderOperator) and not _returns_tensors(func):
-            return func(*args, **kwargs)
-        formula = formula_of(func)
-        if formula is None and func not in self._whole:
-            if not isinstance(func, HigherOrderOperator):
-                with self:  # an operator that is made of others is counted by its parts
-                    parts = func.decompose(*args, **kwargs)
-                if parts is not NotImplemented:
-                    return parts
-            self._whole.add(func)
-        result = func(*args, **kwargs)
-        self._add_flops(func, formula, args, kwargs, result=result)
+        if id(func) in self._without_flops:
+            result = func(*args, **kwargs)
+        else:
+            parts = self._count_parts(func, args, kwargs)
+            if parts is not NotImplemented:
+                return parts
+            result = func(*args, **kwargs)
+            self._add_flops(func, args, kwargs, result=result)
         for storage in storages_in(operands(result)):
-            if storage not in self._seen:
-                self._seen.add(storage)
+            reference = ref(storage, self._forget)
+            if reference not in self._sizes:
+                self._sizes[reference] = storage.nbytes()
                 self.bytes += storage.nbytes()
                 self.peak = max(self.peak, self.bytes)
-                finalize(storage, self._subtract, storage.nbytes()).atexit = False
         return result
 
-    def _add_flops(self, func: Any, formula: Any, args: Any, kwargs: Any, *, result: Any) -> None:
+    def _count_parts(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator without a formula by the operators that it is made of, which are counted, and return its result.
+
+        Returns NotImplemented if it has a formula, or is not made of others.
+        """
+        if formula_of(func) is not None or isinstance(func, HigherOrderOperator) or not _returns_tensors(func):
+            return NotImplemented
+        with self:
+            return func.decompose(*args, **kwargs)
+
+    def _add_flops(self, func: Any, args: Any, kwargs: Any, *, result: Any) -> None:
         """Add the FLOPs of an operator that has run, or its name to `unpriced` if they are not known."""
+        formula = formula_of(func)
         if formula is None:
             if isinstance(func, HigherOrderOperator) or may_multiply_matrices(func, args):
                 self.unpriced.add(name_of(func))
+            elif is_of_torch(func):
+                self._without_flops.add(id(func))
             return
         try:
             flops = formula(*args, **kwargs, out_val=result)
@@ -99,9 +111,9 @@ class OperatorCounter(TorchDispatchMode):
         self.flops += flops
         self.flops_by_module.update(dict.fromkeys(self._modules, flops))
 
-    def _subtract(self, size: int) -> None:
-        """Subtract `size` from `bytes`; called when a storage of that many bytes is freed."""
-        self.bytes -= size
+    def _forget(self, reference: ref[torch.UntypedStorage]) -> None:
+        """Subtract the size of a storage from `bytes`; called when it is freed."""
+        self.bytes -= self._sizes.pop(reference)
 
 
 @lru_cache(maxsize=4096)

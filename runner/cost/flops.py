@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from runner.tracing import tracing
 from runner.training.loop import Task
 
 META, REAL = "a meta copy", "a real batch"
-SMALL_MODEL, SMALL_BATCH = 2**18, 2**16  # elements; a step of this size takes less time than one without values
+MOST_COPIED = 2**22  # elements of a model that is copied with its values
+QUICK_PRODUCTS = 2**20  # weights x elements of the batch, for each tensor: computing as many takes about a millisecond
 
 
 @dataclass(frozen=True)
@@ -55,77 +57,83 @@ class StepCount:
 
 
 @dataclass(frozen=True)
-class FakeModel:
-    """A model whose tensors are fake: they have device, dtype and shape but no values, so nothing is computed.
+class ModelCopy:
+    """A copy of a model to count steps on, which counting may change.
 
-    Operators select the same kernels as on real tensors.
+    Hooks, `requires_grad` and tied parameters are as in the model. The tensors may be fake: they have device, dtype and
+    shape but no values, so that nothing is computed. Operators select the same kernels as on real tensors.
     Source: https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
 
     Attributes:
-        model: the model.
-        mode: torch's context manager in which operators work on fake tensors.
+        model: the copy.
+        mode: torch's context manager in which operators work on fake tensors, or None if the tensors are real.
     """
 
     model: nn.Module
-    mode: FakeTensorMode
+    mode: FakeTensorMode | None = None
 
     @classmethod
-    def copy_of(cls, model: nn.Module) -> FakeModel:
-        """Return a copy of a model, with fake tensors in place of its parameters and buffers, and without gradients.
-
-        Hooks, `requires_grad` and tied parameters are as in the model.
-        """
+    def without_values(cls, model: nn.Module) -> ModelCopy:
+        """Return a copy of a model with fake tensors in place of its parameters and buffers."""
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # the model may use tensors that it keeps outside its modules
         fakes = {id(entry.tensor): mode.from_tensor(entry.tensor) for entry in tensor_entries(model).values()}
         for fake in fakes.values():
             fake.grad = None
         return cls(copy.deepcopy(model, fakes), mode)
 
+    @classmethod
+    def unfrozen(cls, model: nn.Module) -> ModelCopy:
+        """Return a copy in which every parameter that can have a gradient requires one; with values if it is small."""
+        is_small = sum(map(Tensor.numel, chain(model.parameters(), model.buffers()))) <= MOST_COPIED
+        copied = cls(copy.deepcopy(model)) if is_small else cls.without_values(model)
+        require_gradients(copied.model)
+        return copied
+
     def count(self, task: Task, batch: Any) -> StepCount:
-        """Return the FLOPs and memory of one forward and backward pass, without computing any values.
+        """Return the FLOPs and memory of one forward and backward pass of this copy.
 
         `task`: a function (model, batch) -> loss. `batch`: a real batch, of which only the shapes and dtypes of the tensors
-        are used. Raises an error if the forward pass needs the values of tensors, as `tensor.item()` does.
+        are used if the copy has no values. Then an error is raised if the forward pass needs the values of tensors, as
+        `tensor.item()` does.
         """
-        with preserve_random_state(), _without_fused_attention(), _without_log_of_fake_tensors(), self.mode:
-            return _run_and_count(self.model, task, map_tensors(batch, self.mode.from_tensor), META)
+        with preserve_random_state(), _without_fused_attention():
+            if self.mode is None:
+                return _run_and_count(self.model, task, map_tensors(batch, Tensor.clone), REAL)
+            with _without_log_of_fake_tensors(), self.mode:
+                return _run_and_count(self.model, task, map_tensors(batch, self.mode.from_tensor), META)
 
 
-def count_step(model: nn.Module | FakeModel, task: Task, batch: Any) -> StepCount:
+def count_step(model: nn.Module | ModelCopy, task: Task, batch: Any) -> StepCount:
     """Return the FLOPs and memory of one forward and backward pass, without changing the model or the random state.
 
-    `task`: a function (model, batch) -> loss. The passes run on a copy of the model. It has fake tensors, so that nothing is
-    computed, unless the model and the batch are small or the forward pass needs the values of tensors: then real ones.
+    `task`: a function (model, batch) -> loss. The passes run on a copy of the model, or on `model` itself if it is one. The
+    copy has fake tensors, so that nothing is computed, unless a step takes less time than that or needs values.
     Source: https://github.com/pytorch/pytorch/blob/main/torch/utils/flop_counter.py,
     https://docs.pytorch.org/docs/stable/autograd.html#torch.autograd.graph.saved_tensors_hooks
     """
-    if isinstance(model, FakeModel):
-        return model.count(task, batch)
-    if not (is_small(model) and sum(tensor.numel() for tensor in tensors_in(batch)) <= SMALL_BATCH):
+    if isinstance(model, ModelCopy):
+        if model.mode is not None or is_quick(model.model, batch):
+            return model.count(task, batch)
+        model = model.model
+    if not is_quick(model, batch):
         try:
-            return FakeModel.copy_of(model).count(task, batch)
+            return ModelCopy.without_values(model).count(task, batch)
         except Exception:  # the forward pass may need values; any other error is raised again below
             pass
-    with preserve_random_state(), _without_fused_attention():
-        return _run_and_count(copy.deepcopy(model), task, map_tensors(batch, Tensor.clone), REAL)
+    return ModelCopy(copy.deepcopy(model)).count(task, batch)
 
 
-def is_small(model: nn.Module) -> bool:
-    """Return whether a model has so few elements that computing a step takes less time than fake tensors do."""
-    return sum(entry.tensor.numel() for entry in tensor_entries(model).values()) <= SMALL_MODEL
+def is_quick(model: nn.Module, batch: Any) -> bool:
+    """Return whether a step probably takes less time than the same step on fake tensors, which take a millisecond each.
 
-
-def unfrozen_copy(model: nn.Module) -> nn.Module | FakeModel:
-    """Return a copy of a model in which every parameter requires a gradient, for `count_step`.
-
-    Its tensors have no values unless the model is small.
+    Each weight is used at most about once for each element of the batch.
     """
-    unfrozen = copy.deepcopy(model) if is_small(model) else FakeModel.copy_of(model)
-    set_every_flag(unfrozen if isinstance(unfrozen, nn.Module) else unfrozen.model)
-    return unfrozen
+    tensors = [*model.parameters(), *model.buffers()]
+    elements, batch_elements = (sum(map(Tensor.numel, group)) for group in (tensors, tensors_in(batch)))
+    return elements <= MOST_COPIED and elements * batch_elements <= QUICK_PRODUCTS * len(tensors)
 
 
-def set_every_flag(model: nn.Module) -> None:
+def require_gradients(model: nn.Module) -> None:
     """Set `requires_grad` of every parameter that can have a gradient, which are those of floating or complex dtype."""
     for parameter in model.parameters():
         if parameter.is_floating_point() or parameter.is_complex():

@@ -191,9 +191,14 @@ def may_multiply_matrices(operator: Any, arguments: Any) -> bool:
     An operator of torch does if its name says so. One of another library may if it takes two tensors that are matrices or
     have more dimensions.
     """
-    if name_of(operator).partition("::")[0] in OF_TORCH:
-        return _name_says_product(operator)
-    return _name_says_product(operator) or sum(tensor.dim() > 1 for tensor in operands(arguments)) > 1
+    if _name_says_product(operator):
+        return True
+    return not is_of_torch(operator) and sum(tensor.dim() > 1 for tensor in operands(arguments)) > 1
+
+
+def is_of_torch(operator: Any) -> bool:
+    """Return whether an operator is torch's own, so that its name says whether it multiplies matrices."""
+    return name_of(operator).partition("::")[0] in OF_TORCH
 
 
 @lru_cache(maxsize=4096)

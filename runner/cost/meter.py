@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from runner.contract import COSTS, Cost, Note
 from runner.cost.batches import FedBatches
-from runner.cost.flops import REAL, FakeModel, StepCount, count_step, unfrozen_copy
+from runner.cost.flops import REAL, ModelCopy, StepCount, count_step
 from runner.cost.shares import Shares, bytes_held, costs_of_count, explain_small_saving, shares_of_unfrozen, total_bytes
 from runner.errors import listed
 from runner.freezing.selection import Selection
@@ -106,7 +106,7 @@ class CountingMeter(Meter):
     example through a global cache.
     """
 
-    unfrozen: nn.Module | FakeModel | None = None  # a copy of the model before anything was frozen, in which all can train
+    unfrozen: ModelCopy | None = None  # a copy of the model before anything was frozen, in which all can train
     task: Task
 
     def on_model_built(self, model: nn.Module) -> None:
@@ -116,7 +116,7 @@ class CountingMeter(Meter):
         """
         self.fed = FedBatches()
         with self.note_errors("the unfrozen baseline is not known"):
-            self.unfrozen = unfrozen_copy(model)
+            self.unfrozen = ModelCopy.unfrozen(model)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -168,12 +168,12 @@ class CountingMeter(Meter):
             self.note("cost: the optimizer's step runs forward and backward itself, several times; the FLOPs are of one")
         return cost
 
-    def count(self, model: nn.Module | FakeModel, settings: Any) -> StepCount:
+    def count(self, model: nn.Module | ModelCopy, settings: Any) -> StepCount:
         """Return the FLOPs and memory of a step of `model`, the mean over the shapes of batches that the run was fed.
 
         `settings`: what the count depends on besides the shapes; for equal settings a step is counted only once.
         """
-        types = (type(model.model if isinstance(model, FakeModel) else model), type(self.task))
+        types = (type(model.model if isinstance(model, ModelCopy) else model), type(self.task))
 
         def count_once(batch: Any, shapes: Any) -> StepCount:
             key = (*types, json.dumps([settings, shapes], sort_keys=True, default=str))
@@ -189,12 +189,13 @@ class CountingMeter(Meter):
         `counted`: the count of this run's own step. Returns None if there is no copy of the unfrozen model, or if it has no
         values and that count needed them.
         """
-        if counted.counted_on == REAL and isinstance(self.unfrozen, FakeModel):
+        if self.unfrozen is None:
+            return None
+        if counted.counted_on == REAL and self.unfrozen.mode is not None:
             self.note("cost: counted on a real batch, for the forward pass needs values; so no unfrozen baseline is known")
-        elif self.unfrozen is not None:
-            settings = {key: value for key, value in self.settings.items() if key not in FREEZING_SETTINGS}
-            return self.count(self.unfrozen, settings)
-        return None
+            return None
+        settings = {key: value for key, value in self.settings.items() if key not in FREEZING_SETTINGS}
+        return self.count(self.unfrozen, settings)
 
     def peak_bytes(self, cost: Cost, counted: StepCount, model: nn.Module) -> int:
         """Return the peak memory on a CPU: the bytes of model, optimizer state and batch, plus the peak of a step.

@@ -10,7 +10,7 @@ import torchvision.models
 from torch import nn
 
 from runner.cost.counter import OperatorCounter
-from runner.cost.flops import FakeModel, count_step
+from runner.cost.flops import ModelCopy, count_step
 from runner.cost.formulas import formula_of, may_multiply_matrices
 from runner.training.tasks import Classification
 
@@ -35,7 +35,7 @@ def counted_by_hand(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
         backward += flops * (layer.weight.requires_grad + inputs[0].requires_grad)
 
     handles = [layer.register_forward_hook(add) for layer in model.modules() if isinstance(layer, LAYERS)]
-    fake = FakeModel.copy_of(model)
+    fake = ModelCopy.without_values(model)
     with fake.mode:
         fake.model(fake.mode.from_tensor(x))
     for handle in handles:
@@ -95,7 +95,7 @@ def test_the_flops_of_a_convolution_are_those_of_a_count_by_hand(name, on_fake_t
     def task(model, x):
         return model(x).sum()
 
-    counted = FakeModel.copy_of(model).count(task, x) if on_fake_tensors else count_step(model, task, x)
+    counted = ModelCopy.without_values(model).count(task, x) if on_fake_tensors else count_step(model, task, x)
     assert (counted.flops_forward, counted.flops_backward) == counted_by_hand(model, x)
 
 
