@@ -75,19 +75,22 @@ class Setup:
 
 
 @contextmanager
-def assembled(config: Config, note: Note = ignore_note) -> Iterator[Setup]:
+def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = True) -> Iterator[Setup]:
     """Build the model, optimizer and other objects that a config declares, and give them to the `with` block.
 
     When the block is left, the model (except its values) and the process's settings (threads, random state) are restored.
-    `note` is called with messages for the user. Raises ConfigError for a wrong config, and SkippedError if the freezing
-    method does not work with this model.
+    `note` is called with messages for the user. `have_values`: False if the block is inside `torch.device("meta")`, where a
+    plan builds the model without values. Raises ConfigError for a wrong config, and SkippedError if the freezing method does
+    not work with this model.
     """
     with ExitStack() as undo:
         undo.enter_context(machine_settings(config.threads, config.deterministic))
         device = pick_device(config.device.value)
         seed_all(config.seed)
-        built_model = build_instance(nn.Module, config.model.build, "model.build").to(device)
-        refuse_unless_dense(built_model)
+        built_model = build_instance(nn.Module, config.model.build, "model.build")
+        if have_values:
+            built_model = built_model.to(device)
+            refuse_unless_dense(built_model)
         meter = build_meter(config, device, note)
         meter.on_model_built(built_model)
         for module in built_model.modules():

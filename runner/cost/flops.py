@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -74,9 +73,12 @@ class ModelCopy:
 
     @classmethod
     def without_values(cls, model: nn.Module) -> ModelCopy:
-        """Return a copy of a model with fake tensors in place of its parameters and buffers."""
+        """Return a copy of a model with fake tensors in place of its parameters and buffers.
+
+        For tensors on the meta device, which have no values either, the fake ones are on the CPU.
+        """
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # the model may use tensors that it keeps outside its modules
-        fakes = {id(entry.tensor): mode.from_tensor(entry.tensor) for entry in tensor_entries(model).values()}
+        fakes = {id(entry.tensor): _fake_of(entry.tensor, mode) for entry in tensor_entries(model).values()}
         for fake in fakes.values():
             fake.grad = None
         return cls(copy.deepcopy(model, fakes), mode)
@@ -84,8 +86,7 @@ class ModelCopy:
     @classmethod
     def unfrozen(cls, model: nn.Module) -> ModelCopy:
         """Return a copy in which every parameter that can have a gradient requires one; with values if it is small."""
-        is_small = sum(map(Tensor.numel, chain(model.parameters(), model.buffers()))) <= MOST_COPIED
-        copied = cls(copy.deepcopy(model)) if is_small else cls.without_values(model)
+        copied = cls(copy.deepcopy(model)) if is_small(model) else cls.without_values(model)
         require_gradients(copied.model)
         return copied
 
@@ -130,7 +131,22 @@ def is_quick(model: nn.Module, batch: Any) -> bool:
     """
     tensors = [*model.parameters(), *model.buffers()]
     elements, batch_elements = (sum(map(Tensor.numel, group)) for group in (tensors, tensors_in(batch)))
-    return elements <= MOST_COPIED and elements * batch_elements <= QUICK_PRODUCTS * len(tensors)
+    return is_small(model) and elements * batch_elements <= QUICK_PRODUCTS * len(tensors)
+
+
+def is_small(model: nn.Module) -> bool:
+    """Return whether a model has so few elements that it may be copied with its values, and has values."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(map(Tensor.numel, tensors)) <= MOST_COPIED and not any(tensor.is_meta for tensor in tensors)
+
+
+def _fake_of(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """Return a fake tensor like the given one; it is on the CPU if the given one is on the meta device."""
+    if not tensor.is_meta:
+        return mode.from_tensor(tensor)
+    with mode:
+        fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
 
 def require_gradients(model: nn.Module) -> None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from runner.assemble import Setup, assembled, begin_phase, build_batches, build_task
-from runner.config.schema import Config
+from runner.config.schema import Config, Device
 from runner.errors import ConfigError, SkippedError
+from runner.foresight.costs import HEADINGS, first_batch, plan_costs
 from runner.foresight.effects import Effect, effect_of_batch
 from runner.foresight.hazards import buffer_warnings, idle_warnings, leak_warnings
 from runner.foresight.rehearsal import Rehearsal
 from runner.foresight.warnings import method_and_optimizer_names, rehearse_phases
 from runner.freezing.groups import group_lr, groups_by_tensor
 from runner.tensors import tensor_entries, tensor_resolver
+from runner.training.data import to_device
+from runner.units import in_mib
+
+MODEL_COPIES = 3  # that foreseeing hazards holds at once: the model, its values as built, and their gradients
 
 
 def foresee(setup: Setup) -> Rehearsal:
@@ -38,40 +49,83 @@ def foresee(setup: Setup) -> Rehearsal:
 
 
 def show_plan(config: Config, console: Console) -> None:
-    """Print a table of all parameters, the number of frozen ones, and warnings about what would go wrong.
+    """Print a table of all parameters, what a step would cost in each phase, and warnings about what would go wrong.
 
-    The warnings name frozen tensors that would change, and trainable parameters that would not. Raises ConfigError if the
-    freezing method does not work with this model or optimizer.
+    The parameters and the costs need no weights: they are those of a model that is built on the meta device. If its builder
+    or its forward pass needs values, they are those of the model itself. The warnings need the model: they name frozen
+    tensors that would change, and trainable parameters that would not. Raises ConfigError if the freezing method does not
+    work with this model or optimizer.
     """
+    notes: dict[str, None] = {}  # used as an ordered set
 
     def note(text: str, *, urgent: bool = False) -> None:
-        console.print(f"note: {escape(text)}")
+        if text not in notes:
+            notes[text] = None
+            console.print(f"note: {escape(text)}")
 
     try:
+        batch = first_batch(config)
+        try:
+            on_cpu = replace(config, device=Device.cpu)
+            with torch.device("meta"), assembled(on_cpu, note, have_values=False) as setup:
+                lines = list(_parameters_and_costs(setup, batch))
+                size = sum(entry.tensor.nbytes for entry in setup.before.entries.values())
+        except Exception:  # values are needed, or the config is wrong, which the model itself then shows
+            with assembled(config, note) as setup:
+                lines, size = list(_parameters_and_costs(setup, to_device(batch, setup.device))), 0
+        for line in lines:
+            console.print(line)
+        if MODEL_COPIES * size > memory_of_this_machine():
+            console.print(f"hazards are not foreseen: that needs the weights, which take {in_mib(size)} MiB, several times")
+            return
         with assembled(config, note) as setup:
-            console.print(_parameter_table(setup))
-            modules = len(setup.selection.modules)
-            console.print(
-                f"{len(setup.selection.parameters)} of {len(setup.parameters)} parameters would be frozen, "
-                f"{modules} modules held in eval mode; nothing was trained or written."
-            )
-            try:
-                rehearsal = foresee(setup)
-            except SkippedError as skipped:  # the optimizer refused the stand-in's parameters
-                console.print(f"hazards cannot be foreseen: {escape(str(skipped))}")
-                return
-            owners = {name: entry.owner for name, entry in setup.before.entries.items()}
-            hazards = [
-                *leak_warnings(rehearsal, *method_and_optimizer_names(setup)),
-                *buffer_warnings(rehearsal, list(setup.selection.parameters), owners),
-                *idle_warnings(rehearsal),
-            ]
-            for hazard in hazards:
-                console.print(f"[yellow]hazard:[/] {escape(hazard)}")
-            if not hazards:
-                console.print("no hazard is foreseen: with this batch, everything frozen holds and the rest trains")
+            for line in hazard_lines(setup):
+                console.print(line)
     except SkippedError as skipped:
         raise ConfigError(f"skipped: {skipped}") from skipped
+
+
+def hazard_lines(setup: Setup) -> Iterator[str]:
+    """Yield a line with rich markup for each hazard that is foreseen, or one that says that there is none."""
+    try:
+        rehearsal = foresee(setup)
+    except SkippedError as skipped:  # the optimizer refused the stand-in's parameters
+        yield f"hazards cannot be foreseen: {escape(str(skipped))}"
+        return
+    owners = {name: entry.owner for name, entry in setup.before.entries.items()}
+    hazards = [
+        *leak_warnings(rehearsal, *method_and_optimizer_names(setup)),
+        *buffer_warnings(rehearsal, list(setup.selection.parameters), owners),
+        *idle_warnings(rehearsal),
+    ]
+    for hazard in hazards:
+        yield f"[yellow]hazard:[/] {escape(hazard)}"
+    if not hazards:
+        yield "no hazard is foreseen: with this batch, everything frozen holds and the rest trains"
+
+
+def _parameters_and_costs(setup: Setup, batch: Any) -> Iterator[Table | str]:
+    """Yield what a plan prints about the parameters and the costs of each phase: tables and lines of text.
+
+    `batch`: the first batch, or None.
+    """
+    yield _parameter_table(setup)
+    yield (
+        f"{len(setup.selection.parameters)} of {len(setup.parameters)} parameters would be frozen, "
+        f"{len(setup.selection.modules)} modules held in eval mode; nothing was trained or written."
+    )
+    if batch is None or (costs := plan_costs(setup, batch)) is None:
+        return
+    table = Table(*HEADINGS, box=None, pad_edge=False)
+    for cells in costs.rows():
+        table.add_row(*cells)
+    yield table
+    yield from costs.sentences()
+
+
+def memory_of_this_machine() -> int:
+    """Return the bytes of this machine's main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _parameter_table(setup: Setup) -> Table:

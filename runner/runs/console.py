@@ -19,7 +19,8 @@ from rich.table import Table
 
 from runner.contract import COSTS, Cost, Record, Row
 from runner.errors import listed
-from runner.runs.text import changed_buffers, in_gflop, in_mib, in_percent
+from runner.runs.text import changed_buffers
+from runner.units import in_gflop, in_mib, in_percent
 
 COLOURS = {
     "held": "green",

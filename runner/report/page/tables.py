@@ -18,7 +18,8 @@ from runner.report.grouping import SeedGroup, group_by_method, overrides_by_key,
 from runner.runs.hydra_files import read_config
 from runner.runs.read import Run
 from runner.runs.tables import TensorRow
-from runner.runs.text import counted, in_digits
+from runner.runs.text import counted
+from runner.units import in_digits
 
 MAX_TABLE_ROWS, MAX_LEAK_ROWS = 1000, 40
 
