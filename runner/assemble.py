@@ -91,14 +91,11 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         if have_values:
             built_model = built_model.to(device)
             refuse_unless_dense(built_model)
-        meter = build_meter(config, device, note)
-        meter.on_model_built(built_model)
+        (meter := build_meter(config, device, note)).on_model_built(built_model)
         for module in built_model.modules():
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(built_model)
-        selection = declared_selection(config, built_model)
-        for text in selection.notes:
-            note(text)
+        selection = declared_selection(config, built_model, note)
         method = build_instance(FreezingMethod, config.method, "method")
         if reason := method.skip(built_model, selection):
             raise SkippedError(reason)
@@ -141,11 +138,12 @@ def begin_phase(setup: Setup, number: int) -> Phase:
     return phase
 
 
-def declared_selection(config: Config, model: nn.Module) -> Selection:
+def declared_selection(config: Config, model: nn.Module, note: Note) -> Selection:
     """Return the parameters, buffers and modules that the config declares frozen.
 
     In patterns, `@head` stands for the classifier. If a pattern is `@head` and the config has `model.head=auto`, the
-    classifier is found automatically; a message in the `notes` of the returned Selection names it.
+    classifier is found automatically. `note` is called with each message in the `notes` of the returned Selection, one of
+    which names the classifier that was found.
     """
     freeze, head = config.freeze, config.model.head
     notes: tuple[str, ...] = ()
@@ -153,7 +151,10 @@ def declared_selection(config: Config, model: nn.Module) -> Selection:
         head = find_head(model, config.model.classes)
         notes = (f"model.head=auto found the classifier {head}",)
     selection = select(model, freeze.patterns, keep=freeze.keep, buffers=freeze.buffers.value, head=head, words=FOR_CONFIG)
-    return replace(selection, notes=(*notes, *selection.notes))
+    selection = replace(selection, notes=(*notes, *selection.notes))
+    for text in selection.notes:
+        note(text)
+    return selection
 
 
 def build_phases(config: Config, selection: Selection) -> list[Phase]:

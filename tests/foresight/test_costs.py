@@ -1,0 +1,87 @@
+"""What a plan says about costs: the same as a run, for each phase, and before any weight exists."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def cost_rows(out: str) -> list[list[str]]:
+    """Return the cells of the table of costs in a plan's output."""
+    lines = out.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("steps  GFLOP"))
+    end = next(number for number, line in enumerate(lines) if "weights are trained in every step" in line)
+    return [line.split() for line in lines[begin + 1 : end]]
+
+
+@pytest.mark.parametrize("method", ["requires_grad", "zero_lr", "detach", "to_buffer", "cached_prefix", "none"])
+def test_a_plan_predicts_the_flops_and_bytes_that_a_run_counts(method, cli):
+    settings = ("model=mlp", "freeze=backbone", f"method={method}", "batches=4")
+    code, out, _ = cli("plan=true", *settings)
+    assert code == 0
+    assert cli(*settings, "hydra.run.dir=run")[0] == 0
+    cost = json.loads(Path("run/run.json").read_text())["cost"]
+    (row,) = cost_rows(out)
+    assert row[0] == "1-4"
+    assert float(row[1]) == pytest.approx((cost["flops_forward"] + cost["flops_backward"]) / 1e9, rel=1e-3)
+    assert row[2] == f"{cost['flops_share']:.0%}"
+    assert float(row[3]) == pytest.approx(cost["saved_bytes"] / 2**20, rel=1e-3)
+    assert float(row[5]) == pytest.approx(cost["gradient_bytes"] / 2**20, rel=1e-3)
+
+
+def test_a_plan_has_the_costs_of_each_phase_and_says_what_always_trains(cli):
+    _, out, _ = cli("plan=true", "model=mlp", "freeze=backbone", "schedule=after", "schedule.step=4", "batches=9")
+    assert [(row[0], row[2]) for row in cost_rows(out)] == [("1-3", "100%"), ("4-9", "42%")]
+    assert "330 of 3,562 weights are trained in every step (9.26%)" in out
+
+
+def test_a_plan_needs_no_weights(cli):
+    Path("mine.py").write_text(
+        "from torch import nn\n"
+        "class Huge(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Linear(64, 400_000), nn.Linear(400_000, 400_000), nn.Linear(400_000, 10))\n"
+    )
+    model = ("model=custom", "model.build._target_=mine.Huge", "model.input=[64]", "model.classes=10", "freeze=backbone")
+    code, out, _ = cli("plan=true", *model)
+    assert code == 0
+    (row,) = cost_rows(out)
+    forward = 2 * 4 * (64 * 400_000 + 400_000 * 400_000 + 400_000 * 10)
+    assert float(row[1]) == pytest.approx((forward + 2 * 4 * 400_000 * 10) / 1e9, rel=1e-3)
+    assert "4,000,010 of 160,030,800,010 weights are trained in every step" in out
+    assert "hazards are not foreseen: that needs the weights, which take 6.105e+05 MiB" in out
+
+
+def test_a_builder_that_needs_values_is_planned_with_the_model_itself(cli):
+    Path("mine.py").write_text(
+        "import torch, runner.training.models\n"
+        "class Net(runner.training.models.MLP):\n"
+        "    def __init__(self, **options):\n"
+        "        super().__init__(**options)\n"
+        "        self.scale = float(torch.linspace(0, 1, 3)[1].item())\n"
+    )
+    _, expected, _ = cli("plan=true", "model=mlp", "freeze=backbone")
+    code, out, err = cli("plan=true", "model=mlp", "freeze=backbone", "model.build._target_=mine.Net")
+    assert code == 0
+    assert cost_rows(out) == cost_rows(expected)
+    assert err == ""
+
+
+def test_a_plan_with_cost_off_has_no_costs(cli):
+    _, out, _ = cli("plan=true", "model=mlp", "cost=off")
+    assert "GFLOP" not in out
+    assert "parameters would be frozen" in out
+
+
+def test_a_plan_names_operators_whose_flops_are_not_known(cli):
+    Path("mine.py").write_text(
+        "import torch, runner.training.models\n"
+        "class Net(runner.training.models.MLP):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x @ torch.linalg.matrix_exp(torch.eye(x.shape[1])))\n"
+    )
+    _, out, _ = cli("plan=true", "model=mlp", "model.build._target_=mine.Net")
+    assert cost_rows(out)[0][1] == "unknown"
+    assert "no formula for the FLOPs of aten::linalg_matrix_exp" in out
