@@ -103,7 +103,6 @@ def _watching(auditor: Auditor, optimizers: list[Optimizer], ranks: Ranks | None
     """
     report = auditor.report
     report.watcher = auditor
-    report.notes += single_process_notes(ranks)
     with ExitStack() as undo:
         undo.callback(setattr, report, "watcher", None)  # it refers to the model and to copies of its tensors
         undo.callback(auditor.close)
@@ -114,9 +113,11 @@ def _watching(auditor: Auditor, optimizers: list[Optimizer], ranks: Ranks | None
             yield
         except BaseException:
             with suppress(Exception):  # the exception from the block is the one to raise
+                report.notes += single_process_notes()
                 report.watcher.finish()
             raise
         if ranks is None:
+            report.notes += single_process_notes()
             report.watcher.finish()
         else:
             ranks.complete(report, report.watcher.finish)

@@ -106,9 +106,7 @@ def ranks_of(model: nn.Module) -> Ranks | None:
     return Ranks(model, largest)
 
 
-def single_process_notes(ranks: Ranks | None) -> list[str]:
-    """Return a sentence if other processes train too, of which the report of this one says nothing."""
+def single_process_notes() -> list[str]:
+    """Return a sentence for a report that says nothing of other processes, if there are some."""
     rank, count = process_of()
-    if count == 1 or ranks is not None:
-        return []
-    return [f"rank {rank} of {count}: this report is about the tensors of this process alone"]
+    return [f"rank {rank} of {count}: this report is about the tensors of this process alone"] if count > 1 else []
