@@ -90,6 +90,10 @@ def ranks_of(model: nn.Module) -> Ranks | None:
     rank, count = process_of()
     if count > 1 and is_fsdp1(model):
         raise ConfigError("model: FullyShardedDataParallel hides which parameter a shard belongs to; use fully_shard")
+    if count > 1 and (
+        empty := [name for name, tensor in model.named_parameters() if not tensor.numel() and not is_dtensor(tensor)]
+    ):
+        raise ConfigError(f"model: {empty[0]} has no elements in rank {rank}, so that others may hold them; use fully_shard")
     sharded = {name: tensor for name, tensor in zip(*names_and_tensors(model), strict=True) if is_dtensor(tensor)}
     for name, tensor in sharded.items():
         if tensor.device_mesh.get_coordinate() is None:

@@ -1,4 +1,4 @@
-"""What `test_processes.py` runs in two processes: `python scenarios.py RANK FOLDER` writes the results of all scenarios."""
+"""What `test_processes.py` runs in two processes: `python -m tests.proof.process_scenarios RANK FOLDER` writes the results of all scenarios."""
 
 from __future__ import annotations
 
@@ -287,16 +287,16 @@ def fsdp_exception_in_the_block():
         raise KeyError("mine")
 
 
-def fsdp_exception_on_one_rank_after_training():
+def fsdp_report_after_an_exception():
     model = sharded(frozen=(0,))
     optimizer = adam(model)
     try:
         with audit(model) as report:
             train(model, optimizer, 1)
+            write(model[0].weight, on_rank=1)
             raise KeyError("mine")
     except KeyError:
-        pass
-    return {"rows": {row["name"]: row for row in report.rows}}
+        return told(report)
 
 
 def fsdp_raise_at_look():
@@ -407,6 +407,71 @@ def fsdp_optimizer_with_a_norm_of_a_dtensor():
     return told(report)
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.middle = nn.Linear(4, 4)
+        self.head.weight = self.inner.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.middle(self.inner(x)))
+
+
+def fsdp_tied():
+    torch.manual_seed(0)
+    model = fully_shard(Tied())
+    optimizer = adam(model)
+    with audit(model, ["head"]) as report:
+        for _ in range(2):
+            model(torch.tensor([0, 1])).sum().backward()
+            optimizer.step()
+        with torch.no_grad():
+            model(torch.tensor([0, 1]))
+    return told(report)
+
+
+def tensor_parallel_and_fsdp():
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    results = {}
+    for shape in ((2, 1), (1, 2)):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.LayerNorm(4))
+        parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
+        model[0].requires_grad_(False)
+        model = fully_shard(model, mesh=mesh["data"])
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, foreach=False)  # its tensors are on several meshes
+        with audit(model, every=1) as report:
+            train(model, optimizer)
+            with torch.no_grad():
+                model(torch.ones(3, 4))
+        results[shape] = told(report)
+        with audit(model, ["0", "1"]) as report:
+            train(model, optimizer, 1)
+            write(model[0].weight, on_rank=1)
+        results[shape, "leaked"] = told(report)
+    return results
+
+
+def fsdp1():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    wrapped = nn.Module.__new__(FullyShardedDataParallel)  # making one takes an accelerator
+    nn.Module.__init__(wrapped)
+    wrapped.layer = net()
+    with audit(nn.Sequential(wrapped), []):
+        pass
+
+
+def parameter_held_by_others():
+    model = net()
+    model[0].weight.data = torch.empty(0)
+    with audit(model, ["0"]):
+        pass
+
+
 # DTensors without FSDP
 
 
@@ -421,15 +486,15 @@ def dtensors():
     mesh = init_device_mesh("cpu", (2,))
     full = torch.arange(1.0, 9.0).view(2, 4)
     model = Holder(
-        rows=distribute_tensor(full, mesh, [Shard(0)]),
-        columns=distribute_tensor(full, mesh, [Shard(1)]),
-        copies=distribute_tensor(full, mesh, [Replicate()]),
-        kept=distribute_tensor(full, mesh, [Replicate()]),
-        sums=DTensor.from_local(full, mesh, [Partial()]),
+        rows=distribute_tensor(full.clone(), mesh, [Shard(0)]),
+        columns=distribute_tensor(full.clone(), mesh, [Shard(1)]),
+        copies=distribute_tensor(full.clone(), mesh, [Replicate()]),
+        kept=distribute_tensor(full.clone(), mesh, [Replicate()]),
+        sums=DTensor.from_local(full.clone(), mesh, [Partial()]),
     )
     with audit(model, ["rows", "columns", "copies", "kept", "sums"]) as report:
-        for tensor in (model.rows, model.columns, model.copies, model.sums):
-            write(tensor, on_rank=1)
+        for name in ("rows", "columns", "copies", "sums"):
+            write(getattr(model, name), on_rank=1)
     return told(report)
 
 
@@ -529,7 +594,8 @@ def main(own_rank: int, folder: Path) -> None:
     names = [
         name
         for name, value in globals().items()
-        if name.startswith(("fsdp", "hsdp", "dtensor", "ddp", "zero_", "one_", "audit_")) and callable(value)
+        if name.startswith(("fsdp", "hsdp", "tensor_", "parameter_", "dtensor", "ddp", "zero_", "one_", "audit_"))
+        and callable(value)
     ]
     for name in names:
         try:
