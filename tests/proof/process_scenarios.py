@@ -1,4 +1,4 @@
-"""What `test_processes.py` runs in two processes: `python -m tests.proof.process_scenarios RANK FOLDER` writes the results of all scenarios."""
+"""What `test_processes.py` runs in two processes: `python -m tests.proof.process_scenarios RANK FOLDER` writes its results."""
 
 from __future__ import annotations
 
