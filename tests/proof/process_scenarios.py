@@ -1,4 +1,4 @@
-"""What `test_processes.py` runs in two processes: `python -m tests.proof.process_scenarios RANK FOLDER` writes its results."""
+"""What `test_processes.py` runs in two processes: `python -m tests.proof.process_scenarios RANK FOLDER` for each rank."""
 
 from __future__ import annotations
 
@@ -244,6 +244,14 @@ def fsdp_every_step():
     return told(report)
 
 
+def fsdp_every_step_leaks():
+    model = fully_shard(net())
+    optimizer = adam(model)
+    with audit(model, ["0"], every=1) as report:
+        train(model, optimizer)
+    return told(report)
+
+
 def fsdp_freeze_and_unfreeze_after_validation():
     model = fully_shard(net())
     optimizer = adam(model)
@@ -322,9 +330,12 @@ def fsdp_until_holds():
     optimizer = adam(model)
     with audit(model, [], until=1) as report:
         train(model, optimizer, 2)
+        for _ in range(2):
+            with torch.no_grad():
+                model(torch.ones(3, 4))
+            report.freeze(["0"])
         with torch.no_grad():
             model(torch.ones(3, 4))
-        report.freeze(["0"])
     return told(report)
 
 
@@ -578,6 +589,7 @@ def zero_gradient_on_one_rank():
     model = net()
     optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
     with audit(model, ["0", "1"], optimizer) as report:
+        optimizer.step()  # without gradients
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter) if rank() == 1 else None
         optimizer.step()
