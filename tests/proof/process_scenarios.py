@@ -252,6 +252,16 @@ def fsdp_every_step_leaks():
     return told(report)
 
 
+def fsdp_write_after_validation():
+    model = fully_shard(net())
+    with audit(model, ["0"], every=1) as report:
+        with torch.no_grad():
+            model(torch.ones(3, 4))
+        model.reshard()
+        write(model[0].weight, on_rank=1)
+    return told(report)
+
+
 def fsdp_freeze_and_unfreeze_after_validation():
     model = fully_shard(net())
     optimizer = adam(model)

@@ -134,6 +134,7 @@ def test_what_fsdp_gathers_for_a_forward_pass_is_not_a_replacement(same):
     assert verdicts(result, *LAYERS) == ["held"] * 2 + ["trained"] * 4
     assert verdicts(same("fsdp_every_step"), *LAYERS) == ["held"] * 2 + ["trained"] * 4
     assert verdicts(same("fsdp_every_step_leaks"), "0.weight", "0.bias") == ["leaked gradient"] * 2
+    assert verdicts(same("fsdp_write_after_validation"), "0.weight", "0.bias") == ["leaked outside_write", "held"]
     frozen_later = same("fsdp_freeze_and_unfreeze_after_validation")
     assert verdicts(frozen_later, *LAYERS) == ["held"] * 4 + ["trained"] * 2
 
