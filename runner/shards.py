@@ -85,7 +85,7 @@ def is_fsdp1(model: nn.Module) -> bool:
     return fsdp is not None and any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules())
 
 
-def process_of() -> tuple[int, int]:
+def rank_and_count() -> tuple[int, int]:
     """Return (rank of this process, number of processes) as `torch.distributed` counts them; (0, 1) if it is not in use."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return 0, 1
@@ -94,7 +94,7 @@ def process_of() -> tuple[int, int]:
 
 def refuse_several_processes(model: nn.Module) -> None:
     """Raise ConfigError if `torch.distributed` runs several processes, or if a tensor of the model is a DTensor."""
-    if process_of()[1] > 1:
+    if rank_and_count()[1] > 1:
         raise ConfigError("model: torch.distributed runs several processes; use one process and dense tensors")
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if is_dtensor(tensor):

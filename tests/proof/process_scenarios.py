@@ -412,6 +412,17 @@ def fsdp_optimizer_with_a_collective():
     return told(report)
 
 
+def fsdp_replay_on_rank_1_alone():
+    model = sharded(frozen=(0,))
+    optimizer = GlobalNorm([*model[0].parameters(), *model[1].parameters()], lr=0.1, momentum=0.5)
+    with audit(model, every=1) as report:
+        train(model, optimizer, 1)
+        if rank() == 1:  # a gradient that only this process has
+            model[0].weight.grad = torch.ones_like(model[0].weight)
+        train(model, optimizer, 3)
+    return told(report)
+
+
 def fsdp_optimizer_with_a_norm_of_a_dtensor():
     class Lamb(torch.optim.Optimizer):
         @torch.no_grad()

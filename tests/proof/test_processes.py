@@ -218,6 +218,10 @@ def test_a_step_that_needs_the_other_processes_is_not_replayed_and_the_reason_is
     assert "could not be replayed (RuntimeError: it needs the other processes: all" in note
 
 
+def test_a_step_that_one_process_alone_replays_does_not_wait_for_the_other(same):
+    assert verdicts(same("fsdp_replay_on_rank_1_alone"), "0.weight", "0.bias") == ["leaked unknown", "held"]
+
+
 def test_an_audit_that_fails_in_one_process_raises_in_all(errors):
     assert errors("audit_that_fails_on_rank_1") == [
         ("RuntimeError", "the audit could not be completed on rank 1: ValueError: no room"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from runner.proof.causes.replay import shares_memory
 from runner.proof.following import Followed
 from runner.proof.optimizers import KnownOptimizers
-from runner.shards import process_of
+from runner.shards import rank_and_count
 
 # Causes that a replay also finds if the state of the optimizer pulls a tensor back that other code has written.
 PULLS_BACK = ("optimizer_state", "weight_decay|optimizer_state", "optimizer_rule", "optimizer_ignores_lr")
@@ -35,7 +35,7 @@ def explain_by_marks(row: Followed, optimizers: KnownOptimizers, *, steps_are_se
         evidence.why_unknown = evidence.why_unknown or (
             reason if window.written_in_step else f"it was written through .data {between}"
         )
-    elif process_of()[1] > 1 and not window.written_before and optimizers.holding([row]):
+    elif rank_and_count()[1] > 1 and not window.written_before and optimizers.holding([row]):
         reason = f"a step after step {window.begin} may have received it from another process: use every=1"
         evidence.why_unknown = evidence.why_unknown or reason
     elif row.kind == "buffer" or (window.steps and window.is_before_first_step):

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runner.shards import is_dtensor_class, process_of
+from runner.shards import is_dtensor_class, rank_and_count
 
 
 def no_collectives() -> AbstractContextManager[Any]:
     """Return a context in which a collective raises RuntimeError instead of waiting for other processes."""
-    return _RefuseCollectives() if process_of()[1] > 1 else nullcontext()
+    return _RefuseCollectives() if rank_and_count()[1] > 1 else nullcontext()
 
 
 class _RefuseCollectives(TorchDispatchMode):

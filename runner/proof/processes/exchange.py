@@ -11,7 +11,7 @@ from torch import nn
 from runner.errors import ConfigError
 from runner.proof.audit_report import Report
 from runner.proof.processes.merge import Part, merged
-from runner.shards import Shard, is_dtensor, is_fsdp1, is_sum_of_parts, process_of, put_shards_back, shard_of
+from runner.shards import Shard, is_dtensor, is_fsdp1, is_sum_of_parts, rank_and_count, put_shards_back, shard_of
 from runner.tensors import names_and_tensors
 
 
@@ -87,7 +87,7 @@ def ranks_of(model: nn.Module) -> Ranks | None:
     tensors are on device meshes none of which has the processes of all others.
     """
     put_shards_back(model)
-    rank, count = process_of()
+    rank, count = rank_and_count()
     if count > 1 and is_fsdp1(model):
         raise ConfigError("model: FullyShardedDataParallel hides which parameter a shard belongs to; use fully_shard")
     if count > 1 and (
@@ -112,5 +112,5 @@ def ranks_of(model: nn.Module) -> Ranks | None:
 
 def single_process_notes() -> list[str]:
     """Return a sentence for a report that says nothing of other processes, if there are some."""
-    rank, count = process_of()
+    rank, count = rank_and_count()
     return [f"rank {rank} of {count}: this report is about the tensors of this process alone"] if count > 1 else []
