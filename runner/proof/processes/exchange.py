@@ -11,7 +11,7 @@ from torch import nn
 from runner.errors import ConfigError
 from runner.proof.audit_report import Report
 from runner.proof.processes.merge import Part, merged
-from runner.shards import Shard, is_dtensor, is_fsdp1, is_sum_of_parts, rank_and_count, put_shards_back, shard_of
+from runner.shards import Shard, is_dtensor, is_fsdp1, is_sum_of_parts, put_shards_back, rank_and_count, shard_of
 from runner.tensors import names_and_tensors
 
 
