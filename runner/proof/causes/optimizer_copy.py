@@ -35,9 +35,9 @@ def copy_optimizer(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
     copy_of = {id(parameter): memo[id(parameter)] for parameter in parameters}
     originals = with_inner_optimizers(optimizer)
     memo.update({id(original): object.__new__(type(original)) for original in originals})
-    for tensor in tensors_in([list(vars(original).values()) for original in originals]):
-        if is_dtensor(tensor) and id(tensor) not in memo:
-            memo[id(tensor)] = _copy_dtensor(tensor)
+    if any(map(is_dtensor, parameters)):
+        state = [tensor for tensor in tensors_in(list(map(vars, originals))) if is_dtensor(tensor)]
+        memo.update({id(tensor): _copy_dtensor(tensor) for tensor in state if id(tensor) not in memo})
     for original in originals:
         _copy_attributes(memo[id(original)], original, memo)
     return memo[id(optimizer)], copy_of
