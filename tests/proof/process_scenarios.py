@@ -22,6 +22,15 @@ from runner.proof.audit_report import Report
 from runner.proof.processes.exchange import ranks_of
 
 
+SCENARIOS = {}  # {name: function}
+
+
+def scenario(function):
+    """Add a function to those that are run, in both processes."""
+    SCENARIOS[function.__name__] = function
+    return function
+
+
 def rank() -> int:
     return dist.get_rank()
 
@@ -87,6 +96,7 @@ def write(tensor: Tensor, on_rank: int) -> None:
 # FSDP2
 
 
+@scenario
 def fsdp_mixed_flags():
     model = sharded(frozen=(0, 2))
     optimizer = adam(model)
@@ -95,6 +105,7 @@ def fsdp_mixed_flags():
     return told(report)
 
 
+@scenario
 def one_process():
     model = net()
     for number in (0, 2):
@@ -105,6 +116,7 @@ def one_process():
     return told(report)
 
 
+@scenario
 def fsdp_all_frozen_by_name_only():
     model = sharded()
     optimizer = adam(model)
@@ -113,6 +125,7 @@ def fsdp_all_frozen_by_name_only():
     return told(report)
 
 
+@scenario
 def fsdp_columns():
     model = sharded(shard_placement_fn=lambda parameter: Shard(1) if parameter.shape == (6, 4) else None)
     optimizer = adam(model)
@@ -121,6 +134,7 @@ def fsdp_columns():
     return told(report)
 
 
+@scenario
 def fsdp_zeros_with_weight_decay():
     model = sharded()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
@@ -134,6 +148,7 @@ def fsdp_zeros_with_weight_decay():
     return told(report)
 
 
+@scenario
 def fsdp_momentum():
     model = sharded()
     optimizer = adam(model)
@@ -149,6 +164,7 @@ def fsdp_momentum():
     return told(report)
 
 
+@scenario
 def fsdp_scheduler():
     model = sharded()
     optimizer = torch.optim.SGD(
@@ -161,6 +177,7 @@ def fsdp_scheduler():
     return told(report)
 
 
+@scenario
 def fsdp_write_on_rank_1():
     model = sharded(frozen=(0,))
     optimizer = adam(model)
@@ -171,6 +188,7 @@ def fsdp_write_on_rank_1():
     return told(report)
 
 
+@scenario
 def fsdp_write_to_the_only_row():
     model = sharded(frozen=(2,))
     optimizer = adam(model)
@@ -182,6 +200,7 @@ def fsdp_write_to_the_only_row():
     return told(report)
 
 
+@scenario
 def fsdp_nan_on_rank_1():
     model = sharded(frozen=(0,))
     optimizer = adam(model)
@@ -205,6 +224,7 @@ class Rows(nn.Module):
         return self.head(self.used(x) + 0 * self.unused(x))
 
 
+@scenario
 def fsdp_idle_on_rank_0():
     torch.manual_seed(0)
     model = fully_shard(Rows())
@@ -218,6 +238,7 @@ def fsdp_idle_on_rank_0():
     return told(report)
 
 
+@scenario
 def fsdp_validation_at_the_end():
     model = net()
     model[0].requires_grad_(False)
@@ -234,6 +255,7 @@ def fsdp_validation_at_the_end():
     return {**told(report), "gathered": any(gathered)}
 
 
+@scenario
 def fsdp_every_step():
     model = net()
     model[0].requires_grad_(False)
@@ -244,6 +266,7 @@ def fsdp_every_step():
     return told(report)
 
 
+@scenario
 def fsdp_every_step_leaks():
     model = fully_shard(net())
     optimizer = adam(model)
@@ -252,6 +275,7 @@ def fsdp_every_step_leaks():
     return told(report)
 
 
+@scenario
 def fsdp_write_after_validation():
     model = fully_shard(net())
     with audit(model, ["0"], every=1) as report:
@@ -262,6 +286,7 @@ def fsdp_write_after_validation():
     return told(report)
 
 
+@scenario
 def fsdp_freeze_and_unfreeze_after_validation():
     model = fully_shard(net())
     optimizer = adam(model)
@@ -277,6 +302,7 @@ def fsdp_freeze_and_unfreeze_after_validation():
     return told(report)
 
 
+@scenario
 def fsdp_parameter_replaced_by_a_plain_one():
     model = sharded(frozen=(0,))
     with audit(model) as report:
@@ -284,6 +310,7 @@ def fsdp_parameter_replaced_by_a_plain_one():
     return told(report)
 
 
+@scenario
 def fsdp_entered_before():
     model = net()
     model[0].requires_grad_(False)
@@ -292,12 +319,14 @@ def fsdp_entered_before():
         train(model, adam(model))
 
 
+@scenario
 def fsdp_entered_before_without_a_step():
     model = net()
     with audit(model, ["0"]):
         shard(model)
 
 
+@scenario
 def fsdp_exception_in_the_block():
     model = sharded(frozen=(0,))
     with audit(model):
@@ -305,6 +334,7 @@ def fsdp_exception_in_the_block():
         raise KeyError("mine")
 
 
+@scenario
 def fsdp_report_after_an_exception():
     model = sharded(frozen=(0,))
     optimizer = adam(model)
@@ -317,6 +347,7 @@ def fsdp_report_after_an_exception():
         return told(report)
 
 
+@scenario
 def fsdp_raise_at_look():
     model = sharded(frozen=(0,))
     optimizer = adam(model)
@@ -326,6 +357,7 @@ def fsdp_raise_at_look():
         train(model, optimizer, 3)  # would wait forever if one rank had raised
 
 
+@scenario
 def fsdp_until():
     model = sharded(frozen=(0, 2))
     optimizer = adam(model)
@@ -335,6 +367,7 @@ def fsdp_until():
     return told(report)
 
 
+@scenario
 def fsdp_until_holds():
     model = fully_shard(net())
     optimizer = adam(model)
@@ -349,6 +382,7 @@ def fsdp_until_holds():
     return told(report)
 
 
+@scenario
 def fsdp_frozen_buffers():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
@@ -362,10 +396,12 @@ def fsdp_frozen_buffers():
     return told(report)
 
 
+@scenario
 def hsdp():
     return hybrid((2, 1))
 
 
+@scenario
 def hsdp_one_replica():
     return hybrid((1, 2))
 
@@ -381,6 +417,7 @@ def hybrid(shape: tuple[int, int]):
     return told(report)
 
 
+@scenario
 def fsdp_bfloat16():
     model = net().bfloat16()
     model[0].requires_grad_(False)
@@ -404,6 +441,7 @@ class GlobalNorm(torch.optim.SGD):
         return super().step()
 
 
+@scenario
 def fsdp_optimizer_with_a_collective():
     model = sharded()
     optimizer = GlobalNorm(model.parameters(), lr=0.1)
@@ -412,6 +450,7 @@ def fsdp_optimizer_with_a_collective():
     return told(report)
 
 
+@scenario
 def fsdp_replay_on_rank_1_alone():
     model = sharded(frozen=(0,))
     optimizer = GlobalNorm([*model[0].parameters(), *model[1].parameters()], lr=0.1, momentum=0.5)
@@ -423,6 +462,7 @@ def fsdp_replay_on_rank_1_alone():
     return told(report)
 
 
+@scenario
 def fsdp_optimizer_with_a_norm_of_a_dtensor():
     class Lamb(torch.optim.Optimizer):
         @torch.no_grad()
@@ -450,6 +490,7 @@ class Tied(nn.Module):
         return self.head(self.middle(self.inner(x)))
 
 
+@scenario
 def fsdp_tied():
     torch.manual_seed(0)
     model = fully_shard(Tied())
@@ -463,6 +504,7 @@ def fsdp_tied():
     return told(report)
 
 
+@scenario
 def tensor_parallel_and_fsdp():
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -487,6 +529,7 @@ def tensor_parallel_and_fsdp():
     return results
 
 
+@scenario
 def fsdp1():
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -497,6 +540,7 @@ def fsdp1():
         pass
 
 
+@scenario
 def parameter_held_by_others():
     model = net()
     model[0].weight.data = torch.empty(0)
@@ -514,6 +558,7 @@ class Holder(nn.Module):
             self.register_buffer(name, tensor)
 
 
+@scenario
 def dtensors():
     mesh = init_device_mesh("cpu", (2,))
     full = torch.arange(1.0, 9.0).view(2, 4)
@@ -530,6 +575,7 @@ def dtensors():
     return told(report)
 
 
+@scenario
 def dtensor_on_another_rank():
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -540,6 +586,7 @@ def dtensor_on_another_rank():
     return told(report)
 
 
+@scenario
 def audit_that_fails_on_rank_1():
     model = sharded()
     ranks = ranks_of(model)
@@ -554,6 +601,7 @@ def audit_that_fails_on_rank_1():
 # Copies of a model
 
 
+@scenario
 def ddp_write_on_rank_1():
     model = net()
     model[0].requires_grad_(False)
@@ -566,6 +614,7 @@ def ddp_write_on_rank_1():
     return told(report)
 
 
+@scenario
 def ddp_leak():
     model = DistributedDataParallel(net())
     optimizer = adam(model)
@@ -574,6 +623,7 @@ def ddp_leak():
     return told(report)
 
 
+@scenario
 def ddp_raise_at_look():
     model = DistributedDataParallel(net())
     optimizer = adam(model)
@@ -594,18 +644,22 @@ def zero(frozen, **options):
     return told(report)
 
 
+@scenario
 def zero_holds():
     return zero((0,))
 
 
+@scenario
 def zero_leaks():
     return zero(())
 
 
+@scenario
 def zero_leaks_every_step():
     return zero((), every=1)
 
 
+@scenario
 def zero_gradient_on_one_rank():
     model = net()
     optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
@@ -621,18 +675,12 @@ def main(own_rank: int, folder: Path) -> None:
     """Run all scenarios, and write {name: result} to FOLDER/RANK; an exception is the result (class name, message)."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=own_rank, world_size=2, timeout=timedelta(seconds=20)
+        "gloo", init_method=f"file://{folder}/store", rank=own_rank, world_size=2, timeout=timedelta(seconds=60)
     )
     results = {}
-    names = [
-        name
-        for name, value in globals().items()
-        if name.startswith(("fsdp", "hsdp", "tensor_", "parameter_", "dtensor", "ddp", "zero_", "one_", "audit_"))
-        and callable(value)
-    ]
-    for name in names:
+    for name, run in SCENARIOS.items():
         try:
-            results[name] = globals()[name]()
+            results[name] = run()
         except Exception as error:
             results[name] = {"error": (type(error).__name__, str(error)), "traceback": traceback.format_exc()}
         print(name, flush=True)
