@@ -21,7 +21,6 @@ from runner import audit
 from runner.proof.audit_report import Report
 from runner.proof.processes.exchange import ranks_of
 
-
 SCENARIOS = {}  # {name: function}
 
 
