@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from runner import audit
 from runner.proof.audit_report import Report
 from runner.proof.processes.exchange import ranks_of
+from runner.tensors import refuse_unless_dense
 
 SCENARIOS = {}  # {name: function}
 
@@ -595,6 +596,11 @@ def audit_that_fails_on_rank_1():
             raise ValueError("no room")
 
     ranks.complete(Report(), finish)
+
+
+@scenario
+def run_of_several_processes():
+    refuse_unless_dense(net())
 
 
 # Copies of a model

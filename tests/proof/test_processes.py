@@ -241,6 +241,11 @@ def test_what_hides_its_shards_is_refused_with_one_line(errors, results):
     assert results[1]["dtensor_on_another_rank"]["error"] == ("ConfigError", message)
 
 
+def test_a_run_of_several_processes_is_refused_with_one_line(errors):
+    message = "model: torch.distributed runs several processes; use one process and dense tensors"
+    assert errors("run_of_several_processes") == [("ConfigError", message)] * 2
+
+
 def test_each_process_reports_on_its_own_copy_under_ddp_and_says_its_rank(results):
     for rank, result in enumerate(results):
         told = result["ddp_write_on_rank_1"]
