@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from runner.contract import TensorKind
 from runner.errors import ConfigError
+from runner.shards import local, refuse_several_processes, sharding_of
 
 
 @dataclass
@@ -97,28 +98,29 @@ def tensor_resolver(current: Mapping[str, TensorEntry]) -> Callable[[TensorEntry
 
 
 def refuse_unless_dense(model: nn.Module) -> None:
-    """Raise ConfigError if the bits of the model's tensors cannot be compared.
+    """Raise ConfigError if several processes run, or if a tensor is a DTensor or its bits cannot be compared."""
+    refuse_several_processes(model)
+    refuse_unreadable(model)
 
-    They cannot be compared if `torch.distributed` runs several processes, if a tensor is sparse, nested or sharded, if a
-    layer has packed its quantised weights, or if a tensor has no values yet (in a lazy module or on the meta device).
+
+def refuse_unreadable(model: nn.Module) -> None:
+    """Raise ConfigError if a tensor is sparse, nested or without values, or if a layer has packed its quantised weights.
+
+    Of a DTensor, the part that this process holds is looked at.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise ConfigError("model: torch.distributed runs several processes; use one process and dense tensors")
     for name, module in model.named_modules():
         if any(_is_packed(value) for value in vars(module).values()):
             raise ConfigError(f"model: {name or 'the model'} has packed its quantised weights, whose bits cannot be read")
     for name, entry in tensor_entries(model).items():
-        tensor = entry.tensor
+        tensor = local(entry.tensor)
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             problem = "not initialised yet (a lazy module); run one batch through the model in the function that builds it"
         elif tensor.is_meta:
             problem = "on the meta device and has no values; build the model on a real device"
-        elif tensor.is_nested:
-            problem = "nested; only dense tensors can be watched bit by bit"
-        elif tensor.layout is not torch.strided:
-            problem = "sparse; only dense tensors can be watched bit by bit"
+        elif tensor.is_nested or tensor.layout is not torch.strided:
+            problem = f"{'nested' if tensor.is_nested else 'sparse'}; only dense tensors can be watched bit by bit"
         elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-            problem = f"a {type(tensor).__name__} (sharded or quantised); use one process and dense tensors"
+            problem = f"a {type(tensor).__name__} (sharded or quantised); use dense tensors or DTensors"
         else:
             continue
         raise ConfigError(f"model: {name} is {problem}")
@@ -138,8 +140,12 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors have the same shape, dtype and bits; they may be on different devices.
 
     Unlike with `torch.equal`, -0.0 and 0.0 differ, and two NaNs with the same bits are the same. A tensor that has no values
-    (on the meta device, or because its memory was freed) is the same as no tensor.
+    (on the meta device, or because its memory was freed) is the same as no tensor. Of DTensors, which must be sharded alike,
+    the parts that this process holds are compared.
     """
+    if sharding_of(one) != sharding_of(other):
+        return False
+    one, other = local(one), local(other)
     if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
         return False
     if not has_values(one) or not has_values(other):
@@ -167,6 +173,7 @@ def memory_overlaps(one: Tensor, other: Tensor) -> bool:
     The range of a tensor goes from its first to its last element. Two strided views whose elements alternate in memory
     therefore count as overlapping. A tensor without elements overlaps with no tensor.
     """
+    one, other = local(one), local(other)
     if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not one.numel() or not other.numel():
         return False
     (begin, end), (other_begin, other_end) = _byte_range(one), _byte_range(other)
@@ -231,6 +238,7 @@ def copy_of(tensor: Tensor) -> Tensor:
 
 def has_values(tensor: Tensor) -> bool:
     """Return whether the values of a tensor can be read: it is not on the meta device, and its memory was not freed."""
+    tensor = local(tensor)
     if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
         return not tensor.is_meta
     there = tensor.untyped_storage().nbytes()

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 ENTRY_POINTS = {"__main__", "hydra_callback", "truth_table", "hydra_plugins"}
 # Packages and top-level modules. Each may import those of earlier rows, and from its own row only what SIDEWAYS allows.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "contract", "tensors", "seeding", "tracing", "units"},
+    {"errors", "contract", "tensors", "shards", "seeding", "tracing", "units"},
     {"freezing"},
     {"proof", "training", "cost", "methods", "config"},
     {"assemble"},
@@ -37,6 +37,8 @@ LAYERS: tuple[set[str], ...] = (
 SIDEWAYS = {
     ("tensors", "errors"),
     ("tensors", "contract"),
+    ("tensors", "shards"),
+    ("shards", "errors"),
     ("seeding", "errors"),
     ("cost", "training.loop"),
     ("methods", "training.epochs"),
@@ -73,6 +75,7 @@ PRIVATE_NAMES = {
     "runner/proof/audit.py": {"_optimizer_step_post_hooks"},
     "runner/proof/following.py": {"_modules"},
     "runner/proof/causes/forward_hooks.py": {"_forward_hooks"},
+    "runner/proof/causes/no_collectives.py": {"torch.utils._python_dispatch.TorchDispatchMode"},
     "runner/proof/causes/leak_tracer.py": {"_buffers", "_orig_mod", "_parameters"},
     "runner/proof/marks.py": {"_version"},
     "runner/proof/causes/optimizer_copy.py": {"_hooks"},

@@ -16,8 +16,9 @@ from runner.proof.audit_report import AuditOptions, Frozen, Report
 from runner.proof.auditor import Auditor
 from runner.proof.causes.optimizer_copy import with_inner_optimizers
 from runner.proof.changes import Snapshot, add_new_tensors, snapshot
+from runner.proof.processes.exchange import Ranks, ranks_of, single_process_notes
 from runner.proof.steps import StepHooks, before_compiling, has_compiled_a_step
-from runner.tensors import refuse_unless_dense
+from runner.tensors import refuse_unreadable
 
 
 @contextmanager
@@ -35,7 +36,9 @@ def audit(
 ) -> Iterator[Report]:
     """Watch the training in the `with` block without changing it; at its end the report says which tensors changed and why.
 
-    Raises ConfigError (a ValueError) for bad arguments and for tensors that are not dense.
+    With copies of the model in several processes (DDP), each has its own report. With shards, enter it in each, after
+    `fully_shard`; leaving it is a collective, and all get the same report. Raises ConfigError (a ValueError) for bad
+    arguments and for tensors whose bits cannot be read.
 
     Args:
         model: a module, or a mapping of several, `{"policy": a, "reference": b}`; names then begin with the key.
@@ -47,17 +50,19 @@ def audit(
         until: the number of the last step that is watched. After it the hooks and the copies go; of each frozen tensor a
             digest stays, which is compared on leaving. All other rows are as of that step.
         buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
-        raise_at_look: raise LeakError, in the step or on leaving, at the comparison that finds a frozen tensor changed.
+        raise_at_look: raise LeakError, in the step or on leaving, at the comparison that finds a frozen tensor changed; with
+            shards on leaving only.
         before: what `snapshot` returned earlier, to compare with it instead of with the values on entry.
-        watch_forward: compare frozen tensors before and after the forward passes of the first step too, not only once
-            something was found to write to them between two steps. `torch.compile` warns of the hooks that this takes.
+        watch_forward: watch the forward passes of the first step too, not only once something was found to write to frozen
+            tensors between two steps. `torch.compile` warns of the hooks that this takes.
     """
-    options = AuditOptions(every=every, until=until, raise_at_look=raise_at_look, watch_forward=watch_forward)
     optimizers = _check_arguments(optimizer, {"every": every, "until": until})
-    auditor = _begin(_as_module(model), frozen, optimizers, options, buffers=buffers, before=before)
+    ranks = ranks_of(module := _as_module(model))
+    options = AuditOptions(every=every, until=until, raise_at_look=raise_at_look and not ranks, watch_forward=watch_forward)
+    auditor = _begin(module, frozen, optimizers, options, buffers=buffers, before=before)
     report = auditor.report
     del before  # with `until`, the copies go after that step
-    with _watching(auditor, optimizers):
+    with _watching(auditor, optimizers, ranks):
         del auditor
         yield report
     if raise_at_look:
@@ -74,7 +79,7 @@ def _begin(
     before: Snapshot | None,
 ) -> Auditor:
     """Copy all tensors of the model, and return the auditor that compares them. Raises ConfigError for bad patterns."""
-    refuse_unless_dense(module)
+    refuse_unreadable(module)
     report = Report(is_empty=frozen is None)
 
     def as_selection(frozen: Frozen | None) -> Selection:
@@ -90,8 +95,12 @@ def _begin(
 
 
 @contextmanager
-def _watching(auditor: Auditor, optimizers: list[Optimizer]) -> Iterator[None]:
-    """Set the hooks of an audit, and fill its report at the end; none on optimizers if torch.compile would notice."""
+def _watching(auditor: Auditor, optimizers: list[Optimizer], ranks: Ranks | None) -> Iterator[None]:
+    """Set the hooks of an audit, and fill its report at the end; none on optimizers if torch.compile would notice.
+
+    `ranks`: the processes that hold the shards of the model, if there are several. After an exception from the block nothing
+    is exchanged, for the others may still be in it.
+    """
     report = auditor.report
     report.watcher = auditor
     with ExitStack() as undo:
@@ -104,9 +113,14 @@ def _watching(auditor: Auditor, optimizers: list[Optimizer]) -> Iterator[None]:
             yield
         except BaseException:
             with suppress(Exception):  # the exception from the block is the one to raise
+                report.notes += single_process_notes()
                 report.watcher.finish()
             raise
-        report.watcher.finish()
+        if ranks is None:
+            report.notes += single_process_notes()
+            report.watcher.finish()
+        else:
+            ranks.complete(report, report.watcher.finish)
 
 
 def _as_module(model: Any) -> nn.Module:

@@ -66,6 +66,7 @@ class Report:
         rows: a dict for each parameter and buffer, with the columns of `changes.csv` as keys: how far it moved, and why.
         looks: the numbers of the steps after which all tensors were compared bit by bit with their initial values.
         notes: sentences for the user, such as why the cause of a change is `unknown`.
+        why_unknown: {tensor name: why the cause of its change is not known}; empty where it is known.
         ended: whether the `with` block has been left, so that the report is complete.
         is_empty: whether nothing was ever declared frozen, although the flags of the parameters were to say it.
         watcher: what compares the tensors while the audit runs; None when it has ended.
@@ -74,6 +75,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     looks: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    why_unknown: dict[str, str] = field(default_factory=dict)
     ended: bool = False
     is_empty: bool = False
     watcher: Watcher | None = None

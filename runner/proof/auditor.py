@@ -255,6 +255,7 @@ class Auditor:
 
     def finish(self) -> None:
         """Compare bits on leaving, look for the causes that are still unknown, and fill the report."""
+        self.following.leave()
         self.optimizers.update()
         if not self.optimizers.last_step:  # only the gradients that are still there can explain idle parameters
             record_gradients(self.following.rows, None)
@@ -262,10 +263,10 @@ class Auditor:
         self.optimizers.forget_rows()
         self.add_look()
         self.conclude(self.following.rows)
-        rows, why_unknown = make_rows(self.following, self.optimizers)
+        rows, self.report.why_unknown = make_rows(self.following, self.optimizers)
         self.report.rows += rows
         self.report.notes += [
-            *unknown_cause_notes(rows, why_unknown),
+            *unknown_cause_notes(rows, self.report.why_unknown),
             *(["no parameter was frozen (requires_grad=False) on entry: give patterns"] if self.report.is_empty else []),
             *model_notes(self.following, rows, self.mode_notes),
             *(self.optimizers.notes() if self.hooks else [COMPARED_ON_LEAVING]),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.freezing.selection import Selection
+from runner.shards import local, sharding_of
 from runner.tensors import (
     TensorEntry,
     copy_of,
@@ -94,12 +95,15 @@ def measure_change(before: Tensor, after: Tensor) -> Change:
 
     Norms of integer, boolean, complex, float64 and small tensors are computed in float64. Norms of other tensors are
     computed in float32, and again in float64 if float32 may have overflowed or lost digits. A complex number counts as two
-    real ones. Little memory is needed, because the tensors are read in chunks.
+    real ones. Little memory is needed, because the tensors are read in chunks. Of DTensors, the parts that this process
+    holds are measured.
     """
+    is_sharded_alike = sharding_of(before) == sharding_of(after)
+    before, after = local(before), local(after)
     if not has_values(before):
         return Change(None, None, None, moved=True, moved_elements=None)
-    is_comparable = after.shape == before.shape and after.dtype == before.dtype and after.layout == before.layout
-    if not is_comparable or not has_values(after):
+    has_same_shape = after.shape == before.shape and after.dtype == before.dtype and after.layout == before.layout
+    if not is_sharded_alike or not has_same_shape or not has_values(after):
         return Change(measure_change(before, before).initial_l2, None, None, moved=True, moved_elements=None)
     after = after.to(before.device)
     moved = not same_bits(before, after)
@@ -205,7 +209,11 @@ def digest_of(tensor: Tensor) -> str:
 
 
 def _update(digest: Any, tensor: Tensor) -> None:
-    """Add the bytes of a tensor to a digest, in the order of its elements; a sparse one counts as dense."""
+    """Add the bytes of a tensor to a digest, in the order of its elements; a sparse one counts as dense.
+
+    Of a DTensor, the bytes that this process holds are added.
+    """
+    tensor = local(tensor)
     if not has_values(tensor):
         digest.update(b"no values")
         return

@@ -13,7 +13,8 @@ from runner.freezing.selection import Selection
 from runner.proof.audit_report import Frozen, Report
 from runner.proof.changes import digest_of
 from runner.proof.following import new_row
-from runner.proof.rows import as_unknown_leak, make_row
+from runner.proof.rows import as_unknown_leak, make_row, unknown_cause_notes
+from runner.shards import put_shards_back
 from runner.tensors import names_and_tensors, tensor_entries
 
 
@@ -89,9 +90,9 @@ class DigestWatcher:
         """Compare all frozen tensors with their digests, and complete the report."""
         self._compare(list(self.watched.values()))
         late = [row["name"] for row in self.report.rows if row["verdict"] == "leaked" and row["seen_at"] is None]
-        if late:
-            names = listed(late, most=2)
-            self.report.notes.append(f"the cause is unknown for {names}: changed after step {self.until}, the last watched")
+        reasons = dict.fromkeys(late, f"changed after step {self.until}, the last watched")
+        self.report.why_unknown.update(reasons)
+        self.report.notes += unknown_cause_notes([self.report.rows[self.row_of[name]] for name in late], reasons)
         self.report.ended = True
 
     def _watch(self, name: str, tensor: Tensor) -> None:
@@ -113,6 +114,7 @@ class DigestWatcher:
 
     def _compare(self, tensors: list[DigestedTensor]) -> None:
         """Compare what stands at the names of these tensors now with their digests; the rows of those that differ leaked."""
+        put_shards_back(self.model)
         at_name = dict(zip(*names_and_tensors(self.model), strict=True))
         for each in tensors:
             standing = [at_name[name] for name in each.names if name in at_name] or [each.tensor]
@@ -129,5 +131,6 @@ def _by_name(selection: Selection, model: nn.Module) -> dict[str, Tensor]:
     """Return {name: tensor} for what a selection declares frozen: its tensors, and what stands at its names now."""
     tensors = {**selection.parameters, **selection.buffers}
     ids, names = {id(tensor) for tensor in tensors.values()}, selection.names or tensors.keys()
+    put_shards_back(model)
     at_name = dict(zip(*names_and_tensors(model), strict=True))
     return {name: at for name, at in at_name.items() if name in names or (id(at) in ids and not selection.names)}

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from runner.contract import TensorKind
+from runner.errors import ConfigError
 from runner.freezing.selection import Selection
 from runner.proof.changes import Snapshot
 from runner.proof.marks import Window
 from runner.proof.verdict import Evidence, FrozenSpan
+from runner.shards import fsdp_modules, is_dtensor, is_gathered, put_shards_back
 from runner.tensors import TensorEntry, copy_of, has_arithmetic, has_values, names_and_tensors, same_bits, tensor_entries
 
 
@@ -82,6 +84,8 @@ class Following:
 
     def __init__(self, model: nn.Module, before: Snapshot) -> None:
         self.model = model
+        self.may_be_gathered = bool(fsdp_modules(model))  # whether FSDP may have gathered a parameter at its name
+        self.is_sharded = any(is_dtensor(entry.tensor) for entry in before.entries.values())
         self.declared: set[str] = set()  # the names that are declared frozen now
         self.rows: list[Followed] = []
         self.row_of: dict[str, Followed] = {}  # by name
@@ -98,11 +102,18 @@ class Following:
     def update(self) -> bool:
         """Look at the model again: find the tensors that stand at the names of the rows now, and add rows for new ones.
 
-        Returns whether a name is new or gone, or has another tensor than at the last update.
+        Returns whether a name is new or gone, or has another tensor than at the last update; False while FSDP has gathered
+        parameters. Raises ConfigError if a tensor was sharded since the audit began.
         """
         names, tensors = names_and_tensors(self.model)
         if names == self.names and all(map(is_, tensors, self.tensors)):
             return False
+        if self.may_be_gathered and any(map(is_gathered, tensors, map(self._tensor_before, names))):
+            return False
+        for name, tensor in zip(names, tensors, strict=True):
+            was_sharded = is_dtensor(self._tensor_before(name)) if name in self.row_of else self.is_sharded
+            if is_dtensor(tensor) and not was_sharded:
+                raise ConfigError(f"model: {name} was sharded after audit() began; enter audit() after fully_shard")
         self.names, self.tensors = names, tensors
         self.entries = {name: entry for name, entry in tensor_entries(self.model).items() if not is_lazy(entry.tensor)}
         self.entry_of = {id(entry.tensor): entry for entry in self.entries.values()}
@@ -120,6 +131,15 @@ class Following:
         used = self.ids | {id(row.tensor) for row in self.rows}
         self.first_values = {key: value for key, value in self.first_values.items() if key in used}
         return True
+
+    def _tensor_before(self, name: str) -> Tensor | None:
+        """Return the tensor that stood at a name at the last update, if it had a row."""
+        return self.row_of[name].tensor if name in self.row_of else None
+
+    def leave(self) -> None:
+        """Let FSDP put its shards back at their names; from now on, what stands there is judged."""
+        put_shards_back(self.model)
+        self.may_be_gathered = False
 
     def declare(self, names: Iterable[str]) -> list[Followed]:
         """Declare names frozen, and return the rows that were not frozen before: they must keep their present values."""

@@ -9,6 +9,8 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from runner.shards import is_dtensor, local
+
 Mark = tuple[int, int]
 _version_of, _gradient_of = attrgetter("_version"), attrgetter("grad")
 
@@ -31,6 +33,12 @@ def _read_marks(tensors: Sequence[Tensor]) -> tuple[list[int], list[int]]:
         addresses = list(map(Tensor.data_ptr, tensors))
     except RuntimeError:  # one is sparse, and has no address
         addresses = [tensor.data_ptr() if tensor.layout is torch.strided else 0 for tensor in tensors]
+    if 0 in addresses:
+        for number, tensor in enumerate(tensors):
+            if is_dtensor(tensor):  # its memory is that of its local part, which has a version too
+                part = local(tensor)
+                versions[number] += 0 if part.is_inference() else part._version
+                addresses[number] = part.data_ptr()
     return versions, addresses
 
 

@@ -16,6 +16,7 @@ from runner.proof.optimizers import KnownOptimizers
 from runner.proof.verdict import FrozenSpan, idle_cause, verdict, worst
 from runner.tensors import same_bits
 
+CAUSE_UNKNOWN = "the cause is unknown for"
 HOW_TO_FIND_CAUSE = "use audit(every=1), or train until it changes again after the change was found"
 
 
@@ -98,7 +99,7 @@ def unknown_cause_notes(rows: Sequence[Row], why_unknown: Mapping[str, str]) -> 
     for row in rows:
         if row["verdict"] == "leaked" and row["cause"] == "unknown":
             names_of.setdefault(why_unknown[row["name"]] or HOW_TO_FIND_CAUSE, []).append(row["name"])
-    return [f"the cause is unknown for {listed(names, most=2)}: {reason}" for reason, names in names_of.items()]
+    return [f"{CAUSE_UNKNOWN} {listed(names, most=2)}: {reason}" for reason, names in names_of.items()]
 
 
 def as_unknown_leak(row: Row) -> Row:

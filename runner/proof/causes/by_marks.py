@@ -5,6 +5,7 @@ from __future__ import annotations
 from runner.proof.causes.replay import shares_memory
 from runner.proof.following import Followed
 from runner.proof.optimizers import KnownOptimizers
+from runner.shards import rank_and_count
 
 # Causes that a replay also finds if the state of the optimizer pulls a tensor back that other code has written.
 PULLS_BACK = ("optimizer_state", "weight_decay|optimizer_state", "optimizer_rule", "optimizer_ignores_lr")
@@ -34,6 +35,9 @@ def explain_by_marks(row: Followed, optimizers: KnownOptimizers, *, steps_are_se
         evidence.why_unknown = evidence.why_unknown or (
             reason if window.written_in_step else f"it was written through .data {between}"
         )
+    elif rank_and_count()[1] > 1 and not window.written_before and optimizers.holding([row]):
+        reason = f"a step after step {window.begin} may have received it from another process: use every=1"
+        evidence.why_unknown = evidence.why_unknown or reason
     elif row.kind == "buffer" or (window.steps and window.is_before_first_step):
         evidence.why_unknown = evidence.why_unknown or "it was written by a forward pass or by other code: use every=1"
     else:

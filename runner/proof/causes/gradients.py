@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from runner.shards import local
+
 
 def gradient_kind(parameter: Tensor) -> str:
     """Return `none` if a parameter's `.grad` is None, `zero` if all elements of it are 0, otherwise `present`."""
@@ -19,5 +21,6 @@ def has_finite_gradient(parameter: Tensor) -> bool:
 
 
 def _values(gradient: Tensor) -> Tensor:
-    """Return the elements of a gradient; of a sparse one, those that it stores."""
+    """Return the elements of a gradient; of a sparse one, those that it stores, and of a DTensor, those of this process."""
+    gradient = local(gradient)
     return gradient.coalesce().values() if gradient.is_sparse else gradient

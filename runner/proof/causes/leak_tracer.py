@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from runner.contract import LeakCause
 from runner.proof.causes.forward_hooks import ForwardHooks
 from runner.proof.following import Followed, owners_of, places_of
+from runner.shards import is_gathered
 from runner.tensors import copy_of, same_bits
 
 Writer = Literal["forward_write", "outside_write", "between_steps", "step"]
@@ -64,11 +65,15 @@ class WatchedTensor:
 
     @property
     def current(self) -> Tensor | None:
-        """The tensor that is registered in its place now, which may be a new one; None if there is none."""
+        """The tensor that is registered in its place now, which may be a new one; None if there is none.
+
+        What FSDP gathers in the place of a shard is not the tensor that is trained: it is dropped after the forward pass.
+        """
         for module, key in self.registrations:
             for registry in (module._parameters, module._buffers):
-                if registry.get(key) is not None:
-                    return registry[key]
+                found = registry.get(key)
+                if found is not None:
+                    return self.tensor if is_gathered(found, self.tensor) else found
         return None
 
 

@@ -12,8 +12,11 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from runner.shards import is_dtensor
+from runner.tensors import tensors_in
 
 
 def copy_optimizer(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
@@ -26,15 +29,28 @@ def copy_optimizer(optimizer: Optimizer) -> tuple[Optimizer, dict[int, Tensor]]:
     memo: dict[int, Any] = {}
     parameters = stepped_tensors(optimizer)
     for parameter in parameters:
-        parameter_copy = copy.deepcopy(parameter)
+        parameter_copy = _copy_dtensor(parameter) if is_dtensor(parameter) else copy.deepcopy(parameter)
         parameter_copy.grad = None if parameter.grad is None else parameter.grad.detach().clone()
         memo[id(parameter)] = parameter_copy
     copy_of = {id(parameter): memo[id(parameter)] for parameter in parameters}
     originals = with_inner_optimizers(optimizer)
     memo.update({id(original): object.__new__(type(original)) for original in originals})
+    if any(map(is_dtensor, parameters)):
+        state = [tensor for tensor in tensors_in(list(map(vars, originals))) if is_dtensor(tensor)]
+        memo.update({id(tensor): _copy_dtensor(tensor) for tensor in state if id(tensor) not in memo})
     for original in originals:
         _copy_attributes(memo[id(original)], original, memo)
     return memo[id(optimizer)], copy_of
+
+
+def _copy_dtensor(tensor: Tensor) -> Tensor:
+    """Return a copy of a DTensor with its attributes; `copy.deepcopy` raises, for a DTensor has no memory of its own."""
+    copied = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        copied = nn.Parameter(copied, tensor.requires_grad)
+    for name in vars(tensor).keys() - vars(copied).keys():
+        setattr(copied, name, getattr(tensor, name))
+    return copied
 
 
 def with_inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:

@@ -16,6 +16,7 @@ from runner.contract import LeakCause
 from runner.freezing.groups import group_lr
 from runner.proof.causes.fresh_state import FreshState
 from runner.proof.causes.gradients import gradient_kind
+from runner.proof.causes.no_collectives import no_collectives
 from runner.proof.causes.optimizer_copy import copy_optimizer, step_copy, stepped_tensors, with_inner_optimizers
 from runner.proof.causes.trials import Edit, Trials, moved_from, stepped_copy
 from runner.seeding import preserve_random_state
@@ -49,7 +50,8 @@ def try_find_causes(
     the causes of tensors that were moved are missing.
     """
     try:
-        causes, errors = _causes_and_errors(optimizer, tensors, declared_lrs, with_closure)
+        with no_collectives():  # the other processes do not replay this step
+            causes, errors = _causes_and_errors(optimizer, tensors, declared_lrs, with_closure)
     except Exception as error:  # a third-party optimizer may raise anything, and the training must go on
         return {}, f"a step of {type(optimizer).__name__} could not be replayed ({type(error).__name__}: {error})"
     return causes, "; ".join(dict.fromkeys(errors))

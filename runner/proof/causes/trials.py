@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from runner.proof.causes.fresh_state import FreshState, has_made_one_step, numbers_changed
 from runner.proof.causes.optimizer_copy import copy_optimizer, step_copy
 from runner.seeding import preserve_random_state
+from runner.shards import local
 from runner.tensors import same_bits
 
 Edit = Callable[[Optimizer], None]  # changes the copy of an optimizer before it is stepped
@@ -78,8 +79,8 @@ class Trials:
         later = self.after_one_step - self.moved
         self.edits, self.rewritten = (self.fresh_state,), set()
         for name in later:
-            tensor = self.tensors[name]
-            if not tensor.any() or not tensor.isfinite().all():
+            tensor, part = self.tensors[name], local(self.tensors[name])
+            if not part.any() or not part.isfinite().all():
                 self.starts[name] = torch.ones_like(tensor)
         self.moved = (self.try_step("with fresh state") or set()) & later if later else set()
         return bool(self.moved)
@@ -94,7 +95,7 @@ def _is_rewritten(tensor: Tensor, after: Tensor | None) -> bool:
     grad = tensor.grad
     if tensor.requires_grad or grad is None or after is None or grad.is_sparse or after.is_sparse:
         return False
-    return bool(after.any()) and not same_bits(grad, after)
+    return bool(local(after).any()) and not same_bits(grad, after)
 
 
 def moved_from(tensors: Mapping[str, Tensor], starts: Mapping[str, Tensor], copy_of: Mapping[int, Tensor]) -> set[str]:
