@@ -21,11 +21,11 @@ from runner.contract import (
     VERDICTS,
     Record,
 )
-from runner.proof.verdict import finite_or_none
+from runner.proof.verdict import finite_or_none, outcome_of
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import read_overrides
 from runner.runs.tables import TensorRow, read_losses, read_tensors
-from runner.runs.text import outcome_of, printable, printable_values
+from runner.runs.text import printable, printable_values
 
 RawRecord = dict[str, Any]
 """The JSON object of a `run.json`, written by any version and not checked yet."""
@@ -36,7 +36,7 @@ SINGLE_RUN_NAME = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # a run's fol
 TEXT_KEYS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest")
 LIST_KEYS = ("overrides", "notes", "couplings")
 MAPPING_KEYS = ("method", "versions", "git")
-NUMBER_KEYS = ("loss_first", "loss_last", "seed", "threads")
+NUMBER_KEYS = ("loss_first", "loss_last", "loss_not_finite_at", "seed", "threads")
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """The verdict of a finished run: `held`, or `leaked` (a frozen tensor changed). Of any other run its status."""
-        return outcome_of(self.record["status"], self.record["verdict"])
+        """How the run ended, in one word or two, such as `held` or `nothing trained`: see `outcome_of`."""
+        return outcome_of(self.record)
 
     @property
     def finished(self) -> bool:

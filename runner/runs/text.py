@@ -80,8 +80,3 @@ def changed_buffers(count: int, module_types: Collection[str] = ()) -> str:
     batch_norm = bool(module_types) and all("BatchNorm" in module_type for module_type in module_types)
     kind = "BatchNorm buffer" if batch_norm else "buffer"
     return f"{counted(count, kind)} changed (normal; `freeze.buffers=frozen` stops it)"
-
-
-def outcome_of(status: str, verdict: str | None) -> str:
-    """Return how a run ended: its verdict (`held` or `leaked`) if it finished, otherwise its status, such as `failed`."""
-    return verdict if status == "finished" and verdict else status

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from runner.contract import NOT_HASHED, STATUSES_WITH_TABLES, VERDICTS
+from runner.contract import DEFECTS, NOT_HASHED, STATUSES_WITH_TABLES, VERDICTS
 from runner.errors import listed
 from runner.report.costs import COST_TEXTS, costs_by_run
 from runner.report.equivalence import compare_trained_parts
@@ -70,7 +70,7 @@ def runs_table(runs: Sequence[Run]) -> PageTable:
         row = [
             TableCell(run.label),
             *(TableCell(overrides.get(key, "")) for key in keys),
-            TableCell(run.outcome, run.outcome),
+            _outcome_cell(run.outcome),
         ]
         row += [TableCell(str(record["counts"][verdict])) for verdict in verdicts]
         row += [TableCell(_loss_text(run, loss)) for loss in (record["loss_first"], record["loss_last"])]
@@ -120,7 +120,7 @@ def seed_groups_table(runs: Sequence[Run]) -> PageTable | None:
         losses = [loss for run in group.runs if run.finished and (loss := run.record["loss_last"]) is not None]
         mean, spread = statistics.fmean(losses) if losses else None, statistics.stdev(losses) if len(losses) > 1 else None
         row = [TableCell(overrides.get(key, "")) for key in keys] or [TableCell(group.name)]
-        row += [TableCell(group.outcome, group.outcome), TableCell(str(len(group.runs)))]
+        row += [_outcome_cell(group.outcome), TableCell(str(len(group.runs)))]
         row += [TableCell(str(sum(run.finished for run in group.runs)))]
         row += [TableCell(str(max(run.record["counts"]["leaked"] for run in group.runs)))]
         row += [TableCell(in_digits(mean)), TableCell(in_digits(spread)), TableCell(str(len(losses)))]
@@ -235,6 +235,11 @@ def machines_table(runs: Sequence[Run]) -> tuple[str, PageTable]:
     ]
     columns = [Column("fact"), Column("value"), Column("runs", True)]
     return ", ".join(common), PageTable("machines", "The runs differ in what they ran on", columns, rows)
+
+
+def _outcome_cell(outcome: str) -> TableCell:
+    """Return a cell with the outcome of a run; a defect, such as `nothing trained`, has the colour of a leak."""
+    return TableCell(outcome, "bad" if outcome in DEFECTS else outcome)
 
 
 def _first_rows_text(rows: int, limit: int) -> str:
