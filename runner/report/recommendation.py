@@ -73,7 +73,8 @@ def recommend(results: Sequence[MethodResults]) -> tuple[str, str]:
     headline, others = f"Use {chosen}", [name for name in names if name != chosen]
     lead = f"{chosen} kept every frozen bit in {_finished_text(best[names.index(chosen)])}"
     if not others:
-        return headline, f"{lead}; {_why_others_are_worse([result for result in held if result.method != chosen])}."
+        worse = [result for result in results if result.finished and not result.leaked and result.method != chosen]
+        return headline, f"{lead}; {_why_others_are_worse(worse)}."
     identical = any(result.with_trained_part("identical") for result in best)
     lead += f". So did {listed(others)}{', and trained the other parameters to the same bits' if identical else ''}"
     if not cheapest:
@@ -147,7 +148,7 @@ def _ends_text(runs: Sequence[Run]) -> str:
 
 
 def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
-    """Return why the methods in `others` are not recommended, although they kept every frozen bit."""
+    """Return why the methods in `others` are not recommended, although in none of their runs something leaked."""
     differing = [result.method for result in others if result.with_trained_part("differs")]
     returned = [result.method for result in others if result.returned and not result.with_trained_part("differs")]
     defective = [result.method for result in others if any(defects_of(run.record) for run in result.finished)]
@@ -155,7 +156,7 @@ def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
     reasons = [
         f"{listed(differing)} held too, but trained the other parameters differently" if differing else "",
         f"{listed(returned)} put back what had moved" if returned else "",
-        f"not all runs of {listed(defective)} trained" if defective else "",
+        f"some runs of {listed(defective)} prove nothing" if defective else "",
         f"{listed(incomplete)} did not finish all runs" if incomplete else "",
     ]
     return "; ".join(filter(None, reasons)) or "no other method held"
