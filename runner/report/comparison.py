@@ -28,7 +28,7 @@ from runner.report.grouping import overrides_by_key, sort_runs, swept_keys
 from runner.runs.console import COLOURS
 from runner.runs.read import Run
 from runner.runs.tables import read_rows
-from runner.runs.text import in_digits
+from runner.runs.text import MAX_CELL, in_digits, shortened
 
 MAX_PRINTED_RUNS = 200
 
@@ -114,7 +114,7 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
     printed = rows if len(rows) <= MAX_PRINTED_RUNS else [row for row in rows if row["outcome"] != "held"][:MAX_PRINTED_RUNS]
     for row in printed:
         outcome = row["outcome"]
-        cells = [escape(str(row[key])) for key in keys]
+        cells = [escape(shortened(str(row[key]), MAX_CELL)) for key in keys]
         cells += [f"[{COLOURS.get(outcome, 'default')}]{outcome}[/]", *(str(row[verdict]) for verdict in verdicts)]
         cells += [in_digits(row["loss_last"]) or ("not finite" if row["loss_not_finite_at"] else "")]
         cells += [escape(": ".join(filter(None, (row["trained_part"], row["trained_part_why"]))))] if trained_part else []

@@ -16,6 +16,7 @@ from runner.runs.console import cost_lines, listed_steps
 from runner.runs.read import Run
 from runner.runs.text import changed_buffers, counted
 
+MAX_NOTES = 50
 ENDS = {  # outcome of a run: how it ended, as part of a sentence
     "leaked": "leaked",
     "no step": "made no step",
@@ -164,7 +165,7 @@ def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
 
 def summarize_run(run: Run) -> Summary:
     """Return the summary of one run: whether frozen tensors kept every bit, which tensors moved, and what a step costs."""
-    record, counts = run.record, run.record["counts"]
+    record, counts, notes = run.record, run.record["counts"], run.record["notes"]
     if not run.finished and not run.tensors:
         return Summary(record["status"].capitalize(), _as_sentence(record["reason"]))
     headline, lead = _headline_and_lead(run)
@@ -177,7 +178,7 @@ def summarize_run(run: Run) -> Summary:
         ("Drifted", [changed_buffers(counts["drifted"])] if counts["drifted"] else []),
         ("Bits compared", [f"after {listed_steps(record['looks'])}"] if record["looks"] else []),
         ("Cost", list(cost_lines(record["cost"]))),
-        ("Notes", record["notes"]),
+        ("Notes", notes[:MAX_NOTES] + ([f"and {len(notes) - MAX_NOTES} more"] if len(notes) > MAX_NOTES else [])),
     ]
     return Summary(headline, lead, [(heading, lines) for heading, lines in findings if lines], is_bad)
 

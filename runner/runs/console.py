@@ -32,6 +32,7 @@ COLOURS: dict[str, str] = {
     "skipped": "yellow",
 }
 
+MAX_STEPS = 40  # of a list of steps
 BYTE_COSTS = {
     "saved_bytes": "saved for backward",
     "gradient_bytes": "of gradients",
@@ -106,8 +107,9 @@ def print_summary(result: EndedRun, title: str, console: Console, printed_notes:
 
 
 def listed_steps(steps: Sequence[int]) -> str:
-    """Return the step numbers as text: `step 1` or `steps 1, 2, 4`."""
-    return f"step{'' if len(steps) == 1 else 's'} {', '.join(map(str, steps))}"
+    """Return the step numbers as text: `step 1` or `steps 1, 2, 4`; of more than MAX_STEPS, only how many there are more."""
+    more = f" and {len(steps) - MAX_STEPS:,} more" if len(steps) > MAX_STEPS else ""
+    return f"step{'' if len(steps) == 1 else 's'} {', '.join(map(str, steps[:MAX_STEPS]))}{more}"
 
 
 def defect_lines(record: Record, rows: list[Row]) -> Iterator[str]:
