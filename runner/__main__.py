@@ -18,8 +18,9 @@ from runner.config.compose import VERSION_BASE, allow_any_target
 from runner.config.hydra_errors import short_message
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
 from runner.config.schema import CONF, steps_of
-from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, STATUSES_WITH_TABLES
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_STRICT, LOG, STATUSES_WITH_TABLES
 from runner.errors import ConfigError, Refused
+from runner.proof.verdict import strict_problems
 from runner.runs.interrupts import exit_at_once, handle_interrupts
 from runner.runs.text import error_line
 
@@ -109,6 +110,8 @@ def run_and_report(config: DictConfig) -> int:
 
         console.print_summary(result, run_title(config), terminal, printed_notes)
         write_run_page(result.folder)
+        if result.exit_code == EXIT_STRICT:
+            print_error(f"strict: {'; '.join(strict_problems(result.record, result.rows))}")
     else:
         status, reason = result.record["status"], result.record["reason"]
         print_error(f"{status}: {reason}", end=f" (log: {console.display_path(result.folder / LOG)})")

@@ -42,9 +42,11 @@ LeakCause = Literal[
 IdleCause = Literal["not_in_optimizer", "no_gradient", "zero_gradient", "lr_zero", "rounded_away", "unknown"]
 Cause = Literal[LeakCause, IdleCause, ""]
 Coupling = Literal["clip", "optimizer"]
+Defect = Literal["no step", "nothing trained", "loss not finite"]  # why a finished run proves nothing, the worst first
 
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+DEFECTS: Final[tuple[Defect, ...]] = get_args(Defect)
 STATUSES_WITH_TABLES: Final[tuple[Status, ...]] = ("finished", "interrupted")  # runs of these have CSV files
 
 MAX_ERROR_LINE = 400  # characters of a message on stderr
@@ -87,9 +89,9 @@ class Row(TypedDict):
 CHANGE_COLUMNS = tuple(Row.__annotations__)  # of `changes.csv`
 
 OUTCOME_COLUMNS = (
-    *("status", "reason", "verdict"),
+    *("status", "reason", "verdict", "outcome"),
     *VERDICTS,
-    *("loss_first", "loss_last", "trained_part", "trained_part_why"),
+    *("loss_first", "loss_last", "loss_not_finite_at", "trained_part", "trained_part_why"),
 )  # columns of `comparison.csv`, between the swept keys and the costs
 FAILURE_COLUMNS = ("run", "status", "reason", "log", "overrides")  # columns of `failures.csv`
 STEP_COLUMNS = ("step", "loss", "seconds")  # columns of `steps.csv`, before `lr/GROUP` for each parameter group
@@ -119,6 +121,7 @@ class TrainingRecord(TypedDict):
     """The entries of `run.json` that a run has only if it trained.
 
     `verdict`: `leaked` if a frozen tensor changed, otherwise `held`. `counts`: {verdict: number of tensors that have it}.
+    `loss_not_finite_at`: the first step whose loss was NaN or infinite; None if there was none.
     `looks`: the steps after which the bits of the tensors were compared. `trained_digest`: a sha256 of all parameters that
     were not frozen. `couplings`: how gradients of frozen parameters changed the updates of the others. `cost`: see `Cost`.
     """
@@ -127,6 +130,7 @@ class TrainingRecord(TypedDict):
     counts: dict[str, int]
     loss_first: float | None
     loss_last: float | None
+    loss_not_finite_at: int | None
     looks: list[int]
     threads: int | None
     device: str

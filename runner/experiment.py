@@ -25,7 +25,7 @@ from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
-from runner.proof.verdict import count_verdicts, finite_or_none, run_verdict
+from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, run_verdict
 from runner.seeding import seed_all
 from runner.training.loop import Step, train
 
@@ -80,10 +80,9 @@ def experiment(
     *,
     warn_of_leaks: bool = False,
 ) -> Outcome:
-    """Train the model that a config declares, and return how its tensors changed; no file is written.
+    """Train the model that a config declares, and return how its tensors changed (until Ctrl-C); no file is written.
 
-    `on_step` is called after each step, `on_note` with each message to the user. `warn_of_leaks`: predict which frozen
-    tensors will change, and report them by `on_note`. After Ctrl-C the results so far are returned.
+    `on_step` is called after each step, `on_note` with each message, with `warn_of_leaks` also about leaks that it predicts.
     Raises ConfigError for a wrong config, and SkippedError if the freezing method does not work with this model.
     """
     state = TrainingState()
@@ -102,6 +101,7 @@ def experiment(
             "counts": count_verdicts(report.rows),
             "loss_first": finite_or_none(losses[0]) if losses else None,
             "loss_last": finite_or_none(losses[-1]) if losses else None,
+            "loss_not_finite_at": first_not_finite(losses),
             "looks": report.looks,
             "threads": torch.get_num_threads(),
             "device": str(setup.device),

@@ -200,10 +200,60 @@ def test_custom_classes_are_imported_from_the_current_folder(cli):
     assert "HELD  2 of 2" in out  # model.head=auto found the last layer
 
 
-def test_with_strict_a_leak_or_an_idle_parameter_exits_with_code_3(cli):
-    assert cli("method=none", "freeze=head", "strict=true", *QUICK)[0] == 3
-    assert cli("method=none", "freeze=none", "groups=module", "groups.names=[head]", "strict=true", *QUICK)[0] == 3
+def test_strict_lets_a_run_pass_in_which_what_is_frozen_held_and_everything_else_trained(cli):
     assert cli("method=requires_grad", "freeze=head", "strict=true", *QUICK)[0] == 0
+
+
+TWO_HEADS = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.unused = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+    def forward(self, x):
+        return self.head(self.body(x))
+"""
+UNUSED_HEAD = (
+    "model=custom", "model.build._target_=mine.Net", "model.head=unused", "model.input=[8]", "model.classes=4",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model=mlp", "method=none", "freeze=head"), "2 frozen tensors leaked (head.weight and head.bias)"),
+        (
+            ("model=mlp", "freeze=none", "groups=module", "groups.names=[head]"),
+            "7 trainable parameters did not change (body.weight, body.bias, norm.weight and 4 more)",
+        ),
+        (
+            (*UNUSED_HEAD, "freeze=backbone"),
+            "2 trainable parameters did not change (unused.weight and unused.bias); no parameter was trained",
+        ),
+        (("model=mlp", "freeze=all"), "no parameter was trained"),
+        (("model=mlp", "freeze=head", "optimizer.lr=1e30"), "the loss became NaN or infinite at step 2"),
+    ],
+)
+def test_strict_exits_with_code_3_and_says_why_in_one_line(cli, arguments, message):
+    Path("mine.py").write_text(TWO_HEADS)
+    code, _, err = cli(*arguments, "batches=2", "strict=true")
+    assert (code, err.splitlines()[-1]) == (3, f"freeze-runner: strict: {message}")
+
+
+def test_a_run_that_trains_nothing_or_whose_loss_becomes_nan_does_not_look_like_one_that_held(cli):
+    Path("mine.py").write_text(TWO_HEADS)
+    assert cli(*UNUSED_HEAD, "freeze=backbone", "batches=2", "hydra.run.dir=untrained")[0] == 0
+    assert cli("freeze=head", "optimizer.lr=1e30", *QUICK, "hydra.run.dir=infinite")[0] == 0
+    assert cli("freeze=head", *QUICK, "hydra.run.dir=good")[0] == 0
+    headlines = {name: re.search("<h1.*</h1>", Path(name, "report.html").read_text())[0] for name in HEADLINES}
+    assert headlines == HEADLINES
+
+
+HEADLINES = {
+    "untrained": '<h1 class="bad">Nothing trained: no trainable parameter changed</h1>',
+    "infinite": '<h1 class="bad">Loss not finite: NaN or infinite at step 2</h1>',
+    "good": "<h1>Held: 2 frozen tensors kept every bit</h1>",
+}
 
 
 def test_a_loss_that_is_not_finite_does_not_stop_the_run_and_is_printed_and_recorded(cli):

@@ -7,7 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from runner.contract import VERDICTS, IdleCause, LeakCause, Row, RunVerdict, TensorKind, TrainingRecord, Verdict
+from runner.contract import (
+    VERDICTS,
+    Defect,
+    IdleCause,
+    LeakCause,
+    Record,
+    Row,
+    RunVerdict,
+    TensorKind,
+    TrainingRecord,
+    Verdict,
+)
+from runner.errors import listed
 
 
 @dataclass
@@ -121,9 +133,9 @@ def problems_of(verdict_counts: Mapping[str, int], nothing_declared: bool = Fals
     """
     problems = {}
     if leaked := verdict_counts.get("leaked"):
-        problems["leaked"] = f"{leaked} frozen tensors changed"
+        problems["leaked"] = f"{leaked} frozen tensor{'' if leaked == 1 else 's'} leaked"
     if idle := verdict_counts.get("idle"):
-        problems["idle"] = f"{idle} trainable parameters did not change"
+        problems["idle"] = f"{idle} trainable parameter{'' if idle == 1 else 's'} did not change"
     if any(verdict_counts.values()) and not verdict_counts.get("trained"):
         problems["trained"] = "no parameter was trained"
     if nothing_declared:
@@ -131,13 +143,54 @@ def problems_of(verdict_counts: Mapping[str, int], nothing_declared: bool = Fals
     return problems
 
 
-def violates_strict(record: TrainingRecord) -> bool:
-    """Return whether a run fails under `strict=true`: see `problems_of`; or its loss is NaN or infinite.
+def strict_problems(record: TrainingRecord, rows: Iterable[Row] = ()) -> list[str]:
+    """Return why a run fails under `strict=true`: see `problems_of`; or its loss became NaN or infinite. Empty if it passes.
 
-    `record`: the entries of `run.json`.
+    `record`: the entries of `run.json`. `rows`: the rows of `changes.csv`; if given, tensors are named.
     """
-    has_loss = record.get("loss_first") is not None and record.get("loss_last") is not None
-    return bool(problems_of(record["counts"])) or (bool(record.get("looks")) and not has_loss)
+    names: dict[str, list[str]] = {"leaked": [], "idle": []}
+    for row in rows:
+        names.get(row["verdict"], []).append(row["name"])
+    problems = [
+        f"{problem} ({listed(names[word], most=4)})" if names.get(word) else problem
+        for word, problem in problems_of(record["counts"]).items()
+    ]
+    not_finite = defects_of(record).get("loss not finite")
+    return [*problems, f"the loss became {not_finite}"] if not_finite else problems
+
+
+def defects_of(record: TrainingRecord) -> dict[Defect, str]:
+    """Return {word: text} for what makes a training worthless as evidence, even if every frozen bit held; mostly empty.
+
+    No step was made; no trainable parameter changed; or the loss became NaN or infinite. A training in which every parameter
+    is declared frozen has nothing to train, which is no defect. `record`: the entries of `run.json`.
+    """
+    counts, losses = record["counts"], [record.get("loss_first"), record.get("loss_last")]
+    if not record.get("looks"):
+        return {"no step": "no training step was made"} if any(counts.values()) and losses == [None, None] else {}
+    defects: dict[Defect, str] = {}
+    if counts.get("idle") and not counts.get("trained"):
+        defects["nothing trained"] = "no trainable parameter changed"
+    if (step := record.get("loss_not_finite_at")) is not None:
+        defects["loss not finite"] = f"NaN or infinite at step {step}"
+    elif None in losses:  # the record of an older version
+        defects["loss not finite"] = "NaN or infinite"
+    return defects
+
+
+def outcome_of(record: Record) -> str:
+    """Return how a run ended: `leaked`, a defect such as `nothing trained`, or `held`; if it did not finish, its status.
+
+    `record`: the content of `run.json`. A finished run whose verdict is not known has the outcome `finished`.
+    """
+    if record["status"] != "finished" or record["verdict"] is None:
+        return record["status"]
+    return "leaked" if record["verdict"] == "leaked" else next(iter(defects_of(record)), record["verdict"])
+
+
+def first_not_finite(losses: Iterable[float]) -> int | None:
+    """Return the number of the first step whose loss is NaN or infinite, counted from 1; None if all are finite."""
+    return next((number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
 
 
 def count_verdicts(rows: Iterable[Row]) -> dict[str, int]:

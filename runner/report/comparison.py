@@ -28,7 +28,8 @@ from runner.report.grouping import overrides_by_key, sort_runs, swept_keys
 from runner.runs.console import COLOURS
 from runner.runs.read import Run
 from runner.runs.tables import read_rows
-from runner.runs.text import outcome_of
+from runner.runs.text import MAX_CELL, shortened
+from runner.units import in_digits
 
 MAX_PRINTED_RUNS = 200
 
@@ -37,9 +38,10 @@ def comparison_table(runs: Sequence[Run]) -> DataFrame:
     """Return the content of `comparison.csv`, one row per run.
 
     Columns: the run's label; a column for each command-line override that is not the same in all runs; status; the reason if
-    the run did not finish; the run's verdict (`held` or `leaked`); the number of tensors with each verdict; the first and
-    the last loss; whether the trainable parameters end with the same bits as under `requires_grad`, and if not, why; the
-    costs of a training step.
+    the run did not finish; the run's verdict (`held` or `leaked`); its outcome (the verdict, or a defect such as `nothing
+    trained`); the number of tensors with each verdict; the first and the last loss, and the first step whose loss
+    was NaN or infinite; whether the trainable parameters end with the same bits as under `requires_grad`, and if not, why;
+    the costs of a training step.
     """
     keys = swept_keys(runs)
     trained_parts = compare_trained_parts({run.label: run.record for run in runs})
@@ -48,8 +50,8 @@ def comparison_table(runs: Sequence[Run]) -> DataFrame:
     for run in sort_runs(runs):
         overrides, record = overrides_by_key(run), run.record
         row: dict[str, Any] = {"run": run.label, **{key: overrides.get(key, "") for key in keys}}
-        row |= {key: record[key] for key in ("status", "reason", "verdict")} | record["counts"]
-        row |= {key: record[key] for key in ("loss_first", "loss_last")}
+        row |= {key: record[key] for key in ("status", "reason", "verdict")} | {"outcome": run.outcome} | record["counts"]
+        row |= {key: record[key] for key in ("loss_first", "loss_last", "loss_not_finite_at")}
         row |= dict(zip(("trained_part", "trained_part_why"), trained_parts[run.label], strict=True))
         rows.append(row | costs[run.label])
     return DataFrame(rows, columns=None if rows else ["run", *OUTCOME_COLUMNS])
@@ -97,9 +99,9 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
     """Print a table with one row per run, then a line for each run that did not finish, with the reason.
 
     `comparison`: what `comparison_table` returns. If it has more than MAX_PRINTED_RUNS rows, the runs with outcome `held`
-    are not printed (`held`: the run finished, and every bit of the frozen tensors stayed the same). Of the other runs the
-    first MAX_PRINTED_RUNS are printed, and a last line says how many runs there are, how many held and how many were
-    printed.
+    are not printed (`held`: the run finished without a defect, and every bit of the frozen tensors stayed the same). Of the
+    other runs the first MAX_PRINTED_RUNS are printed, and a last line says how many runs there are, how many held and how
+    many were printed.
     """
     rows = comparison.to_dict("records")
     fixed = {"run", *OUTCOME_COLUMNS, *COSTS}
@@ -110,12 +112,12 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
     view = Table(box=None, pad_edge=False)
     for name in (*keys, "outcome", *verdicts, "loss", *trained_part, *cost):
         view.add_column(name, no_wrap=name != "trained_part")
-    printed = rows if len(rows) <= MAX_PRINTED_RUNS else [row for row in rows if _outcome(row) != "held"][:MAX_PRINTED_RUNS]
+    printed = rows if len(rows) <= MAX_PRINTED_RUNS else [row for row in rows if row["outcome"] != "held"][:MAX_PRINTED_RUNS]
     for row in printed:
-        outcome, loss = _outcome(row), row["loss_last"]
-        cells = [escape(str(row[key])) for key in keys]
+        outcome = row["outcome"]
+        cells = [escape(shortened(str(row[key]), MAX_CELL)) for key in keys]
         cells += [f"[{COLOURS.get(outcome, 'default')}]{outcome}[/]", *(str(row[verdict]) for verdict in verdicts)]
-        cells += ["" if loss is None or loss != loss else f"{loss:.4g}"]
+        cells += [in_digits(row["loss_last"]) or ("not finite" if row["loss_not_finite_at"] else "")]
         cells += [escape(": ".join(filter(None, (row["trained_part"], row["trained_part_why"]))))] if trained_part else []
         view.add_row(*cells, *(COST_TEXTS[name](row) for name in cost))
     if printed:
@@ -124,16 +126,8 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
         if row["reason"]:
             console.print(f"{escape(row['run'])}: {row['status']}: {escape(row['reason'])}")
     if len(printed) < len(rows):
-        held = sum(_outcome(row) == "held" for row in rows)
+        held = sum(row["outcome"] == "held" for row in rows)
         console.print(f"{len(rows):,} runs, {held:,} of them held; above: {len(printed):,} that did not hold")
-
-
-def _outcome(row: dict[Any, Any]) -> str:
-    """Return the verdict (`held` or `leaked`) of a run that finished, or the status of any other run.
-
-    `row`: the run's row of the comparison table.
-    """
-    return outcome_of(row["status"], row["verdict"])
 
 
 def _first_row(run: Run) -> list[dict[str, str]]:

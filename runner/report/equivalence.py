@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from runner.contract import Record
+from runner.proof.verdict import defects_of
 
 BASELINE_TARGET = "runner.methods.requires_grad.RequiresGrad"
 COUPLING_TEXTS = {
@@ -16,7 +17,8 @@ COUPLING_TEXTS = {
 def compare_trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str, str]]:
     """Return {run label: (word, reason)}: do the run's trainable parameters end with the same bits as under `requires_grad`?
 
-    The word is `identical` or `differs`. The reason says why the bits differ. Both are empty if the run cannot be compared.
+    The word is `identical` or `differs`. The reason says why the bits differ. Both are empty if the run cannot be compared,
+    as where nothing trained or the loss became NaN.
     `records`: {run label: the content of its `run.json`}.
 
     A run is compared with the finished run of `method=requires_grad` that has otherwise the same config. If there is no such
@@ -31,7 +33,7 @@ def compare_trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str,
     for label, record in records.items():
         setting = record.get("setting", "")
         baseline = baselines.get((setting, record.get("buffers", "")), baselines.get((setting, "any")))
-        if baseline is None or not record["trained_digest"] or record.get("status", "finished") != "finished":
+        if baseline is None or not _is_comparable(record):
             compared[label] = ("", "")
         elif record["trained_digest"] == baseline["trained_digest"]:
             compared[label] = ("identical", "")
@@ -43,14 +45,19 @@ def compare_trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str,
 def _is_baseline(record: Record) -> bool:
     """Return whether a run is one that the runs of other methods are compared with.
 
-    True if the run finished, its method is `requires_grad` without the option `clean`, and its `run.json` has the hashes
-    that the comparison needs. `record`: the content of that `run.json`.
+    True if the run finished without a defect (`defects_of`), its method is `requires_grad` without the option `clean`, and
+    its `run.json` has the hashes that the comparison needs. `record`: the content of that `run.json`.
     """
     method = record.get("method", {})
     if method.get("_target_") != BASELINE_TARGET or method.get("clean"):
         return False
+    return _is_comparable(record) and bool(record.get("setting"))  # records of old versions have no setting
+
+
+def _is_comparable(record: Record) -> bool:
+    """Return whether a run finished without a defect and its `run.json` has the hash of its trainable parameters."""
     finished = record.get("status", "finished") == "finished"
-    return bool(finished and record["trained_digest"] and record.get("setting"))  # records of old versions have no setting
+    return bool(finished and record["trained_digest"] and not defects_of(record))
 
 
 def _why_different(record: Record, baseline: Record) -> str:

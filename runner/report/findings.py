@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from runner.contract import DEFECTS, Defect
 from runner.errors import listed
+from runner.proof.verdict import defects_of
 from runner.report.equivalence import BASELINE_TARGET
 from runner.report.grouping import overrides_by_key, swept_keys
 from runner.runs.read import Run
@@ -32,27 +34,39 @@ class MethodResults:
     @property
     def leaked(self) -> list[Run]:
         """The finished runs that ended with a changed bit in a frozen tensor."""
-        return [run for run in self.finished if run.record["verdict"] == "leaked"]
+        return self.with_outcome("leaked")
+
+    @property
+    def proven(self) -> list[Run]:
+        """The finished runs that are evidence for the method: every frozen bit held, and the run has no defect.
+
+        A run with a defect, such as `nothing trained` or `loss not finite`, proves nothing about the method.
+        """
+        return self.with_outcome("held")
 
     @property
     def held(self) -> bool:
-        """Whether at least one run finished, and in all finished runs the frozen tensors ended with every bit unchanged."""
-        return bool(self.finished) and not self.leaked
+        """Whether at least one run is evidence that the frozen tensors held, and in no finished run they leaked."""
+        return bool(self.proven) and not self.leaked
 
     @property
     def complete(self) -> bool:
-        """Whether every run of the method finished."""
-        return all(run.finished for run in self.runs)
+        """Whether every run of the method finished without a defect."""
+        return all(run.finished and not defects_of(run.record) for run in self.runs)
 
     @property
     def returned(self) -> bool:
         """Whether in some finished run a frozen tensor changed for a while and then got its old bits back."""
-        return any(run.record["counts"]["returned"] for run in self.finished)
+        return any(run.record["counts"]["returned"] for run in self.proven)
 
     @property
     def is_baseline(self) -> bool:
         """Whether the method is `requires_grad`; the runs of all other methods are compared with its runs."""
         return bool(self.runs[0].record["method"].get("_target_") == BASELINE_TARGET)
+
+    def with_outcome(self, outcome: str) -> list[Run]:
+        """Return the finished runs with this outcome, such as `held` or `loss not finite`."""
+        return [run for run in self.finished if run.outcome == outcome]
 
     def with_trained_part(self, word: str) -> list[Run]:
         """Return the finished runs whose trainable parameters compare in a given way with those under `requires_grad`.
@@ -79,6 +93,7 @@ def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findi
     findings: Findings = [
         ("Held", _held_lines(results)),
         ("Leaked", [_leaked_line(result) for result in results if result.leaked]),
+        *((word.capitalize(), [line for result in results for line in _defect_lines(result, word)]) for word in DEFECTS),
         ("Trained part", _trained_part_lines(results)),
         ("Saves little", [line for result in results for line in _saves_little_lines(result)]),
         ("Idle", [idle_line] if idle else []),
@@ -128,6 +143,18 @@ def _leaked_line(result: MethodResults) -> str:
     runs_text = f"in {len(result.leaked)} of {counted(len(result.finished), 'run')}"
     line = f"{result.method}: {runs_text}, cause: {list_causes(result.leaked, 'leaked')}"
     return f"{line}; with {overrides}" if overrides else line
+
+
+def _defect_lines(result: MethodResults, defect: Defect) -> list[str]:
+    """Return a line that says in how many runs of a method there was a defect, and with which overrides; none if in none.
+
+    Runs in which something leaked or nothing was declared frozen count as well.
+    """
+    finished = [run for run in result.runs if run.finished]
+    found = [run for run in finished if defect in defects_of(run.record)]
+    overrides = distinguishing_overrides(found, finished)
+    line = f"{result.method}: in {len(found)} of {counted(len(finished), 'run')}"
+    return [f"{line}; with {overrides}" if overrides else line] if found else []
 
 
 def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.contract import NOT_HASHED, method_name
+from runner.contract import DEFECTS, NOT_HASHED, method_name
 from runner.runs.read import Run
 
-OUTCOMES = ("leaked", "failed", "interrupted", "skipped", "finished", "held")  # the worst first
+OUTCOMES = ("leaked", *DEFECTS, "failed", "interrupted", "skipped", "finished", "held")  # the worst first
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,23 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from runner.contract import COSTS, Cost, Record, Row
+from runner.contract import COSTS, DEFECTS, Cost, Record, Row
 from runner.errors import listed
-from runner.runs.text import changed_buffers
+from runner.proof.verdict import defects_of, outcome_of
+from runner.runs.text import changed_buffers, counted
 from runner.units import in_gflop, in_mib, in_percent
 
-COLOURS = {
+COLOURS: dict[str, str] = {
     "held": "green",
     "leaked": "bold red",
+    **dict.fromkeys(DEFECTS, "bold red"),
     "failed": "red",
     "idle": "yellow",
     "returned": "yellow",
     "skipped": "yellow",
 }
 
+MAX_STEPS = 40  # of a list of steps
 BYTE_COSTS = {
     "saved_bytes": "saved for backward",
     "gradient_bytes": "of gradients",
@@ -84,12 +87,15 @@ def print_summary(result: EndedRun, title: str, console: Console, printed_notes:
     console.print(f"[bold]{escape(title)}[/]")
     if record["status"] != "finished":
         console.print(f"[yellow]{record['status'].upper()}[/]  {escape(record['reason'])}")
+    for line in defect_lines(record, rows):
+        console.print(line)
     if record["looks"]:
         console.print(verdict_line(record, rows))
     table = Table("verdict", "count", "most changed", "change", "relative", "cause", box=None, pad_edge=False)
     for verdict, count in record["counts"].items():
         if count:
-            table.add_row(*_verdict_cells(verdict, [row for row in rows if row["verdict"] == verdict]))
+            colour = "" if verdict == "held" != outcome_of(record) else COLOURS.get(verdict, "")
+            table.add_row(*_verdict_cells(verdict, [row for row in rows if row["verdict"] == verdict], colour))
     console.print(table)
     if record["looks"]:
         first, last = ("not finite" if x is None else f"{x:.4g}" for x in (record["loss_first"], record["loss_last"]))
@@ -102,8 +108,21 @@ def print_summary(result: EndedRun, title: str, console: Console, printed_notes:
 
 
 def listed_steps(steps: Sequence[int]) -> str:
-    """Return the step numbers as text: `step 1` or `steps 1, 2, 4`."""
-    return f"step{'' if len(steps) == 1 else 's'} {', '.join(map(str, steps))}"
+    """Return the step numbers as text: `step 1` or `steps 1, 2, 4`; of more than MAX_STEPS, only how many there are more."""
+    more = f" and {len(steps) - MAX_STEPS:,} more" if len(steps) > MAX_STEPS else ""
+    return f"step{'' if len(steps) == 1 else 's'} {', '.join(map(str, steps[:MAX_STEPS]))}{more}"
+
+
+def defect_lines(record: Record, rows: list[Row]) -> Iterator[str]:
+    """Yield a line, with rich markup, for each defect of a run (see `defects_of`), such as NOTHING TRAINED.
+
+    `rows`: the rows of `changes.csv`.
+    """
+    for word, text in defects_of(record).items():
+        idle = [row for row in rows if row["verdict"] == "idle"] if word == "nothing trained" else []
+        causes = ", ".join(sorted({row["cause"] or "unknown" for row in idle}))
+        names = f": {listed([row['name'] for row in idle], most=4)} ({causes})" if idle else ""
+        yield f"[{COLOURS[word]}]{word.upper()}[/]  {text}{escape(names)}"
 
 
 def verdict_line(record: Record, rows: list[Row]) -> str:
@@ -111,12 +130,16 @@ def verdict_line(record: Record, rows: list[Row]) -> str:
 
     `rows`: the rows of `changes.csv`, one for each parameter and buffer. The line begins with LEAKED if the bits of at least
     one frozen tensor differ at the end of the run, with HELD if those of none do, and with NOTHING FROZEN if no tensor was
-    declared frozen. After HELD, it counts the frozen tensors that differed only in between. The line ends with the number of
-    buffers that changed and were not frozen, if there are any.
+    declared frozen. HELD is green only if the run finished and has no defect. After it, the frozen tensors that differed
+    only in between are counted. The line ends with the numbers of trainable parameters that did not change and of buffers
+    that changed and were not frozen, if there are any.
     """
     frozen = [row for row in rows if row["frozen"]]
     drifted = [row["module_type"] for row in rows if row["verdict"] == "drifted"]
     buffers = f"; {changed_buffers(len(drifted), drifted)}" if drifted else ""
+    idle, trainable = record["counts"]["idle"], sum(row["kind"] == "parameter" and not row["frozen"] for row in rows)
+    if idle and "nothing trained" not in defects_of(record):
+        buffers = f"; [yellow]{idle} of {counted(trainable, 'trainable parameter')} did not change[/]{buffers}"
     if not frozen:
         return f"[bold]NOTHING FROZEN[/]  no parameter was declared frozen{buffers}"
     leaks = [row for row in frozen if row["verdict"] == "leaked"]
@@ -126,10 +149,11 @@ def verdict_line(record: Record, rows: list[Row]) -> str:
             f"[bold red]LEAKED[/]  {len(leaks)} of {len(frozen)} frozen tensors changed, most of all "
             f"{escape(worst['name'])}{buffers}"
         )
+    held = "[bold green]HELD[/]" if outcome_of(record) == "held" else "[bold]HELD[/]"
     returned = sum(row["verdict"] == "returned" for row in frozen)
     if returned:
-        return f"[bold green]HELD[/]  {len(frozen)} frozen tensors; {returned} of them moved and returned{buffers}"
-    return f"[bold green]HELD[/]  {len(frozen)} of {len(frozen)} frozen tensors kept every bit{buffers}"
+        return f"{held}  {counted(len(frozen), 'frozen tensor')}; {returned} of them moved and returned{buffers}"
+    return f"{held}  {len(frozen)} of {counted(len(frozen), 'frozen tensor')} kept every bit{buffers}"
 
 
 def cost_lines(cost: Cost) -> Iterator[str]:
@@ -168,7 +192,7 @@ def display_path(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _verdict_cells(verdict: str, rows: list[Row]) -> list[str]:
+def _verdict_cells(verdict: str, rows: list[Row], colour: str) -> list[str]:
     """Return the cells of one line of the summary's table, which is about all tensors with the same verdict.
 
     `verdict`: this verdict, such as `leaked`. `rows`: the rows of these tensors in `changes.csv`. The cells are: the
@@ -179,7 +203,6 @@ def _verdict_cells(verdict: str, rows: list[Row]) -> list[str]:
     but unchanged) the cell of the name then lists the names of the tensors.
     """
     most_changed = max(rows, key=_change_key)
-    colour = COLOURS.get(verdict)
     causes = ", ".join(sorted({row["cause"] for row in rows if row["cause"]}))
     label = f"[{colour}]{verdict}[/]" if colour else verdict
     if not most_changed["moved"]:

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from runner.contract import HYDRA
-from runner.runs.text import printable
+from runner.runs.text import MAX_ITEMS, printable
 
 LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # reads every value as text, and builds no objects
+MAX_OVERRIDE = 20_000  # characters of one override
 MAX_VALUES = 5000  # of one config: YAML aliases in a small file can expand to more than fits into memory
 
 
@@ -37,7 +38,8 @@ def read_overrides(folder: Path) -> list[str]:
     The list is empty if the file cannot be read.
     """
     overrides = _read_yaml(folder / HYDRA / "overrides.yaml")
-    return [printable(text) for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
+    texts = overrides[:MAX_ITEMS] if isinstance(overrides, list) else []
+    return [printable(text, MAX_OVERRIDE) for text in texts if isinstance(text, str)]
 
 
 def _flat_items(node: Any, key: str) -> Iterator[tuple[str, str]]:

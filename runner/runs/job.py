@@ -39,7 +39,7 @@ from runner.contract import (
     ignore_note,
 )
 from runner.errors import ConfigError, Refused, SkippedError
-from runner.proof.verdict import violates_strict
+from runner.proof.verdict import strict_problems
 from runner.runs.folder import logging_to, remove_files, write_record
 from runner.runs.interrupts import delay_interrupts, time_limit
 from runner.runs.record import error_line, new_record
@@ -257,5 +257,5 @@ def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) 
     if outcome.interrupted:
         result.set_end("interrupted", f"interrupted after step {len(outcome.steps)} of {config.steps}", EXIT_INTERRUPTED)
     else:
-        exit_code = EXIT_STRICT if config.strict and violates_strict(result.record) else EXIT_DONE
+        exit_code = EXIT_STRICT if config.strict and strict_problems(result.record) else EXIT_DONE
         result.set_end("finished", "", exit_code)

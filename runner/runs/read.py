@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from runner.contract import (
     CHANGES,
@@ -20,12 +20,13 @@ from runner.contract import (
     TEXT_COSTS,
     VERDICTS,
     Record,
+    RunVerdict,
 )
-from runner.proof.verdict import finite_or_none
+from runner.proof.verdict import finite_or_none, outcome_of
 from runner.runs.folder import RUN_NAME
-from runner.runs.hydra_files import read_overrides
+from runner.runs.hydra_files import MAX_OVERRIDE, read_overrides
 from runner.runs.tables import TensorRow, read_losses, read_tensors
-from runner.runs.text import outcome_of, printable, printable_values
+from runner.runs.text import MAX_ITEMS, MAX_TEXT, is_too_long, printable, printable_values
 
 RawRecord = dict[str, Any]
 """The JSON object of a `run.json`, written by any version and not checked yet."""
@@ -36,7 +37,7 @@ SINGLE_RUN_NAME = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # a run's fol
 TEXT_KEYS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest")
 LIST_KEYS = ("overrides", "notes", "couplings")
 MAPPING_KEYS = ("method", "versions", "git")
-NUMBER_KEYS = ("loss_first", "loss_last", "seed", "threads")
+NUMBER_KEYS = ("loss_first", "loss_last", "loss_not_finite_at", "seed", "threads")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """The verdict of a finished run: `held`, or `leaked` (a frozen tensor changed). Of any other run its status."""
-        return outcome_of(self.record["status"], self.record["verdict"])
+        """How the run ended, in one word or two, such as `held` or `nothing trained`: see `outcome_of`."""
+        return outcome_of(self.record)
 
     @property
     def finished(self) -> bool:
@@ -133,30 +134,33 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     """Return the content of a `run.json` with every key present and every value of the right type.
 
     `raw`: the JSON object as read, or None if the file could not be read. None gives a record with the status `failed` and a
-    reason that says that the run was killed. Missing values become empty. Values of a wrong type are dropped, and a line
-    with their keys is appended to `problems`.
+    reason that says that the run was killed. Missing values become empty. Values of a wrong type are dropped, and too long
+    ones are shortened; a line with their keys is appended to `problems`.
     """
     raw = {"status": "failed", "reason": KILLED} if raw is None else raw
     wrong = [key for key in raw if key in _TYPES and not _has_type(raw[key], _TYPES[key])]
     valid = {key: raw[key] for key in raw if key not in wrong and raw[key] is not None}
     record: RawRecord = {key: printable(valid.get(key, "")) for key in TEXT_KEYS}
-    record |= {key: [printable(item) for item in valid.get(key, []) if isinstance(item, str)] for key in LIST_KEYS}
+    texts = {key: [item for item in valid.get(key, [])[:MAX_ITEMS] if isinstance(item, str)] for key in LIST_KEYS}
+    record |= {key: [printable(item, _longest(key)) for item in items] for key, items in texts.items()}
     record |= {key: printable_values(valid.get(key, {})) for key in MAPPING_KEYS}
     record |= {key: finite_or_none(valid.get(key)) for key in NUMBER_KEYS}
-    record |= {key: record[key] or None for key in ("verdict", "trained_digest")}
-    record["looks"] = [step for step in valid.get("looks", []) if isinstance(step, int)]
+    record["verdict"] = record["verdict"] if record["verdict"] in get_args(RunVerdict) else None
+    record["trained_digest"] = record["trained_digest"] or None
+    record["looks"] = [step for step in valid.get("looks", [])[:MAX_ITEMS] if _is_count(step)]
     counts = valid.get("counts", {})
-    record["counts"] = {word: n if _has_type(n := counts.get(word), int) and n else 0 for word in VERDICTS}
-    costs = valid.get("cost", {}).items()
+    record["counts"] = {word: n if _is_count(n := counts.get(word)) else 0 for word in VERDICTS}
+    costs = list(valid.get("cost", {}).items())[:MAX_ITEMS]
     record["cost"] = {printable(key): finite_or_none(value) for key, value in costs if _has_type(value, (int, float))}
-    texts = {key: value for key, value in costs if isinstance(value, str) and key in TEXT_COSTS}
-    record["cost"] |= {printable(key): printable(value) for key, value in texts.items()}
+    record["cost"] |= {key: printable(value) for key, value in costs if isinstance(value, str) and key in TEXT_COSTS}
     record["status"] = valid.get("status")
     if record["status"] not in STATUSES:
         record["reason"] = printable(f"{RECORD} has a status that this version does not know: {raw['status']!r}")
         record["status"] = "failed"
     if wrong:
         problems.append(f"{RECORD}: values of a wrong type, ignored: {', '.join(wrong)}")
+    if too_long := [key for key in _TYPES if is_too_long(valid.get(key), _longest(key))]:
+        problems.append(f"{RECORD}: values that are too long, shortened: {', '.join(too_long)}")
     return cast(Record, record)
 
 
@@ -166,6 +170,16 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys((*MAPPING_KEYS, "counts", "cost"), dict),
     **dict.fromkeys(NUMBER_KEYS, (int, float)),
 }
+
+
+def _longest(key: str) -> int:
+    """Return how many characters a text under a key of `run.json` may have; commands are made from overrides."""
+    return MAX_OVERRIDE if key == "overrides" else MAX_TEXT
+
+
+def _is_count(value: Any) -> bool:
+    """Return True if `value` is a number of tensors or of a step: an int, more than 0, and small enough to be displayed."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53
 
 
 def _has_type(value: Any, types: type | tuple[type, ...]) -> bool:

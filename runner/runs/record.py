@@ -40,6 +40,7 @@ def new_record(
         "counts": count_verdicts(()),
         "loss_first": None,
         "loss_last": None,
+        "loss_not_finite_at": None,
         "looks": [],
         "notes": [],
         "overrides": persistent_overrides(overrides),

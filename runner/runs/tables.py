@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from runner.runs.text import parse_number, printable
 
+MAX_NAME = 300  # characters of a name, kind, dtype, verdict or cause
+
 
 class TensorRow(NamedTuple):
     """The part of a row of `changes.csv` that reports use: one parameter or buffer, and how it changed in training.
@@ -66,7 +68,12 @@ def read_tensors(path: Path, problems: list[str]) -> list[TensorRow]:
 
     For each kind of error in the file, a line of text is appended to `problems`.
     """
-    return [tensor_row(row) for row in read_rows(path, ("name", "verdict"), problems)]
+    tensors, wrong = [], 0
+    for row in read_rows(path, ("name", "verdict"), problems):
+        tensors.append(tensor_row(row))
+        wrong += sum(bool(row.get(key)) and getattr(tensors[-1], key) is None for key in ("change_l2", "change_rel"))
+    _report_wrong_numbers(path, wrong, problems)
+    return tensors
 
 
 def tensor_row(row: dict[str, str]) -> TensorRow:
@@ -76,7 +83,7 @@ def tensor_row(row: dict[str, str]) -> TensorRow:
     """
 
     def text(column: str) -> str:
-        return intern(printable(row.get(column, "")))
+        return intern(printable(row.get(column, ""), MAX_NAME))
 
     return TensorRow(
         name=text("name"),
@@ -96,5 +103,13 @@ def read_losses(path: Path, problems: list[str]) -> list[float]:
 
     For each kind of error in the file, a line of text is appended to `problems`.
     """
-    losses = (parse_number(row["loss"]) for row in read_rows(path, ("step", "loss"), problems))
+    texts = [row["loss"] for row in read_rows(path, ("step", "loss"), problems)]
+    losses = [parse_number(text) for text in texts]
+    _report_wrong_numbers(path, sum(loss is None for text, loss in zip(texts, losses, strict=True) if text), problems)
     return [math.nan if loss is None else loss for loss in losses]
+
+
+def _report_wrong_numbers(path: Path, wrong: int, problems: list[str]) -> None:
+    """Append a line to `problems` if `wrong`, the count of fields of a file that hold no number, is not 0."""
+    if wrong:
+        problems.append(f"{path.name}: {wrong} {'field is not a number' if wrong == 1 else 'fields are not numbers'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from itertools import islice
 from typing import Any
 
 from runner.contract import MAX_ERROR_LINE
@@ -12,21 +13,40 @@ from runner.contract import MAX_ERROR_LINE
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
-def printable(text: str) -> str:
-    """Return the text with unprintable characters replaced by `\ufffd`, so that it is safe in a terminal, page or picture.
+MAX_TEXT, MAX_ITEMS = 1000, 200  # characters of a text, and items of a list or dict, that come from a file
+MAX_CELL = 200  # characters of a config value in a table
 
-    The regular expression UNPRINTABLE says which characters these are, for example control characters.
+
+def printable(text: str, most: int = MAX_TEXT) -> str:
+    """Return the text with unprintable characters replaced by `\ufffd`, and shortened to at most `most` characters.
+
+    It is then safe in a terminal, page or picture. The regular expression UNPRINTABLE says which characters these are, for
+    example control characters.
     """
+    text = shortened(text, most)
     return text if text.isprintable() else UNPRINTABLE.sub("\ufffd", text)
 
 
+def shortened(text: str, most: int) -> str:
+    """Return the text with at most `most` characters; if it is longer, its middle is replaced by `…`."""
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
+
+
+def is_too_long(value: Any, most: int = MAX_TEXT) -> bool:
+    """Return whether a text has more than `most` characters, or nested dicts and lists such a text or too many items."""
+    if isinstance(value, str):
+        return len(value) > most
+    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return len(value) > MAX_ITEMS or any(is_too_long(item, most) for item in items) if items else False
+
+
 def printable_values(value: Any) -> Any:
-    """Return a copy of nested dicts and lists in which `printable` was applied to every text and every key."""
+    """Return a copy of nested dicts and lists, of MAX_ITEMS items each, with `printable` applied to every text and key."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
-        return {printable(str(key)): printable_values(inner) for key, inner in value.items()}
-    return [printable_values(inner) for inner in value] if isinstance(value, list) else value
+        return {printable(str(key)): printable_values(inner) for key, inner in islice(value.items(), MAX_ITEMS)}
+    return [printable_values(inner) for inner in value[:MAX_ITEMS]] if isinstance(value, list) else value
 
 
 def parse_number(text: str) -> float | None:
@@ -60,8 +80,3 @@ def changed_buffers(count: int, module_types: Collection[str] = ()) -> str:
     batch_norm = bool(module_types) and all("BatchNorm" in module_type for module_type in module_types)
     kind = "BatchNorm buffer" if batch_norm else "buffer"
     return f"{counted(count, kind)} changed (normal; `freeze.buffers=frozen` stops it)"
-
-
-def outcome_of(status: str, verdict: str | None) -> str:
-    """Return how a run ended: its verdict (`held` or `leaked`) if it finished, otherwise its status, such as `failed`."""
-    return verdict if status == "finished" and verdict else status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +56,5 @@ def training_notes(outcome: Outcome, steps: int) -> Iterator[str]:
         yield "every parameter is declared frozen: nothing trains"
     if len(losses) < steps and not outcome.interrupted:
         yield f"the data ended after {len(losses)} of {steps} batches"
-    not_finite = next((number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
-    if not_finite is not None:
+    if (not_finite := outcome.record["loss_not_finite_at"]) is not None:
         yield f"the loss became {losses[not_finite - 1]} at step {not_finite}"

@@ -13,8 +13,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP, SWEEP_CONFIG
-from runner.errors import ConfigError
-from runner.proof.verdict import violates_strict
+from runner.errors import ConfigError, listed
+from runner.proof.verdict import strict_problems
 from runner.runs.console import create_console, display_path
 from runner.runs.folder import remove_files, write_atomically
 from runner.runs.interrupts import delay_interrupts, handle_interrupts
@@ -71,7 +71,10 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
             written = not any(run.ended for run in runs) or write_sweep_results(folder)
     if (folder / STOP).exists() and (not_begun := sum(not run.ended for run in runs)):
         print(f"{not_begun} of {len(runs)} runs were not begun: on_error=stop")
-    if code := EXIT_INTERRUPTED if interrupted else exit_code(runs) or (EXIT_DONE if written else EXIT_FAILED):
+    code = EXIT_INTERRUPTED if interrupted else exit_code(runs) or (EXIT_DONE if written else EXIT_FAILED)
+    if code == EXIT_STRICT:
+        print(error_line(f"strict: {strict_summary(runs)}"), file=sys.stderr)
+    if code:
         sys.exit(code)
 
 
@@ -207,8 +210,7 @@ def write_sweep_results(folder: Path) -> bool:
 def exit_code(runs: list[SweepRun]) -> int:
     """Return the exit code of a sweep: the first of 130, 1 and 3 that applies, otherwise 0.
 
-    130: a run was interrupted. 1: a run failed, or did not end. 3: in a run with `strict=true`, a frozen tensor changed or a
-    trainable parameter stayed unchanged.
+    130: a run was interrupted. 1: a run failed, or did not end. 3: a run fails under `strict=true` (`strict_problems`).
     """
     records = [run.record for run in runs]
     if any(record and record["status"] == "interrupted" for record in records):
@@ -216,6 +218,13 @@ def exit_code(runs: list[SweepRun]) -> int:
     if any(record is None or record["status"] == "failed" for record in records):
         return EXIT_FAILED
     strict_violated = any(
-        run.strict and record and violates_strict(record) for run, record in zip(runs, records, strict=True)
+        run.strict and record and strict_problems(record) for run, record in zip(runs, records, strict=True)
     )
     return EXIT_STRICT if strict_violated else EXIT_DONE
+
+
+def strict_summary(runs: Sequence[SweepRun]) -> str:
+    """Return a text that says which runs fail under `strict=true`, and why: `1 of 2 runs: NAME (1 frozen tensor leaked)`."""
+    problems = {run.folder.name: strict_problems(run.record) for run in runs if run.strict and run.record}
+    failing = [f"{name} ({'; '.join(texts)})" for name, texts in problems.items() if texts]
+    return f"{len(failing)} of {len(runs)} runs: {listed(failing)}"

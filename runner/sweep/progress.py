@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from runner.contract import RECORD, Record
+from runner.proof.verdict import outcome_of
 from runner.runs.console import COLOURS
-from runner.runs.text import outcome_of
 
 POLL_SECONDS = 0.5
 
@@ -99,7 +99,7 @@ def run_line(name: str, record: Record, tally: Tally, on_terminal: bool) -> str:
     `record`: the content of its `run.json`. `tally`: the counts for the whole sweep. They are part of the line unless
     `on_terminal`, because on a terminal the progress bar shows them.
     """
-    outcome = outcome_of(record["status"], record["verdict"])
+    outcome = outcome_of(record)
     reason = f": {escape(record['reason'])}" if record["reason"] else ""
     state = "" if on_terminal else f"  ({tally})"
     return f"{escape(name)}  [{COLOURS.get(outcome, 'default')}]{outcome}[/]{reason}{state}"

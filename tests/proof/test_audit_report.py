@@ -208,7 +208,7 @@ def test_a_leak_and_an_idle_parameter_are_raised_with_names_and_causes():
     with pytest.raises(UnsoundError) as raised:
         report.raise_if_unsound()
     assert str(raised.value) == (
-        "1 frozen tensors changed: 0.weight (gradient); "
+        "1 frozen tensor leaked: 0.weight (gradient); "
         "2 trainable parameters did not change: 1.1.weight (not_in_optimizer), 1.1.bias (not_in_optimizer)"
     )
     assert isinstance(raised.value, AssertionError)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from runner.contract import VERDICTS
-from runner.proof.verdict import Evidence, count_verdicts, idle_cause, run_verdict, verdict, violates_strict
+from runner.proof.verdict import (
+    Evidence,
+    count_verdicts,
+    first_not_finite,
+    idle_cause,
+    outcome_of,
+    run_verdict,
+    strict_problems,
+    verdict,
+)
 
 COLUMNS = [("parameter", True), ("parameter", False), ("buffer", False), ("buffer", True)]
 TABLE = {
@@ -78,25 +89,61 @@ def test_a_tensor_that_differed_at_a_comparison_is_never_idle_or_held_or_still()
     assert all(verdict(kind, frozen, False, True) not in ("held", "idle", "still") for kind, frozen in COLUMNS)
 
 
+def record(**more):
+    """The entries of `run.json` that strict reads, of a run without a problem; `more` overrides them and the counts."""
+    counts = {"leaked": 0, "idle": 0, "trained": 2, "held": 1}
+    losses = {"loss_first": 1.0, "loss_last": 0.5, "loss_not_finite_at": None}
+    entries = {"status": "finished", "verdict": "held", "counts": counts, "looks": [1, 2], **losses}
+    counts.update({key: value for key, value in more.items() if key in counts})
+    return entries | {key: value for key, value in more.items() if key not in counts}
+
+
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("change", "problems"),
     [
-        ({}, False),
-        ({"leaked": 1}, True),
-        ({"idle": 1}, True),
-        ({"trained": 0}, True),
-        ({"loss_last": None}, True),
-        ({"loss_first": None}, True),
+        ({}, []),
+        ({"leaked": 1}, ["1 frozen tensor leaked"]),
+        ({"idle": 1}, ["1 trainable parameter did not change"]),
+        ({"idle": 2, "trained": 0}, ["2 trainable parameters did not change", "no parameter was trained"]),
+        ({"trained": 0}, ["no parameter was trained"]),  # everything is frozen
+        ({"loss_not_finite_at": 7}, ["the loss became NaN or infinite at step 7"]),  # and it was finite again at the end
+        ({"loss_last": None}, ["the loss became NaN or infinite"]),
+        ({"loss_first": None}, ["the loss became NaN or infinite"]),
     ],
 )
-def test_strict_refuses_leaks_idle_parameters_a_run_that_trained_nothing_and_a_loss_that_is_not_finite(change, expected):
-    counts = {"leaked": 0, "idle": 0, "trained": 2, "held": 1} | {k: v for k, v in change.items() if "loss" not in k}
-    record = {"counts": counts, "looks": [1, 2], "loss_first": 1.0, "loss_last": 0.5} | {
-        key: value for key, value in change.items() if "loss" in key
-    }
-    assert violates_strict(record) is expected
+def test_strict_names_leaks_idle_parameters_a_training_of_nothing_and_a_loss_that_is_not_finite(change, problems):
+    assert strict_problems(record(**change)) == problems
+
+
+def test_strict_names_the_tensors_where_it_has_the_rows():
+    rows = [{"name": f"layer{n}", "verdict": "leaked"} for n in range(6)] + [{"name": "head", "verdict": "trained"}]
+    assert strict_problems(record(leaked=6), rows) == ["6 frozen tensors leaked (layer0, layer1, layer2 and 3 more)"]
 
 
 def test_strict_has_nothing_to_say_about_a_run_that_was_skipped_or_recorded_nothing():
-    assert not violates_strict({"counts": {}, "looks": [], "loss_first": None, "loss_last": None})
-    assert not violates_strict({"counts": {}})
+    assert strict_problems({"counts": {}, "looks": [], "loss_first": None, "loss_last": None}) == []
+    assert strict_problems({"counts": {}}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        ({}, "held"),
+        ({"idle": 1}, "held"),  # something else trained
+        ({"trained": 0}, "held"),  # everything is frozen
+        ({"idle": 1, "trained": 0}, "nothing trained"),
+        ({"loss_not_finite_at": 7}, "loss not finite"),
+        ({"loss_last": None}, "loss not finite"),
+        ({"looks": [], "loss_first": None, "loss_last": None}, "no step"),
+        ({"leaked": 1, "verdict": "leaked", "idle": 1, "trained": 0, "loss_last": None}, "leaked"),
+        ({"status": "interrupted"}, "interrupted"),
+        ({"verdict": None}, "finished"),
+    ],
+)
+def test_a_run_is_held_only_if_it_finished_made_a_step_trained_something_and_kept_its_loss_finite(change, outcome):
+    assert outcome_of(record(**change)) == outcome
+
+
+def test_the_first_loss_that_is_nan_or_infinite_is_found_also_if_later_ones_are_finite():
+    assert first_not_finite([1.0, 2.0]) is None
+    assert first_not_finite([1.0, math.inf, math.nan, 3.0]) == 2

@@ -14,7 +14,7 @@ QUICK = ("model=mlp", "batches=3", "data.batch_size=4", "freeze=backbone")
 
 def record(method: str = "requires_grad.RequiresGrad", digest: str | None = "a", **more):
     """The keys of a run's record that the comparison reads; `more` overrides them."""
-    defaults = {"verdict": "held", "device": "cpu", "threads": 1, "versions": {"torch": "2"}, "couplings": []}
+    defaults = {"verdict": "held", "counts": {}, "device": "cpu", "threads": 1, "versions": {"torch": "2"}, "couplings": []}
     node = {"_target_": f"runner.methods.{method}", **more.pop("options", {})}
     return {"trained_digest": digest, "method": node, "setting": "1", "buffers": "live", **defaults, **more}
 

@@ -245,6 +245,7 @@ def broken(what: str):
     return folder
 
 
+HUGE = "huge " * 2_000_000
 BROKEN = {
     "a torn record": ({"run.json": b'{"status": "fini'}, ["run.json is not the record of a run"]),
     "an empty record": ({"run.json": b""}, ["run.json is not the record of a run"]),
@@ -268,7 +269,46 @@ BROKEN = {
     "a torn row": ({"changes.csv": b"name,verdict\na,held\nb"}, ["changes.csv: 1 incomplete row ignored"]),
     "a null byte": ({"steps.csv": b"step,loss\n1,2\n\0,\0\n"}, []),
     "other columns": ({"changes.csv": b"name,how\na,held\n"}, ["changes.csv has no column verdict"]),
-    "words for numbers": ({"steps.csv": b"step,loss\n1,two\n2,nan\n"}, []),
+    "words for numbers": (
+        {
+            "steps.csv": b"step,loss\n1,two\n2,nan\n",
+            "changes.csv": b"name,verdict,change_l2,change_rel\na,trained,[1],1e400\nb,held,,x\n",
+        },
+        ["changes.csv: 2 fields are not numbers", "steps.csv: 1 field is not a number"],
+    ),
+    "numbers at the end of floats": ({"steps.csv": b"step,loss\n1,1e308\n2,-1e308\n3,5e-324\n4,1e400\n"}, []),
+    "numbers too large to show": (
+        {
+            "run.json": {
+                "counts": {"held": 10**4000},
+                "looks": [10**4000, -1],
+                "seed": 10**400,
+                "cost": {"saved_bytes": 1e999},
+            }
+        },
+        [],
+    ),
+    "huge texts": (
+        {"run.json": {"reason": HUGE, "device": HUGE, "notes": [HUGE, *"notes" * 9999], "cost": {"why_small": HUGE}}},
+        ["run.json: values that are too long, shortened: reason, device, notes, cost"],
+    ),
+    "huge overrides": (
+        {"run.json": {"overrides": [f"clip={HUGE}", *(f"key{number}=1" for number in range(999))]}},
+        ["run.json: values that are too long, shortened: overrides"],
+    ),
+    "huge mappings": (
+        {"run.json": {"method": {"_target_": HUGE}, "versions": {HUGE: HUGE} | {str(n): "1" for n in range(999)}}},
+        ["run.json: values that are too long, shortened: method, versions"],
+    ),
+    "many looks": (
+        {"run.json": {"looks": list(range(1, 99_999))}},
+        ["run.json: values that are too long, shortened: looks"],
+    ),
+    "a huge name": ({"changes.csv": b"name,verdict,cause\n%b,leaked,%b\n" % (b"n" * 100_000, b"c" * 100_000)}, []),
+    "a name beyond the limit of CSV": (
+        {"changes.csv": b"name,verdict\n%b,leaked\n" % (b"n" * 200_000)},
+        ["changes.csv cannot be read to its end: field larger than field limit (131072)"],
+    ),
     "other steps": ({"steps.csv": b"a,b\n1,two\n"}, ["steps.csv has no column step or loss"]),
 }
 
@@ -292,7 +332,12 @@ def test_each_broken_file_is_a_line_and_everything_else_is_reported(report, what
     assert good.name in html
     assert folder.name in html
     assert ("What could not be read" in html) == bool(BROKEN[what][1])
+    assert len(html) < 100_000
+    assert len(out) < 10_000
     write_sweep_files(SWEEP)
+    write_run_page(folder)
+    bounded = *(SWEEP / name for name in FILES if name != "changes.csv"), folder / "report.html"
+    assert all(path.stat().st_size < 100_000 for path in bounded if path.exists())
     assert {row["run"] for row in rows_of("comparison.csv")} == {folder.name, good.name}
 
 
@@ -319,6 +364,43 @@ def test_a_record_of_an_old_version_lacks_keys_and_is_no_problem(report):
     html = Path("report.html").read_text()
     assert "zero_lr" in html
     assert read_run(folder).record["counts"]["held"] == 0
+
+
+def test_an_override_of_thousands_of_characters_is_whole_in_the_command_and_short_in_the_tables(report):
+    names = ",".join(f"layer{number}.weight" for number in range(500))
+    write_run(SWEEP, "zero_lr", f"freeze.patterns=[{names}]", setting="one")
+    write_run(SWEEP, "none", rows=LEAKED_ROWS)
+    code, out, _ = report("sweep")
+    assert (code, problems_in(out)) == (0, [])
+    assert max(map(len, out.splitlines())) < 1000
+    html = Path("report.html").read_text()
+    assert f"freeze.patterns=[{names}]" in html
+    assert html.count("layer250.weight") == 1
+
+
+def test_a_page_of_100000_tensors_shows_those_that_leaked_or_stayed_idle_and_says_how_many_there_are():
+    rows = [change_row(f"layer{number}.weight", "held") for number in range(100_000)]
+    folder = write_run(SWEEP, rows=[*rows, change_row("last.weight", "leaked", 0.1), change_row("head.weight", "idle")])
+    write_run_page(folder)
+    html = (folder / "report.html").read_text()
+    assert len(html) < 2_000_000
+    assert "Each of 100,002 tensors: how far it moved, and why; the first 5,000 of 100,002" in html
+    assert all(f'<th scope="row">{name}.weight</th>' in html for name in ("last", "head", "layer0"))
+
+
+def test_a_change_that_is_nan_or_infinite_is_shown_as_such():
+    folder = write_run(SWEEP, rows=[change_row("a.weight", "trained", 1.0, change_l2="nan", change_rel="inf")])
+    write_run_page(folder)
+    assert '<td class="n">nan</td><td class="n">inf</td>' in (folder / "report.html").read_text()
+
+
+def test_a_name_that_a_spreadsheet_takes_for_a_formula_stays_as_it_is_in_every_csv():
+    names = ["=cmd()", "+1", "-1", "@a", "\tb"]
+    write_run(SWEEP, "none", "tag==cmd()", rows=[change_row(name, "leaked", 0.1) for name in names])
+    write_run(SWEEP)
+    write_sweep_files(SWEEP)
+    assert [row["name"] for row in rows_of("changes.csv") if row["verdict"] == "leaked"] == names
+    assert {row["tag"] for row in rows_of("comparison.csv")} == {"=cmd()", ""}
 
 
 def test_an_unknown_status_is_reported_as_failed_and_named_in_the_reason():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,103 @@ def test_a_leak_is_listed_with_its_settings():
         write_run(SWEEP, "exclude", f"scheduler={scheduler}")
     assert findings()["Leaked"] == ["zero_lr: in 1 of 2 runs, cause: scheduler; with scheduler=one_cycle"]
     assert summary().headline == "Use exclude"
+
+
+UNTRAINED = {"rows": IDLE}
+NAN = {"losses": (2.0, math.nan), "loss_last": None, "loss_not_finite_at": 2}
+NAN_IN_BETWEEN = {"loss_not_finite_at": 1}
+OLD_NAN = {"losses": (2.0, math.nan), "loss_last": None}  # of an older version, which did not record the step
+NO_STEP = {"losses": (), "looks": []}
+DEFECTIVE = [UNTRAINED, NAN, NAN_IN_BETWEEN, OLD_NAN, NO_STEP]
+
+
+@pytest.mark.parametrize("defect", DEFECTIVE)
+def test_a_run_with_a_defect_never_makes_its_method_the_recommended_one(defect):
+    write_run(SWEEP, "requires_grad", cost=cost(1, 1, 1), **defect)
+    write_run(SWEEP, "detach", cost=cost(9, 9, 9))
+    assert (summary().headline, summary().is_bad) == ("Use detach", False)
+    assert summary().lead == ("detach kept every frozen bit in its one run; some runs of requires_grad prove nothing.")
+
+
+@pytest.mark.parametrize(
+    ("defect", "heading", "end"),
+    [
+        (UNTRAINED, "Nothing trained", "trained nothing"),
+        (NAN, "Loss not finite", "got a loss that is NaN or infinite"),
+        (NO_STEP, "No step", "made no step"),
+    ],
+)
+def test_a_run_with_a_defect_is_not_counted_for_its_method_and_is_listed_with_its_settings(defect, heading, end):
+    for method in ("requires_grad", "detach"):
+        write_run(SWEEP, method, "clip=1")
+        write_run(SWEEP, method, "clip=2", **(defect if method == "detach" else {}))
+    write_run(SWEEP, "zero_lr", "clip=1", rows=LEAKED_ROWS)
+    assert summary().headline == "Use requires_grad"
+    assert summary().lead.endswith("; some runs of detach prove nothing.")
+    assert findings()[heading] == ["detach: in 1 of 2 runs; with clip=2"]
+    write_run(SWEEP, "requires_grad", "clip=3", **defect)
+    assert summary().lead.startswith(f"requires_grad kept every frozen bit in 2 of 3 runs; 1 {end}. So did detach")
+
+
+@pytest.mark.parametrize("defect", DEFECTIVE)
+def test_if_every_run_has_a_defect_no_method_is_recommended(defect):
+    write_run(SWEEP, "detach", "clip=1", **defect)
+    write_run(SWEEP, "detach", "clip=2", **defect)
+    assert (summary().headline, summary().is_bad) == ("detach is not proven", True)
+    write_run(SWEEP, "exclude", "clip=1", **defect)
+    assert (summary().headline, summary().is_bad) == ("No method held", True)
+    assert summary().lead.startswith("Of 3 runs, 3 ")
+    write_run(SWEEP, "none", "clip=1", rows=LEAKED_ROWS)
+    assert summary().lead.endswith(" and 1 leaked.")
+
+
+def test_runs_with_a_defect_are_not_compared_with_requires_grad():
+    write_run(SWEEP, "requires_grad", **NAN)
+    write_run(SWEEP, "zero_lr")
+    write_run(SWEEP, "requires_grad", "clip=1")
+    write_run(SWEEP, "zero_lr", "clip=1", rows=IDLE)
+    assert "Trained part" not in findings()
+
+
+def test_a_leak_in_a_run_with_a_defect_is_still_a_leak():
+    write_run(SWEEP, "zero_lr", rows=(LEAKED_ROWS[0], IDLE[1]), **NAN)
+    (run,) = runs()
+    assert summarize_run(run).headline == (
+        "Leaked: 1 of 1 frozen tensor; nothing trained: no trainable parameter changed; "
+        "loss not finite: NaN or infinite at step 2"
+    )
+    assert summary().headline == "zero_lr leaked"
+    assert {"Leaked", "Nothing trained", "Loss not finite"} <= findings().keys()
+
+
+def test_of_runs_that_differ_in_the_seed_a_defect_is_worse_than_held_and_better_than_a_leak():
+    for seed, more in enumerate(({}, NAN, UNTRAINED)):
+        write_run(SWEEP, "zero_lr", f"seed={seed}", **more)
+    assert [group.outcome for group in seed_groups(runs())] == ["nothing trained"]
+    write_run(SWEEP, "zero_lr", "seed=3", rows=LEAKED_ROWS)
+    assert [group.outcome for group in seed_groups(runs())] == ["leaked"]
+
+
+def test_a_run_that_was_interrupted_says_so_before_it_says_what_held():
+    for rows, defect in ((HELD_ROWS, ""), (IDLE, "; nothing trained: no trainable parameter changed")):
+        reason = "interrupted after step 2 of 9"
+        run = read_run(write_run(SWEEP, status="interrupted", reason=reason, rows=rows, name=f"run{len(defect)}"))
+        assert summarize_run(run).headline == f"Interrupted{defect}"
+        assert summarize_run(run).lead.startswith("Interrupted after step 2 of 9. Held: 1 frozen tensor kept every bit.")
+        assert run.outcome == "interrupted"
+
+
+def test_a_finished_run_whose_verdict_cannot_be_read_proves_nothing():
+    write_run(SWEEP, "zero_lr", verdict=["held"])
+    assert (summary().headline, summary().lead) == ("zero_lr is not proven", "Of 1 run, 1 had no verdict.")
+    write_run(SWEEP, "exclude", verdict="wonderful")
+    assert summary().lead == "Of 2 runs, 2 had no verdict."
+
+
+def test_freezing_everything_is_no_defect():
+    write_run(SWEEP, "zero_lr", rows=HELD_ROWS[:1])
+    write_run(SWEEP, "none", rows=LEAKED_ROWS)
+    assert (summary().headline, summary().is_bad) == ("Use zero_lr", False)
 
 
 def test_a_method_that_never_moves_frozen_tensors_is_preferred_to_one_that_puts_them_back():

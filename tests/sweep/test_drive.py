@@ -74,7 +74,10 @@ def test_duplicate_runs_are_dropped_with_a_message(cli):
 
 
 def test_the_exit_code_of_a_sweep_is_that_of_its_worst_run(cli):
-    assert cli("-m", "method=none,zero_lr", "freeze=head", "strict=true", *QUICK)[0] == 3
+    code, _, err = cli("-m", "method=none,zero_lr", "freeze=head", "strict=true", *QUICK)
+    assert code == 3
+    (leaked,) = SWEEP.glob("none__*")
+    assert err.splitlines()[-1] == f"freeze-runner: strict: 1 of 2 runs: {leaked.name} (2 frozen tensors leaked)"
     assert cli("-m", "method=none", "freeze=head,fc", "strict=true", "model=mlp", "hydra.sweep.dir=other")[0] == 1
 
 

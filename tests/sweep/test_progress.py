@@ -12,6 +12,8 @@ from rich.console import Console
 
 from runner.sweep.progress import show_progress
 
+LOSSES = {"loss_first": 2.0, "loss_last": 1.0}
+
 
 @dataclass
 class FakeRun:
@@ -21,7 +23,8 @@ class FakeRun:
 
 
 def record(status="finished", verdict="held", reason=""):
-    return {"status": status, "verdict": verdict, "reason": reason}
+    counts = {"trained": 1}
+    return {"status": status, "verdict": verdict, "reason": reason, "counts": counts, "looks": [1], **LOSSES}
 
 
 def printed_lines(runs, records):
@@ -37,11 +40,13 @@ def printed_lines(runs, records):
 
 
 def test_each_ended_run_is_a_line_with_its_outcome_reason_and_the_counts():
-    runs = [FakeRun(Path(name)) for name in ("a", "b", "c")]
-    lines = printed_lines(runs, [record(), record("failed", None, "KeyError: [x]"), record(verdict="leaked")])
-    assert [line.split("  (")[0] for line in lines] == ["a  held", "b  failed: KeyError: [x]", "c  leaked"]
-    assert re.search(r"\(1 done, 0 failed, 2 left, \d:\d\d:\d\d to go\)$", lines[0])
-    assert lines[-1].endswith("(2 done, 1 failed, 0 left)")
+    runs = [FakeRun(Path(name)) for name in ("a", "b", "c", "d")]
+    ends = [record(), record("failed", None, "KeyError: [x]"), record(verdict="leaked"), record() | {"loss_last": None}]
+    lines = printed_lines(runs, ends)
+    outcomes = ["a  held", "b  failed: KeyError: [x]", "c  leaked", "d  loss not finite"]
+    assert [line.split("  (")[0] for line in lines] == outcomes
+    assert re.search(r"\(1 done, 0 failed, 3 left, \d:\d\d:\d\d to go\)$", lines[0])
+    assert lines[-1].endswith("(3 done, 1 failed, 0 left)")
 
 
 def test_a_run_that_did_not_end_is_not_printed():

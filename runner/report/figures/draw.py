@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from runner.report.figures.heatmap import MARKS, Heatmap
+from runner.runs.text import shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ COLOUR_STOPS = ["#3d5a98", "#4f9ba8", "#a8c97f", "#f5d547"]
 LINE_STYLES = ["-", "--", "-.", ":"]
 MAX_POINTS = 10_000  # of all curves together; longer curves are thinned
 MAX_LABEL = 48  # characters
+MAX_LOSS = 1e100  # of a curve; matplotlib fails where the span of an axis is beyond floats
 CELL_INCHES = 0.24, 0.155  # width, height
 
 
@@ -41,7 +43,7 @@ def draw_heatmap(heatmap: Heatmap) -> Figure:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rows, columns = [_shortened(name) for name in heatmap.rows], [_shortened(name) for name in heatmap.columns]
+    rows, columns = ([shortened(name, MAX_LABEL) for name in names] for names in (heatmap.rows, heatmap.columns))
     left, top, right, bottom = _label_inches(rows), _label_inches(columns), 0.3, 1.35
     plot_width, plot_height = CELL_INCHES[0] * len(columns), CELL_INCHES[1] * len(rows)
     width, height = max(left + plot_width + right, 6.8), top + plot_height + bottom
@@ -75,7 +77,7 @@ def draw_heatmap(heatmap: Heatmap) -> Figure:
 def draw_losses(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Draw the loss curves and return them as a matplotlib figure, with a legend if there are 2 to 8 curves.
 
-    `curves`: {curve label: the loss after each step}.
+    `curves`: {curve label: the loss after each step}. Losses of MAX_LOSS and more are not drawn, like those that are NaN.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -85,12 +87,13 @@ def draw_losses(curves: Mapping[str, Sequence[float]]) -> Figure:
     with rc_context(RC_PARAMS):
         figure = Figure(figsize=(8.6, height))
         axes = figure.add_axes((0.07, (0.55 + 0.17 * legend_lines) / height, 0.91, 2.5 / height))
-        for number, (label, curve) in enumerate(curves.items()):
+        drawn = {label: [loss if abs(loss) < MAX_LOSS else math.nan for loss in curve] for label, curve in curves.items()}
+        for number, (label, curve) in enumerate(drawn.items()):
             every = max(1, math.ceil(len(curve) * len(curves) / MAX_POINTS))
             steps, line_style = range(1, len(curve) + 1, every), LINE_STYLES[number % len(LINE_STYLES)]
             line: dict[str, Any] = {"linestyle": line_style, "linewidth": 1.3, "marker": "." if len(steps) < 30 else ""}
-            axes.plot(steps, curve[::every], label=_shortened(label, 96), **line)
-        finite = [loss for curve in curves.values() for loss in curve if math.isfinite(loss)]
+            axes.plot(steps, curve[::every], label=shortened(label, 2 * MAX_LABEL), **line)
+        finite = [loss for curve in drawn.values() for loss in curve if math.isfinite(loss)]
         if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
             axes.set_yscale("log")
         axes.set_facecolor("none")
@@ -197,11 +200,6 @@ def _save(figure: Figure, out: io.BytesIO, kind: str) -> None:
     with rc_context(RC_PARAMS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about characters that the font does not have
         figure.savefig(out, format=kind, dpi=160, facecolor="white", metadata=metadata)
-
-
-def _shortened(text: str, length: int = MAX_LABEL) -> str:
-    """Return `text` with at most `length` characters; if it is longer, its middle is replaced by `…`."""
-    return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-length // 2 :]}"
 
 
 def _label_inches(labels: Sequence[str]) -> float:

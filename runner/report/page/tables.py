@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from runner.contract import NOT_HASHED, STATUSES_WITH_TABLES, VERDICTS
+from runner.contract import DEFECTS, NOT_HASHED, STATUSES_WITH_TABLES, VERDICTS
 from runner.errors import listed
 from runner.report.costs import COST_TEXTS, costs_by_run
 from runner.report.equivalence import compare_trained_parts
@@ -18,10 +18,10 @@ from runner.report.grouping import SeedGroup, group_by_method, overrides_by_key,
 from runner.runs.hydra_files import read_config
 from runner.runs.read import Run
 from runner.runs.tables import TensorRow
-from runner.runs.text import counted
+from runner.runs.text import MAX_CELL, counted, shortened
 from runner.units import in_digits
 
-MAX_TABLE_ROWS, MAX_LEAK_ROWS = 1000, 40
+MAX_TABLE_ROWS, MAX_TENSOR_ROWS, MAX_LEAK_ROWS = 1000, 5000, 40
 
 
 class Column(NamedTuple):
@@ -70,8 +70,8 @@ def runs_table(runs: Sequence[Run]) -> PageTable:
         record, overrides = run.record, overrides_by_key(run)
         row = [
             TableCell(run.label),
-            *(TableCell(overrides.get(key, "")) for key in keys),
-            TableCell(run.outcome, run.outcome),
+            *(TableCell(shortened(overrides.get(key, ""), MAX_CELL)) for key in keys),
+            _outcome_cell(run.outcome),
         ]
         row += [TableCell(str(record["counts"][verdict])) for verdict in verdicts]
         row += [TableCell(_loss_text(run, loss)) for loss in (record["loss_first"], record["loss_last"])]
@@ -120,8 +120,8 @@ def seed_groups_table(runs: Sequence[Run]) -> PageTable | None:
         overrides = overrides_by_key(group.runs[0])
         losses = [loss for run in group.runs if run.finished and (loss := run.record["loss_last"]) is not None]
         mean, spread = statistics.fmean(losses) if losses else None, statistics.stdev(losses) if len(losses) > 1 else None
-        row = [TableCell(overrides.get(key, "")) for key in keys] or [TableCell(group.name)]
-        row += [TableCell(group.outcome, group.outcome), TableCell(str(len(group.runs)))]
+        row = [TableCell(shortened(overrides.get(key, ""), MAX_CELL)) for key in keys] or [TableCell(group.name)]
+        row += [_outcome_cell(group.outcome), TableCell(str(len(group.runs)))]
         row += [TableCell(str(sum(run.finished for run in group.runs)))]
         row += [TableCell(str(max(run.record["counts"]["leaked"] for run in group.runs)))]
         row += [TableCell(in_digits(mean)), TableCell(in_digits(spread)), TableCell(str(len(losses)))]
@@ -134,8 +134,11 @@ def tensors_table(tensors: Sequence[TensorRow]) -> PageTable:
     """Return a table with a row per parameter and buffer of a run.
 
     A row says whether the tensor was declared frozen, its verdict (such as `held`), the cause if it leaked or stayed idle,
-    and how far it moved.
+    and how far it moved. At most MAX_TENSOR_ROWS are shown, those that leaked or stayed idle before the others.
     """
+    shown = tensors
+    if len(tensors) > MAX_TENSOR_ROWS:
+        shown = sorted(tensors, key=lambda row: row.verdict not in ("leaked", "idle"))[:MAX_TENSOR_ROWS]
     columns = [Column("tensor"), Column("kind"), Column("declared"), Column("verdict"), Column("cause")]
     columns += [Column("change (L2 norm)", True), Column("relative to the start", True)]
     rows = [
@@ -145,12 +148,12 @@ def tensors_table(tensors: Sequence[TensorRow]) -> PageTable:
             TableCell("frozen" if row.frozen else "live" if row.kind == "buffer" else "trainable"),
             TableCell(row.verdict, row.verdict),
             TableCell(row.cause.replace("|", " with ")),
-            TableCell(in_digits(row.change_l2)),
-            TableCell(in_digits(row.change_rel)),
+            *(TableCell("" if change is None else f"{change:.4g}") for change in (row.change_l2, row.change_rel)),
         ]
-        for row in tensors
+        for row in shown
     ]
-    return PageTable("tensors", f"Each of {counted(len(rows), 'tensor')}: how far it moved, and why", columns, rows)
+    caption = f"Each of {counted(len(tensors), 'tensor')}: how far it moved, and why"
+    return PageTable("tensors", caption + _first_rows_text(len(tensors), MAX_TENSOR_ROWS), columns, rows)
 
 
 def leaks_table(runs: Sequence[Run]) -> PageTable:
@@ -235,7 +238,12 @@ def machines_table(runs: Sequence[Run]) -> tuple[str, PageTable]:
         for value, number in sorted(count.items())
     ]
     columns = [Column("fact"), Column("value"), Column("runs", True)]
-    return ", ".join(common), PageTable("machines", "The runs differ in what they ran on", columns, rows)
+    return ", ".join(common), PageTable("machines", "The runs differ in what they ran on", columns, rows[:MAX_TABLE_ROWS])
+
+
+def _outcome_cell(outcome: str) -> TableCell:
+    """Return a cell with the outcome of a run; a defect, such as `nothing trained`, has the colour of a leak."""
+    return TableCell(outcome, "bad" if outcome in DEFECTS else outcome)
 
 
 def _first_rows_text(rows: int, limit: int) -> str:

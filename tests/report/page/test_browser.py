@@ -235,6 +235,30 @@ def test_text_has_enough_contrast_in_both_themes(opened, sweep, theme):
         assert (max(foreground, background) + 0.05) / (min(foreground, background) + 0.05) >= 4.5, selector
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_defect_has_the_colour_of_a_leak_in_the_headline_and_in_the_tables(opened, theme):
+    leaked = write_run(Path("sweep"), "none", rows=LEAKED_ROWS)
+    untrained = write_run(Path("sweep"), "detach", rows=(HELD_ROWS[0], change_row("head.weight", "idle")))
+    write_run(Path("sweep"), "zero_lr", loss_last=None, loss_not_finite_at=2)
+    write_sweep_files(Path("sweep"))
+    write_run_page(leaked)
+    write_run_page(untrained)
+
+    def colours(path: Path, selector: str) -> dict[str, str]:
+        browser = opened(path)
+        features = [{"name": "prefers-color-scheme", "value": theme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        found = browser.find_elements(By.CSS_SELECTOR, selector)
+        return {element.text: element.value_of_css_property("color") for element in found}
+
+    cells = colours(Path("sweep/report.html"), "#runs td")
+    red = {cells[word] for word in ("leaked", "nothing trained", "loss not finite")}
+    assert len(red) == 1
+    assert red != {cells["zero_lr"]}
+    assert {*colours(leaked / "report.html", "h1").values()} == red
+    assert colours(untrained / "report.html", "h1") == {"Nothing trained: no trainable parameter changed": red.pop()}
+
+
 def luminance(colour: str) -> float:
     """The relative luminance of a CSS colour, as WCAG 2 defines it."""
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
