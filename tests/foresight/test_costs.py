@@ -50,7 +50,7 @@ def test_a_plan_needs_no_weights(cli):
     (row,) = cost_rows(out)
     forward = 2 * 4 * (64 * 400_000 + 400_000 * 400_000 + 400_000 * 10)
     assert float(row[1]) == pytest.approx((forward + 2 * 4 * 400_000 * 10) / 1e9, rel=1e-3)
-    assert "4,000,010 of 160,030,800,010 weights are trained in every step" in out
+    assert "4,000,010 of 160,030,400,010 weights are trained in every step" in out
     assert "hazards are not foreseen: that needs the weights, which take 6.105e+05 MiB" in out
 
 
