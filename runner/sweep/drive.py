@@ -6,24 +6,25 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP, SWEEP_CONFIG
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG
 from runner.errors import ConfigError
-from runner.proof.verdict import violates_strict
 from runner.runs.console import create_console, display_path
 from runner.runs.folder import remove_files, write_atomically
 from runner.runs.interrupts import delay_interrupts, handle_interrupts
 from runner.runs.read import is_run_folder
 from runner.runs.record import persistent_overrides
 from runner.runs.text import error_line
+from runner.sweep.end import end_running, end_with_process, exit_code, print_what_is_left, remove_marks, write_sweep_results
 from runner.sweep.grid import ComposedConfigLoader, SweepRun, compose_runs, has_run_name
-from runner.sweep.launch import DiskFullError, check_reachable, launch, record_end
-from runner.sweep.lock import check_locks_work, clear_folder, detect_death, is_locked, remove_if_unused, wait_until_free
+from runner.sweep.launch import DiskFullError, check_reachable, launch
+from runner.sweep.lock import check_locks_work, clear_folder, detect_death
 from runner.sweep.progress import show_progress
 from runner.sweep.worker import Worker
 
@@ -62,15 +63,16 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     interrupted = False
     try:
         with handle_interrupts(signal.default_int_handler):
-            launch_runs(config, context, launcher, unfinished, folder=folder)
+            worker = Worker.from_this_process(folder, partial(end_with_process, runs, folder))
+            launch_runs(config, context, launcher, unfinished, worker=worker)
     except KeyboardInterrupt:
         interrupted = True
         end_running(unfinished, folder)
     finally:
         with delay_interrupts():
             written = not any(run.ended for run in runs) or write_sweep_results(folder)
-    if (folder / STOP).exists() and (not_begun := sum(not run.ended for run in runs)):
-        print(f"{not_begun} of {len(runs)} runs were not begun: on_error=stop")
+            remove_marks(runs, folder)
+    print_what_is_left(runs, folder)
     if code := EXIT_INTERRUPTED if interrupted else exit_code(runs) or (EXIT_DONE if written else EXIT_FAILED):
         sys.exit(code)
 
@@ -123,13 +125,14 @@ def is_own_run_folder(path: Path) -> bool:
 
 
 def launch_runs(
-    config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, folder: Path
+    config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, worker: Worker
 ) -> None:
     """Create the sweep's folder, start the runs in `runs`, show their progress, and return when all of them have ended.
 
-    `config`, `context` and `launcher` are Hydra's. `folder`: the sweep's folder. If a run was started before, its old
-    `run.json` and `.running` are removed first. If its process died then, it is started after the other runs.
+    `config`, `context` and `launcher` are Hydra's. `worker` carries out each run, in any process. If a run was started
+    before, its old `run.json` and `.running` are removed first. If its process died then, it is started after the others.
     """
+    folder = Path(worker.sweep)
     folder.mkdir(parents=True, exist_ok=True)
     check_locks_work(folder)
     for temporary in folder.glob(".*.part"):
@@ -148,27 +151,12 @@ def launch_runs(
     if config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL_LAUNCHER:  # it keeps all configs of a launch in memory
         context = ComposedConfigLoader.context_for(context, runs)
         batches = [[run] for run in runs]
-    launcher.setup(hydra_context=context, task_function=Worker.from_this_process(folder), config=config)
+    launcher.setup(hydra_context=context, task_function=worker, config=config)
     with show_progress(runs, create_console()):
         try:
             launch(launcher, batches, folder, config.on_error == "stop")
         except DiskFullError as error:
             print(error_line(f"failed: {error}"), file=sys.stderr)
-
-
-def end_running(runs: list[SweepRun], folder: Path) -> None:
-    """End the runs of an interrupted sweep that other processes carry out; wait up to 10 seconds until they have ended.
-
-    For each run whose process died, a `run.json` with the status `interrupted` is written. The folder of each run that never
-    began is removed. `folder`: the sweep's folder.
-    """
-    (folder / INTERRUPT).touch()
-    wait_until_free([run.folder for run in runs], seconds=10)
-    for run in runs:
-        if detect_death(run.folder):
-            record_end(run, "interrupted", "the sweep was interrupted")
-        elif not run.ended and not is_locked(run.folder):
-            remove_if_unused(run.folder)
 
 
 def too_many_threads(config: DictConfig) -> str:
@@ -185,37 +173,3 @@ def too_many_threads(config: DictConfig) -> str:
     if workers * threads <= cores:
         return ""
     return f"note: {workers} workers x {threads} threads on {cores} cores: runs will wait for each other"
-
-
-def write_sweep_results(folder: Path) -> bool:
-    """Write a sweep's tables and report page from its runs' folders, and print the table that compares the runs.
-
-    Returns True, or False if a file could not be written.
-    """
-    from runner.report.comparison import print_comparison
-    from runner.report.files import write_sweep_files
-
-    try:
-        print_comparison(write_sweep_files(folder), create_console())
-    except OSError as error:
-        print(error_line(f"the sweep's tables cannot be written: {error}"), file=sys.stderr)
-        return False
-    print(f"files: {display_path(folder)}")
-    return True
-
-
-def exit_code(runs: list[SweepRun]) -> int:
-    """Return the exit code of a sweep: the first of 130, 1 and 3 that applies, otherwise 0.
-
-    130: a run was interrupted. 1: a run failed, or did not end. 3: in a run with `strict=true`, a frozen tensor changed or a
-    trainable parameter stayed unchanged.
-    """
-    records = [run.record for run in runs]
-    if any(record and record["status"] == "interrupted" for record in records):
-        return EXIT_INTERRUPTED
-    if any(record is None or record["status"] == "failed" for record in records):
-        return EXIT_FAILED
-    strict_violated = any(
-        run.strict and record and violates_strict(record) for run, record in zip(runs, records, strict=True)
-    )
-    return EXIT_STRICT if strict_violated else EXIT_DONE

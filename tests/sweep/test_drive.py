@@ -237,7 +237,7 @@ def test_a_run_that_exceeds_its_timeout_fails_and_the_others_finish(cli):
 
 
 def test_exit_code_by_the_statuses_of_the_runs():
-    from runner.sweep.drive import exit_code
+    from runner.sweep.end import exit_code
 
     @dataclass
     class FakeRun:
