@@ -32,12 +32,20 @@ def test_after_the_timeout_the_check_between_steps_raises(tmp_path):
     assert (checked, os.listdir(tmp_path)) == ([True], [])
 
 
+@pytest.fixture
+def _no_alarm_handler():
+    """Remove the handler of SIGALRM inside a test; pytest-timeout sets one."""
+    handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGALRM, handler)
+
+
+@pytest.mark.usefixtures("_no_alarm_handler")
 @pytest.mark.parametrize("hang", [lambda: time.sleep(60), threading.Event().wait, ctypes.PyDLL(None).pause])
 def test_the_timeout_ends_what_sleeps_or_waits(hang, tmp_path):
-    before = signal.getsignal(signal.SIGALRM)
     with pytest.raises(TimeoutError, match=r"timeout=0\.01 seconds"), time_limit(0.01, tmp_path / "log", on_kill=print):
         hang()
-    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
