@@ -41,6 +41,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     Raises ConfigError before anything is written if a config is wrong, and later if no run can be started. Raises SystemExit
     if the exit code of the sweep is not 0.
     """
+    if OmegaConf.select(config, "hydra.launcher.n_jobs") == 0:
+        raise ConfigError("hydra.launcher.n_jobs is 0; give the number of processes, or -1 for one on each core")
     folder = resolve_folder(config)
     runs, dropped = compose_runs(config, context.config_loader, override_lists, folder)
     if not runs:
