@@ -13,11 +13,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from runner.config.check import check
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG
 from runner.errors import ConfigError
 from runner.runs.console import create_console, display_path
+from runner.runs.exits import exit_process, guard_process
 from runner.runs.folder import remove_files, write_atomically
-from runner.runs.interrupts import delay_interrupts, handle_interrupts
+from runner.runs.interrupts import delay_interrupts, handle_interrupts, time_limit
 from runner.runs.read import is_run_folder
 from runner.runs.record import persistent_overrides
 from runner.runs.text import error_line
@@ -50,10 +52,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     if dropped:
         print(f"{dropped} of {dropped + len(runs)} runs dropped: the same config as another in the grid")
     if config.plan:
-        for run in runs:
-            state = "finished" if run.finished else "to run  "
-            print(f"{state}  {display_path(run.folder)}  {' '.join(persistent_overrides(run.overrides))}")
-        return
+        return print_plan(runs)
     check_folder(folder)
     unfinished = [run for run in runs if not run.finished]
     if len(unfinished) < len(runs):
@@ -62,6 +61,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
         check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
         if warning := too_many_threads(config):
             print(warning)
+        refuse_patterns_that_never_fit(unfinished)
     interrupted = False
     try:
         with handle_interrupts(signal.default_int_handler):
@@ -77,6 +77,13 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     print_what_is_left(runs, folder)
     if code := EXIT_INTERRUPTED if interrupted else exit_code(runs) or (EXIT_DONE if written else EXIT_FAILED):
         sys.exit(code)
+
+
+def print_plan(runs: list[SweepRun]) -> None:
+    """Print a line for each run of a sweep: whether it is finished, its folder, and its overrides."""
+    for run in runs:
+        state = "finished" if run.finished else "to run  "
+        print(f"{state}  {display_path(run.folder)}  {' '.join(persistent_overrides(run.overrides))}")
 
 
 def resolve_folder(config: DictConfig) -> Path:
@@ -100,6 +107,31 @@ def resolve_folder(config: DictConfig) -> Path:
         config.hydra.sweep.dir = str(folder)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
     return folder
+
+
+def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
+    """Raise ConfigError if all runs have the same model, and the patterns of none of them fit it.
+
+    The model is built once, in this process. If that fails, nothing is raised: the runs themselves will fail and say why. If
+    it hangs, and no signal ends it after the config's `timeout`, the process is ended.
+    """
+    if len({run.model for run in runs}) > 1:
+        return
+    from runner.assemble import check_patterns
+
+    configs = [check(run.composed) for run in {run.patterns: run for run in runs}.values()]
+
+    def end(reason: str) -> None:
+        print(error_line(f"failed: {reason} (while the model was built, before the first run)"), file=sys.stderr)
+        exit_process(EXIT_FAILED)
+
+    try:
+        with time_limit(configs[0].timeout, Path(os.devnull), end), guard_process(end):
+            check_patterns(configs)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in every run of the sweep; nothing was run)") from error
+    except (Exception, SystemExit):
+        return
 
 
 def check_folder(folder: Path) -> None:

@@ -33,6 +33,8 @@ class SweepRun:
         hash: the hash of its config, equal for equal configs.
         folder: the folder for its files.
         strict: whether its config has `strict=true`.
+        model: the node `model` of its config, as text.
+        patterns: the patterns of its config and the node `groups`, as text.
         pickled_config: its composed config, pickled to save memory.
     """
 
@@ -40,7 +42,15 @@ class SweepRun:
     hash: str
     folder: Path
     strict: bool
+    model: str
+    patterns: str
     pickled_config: bytes
+
+    @property
+    def composed(self) -> DictConfig:
+        """Its composed config."""
+        config: DictConfig = pickle.loads(self.pickled_config)
+        return config
 
     @property
     def record(self) -> Record | None:
@@ -110,7 +120,7 @@ def compose_runs(
     for overrides in override_lists:
         composed = loader.load_sweep_config(config, overrides)
         try:
-            strict = check(composed).strict
+            checked = check(composed)
         except ConfigError as error:
             raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
         hash_ = config_hash(composed)
@@ -118,7 +128,9 @@ def compose_runs(
             overrides=overrides,
             hash=hash_,
             folder=folder / run_name(composed),
-            strict=strict,
+            strict=checked.strict,
+            model=repr(checked.model),
+            patterns=repr((checked.freeze.patterns, checked.freeze.keep, checked.groups)),
             pickled_config=pickle.dumps(composed),  # a thousand config objects would take a gigabyte
         )
         runs.setdefault(hash_, run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import pickle
 import re
 import socket
 from collections import Counter, deque
@@ -112,7 +111,7 @@ def record_end(run: SweepRun, status: Status, reason: str) -> None:
 
     `status`: how the run ended. `reason`: why. If the run has a `run.json`, nothing is written.
     """
-    composed = pickle.loads(run.pickled_config)
+    composed = run.composed
     record = initial_record(check(composed), composed, composed.hydra.overrides.task)
     with locked(run.folder):
         if not run.ended:

@@ -58,6 +58,32 @@ def test_a_failing_run_affects_neither_the_other_runs_nor_the_table(cli):
     assert "'fc' matches no parameter or module of the model" in out
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["freeze.patterns=[haed]", "method=requires_grad,zero_lr"], "'haed' matches no parameter or module"),
+        (["freeze.patterns=[haed],[bcak]", "method=requires_grad,zero_lr"], "'haed' matches no parameter or module"),
+        (["freeze=backbone", "freeze.keep=[haed]", "seed=0,1"], "'haed' "),
+        (["freeze=head", "groups=module", "groups.names=[haed]", "seed=0,1"], "groups.names: 'haed' "),
+        (["freeze=head", "groups.lr=[{pattern: haed, lr: 0.1}]", "groups=role,parameter"], "groups.lr: 'haed' "),
+        (["model.build.widht=3", "seed=0,1"], "widht"),
+    ],
+)
+def test_what_would_fail_in_every_run_is_refused_once_before_the_first(wrong, message, cli):
+    code, out, err = cli("-m", *wrong, *QUICK)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert message in err
+    assert len(err) <= 401
+    assert not SWEEP.exists()
+
+
+@pytest.mark.parametrize("behavior", ["raise KeyError('oh')", "os._exit(0)", "sys.exit(0)"])
+def test_a_constructor_that_fails_in_every_run_gives_failed_rows(behavior, cli):
+    Path("mine.py").write_text(f"import os, sys\nclass Net:\n    def __init__(self, **options):\n        {behavior}\n")
+    assert cli("-m", "model.build._target_=mine.Net", "seed=0,1", *QUICK)[0] == 1
+    assert [row["status"] for row in comparison()] == ["failed", "failed"]
+
+
 @pytest.mark.parametrize("bad", ["batches=1,0", "method=zero_lr,nosuch", "freeze.patterns=[head],[a..b]", "+typo=1,2"])
 def test_a_config_that_cannot_be_composed_is_refused_before_any_run(cli, bad):
     code, _, err = cli("-m", "model=mlp", "hydra.sweep.dir=sweep", bad)
