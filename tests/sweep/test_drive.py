@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from runner.config.schema import CONF
+from runner.sweep.end import command_to_go_on
 from tests.conftest import read_table
 
 QUICK = ("model=mlp", "batches=2", "hydra.sweep.dir=sweep")
@@ -143,6 +145,43 @@ def test_an_interrupted_sweep_writes_its_table_and_exits_with_130(cli):
     assert code == 130
     assert [row["status"] for row in comparison()].count("interrupted") == 1
     assert [row["status"] for row in comparison()].count("finished") == 2  # the fourth did not begin
+
+
+@pytest.mark.parametrize("folder", ["sweep", 'it\'s \\ a "sweep" $HOME', "../other"])
+@pytest.mark.parametrize("ends", ["raise KeyboardInterrupt", "raise KeyError('oh')"])
+def test_the_command_that_goes_on_carries_out_what_is_left(ends, folder, cli):
+    Path("mine.py").write_text(
+        "from pathlib import Path\nimport runner.training.models\nclass Net(runner.training.models.MLP):\n"
+        f"    def forward(self, x):\n        if not Path('again').exists(): {ends}\n        return super().forward(x)\n"
+    )
+    quoted = folder.replace("'", "\\'")
+    model = "model.build._target_=runner.training.models.MLP,mine.Net"
+    arguments = ("-m", model, "model=mlp", "batches=2", "seed=0,1", "freeze.patterns=['re:he.d.*']", "on_error=stop")
+    code, out, _ = cli(*arguments, f"hydra.sweep.dir='{quoted}'")
+    assert code == (130 if "Interrupt" in ends else 1)
+    assert "1 not begun of 4 runs; this command goes on:\n  python -m runner -m " in out.replace("1 interrupted and ", "")
+    assert not [path.name for path in Path(folder).glob(".*") if path.is_file()]  # neither .stop nor .interrupt
+    Path("again").touch()
+    command = shlex.split(out.splitlines()[-1])
+    assert command[:4] == ["python", "-m", "runner", "-m"]
+    code, out, _ = cli(*command[3:])
+    assert (code, "goes on" in out) == (0, False)
+    assert [row["status"] for row in read_table(Path(folder, "comparison.csv"))] == ["finished"] * 4
+
+
+def test_resume_last_is_not_in_the_command_that_goes_on():
+    folder = Path.cwd() / "outputs" / "a sweep"
+    command = command_to_go_on(["-m", "seed=0,1", "resume=last", "hydra.sweep.dir=other"], folder)
+    assert command == "python -m runner -m seed=0,1 'hydra.sweep.dir='\"'\"'outputs/a sweep'\"'\"''"
+
+
+@pytest.mark.parametrize("n_jobs", ["0", "0,0"])
+@pytest.mark.parametrize("more", [(), ("plan=true",)])
+def test_a_launcher_without_processes_is_refused(n_jobs, more, cli):
+    code, out, err = cli("-m", "launch=joblib", f"hydra.launcher.n_jobs={n_jobs}", *more, *QUICK)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "hydra.launcher.n_jobs" in err
+    assert not SWEEP.exists()
 
 
 def test_a_skipped_run_is_in_the_table_and_not_a_failure(cli):
