@@ -21,11 +21,12 @@ from runner.contract import (
     VERDICTS,
     Record,
 )
+from runner.errors import is_integer
 from runner.proof.verdict import finite_or_none
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import read_overrides
 from runner.runs.tables import TensorRow, read_losses, read_tensors
-from runner.runs.text import outcome_of, printable, printable_values
+from runner.runs.text import MAX_ITEMS, outcome_of, printable, printable_values
 
 RawRecord = dict[str, Any]
 """The JSON object of a `run.json`, written by any version and not checked yet."""
@@ -34,6 +35,8 @@ KILLED = "the run left no run.json that can be read; it was killed"
 IN_PROGRESS = "the run left no run.json; it is still in progress, or was killed"
 SINGLE_RUN_NAME = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # a run's folder outside sweeps
 TEXT_KEYS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest")
+MAX_COUNT = 2**63  # of tensors and of steps
+MAX_RECORD_BYTES = 10_000_000  # of a `run.json` that is read; real ones have a few thousand
 LIST_KEYS = ("overrides", "notes", "couplings")
 MAPPING_KEYS = ("method", "versions", "git")
 NUMBER_KEYS = ("loss_first", "loss_last", "seed", "threads")
@@ -71,8 +74,13 @@ class Run:
 
 
 def read_record(folder: Path) -> RawRecord | None:
-    """Return the content of `run.json` in a run's folder, without checking its values; None if it cannot be read."""
+    """Return the content of `run.json` in a run's folder, without checking its values; None if it cannot be read.
+
+    A file of more than MAX_RECORD_BYTES is not read.
+    """
     try:
+        if (folder / RECORD).stat().st_size > MAX_RECORD_BYTES:
+            return None
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
@@ -108,7 +116,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     if raw_record is None and (folder / RUNNING).is_file():
         record["reason"] = IN_PROGRESS
     if raw_record is None and (folder / RECORD).is_file():
-        problems.append(f"{RECORD} is not the record of a run")
+        problems.append(f"{RECORD} cannot be read: it is incomplete, too large, or not the record of a run")
     record["overrides"] = record["overrides"] or read_overrides(folder)
     run = Run(printable(label or folder.name), folder, record, problems=problems)
     if record["status"] in STATUSES_WITH_TABLES:
@@ -140,14 +148,15 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     wrong = [key for key in raw if key in _TYPES and not _has_type(raw[key], _TYPES[key])]
     valid = {key: raw[key] for key in raw if key not in wrong and raw[key] is not None}
     record: RawRecord = {key: printable(valid.get(key, "")) for key in TEXT_KEYS}
-    record |= {key: [printable(item) for item in valid.get(key, []) if isinstance(item, str)] for key in LIST_KEYS}
+    lists = {key: valid.get(key, [])[:MAX_ITEMS] for key in LIST_KEYS}
+    record |= {key: [printable(item) for item in items if isinstance(item, str)] for key, items in lists.items()}
     record |= {key: printable_values(valid.get(key, {})) for key in MAPPING_KEYS}
     record |= {key: finite_or_none(valid.get(key)) for key in NUMBER_KEYS}
     record |= {key: record[key] or None for key in ("verdict", "trained_digest")}
-    record["looks"] = [step for step in valid.get("looks", []) if isinstance(step, int)]
+    record["looks"] = [step for step in valid.get("looks", []) if _is_count(step)]
     counts = valid.get("counts", {})
-    record["counts"] = {word: n if _has_type(n := counts.get(word), int) and n else 0 for word in VERDICTS}
-    costs = valid.get("cost", {}).items()
+    record["counts"] = {word: n if _is_count(n := counts.get(word)) else 0 for word in VERDICTS}
+    costs = list(valid.get("cost", {}).items())[:MAX_ITEMS]
     record["cost"] = {printable(key): finite_or_none(value) for key, value in costs if _has_type(value, (int, float))}
     texts = {key: value for key, value in costs if isinstance(value, str) and key in TEXT_COSTS}
     record["cost"] |= {printable(key): printable(value) for key, value in texts.items()}
@@ -158,6 +167,11 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     if wrong:
         problems.append(f"{RECORD}: values of a wrong type, ignored: {', '.join(wrong)}")
     return cast(Record, record)
+
+
+def _is_count(value: Any) -> bool:
+    """Return True if `value` is a whole number from 0 to MAX_COUNT."""
+    return is_integer(value) and 0 <= value <= MAX_COUNT
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from itertools import islice
 from typing import Any
 
 from runner.contract import MAX_ERROR_LINE
 
+# The most that is taken from a file of any origin: characters of a text, items of a list or dict, nested levels.
+MAX_TEXT, MAX_ITEMS, MAX_DEPTH = 4000, 1000, 20
 # Control characters, marks that change the writing direction, lone surrogates, and what XML does not allow.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
@@ -15,18 +18,26 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2
 def printable(text: str) -> str:
     """Return the text with unprintable characters replaced by `\ufffd`, so that it is safe in a terminal, page or picture.
 
-    The regular expression UNPRINTABLE says which characters these are, for example control characters.
+    The regular expression UNPRINTABLE says which characters these are, for example control characters. A text of more than
+    MAX_TEXT characters is cut, and then ends in `...`.
     """
+    text = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
     return text if text.isprintable() else UNPRINTABLE.sub("\ufffd", text)
 
 
-def printable_values(value: Any) -> Any:
-    """Return a copy of nested dicts and lists in which `printable` was applied to every text and every key."""
+def printable_values(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """Return a copy of nested dicts and lists in which `printable` was applied to every text and every key.
+
+    Of each dict and list at most MAX_ITEMS items are copied, and of what is nested at most `depth` levels.
+    """
     if isinstance(value, str):
         return printable(value)
+    if isinstance(value, (dict, list)) and depth == 0:
+        return "..."
     if isinstance(value, dict):
-        return {printable(str(key)): printable_values(inner) for key, inner in value.items()}
-    return [printable_values(inner) for inner in value] if isinstance(value, list) else value
+        items = islice(value.items(), MAX_ITEMS)
+        return {printable(str(key)): printable_values(inner, depth - 1) for key, inner in items}
+    return [printable_values(inner, depth - 1) for inner in value[:MAX_ITEMS]] if isinstance(value, list) else value
 
 
 def parse_number(text: str) -> float | None:

@@ -76,6 +76,16 @@ def test_a_failing_and_a_killed_run_do_not_affect_the_others(launcher, cli_proce
 
 
 @pytest.mark.long
+def test_ray_without_an_address_is_started_on_this_machine(cli_process):
+    write_failing_model()
+    grid = ("+model.build.behavior=good,fails", SEEDS, "++hydra.launcher.ray.init.include_dashboard=false")
+    done = cli_process("-m", "launch=ray", *FAILING_MODEL, *grid, timeout=300, RAY_ADDRESS="local")
+    assert done.returncode == 1, done.stderr
+    assert {row["status"] for row in rows("good")} == {"finished"}
+    assert {row["reason"] for row in rows("fails")} == {"KeyError: 'on purpose'"}
+
+
+@pytest.mark.long
 def test_runs_are_spread_over_the_nodes_of_a_ray_cluster(cli_process, two_nodes):
     write_failing_model()
     source = Path("mine.py").read_text()
