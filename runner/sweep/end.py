@@ -51,13 +51,13 @@ def command_to_go_on(arguments: Sequence[str], folder: Path) -> str:
 
 
 def end_running(runs: list[SweepRun], folder: Path) -> None:
-    """End the runs of an interrupted sweep that other processes carry out; wait up to 10 seconds until they have ended.
+    """End the runs of an interrupted sweep that other processes carry out; wait up to 30 seconds until they have ended.
 
     For each run whose process died, a `run.json` with the status `interrupted` is written. The folder of each run that never
     began is removed. `folder`: the sweep's folder.
     """
     (folder / INTERRUPT).touch()
-    wait_until_free([run.folder for run in runs], seconds=10)
+    wait_until_free([run.folder for run in runs], seconds=30)
     for run in runs:
         if detect_death(run.folder):
             record_end(run, "interrupted", "the sweep was interrupted")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.sweep.launch import reason_of_death
 from tests.conftest import ROOT, read_table
 from tests.failing_model import FAILING_MODEL, write_failing_model
 
@@ -205,3 +206,23 @@ def test_a_launcher_that_is_not_available_is_refused_with_one_line(launch, messa
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert [path.name for path in SWEEP.rglob("*") if path.is_file() and path.name != "multirun.yaml"] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("The exit codes of the workers are {SIGSEGV(-11)}"),
+            "its process died: killed by signal 11 (SIGSEGV)",
+        ),
+        (
+            RuntimeError("The exit codes of the workers are {EXIT(0)}"),
+            "its process died: it ended with exit code 0 before the run had ended",
+        ),
+        (RuntimeError("it is gone. Perhaps by SIGKILL"), "its process died (RuntimeError: it is gone)"),
+        (OSError(28, "no space"), "its record could not be written (OSError: [Errno 28] no space)"),
+        (None, "its process died"),
+    ],
+)
+def test_the_reason_names_the_signal_or_exit_code_that_the_launcher_names(error, reason):
+    assert reason_of_death(error) == reason
