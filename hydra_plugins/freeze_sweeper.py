@@ -35,6 +35,7 @@ class FreezeSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Carry out the sweep that `arguments` declare: overrides such as `method=zero_lr,none`. Hydra calls this method."""
         from runner.sweep.drive import sweep
+        from runner.sweep.grid import refuse_too_many_runs
 
         config, context, launcher = self.config, self.hydra_context, self.launcher
         assert config is not None
@@ -43,6 +44,7 @@ class FreezeSweeper(BasicSweeper):
         parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(
             [*self._parse_config(), *arguments]
         )
+        refuse_too_many_runs(config, parsed)  # before their list is built
         (override_lists,) = self.split_arguments(parsed, max_batch_size=None)
         return sweep(config, context, launcher, [list(overrides) for overrides in override_lists])
 

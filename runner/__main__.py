@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -103,8 +105,12 @@ def run_and_report(config: DictConfig) -> int:
             printed_notes.append(text)
             print(error_line(f"warning: {text}"), file=sys.stderr)
 
+    def print_end(status: str, reason: str) -> None:
+        log = Path(HydraConfig.get().runtime.output_dir) / LOG
+        print_error(f"{status}: {reason}", end=f" (log: {console.display_path(log)})")
+
     with console.progress_bar(steps_of(config), terminal) as on_step:
-        result = job.execute_run(config, on_step, on_note=on_note)
+        result = job.execute_run(config, on_step, on_note=on_note, before_exit=partial(print_end, "failed"))
     if result.status in STATUSES_WITH_TABLES:
         from runner.report.files import write_run_page
 
@@ -113,8 +119,7 @@ def run_and_report(config: DictConfig) -> int:
         if result.exit_code == EXIT_STRICT:
             print_error(f"strict: {'; '.join(strict_problems(result.record, result.rows))}")
     else:
-        status, reason = result.record["status"], result.record["reason"]
-        print_error(f"{status}: {reason}", end=f" (log: {console.display_path(result.folder / LOG)})")
+        print_end(result.record["status"], result.record["reason"])
     if result.status == "interrupted":
         raise KeyboardInterrupt
     return result.exit_code

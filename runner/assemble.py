@@ -121,6 +121,24 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         )
 
 
+def check_patterns(configs: Sequence[Config]) -> None:
+    """Raise ConfigError if no config has patterns that fit the model, which is built once: all configs must have the same.
+
+    The message is that of the first config. With one config that fits, nothing is raised.
+    """
+    with machine_settings(configs[0].threads, configs[0].deterministic):
+        seed_all(configs[0].seed)
+        model = build_instance(nn.Module, configs[0].model.build, "model.build")
+        errors = []
+        for config in configs:
+            try:
+                build_groups(config, model, declared_selection(config, model, ignore_note))
+                return
+            except ConfigError as error:
+                errors.append(error)
+    raise errors[0]
+
+
 def begin_phase(setup: Setup, number: int) -> Phase:
     """Begin a later phase of a run: freeze what the phase freezes, and return the phase with its parameter groups.
 

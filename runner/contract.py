@@ -53,7 +53,7 @@ MAX_ERROR_LINE = 400  # characters of a message on stderr
 EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, EXIT_STRICT, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 # Config keys that only say where and how a run is carried out: configs that differ only in these have the same hash.
-NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost")
+NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost", "sweep")
 
 
 class Row(TypedDict):

@@ -7,8 +7,9 @@ the model except the trained values. The loop here trains, and `audit` compares 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from inspect import GEN_CLOSED, getgeneratorstate
 from itertools import islice
 from typing import Any
 
@@ -89,10 +90,10 @@ def experiment(
     with assembled(config, on_note) as setup:
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, **audit_options(setup)) as report:
             try:
-                for step in training_steps(setup, report, state, warn_of_leaks):
+                for step in (steps := training_steps(setup, report, state, warn_of_leaks)):
                     on_step(step)
             except KeyboardInterrupt:
-                state.interrupted = True
+                note_interrupt(state, on_note, within_step=getgeneratorstate(steps) == GEN_CLOSED)
         for text in report.notes:
             on_note(text)
         losses = torch.stack([step.loss for step in state.steps]).tolist() if state.steps else []
@@ -120,12 +121,21 @@ def experiment(
         )
 
 
+def note_interrupt(state: TrainingState, on_note: Note, *, within_step: bool) -> None:
+    """Store in `state` that the training was interrupted; if a step had begun, note it: it may be half done."""
+    state.interrupted = True
+    if within_step:
+        on_note(f"interrupted within step {len(state.steps) + 1}: parameters and buffers may hold a part of it")
+
+
 def audit_options(setup: Setup) -> dict[str, Any]:
     """Return the options of a run's audit: compare with the model as built, and watch forward passes from the first one."""
     return {"before": setup.before, "watch_forward": True}
 
 
-def training_steps(setup: Setup, report: Report, state: TrainingState, warn_of_leaks: bool = False) -> Iterator[Step]:
+def training_steps(
+    setup: Setup, report: Report, state: TrainingState, warn_of_leaks: bool = False
+) -> Generator[Step, None, None]:
     """Train the model, yield each step when it is finished, and update `state`.
 
     At each new phase (span of steps in which the same parameters are frozen), more is frozen, and `report.freeze` is called.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,32 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config.check import check
 from runner.config.hydra_errors import short_message
 from runner.config.naming import register_resolvers
+from runner.config.schema import Config
 from runner.contract import EXIT_DONE, EXIT_FAILED
 from runner.errors import ConfigError, Refused
+from runner.runs.exits import exit_process, guard_process
 from runner.runs.folder import contains_run
+from runner.runs.record import error_line as describe
+from runner.runs.text import error_line
 
 register_resolvers()  # here, because every process of a sweep imports this module: the config names it
+
+
+def print_plan(config: Config) -> int:
+    """Print what training would change, and return an exit code: 1 if the user's code ended the process, otherwise 0."""
+    from runner.foresight.plan import show_plan
+    from runner.runs.console import create_console
+
+    def fail(reason: str) -> int:
+        print(error_line(f"failed: {reason}"), file=sys.stderr)
+        return EXIT_FAILED
+
+    try:
+        with guard_process(lambda reason: exit_process(fail(reason))):
+            show_plan(config, create_console())
+    except SystemExit as error:
+        return fail(describe(error))
+    return EXIT_DONE
 
 
 class BeforeRun(Callback):
@@ -38,11 +60,7 @@ class BeforeRun(Callback):
             if checked.resume:
                 raise ConfigError("resume=last resumes a sweep; add -m")
             if checked.plan:
-                from runner.foresight.plan import show_plan
-                from runner.runs.console import create_console
-
-                show_plan(checked, create_console())
-                raise SystemExit(EXIT_DONE)
+                raise SystemExit(print_plan(checked))
             folder = Path(config.hydra.run.dir)
             if contains_run(folder):
                 raise ConfigError(f"hydra.run.dir={folder} already contains a run; give another folder")

@@ -165,7 +165,7 @@ def _check_numbers(config: Config) -> None:
     """Raise ConfigError if a number in the config is out of range, such as `batches=0`."""
     batch_size = config.data.get("batch_size", 1)
     counts = {"batches": config.batches, "data.batch_size": batch_size, "data.epochs": config.epochs}
-    counts["model.classes"] = config.model.classes
+    counts |= {"model.classes": config.model.classes, "sweep.max_runs": config.sweep.max_runs}
     for key, value in counts.items():
         if not is_integer(value) or value < 1:
             raise ConfigError(f"{key} is {value!r}; it must be a whole number of 1 or more")

@@ -100,6 +100,13 @@ class Groups:
 
 
 @dataclass
+class Sweep:
+    """The config node `sweep`: what concerns a whole sweep."""
+
+    max_runs: int = 10_000  # a sweep of more runs is refused
+
+
+@dataclass
 class Config:
     """The config of one run: every key of `conf/config.yaml`, with its type and default.
 
@@ -130,6 +137,7 @@ class Config:
     resume: Resume | None = None
     on_error: OnError = OnError["continue"]
     timeout: float | None = None  # the most seconds that a run may take
+    sweep: Sweep = field(default_factory=Sweep)
 
     @property
     def epochs(self) -> int:

@@ -7,14 +7,16 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from runner.contract import EXIT_FAILED, EXIT_INTERRUPTED
+from runner.runs.exits import exit_process
 
-GRACE_SECONDS = 1.0  # how long after its timeout a run may still end by itself, before its process is ended
+GRACE_SECONDS = 3.0  # how long after its timeout a run may still end by itself, before its process is ended
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -25,7 +27,7 @@ def exit_at_once(*_: Any) -> None:
     as another error.
     """
     os.write(2, b"freeze-runner: interrupted\n")
-    os._exit(EXIT_INTERRUPTED)
+    exit_process(EXIT_INTERRUPTED)
 
 
 REPLACEABLE_HANDLERS = (signal.SIG_DFL, signal.default_int_handler, exit_at_once)
@@ -88,41 +90,80 @@ def delay_interrupts() -> Iterator[Callable[[], AbstractContextManager[None]]]:
 def time_limit(
     seconds: float | None, log: Path, on_kill: Callable[[str], None] | None = None
 ) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each training step: it raises TimeoutError once the block has lasted `seconds`.
+    """Raise TimeoutError in the block once it has lasted `seconds`; None: there is no limit.
 
-    `seconds` None: there is no limit. `on_kill`: if given, a step that never ends is stopped too. One second after the
-    limit, the stack traces of all threads are appended to the file `log`, `on_kill(reason)` is called, and the process
-    exits. Give `on_kill` only if the process does nothing but this run.
+    Yields a function to call after each training step, which raises it too: the signal that raises it does not reach every
+    block, for example not one outside the main thread.
+
+    `on_kill`: if given, a block that goes on nevertheless is ended, see `watchdog`.
     """
     start = monotonic()
+    reason = f"the run was not done after timeout={seconds:g} seconds" if seconds is not None else ""
 
     def check() -> None:
         if seconds is not None and monotonic() - start > seconds:
-            raise TimeoutError(f"the run was not done after timeout={seconds:g} seconds")
+            raise TimeoutError(reason)
 
-    if seconds is None or on_kill is None:
+    if seconds is None:
         yield check
         return
-    end_lock = threading.Lock()  # acquired once: by `kill`, or at the end of the block
+    with ExitStack() as stack:
+        if on_kill is not None:
+            kill = partial(on_kill, f"{reason}, and no step ended: its process was ended")
+            stack.enter_context(watchdog(seconds + GRACE_SECONDS, log, kill))
+        stack.enter_context(alarm(seconds, reason))
+        yield check
 
-    def kill() -> None:
+
+@contextmanager
+def alarm(seconds: float, reason: str) -> Iterator[None]:
+    """Raise TimeoutError(reason) in the block after `seconds`, also where Python code sleeps or waits.
+
+    Does nothing outside the main thread, without SIGALRM (Windows), or if another library handles that signal.
+    """
+    number = getattr(signal, "SIGALRM", None)
+    if number is None or not _is_main_thread() or signal.getsignal(number) is not signal.SIG_DFL:
+        yield
+        return
+
+    def raise_timeout(*_: Any) -> None:
+        raise TimeoutError(reason)
+
+    signal.signal(number, raise_timeout)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def watchdog(seconds: float, log: Path, kill: Callable[[], None]) -> Iterator[None]:
+    """End the process if the block lasts `seconds`: write the stack traces of all threads to `log`, and call `kill()`.
+
+    This ends a block that no signal ends, because a function of a library does not return to Python. If that function also
+    keeps other Python threads from running, `kill` is not called, and the process ends GRACE_SECONDS later.
+    """
+    end_lock = threading.Lock()  # acquired once: by `end`, or at the end of the block
+
+    def end() -> None:
         if not end_lock.acquire(blocking=False):
             return
         try:
             with log.open("a", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file)
-            on_kill(f"the run was not done after timeout={seconds:g} seconds, and no step ended: its process was ended")
+            kill()
         finally:
-            os._exit(EXIT_FAILED)
+            exit_process(EXIT_FAILED)
 
-    timer = threading.Timer(seconds + GRACE_SECONDS, kill)
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     with log.open("a", encoding="utf-8") as file:
-        # If a step holds the interpreter lock, the timer's thread cannot run; faulthandler needs no Python thread.
-        faulthandler.dump_traceback_later(seconds + 5 * GRACE_SECONDS, exit=True, file=file)
+        faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=file)  # needs no Python thread
         timer.start()
         try:
-            yield check
+            yield
         finally:
             end_lock.acquire()
             timer.cancel()

@@ -40,6 +40,7 @@ from runner.contract import (
 )
 from runner.errors import ConfigError, Refused, SkippedError
 from runner.proof.verdict import strict_problems
+from runner.runs.exits import crash_dumps_in, exit_process, guard_process
 from runner.runs.folder import logging_to, remove_files, write_record
 from runner.runs.interrupts import delay_interrupts, time_limit
 from runner.runs.record import error_line, new_record
@@ -92,8 +93,8 @@ def run(*overrides: str) -> Result:
     """Carry out one run, as `python -m runner OVERRIDES...` does, and return a Result; never exit the process.
 
     `overrides`: texts such as `"method=zero_lr"`. Raises ConfigError (a ValueError) if the config is wrong or has
-    `plan=true`. If the run fails, raises the exception that ended it. If the run is skipped or interrupted, nothing is
-    raised; the status of the Result says so.
+    `plan=true`. If the run fails, raises the exception that ended it, or RuntimeError in place of a SystemExit. If the run
+    is skipped or interrupted, nothing is raised; the status of the Result says so.
     """
     if not all(isinstance(text, str) for text in overrides):
         raise ConfigError(f"run takes texts, run('method=zero_lr', 'freeze=fc'), not {overrides!r}")
@@ -117,6 +118,8 @@ def run(*overrides: str) -> Result:
     finally:
         GlobalHydra.instance().hydra = outer_hydra
         JobRuntime.instance().set("name", outer_name)
+    if errors and isinstance(errors[0], SystemExit):  # raised again, it would end the caller, even with exit code 0
+        raise RuntimeError(f"the run was ended by {error_line(errors[0])}") from errors[0]
     if errors:
         raise errors[0]
     return done.return_value
@@ -127,7 +130,7 @@ def execute_run(
     on_step: Callable[[Step], None] = lambda step: None,
     on_error: Callable[[BaseException], None] = lambda error: None,
     on_note: Note = ignore_note,
-    own_process: bool = False,
+    before_exit: Callable[[str], None] | None = None,
 ) -> Result:
     """Carry out one run, write its files to the folder that Hydra made for it, and return a Result.
 
@@ -135,8 +138,8 @@ def execute_run(
     message for the user; the message is also logged and written to `run.json`. If the run fails, nothing is raised: the
     exception is logged, written to `run.json`, and passed to `on_error`.
 
-    After each step, the run fails if the config's `timeout` is over. `own_process`: whether this process carries out only
-    this run. If so, a step that hangs is ended as well, by ending the process.
+    The run fails when the config's `timeout` is over. `before_exit`: if given, the process may be ended where nothing else
+    ends the run, such as a call of a library that hangs. The run is recorded as failed, and `before_exit(reason)` is called.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed, HydraConfig.get().runtime.choices["method"])
@@ -154,9 +157,7 @@ def execute_run(
         with record_early_end(result, on_error):
             import_dependencies()
             with raise_interrupts():
-                outcome = train_within_time_limit(
-                    result=result, config=config, on_step=on_step, note=note, on_kill=on_error if own_process else None
-                )
+                outcome = train_guarded(result=result, config=config, on_step=on_step, note=note, before_exit=before_exit)
             write_outcome(result, outcome, config, note)
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
@@ -213,35 +214,49 @@ def import_dependencies() -> None:
     import_module("torch._dynamo")
 
 
-def train_within_time_limit(
+def train_guarded(
     result: Result,
     config: Config,
     on_step: Callable[[Step], None],
     note: Note,
-    on_kill: Callable[[BaseException], None] | None,
+    before_exit: Callable[[str], None] | None,
 ) -> Outcome:
     """Train as the config says, and return the Outcome, which is the result of the training.
 
-    `on_step` is called after each training step. `note` reports a message to the user. Raises TimeoutError after a step if
-    the config's `timeout` is over.
+    `on_step` is called after each training step, and `note` with each message for the user. Raises TimeoutError if the
+    config's `timeout` is over, and SystemExit if the code of the run calls `os._exit`. A child that this code forks writes
+    nothing. What crashes the process leaves its stack traces in the log.
 
-    `on_kill`: if given, a step that hangs is ended too. Then `run.json` is written to the folder of `result`,
-    `on_kill(error)` is called, and the process exits.
+    `before_exit`: if given, what hangs in spite of that is ended. Then `run.json` is written to the folder of `result`,
+    `before_exit(reason)` is called, and the process exits.
     """
     from runner.experiment import experiment
 
-    def record_kill(reason: str) -> None:
-        write_record(result.folder, {**result.record, "reason": reason})
-        assert on_kill is not None
-        on_kill(TimeoutError(reason))
+    log_file = result.folder / LOG
 
-    with time_limit(config.timeout, result.folder / LOG, record_kill if on_kill else None) as check_time:
+    def end(reason: str) -> None:
+        log.error("%s", reason)
+        write_record(result.folder, {**result.record, "reason": reason})
+        if before_exit is not None:
+            before_exit(reason)
+        exit_process(EXIT_FAILED)
+
+    with (
+        crash_dumps_in(log_file),
+        time_limit(config.timeout, log_file, end if before_exit else None) as check_time,
+        guard_process(end) as end_forked_child,
+    ):
 
         def after_step(step: Step) -> None:
+            end_forked_child()
             on_step(step)
             check_time()
 
-        return experiment(config, after_step, note, warn_of_leaks=True)
+        def note_unless_forked(text: str, *, urgent: bool = False) -> None:
+            end_forked_child()
+            note(text, urgent=urgent)
+
+        return experiment(config, after_step, note_unless_forked, warn_of_leaks=True)
 
 
 def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) -> None:

@@ -35,6 +35,7 @@ KILLED = "the run left no run.json that can be read; it was killed"
 IN_PROGRESS = "the run left no run.json; it is still in progress, or was killed"
 SINGLE_RUN_NAME = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # a run's folder outside sweeps
 TEXT_KEYS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest")
+MAX_RECORD_BYTES = 10_000_000  # of a `run.json` that is read; real ones have a few thousand
 LIST_KEYS = ("overrides", "notes", "couplings")
 MAPPING_KEYS = ("method", "versions", "git")
 NUMBER_KEYS = ("loss_first", "loss_last", "loss_not_finite_at", "seed", "threads")
@@ -72,8 +73,13 @@ class Run:
 
 
 def read_record(folder: Path) -> RawRecord | None:
-    """Return the content of `run.json` in a run's folder, without checking its values; None if it cannot be read."""
+    """Return the content of `run.json` in a run's folder, without checking its values; None if it cannot be read.
+
+    A file of more than MAX_RECORD_BYTES is not read.
+    """
     try:
+        if (folder / RECORD).stat().st_size > MAX_RECORD_BYTES:
+            return None
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
@@ -109,7 +115,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     if raw_record is None and (folder / RUNNING).is_file():
         record["reason"] = IN_PROGRESS
     if raw_record is None and (folder / RECORD).is_file():
-        problems.append(f"{RECORD} is not the record of a run")
+        problems.append(f"{RECORD} cannot be read: it is incomplete, too large, or not the record of a run")
     record["overrides"] = record["overrides"] or read_overrides(folder)
     run = Run(printable(label or folder.name), folder, record, problems=problems)
     if record["status"] in STATUSES_WITH_TABLES:

@@ -11,9 +11,8 @@ from runner.contract import MAX_ERROR_LINE
 
 # Control characters, marks that change the writing direction, lone surrogates, and what XML does not allow.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-
-
-MAX_TEXT, MAX_ITEMS = 1000, 200  # characters of a text, and items of a list or dict, that come from a file
+# The most that is taken from a file of any origin: characters of a text, items of a list or dict, nested levels.
+MAX_TEXT, MAX_ITEMS, MAX_DEPTH = 1000, 200, 20
 MAX_CELL = 200  # characters of a config value in a table
 
 
@@ -40,13 +39,19 @@ def is_too_long(value: Any, most: int = MAX_TEXT) -> bool:
     return len(value) > MAX_ITEMS or any(is_too_long(item, most) for item in items) if items else False
 
 
-def printable_values(value: Any) -> Any:
-    """Return a copy of nested dicts and lists, of MAX_ITEMS items each, with `printable` applied to every text and key."""
+def printable_values(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """Return a copy of nested dicts and lists, of MAX_ITEMS items each, with `printable` applied to every text and key.
+
+    Of what is nested, at most `depth` levels are copied.
+    """
     if isinstance(value, str):
         return printable(value)
+    if isinstance(value, (dict, list)) and depth == 0:
+        return "..."
     if isinstance(value, dict):
-        return {printable(str(key)): printable_values(inner) for key, inner in islice(value.items(), MAX_ITEMS)}
-    return [printable_values(inner) for inner in value[:MAX_ITEMS]] if isinstance(value, list) else value
+        items = islice(value.items(), MAX_ITEMS)
+        return {printable(str(key)): printable_values(inner, depth - 1) for key, inner in items}
+    return [printable_values(inner, depth - 1) for inner in value[:MAX_ITEMS]] if isinstance(value, list) else value
 
 
 def parse_number(text: str) -> float | None:

@@ -6,24 +6,35 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from runner.config.check import check
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP, SWEEP_CONFIG
-from runner.errors import ConfigError, listed
-from runner.proof.verdict import strict_problems
+from runner.errors import ConfigError
 from runner.runs.console import create_console, display_path
+from runner.runs.exits import exit_process, guard_process
 from runner.runs.folder import remove_files, write_atomically
-from runner.runs.interrupts import delay_interrupts, handle_interrupts
+from runner.runs.interrupts import delay_interrupts, handle_interrupts, time_limit
 from runner.runs.read import is_run_folder
 from runner.runs.record import persistent_overrides
 from runner.runs.text import error_line
+from runner.sweep.end import (
+    end_running,
+    end_with_process,
+    exit_code,
+    print_what_is_left,
+    remove_marks,
+    strict_summary,
+    write_sweep_results,
+)
 from runner.sweep.grid import ComposedConfigLoader, SweepRun, compose_runs, has_run_name
-from runner.sweep.launch import DiskFullError, check_reachable, launch, record_end
-from runner.sweep.lock import check_locks_work, clear_folder, detect_death, is_locked, remove_if_unused, wait_until_free
+from runner.sweep.launch import DiskFullError, check_reachable, launch
+from runner.sweep.lock import check_locks_work, clear_folder, detect_death
 from runner.sweep.progress import show_progress
 from runner.sweep.worker import Worker
 
@@ -40,6 +51,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     Raises ConfigError before anything is written if a config is wrong, and later if no run can be started. Raises SystemExit
     if the exit code of the sweep is not 0.
     """
+    if OmegaConf.select(config, "hydra.launcher.n_jobs") == 0:
+        raise ConfigError("hydra.launcher.n_jobs is 0; give the number of processes, or -1 for one on each core")
     folder = resolve_folder(config)
     runs, dropped = compose_runs(config, context.config_loader, override_lists, folder)
     if not runs:
@@ -47,10 +60,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     if dropped:
         print(f"{dropped} of {dropped + len(runs)} runs dropped: the same config as another in the grid")
     if config.plan:
-        for run in runs:
-            state = "finished" if run.finished else "to run  "
-            print(f"{state}  {display_path(run.folder)}  {' '.join(persistent_overrides(run.overrides))}")
-        return
+        return print_plan(runs)
     check_folder(folder)
     unfinished = [run for run in runs if not run.finished]
     if len(unfinished) < len(runs):
@@ -59,23 +69,32 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
         check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
         if warning := too_many_threads(config):
             print(warning)
+        refuse_patterns_that_never_fit(unfinished)
     interrupted = False
     try:
         with handle_interrupts(signal.default_int_handler):
-            launch_runs(config, context, launcher, unfinished, folder=folder)
+            worker = Worker.from_this_process(folder, partial(end_with_process, runs, folder))
+            launch_runs(config, context, launcher, unfinished, worker=worker)
     except KeyboardInterrupt:
         interrupted = True
         end_running(unfinished, folder)
     finally:
         with delay_interrupts():
             written = not any(run.ended for run in runs) or write_sweep_results(folder)
-    if (folder / STOP).exists() and (not_begun := sum(not run.ended for run in runs)):
-        print(f"{not_begun} of {len(runs)} runs were not begun: on_error=stop")
+            remove_marks(runs, folder)
+    print_what_is_left(runs, folder)
     code = EXIT_INTERRUPTED if interrupted else exit_code(runs) or (EXIT_DONE if written else EXIT_FAILED)
     if code == EXIT_STRICT:
         print(error_line(f"strict: {strict_summary(runs)}"), file=sys.stderr)
     if code:
         sys.exit(code)
+
+
+def print_plan(runs: list[SweepRun]) -> None:
+    """Print a line for each run of a sweep: whether it is finished, its folder, and its overrides."""
+    for run in runs:
+        state = "finished" if run.finished else "to run  "
+        print(f"{state}  {display_path(run.folder)}  {' '.join(persistent_overrides(run.overrides))}")
 
 
 def resolve_folder(config: DictConfig) -> Path:
@@ -99,6 +118,31 @@ def resolve_folder(config: DictConfig) -> Path:
         config.hydra.sweep.dir = str(folder)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
     return folder
+
+
+def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
+    """Raise ConfigError if all runs have the same model, and the patterns of none of them fit it.
+
+    The model is built once, in this process. If that fails, nothing is raised: the runs themselves will fail and say why. If
+    it hangs, and no signal ends it after the config's `timeout`, the process is ended.
+    """
+    if len({run.model for run in runs}) > 1:
+        return
+    from runner.assemble import check_patterns
+
+    configs = [check(run.composed) for run in {run.patterns: run for run in runs}.values()]
+
+    def end(reason: str) -> None:
+        print(error_line(f"failed: {reason} (while the model was built, before the first run)"), file=sys.stderr)
+        exit_process(EXIT_FAILED)
+
+    try:
+        with time_limit(configs[0].timeout, Path(os.devnull), end), guard_process(end):
+            check_patterns(configs)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in every run of the sweep; nothing was run)") from error
+    except (Exception, SystemExit):
+        return
 
 
 def check_folder(folder: Path) -> None:
@@ -126,13 +170,14 @@ def is_own_run_folder(path: Path) -> bool:
 
 
 def launch_runs(
-    config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, folder: Path
+    config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, worker: Worker
 ) -> None:
     """Create the sweep's folder, start the runs in `runs`, show their progress, and return when all of them have ended.
 
-    `config`, `context` and `launcher` are Hydra's. `folder`: the sweep's folder. If a run was started before, its old
-    `run.json` and `.running` are removed first. If its process died then, it is started after the other runs.
+    `config`, `context` and `launcher` are Hydra's. `worker` carries out each run, in any process. If a run was started
+    before, its old `run.json` and `.running` are removed first. If its process died then, it is started after the others.
     """
+    folder = Path(worker.sweep)
     folder.mkdir(parents=True, exist_ok=True)
     check_locks_work(folder)
     for temporary in folder.glob(".*.part"):
@@ -151,27 +196,12 @@ def launch_runs(
     if config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL_LAUNCHER:  # it keeps all configs of a launch in memory
         context = ComposedConfigLoader.context_for(context, runs)
         batches = [[run] for run in runs]
-    launcher.setup(hydra_context=context, task_function=Worker.from_this_process(folder), config=config)
+    launcher.setup(hydra_context=context, task_function=worker, config=config)
     with show_progress(runs, create_console()):
         try:
             launch(launcher, batches, folder, config.on_error == "stop")
         except DiskFullError as error:
             print(error_line(f"failed: {error}"), file=sys.stderr)
-
-
-def end_running(runs: list[SweepRun], folder: Path) -> None:
-    """End the runs of an interrupted sweep that other processes carry out; wait up to 10 seconds until they have ended.
-
-    For each run whose process died, a `run.json` with the status `interrupted` is written. The folder of each run that never
-    began is removed. `folder`: the sweep's folder.
-    """
-    (folder / INTERRUPT).touch()
-    wait_until_free([run.folder for run in runs], seconds=10)
-    for run in runs:
-        if detect_death(run.folder):
-            record_end(run, "interrupted", "the sweep was interrupted")
-        elif not run.ended and not is_locked(run.folder):
-            remove_if_unused(run.folder)
 
 
 def too_many_threads(config: DictConfig) -> str:
@@ -188,43 +218,3 @@ def too_many_threads(config: DictConfig) -> str:
     if workers * threads <= cores:
         return ""
     return f"note: {workers} workers x {threads} threads on {cores} cores: runs will wait for each other"
-
-
-def write_sweep_results(folder: Path) -> bool:
-    """Write a sweep's tables and report page from its runs' folders, and print the table that compares the runs.
-
-    Returns True, or False if a file could not be written.
-    """
-    from runner.report.comparison import print_comparison
-    from runner.report.files import write_sweep_files
-
-    try:
-        print_comparison(write_sweep_files(folder), create_console())
-    except OSError as error:
-        print(error_line(f"the sweep's tables cannot be written: {error}"), file=sys.stderr)
-        return False
-    print(f"files: {display_path(folder)}")
-    return True
-
-
-def exit_code(runs: list[SweepRun]) -> int:
-    """Return the exit code of a sweep: the first of 130, 1 and 3 that applies, otherwise 0.
-
-    130: a run was interrupted. 1: a run failed, or did not end. 3: a run fails under `strict=true` (`strict_problems`).
-    """
-    records = [run.record for run in runs]
-    if any(record and record["status"] == "interrupted" for record in records):
-        return EXIT_INTERRUPTED
-    if any(record is None or record["status"] == "failed" for record in records):
-        return EXIT_FAILED
-    strict_violated = any(
-        run.strict and record and strict_problems(record) for run, record in zip(runs, records, strict=True)
-    )
-    return EXIT_STRICT if strict_violated else EXIT_DONE
-
-
-def strict_summary(runs: Sequence[SweepRun]) -> str:
-    """Return a text that says which runs fail under `strict=true`, and why: `1 of 2 runs: NAME (1 frozen tensor leaked)`."""
-    problems = {run.folder.name: strict_problems(run.record) for run in runs if run.strict and run.record}
-    failing = [f"{name} ({'; '.join(texts)})" for name, texts in problems.items() if texts]
-    return f"{len(failing)} of {len(runs)} runs: {listed(failing)}"

@@ -5,17 +5,21 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.check import check
 from runner.config.naming import config_hash, run_name
+from runner.config.schema import Sweep
 from runner.contract import Record
-from runner.errors import ConfigError
+from runner.errors import ConfigError, is_integer
 from runner.runs.folder import RUN_NAME
 from runner.runs.read import checked_record, read_record, tables_are_complete
 
@@ -29,6 +33,8 @@ class SweepRun:
         hash: the hash of its config, equal for equal configs.
         folder: the folder for its files.
         strict: whether its config has `strict=true`.
+        model: the node `model` of its config, as text.
+        patterns: the patterns of its config and the node `groups`, as text.
         pickled_config: its composed config, pickled to save memory.
     """
 
@@ -36,7 +42,15 @@ class SweepRun:
     hash: str
     folder: Path
     strict: bool
+    model: str
+    patterns: str
     pickled_config: bytes
+
+    @property
+    def composed(self) -> DictConfig:
+        """Its composed config."""
+        config: DictConfig = pickle.loads(self.pickled_config)
+        return config
 
     @property
     def record(self) -> Record | None:
@@ -62,6 +76,34 @@ class SweepRun:
         return self.record is not None
 
 
+def refuse_too_many_runs(config: DictConfig, overrides: Sequence[Override]) -> None:
+    """Raise ConfigError if a sweep has more runs than `sweep.max_runs`; the runs are counted without a list of them.
+
+    `config`: Hydra's config of the sweep. `overrides`: what the command line sets and sweeps over.
+    """
+    limit = OmegaConf.select(config, "sweep.max_runs", default=Sweep.max_runs)
+    if not is_integer(limit) or limit < 1:
+        raise ConfigError(f"sweep.max_runs is {limit!r}; it must be a whole number of 1 or more")
+    count = prod({override.get_key_element(): count_values(override) for override in overrides}.values())
+    if count > limit:
+        number = f"{count:,}" if count < 10**15 else "more than 10**15"
+        raise ConfigError(
+            f"the sweep has {number} runs, and sweep.max_runs is {limit:,}; sweep over fewer values or raise it"
+        )
+
+
+def count_values(override: Override) -> int:
+    """Return over how many values an override sweeps; 1 if it does not sweep. Raises ConfigError for an endless range."""
+    values = override.value()
+    if not isinstance(values, RangeSweep):
+        return len(list(override.sweep_iterator())) if override.is_discrete_sweep() else 1
+    start, stop, step = (Decimal(number or 0) for number in (values.start, values.stop, values.step))
+    try:
+        return max(0, ceil((stop - start) / step))
+    except (ArithmeticError, ValueError) as error:
+        raise ConfigError(f"{override.input_line}: a range needs a first value, an end, and a step other than 0") from error
+
+
 def compose_runs(
     config: DictConfig, loader: ConfigLoader, override_lists: Sequence[list[str]], folder: Path
 ) -> tuple[list[SweepRun], int]:
@@ -78,7 +120,7 @@ def compose_runs(
     for overrides in override_lists:
         composed = loader.load_sweep_config(config, overrides)
         try:
-            strict = check(composed).strict
+            checked = check(composed)
         except ConfigError as error:
             raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
         hash_ = config_hash(composed)
@@ -86,7 +128,9 @@ def compose_runs(
             overrides=overrides,
             hash=hash_,
             folder=folder / run_name(composed),
-            strict=strict,
+            strict=checked.strict,
+            model=repr(checked.model),
+            patterns=repr((checked.freeze.patterns, checked.freeze.keep, checked.groups)),
             pickled_config=pickle.dumps(composed),  # a thousand config objects would take a gigabyte
         )
         runs.setdefault(hash_, run)

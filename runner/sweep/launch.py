@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-import pickle
+import re
 import socket
 from collections import Counter, deque
 from contextlib import suppress
@@ -60,9 +60,8 @@ def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_
         deaths.update(run.hash for run in died)
         if len(batch) == 1 or stop_on_error:
             for run in died:
-                what = "its record could not be written" if isinstance(error, OSError) else "its process died"
                 with suppress(OSError):  # the tables then say that the run left no record
-                    record_end(run, "failed", f"{what} ({error_line(error).split('. ')[0]})" if error else what)
+                    record_end(run, "failed", reason_of_death(error))
         else:
             waiting.extend([run] for run in died if deaths[run.hash] > 1)
             remaining += [run for run in died if deaths[run.hash] == 1]
@@ -70,6 +69,18 @@ def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_
             waiting.appendleft(remaining)
         if stop_on_error and any(run.failed for run in batch):
             (sweep / STOP).touch()
+
+
+def reason_of_death(error: Exception | None) -> str:
+    """Return why a run has no record, from what the launcher raised, with the signal or exit code if that names one."""
+    message = str(error)
+    if isinstance(error, OSError):
+        return f"its record could not be written ({error_line(error).split('. ')[0]})"
+    if found := re.search(r"\b(SIG[A-Z0-9]+)\(-(\d+)\)", message):
+        return f"its process died: killed by signal {found[2]} ({found[1]})"
+    if found := re.search(r"\bEXIT\((\d+)\)", message):
+        return f"its process died: it ended with exit code {found[1]} before the run had ended"
+    return f"its process died ({error_line(error).split('. ')[0]})" if error else "its process died"
 
 
 def check_reachable(address: str | None) -> None:
@@ -100,7 +111,7 @@ def record_end(run: SweepRun, status: Status, reason: str) -> None:
 
     `status`: how the run ended. `reason`: why. If the run has a `run.json`, nothing is written.
     """
-    composed = pickle.loads(run.pickled_config)
+    composed = run.composed
     record = initial_record(check(composed), composed, composed.hydra.overrides.task)
     with locked(run.folder):
         if not run.ended:

@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from runner.contract import INTERRUPT, SLOTS, STOP
+from runner.contract import INTERRUPT, RUNNING, SLOTS, STOP
+from runner.runs.folder import remove_files
 from runner.runs.job import execute_run
 from runner.runs.read import read_record
 from runner.sweep.lock import locked, remove_if_unused, system_lock
@@ -31,16 +32,21 @@ class Worker:
         sweep: the absolute path of the sweep's folder.
         home: the current folder when the sweep was started; other processes change to it, to find the user's files.
         process: (host name, process id) of the process that started the sweep.
+        before_exit: called with the reason if a run ends that process; other processes do not have it.
     """
 
     sweep: str
     home: str
     process: tuple[str, int]
+    before_exit: Callable[[str], None] | None = None
 
     @classmethod
-    def from_this_process(cls, sweep: Path) -> Worker:
+    def from_this_process(cls, sweep: Path, before_exit: Callable[[str], None]) -> Worker:
         """Return a Worker for a sweep that this process starts; `sweep` is the absolute path of the sweep's folder."""
-        return cls(str(sweep), os.getcwd(), this_process())
+        return cls(str(sweep), os.getcwd(), this_process(), before_exit)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "before_exit": None}
 
     def __call__(self, composed: DictConfig) -> None:
         """Carry out the run with the config `composed`.
@@ -51,9 +57,15 @@ class Worker:
         folder, sweep = Path(HydraConfig.get().runtime.output_dir), Path(self.sweep)
         own_process = self.process != this_process()
 
-        def on_error(error: BaseException) -> None:
+        def on_error(error: BaseException | str) -> None:
             if composed.on_error == "stop":
                 (sweep / STOP).touch()
+
+        def before_exit(reason: str) -> None:
+            on_error(reason)
+            remove_files(folder, RUNNING)
+            if self.before_exit is not None:
+                self.before_exit(f"{folder.name}: {reason}")
 
         with locked(folder):
             if read_record(folder):
@@ -64,7 +76,7 @@ class Worker:
             if own_process:
                 os.chdir(self.home)
                 select_accelerator(sweep)
-            result = execute_run(composed, interrupt_check(sweep / INTERRUPT), on_error, own_process=own_process)
+            result = execute_run(composed, interrupt_check(sweep / INTERRUPT), on_error, before_exit=before_exit)
         if result.status == "interrupted" and not own_process:
             raise KeyboardInterrupt
 

@@ -246,12 +246,13 @@ def broken(what: str):
 
 
 HUGE = "huge " * 2_000_000
+UNREADABLE = "run.json cannot be read: it is incomplete, too large, or not the record of a run"
 BROKEN = {
-    "a torn record": ({"run.json": b'{"status": "fini'}, ["run.json is not the record of a run"]),
-    "an empty record": ({"run.json": b""}, ["run.json is not the record of a run"]),
-    "a list for a record": ({"run.json": b"[1, 2]"}, ["run.json is not the record of a run"]),
-    "a deep record": ({"run.json": b"[" * 200_000}, ["run.json is not the record of a run"]),
-    "bytes for a record": ({"run.json": bytes(range(256))}, ["run.json is not the record of a run"]),
+    "a torn record": ({"run.json": b'{"status": "fini'}, [UNREADABLE]),
+    "an empty record": ({"run.json": b""}, [UNREADABLE]),
+    "a list for a record": ({"run.json": b"[1, 2]"}, [UNREADABLE]),
+    "a deep record": ({"run.json": b"[" * 200_000}, [UNREADABLE]),
+    "bytes for a record": ({"run.json": bytes(range(256))}, [UNREADABLE]),
     "wrong types": (
         {"run.json": {"counts": [], "overrides": "a", "loss_last": "low", "method": 3, "versions": None, "git": []}},
         ["run.json: values of a wrong type, ignored: counts, loss_last, overrides, method, git"],

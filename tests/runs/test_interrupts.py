@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,11 +18,35 @@ from tests.conftest import ROOT
 
 
 def test_after_the_timeout_the_check_between_steps_raises(tmp_path):
-    with time_limit(0.01, tmp_path / "log") as check:
-        time.sleep(0.02)
-        with pytest.raises(TimeoutError, match=r"timeout=0\.01 seconds"):
-            check()
-    assert os.listdir(tmp_path) == []
+    def check_late() -> None:  # in another thread, because in the main thread a signal raises the error at once
+        with time_limit(0.01, tmp_path / "log") as check:
+            time.sleep(0.02)
+            with pytest.raises(TimeoutError, match=r"timeout=0\.01 seconds"):
+                check()
+            checked.append(True)
+
+    checked = []
+    thread = threading.Thread(target=check_late)
+    thread.start()
+    thread.join()
+    assert (checked, os.listdir(tmp_path)) == ([True], [])
+
+
+@pytest.fixture
+def _no_alarm_handler():
+    """Remove the handler of SIGALRM inside a test; pytest-timeout sets one."""
+    handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGALRM, handler)
+
+
+@pytest.mark.usefixtures("_no_alarm_handler")
+@pytest.mark.parametrize("hang", [lambda: time.sleep(60), threading.Event().wait, ctypes.PyDLL(None).pause])
+def test_the_timeout_ends_what_sleeps_or_waits(hang, tmp_path):
+    with pytest.raises(TimeoutError, match=r"timeout=0\.01 seconds"), time_limit(0.01, tmp_path / "log", on_kill=print):
+        hang()
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_without_a_timeout_or_before_it_nothing_happens(tmp_path):
@@ -32,20 +58,24 @@ def test_without_a_timeout_or_before_it_nothing_happens(tmp_path):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("time.sleep(60)", "the run was not done after timeout=0.2 seconds, and no step ended: its process was ended"),
-        # A regular expression that backtracks holds the interpreter lock for very long: no Python thread can run.
-        ("re.match('(a+)+$', 'a' * 60 + 'b')", None),
+        (
+            "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM}); time.sleep(60)",
+            "the run was not done after timeout=0.2 seconds, and no step ended: its process was ended",
+        ),
+        # It holds the interpreter lock and looks for no signal: no Python code can run.
+        ("collections.deque(itertools.repeat(0), maxlen=0)", None),
     ],
-    ids=["sleeps", "holds the interpreter lock"],
+    ids=["no signal ends it", "holds the interpreter lock"],
 )
 def test_a_step_that_hangs_is_ended_with_its_process(tmp_path, body, reason):
     code = (
-        "import re, time; from pathlib import Path; from runner.runs.interrupts import time_limit\n"
+        "import collections, itertools, signal, time; from pathlib import Path\n"
+        "from runner.runs.interrupts import time_limit\n"
         f"with time_limit(0.2, Path('log'), Path('reason').write_text):\n    {body}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=False)
     assert done.returncode == 1
-    assert "line 3 in <module>" in Path("log").read_text()  # the stack trace shows where it hung
+    assert "line 4 in <module>" in Path("log").read_text()  # the stack trace shows where it hung
     assert (Path("reason").read_text() if Path("reason").exists() else None) == reason
 
 

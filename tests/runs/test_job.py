@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose
 
 from runner import run
+from runner.config.check import check
+from runner.config.compose import hydra_initialized
 from runner.errors import ConfigError
+from runner.experiment import experiment
 from tests.conftest import ROOT
 
 QUICK = ("model=mlp", "batches=2")
@@ -158,3 +162,31 @@ def test_a_run_inside_another_hydra_app_keeps_the_apps_job_name(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert [line for line in done.stdout.splitlines() if line in ("app", "runner")] == ["app", "app"]
     assert sorted(path.name for path in Path("mine").glob("*/*.log")) == ["app.log", "app.log"]
+
+
+@pytest.mark.parametrize(("where", "noted"), [("the model", True), ("between steps", False)])
+def test_an_interrupt_within_a_step_is_noted(where, noted):
+    Path("stops.py").write_text(
+        "import runner.training.models\n"
+        "class Net(runner.training.models.MLP):\n"
+        "    def forward(self, x):\n"
+        "        logits = super().forward(x)\n"
+        "        if self.training and self.norm.num_batches_tracked == 2: raise KeyboardInterrupt\n"
+        "        return logits\n"
+    )
+
+    def interrupt(step):
+        if step.number == 1:
+            raise KeyboardInterrupt
+
+    target = {"the model": ["model.build._target_=stops.Net"], "between steps": []}[where]
+    with hydra_initialized():
+        config = check(compose("config", ["model=mlp", "batches=4", "cost=off", *target]), "requires_grad")
+    notes = []
+    outcome = experiment(
+        config, interrupt if where == "between steps" else lambda step: None, lambda text, **_: notes.append(text)
+    )
+    sys.modules.pop("stops", None)
+    assert (outcome.interrupted, len(outcome.steps)) == (True, 1)
+    within = "interrupted within step 2: parameters and buffers may hold a part of it"
+    assert (within in notes) == noted

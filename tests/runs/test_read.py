@@ -1,11 +1,85 @@
-"""A record that is missing or incomplete is read as one with every key."""
+"""A record that is missing, damaged or huge is read as one with every key, with texts and lists of a bounded size."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
 from runner.contract import Record
-from runner.runs.read import checked_record
+from runner.runs.hydra_files import read_config
+from runner.runs.read import checked_record, read_run
+from tests.run_folders import change_row, write_run
 
 
 def test_a_missing_or_incomplete_record_is_read_with_every_key():
     assert set(checked_record(None, [])) == set(Record.__annotations__)
     assert set(checked_record({"status": "finished"}, [])) == set(Record.__annotations__)
+
+
+def replaced(**values: Any) -> Callable[[dict[str, Any]], str]:
+    """Return a function that returns the JSON text of a record in which these values are replaced."""
+    return lambda record: json.dumps({**record, **values})
+
+
+def nested(levels: int) -> Any:
+    """Return a dict that is nested in dicts."""
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+UNREADABLE = {
+    "torn": lambda record: json.dumps(record)[:200],
+    "empty": lambda record: "",
+    "zeros": lambda record: "\0" * 100,
+    "a list": lambda record: "[1]",
+    "nested brackets": lambda record: "[" * 200_000,
+    "a number of 5000 digits": lambda record: json.dumps(record).replace("2.0", "9" * 5000),
+    "too large": replaced(reason="x" * 10_000_000),
+}
+LONG = "x" * 1_000_000
+HUGE = {
+    "reason": replaced(reason=LONG),
+    "status": replaced(status=LONG),
+    "verdict": replaced(verdict=LONG),
+    "override": replaced(overrides=[f"seed={LONG}"]),
+    "notes": replaced(notes=["n" * 10] * 100_000),
+    "method": replaced(method={"_target_": LONG}),
+    "method, nested": replaced(method=nested(900)),
+    "versions": replaced(versions={LONG: LONG}),
+    "costs": replaced(cost={f"cost{number}": number for number in range(100_000)}),
+    "text of costs": replaced(cost={"why_small": LONG}),
+    "numbers": replaced(
+        seed=10**4000, threads=10**400, loss_first=10**4000, looks=[10**4000], counts={"held": 10**4000, "leaked": -5}
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_damaged_record_is_said_to_be_unreadable(damage):
+    folder = write_run(Path("sweep"))
+    (folder / "run.json").write_text(damage(json.loads((folder / "run.json").read_text())))
+    run = read_run(folder)
+    assert run.record["status"] == "failed"
+    assert run.problems == ["run.json cannot be read: it is incomplete, too large, or not the record of a run"]
+
+
+@pytest.mark.parametrize("damage", HUGE.values(), ids=HUGE)
+def test_huge_values_of_a_record_are_cut(damage):
+    folder = write_run(Path("sweep"))
+    (folder / "run.json").write_text(damage(json.loads((folder / "run.json").read_text())))
+    run = read_run(folder)
+    assert len(repr(run.record)) < 50_000
+    assert all(count >= 0 for count in run.record["counts"].values())
+
+
+def test_huge_texts_of_a_table_and_of_the_config_are_cut():
+    folder = write_run(Path("sweep"), rows=[change_row("x" * 100_000, "held")])
+    (folder / ".hydra" / "config.yaml").write_text(f"seed: {LONG}\n")
+    assert [len(row.name) for row in read_run(folder).tensors] == [4000]
+    assert [len(text) for text in read_config(folder).values()] == [4000]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from runner.config.schema import CONF
+from runner.sweep.end import command_to_go_on
 from tests.conftest import read_table
 
 QUICK = ("model=mlp", "batches=2", "hydra.sweep.dir=sweep")
@@ -56,6 +58,32 @@ def test_a_failing_run_affects_neither_the_other_runs_nor_the_table(cli):
         ("head", "finished", "held"),
     ]
     assert "'fc' matches no parameter or module of the model" in out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["freeze.patterns=[haed]", "method=requires_grad,zero_lr"], "'haed' matches no parameter or module"),
+        (["freeze.patterns=[haed],[bcak]", "method=requires_grad,zero_lr"], "'haed' matches no parameter or module"),
+        (["freeze=backbone", "freeze.keep=[haed]", "seed=0,1"], "'haed' "),
+        (["freeze=head", "groups=module", "groups.names=[haed]", "seed=0,1"], "groups.names: 'haed' "),
+        (["freeze=head", "groups.lr=[{pattern: haed, lr: 0.1}]", "groups=role,parameter"], "groups.lr: 'haed' "),
+        (["model.build.widht=3", "seed=0,1"], "widht"),
+    ],
+)
+def test_what_would_fail_in_every_run_is_refused_once_before_the_first(wrong, message, cli):
+    code, out, err = cli("-m", *wrong, *QUICK)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert message in err
+    assert len(err) <= 401
+    assert not SWEEP.exists()
+
+
+@pytest.mark.parametrize("behavior", ["raise KeyError('oh')", "os._exit(0)", "sys.exit(0)"])
+def test_a_constructor_that_fails_in_every_run_gives_failed_rows(behavior, cli):
+    Path("mine.py").write_text(f"import os, sys\nclass Net:\n    def __init__(self, **options):\n        {behavior}\n")
+    assert cli("-m", "model.build._target_=mine.Net", "seed=0,1", *QUICK)[0] == 1
+    assert [row["status"] for row in comparison()] == ["failed", "failed"]
 
 
 @pytest.mark.parametrize("bad", ["batches=1,0", "method=zero_lr,nosuch", "freeze.patterns=[head],[a..b]", "+typo=1,2"])
@@ -120,6 +148,43 @@ def test_an_interrupted_sweep_writes_its_table_and_exits_with_130(cli):
     assert code == 130
     assert [row["status"] for row in comparison()].count("interrupted") == 1
     assert [row["status"] for row in comparison()].count("finished") == 2  # the fourth did not begin
+
+
+@pytest.mark.parametrize("folder", ["sweep", 'it\'s \\ a "sweep" $HOME', "../other"])
+@pytest.mark.parametrize("ends", ["raise KeyboardInterrupt", "raise KeyError('oh')"])
+def test_the_command_that_goes_on_carries_out_what_is_left(ends, folder, cli):
+    Path("mine.py").write_text(
+        "from pathlib import Path\nimport runner.training.models\nclass Net(runner.training.models.MLP):\n"
+        f"    def forward(self, x):\n        if not Path('again').exists(): {ends}\n        return super().forward(x)\n"
+    )
+    quoted = folder.replace("'", "\\'")
+    model = "model.build._target_=runner.training.models.MLP,mine.Net"
+    arguments = ("-m", model, "model=mlp", "batches=2", "seed=0,1", "freeze.patterns=['re:he.d.*']", "on_error=stop")
+    code, out, _ = cli(*arguments, f"hydra.sweep.dir='{quoted}'")
+    assert code == (130 if "Interrupt" in ends else 1)
+    assert "1 not begun of 4 runs; this command goes on:\n  python -m runner -m " in out.replace("1 interrupted and ", "")
+    assert not [path.name for path in Path(folder).glob(".*") if path.is_file()]  # neither .stop nor .interrupt
+    Path("again").touch()
+    command = shlex.split(out.splitlines()[-1])
+    assert command[:4] == ["python", "-m", "runner", "-m"]
+    code, out, _ = cli(*command[3:])
+    assert (code, "goes on" in out) == (0, False)
+    assert [row["status"] for row in read_table(Path(folder, "comparison.csv"))] == ["finished"] * 4
+
+
+def test_resume_last_is_not_in_the_command_that_goes_on():
+    folder = Path.cwd() / "outputs" / "a sweep"
+    command = command_to_go_on(["-m", "seed=0,1", "resume=last", "hydra.sweep.dir=other"], folder)
+    assert command == "python -m runner -m seed=0,1 'hydra.sweep.dir='\"'\"'outputs/a sweep'\"'\"''"
+
+
+@pytest.mark.parametrize("n_jobs", ["0", "0,0"])
+@pytest.mark.parametrize("more", [(), ("plan=true",)])
+def test_a_launcher_without_processes_is_refused(n_jobs, more, cli):
+    code, out, err = cli("-m", "launch=joblib", f"hydra.launcher.n_jobs={n_jobs}", *more, *QUICK)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "hydra.launcher.n_jobs" in err
+    assert not SWEEP.exists()
 
 
 def test_a_skipped_run_is_in_the_table_and_not_a_failure(cli):
@@ -240,7 +305,7 @@ def test_a_run_that_exceeds_its_timeout_fails_and_the_others_finish(cli):
 
 
 def test_exit_code_by_the_statuses_of_the_runs():
-    from runner.sweep.drive import exit_code
+    from runner.sweep.end import exit_code
 
     @dataclass
     class FakeRun:

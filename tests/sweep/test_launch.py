@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.sweep.launch import reason_of_death
 from tests.conftest import ROOT, read_table
 from tests.failing_model import FAILING_MODEL, write_failing_model
 
@@ -62,6 +63,8 @@ def test_a_failing_and_a_killed_run_do_not_affect_the_others(launcher, cli_proce
     assert {row["status"] for row in [*rows("good"), *rows("slow")]} == {"finished"}
     assert {row["reason"] for row in rows("fails")} == {"KeyError: 'on purpose'"}
     assert all(row["status"] == "failed" and row["reason"].startswith("its process died") for row in rows("dies"))
+    if launcher == "joblib":  # which tells how it died
+        assert {row["reason"] for row in rows("dies")} == {"its process died: killed by signal 9 (SIGKILL)"}
     failures = read_table(SWEEP / "failures.csv")
     assert len(failures) == 2
     for row in failures:
@@ -71,6 +74,16 @@ def test_a_failing_and_a_killed_run_do_not_affect_the_others(launcher, cli_proce
     assert len({path.name.partition("-")[2] for path in Path("ran").iterdir()}) > 1  # several processes carried out runs
     assert not list(SWEEP.glob("*/.running"))
     assert_same_tables_as_local_launch(cli_process)
+
+
+@pytest.mark.long
+def test_ray_without_an_address_is_started_on_this_machine(cli_process):
+    write_failing_model()
+    grid = ("+model.build.behavior=good,fails", SEEDS, "++hydra.launcher.ray.init.include_dashboard=false")
+    done = cli_process("-m", "launch=ray", *FAILING_MODEL, *grid, timeout=300, RAY_ADDRESS="local")
+    assert done.returncode == 1, done.stderr
+    assert {row["status"] for row in rows("good")} == {"finished"}
+    assert {row["reason"] for row in rows("fails")} == {"KeyError: 'on purpose'"}
 
 
 @pytest.mark.long
@@ -90,12 +103,12 @@ def test_runs_are_spread_over_the_nodes_of_a_ray_cluster(cli_process, two_nodes)
 
 @pytest.mark.parametrize("launch", [JOBLIB, SUBMITIT], ids=["joblib", "submitit"])
 @pytest.mark.long
-def test_a_step_that_hangs_is_ended_with_its_process(launch, cli_process):
+def test_a_step_that_hangs_is_ended(launch, cli_process):
     write_failing_model()
     done = cli_process("-m", *launch, *FAILING_MODEL, "+model.build.behavior=good,hangs", "timeout=6")
     assert done.returncode == 1
     (hung,) = rows("hangs")
-    assert hung["reason"] == "the run was not done after timeout=6 seconds, and no step ended: its process was ended"
+    assert hung["reason"] == "TimeoutError: the run was not done after timeout=6 seconds"
     assert "in forward" in (SWEEP / hung["run"] / "runner.log").read_text()  # the stack trace shows where it hung
     assert [row["status"] for row in rows("good")] == ["finished"]
 
@@ -124,7 +137,7 @@ def test_on_error_stop_also_stops_after_a_run_whose_process_died(behavior, cli_p
     write_failing_model()
     grid = (f"+model.build.behavior={behavior},slow", "seed=0,1,2", "on_error=stop", "timeout=8", "batches=40")
     assert cli_process("-m", *JOBLIB, *FAILING_MODEL, *grid).returncode == 1
-    assert (SWEEP / ".stop").exists()
+    assert not (SWEEP / ".stop").exists()
     assert len(rows()) < 6
 
 
@@ -193,3 +206,23 @@ def test_a_launcher_that_is_not_available_is_refused_with_one_line(launch, messa
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert [path.name for path in SWEEP.rglob("*") if path.is_file() and path.name != "multirun.yaml"] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("The exit codes of the workers are {SIGSEGV(-11)}"),
+            "its process died: killed by signal 11 (SIGSEGV)",
+        ),
+        (
+            RuntimeError("The exit codes of the workers are {EXIT(0)}"),
+            "its process died: it ended with exit code 0 before the run had ended",
+        ),
+        (RuntimeError("it is gone. Perhaps by SIGKILL"), "its process died (RuntimeError: it is gone)"),
+        (OSError(28, "no space"), "its record could not be written (OSError: [Errno 28] no space)"),
+        (None, "its process died"),
+    ],
+)
+def test_the_reason_names_the_signal_or_exit_code_that_the_launcher_names(error, reason):
+    assert reason_of_death(error) == reason

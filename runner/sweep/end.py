@@ -1,0 +1,112 @@
+"""End a sweep: its tables and page, what is left to run, and its exit code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP
+from runner.errors import listed
+from runner.proof.verdict import strict_problems
+from runner.runs.console import create_console, display_path
+from runner.runs.folder import remove_files
+from runner.runs.text import counted, error_line
+from runner.sweep.grid import SweepRun
+from runner.sweep.launch import record_end
+from runner.sweep.lock import detect_death, is_locked, remove_if_unused, wait_until_free
+
+
+def end_with_process(runs: list[SweepRun], folder: Path, reason: str) -> None:
+    """Print why a run ends the sweep's process, write the sweep's tables and page, and print what is left to run."""
+    print(error_line(f"failed: {reason}"), file=sys.stderr)
+    write_sweep_results(folder)
+    print_what_is_left(runs, folder)
+    remove_files(folder, STOP, INTERRUPT)
+    sys.stdout.flush()
+
+
+def print_what_is_left(runs: list[SweepRun], folder: Path) -> None:
+    """Print how many runs of a sweep were interrupted or not begun, if any, and the command that goes on."""
+    records = [run.record for run in runs]
+    interrupted = sum(record is not None and record["status"] == "interrupted" for record in records)
+    left = {"interrupted": interrupted, "not begun": records.count(None)}
+    if any(left.values()):
+        states = " and ".join(f"{number} {state}" for state, number in left.items() if number)
+        print(f"{states} of {counted(len(runs), 'run')}; this command goes on:\n  {command_to_go_on(sys.argv[1:], folder)}")
+
+
+def command_to_go_on(arguments: Sequence[str], folder: Path) -> str:
+    """Return the shell command that carries out the runs of a sweep that have not finished.
+
+    `arguments`: those of the command that started the sweep. `folder`: the sweep's folder.
+    """
+    path = display_path(folder)
+    value = path if re.fullmatch(r"[A-Za-z0-9_./-]+", path) else QuotedString(path, Quote.single).with_quotes()
+    kept = [text for text in arguments if text.split("=")[0].lstrip("+") not in ("resume", "hydra.sweep.dir")]
+    return f"python -m runner {shlex.join([*kept, f'hydra.sweep.dir={value}'])}"
+
+
+def end_running(runs: list[SweepRun], folder: Path) -> None:
+    """End the runs of an interrupted sweep that other processes carry out; wait up to 30 seconds until they have ended.
+
+    For each run whose process died, a `run.json` with the status `interrupted` is written. The folder of each run that never
+    began is removed. `folder`: the sweep's folder.
+    """
+    (folder / INTERRUPT).touch()
+    wait_until_free([run.folder for run in runs], seconds=30)
+    for run in runs:
+        if detect_death(run.folder):
+            record_end(run, "interrupted", "the sweep was interrupted")
+        elif not run.ended and not is_locked(run.folder):
+            remove_if_unused(run.folder)
+
+
+def remove_marks(runs: list[SweepRun], folder: Path) -> None:
+    """Remove the files that tell the processes of a sweep to stop, unless one of them still carries out a run."""
+    if not any(is_locked(run.folder) for run in runs):
+        remove_files(folder, STOP, INTERRUPT)
+
+
+def write_sweep_results(folder: Path) -> bool:
+    """Write a sweep's tables and report page from its runs' folders, and print the table that compares the runs.
+
+    Returns True, or False if a file could not be written.
+    """
+    from runner.report.comparison import print_comparison
+    from runner.report.files import write_sweep_files
+
+    try:
+        print_comparison(write_sweep_files(folder), create_console())
+    except OSError as error:
+        print(error_line(f"the sweep's tables cannot be written: {error}"), file=sys.stderr)
+        return False
+    print(f"files: {display_path(folder)}")
+    return True
+
+
+def exit_code(runs: list[SweepRun]) -> int:
+    """Return the exit code of a sweep: the first of 130, 1 and 3 that applies, otherwise 0.
+
+    130: a run was interrupted. 1: a run failed, or did not end. 3: a run fails under `strict=true` (`strict_problems`).
+    """
+    records = [run.record for run in runs]
+    if any(record and record["status"] == "interrupted" for record in records):
+        return EXIT_INTERRUPTED
+    if any(record is None or record["status"] == "failed" for record in records):
+        return EXIT_FAILED
+    strict_violated = any(
+        run.strict and record and strict_problems(record) for run, record in zip(runs, records, strict=True)
+    )
+    return EXIT_STRICT if strict_violated else EXIT_DONE
+
+
+def strict_summary(runs: Sequence[SweepRun]) -> str:
+    """Return a text that says which runs fail under `strict=true`, and why: `1 of 2 runs: NAME (1 frozen tensor leaked)`."""
+    problems = {run.folder.name: strict_problems(run.record) for run in runs if run.strict and run.record}
+    failing = [f"{name} ({'; '.join(texts)})" for name, texts in problems.items() if texts]
+    return f"{len(failing)} of {len(runs)} runs: {listed(failing)}"
