@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import runner
 from runner.config.compose import VERSION_BASE, allow_any_target
-from runner.config.hydra_errors import short_message
+from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_arguments, short_message
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
 from runner.config.schema import CONF, steps_of
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, STATUSES_WITH_TABLES
@@ -34,6 +34,7 @@ def main() -> int:
         return EXIT_DONE
     try:
         with handle_interrupts(exit_at_once):
+            refuse_wrong_arguments(sys.argv[1:])
             return run_hydra()
     except KeyboardInterrupt:
         print(error_line("interrupted"), file=sys.stderr)
@@ -52,8 +53,8 @@ def main() -> int:
         code = EXIT_DONE if system_exit.code is None else system_exit.code
         return code if isinstance(code, int) else print_error(str(code))
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "Config group override")):  # by Hydra
-            return print_error(str(error))
+        if raised_by_hydra(error):
+            return print_error(short_message(error, sys.argv[1:]))
         traceback.print_exc()
         return EXIT_FAILED
 
@@ -74,6 +75,8 @@ def run_hydra() -> int:
             codes.append(run_and_report(config))
         except BrokenPipeError:
             raise
+        except (ConfigError, OmegaConfBaseException) as error:  # of a user's config that lacks the callback `BeforeRun`
+            codes.append(print_error(short_message(error)))
         except OSError as error:
             print(error_line(f"failed: cannot write the record: {error}"), file=sys.stderr)
             codes.append(EXIT_FAILED)

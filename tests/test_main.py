@@ -68,17 +68,13 @@ REFUSED_WITH_THE_MODEL = {
     ("freeze.patterns=[Head]",): "did you mean head",
     ("freeze.patterns=[head]", "freeze.keep=[body]"): "exempts nothing",
     ("freeze.patterns=[head.bias,body]", "freeze.keep=[head,body.weight]"): "exempts all of it",
-    ("groups=module",): "groups.names",
     ("groups.lr=[{pattern: nosuch, lr: 1}]",): "groups.lr: 'nosuch' matches no parameter",
     ("+optimizer.lrr=0.1",): "takes no lrr; did you mean lr",
-    ("optimizer.lr=abc",): "expects a number",
     ("optimizer.momentum=-1",): "Invalid momentum value",
     ("optimizer._target_=torch.optim.SGDD",): "did you mean SGD",
     ("optimizer._target_=nosuch.Sgd",): "no module 'nosuch'",
     ("data.batch_size=1",): "BatchNorm cannot normalise",
     ("data=digits", "model.classes=4"): "give model.classes=10",
-    ("data=image_folder", "data.root=nosuch", "model.input=[3,8,8]"): "which is not a folder",
-    ("device=cuda",): "not available here",
 }
 
 

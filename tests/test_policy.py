@@ -56,6 +56,7 @@ WITHOUT_TORCH = {"__init__", "contract", "errors", "config", "runs", "report", "
 PRIVATE_NAMES = {
     "hydra_plugins/freeze_sweeper.py": {"_parse_config", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
     "runner/config/check.py": {"_get_node"},
+    "runner/config/hydra_errors.py": {"hydra._internal.utils.get_args_parser"},
     "runner/cost/flops.py": {
         "_indices",
         "_scaled_dot_product_flash_attention_for_cpu",
