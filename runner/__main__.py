@@ -19,7 +19,7 @@ from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_arguments, 
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
 from runner.config.schema import CONF, steps_of
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, LOG, STATUSES_WITH_TABLES
-from runner.errors import ConfigError, Refused
+from runner.errors import ConfigError, Refused, place_in_user_code
 from runner.runs.interrupts import exit_at_once, handle_interrupts
 from runner.runs.text import error_line
 
@@ -93,12 +93,14 @@ def run_and_report(config: DictConfig) -> int:
     """Carry out one run, print a summary of it, write its HTML page into its folder, and return its exit code.
 
     `config`: the composed config. A progress bar is shown during the run. If the run was interrupted (Ctrl-C, SIGTERM), all
-    files are written, and then KeyboardInterrupt is raised. A failed or skipped run prints only the reason, to stderr.
+    files are written, and then KeyboardInterrupt is raised. A failed or skipped run prints only the reason, to stderr, after
+    the line of the user's own code that raised the error, if there is one.
     """
     from runner.runs import console, job
 
     terminal = console.create_console()
     printed_notes: list[str] = []
+    errors: list[BaseException] = []
 
     def on_note(text: str, *, urgent: bool = False) -> None:
         if urgent:
@@ -106,7 +108,7 @@ def run_and_report(config: DictConfig) -> int:
             print(error_line(f"warning: {text}"), file=sys.stderr)
 
     with console.progress_bar(steps_of(config), terminal) as on_step:
-        result = job.execute_run(config, on_step, on_note=on_note)
+        result = job.execute_run(config, on_step, errors.append, on_note)
     if result.status in STATUSES_WITH_TABLES:
         from runner.report.files import write_run_page
 
@@ -114,7 +116,9 @@ def run_and_report(config: DictConfig) -> int:
         write_run_page(result.folder)
     else:
         status, reason = result.record["status"], result.record["reason"]
-        print_error(f"{status}: {reason}", end=f" (log: {console.display_path(result.folder / LOG)})")
+        place = place_in_user_code(errors[0]) if errors else ""
+        text = f"{status}: {f'{place}: ' if place else ''}{reason}"
+        print_error(text, end=f" (log: {console.display_path(result.folder / LOG)})")
     if result.status == "interrupted":
         raise KeyboardInterrupt
     return result.exit_code

@@ -168,6 +168,66 @@ def test_a_plan_with_a_wrong_pattern_exits_with_code_2_and_creates_no_folder(cli
     assert (code, "matches no parameter" in err, Path("outputs").exists()) == (2, True, False)
 
 
+WHERE_IT_RAISES = {  # what is wrong with the user's file, and the line that the message names
+    "file": ("raise KeyError('oh')\nclass Net(MLP):\n    pass\n", "mine.py, line 2: KeyError: 'oh'"),
+    "syntax": ("class Net(MLP)\n    pass\n", "mine.py, line 2: SyntaxError"),
+    "in the constructor": (
+        "class Net(MLP):\n    def __init__(self, *args):\n        int('x')\n",
+        "mine.py, line 4: ValueError",
+    ),
+    "in forward": (
+        "class Net(MLP):\n    def forward(self, x):\n        return x.no_such\n",
+        "mine.py, line 4: AttributeError",
+    ),
+    "by a library": (
+        "class Net(MLP):\n    def forward(self, x):\n        return x.view(7, -1)\n",
+        "mine.py, line 4: RuntimeError",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), WHERE_IT_RAISES.values(), ids=WHERE_IT_RAISES)
+@pytest.mark.parametrize("plan", ["plan=false", "plan=true"])
+def test_an_error_in_the_users_code_exits_with_code_1_and_its_line_names_the_users_file_and_line(cli, source, message, plan):
+    Path("mine.py").write_text(f"from runner.training.models import MLP\n{source}")
+    arguments = ("model=custom", "model.build._target_=mine.Net", "+model.build._args_=[[8]]", "model.input=[8]")
+    code, _, err = cli(*arguments, "model.classes=10", "freeze.patterns=[head]", plan)
+    assert (code, err.count("\n"), message in err) == (1, 1, True), err
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=custom", "optimizer._target_=mine.Sgd"),
+        ("method._target_=mine.Method", "~method.clean"),
+        ("task=custom", "task._target_=mine.task", "+task._partial_=true"),
+        ("data=custom", "data._target_=mine.Data"),
+        (
+            "scheduler=custom",
+            "scheduler._target_=torch.optim.lr_scheduler.LambdaLR",
+            "+scheduler.lr_lambda._target_=mine.Rate",
+        ),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_an_error_in_a_users_class_of_any_kind_exits_with_code_1_and_names_its_line(cli, overrides):
+    Path("mine.py").write_text(
+        "import torch, runner\n"
+        "class Sgd(torch.optim.SGD):\n"
+        "    def step(self, closure=None): raise ValueError('oh')\n"
+        "class Method(runner.FreezingMethod):\n"
+        "    def groups(self, groups, selection): raise ValueError('oh')\n"
+        "def task(model, batch): raise ValueError('oh')\n"
+        "class Data:\n"
+        "    def batches(self, count, input, classes, seed): raise ValueError('oh')\n"
+        "class Rate:\n"
+        "    def __call__(self, step): raise ValueError('oh')\n"
+    )
+    code, _, err = cli(*QUICK, *overrides)
+    assert (code, err.count("\n")) == (1, 1)
+    assert re.match(r"freeze-runner: failed: mine\.py, line \d+: ValueError: oh \(log: ", err), err
+
+
 def test_an_exception_in_a_custom_class_is_one_line_with_code_1_and_its_traceback_is_in_the_log(cli):
     Path("buggy.py").write_text("class Net:\n    def __init__(self):\n        raise KeyError('oh')\n")
     code, _, err = cli("model=custom", "model.build._target_=buggy.Net", "model.input=[8]", "model.classes=4")

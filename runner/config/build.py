@@ -14,7 +14,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-from runner.errors import ConfigError, did_you_mean
+from runner.errors import ConfigError, did_you_mean, place_in_user_code
 
 T = TypeVar("T")
 DIRECTIVES = ("_target_", "_args_", "_partial_")
@@ -30,8 +30,8 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     config, such as `model.build`, for error messages.
 
     Raises ConfigError if the target does not exist, or if its signature does not accept the arguments (checked before the
-    call). If a target from one of LIBRARIES raises an error, it is raised as a ConfigError; errors of other targets are
-    passed on unchanged.
+    call). If a target from one of LIBRARIES raises an error, it is raised as a ConfigError; errors of other targets, and
+    those of the user's code that a target of LIBRARIES calls, are passed on unchanged.
     """
     path: Any = node.get("_target_")
     target = locate(path, f"{key}._target_")
@@ -47,7 +47,7 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     except ConfigError:
         raise
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        if path.split(".")[0] not in LIBRARIES:  # a bug in the user's own class is not a mistake in the config
+        if path.split(".")[0] not in LIBRARIES or place_in_user_code(error):  # a bug in the user's own code
             raise
         raise ConfigError(f"{key}: {path} refused its arguments: {error}") from error
 
