@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import sysconfig
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -69,6 +70,11 @@ def listed(words: Sequence[str], most: int = 12) -> str:
     if len(words) > most:
         words = [*words[: most - 1], f"{len(words) - most + 1} more"]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
+
+
+def short_repr(value: object) -> str:
+    """Return the repr of a value for a message, in one line and cut in its middle if it is long."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def is_integer(value: Any) -> bool:

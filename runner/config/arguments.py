@@ -8,8 +8,8 @@ from typing import get_origin
 
 from runner.config.messages import expected_value, type_of
 from runner.errors import ConfigError
+from runner.freezing.patterns import TYPOGRAPHIC_QUOTES
 
-TYPOGRAPHIC_QUOTES = "“”„‟‘’‚‛«»"
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 WITH_PATTERNS = ("freeze.", "groups.", "model.head")
 
