@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from runner.shadowing import refuse_shadowed_libraries
+
+refuse_shadowed_libraries()  # before a library is imported below
+
 import os
 import sys
 import traceback

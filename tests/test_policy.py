@@ -30,7 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     {"foresight"},
     {"experiment"},
     {"runs"},
-    {"report"},
+    {"report", "shadowing"},
     {"sweep"},
     ENTRY_POINTS,
 )
