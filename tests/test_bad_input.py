@@ -237,6 +237,10 @@ REFUSED_ARGUMENTS = {
     ("batches=3 seed=1",): "quote each one on its own",
     ("seed==3",): "write seed=3",
     ("=3",): "has no key",
+    ("\ufeffmodel=mlp",): "has a character that cannot be seen",
+    ("freeze=\u200bhead",): "'freeze=\\u200bhead' has a character that cannot be seen",
+    ("freeze.patterns=[\udcff]",): "that is not UTF-8",
+    ("method=zero lr!",): "there are cached_prefix, detach",
     # a key within a value
     ("++groups.lr.nope=0.1",): "groups.lr has no keys; write groups.lr=[{pattern: fc, lr: 0.1}]",
     ("++freeze.patterns.a=1",): "freeze.patterns has no keys",

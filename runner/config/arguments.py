@@ -6,7 +6,7 @@ import re
 from dataclasses import is_dataclass
 from typing import get_origin
 
-from runner.config.messages import expected_value, type_of
+from runner.config.messages import choices_of, config_groups, expected_value, type_of
 from runner.errors import ConfigError
 from runner.freezing.patterns import TYPOGRAPHIC_QUOTES
 
@@ -17,6 +17,8 @@ WITH_PATTERNS = ("freeze.", "groups.", "model.head")
 def unreadable_message(argument: str) -> str:
     """Return the message for an argument that Hydra cannot read: what is wrong with it, and how to write it."""
     key, equals, value = argument.partition("=")
+    if not argument.isprintable():
+        return f"{argument!a} has a character that cannot be seen, or that is not UTF-8; type the argument again"
     if found := next((quote for quote in TYPOGRAPHIC_QUOTES if quote in argument), None):
         return f"{argument!r} has the typographic quote {found}; write the straight quotes \" or '"
     if not equals:
@@ -39,6 +41,8 @@ def _advice_on_quotes(argument: str, key: str, value: str) -> str:
     start = f"cannot read the argument {argument}"
     if key == "groups.lr":
         return f"{start}; write '{key}=[{{pattern: fc, lr: 0.1}}]'"
+    if key in config_groups():
+        return f"{start}; there are {', '.join(choices_of(key))}"
     expected = expected_value(key)
     if expected and type_of(key) is not str and not key.startswith(WITH_PATTERNS):
         return f"{start}; expected {expected}"
