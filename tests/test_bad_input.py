@@ -271,6 +271,8 @@ REFUSED_ARGUMENTS = {
     ("optimizer.weight_decay=inf",): "optimizer.weight_decay is inf",
     ("optimizer=adam", "++optimizer.betas=[nan,0.9]"): "optimizer.betas[0] is nan",
     ("scheduler=step", "++scheduler.gamma=nan"): "scheduler.gamma is nan",
+    ("scheduler=step", "scheduler.step_size=[1]"): "scheduler.step_size is [1]; expected a number, such as",
+    ("optimizer.momentum=abc",): "optimizer.momentum is 'abc'; expected a number, such as",
     ("-m", "optimizer.lr=0.1,nan"): "optimizer.lr is nan",
     ("seed=${oc.env:NO_SUCH_VARIABLE}",): "the environment variable NO_SUCH_VARIABLE is not set",
     # lists

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -51,6 +52,8 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
         raise ConfigError(omegaconf_message(error, typed)) from error
     assert isinstance(config, Config)
     check_numbers(config)
+    if "hydra" in composed:
+        _check_options(config, composed.hydra.runtime.choices)
     _check_patterns(config)
     _check_machine(config, composed.hydra.runtime.choices["hydra/launcher"] if "hydra" in composed else "basic")
     return config
@@ -122,6 +125,26 @@ def _drop_options_of_another_method(typed: DictConfig, choice: str) -> None:
         for key in from_file.keys() & method.keys() - {"_target_"}:
             if from_file[key] == method[key]:
                 del typed.method[key]
+
+
+def _check_options(config: Config, choices: Mapping[str, Any]) -> None:
+    """Raise ConfigError if an option that is a number in its file in `conf` was given a text, a list or true/false.
+
+    `choices`: {config group: chosen file}, such as {"optimizer": "sgd"}. Nothing is known about the options of a target that
+    the user put in place of the file's.
+    """
+    for group in ("optimizer", "scheduler", "schedule", "data", "method"):
+        file, node = CONF / group / f"{choices.get(group)}.yaml", getattr(config, group)
+        defaults: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        for name, default in defaults.items() if defaults.get("_target_") == node.get("_target_") else ():
+            value = node.get(name)
+            if _is_number(default) and value is not None and not _is_number(value):
+                raise ConfigError(f"{group}.{name} is {value!r}; expected a number, such as {default}")
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value is an int or a float, and not true or false."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_hydra(composed: DictConfig) -> None:
