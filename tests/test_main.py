@@ -101,6 +101,20 @@ def test_refusing_a_config_does_not_import_torch():
     assert process.stdout == "2 False\n"
 
 
+def test_a_device_that_is_not_there_is_refused_before_a_folder_is_created(cli):
+    import torch
+
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    missing = [name for name, there in is_there.items() if not there]
+    assert missing  # no machine has both
+    for name in missing:
+        for arguments in ((*QUICK, f"device={name}"), ("-m", *QUICK, f"device={name}")):
+            code, out, err = cli(*arguments)
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert f"device={name} is not available here; give device=cpu or device=auto" in err
+    assert not Path("outputs").exists()
+
+
 @pytest.mark.parametrize(("arguments", "message"), REFUSED_WITH_THE_MODEL.items(), ids=map(" ".join, REFUSED_WITH_THE_MODEL))
 def test_a_mistake_found_with_the_model_is_one_line_with_code_2_and_the_run_is_recorded_as_failed(cli, arguments, message):
     code, _, err = cli(*QUICK, *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import runpy
 import sys
 from collections.abc import Mapping
@@ -32,21 +33,32 @@ def check_device(device: str) -> None:
     """
     if device not in ("cuda", "mps"):
         return
-    if (device == "mps" and sys.platform != "darwin") or (device == "cuda" and not _torch_has_gpu_code()):
+    if (device == "mps" and sys.platform != "darwin") or (device == "cuda" and not _may_have_cuda()):
         raise ConfigError(f"device={device} is not available here; give device=cpu or device=auto")
     from runner.seeding import pick_device
 
     pick_device(device)
 
 
-def _torch_has_gpu_code() -> bool:
-    """Return whether the installed torch was built for CUDA or ROCm, or True if its file `version.py` does not tell."""
+def _may_have_cuda() -> bool:
+    """Return False if torch cannot use a GPU here: it was built for none, or for CUDA, and NVIDIA's driver is missing.
+
+    Returns True if only torch itself can tell, such as with a torch that was built for ROCm.
+    """
     spec = find_spec("torch")
     file = Path(spec.origin or "").with_name("version.py") if spec else None
     if file is None or not file.is_file():
         return True
     built_for = runpy.run_path(str(file))
-    return any(built_for.get(name, True) is not None for name in ("cuda", "hip"))
+    if built_for.get("hip", True) is not None:
+        return True
+    if built_for.get("cuda", True) is None:
+        return False
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def check_data_folder(data: Mapping[str, Any]) -> None:
