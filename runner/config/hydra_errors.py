@@ -137,7 +137,7 @@ def _unreadable_file_message(error: yaml.YAMLError | UnicodeDecodeError, argumen
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         place = f"{_shown(error.problem_mark.name)}, line {error.problem_mark.line + 1}"
-        advice = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        advice = "; indent with spaces" if "cannot start any token" in str(error.problem) else ""  # mostly a tab
         return f"{place}: {error.problem}{advice}"
     if isinstance(error, yaml.YAMLError):
         name, reason = getattr(error, "name", "a config file"), getattr(error, "reason", error)
