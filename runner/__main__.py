@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from runner.shadowing import refuse_shadowed_libraries
+
+refuse_shadowed_libraries()  # before a library is imported below
+
 import os
 import sys
 import traceback
@@ -17,11 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 import runner
 from runner.config.compose import VERSION_BASE, allow_any_target
-from runner.config.hydra_errors import short_message
+from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_arguments, short_message
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
 from runner.config.schema import CONF, steps_of
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_STRICT, LOG, STATUSES_WITH_TABLES
-from runner.errors import ConfigError, Refused
+from runner.errors import ConfigError, Refused, place_in_user_code
 from runner.proof.verdict import strict_problems
 from runner.runs.interrupts import exit_at_once, handle_interrupts
 from runner.runs.text import error_line
@@ -37,6 +41,7 @@ def main() -> int:
         return EXIT_DONE
     try:
         with handle_interrupts(exit_at_once):
+            refuse_wrong_arguments(sys.argv[1:])
             return run_hydra()
     except KeyboardInterrupt:
         print(error_line("interrupted"), file=sys.stderr)
@@ -55,8 +60,8 @@ def main() -> int:
         code = EXIT_DONE if system_exit.code is None else system_exit.code
         return code if isinstance(code, int) else print_error(str(code))
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "Config group override")):  # by Hydra
-            return print_error(str(error))
+        if raised_by_hydra(error):
+            return print_error(short_message(error, sys.argv[1:]))
         traceback.print_exc()
         return EXIT_FAILED
 
@@ -77,6 +82,8 @@ def run_hydra() -> int:
             codes.append(run_and_report(config))
         except BrokenPipeError:
             raise
+        except (ConfigError, OmegaConfBaseException) as error:  # of a user's config that lacks the callback `BeforeRun`
+            codes.append(print_error(short_message(error)))
         except OSError as error:
             print(error_line(f"failed: cannot write the record: {error}"), file=sys.stderr)
             codes.append(EXIT_FAILED)
@@ -93,12 +100,14 @@ def run_and_report(config: DictConfig) -> int:
     """Carry out one run, print a summary of it, write its HTML page into its folder, and return its exit code.
 
     `config`: the composed config. A progress bar is shown during the run. If the run was interrupted (Ctrl-C, SIGTERM), all
-    files are written, and then KeyboardInterrupt is raised. A failed or skipped run prints only the reason, to stderr.
+    files are written, and then KeyboardInterrupt is raised. A failed or skipped run prints only the reason, to stderr, after
+    the line of the user's own code that raised the error, if there is one.
     """
     from runner.runs import console, job
 
     terminal = console.create_console()
     printed_notes: list[str] = []
+    errors: list[BaseException] = []
 
     def on_note(text: str, *, urgent: bool = False) -> None:
         if urgent:
@@ -110,7 +119,7 @@ def run_and_report(config: DictConfig) -> int:
         print_error(f"{status}: {reason}", end=f" (log: {console.display_path(log)})")
 
     with console.progress_bar(steps_of(config), terminal) as on_step:
-        result = job.execute_run(config, on_step, on_note=on_note, before_exit=partial(print_end, "failed"))
+        result = job.execute_run(config, on_step, errors.append, on_note, before_exit=partial(print_end, "failed"))
     if result.status in STATUSES_WITH_TABLES:
         from runner.report.files import write_run_page
 
@@ -119,7 +128,8 @@ def run_and_report(config: DictConfig) -> int:
         if result.exit_code == EXIT_STRICT:
             print_error(f"strict: {'; '.join(strict_problems(result.record, result.rows))}")
     else:
-        print_end(result.record["status"], result.record["reason"])
+        place = place_in_user_code(errors[0]) if errors else ""
+        print_end(result.record["status"], f"{f'{place}: ' if place else ''}{result.record['reason']}")
     if result.status == "interrupted":
         raise KeyboardInterrupt
     return result.exit_code

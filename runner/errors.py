@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import reprlib
+import sysconfig
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from traceback import walk_tb
 from typing import Any
+
+_OWN_FOLDERS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, sysconfig.get_path("stdlib") + os.sep)
+_LIBRARY_FOLDERS = {"site-packages", "dist-packages"}
 
 
 class ConfigError(ValueError):
@@ -28,6 +35,23 @@ class Refused(SystemExit):
     """
 
 
+def place_in_user_code(error: BaseException) -> str:
+    """Return where the user's own code raised an error, such as `mine.py, line 3`; "" if no line of the user's took part.
+
+    It is the innermost line that is neither in this package nor in an installed library. For a file that is no Python, it is
+    the line with the syntax error.
+    """
+    frames = reversed(list(walk_tb(error.__traceback__)))
+    places = [(frame.f_code.co_filename, line) for frame, line in frames]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.insert(0, (error.filename, error.lineno or 1))
+    for file, line in places:
+        path = os.path.abspath(file)
+        if os.path.isfile(path) and not path.startswith(_OWN_FOLDERS) and not _LIBRARY_FOLDERS & set(path.split(os.sep)):
+            return f"{os.path.basename(file)}, line {line}"
+    return ""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return the end of an error message, `; did you mean A or B?`, with up to three names from `known` similar to `given`.
 
@@ -46,6 +70,11 @@ def listed(words: Sequence[str], most: int = 12) -> str:
     if len(words) > most:
         words = [*words[: most - 1], f"{len(words) - most + 1} more"]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
+
+
+def short_repr(value: object) -> str:
+    """Return the repr of a value for a message, in one line and cut in its middle if it is long."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def is_integer(value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from runner.config.hydra_errors import short_message
 from runner.config.naming import register_resolvers
 from runner.config.schema import Config
 from runner.contract import EXIT_DONE, EXIT_FAILED
-from runner.errors import ConfigError, Refused
+from runner.errors import ConfigError, Refused, place_in_user_code
 from runner.runs.exits import exit_process, guard_process
 from runner.runs.folder import contains_run
 from runner.runs.record import error_line as describe
@@ -66,6 +65,8 @@ class BeforeRun(Callback):
                 raise ConfigError(f"hydra.run.dir={folder} already contains a run; give another folder")
         except (ConfigError, OmegaConfBaseException) as error:
             raise Refused(" ".join(short_message(error).split())) from error
-        except Exception as error:  # a bug in a user's class, met by a plan, which has no log for the traceback
-            traceback.print_exc()
+        except Exception as error:  # a bug in a user's class, met by a plan, which has no log
+            place = place_in_user_code(error)
+            what = " ".join([type(error).__name__ + ":", *str(error).split()])
+            print(error_line(f"the plan failed: {f'{place}: ' if place else ''}{what}"), file=sys.stderr)
             raise SystemExit(EXIT_FAILED) from error

@@ -1,14 +1,16 @@
-"""Mistakes with optimizers, schedulers, schedules and methods end in one short message without a traceback."""
+"""Mistakes in arguments, config files, optimizers, schedules and methods end in one short message without a traceback."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from runner import run
 from runner.config.schema import CONF
 from runner.errors import ConfigError, SkippedError
 from runner.proof.verdict import run_verdict
@@ -95,13 +97,13 @@ REFUSED = {
     ("schedule=after", "schedule.step=9"): r"^schedule\.step is 9 and batches is 3: nothing would ever be frozen$",
     ("schedule=custom",): r"^schedule\._target_ is missing",
     ("schedule.step=2",): r"^schedule\.step: runner\.freezing\.schedule\.constant takes no step$",
-    ("autocast=maybe",): r"^autocast: Value 'maybe' is not a valid bool",
+    ("autocast=maybe",): r"^autocast is 'maybe'; expected true or false$",
     ("method=zero_lr", "method.guard=abc"): r"^method\.guard is 'abc'; .* expects a number or true/false, such as False$",
     ("method=exclude", "method.guard=true"): r"^method\.guard: runner\.methods\.exclude\.Exclude takes no guard$",
     ("method=zero_lr", "method.gaurd=true"): r"^method\.gaurd: .*ZeroLr takes no gaurd; did you mean guard\?$",
     ("method=requires_grad", "method.claen=true"): r"^method\.claen: .* takes no claen; did you mean clean\?$",
     ("optimizer.weight_decay=-1",): r"^optimizer: torch\.optim\.SGD refused its arguments: Invalid weight_decay value: -1$",
-    ("optimizer.lr=null",): r"^optimizer: torch\.optim\.SGD refused its arguments: ",
+    ("optimizer.lr=null",): r"^optimizer\.lr is None; give a learning rate, a number of 0 or more$",
     ("optimizer=adam", "optimizer.betas=0.9"): r"^optimizer: torch\.optim\.Adam refused its arguments: ",
     ("optimizer=adam", "optimizer.betas=[0.9, 2]"): r"refused its arguments: Invalid beta parameter at index 1: 2$",
     ("optimizer=rmsprop", "optimizer.fused=true"): r"^optimizer\.fused: torch\.optim\.RMSprop takes no fused$",
@@ -201,6 +203,162 @@ def test_methods_that_empty_groups_run_if_everything_is_frozen_and_each_paramete
 
 
 # Through the command line
+
+
+# Arguments, and a part of the message with which they are refused before a folder is made.
+REFUSED_ARGUMENTS = {
+    # options
+    ("--method", "zero_lr"): "--method is not an option; write method=zero_lr",
+    ("--batches=3",): "write batches=3",
+    ("--freeze.keep", "[fc]"): "write freeze.keep=[fc]",
+    ("--multirn",): "did you mean --multirun",
+    ("-x",): "-x is not an option; write key=value",
+    ("--cfg", "jobs"): "invalid choice: 'jobs'",
+    ("--config-dir",): "expected one argument",
+    ("--config-dir", "nowhere"): "not found",
+    ("--config-path", "nowhere"): "--config-dir DIR adds to it",
+    ("--config-name", "nope"): "--config-dir DIR adds to it",
+    ("--resolve",): "--cfg",
+    ("seed=0", "-m", "seed=1"): "put options such as -m before",
+    # brackets, quotes, spaces, equals signs
+    ("model.input=[3,64",): "the bracket [ is not closed",
+    ("model.input=3,64]",): "the bracket ] is never opened",
+    ("groups.lr=[{pattern: head, lr: 1]",): "the bracket { is not closed before ]",
+    ("groups.lr=[{pattern=head, lr=1}]",): "write 'groups.lr=[{pattern: fc, lr: 0.1}]'",
+    ("seed=${batches",): "the bracket { is not closed",
+    ("freeze.patterns=['head]",): "the quote ' is not closed",
+    ("freeze.patterns=[“head”]",): "typographic quote “",
+    ("freeze=‘head’",): "typographic quote ‘",
+    ("freeze.patterns=[head,,body]",): "a value is missing beside a comma",
+    ("-m", "method=zero_lr,"): "a value is missing beside a comma",
+    ("model.input=(3,64)",): "expected a list, such as model.input=[...]",
+    ("seed=$(date)",): "expected a whole number",
+    ("batches =3",): "write batches=3",
+    ("batches=3 seed=1",): "quote each one on its own",
+    ("seed==3",): "write seed=3",
+    ("=3",): "has no key",
+    ("\ufeffmodel=mlp",): "has a character that cannot be seen",
+    ("freeze=\u200bhead",): "'freeze=\\u200bhead' has a character that cannot be seen",
+    ("freeze.patterns=[\udcff]",): "that is not UTF-8",
+    ("method=zero lr!",): "there are cached_prefix, detach",
+    # a key within a value
+    ("++groups.lr.nope=0.1",): "groups.lr has no keys; write groups.lr=[{pattern: fc, lr: 0.1}]",
+    ("++freeze.patterns.a=1",): "freeze.patterns has no keys",
+    ("++model.input.x=1",): "model.input has no keys",
+    ("+seed.x.y=1",): "seed has no keys",
+    ("-m", "++groups.lr.nope=0.1,0.2"): "groups.lr has no keys",
+    ("++optimizer.lr.x=1",): "optimizer.lr is {'x': 1}; give a learning rate",
+    # choices
+    ("method=",): "method=: no such choice; there are cached_prefix, detach",
+    ("method=null",): "method=null: no such choice; there are cached_prefix",
+    ("++method=3",): "no such choice; there are cached_prefix",
+    ("~method",): "method has no choice; give method=..., there are cached_prefix",
+    ("-m", "method="): "there are cached_prefix, detach",
+    # numbers
+    ("batches=99999999999999999999999",): "it must be at most 2**63 - 1",
+    ("batches=9223372036854775807", "data.epochs=2"): "together more than 2**63 - 1 steps",
+    ("data.batch_size=99999999999999999999999",): "it must be at most 2**63 - 1",
+    ("model.input=[99999999999999999999999]",): "give the shape of one sample",
+    ("batches=1.5",): "batches is 1.5; expected a whole number",
+    ("batches=[1]",): "batches is [1]; expected a whole number",
+    ("batches=",): "batches is ''; expected a whole number",
+    ("~batches",): "batches is missing; give batches=...",
+    ("clip=inf",): "clip is inf",
+    ("optimizer.lr=nan",): "optimizer.lr is nan; give a finite number",
+    ("optimizer.lr=1e400",): "optimizer.lr is inf; give a finite number",
+    ("optimizer.lr=true",): "optimizer.lr is True; give a learning rate",
+    ("optimizer.lr=-0.1",): "optimizer.lr is -0.1; give a learning rate",
+    ("optimizer.weight_decay=inf",): "optimizer.weight_decay is inf",
+    ("optimizer=adam", "++optimizer.betas=[nan,0.9]"): "optimizer.betas[0] is nan",
+    ("scheduler=step", "++scheduler.gamma=nan"): "scheduler.gamma is nan",
+    ("scheduler=step", "scheduler.step_size=[1]"): "scheduler.step_size is [1]; expected a number, such as",
+    ("optimizer.momentum=abc",): "optimizer.momentum is 'abc'; expected a number, such as",
+    ("-m", "optimizer.lr=0.1,nan"): "optimizer.lr is nan",
+    ("seed=${oc.env:NO_SUCH_VARIABLE}",): "the environment variable NO_SUCH_VARIABLE is not set",
+    # lists
+    ("groups.lr=[{patern: head, lr: 1}]",): "no such key 'patern'; did you mean pattern?",
+    ("groups.lr=[{pattern: [a,b], lr: 1}]",): "give one pattern, and an item of groups.lr for each",
+    ("groups.lr=[{pattern: head, lr: 1e400}]",): "groups.lr[0].lr is inf",
+    ("groups.lr=[{pattern: head, lr: fast}]",): "groups.lr[0].lr is 'fast'; expected a number",
+    ("groups.lr={pattern: head, lr: 1}",): "groups.lr: expected a list",
+    ("groups.lr=[0.1]",): "groups.lr[0] is 0.1; expected a pattern and a learning rate",
+    ("freeze.patterns=head",): "expected a list, such as freeze.patterns=[head]",
+    ("freeze.keep=head",): "expected a list, such as freeze.keep=[head]",
+    ("freeze.patterns=null",): "freeze.patterns is None; expected a list",
+    ("groups=module", "groups.names=head"): "expected a list, such as groups.names=[head]",
+    ("groups=module",): "groups=module needs the modules' names",
+    ("model.head=[]",): "give a pattern, a list of patterns, or auto",
+    # what this machine lacks
+    ("data=image_folder", "data.root=nosuch"): "data.root is 'nosuch', which is not a folder",
+    ("data=image_folder", "data.root=[a]"): "which is not a folder",
+    ("-m", "data=image_folder", "data.root=nosuch"): "which is not a folder",
+    ("launch=joblib", "hydra.launcher.n_jobs=0"): "hydra.launcher.n_jobs is 0; give a number of processes",
+    ("-m", "launch=joblib", "hydra.launcher.n_jobs=null"): "hydra.launcher.n_jobs is null; give a value",
+    ("hydra.run.dir=",): "hydra.run.dir is empty",
+    ("-m", "hydra.sweep.dir="): "hydra.sweep.dir is empty",
+    ("model.build._target_=Net",): "'Net' is malformed",
+    # files of the user, in the folder `mine`
+    ("--config-dir", "mine", "freeze=broken"): "mine/freeze/broken.yaml, line 2: ",
+    ("--config-dir", "mine", "freeze=doubled"): "mine/freeze/doubled.yaml, line 2: found duplicate key patterns",
+    ("--config-dir", "mine", "freeze=latin"): "mine/freeze/latin.yaml, line 3: not UTF-8",
+    ("--config-dir", "mine", "freeze=tab"): "any token; indent with spaces",
+    ("--config-dir", "mine", "freeze=nul"): "characters are not allowed; remove the character",
+    ("--config-dir", "mine", "freeze=a_list"): "freeze is ['fc']; expected the keys freeze.patterns, freeze.keep",
+    ("--config-dir", "mine", "freeze=empty"): "freeze.patterns is missing",
+    ("--config-dir", "mine", "freeze=spaced"): "write 'freeze.patterns', without a space around it",
+    ("--config-dir", "mine", "freeze=defaults"): "defaults must be a list",
+    ("--config-dir", "mine", "-m", "freeze=broken,fc"): "mine/freeze/broken.yaml, line 2",
+}  # fmt: skip
+
+FILES = {
+    "broken": b"patterns: [fc\nkeep: []\n",
+    "doubled": b"patterns: [fc]\npatterns: [head]\n",
+    "latin": "patterns: [fc]\nkeep: []\n# caf\xe9\n".encode("latin-1"),
+    "other": "# \xfcber\n".encode("latin-1"),  # it is not asked for, so it must not be named
+    "tab": b"patterns:\n\t- fc\n",
+    "nul": b"patterns: [\x00]\n",
+    "a_list": b"- fc\n",
+    "empty": b"",
+    "spaced": b"'patterns ': [fc]\n",
+    "defaults": b"defaults: 3\npatterns: [fc]\n",
+}
+
+
+def write_files(folder: Path) -> None:
+    """Write FILES as choices of the config group `freeze` into a folder that is given as `--config-dir`."""
+    (folder / "freeze").mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / "freeze" / f"{name}.yaml").write_bytes(content)
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED_ARGUMENTS.items(), ids=map(" ".join, REFUSED_ARGUMENTS))
+def test_a_wrong_argument_or_file_is_one_line_with_code_2_and_makes_no_folder(cli, arguments, message):
+    write_files(Path("mine"))
+    code, out, err = cli(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert len(err) <= 401
+    assert os.listdir() == ["mine"]
+
+
+def test_a_config_file_with_a_byte_order_mark_is_read(cli):
+    Path("mine/freeze").mkdir(parents=True)
+    Path("mine/freeze/marked.yaml").write_bytes(b"\xef\xbb\xbfpatterns: [head]\n")
+    assert cli("--config-dir", "mine", *QUICK, "freeze=marked")[0] == 0
+
+
+def test_a_primary_config_that_does_not_begin_with_ours_is_refused_in_one_line(cli_process):
+    Path("primary.yaml").write_text("batches: 3\n")
+    process = cli_process("--config-dir", ".", "--config-name", "primary")
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+    assert "begin your config with defaults: [config, _self_]" in process.stderr
+
+
+@pytest.mark.parametrize("override", ["++groups.lr.nope=0.1", "method=null", "seed=[1"])
+def test_a_wrong_override_is_a_config_error_in_python_too(override):
+    with pytest.raises(ConfigError, match=r"^(cannot read the argument|method=null: no such choice)"):
+        run("model=mlp", override)
+    assert os.listdir() == []
 
 
 @pytest.mark.parametrize(

@@ -68,17 +68,13 @@ REFUSED_WITH_THE_MODEL = {
     ("freeze.patterns=[Head]",): "did you mean head",
     ("freeze.patterns=[head]", "freeze.keep=[body]"): "exempts nothing",
     ("freeze.patterns=[head.bias,body]", "freeze.keep=[head,body.weight]"): "exempts all of it",
-    ("groups=module",): "groups.names",
     ("groups.lr=[{pattern: nosuch, lr: 1}]",): "groups.lr: 'nosuch' matches no parameter",
     ("+optimizer.lrr=0.1",): "takes no lrr; did you mean lr",
-    ("optimizer.lr=abc",): "expects a number",
     ("optimizer.momentum=-1",): "Invalid momentum value",
     ("optimizer._target_=torch.optim.SGDD",): "did you mean SGD",
     ("optimizer._target_=nosuch.Sgd",): "no module 'nosuch'",
     ("data.batch_size=1",): "BatchNorm cannot normalise",
     ("data=digits", "model.classes=4"): "give model.classes=10",
-    ("data=image_folder", "data.root=nosuch", "model.input=[3,8,8]"): "which is not a folder",
-    ("device=cuda",): "not available here",
 }
 
 
@@ -103,6 +99,20 @@ def test_refusing_a_config_does_not_import_torch():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert process.stdout == "2 False\n"
+
+
+def test_a_device_that_is_not_there_is_refused_before_a_folder_is_created(cli):
+    import torch
+
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    missing = [name for name, there in is_there.items() if not there]
+    assert missing  # no machine has both
+    for name in missing:
+        for arguments in ((*QUICK, f"device={name}"), ("-m", *QUICK, f"device={name}")):
+            code, out, err = cli(*arguments)
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert f"device={name} is not available here; give device=cpu or device=auto" in err
+    assert not Path("outputs").exists()
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED_WITH_THE_MODEL.items(), ids=map(" ".join, REFUSED_WITH_THE_MODEL))
@@ -170,6 +180,66 @@ def test_a_plan_lists_every_parameter_and_writes_nothing(cli):
 def test_a_plan_with_a_wrong_pattern_exits_with_code_2_and_creates_no_folder(cli):
     code, _, err = cli("plan=true", "model=mlp", "freeze=fc")
     assert (code, "matches no parameter" in err, Path("outputs").exists()) == (2, True, False)
+
+
+WHERE_IT_RAISES = {  # what is wrong with the user's file, and the line that the message names
+    "file": ("raise KeyError('oh')\nclass Net(MLP):\n    pass\n", "mine.py, line 2: KeyError: 'oh'"),
+    "syntax": ("class Net(MLP)\n    pass\n", "mine.py, line 2: SyntaxError"),
+    "in the constructor": (
+        "class Net(MLP):\n    def __init__(self, *args):\n        int('x')\n",
+        "mine.py, line 4: ValueError",
+    ),
+    "in forward": (
+        "class Net(MLP):\n    def forward(self, x):\n        return x.no_such\n",
+        "mine.py, line 4: AttributeError",
+    ),
+    "by a library": (
+        "class Net(MLP):\n    def forward(self, x):\n        return x.view(7, -1)\n",
+        "mine.py, line 4: RuntimeError",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), WHERE_IT_RAISES.values(), ids=WHERE_IT_RAISES)
+@pytest.mark.parametrize("plan", ["plan=false", "plan=true"])
+def test_an_error_in_the_users_code_exits_with_code_1_and_its_line_names_the_users_file_and_line(cli, source, message, plan):
+    Path("mine.py").write_text(f"from runner.training.models import MLP\n{source}")
+    arguments = ("model=custom", "model.build._target_=mine.Net", "+model.build._args_=[[8]]", "model.input=[8]")
+    code, _, err = cli(*arguments, "model.classes=10", "freeze.patterns=[head]", plan)
+    assert (code, err.count("\n"), message in err) == (1, 1, True), err
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=custom", "optimizer._target_=mine.Sgd"),
+        ("method._target_=mine.Method", "~method.clean"),
+        ("task=custom", "task._target_=mine.task", "+task._partial_=true"),
+        ("data=custom", "data._target_=mine.Data"),
+        (
+            "scheduler=custom",
+            "scheduler._target_=torch.optim.lr_scheduler.LambdaLR",
+            "+scheduler.lr_lambda._target_=mine.Rate",
+        ),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_an_error_in_a_users_class_of_any_kind_exits_with_code_1_and_names_its_line(cli, overrides):
+    Path("mine.py").write_text(
+        "import torch, runner\n"
+        "class Sgd(torch.optim.SGD):\n"
+        "    def step(self, closure=None): raise ValueError('oh')\n"
+        "class Method(runner.FreezingMethod):\n"
+        "    def groups(self, groups, selection): raise ValueError('oh')\n"
+        "def task(model, batch): raise ValueError('oh')\n"
+        "class Data:\n"
+        "    def batches(self, count, input, classes, seed): raise ValueError('oh')\n"
+        "class Rate:\n"
+        "    def __call__(self, step): raise ValueError('oh')\n"
+    )
+    code, _, err = cli(*QUICK, *overrides)
+    assert (code, err.count("\n")) == (1, 1)
+    assert re.match(r"freeze-runner: failed: mine\.py, line \d+: ValueError: oh \(log: ", err), err
 
 
 def test_an_exception_in_a_custom_class_is_one_line_with_code_1_and_its_traceback_is_in_the_log(cli):

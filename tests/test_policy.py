@@ -30,7 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     {"foresight"},
     {"experiment"},
     {"runs"},
-    {"report"},
+    {"report", "shadowing"},
     {"sweep"},
     ENTRY_POINTS,
 )
@@ -58,6 +58,7 @@ WITHOUT_TORCH = {"__init__", "contract", "errors", "units", "config", "runs", "r
 PRIVATE_NAMES = {
     "hydra_plugins/freeze_sweeper.py": {"_parse_config", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
     "runner/config/check.py": {"_get_node"},
+    "runner/config/hydra_errors.py": {"hydra._internal.utils.get_args_parser"},
     "runner/cost/counter.py": {
         "_indices",
         "_schema",

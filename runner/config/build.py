@@ -14,7 +14,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-from runner.errors import ConfigError, did_you_mean
+from runner.errors import ConfigError, did_you_mean, place_in_user_code
 
 T = TypeVar("T")
 DIRECTIVES = ("_target_", "_args_", "_partial_")
@@ -30,12 +30,10 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     config, such as `model.build`, for error messages.
 
     Raises ConfigError if the target does not exist, or if its signature does not accept the arguments (checked before the
-    call). If a target from one of LIBRARIES raises an error, it is raised as a ConfigError; errors of other targets are
-    passed on unchanged.
+    call). If a target from one of LIBRARIES raises an error, it is raised as a ConfigError; errors of other targets, and
+    those of the user's code that a target of LIBRARIES calls, are passed on unchanged.
     """
-    path = node.get("_target_")
-    if not isinstance(path, str):
-        raise ConfigError(f"{key}._target_ is {path!r}; give the dotted path of a class or function")
+    path: Any = node.get("_target_")
     target = locate(path, f"{key}._target_")
     arguments = {name: _build_nested(value, f"{key}.{name}") for name, value in node.items() if name not in DIRECTIVES}
     args = (*args, *(_build_nested(value, f"{key}._args_") for value in node.get("_args_", ())))
@@ -49,7 +47,7 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     except ConfigError:
         raise
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        if path.split(".")[0] not in LIBRARIES:  # a bug in the user's own class is not a mistake in the config
+        if path.split(".")[0] not in LIBRARIES or place_in_user_code(error):  # a bug in the user's own code
             raise
         raise ConfigError(f"{key}: {path} refused its arguments: {error}") from error
 
@@ -72,9 +70,8 @@ def locate(path: str, key: str) -> Callable[..., Any]:
     `key` is the config key whose value is the path, for error messages. Raises ConfigError if a part of the path does not
     exist (the message names the part), or if the object at the end of the path cannot be called.
     """
+    refuse_malformed_path(path, key)
     parts = path.split(".")
-    if len(parts) == 1 or not all(parts):
-        raise ConfigError(f"{key}: {path!r} is malformed; give the dotted path of a class or function, MODULE.NAME")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that the console script, too, finds modules in the current folder
     module, depth = None, 0
@@ -98,6 +95,14 @@ def locate(path: str, key: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{key}: {path} is a {type(found).__name__}; it must be a class or function")
     return found
+
+
+def refuse_malformed_path(path: Any, key: str) -> None:
+    """Raise ConfigError if the value of a key `_target_` is not a text of names with dots between them."""
+    if not isinstance(path, str):
+        raise ConfigError(f"{key} is {path!r}; give the dotted path of a class or function")
+    if "." not in path or not all(path.split(".")):
+        raise ConfigError(f"{key}: {path!r} is malformed; give the dotted path of a class or function, MODULE.NAME")
 
 
 def _suggestion(path: str, name: str, parent: Any) -> str:

@@ -77,7 +77,7 @@ def freeze_name(freeze: DictConfig, choice: str) -> str:
     if file.is_file():
         from_file = OmegaConf.load(file)
         assert isinstance(from_file, DictConfig)
-        if any(list(from_file.get(key) or []) != list(freeze[key]) for key in ("patterns", "keep")):
+        if any(list(from_file.get(key) or []) != list(freeze.get(key) or []) for key in ("patterns", "keep")):
             return CUSTOM
     return choice.replace("/", "-")
 

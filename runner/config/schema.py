@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -162,6 +163,24 @@ def steps_of(composed: DictConfig) -> Any:
     """
     epochs = epochs_of(composed)
     return composed.batches * epochs if is_integer(epochs) else composed.batches  # wrong epochs are refused by `check`
+
+
+def values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for each value in nested dicts, lists and nodes of the schema; inner ones are yielded too.
+
+    `key` is the dotted key of the argument `value`; "" for the whole config. The key of a list item ends in its index, such
+    as `groups.lr[0]`.
+    """
+    if key:
+        yield key, value
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from values_by_key(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from values_by_key(inner, f"{key}[{index}]")
 
 
 def known_keys() -> list[str]:

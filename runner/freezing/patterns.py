@@ -12,14 +12,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, short_repr
 from runner.freezing.words import FOR_CONFIG, Words
 
 HEAD = "@head"
+TYPOGRAPHIC_QUOTES = "“”„‟‘’‚‛«»"
 _ANY_PARTS = r"(?:[^.]+\.)*"  # zero or more dotted parts, each with its dot
 
 
@@ -58,9 +59,13 @@ def parse(text: object, key: str) -> Pattern:
     malformed.
     """
     if not isinstance(text, str) or not text.strip():
-        raise ConfigError(f"{key}: {text!r} is not a pattern; give a name such as fc, layer*.bn1, re:..., type:... or @head")
+        raise ConfigError(
+            f"{key}: {short_repr(text)} is not a pattern; give a name such as fc, layer*.bn1, re:..., type:... or @head"
+        )
     if text != text.strip():
         raise ConfigError(f"{key}: {text!r} begins or ends with a space; write {text.strip()!r}")
+    if text.strip(TYPOGRAPHIC_QUOTES) != text:
+        raise ConfigError(f"{key}: {text!r} stands in typographic quotes; write {text.strip(TYPOGRAPHIC_QUOTES)!r}")
     if text.startswith("re:"):
         return Pattern(text, "regex", _compile_regex(text, key))
     if text.startswith("type:"):
@@ -74,14 +79,16 @@ def parse(text: object, key: str) -> Pattern:
     return Pattern(text, "name", _compile_name(text, key))
 
 
-def parse_all(texts: Sequence[object], key: str) -> tuple[Pattern, ...]:
+def parse_all(texts: object, key: str) -> tuple[Pattern, ...]:
     """Turn a list of texts into Patterns.
 
-    `key` is what messages call the list, such as its config key. Raises ConfigError if a text is malformed, or if a single
-    string is given instead of a list.
+    `key` is what messages call the list, such as its config key. Raises ConfigError if a text is malformed, or if something
+    else is given than a list, such as a single string.
     """
     if isinstance(texts, str):
         raise ConfigError(f"{key}: {texts!r} is one pattern where a list is expected; write [{texts!r}]")
+    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)):
+        raise ConfigError(f"{key} is {short_repr(texts)}; give a list of patterns, such as ['fc']")
     return tuple(parse(text, key) for text in texts)
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, short_repr
 from runner.freezing.patterns import parse_all, refuse_patterns_in_both
 from runner.freezing.resolver import PatternResolver, forced_tie_note, owner_of
 from runner.freezing.words import FOR_PYTHON, Words
@@ -65,12 +65,14 @@ def select(
     those buffers that a pattern names: `bn.running_mean`, or a module that has buffers but no parameters. `head`: the
     patterns that `@head` stands for; None or "auto" finds the classifier. `words`: what messages call these arguments.
 
-    Raises ConfigError (a ValueError) if a pattern is empty or malformed, matches nothing, or is in both `patterns` and
-    `keep`. Raises it too if `keep` leaves out everything that a pattern matches, or if a `keep` pattern leaves out nothing.
+    Raises ConfigError (a ValueError) if an argument has a wrong type, or if a pattern is empty or malformed, matches
+    nothing, or is in both `patterns` and `keep`. Raises it too if `keep` leaves out everything that a pattern matches, or if
+    a `keep` pattern leaves out nothing.
     """
+    _check_model_and_head(model, head, words)
     _check_buffers(buffers)
     freeze_patterns, keep_patterns = parse_all(patterns, words.patterns), parse_all(keep, words.keep)
-    refuse_patterns_in_both(patterns, keep, words)
+    refuse_patterns_in_both([p.text for p in freeze_patterns], [p.text for p in keep_patterns], words)
     resolver, with_modules = PatternResolver(model, head, words), buffers == "frozen"
     names_of_pattern = {p.text: resolver.declared(p, words.patterns, with_modules) for p in freeze_patterns}
     names_of_keep = {p.text: resolver.exempted(p, words.keep, with_modules) for p in keep_patterns}
@@ -140,7 +142,17 @@ def modules_frozen_as_a_whole(model: nn.Module, frozen_ids: Collection[int]) -> 
     return frozen
 
 
-def _check_buffers(buffers: str) -> None:
+def _check_model_and_head(model: object, head: object, words: Words) -> None:
+    """Raise ConfigError if `model` is no model, or if `head` is neither None, a pattern, nor a list of patterns."""
+    if isinstance(model, type):
+        raise ConfigError(f"model is the class {model.__name__}; give a model, {model.__name__}(...)")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is {short_repr(model)}; give a torch.nn.Module")
+    if head is not None:
+        parse_all([head] if isinstance(head, str) else head, words.head)
+
+
+def _check_buffers(buffers: object) -> None:
     """Raise ConfigError if the value is neither "live" nor "frozen"."""
     if buffers not in ("live", "frozen"):
         raise ConfigError(f"buffers is {buffers!r}; give live or frozen")

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.check import check
 from runner.config.compose import hydra_initialized
-from runner.config.hydra_errors import short_message
+from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_overrides, short_message
 from runner.config.naming import config_hash, setting_hash
 from runner.config.schema import Config
 from runner.contract import (
@@ -103,6 +101,7 @@ def run(*overrides: str) -> Result:
     GlobalHydra.instance().clear()
     errors: list[BaseException] = []
     try:
+        refuse_wrong_overrides(overrides)
         with hydra_initialized():
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
@@ -113,7 +112,9 @@ def run(*overrides: str) -> Result:
         if isinstance(system_exit.__cause__, Exception):
             raise system_exit.__cause__ from None
         raise ConfigError("plan=true makes no run to return; use it on the command line") from system_exit
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        if not raised_by_hydra(error):
+            raise
         raise ConfigError(short_message(error)) from error
     finally:
         GlobalHydra.instance().hydra = outer_hydra
@@ -142,7 +143,7 @@ def execute_run(
     ends the run, such as a call of a library that hangs. The run is recorded as failed, and `before_exit(reason)` is called.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    config = check(composed, HydraConfig.get().runtime.choices["method"])
+    config = check(composed, HydraConfig.get().runtime.choices.get("method"))
     record = initial_record(config, composed, HydraConfig.get().overrides.task)
     result = Result(folder, record, exit_code=EXIT_FAILED)
     remove_files(folder, RECORD, *TRAINING_FILES)  # of an earlier attempt, in a sweep that is resumed

@@ -112,6 +112,8 @@ def resolve_folder(config: DictConfig) -> Path:
             raise ConfigError(f"resume=last finds no sweep below {SWEEPS_FOLDER}; give hydra.sweep.dir=DIR")
         folder = sweeps[-1].absolute()
     else:
+        if not config.hydra.sweep.dir:
+            raise ConfigError("hydra.sweep.dir is empty; give a folder, hydra.sweep.dir=DIR")
         folder = Path(config.hydra.sweep.dir).absolute()
     quoted = str(folder).replace("'", "\\'")
     with read_write(config.hydra), open_dict(config.hydra):

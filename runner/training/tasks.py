@@ -29,15 +29,22 @@ def _call_with_autocast(task: Task, device: torch.device, model: nn.Module, batc
         return task(model, batch)
 
 
+# The end of messages about a model or data for which `Classification` is not made.
+OWN_TASK = ": write a function (model, batch) -> loss; give task=custom task._target_=my.task ++task._partial_=true"
+
+
 class Classification:
     """A task: called with a model and a batch (x, y), it returns the loss.
 
     The loss is the mean cross entropy of the model's logits (N, classes) and the targets y (N,). Raises ConfigError if the
-    model does not return a tensor, if a target is not below the number of classes (on a GPU, CUDA fails with an assertion
-    instead), or if BatchNorm cannot normalise because the batch has only one sample.
+    batch is no pair, if the model does not return a score for each sample and class, if a target is not below the number of
+    classes (on a GPU, CUDA fails with an assertion instead), or if BatchNorm cannot normalise because the batch has only one
+    sample.
     """
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ConfigError(f"the data gave {_described(batch)} as a batch; this task needs a pair (x, y){OWN_TASK}")
         x, y = batch
         try:
             logits = model(x)
@@ -48,15 +55,23 @@ class Classification:
                     "or keep it in eval mode with freeze.buffers=frozen"
                 ) from error
             raise
-        if not isinstance(logits, Tensor):
-            raise ConfigError(
-                f"the model returned a {type(logits).__name__}; this task needs a tensor of (N, classes) logits: "
-                "write a function (model, batch) -> loss; give task=custom task._target_=my.task ++task._partial_=true"
-            )
+        if not isinstance(logits, Tensor) or logits.dim() == 0 or (logits.dim() == 1 and y.dim() == 1):
+            raise ConfigError(f"the model returned {_described(logits)}; this task needs (N, classes) logits{OWN_TASK}")
         try:
             return functional.cross_entropy(logits, y)
+        except ValueError as error:
+            raise ConfigError(
+                f"the model returned {_described(logits)} for targets of shape {tuple(y.shape)}: {error}{OWN_TASK}"
+            ) from error
         except IndexError as error:
             raise ConfigError(
                 f"data: a target is outside the head's {logits.shape[1]} classes (targets run from {int(y.min())} to "
                 f"{int(y.max())}); give model.classes"
             ) from error
+
+
+def _described(value: Any) -> str:
+    """Return a value in words for a message: `a tensor of shape (4,)`, or its type, such as `a tuple of 3`."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")

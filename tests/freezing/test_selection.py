@@ -607,3 +607,42 @@ def test_select_by_flags_selects_all_parameters_with_requires_grad_false():
     assert model.norm.weight not in selection
     assert selection.buffers == {}
     assert selection.modules == {}
+
+
+# Arguments of a wrong type
+
+
+NET = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": None}, "model is None; give a torch.nn.Module"),
+        ({"model": nn.Linear}, r"model is the class Linear; give a model, Linear\(\.\.\.\)"),
+        ({"model": NET.state_dict()}, r"model is OrderedDict.*; give a torch\.nn\.Module"),
+        ({"patterns": 5}, "patterns is 5; give a list of patterns"),
+        ({"patterns": None}, "patterns is None; give a list of patterns"),
+        ({"patterns": NET[0]}, "patterns is Linear.*; give a list of patterns"),
+        ({"patterns": {"0": 1}}, "patterns is .*; give a list of patterns"),
+        ({"patterns": "0"}, "patterns: '0' is one pattern where a list is expected; write"),
+        ({"patterns": [0]}, "patterns: 0 is not a pattern"),
+        ({"patterns": ["“0”"]}, "patterns: '“0”' stands in typographic quotes; write '0'"),
+        ({"keep": None}, "keep is None; give a list of patterns"),
+        ({"keep": 5}, "keep is 5; give a list of patterns"),
+        ({"head": 5}, "head is 5; give a list of patterns"),
+        ({"head": NET[1]}, "head is Linear.*; give a list of patterns"),
+        ({"buffers": True}, "buffers is True; give live or frozen"),
+    ],
+    ids=str,
+)
+def test_an_argument_of_a_wrong_type_is_a_config_error_that_names_the_argument(arguments, message):
+    with pytest.raises(ConfigError, match=f"^{message}") as caught:
+        select(**{"model": NET, "patterns": ["0"], **arguments})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_generator_of_patterns_is_read_once():
+    assert list(select(NET, (name for name in ["0"]), keep=iter(["0.bias"])).parameters) == ["0.weight"]
+    with pytest.raises(ConfigError, match="is in patterns and in keep"):
+        select(NET, (name for name in ["0", "1"]), keep=iter(["1"]))

@@ -1,0 +1,75 @@
+"""Check that this machine has what a config needs: packages, a device, a data folder. Imports torch only for a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import runpy
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from runner.config.schema import Config
+from runner.errors import ConfigError
+
+IMAGE_FOLDER = "runner.training.data.ImageFolder"
+LAUNCHERS_HERE = ("basic", "joblib")  # Hydra's names of the launchers that carry out runs on this machine
+
+
+def check_packages(config: Config) -> None:
+    """Raise ConfigError if the config needs a package that is not installed, such as safetensors for `save=true`."""
+    is_needed = {"save=true": config.save, "data=digits": config.data.get("_target_") == "runner.training.data.Digits"}
+    packages = {"save=true": ("safetensors", "save"), "data=digits": ("sklearn", "data")}
+    for key, (module, extra) in packages.items():
+        if is_needed[key] and find_spec(module) is None:
+            raise ConfigError(f"{key} needs {module}; install it with: pip install 'freeze-runner[{extra}]'")
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError if this machine does not have the device, `cuda` or `mps`.
+
+    Importing torch takes seconds, so that is done only if the machine might have the device.
+    """
+    if device not in ("cuda", "mps"):
+        return
+    if (device == "mps" and sys.platform != "darwin") or (device == "cuda" and not _may_have_cuda()):
+        raise ConfigError(f"device={device} is not available here; give device=cpu or device=auto")
+    from runner.seeding import pick_device
+
+    pick_device(device)
+
+
+def _may_have_cuda() -> bool:
+    """Return False if torch cannot use a GPU here: it was built for none, or for CUDA, and NVIDIA's driver is missing.
+
+    Returns True if only torch itself can tell, such as with a torch that was built for ROCm.
+    """
+    spec = find_spec("torch")
+    file = Path(spec.origin or "").with_name("version.py") if spec else None
+    if file is None or not file.is_file():
+        return True
+    built_for = runpy.run_path(str(file))
+    if built_for.get("hip", True) is not None:
+        return True
+    if built_for.get("cuda", True) is None:
+        return False
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def check_data_folder(data: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the config's data is a folder of images that does not exist."""
+    if data.get("_target_") == IMAGE_FOLDER:
+        root = data.get("root")
+        if not isinstance(root, str) or not root or not Path(root).is_dir():
+            raise ConfigError(f"data.root is {root!r}, which is not a folder; give one with class subfolders")
+
+
+def check_launcher(launcher: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the config's launcher (the node `hydra.launcher`) is joblib's and has no number of workers."""
+    if "n_jobs" in launcher and launcher["n_jobs"] in (0, None):
+        raise ConfigError(f"hydra.launcher.n_jobs is {launcher['n_jobs']}; give a number of processes, or -1 for all cores")
