@@ -634,7 +634,7 @@ NET = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         ({"head": NET[1]}, "head is Linear.*; give a list of patterns"),
         ({"buffers": True}, "buffers is True; give live or frozen"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_an_argument_of_a_wrong_type_is_a_config_error_that_names_the_argument(arguments, message):
     with pytest.raises(ConfigError, match=f"^{message}") as caught:
