@@ -31,12 +31,17 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
-def is_too_long(value: Any, most: int = MAX_TEXT) -> bool:
-    """Return whether a text has more than `most` characters, or nested dicts and lists such a text or too many items."""
+def is_too_long(value: Any, most: int = MAX_TEXT, depth: int = MAX_DEPTH) -> bool:
+    """Return whether a text has more than `most` characters, or dicts and lists have such a text or too many items.
+
+    At most `depth` dicts and lists may be nested.
+    """
     if isinstance(value, str):
         return len(value) > most
-    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-    return len(value) > MAX_ITEMS or any(is_too_long(item, most) for item in items) if items else False
+    if not isinstance(value, (dict, list)) or not value:
+        return False
+    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    return depth == 0 or len(value) > MAX_ITEMS or any(is_too_long(item, most, depth - 1) for item in items)
 
 
 def printable_values(value: Any, depth: int = MAX_DEPTH) -> Any:

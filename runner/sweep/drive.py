@@ -14,7 +14,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from runner.config.check import check
-from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP, SWEEP_CONFIG
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG
 from runner.errors import ConfigError
 from runner.runs.console import create_console, display_path
 from runner.runs.exits import exit_process, guard_process
@@ -25,11 +25,11 @@ from runner.runs.record import persistent_overrides
 from runner.runs.text import error_line
 from runner.sweep.end import (
     end_running,
+    end_with_code,
     end_with_process,
     exit_code,
     print_what_is_left,
     remove_marks,
-    strict_summary,
     write_sweep_results,
 )
 from runner.sweep.grid import ComposedConfigLoader, SweepRun, compose_runs, has_run_name
@@ -51,8 +51,6 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     Raises ConfigError before anything is written if a config is wrong, and later if no run can be started. Raises SystemExit
     if the exit code of the sweep is not 0.
     """
-    if OmegaConf.select(config, "hydra.launcher.n_jobs") == 0:
-        raise ConfigError("hydra.launcher.n_jobs is 0; give the number of processes, or -1 for one on each core")
     folder = resolve_folder(config)
     runs, dropped = compose_runs(config, context.config_loader, override_lists, folder)
     if not runs:
@@ -84,10 +82,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
             remove_marks(runs, folder)
     print_what_is_left(runs, folder)
     code = EXIT_INTERRUPTED if interrupted else exit_code(runs) or (EXIT_DONE if written else EXIT_FAILED)
-    if code == EXIT_STRICT:
-        print(error_line(f"strict: {strict_summary(runs)}"), file=sys.stderr)
     if code:
-        sys.exit(code)
+        end_with_code(code, runs)
 
 
 def print_plan(runs: list[SweepRun]) -> None:

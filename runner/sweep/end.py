@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -103,6 +104,13 @@ def exit_code(runs: list[SweepRun]) -> int:
         run.strict and record and strict_problems(record) for run, record in zip(runs, records, strict=True)
     )
     return EXIT_STRICT if strict_violated else EXIT_DONE
+
+
+def end_with_code(code: int, runs: Sequence[SweepRun]) -> NoReturn:
+    """Raise SystemExit with an exit code that is not 0; if it is that of `strict=true`, print to stderr what is wrong."""
+    if code == EXIT_STRICT:
+        print(error_line(f"strict: {strict_summary(runs)}"), file=sys.stderr)
+    sys.exit(code)
 
 
 def strict_summary(runs: Sequence[SweepRun]) -> str:

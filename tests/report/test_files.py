@@ -245,7 +245,7 @@ def broken(what: str):
     return folder
 
 
-HUGE = "huge " * 2_000_000
+HUGE = "huge " * 200_000
 UNREADABLE = "run.json cannot be read: it is incomplete, too large, or not the record of a run"
 BROKEN = {
     "a torn record": ({"run.json": b'{"status": "fini'}, [UNREADABLE]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,9 @@ def _write_model():
 def test_a_run_whose_code_ends_the_process_fails_and_exits_with_1(behavior, inside, cli):
     code, out, err = cli(*MODEL, f"+model.build.behavior={behavior}", f"+model.build.inside={inside}", "hydra.run.dir=run")
     assert (code, out) == (1, "")
-    assert err == f"freeze-runner: failed: {REASONS[behavior]} (log: run/runner.log)\n"
+    assert re.fullmatch(
+        rf"freeze-runner: failed: mine\.py, line \d+: {re.escape(REASONS[behavior])} \(log: run/runner\.log\)\n", err
+    )
     record = json.loads(Path("run/run.json").read_text())
     assert (record["status"], record["reason"]) == ("failed", REASONS[behavior])
     assert "mine.py" in Path("run/runner.log").read_text()  # the traceback
