@@ -25,7 +25,7 @@ from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_arguments, 
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
 from runner.config.schema import CONF, steps_of
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_STRICT, LOG, STATUSES_WITH_TABLES
-from runner.errors import ConfigError, Refused, place_in_user_code
+from runner.errors import ConfigError, Refused
 from runner.proof.verdict import strict_problems
 from runner.runs.interrupts import exit_at_once, handle_interrupts
 from runner.runs.text import error_line
@@ -100,14 +100,12 @@ def run_and_report(config: DictConfig) -> int:
     """Carry out one run, print a summary of it, write its HTML page into its folder, and return its exit code.
 
     `config`: the composed config. A progress bar is shown during the run. If the run was interrupted (Ctrl-C, SIGTERM), all
-    files are written, and then KeyboardInterrupt is raised. A failed or skipped run prints only the reason, to stderr, after
-    the line of the user's own code that raised the error, if there is one.
+    files are written, and then KeyboardInterrupt is raised. A failed or skipped run prints only the reason, to stderr.
     """
     from runner.runs import console, job
 
     terminal = console.create_console()
     printed_notes: list[str] = []
-    errors: list[BaseException] = []
 
     def on_note(text: str, *, urgent: bool = False) -> None:
         if urgent:
@@ -119,7 +117,7 @@ def run_and_report(config: DictConfig) -> int:
         print_error(f"{status}: {reason}", end=f" (log: {console.display_path(log)})")
 
     with console.progress_bar(steps_of(config), terminal) as on_step:
-        result = job.execute_run(config, on_step, errors.append, on_note, before_exit=partial(print_end, "failed"))
+        result = job.execute_run(config, on_step, on_note=on_note, before_exit=partial(print_end, "failed"))
     if result.status in STATUSES_WITH_TABLES:
         from runner.report.files import write_run_page
 
@@ -128,8 +126,7 @@ def run_and_report(config: DictConfig) -> int:
         if result.exit_code == EXIT_STRICT:
             print_error(f"strict: {'; '.join(strict_problems(result.record, result.rows))}")
     else:
-        place = place_in_user_code(errors[0]) if errors else ""
-        print_end(result.record["status"], f"{f'{place}: ' if place else ''}{result.record['reason']}")
+        print_end(result.record["status"], result.record["reason"])
     if result.status == "interrupted":
         raise KeyboardInterrupt
     return result.exit_code

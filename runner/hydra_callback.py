@@ -15,7 +15,7 @@ from runner.config.hydra_errors import short_message
 from runner.config.naming import register_resolvers
 from runner.config.schema import Config
 from runner.contract import EXIT_DONE, EXIT_FAILED
-from runner.errors import ConfigError, Refused, place_in_user_code
+from runner.errors import ConfigError, Refused
 from runner.runs.exits import exit_process, guard_process
 from runner.runs.folder import contains_run
 from runner.runs.record import error_line as describe
@@ -66,7 +66,5 @@ class BeforeRun(Callback):
         except (ConfigError, OmegaConfBaseException) as error:
             raise Refused(" ".join(short_message(error).split())) from error
         except Exception as error:  # a bug in a user's class, met by a plan, which has no log
-            place = place_in_user_code(error)
-            what = " ".join([type(error).__name__ + ":", *str(error).split()])
-            print(error_line(f"the plan failed: {f'{place}: ' if place else ''}{what}"), file=sys.stderr)
+            print(error_line(f"the plan failed: {describe(error)}"), file=sys.stderr)
             raise SystemExit(EXIT_FAILED) from error

@@ -249,7 +249,7 @@ def test_an_exception_in_a_custom_class_is_one_line_with_code_1_and_its_tracebac
     assert "KeyError: 'oh'" in err
     assert len(err.splitlines()) == 1
     (folder,) = run_folders()
-    assert json.loads((folder / "run.json").read_text())["reason"] == "KeyError: 'oh'"
+    assert json.loads((folder / "run.json").read_text())["reason"] == "buggy.py, line 3: KeyError: 'oh'"
     log = (folder / "runner.log").read_text()
     assert "Traceback" in log
     assert 'buggy.py", line 3' in log

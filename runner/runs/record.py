@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from runner.contract import Record
+from runner.errors import place_in_user_code
 from runner.proof.verdict import count_verdicts
 
 COMMAND_KEYS = ("resume", "plan")  # overrides that concern one command, not the run, and are not recorded
@@ -65,9 +66,12 @@ def persistent_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def error_line(error: BaseException) -> str:
-    """Return an exception as one line of text: its type and the first line of its message."""
+    """Return an exception as one line of text: its type and the first line of its message.
+
+    If the user's own code raised it, its file and line come first: `mine.py, line 3: KeyError: 'x'`.
+    """
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return ": ".join(filter(None, [place_in_user_code(error), type(error).__name__, *lines[:1]]))
 
 
 @lru_cache(maxsize=1)
