@@ -157,6 +157,7 @@ def training_steps(
             report.freeze(phase.selection)
         if warn_of_leaks:
             state.forecast = foresee_phase(setup, state.forecast)
+        setup.meter.on_phase_prepared(setup.model)
         context = PhaseContext(setup.model, task, setup.note)
         phase_batches = setup.method.feed(islice(batches, count), context)
         phase_batches = setup.meter.watch_batches(phase_batches, phase.first, optimizer, setup.undo)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from runner.cost.counter import storages_in
 from runner.cost.flops import META, REAL, StepCount
+from runner.errors import listed
 from runner.tensors import map_tensors, tensors_in
 
 MOST_SHAPES, MOST_BYTES = 16, 2**28  # of the batches that are kept, one for each shape; the first is always kept
@@ -42,17 +44,21 @@ class FedBatches:
         self.steps[shapes] = self.steps.get(shapes, 0) + 1
         if self.steps[shapes] > 1 or len(self.examples) >= MOST_SHAPES:
             return
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(batch))
+        size = _size_of(batch)
         if not self.examples or self._bytes + size <= MOST_BYTES:
             self.examples[shapes] = map_tensors(batch, Tensor.cpu)
             self._bytes += size
 
     def mean(self, count: Callable[[Any, Shapes], StepCount], device: torch.device) -> StepCount:
-        """Return the mean of `count(batch on the device, its shapes)` over the steps whose shapes have an example."""
+        """Return the mean of `count(batch on the device, its shapes)` over the steps whose shapes have an example.
+
+        The peak memory includes the batch.
+        """
         counts = []
         for shapes, example in self.examples.items():
             batch = map_tensors(example, lambda tensor: tensor.to(device))
-            counts.append((count(batch, shapes), self.steps[shapes]))
+            counted, size = count(batch, shapes), _size_of(batch)
+            counts.append((replace(counted, peak_bytes=counted.peak_bytes + size), self.steps[shapes]))
         return mean_count(counts)
 
     @property
@@ -61,11 +67,31 @@ class FedBatches:
         if len(self.steps) == 1:
             return ""
         some = f"the first {len(self.examples)} of " if len(self.examples) < len(self.steps) else ""
-        return f"cost: a step is the mean over {some}the {len(self.steps)} shapes of batches that were fed"
+        return f"a step is the mean over {some}the {len(self.steps)} shapes of batches that were fed"
+
+
+def count_notes(counts: Sequence[StepCount], fed: FedBatches) -> Iterator[str]:
+    """Yield sentences about what is not known of some steps' costs, and about the batches that they were counted for."""
+    if unpriced := sorted({name for counted in counts for name in counted.unpriced}):
+        register = "torch.utils.flop_counter.register_flop_formula can give one"
+        yield f"FLOPs are not known: no formula for {listed(unpriced, most=4)}; {register}"
+    if unmeasured := sorted({name for counted in counts for name in counted.unmeasured}):
+        yield f"saved bytes and peak memory are not known: what {listed(unmeasured)} keeps is only known on real tensors"
+    if any(counted.depends_on_values for counted in counts):
+        yield "the step reads values of its tensors: other batches may take other FLOPs than the one it was counted on"
+    if fed.note:
+        yield fed.note
+
+
+def _size_of(batch: Any) -> int:
+    """Return the bytes of the tensors in a batch; memory that several tensors share counts once."""
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages_in(tensors_in(batch))}.values())
 
 
 def mean_count(counts: Sequence[tuple[StepCount, int]]) -> StepCount:
-    """Return the mean of the costs of a step, rounded to whole FLOPs and bytes; the peak is the highest one.
+    """Return the mean of the costs of a step, rounded to whole FLOPs and bytes.
+
+    The peak memory and the bytes of gradients are the most of any step.
 
     `counts`: pairs of the costs of a step, and the number of such steps.
     """
@@ -90,5 +116,7 @@ def mean_count(counts: Sequence[tuple[StepCount, int]]) -> StepCount:
         parameter_order=joined(lambda counted: counted.parameter_order),
         flops_by_module={name: round(flops / steps) for name, flops in modules.items()},
         unpriced=joined(lambda counted: counted.unpriced),
+        unmeasured=joined(lambda counted: counted.unmeasured),
+        depends_on_values=any(counted.depends_on_values for counted, _ in counts),
         counted_on=META if all(counted.counted_on == META for counted, _ in counts) else REAL,
     )

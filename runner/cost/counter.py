@@ -13,7 +13,15 @@ from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runner.cost.formulas import formula_of, is_of_torch, may_multiply_matrices, name_of, operands
+from runner.cost.formulas import (
+    WITH_WORKSPACE,
+    depends_on_values,
+    formula_of,
+    is_of_torch,
+    may_multiply_matrices,
+    name_of,
+    operands,
+)
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -28,6 +36,8 @@ class OperatorCounter(TorchDispatchMode):
         unpriced: the names of operators that may multiply matrices, but whose FLOPs are not known.
         bytes: the bytes of all counted tensors that exist now.
         peak: the largest value that `bytes` has had.
+        depends_on_values: whether values of tensors may have decided what was run.
+        unmeasured: the names of operators that keep memory for backward whose size is only known on real tensors.
         saved_bytes: bytes of the tensors that were given to `add_saved`; memory that several tensors share counts once.
     """
 
@@ -38,6 +48,8 @@ class OperatorCounter(TorchDispatchMode):
         self.flops = self.bytes = self.peak = self.saved_bytes = 0
         self.flops_by_module: Counter[str] = Counter()
         self.unpriced: set[str] = set()
+        self.unmeasured: set[str] = set()
+        self.depends_on_values = False
         # By weak references, which do not keep a storage (block of memory of a tensor) from being freed.
         self._sizes: dict[ref[torch.UntypedStorage], int] = {}
         self._saved: WeakSet[torch.UntypedStorage] = WeakSet()
@@ -94,11 +106,14 @@ class OperatorCounter(TorchDispatchMode):
 
     def _add_flops(self, func: Any, args: Any, kwargs: Any, *, result: Any) -> None:
         """Add the FLOPs of an operator that has run, or its name to `unpriced` if they are not known."""
-        formula = formula_of(func)
+        formula, name = formula_of(func), name_of(func)
+        self.depends_on_values |= depends_on_values(func, args)
+        if name in WITH_WORKSPACE:
+            self.unmeasured.add(name)
         if formula is None:
             if isinstance(func, HigherOrderOperator) or may_multiply_matrices(func, args):
-                self.unpriced.add(name_of(func))
-            elif is_of_torch(func):
+                self.unpriced.add(name)
+            elif is_of_torch(func) and not depends_on_values(func, args) and name != "aten::index":
                 self._without_flops.add(id(func))
             return
         try:
@@ -106,7 +121,7 @@ class OperatorCounter(TorchDispatchMode):
         except Exception:  # a formula does not know every kind of tensor
             flops = None
         if flops is None or any(tensor.layout is not torch.strided for tensor in operands(args)):
-            self.unpriced.add(name_of(func))
+            self.unpriced.add(name)
             return
         self.flops += flops
         self.flops_by_module.update(dict.fromkeys(self._modules, flops))

@@ -40,6 +40,8 @@ class StepCount:
         parameter_order: the names of the parameters, in the order in which the forward pass calls their modules.
         flops_by_module: {module name: FLOPs of the module's forward pass, submodules included}; "" is the whole model.
         unpriced: the names of operators that may multiply matrices, but whose FLOPs are not known and not contained.
+        unmeasured: the names of operators that keep memory for backward which is not known (on fake tensors) nor contained.
+        depends_on_values: whether values of tensors were read, so that another batch of these shapes may take other FLOPs.
         counted_on: `a meta copy` (counted on fake tensors, which have no values) or `a real batch`.
     """
 
@@ -52,6 +54,8 @@ class StepCount:
     parameter_order: tuple[str, ...]
     flops_by_module: Mapping[str, int]
     unpriced: tuple[str, ...]
+    unmeasured: tuple[str, ...]
+    depends_on_values: bool
     counted_on: str
 
 
@@ -84,9 +88,16 @@ class ModelCopy:
         return cls(copy.deepcopy(model, fakes), mode)
 
     @classmethod
-    def unfrozen(cls, model: nn.Module) -> ModelCopy:
-        """Return a copy in which every parameter that can have a gradient requires one; with values if it is small."""
+    def of(cls, model: nn.Module) -> ModelCopy:
+        """Return a copy of a model in train mode, as it is trained; with values if the model is small."""
         copied = cls(copy.deepcopy(model)) if is_small(model) else cls.without_values(model)
+        copied.model.train()
+        return copied
+
+    @classmethod
+    def unfrozen(cls, model: nn.Module) -> ModelCopy:
+        """Return a copy in which every parameter that can have a gradient requires one; otherwise as `of` does."""
+        copied = cls.of(model)
         require_gradients(copied.model)
         return copied
 
@@ -135,9 +146,9 @@ def is_quick(model: nn.Module, batch: Any) -> bool:
 
 
 def is_small(model: nn.Module) -> bool:
-    """Return whether a model has so few elements that it may be copied with its values, and has values."""
+    """Return whether a model is on the CPU and has so few elements that it may be copied with its values."""
     tensors = [*model.parameters(), *model.buffers()]
-    return sum(map(Tensor.numel, tensors)) <= MOST_COPIED and not any(tensor.is_meta for tensor in tensors)
+    return sum(map(Tensor.numel, tensors)) <= MOST_COPIED and all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def _fake_of(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
@@ -214,5 +225,7 @@ def _run_and_count(model: nn.Module, task: Task, batch: Any, counted_on: str) ->
         parameter_order=tuple(parameter_order),
         flops_by_module=dict(counter.flops_by_module),
         unpriced=tuple(sorted(counter.unpriced)),
+        unmeasured=tuple(sorted(counter.unmeasured)) if counted_on == META else (),
+        depends_on_values=counter.depends_on_values,
         counted_on=counted_on,
     )

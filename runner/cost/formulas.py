@@ -140,16 +140,19 @@ FORMULAS: dict[str, Formula] = {  # in-place variants such as `addmv_` are found
     "aten::_scaled_dot_product_fused_attention_overrideable_backward": attention_backward,
     "torchvision::deform_conv2d": deformable_convolution,
     "torchvision::_deform_conv2d_backward": deformable_convolution_backward,
+    "torchvision::nms": nothing,
     **dict.fromkeys((f"torchvision::{kind}roi_{way}" for kind in ("", "ps_") for way in ("align", "pool")), nothing),
     **dict.fromkeys(
         (f"torchvision::_{kind}roi_{way}_backward" for kind in ("", "ps_") for way in ("align", "pool")), nothing
     ),
 }
+WITH_WORKSPACE = {"aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::miopen_rnn"}
+"""Operators that keep memory for backward whose size is not known without values."""
 PRODUCT_WORDS = re.compile(  # parts of names, between underscores; digits such as those of `conv2d` are removed before
-    "(add|badd|add)?b?mm|h?s?s?mm|sspaddmm|(add)?mv|matmul|v?dot|chain|conv|convolution|depthwise|linear|trilinear|lstm|gru"
+    "(b?add)?b?mm|h?s?s?mm|sspaddmm|(add)?mv|matmul|v?dot|chain|conv|convolution|depthwise|linear|trilinear|lstm|gru"
     "|rnn|attention|encoder|linalg|cholesky|lu|ormqr|geqrf|triangular|gemm|einsum"
 )
-NO_PRODUCT_WORDS = {"upsample", "vector", "cross", "powsum", "prepack", "reorder", "flatten"}
+NO_PRODUCT_WORDS = {"upsample", "thnn", "vector", "cross", "powsum", "prepack", "reorder", "flatten"}
 OF_TORCH = {"aten", "prim", "prims", "profiler", "c10d", "_c10d_functional", "quantized", "inductor", "rngprims"}
 
 
@@ -188,17 +191,28 @@ def operands(value: Any) -> Iterator[Tensor]:
 def may_multiply_matrices(operator: Any, arguments: Any) -> bool:
     """Return whether an operator without a formula may multiply matrices, so that a total without it may be wrong.
 
-    An operator of torch does if its name says so. One of another library may if it takes two tensors that are matrices or
-    have more dimensions.
+    An operator of torch does if its name says so. One of another library may if it takes a matrix, or a tensor of more
+    dimensions.
     """
     if _name_says_product(operator):
         return True
-    return not is_of_torch(operator) and sum(tensor.dim() > 1 for tensor in operands(arguments)) > 1
+    return not is_of_torch(operator) and any(tensor.dim() > 1 for tensor in operands(arguments))
 
 
 def is_of_torch(operator: Any) -> bool:
     """Return whether an operator is torch's own, so that its name says whether it multiplies matrices."""
     return name_of(operator).partition("::")[0] in OF_TORCH
+
+
+def depends_on_values(operator: Any, arguments: Any) -> bool:
+    """Return whether the values of the arguments decide about the result's shape, or are handed to Python (`item()`).
+
+    What the model does next may then depend on them, and with it the FLOPs of a step.
+    Source: https://docs.pytorch.org/docs/stable/torch.html#torch.Tag
+    """
+    if name_of(operator) == "aten::index":  # only by a mask
+        return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in list(operands(arguments))[1:])
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(getattr(operator, "tags", ())))
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,16 +18,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import COSTS, Cost, Note
-from runner.cost.batches import FedBatches
-from runner.cost.flops import REAL, ModelCopy, StepCount, count_step
+from runner.cost.batches import FedBatches, count_notes
+from runner.cost.flops import META, REAL, ModelCopy, StepCount, count_step
 from runner.cost.shares import Shares, bytes_held, costs_of_count, explain_small_saving, shares_of_unfrozen, total_bytes
-from runner.errors import listed
 from runner.freezing.selection import Selection
 from runner.training.loop import Task, needs_closure
 
 FREEZING_SETTINGS = ("method", "freeze", "schedule")  # config keys that do not matter when nothing is frozen
 PEAK_COUNTED = "tensors of forward and backward counted, without the scratch memory of kernels"
-HOW_TO_REGISTER = "torch.utils.flop_counter.register_flop_formula can give one"
 
 
 _count_cache: dict[tuple[Any, ...], StepCount] = {}  # so that a sweep counts once for equal model, input and frozen layers
@@ -48,6 +47,9 @@ class Meter:
 
     def on_model_built(self, model: nn.Module) -> None:
         """Do nothing; a run calls this method with the model before anything is frozen."""
+
+    def on_phase_prepared(self, model: nn.Module) -> None:
+        """Do nothing; called with the model when the freezing method has prepared it for a phase, before the first step."""
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
         """Return the task to train with, a function (model, batch) -> loss; here `task` itself.
@@ -107,6 +109,7 @@ class CountingMeter(Meter):
     """
 
     unfrozen: ModelCopy | None = None  # a copy of the model before anything was frozen, in which all can train
+    prepared: ModelCopy | None = None  # a copy of the model before the first step of the last phase
     task: Task
 
     def on_model_built(self, model: nn.Module) -> None:
@@ -119,6 +122,11 @@ class CountingMeter(Meter):
             self.unfrozen = ModelCopy.unfrozen(model)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+
+    def on_phase_prepared(self, model: nn.Module) -> None:
+        """Keep a copy of the model, whose state is then as that of `unfrozen`: not yet changed by steps."""
+        with self.note_errors("the cost of a step is not known"):
+            self.prepared = ModelCopy.of(model)
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
         """Return `task` unchanged, and keep a copy of it for counting after the run.
@@ -153,33 +161,52 @@ class CountingMeter(Meter):
             return cost
         settings = [dict(self.settings), sorted(selection.parameters), sorted(selection.modules)]
         with self.note_errors("FLOPs and saved bytes are not known"):
-            counted = self.count(model, settings)
+            counted = self.count_prepared(model, settings)
             cost |= costs_of_count(counted, skipped)
-            if cost["peak_memory_bytes"] is None and cost["parameter_bytes"] is not None:
+            if None not in (cost["parameter_bytes"], cost["saved_bytes"]) and cost["peak_memory_bytes"] is None:
                 cost["peak_memory_bytes"], cost["peak_memory_by"] = self.peak_bytes(cost, counted, model), PEAK_COUNTED
-            if baseline := self.count_unfrozen(counted):
+            baseline = self.count_unfrozen(counted)
+            if baseline is not None:
                 cost |= shares_of_unfrozen(cost, baseline, optimizer)
                 cost["why_small"] = explain_small_saving(cost, counted, selection)
-            if unpriced := sorted({*counted.unpriced, *(baseline.unpriced if baseline else ())}):
-                self.note(f"cost: FLOPs are not known: no formula for {listed(unpriced, most=4)}; {HOW_TO_REGISTER}")
-            if self.fed.note:
-                self.note(self.fed.note)
+            for text in count_notes([counted, *([baseline] if baseline else [])], self.fed):
+                self.note(f"cost: {text}")
         if needs_closure(optimizer):
             self.note("cost: the optimizer's step runs forward and backward itself, several times; the FLOPs are of one")
         return cost
 
+    def count_prepared(self, model: nn.Module, settings: Any) -> StepCount:
+        """Return the FLOPs and memory of a step of this run, counted on the copy of the model before the first step.
+
+        If that copy has no values and they are needed, the trained `model` is used.
+        """
+        if self.prepared is None:
+            return self.count(model, settings)
+        try:
+            return self.count(self.prepared, settings)
+        except Exception:
+            if self.prepared.mode is None:
+                raise
+            return self.count(model, settings)
+
     def count(self, model: nn.Module | ModelCopy, settings: Any) -> StepCount:
         """Return the FLOPs and memory of a step of `model`, the mean over the shapes of batches that the run was fed.
 
-        `settings`: what the count depends on besides the shapes; for equal settings a step is counted only once.
+        `settings`: what the count depends on besides the shapes and the structure of the model. If these are equal, a step
+        without values is counted only once.
         """
-        types = (type(model.model if isinstance(model, ModelCopy) else model), type(self.task))
+        module = model.model if isinstance(model, ModelCopy) else model
+        types = (type(module), type(self.task))
+        depends_on = [settings, str(self.device), structure_of(module)]
 
         def count_once(batch: Any, shapes: Any) -> StepCount:
-            key = (*types, json.dumps([settings, shapes], sort_keys=True, default=str))
-            if key not in _count_cache:
-                _count_cache[key] = count_step(model, self.task, batch)
-            return _count_cache[key]
+            key = (*types, json.dumps([*depends_on, shapes], sort_keys=True, default=str))
+            if key in _count_cache:
+                return _count_cache[key]
+            counted = count_step(model, self.task, batch)
+            if counted.counted_on == META:  # values may decide about a step that has some
+                _count_cache[key] = counted
+            return counted
 
         return self.fed.mean(count_once, self.device)
 
@@ -192,21 +219,24 @@ class CountingMeter(Meter):
         if self.unfrozen is None:
             return None
         if counted.counted_on == REAL and self.unfrozen.mode is not None:
-            self.note("cost: counted on a real batch, for the forward pass needs values; so no unfrozen baseline is known")
+            self.note("cost: the forward pass needs values, which the copy of the unfrozen model lacks: no share is known")
             return None
         settings = {key: value for key, value in self.settings.items() if key not in FREEZING_SETTINGS}
         return self.count(self.unfrozen, settings)
 
     def peak_bytes(self, cost: Cost, counted: StepCount, model: nn.Module) -> int:
-        """Return the peak memory on a CPU: the bytes of model, optimizer state and batch, plus the peak of a step.
+        """Return the peak memory on a CPU: the bytes of model and optimizer state, plus the peak of a step with its batch.
 
         `cost`: the costs found so far. `counted`: the count of a step. The result excludes what the optimizer allocates
         within its step and what the freezing method keeps. It is a sum of tensor sizes, because the memory use that the
         operating system reports depends on what the process did before.
         """
-        existing = (
-            total_bytes([*model.buffers(), next(iter(self.fed.examples.values()))])
-            + cost["parameter_bytes"]
-            + cost["optimizer_state_bytes"]
-        )
-        return existing + counted.peak_bytes
+        buffers = total_bytes(list(model.buffers()))
+        return buffers + cost["parameter_bytes"] + cost["optimizer_state_bytes"] + counted.peak_bytes
+
+
+def structure_of(model: nn.Module) -> list[Any]:
+    """Return what decides, besides the code, how a step without values runs: modules, modes, tensors and flags."""
+    modules = [(name, type(module).__qualname__, module.training) for name, module in model.named_modules()]
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return [modules, [(name, tuple(t.shape), str(t.dtype), t.requires_grad) for name, t in tensors]]

@@ -37,7 +37,7 @@ def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Se
 
 
 def costs_of_count(counted: StepCount, skipped: Shares) -> Cost:
-    """Return {name of a cost: FLOPs or bytes} of a step; FLOPs are None if some operators' are not known.
+    """Return {name of a cost: FLOPs or bytes} of a step; None if those of some operators are not known.
 
     `skipped`: {module name: share from 0 to 1}, the share of the steps in which the module's forward pass was skipped.
     """
@@ -45,7 +45,7 @@ def costs_of_count(counted: StepCount, skipped: Shares) -> Cost:
     return {
         "flops_forward": None if counted.unpriced else counted.flops_forward - round(not_computed),
         "flops_backward": None if counted.unpriced else counted.flops_backward,
-        "saved_bytes": counted.saved_bytes,
+        "saved_bytes": None if counted.unmeasured else counted.saved_bytes,
         "flops_counted_on": counted.counted_on,
     }
 
@@ -56,9 +56,7 @@ def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer) ->
     `cost`: this run's costs. `baseline`: the count of a step with nothing frozen. The baseline contains no optimizer state;
     its size is estimated from this run, as bytes of state per byte of a parameter with state.
     """
-    unfrozen: Cost = {key: getattr(baseline, key, None) for key in COUNTED}
-    if baseline.unpriced:
-        unfrozen |= {"flops_forward": None, "flops_backward": None}
+    unfrozen: Cost = {key: getattr(baseline, key, None) for key in COUNTED} | costs_of_count(baseline, {})
     parameters_with_state = [key for key, state in optimizer.state.items() if isinstance(key, Tensor) and total_bytes(state)]
     bytes_with_state = total_bytes(parameters_with_state)
     if bytes_with_state and not needs_closure(optimizer):

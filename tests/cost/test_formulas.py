@@ -227,7 +227,9 @@ UNPRICED = {
     "of another library": (lambda: product(random(3, 4), random(4, 5)), {"cost_test::product"}),
     "a matrix exponential": (lambda: torch.linalg.matrix_exp(random(3, 3)), {"aten::linalg_matrix_exp"}),
     "of sparse matrices": (lambda: torch.mm(random(3, 4).to_sparse(), random(4, 5)), {"aten::mm"}),
-    "elementwise, of another library": (lambda: scale(random(3, 4), random(4)), set()),
+    "of a matrix, of another library": (lambda: scale(random(3, 4), random(4)), {"cost_test::scale"}),
+    "of vectors, of another library": (lambda: scale(random(4), random(4)), set()),
+    "boxes": (lambda: torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1], [2, 2, 3, 3]]), random(2), 0.5), set()),
     "elementwise": (lambda: (random(3, 4) * random(3, 4)).softmax(0).sum(), set()),
     "interpolation": (lambda: nn.functional.interpolate(random(1, 2, 4, 4), scale_factor=2, mode="bilinear"), set()),
     "regions of images": (
@@ -246,7 +248,16 @@ def test_an_operator_that_may_multiply_matrices_and_has_no_formula_is_named(name
 def test_every_operator_of_torch_whose_name_says_that_it_multiplies_has_a_formula_or_is_named():
     """What torch's own counter knows is known here too, and the names that were read by a person are sorted as they were."""
     named = ("slow_conv3d_forward", "mkldnn_linear", "miopen_rnn", "linalg_qr", "_sparse_addmm", "cholesky_solve")
-    harmless = ("upsample_bilinear2d", "upsample_linear1d", "linalg_vector_norm", "add", "native_batch_norm", "lgamma")
+    harmless = (
+        "upsample_bilinear2d",
+        "upsample_linear1d",
+        "linalg_vector_norm",
+        "add",
+        "native_batch_norm",
+        "lgamma",
+        "_thnn_fused_lstm_cell",
+        "_thnn_fused_gru_cell_backward",
+    )
     for name in (*named, *harmless):
         operator = getattr(getattr(torch.ops.aten, name), getattr(torch.ops.aten, name).overloads()[0])
         assert formula_of(operator) is None

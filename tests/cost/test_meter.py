@@ -12,7 +12,7 @@ import torch
 from runner import truth_table
 from runner.assemble import assembled
 from runner.contract import COSTS
-from runner.cost.flops import REAL
+from runner.cost.flops import META, REAL
 from runner.experiment import TrainingState, training_steps
 from runner.proof.audit import audit
 from runner.tensors import same_bits
@@ -116,7 +116,7 @@ HOSTILE = {
     ),
     "custom function": ("x = Double.apply(x)", REAL),
     "has side effects": ("self.calls = getattr(self, 'calls', 0) + 1; assert self.calls < 9", REAL),
-    "cannot be copied": ("self.lock = threading.Lock()", None),
+    "cannot be copied once it has run": ("self.lock = threading.Lock()", REAL),
 }
 
 
@@ -190,7 +190,11 @@ def test_a_sweep_with_an_unfrozen_run_has_measured_shares_and_a_single_run_has_p
 def test_a_sweep_counts_once_per_model_input_and_frozen_set(cli):
     Path("mine.py").write_text(
         "from pathlib import Path\nimport torch, runner.training.models\n"
-        "class Net(runner.training.models.MLP):\n    def forward(self, x):\n"
+        "class Net(runner.training.models.MLP):\n"
+        "    def __init__(self, **options):\n"
+        "        super().__init__(**options)\n"
+        "        self.register_buffer('large', torch.zeros(2**23))  # it is then counted without values\n"
+        "    def forward(self, x):\n"
         "        if torch.utils._python_dispatch._get_current_dispatch_mode():\n"
         "            with Path('counted').open('a') as file: file.write('x')\n"
         "        return super().forward(x)\n"
@@ -313,3 +317,92 @@ def test_flops_are_not_known_if_an_operator_has_no_formula_and_a_note_names_it(c
     assert cost["saved_bytes_share"] is not None
     assert "cost: FLOPs are not known: no formula for aten::linalg_matrix_exp" in " ".join(out.split())
     assert "Traceback" not in out
+
+
+STATEFUL = {
+    "built in eval mode": ("self.eval()", "if not self.training: x = x @ torch.eye(x.shape[1])"),
+    "caches in its first forward pass": (
+        "self.cache = None",
+        "self.cache = torch.ones(64, 64) @ torch.ones(64, 64) if self.cache is None else self.cache",
+    ),
+    "counts its steps": ("self.steps = 0", "self.steps += 1; [x @ torch.eye(64) for _ in range(self.steps)]"),
+}
+
+
+@pytest.mark.parametrize("large", [0, 2**23])
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_a_run_that_freezes_nothing_costs_as_much_as_training_everything(kind, large, cli):
+    init, forward = STATEFUL[kind]
+    Path("mine.py").write_text(
+        "import torch, runner.training.models\n"
+        "class Net(runner.training.models.MLP):\n"
+        "    def __init__(self, **options):\n"
+        "        super().__init__(**options)\n"
+        f"        self.register_buffer('large', torch.zeros({large}))\n"
+        f"        {init}\n"
+        f"    def forward(self, x):\n        {forward}\n        return super().forward(x)\n"
+    )
+    assert cli("model=mlp", "model.build._target_=mine.Net", "freeze=none", "batches=4", "hydra.run.dir=run")[0] == 0
+    cost = json.loads(Path("run/run.json").read_text())["cost"]
+    assert [cost[key] for key in ("flops_share", "saved_bytes_share", "gradient_bytes_share")] == [1, 1, 1]
+    assert cost["flops_counted_on"] == (META if large else REAL)
+
+
+def test_flops_that_depend_on_values_do_not_depend_on_the_order_of_a_sweep_and_a_note_says_so(cli):
+    Path("mine.py").write_text(
+        "import torch, runner.training.models\n"
+        "class Net(runner.training.models.MLP):\n"
+        "    def forward(self, x):\n"
+        "        for _ in range(int(10 * x[0, 0].abs())):\n"
+        "            x = x @ torch.eye(64)\n"
+        "        return super().forward(x)\n"
+    )
+    flops = []
+    for name, seeds in (("forth", "0,1,2"), ("back", "2,1,0")):
+        model = ("model=mlp", "model.build._target_=mine.Net", "batches=2")
+        assert cli("-m", *model, f"seed={seeds}", f"hydra.sweep.dir={name}")[0] == 0
+        flops.append({row["seed"]: row["flops_forward"] for row in read_table(Path(name, "comparison.csv"))})
+    assert flops[0] == flops[1]
+    assert len(set(flops[0].values())) > 1
+    record = json.loads(next(Path("forth").glob("*/run.json")).read_text())
+    assert any("other batches may take other FLOPs" in note for note in record["notes"])
+
+
+def test_the_peak_memory_does_not_depend_on_the_order_of_the_batches(cli):
+    Path("mine.py").write_text(
+        "import torch\nclass Data:\n    def __init__(self, sizes): self.sizes = sizes\n"
+        "    def batches(self, count, input, classes, seed):\n"
+        "        for size in self.sizes: yield torch.randn(size, *input), torch.randint(classes, (size,))\n"
+    )
+    peaks = []
+    for name, sizes in {"up": "[2,400]", "down": "[400,2]", "one": "[400]"}.items():
+        data = ("data=custom", "data._target_=mine.Data", f"++data.sizes={sizes}", f"batches={sizes.count(',') + 1}")
+        assert cli("model=mlp", "freeze=none", *data, f"hydra.run.dir={name}")[0] == 0
+        peaks.append(json.loads(Path(name, "run.json").read_text())["cost"]["peak_memory_bytes"])
+    assert len(set(peaks)) == 1
+
+
+def test_what_a_recurrent_layer_keeps_for_backward_is_measured_or_not_known(cli):
+    Path("mine.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, width):\n"
+        "        super().__init__()\n"
+        "        self.lstm, self.head = torch.nn.LSTM(8, width, batch_first=True), torch.nn.Linear(width, 4)\n"
+        "    def forward(self, x): return self.head(self.lstm(x)[0][:, -1])\n"
+    )
+
+    def run(width):
+        model = ("model=custom", "model.build._target_=mine.Net", f"++model.build.width={width}")
+        settings = (*model, "model.input=[5,8]", "model.classes=4", "freeze=none", "batches=1")
+        assert cli(*settings, f"hydra.run.dir=run{width}")[0] == 0
+        return json.loads(Path(f"run{width}/run.json").read_text())
+
+    small, large = run(16), run(1200)
+    assert small["cost"]["flops_counted_on"] == REAL
+    assert large["cost"]["flops_counted_on"] == META
+    for record in (small, large):
+        assert record["cost"]["flops_share"] == 1
+    assert small["cost"]["saved_bytes"] > 4 * 5 * 5 * 16 * 4  # four gates, and the states, of each position
+    assert [large["cost"][key] for key in ("saved_bytes", "saved_bytes_share", "peak_memory_bytes")] == [None, None, None]
+    assert any("saved bytes and peak memory are not known: what aten::mkldnn_rnn_layer" in note for note in large["notes"])

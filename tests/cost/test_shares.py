@@ -14,7 +14,7 @@ def cost_with_share(share=1.0):
 
 
 def count_with(*order: str, gradients: tuple[str, ...] = ()) -> StepCount:
-    return StepCount(1, 1, 0, 0, 0, gradients, order, {}, (), META)
+    return StepCount(1, 1, 0, 0, 0, gradients, order, {}, (), (), False, META)
 
 
 def test_the_summary_says_why_a_saving_is_small():
