@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.config.build import build, build_instance
+from runner.config.build import build, build_instance, locate_targets
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
 from runner.cost.meter import CountingMeter, Meter
@@ -79,18 +80,15 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
     """Build the model, optimizer and other objects that a config declares, and give them to the `with` block.
 
     When the block is left, the model (except its values) and the process's settings (threads, random state) are restored.
-    `note` is called with messages for the user. `have_values`: False if the block is inside `torch.device("meta")`, where a
-    plan builds the model without values. Raises ConfigError for a wrong config, and SkippedError if the freezing method does
+    `note` is called with messages for the user. `have_values`: False to build the model on the meta device, without values,
+    for a plan. Raises ConfigError for a wrong config, and SkippedError if the freezing method does
     not work with this model.
     """
     with ExitStack() as undo:
         undo.enter_context(machine_settings(config.threads, config.deterministic))
         device = pick_device(config.device.value)
         seed_all(config.seed)
-        built_model = build_instance(nn.Module, config.model.build, "model.build")
-        if have_values:
-            built_model = built_model.to(device)
-            refuse_unless_dense(built_model)
+        built_model = build_model(config, device) if have_values else build_on_meta(config)
         (meter := build_meter(config, device, note)).on_model_built(built_model)
         for module in built_model.modules():
             undo.callback(setattr, module, "training", module.training)
@@ -119,6 +117,21 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
             undo=undo,
             note=note,
         )
+
+
+def build_model(config: Config, device: torch.device) -> nn.Module:
+    """Return the model that the config declares, on the device. Raises ConfigError if its tensors cannot be compared."""
+    model = build_instance(nn.Module, config.model.build, "model.build").to(device)
+    refuse_unless_dense(model)
+    return model
+
+
+def build_on_meta(config: Config) -> nn.Module:
+    """Return the model that the config declares with all its tensors on the meta device, where they have no values."""
+    locate_targets(config.model.build, "model.build")  # what a module makes when it is imported has values
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about weights that a builder loads: they stay without values
+        return build_instance(nn.Module, config.model.build, "model.build")
 
 
 def check_patterns(configs: Sequence[Config]) -> None:

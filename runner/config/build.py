@@ -14,6 +14,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
+from runner.config.schema import values_by_key
 from runner.errors import ConfigError, did_you_mean, place_in_user_code
 
 T = TypeVar("T")
@@ -62,6 +63,13 @@ def build_instance(expected: type[T], node: Mapping[str, Any], key: str, *args: 
         wanted = f"{expected.__module__}.{expected.__qualname__}"
         raise ConfigError(f"{key}._target_ gives a {type(built).__name__}; it must give an instance of {wanted}")
     return built
+
+
+def locate_targets(node: Mapping[str, Any], key: str) -> None:
+    """Import every class and function that a node names at any depth. Raises ConfigError if one does not exist."""
+    for nested_key, value in values_by_key(node, key):
+        if nested_key.endswith("._target_") and isinstance(value, str):
+            locate(value, nested_key)
 
 
 def locate(path: str, key: str) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from runner.seeding import seed_all
 from runner.units import in_gflop, in_mib, in_percent
 
 Cells = tuple[str, ...]
-HEADINGS = ("steps", "GFLOP a step", "of training everything", "saved for backward", "gradients")
+HEADINGS = ("steps", "GFLOP a step", "of training everything", "saved for backward", "gradients of backward")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,6 +21,8 @@ from runner.foresight.hazards import buffer_warnings, idle_warnings, leak_warnin
 from runner.foresight.rehearsal import Rehearsal
 from runner.foresight.warnings import method_and_optimizer_names, rehearse_phases
 from runner.freezing.groups import group_lr, groups_by_tensor
+from runner.methods.base import FreezingMethod
+from runner.seeding import pick_device
 from runner.tensors import tensor_entries, tensor_resolver
 from runner.training.data import to_device
 from runner.units import in_mib
@@ -67,7 +69,7 @@ def show_plan(config: Config, console: Console) -> None:
         batch = first_batch(config)
         try:
             on_cpu = replace(config, device=Device.cpu)
-            with torch.device("meta"), assembled(on_cpu, note, have_values=False) as setup:
+            with assembled(on_cpu, note, have_values=False) as setup:
                 lines = list(_parameters_and_costs(setup, batch))
                 size = sum(entry.tensor.nbytes for entry in setup.before.entries.values())
         except Exception:  # values are needed, or the config is wrong, which the model itself then shows
@@ -75,7 +77,7 @@ def show_plan(config: Config, console: Console) -> None:
                 lines, size = list(_parameters_and_costs(setup, to_device(batch, setup.device))), 0
         for line in lines:
             console.print(line)
-        if MODEL_COPIES * size > memory_of_this_machine():
+        if MODEL_COPIES * size > memory_for(config):
             console.print(f"hazards are not foreseen: that needs the weights, which take {in_mib(size)} MiB, several times")
             return
         with assembled(config, note) as setup:
@@ -121,10 +123,14 @@ def _parameters_and_costs(setup: Setup, batch: Any) -> Iterator[Table | str]:
         table.add_row(*cells)
     yield table
     yield from costs.sentences()
+    if setup.config.epochs > 1 and type(setup.method).feed is not FreezingMethod.feed:
+        yield "where the method skips layers in later epochs, a step costs less than that"
 
 
-def memory_of_this_machine() -> int:
-    """Return the bytes of this machine's main memory."""
+def memory_for(config: Config) -> float:
+    """Return the bytes of this machine's memory; infinity if they are not known or the model is on another device."""
+    if not hasattr(os, "sysconf") or pick_device(config.device.value).type != "cpu":
+        return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -85,3 +85,30 @@ def test_a_plan_names_operators_whose_flops_are_not_known(cli):
     _, out, _ = cli("plan=true", "model=mlp", "model.build._target_=mine.Net")
     assert cost_rows(out)[0][1] == "unknown"
     assert "no formula for the FLOPs of aten::linalg_matrix_exp" in out
+
+
+def test_what_a_module_makes_when_it_is_imported_has_values_in_a_plan(cli):
+    Path("mine.py").write_text(
+        "import torch, runner.training.models, runner.training.tasks\n"
+        "MEAN, WEIGHT = torch.tensor(0.5), torch.ones(10)\n"
+        "class Net(runner.training.models.MLP):\n"
+        "    def __init__(self, **options):\n"
+        "        super().__init__(**options)\n"
+        "        self.load_state_dict(runner.training.models.MLP(**options).state_dict())\n"
+        "    def forward(self, x): return super().forward(x - MEAN)\n"
+        "class Task:\n"
+        "    def __call__(self, model, batch):\n"
+        "        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], WEIGHT)\n"
+    )
+    mine = ("model.build._target_=mine.Net", "task=custom", "task._target_=mine.Task")
+    code, out, err = cli("plan=true", "model=mlp", "freeze=backbone", *mine)
+    assert (code, err) == (0, "")
+    assert cost_rows(out)[0][2] == "42%"
+    assert "hazard: buffers of BatchNorm1d norm will change" in out
+
+
+def test_a_plan_says_that_a_method_may_skip_layers_in_later_epochs(cli):
+    settings = ("plan=true", "model=mlp", "freeze=backbone", "freeze.buffers=frozen", "data.epochs=2", "batches=4")
+    sentence = "where the method skips layers in later epochs, a step costs less than that"
+    assert sentence in cli(*settings, "method=cached_prefix")[1]
+    assert sentence not in cli(*settings, "method=requires_grad")[1]
