@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,7 +91,8 @@ class ModelCopy:
     @classmethod
     def of(cls, model: nn.Module) -> ModelCopy:
         """Return a copy of a model in train mode, as it is trained; with values if the model is small."""
-        copied = cls(copy.deepcopy(model)) if is_small(model) else cls.without_values(model)
+        with _without_garbage_collection():
+            copied = cls(copy.deepcopy(model)) if is_small(model) else cls.without_values(model)
         copied.model.train()
         return copied
 
@@ -108,7 +110,7 @@ class ModelCopy:
         are used if the copy has no values. Then an error is raised if the forward pass needs the values of tensors, as
         `tensor.item()` does.
         """
-        with preserve_random_state(), _without_fused_attention():
+        with preserve_random_state(), _without_fused_attention(), _without_garbage_collection():
             if self.mode is None:
                 return _run_and_count(self.model, task, map_tensors(batch, Tensor.clone), REAL)
             with _without_log_of_fake_tensors(), self.mode:
@@ -176,6 +178,18 @@ def _without_fused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Inside the `with` block, Python looks for no reference cycles: it takes long, and frees memory at any moment."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

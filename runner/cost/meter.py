@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from runner.contract import COSTS, Cost, Note
 from runner.cost.batches import FedBatches, count_notes
-from runner.cost.flops import META, REAL, ModelCopy, StepCount, count_step
+from runner.cost.flops import REAL, ModelCopy, StepCount, count_step
 from runner.cost.shares import Shares, bytes_held, costs_of_count, explain_small_saving, shares_of_unfrozen, total_bytes
 from runner.freezing.selection import Selection
 from runner.training.loop import Task, needs_closure
@@ -195,18 +195,16 @@ class CountingMeter(Meter):
         `settings`: what the count depends on besides the shapes and the structure of the model. If these are equal, a step
         without values is counted only once.
         """
-        module = model.model if isinstance(model, ModelCopy) else model
-        types = (type(module), type(self.task))
-        depends_on = [settings, str(self.device), structure_of(module)]
+        if not isinstance(model, ModelCopy) or model.mode is None:  # values may decide about such a step
+            return self.fed.mean(lambda batch, shapes: count_step(model, self.task, batch), self.device)
+        types = (type(model.model), type(self.task))
+        depends_on = [settings, str(self.device), structure_of(model.model)]
 
         def count_once(batch: Any, shapes: Any) -> StepCount:
             key = (*types, json.dumps([*depends_on, shapes], sort_keys=True, default=str))
-            if key in _count_cache:
-                return _count_cache[key]
-            counted = count_step(model, self.task, batch)
-            if counted.counted_on == META:  # values may decide about a step that has some
-                _count_cache[key] = counted
-            return counted
+            if key not in _count_cache:
+                _count_cache[key] = count_step(model, self.task, batch)
+            return _count_cache[key]
 
         return self.fed.mean(count_once, self.device)
 
