@@ -113,7 +113,7 @@ def idle_cause(evidence: Evidence, steps_seen: bool, in_optimizer: bool) -> Idle
         return "unknown" if "not_finite" in evidence.gradients else "zero_gradient"
     if evidence.lrs == {0.0}:
         return "lr_zero"
-    return "rounded_away"
+    return "rounded_away" if steps_seen else "unknown"
 
 
 def run_verdict(rows: Iterable[Row]) -> RunVerdict:

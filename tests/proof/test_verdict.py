@@ -81,6 +81,8 @@ def test_counts_have_every_verdict_and_add_up_to_the_number_of_rows():
         ({"present", "none"}, {0.0, 0.1}, True, True, "rounded_away"),
         (set(), set(), True, True, "unknown"),
         (set(), set(), False, False, "unknown"),
+        ({"present"}, {0.1}, False, True, "unknown"),  # there may have been no step at all
+        ({"none"}, {0.1}, False, True, "no_gradient"),
     ],
 )
 def test_the_cause_of_an_idle_parameter_follows_from_its_evidence(gradients, lrs, known, in_optimizer, cause):
