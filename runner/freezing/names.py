@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from runner.errors import ConfigError
-from runner.freezing.patterns import Pattern, parse
+from runner.freezing.patterns import HEAD, Pattern, parse_all
 from runner.freezing.words import FOR_CONFIG, FOR_PYTHON, Words
 from runner.tensors import TensorEntry, tensor_entries
 
@@ -42,10 +42,18 @@ class ModelNames:
             return (find_head(self.model, words=self.words),)
         return (self._head,) if isinstance(self._head, str) else tuple(self._head)
 
+    @cached_property
+    def head_patterns(self) -> tuple[Pattern, ...]:
+        """The patterns of `head_names`. Raises ConfigError if one of them is `@head` itself, or malformed."""
+        patterns = parse_all(self.head_names, self.words.head)
+        if any(pattern.kind == "head" for pattern in patterns):
+            raise ConfigError(f"{self.words.head}: {HEAD} stands for these patterns; give the name of the classifier")
+        return patterns
+
     def matcher(self, pattern: Pattern) -> Matcher:
         """Return a function that takes a dotted name and returns True if the pattern matches it or a module above it."""
         if pattern.kind == "head":
-            matchers = [self.matcher(parse(text, self.words.head)) for text in self.head_names]
+            matchers = [self.matcher(each) for each in self.head_patterns]
             return lambda name: any(matches(name) for matches in matchers)
         if pattern.kind == "type":
             class_name = pattern.text.removeprefix("type:")
@@ -77,7 +85,7 @@ class ModelNames:
         A wrapper is a module without parameters of its own that has exactly one child, named `module` or `_orig_mod`. The
         child's name alone proves nothing, because users may call a child `module`, too.
         """
-        children_of = {name: list(module._modules) for name, module in self.modules.items() if not module._parameters}
+        children_of = {name: list(module._modules.keys()) for name, module in self.modules.items() if not module._parameters}
         return {
             f"{name}.{children[0]}".lstrip(".")
             for name, children in children_of.items()

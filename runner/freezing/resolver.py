@@ -55,9 +55,15 @@ class PatternResolver(ModelNames):
                     yield f"{frozen[0]} is not frozen: it is tied to {exempt[0]}, which {self.words.keep} exempts"
 
     def _found(self, found: set[str], pattern: Pattern, key: str) -> set[str]:
-        """Return what was found for a pattern. Raises ConfigError if that is nothing."""
+        """Return what was found for a pattern. Raises ConfigError if that is nothing.
+
+        Raises it too if the pattern is `@head`, which stands for several patterns, and one of them matches nothing.
+        """
         if not found:
             raise ConfigError(no_match_message(self, pattern, key))
+        for each in self.head_patterns if pattern.kind == "head" else ():
+            if not self._matched_by(each, self.entries.values()) and not self._modules_and_buffers(each):
+                raise ConfigError(no_match_message(self, each, self.words.head))
         return found
 
     def _matched_by(self, pattern: Pattern, entries: Iterable[TensorEntry]) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import nn
 
 from runner.freezing.selection import Selection
@@ -20,6 +21,9 @@ class ToBuffer(Exclude):
     """
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule) and any(p in selection for p in module.parameters()):
+                return f"{name or 'the model'} is a ScriptModule, whose parameters cannot become buffers"
         recurrent = [name for name, module in model.named_modules() if isinstance(module, nn.RNNBase)]
         frozen = [name for name in selection.parameters if any(name.startswith(f"{rnn}.") for rnn in recurrent)]
         if not frozen:

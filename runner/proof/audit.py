@@ -38,7 +38,7 @@ def audit(
 
     With copies of the model in several processes (DDP), each has its own report. With shards, enter it in each, after
     `fully_shard`; leaving it is a collective, and all get the same report. Raises ConfigError (a ValueError) for bad
-    arguments and for tensors whose bits cannot be read.
+    arguments, for tensors whose bits cannot be read, and if processes with shards do not declare the same tensors frozen.
 
     Args:
         model: a module, or a mapping of several, `{"policy": a, "reference": b}`; names then begin with the key.

@@ -69,6 +69,7 @@ class Report:
         why_unknown: {tensor name: why the cause of its change is not known}; empty where it is known.
         ended: whether the `with` block has been left, so that the report is complete.
         is_empty: whether nothing was ever declared frozen, although the flags of the parameters were to say it.
+        declarations: the number of calls of `freeze` and `unfreeze`.
         watcher: what compares the tensors while the audit runs; None when it has ended.
     """
 
@@ -78,6 +79,7 @@ class Report:
     why_unknown: dict[str, str] = field(default_factory=dict)
     ended: bool = False
     is_empty: bool = False
+    declarations: int = 0
     watcher: Watcher | None = None
 
     def freeze(self, frozen: Frozen) -> None:
@@ -90,6 +92,7 @@ class Report:
         Raises ConfigError for bad patterns, and RuntimeError if the audit has ended.
         """
         self._require_watcher("freeze").freeze(frozen)
+        self.declarations += 1
 
     def unfreeze(self, frozen: Frozen) -> None:
         """Declare tensors trainable again, for a loop that unfreezes layers in the middle of training.
@@ -100,6 +103,7 @@ class Report:
         ended.
         """
         self._require_watcher("unfreeze").unfreeze(frozen)
+        self.declarations += 1
 
     @property
     def frame(self) -> DataFrame:

@@ -288,7 +288,7 @@ def owners_of(model: nn.Module, name: str) -> list[nn.Module]:
     """Return the modules around a tensor, from the model to the one that has it; fewer if the name is not in the model."""
     owners = [model]
     for part in name.split(".")[:-1]:
-        inner = owners[-1]._modules.get(part)
+        inner = dict(owners[-1]._modules.items()).get(part)  # the `_modules` of a ScriptModule has no `get`
         if inner is None:
             break
         owners.append(inner)

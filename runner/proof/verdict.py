@@ -113,7 +113,7 @@ def idle_cause(evidence: Evidence, steps_seen: bool, in_optimizer: bool) -> Idle
         return "unknown" if "not_finite" in evidence.gradients else "zero_gradient"
     if evidence.lrs == {0.0}:
         return "lr_zero"
-    return "rounded_away"
+    return "rounded_away" if steps_seen else "unknown"
 
 
 def run_verdict(rows: Iterable[Row]) -> RunVerdict:
@@ -163,15 +163,17 @@ def defects_of(record: TrainingRecord) -> dict[Defect, str]:
     """Return {word: text} for what makes a training worthless as evidence, even if every frozen bit held; mostly empty.
 
     No step was made; no trainable parameter changed; or the loss became NaN or infinite. A training in which every parameter
-    is declared frozen has nothing to train, which is no defect. `record`: the entries of `run.json`.
+    is declared frozen has nothing to train, which is no defect. A step is known by its loss too: the audit does not see the
+    steps of every optimizer. `record`: the entries of `run.json`.
     """
     counts, losses = record["counts"], [record.get("loss_first"), record.get("loss_last")]
-    if not record.get("looks"):
-        return {"no step": "no training step was made"} if any(counts.values()) and losses == [None, None] else {}
+    step = record.get("loss_not_finite_at")
+    if not record.get("looks") and losses == [None, None] and step is None:
+        return {"no step": "no training step was made"} if any(counts.values()) else {}
     defects: dict[Defect, str] = {}
     if counts.get("idle") and not counts.get("trained"):
         defects["nothing trained"] = "no trainable parameter changed"
-    if (step := record.get("loss_not_finite_at")) is not None:
+    if step is not None:
         defects["loss not finite"] = f"NaN or infinite at step {step}"
     elif None in losses:  # the record of an older version
         defects["loss not finite"] = "NaN or infinite"

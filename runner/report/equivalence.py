@@ -55,9 +55,10 @@ def _is_baseline(record: Record) -> bool:
 
 
 def _is_comparable(record: Record) -> bool:
-    """Return whether a run finished without a defect and its `run.json` has the hash of its trainable parameters."""
-    finished = record.get("status", "finished") == "finished"
-    return bool(finished and record["trained_digest"] and not defects_of(record))
+    """Return whether a run finished without a defect, trained a parameter, and has the hash of its trainable parameters."""
+    counts, finished = record.get("counts", {}), record.get("status", "finished") == "finished"
+    has_trained = bool(counts.get("trained")) or not any(counts.values())  # old records have no counts
+    return bool(finished and has_trained and record["trained_digest"] and not defects_of(record))
 
 
 def _why_different(record: Record, baseline: Record) -> str:

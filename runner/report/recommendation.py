@@ -57,14 +57,17 @@ def recommend(results: Sequence[MethodResults]) -> tuple[str, str]:
     `results`: one for each method. The method to use is the cheapest of those that `best_methods` returns. If several are
     equally cheap or costs cannot be compared, it is `requires_grad` if that is one of them, otherwise the first.
 
-    A run with a defect, such as `nothing trained`, never counts in favour of a method. If there is only one method, or if
-    none kept every frozen bit in all runs, the texts say how the methods did.
+    A run with a defect, such as `nothing trained`, never counts in favour of a method. If there is only one method, if none
+    kept every frozen bit in all runs, or if those that did had nothing to train, the texts say how the methods did.
     """
     if len(results) == 1:
         return _single_method(results[0])
     held = [result for result in results if result.held]
     if not held:
         return _no_method_held(results)
+    if not any(map(_trains, held)):
+        methods = listed([result.method for result in held])
+        return "Held, but nothing was trained", f"{methods} kept every frozen bit, in runs that trained no parameter."
     best = best_methods(held)
     names = [result.method for result in best]
     cheapest = cheapest_methods({result.method: result.proven for result in best})
@@ -76,7 +79,7 @@ def recommend(results: Sequence[MethodResults]) -> tuple[str, str]:
     if not others:
         worse = [result for result in results if result.finished and not result.leaked and result.method != chosen]
         return headline, f"{lead}; {_why_others_are_worse(worse)}."
-    identical = any(result.with_trained_part("identical") for result in best)
+    identical = all(result.with_trained_part("identical") for result in best if result.method in others)
     lead += f". So did {listed(others)}{', and trained the other parameters to the same bits' if identical else ''}"
     if not cheapest:
         return headline, f"{lead}. {'Any of them will do' if chosen not in baselines else f'{chosen} is PyTorch’s own way'}."
@@ -110,12 +113,19 @@ def _single_method(result: MethodResults) -> tuple[str, str]:
     proven, finished = len(result.proven), len(result.finished)
     if result.held:
         headline = "held" if proven == finished else f"held in {proven:,} of {counted(finished, 'run')}"
-        return f"{result.method} {headline}", f"It kept every frozen bit in {_finished_text(result)}."
+        lead = f"It kept every frozen bit in {_finished_text(result)}."
+        return f"{result.method} {headline}", lead if _trains(result) else f"{lead} No parameter was trained."
     if not result.leaked:
         return f"{result.method} is not proven", f"Of {counted(finished, 'run')}, {_ends_text(result.finished)}."
     overrides = distinguishing_overrides(result.leaked, result.finished)
     runs_text = f"{len(result.leaked)} of {counted(len(result.finished), 'run')}"
     return f"{result.method} leaked", f"It leaked in {runs_text}{', with ' + overrides if overrides else ''}."
+
+
+def _trains(result: MethodResults) -> bool:
+    """Return whether a parameter was trained in a run in which the method held, as far as `run.json` gives the counts."""
+    counts = [run.record["counts"] for run in result.proven]
+    return any(each["trained"] or not any(each.values()) for each in counts)
 
 
 def _no_method_held(results: Sequence[MethodResults]) -> tuple[str, str]:

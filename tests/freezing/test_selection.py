@@ -343,6 +343,25 @@ def test_the_message_for_a_head_that_does_not_exist_has_a_similar_name():
     assert error_message(net(), ["@head"], head="fc..0").startswith("head: ")
 
 
+@pytest.mark.parametrize("head", [["fc3", "fc2"], ["fc2", "fc3"], ["fc2", "fc", "fc3"]])
+@pytest.mark.parametrize("options", [{}, {"buffers": "frozen"}])
+def test_each_pattern_of_the_head_must_match_something(head, options):
+    expected = "head: 'fc3' matches no parameter or module of the model; did you mean fc or fc2?"
+    assert error_message(net(), ["@head"], head=head, **options) == expected
+    assert error_message(net(), ["**"], keep=["@head"], head=head, **options) == expected
+
+
+def test_the_head_may_list_a_module_without_parameters():
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "drop": nn.Dropout(), "fc": nn.Linear(2, 2)})
+    assert frozen(model, ["@head"], head=["drop", "fc"]) == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("head", ["@head", ["fc", "@head"]])
+def test_the_head_cannot_stand_for_itself(head):
+    expected = "head: @head stands for these patterns; give the name of the classifier"
+    assert error_message(net(), ["@head"], head=head) == expected
+
+
 def test_in_a_config_the_messages_call_the_head_by_its_key():
     keys = {"words": FOR_CONFIG}
     assert "the classifier, model.head=fc3," in error_message(net(), ["@head"], head="fc3", **keys)

@@ -212,6 +212,40 @@ def fsdp_nan_on_rank_1():
     return told(report)
 
 
+@scenario
+def fsdp_frozen_on_rank_0_alone():
+    model = sharded()
+    with audit(model, ["0"] if rank() == 0 else []):
+        train(model, adam(model))
+
+
+@scenario
+def fsdp_frozen_in_mid_run_on_rank_0_alone():
+    model = sharded()
+    with audit(model, ["1"]) as report:
+        if rank() == 0:
+            report.freeze(["0.bias"])
+
+
+@scenario
+def fsdp_unfrozen_on_rank_0_alone():
+    model = sharded(frozen=(0,))
+    with audit(model) as report:
+        if rank() == 0:
+            report.unfreeze(["0"])
+        write(model[0].weight, on_rank=0)
+
+
+@scenario
+def fsdp_report_after_other_declarations():
+    model = sharded()
+    try:
+        with audit(model, ["0"] if rank() == 1 else []) as report:
+            write(model[0].weight, on_rank=0)
+    except ValueError:
+        report.raise_if_leaked()
+
+
 class Rows(nn.Module):
     """An embedding of which only the last row is used: the first process holds none that is trained."""
 
@@ -544,6 +578,7 @@ def fsdp1():
 def parameter_held_by_others():
     model = net()
     model[0].weight.data = torch.empty(0)
+    model[0].weight.ds_numel = 24  # as DeepSpeed ZeRO-3 does
     with audit(model, ["0"]):
         pass
 
@@ -616,6 +651,16 @@ def ddp_write_on_rank_1():
         train(model, optimizer, 1)
         write(model.module[0].weight, on_rank=1)
         train(model, optimizer, 2)
+    return told(report)
+
+
+@scenario
+def ddp_parameter_without_elements():
+    model = net()
+    model[1].nothing = nn.Parameter(torch.empty(0))
+    model = DistributedDataParallel(model, find_unused_parameters=True)
+    with audit(model, ["module.0", "module.1.nothing"]) as report:
+        train(model, adam(model.module[1:]))
     return told(report)
 
 

@@ -6,6 +6,7 @@ import gc
 import random
 import weakref
 from contextlib import nullcontext
+from copy import deepcopy
 
 import numpy
 import pytest
@@ -341,6 +342,32 @@ def test_an_earlier_snapshot_shows_what_moved_before_the_block():
     with audit(model, ["body"], before=before) as report:
         pass
     assert report.leaks == ["body.bias"]
+
+
+def rows_of_a_model_with_a_layer(layer: nn.Module, **options) -> list[tuple]:
+    """Return what an audit says of a frozen layer that is stepped, normalises by the batch and is written to."""
+    torch.manual_seed(0)
+    model = nn.Sequential(layer, nn.Linear(2, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    with audit(model, ["0"], optimizer, **options) as report:
+        for _ in range(3):
+            model(torch.randn(4, 2)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            next(layer.parameters()).add_(1)
+    return [(row["name"], row["verdict"], row["cause"], row["moved_elements"]) for row in report.rows]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.parametrize("options", [{}, {"every": 1, "buffers": "frozen"}, {"until": 1}], ids=str)
+def test_a_layer_that_torch_has_scripted_is_judged_like_any_other(options):
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    scripted = torch.jit.script(deepcopy(layer))
+    rows = rows_of_a_model_with_a_layer(scripted, **options)
+    assert rows == rows_of_a_model_with_a_layer(layer, **options)
+    assert {verdict for _, verdict, *_ in rows} >= {"leaked", "trained"}
 
 
 # Optimizers

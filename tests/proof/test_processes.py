@@ -164,6 +164,28 @@ def test_an_exception_in_the_block_exchanges_nothing_and_its_report_says_so(erro
         assert f"rank {rank} of 2: this report is about the tensors of this process alone" in alone["notes"]
 
 
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        (
+            "fsdp_frozen_on_rank_0_alone",
+            "frozen: 0.weight and 0.bias: declared frozen on rank 0, but not on rank 1; declare the same on each rank",
+        ),
+        (
+            "fsdp_frozen_in_mid_run_on_rank_0_alone",
+            "frozen: 0.bias: declared frozen on rank 0, but not on rank 1; declare the same on each rank",
+        ),
+        (
+            "fsdp_unfrozen_on_rank_0_alone",
+            "frozen: calls of report.freeze and report.unfreeze: 1 on rank 0 and 0 on rank 1; declare the same on each rank",
+        ),
+    ],
+)
+def test_processes_that_do_not_declare_the_same_frozen_get_the_same_error_and_no_report(errors, scenario, message):
+    assert errors(scenario) == [("ConfigError", message)] * 2
+    assert {kind for kind, _ in errors("fsdp_report_after_other_declarations")} == {"RuntimeError"}
+
+
 def test_raise_at_look_raises_in_every_process_on_leaving(errors):
     assert errors("fsdp_raise_at_look") == [("LeakError", "1 frozen tensors changed: 0.weight (outside_write)")] * 2
 
@@ -233,10 +255,11 @@ def test_an_audit_that_fails_in_one_process_raises_in_all(errors):
 def test_what_hides_its_shards_is_refused_with_one_line(errors, results):
     message = "model: FullyShardedDataParallel hides which parameter a shard belongs to; use fully_shard"
     assert errors("fsdp1") == [("ConfigError", message)] * 2
-    empty = [
-        f"model: 0.weight has no elements in rank {rank}, so that others may hold them; use fully_shard" for rank in (0, 1)
+    others = [
+        f"model: rank {rank} holds 0 of the 24 elements of 0.weight, and no DTensor says which; use fully_shard"
+        for rank in (0, 1)
     ]
-    assert errors("parameter_held_by_others") == [("ConfigError", text) for text in empty]
+    assert errors("parameter_held_by_others") == [("ConfigError", text) for text in others]
     message = "model: rank 1 holds no part of one; enter audit() on the ranks of its device mesh only"
     assert results[1]["dtensor_on_another_rank"]["error"] == ("ConfigError", message)
 
@@ -252,6 +275,12 @@ def test_each_process_reports_on_its_own_copy_under_ddp_and_says_its_rank(result
         assert verdicts(told, "module.0.weight", "module.1.weight") == [["held", "leaked outside_write"][rank], "trained"]
         assert told["notes"] == [f"rank {rank} of 2: this report is about the tensors of this process alone"]
         assert verdicts(result["ddp_leak"], "module.0.weight", "module.0.bias") == ["leaked gradient"] * 2
+
+
+def test_a_parameter_without_elements_is_judged_under_ddp_as_in_one_process(results):
+    for result in results:
+        told = result["ddp_parameter_without_elements"]
+        assert verdicts(told, "module.0.weight", "module.1.nothing", "module.1.weight") == ["held", "held", "trained"]
 
 
 def test_raise_at_look_raises_in_the_step_under_ddp(errors):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from runner.contract import VERDICTS
 from runner.proof.verdict import (
@@ -17,6 +18,7 @@ from runner.proof.verdict import (
     strict_problems,
     verdict,
 )
+from tests.in_memory import run_experiment
 
 COLUMNS = [("parameter", True), ("parameter", False), ("buffer", False), ("buffer", True)]
 TABLE = {
@@ -79,6 +81,8 @@ def test_counts_have_every_verdict_and_add_up_to_the_number_of_rows():
         ({"present", "none"}, {0.0, 0.1}, True, True, "rounded_away"),
         (set(), set(), True, True, "unknown"),
         (set(), set(), False, False, "unknown"),
+        ({"present"}, {0.1}, False, True, "unknown"),  # there may have been no step at all
+        ({"none"}, {0.1}, False, True, "no_gradient"),
     ],
 )
 def test_the_cause_of_an_idle_parameter_follows_from_its_evidence(gradients, lrs, known, in_optimizer, cause):
@@ -135,6 +139,10 @@ def test_strict_has_nothing_to_say_about_a_run_that_was_skipped_or_recorded_noth
         ({"loss_not_finite_at": 7}, "loss not finite"),
         ({"loss_last": None}, "loss not finite"),
         ({"looks": [], "loss_first": None, "loss_last": None}, "no step"),
+        ({"looks": []}, "held"),  # steps were made by an optimizer whose steps the audit does not see
+        ({"looks": [], "idle": 1, "trained": 0}, "nothing trained"),
+        ({"looks": [], "loss_not_finite_at": 3, "loss_last": None}, "loss not finite"),
+        ({"looks": [], "loss_not_finite_at": 1, "loss_first": None, "loss_last": None}, "loss not finite"),
         ({"leaked": 1, "verdict": "leaked", "idle": 1, "trained": 0, "loss_last": None}, "leaked"),
         ({"status": "interrupted"}, "interrupted"),
         ({"verdict": None}, "finished"),
@@ -142,6 +150,41 @@ def test_strict_has_nothing_to_say_about_a_run_that_was_skipped_or_recorded_noth
 )
 def test_a_run_is_held_only_if_it_finished_made_a_step_trained_something_and_kept_its_loss_finite(change, outcome):
     assert outcome_of(record(**change)) == outcome
+
+
+class Unseen(torch.optim.Optimizer):
+    """SGD that does not call `Optimizer.__init__`, so that the audit sees none of its steps."""
+
+    def __init__(self, params, lr):
+        self.param_groups, self.defaults, self.state, self.lr = list(params), {"lr": lr}, {}, lr
+
+    def zero_grad(self, set_to_none=True):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            parameter.add_(parameter.grad, alpha=-self.lr)
+
+
+@pytest.mark.parametrize(
+    ("lr", "outcome", "problem"),
+    [
+        (0.0, "nothing trained", "no parameter was trained"),
+        (1e30, "loss not finite", "the loss became NaN or infinite at step 2"),
+        (0.1, "held", None),
+    ],
+)
+def test_a_run_whose_steps_the_audit_does_not_see_is_judged_by_what_moved_and_by_its_losses(lr, outcome, problem):
+    target = f"optimizer._target_={__name__}.{Unseen.__name__}"
+    record = run_experiment(
+        "optimizer=custom", target, f"optimizer.lr={lr:.1e}", "method=requires_grad", "freeze=head"
+    ).record
+    assert record["looks"] == []
+    assert outcome_of({"status": "finished", **record}) == outcome
+    assert strict_problems(record)[-1:] == ([problem] if problem else [])
 
 
 def test_the_first_loss_that_is_nan_or_infinite_is_found_also_if_later_ones_are_finite():

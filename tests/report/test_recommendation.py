@@ -66,6 +66,30 @@ def test_of_equally_good_methods_requires_grad_is_recommended_and_the_others_are
     )
 
 
+def test_where_every_parameter_is_frozen_no_method_is_recommended_and_nothing_is_said_of_the_others():
+    all_frozen = (change_row("body.weight", "held"), change_row("head.weight", "held"))
+    write_run(SWEEP, "requires_grad", rows=all_frozen)
+    assert summary().headline == "requires_grad held"
+    assert summary().lead == "It kept every frozen bit in its one run. No parameter was trained."
+    write_run(SWEEP, "zero_lr", rows=all_frozen)
+    write_run(SWEEP, "none", rows=(change_row("body.weight", "leaked", 0.25, "gradient"), all_frozen[1]))
+    assert (summary().headline, summary().lead) == (
+        "Held, but nothing was trained",
+        "requires_grad and zero_lr kept every frozen bit, in runs that trained no parameter.",
+    )
+    assert "Trained part" not in findings()
+    write_run(SWEEP, "requires_grad", "freeze=head")
+    assert summary().headline == "Use requires_grad"
+
+
+def test_that_others_trained_the_same_bits_is_said_only_if_each_was_compared():
+    write_run(SWEEP, "requires_grad", "clip=1")
+    write_run(SWEEP, "zero_lr", "clip=2")  # no run of requires_grad with this setting
+    assert summary().lead == (
+        "requires_grad kept every frozen bit in its one run. So did zero_lr. requires_grad is PyTorch’s own way."
+    )
+
+
 def test_where_costs_are_known_the_cheapest_of_the_methods_that_held_is_recommended():
     write_run(SWEEP, "requires_grad", cost=cost(10, 20, 5))
     write_run(SWEEP, "detach", cost=cost(10, 5, 5))
@@ -210,7 +234,7 @@ def test_a_finished_run_whose_verdict_cannot_be_read_proves_nothing():
 def test_freezing_everything_is_no_defect():
     write_run(SWEEP, "zero_lr", rows=HELD_ROWS[:1])
     write_run(SWEEP, "none", rows=LEAKED_ROWS)
-    assert (summary().headline, summary().is_bad) == ("Use zero_lr", False)
+    assert (summary().headline, summary().is_bad) == ("Held, but nothing was trained", False)
 
 
 def test_a_method_that_never_moves_frozen_tensors_is_preferred_to_one_that_puts_them_back():

@@ -17,13 +17,15 @@ from runner.tracing import tracing
 def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) -> tuple[str | None, str]:
     """Find the module at which the frozen first layers of the model end, and return (module name, "").
 
-    Returns (None, reason) if there is no such module or the model cannot be copied. `selection`: what is frozen. `input`:
-    shape of one sample.
+    Returns (None, reason) if there is no such module or the model cannot be copied or hooked. `selection`: what is frozen.
+    `input`: shape of one sample.
     The trainable layers depend on the frozen layers only through this module's output. To find the module, each candidate's
     output is detached on a copy of the model in eval mode. A candidate fits if exactly the trainable parameters then still
     get gradients. If several fit, the last one in the forward pass is returned. The model and its random state do not
     change.
     """
+    if scripted := [name or "the model" for name, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)]:
+        return None, f"{scripted[0]} is a ScriptModule, which takes no hook: the frozen prefix cannot be found"
     frozen_names = [name for name, parameter in model.named_parameters() if parameter in selection]
     try:
         copied = copy.deepcopy(model).eval()

@@ -71,7 +71,7 @@ class WatchedTensor:
         """
         for module, key in self.registrations:
             for registry in (module._parameters, module._buffers):
-                found = registry.get(key)
+                found = dict(registry.items()).get(key)  # the registries of a ScriptModule have no `get`
                 if found is not None:
                     return self.tensor if is_gathered(found, self.tensor) else found
         return None

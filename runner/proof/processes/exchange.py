@@ -10,7 +10,7 @@ from torch import nn
 
 from runner.errors import ConfigError
 from runner.proof.audit_report import Report
-from runner.proof.processes.merge import Part, merged
+from runner.proof.processes.merge import Part, merged, refuse_other_declarations
 from runner.shards import Shard, is_dtensor, is_fsdp1, is_sum_of_parts, put_shards_back, rank_and_count, shard_of
 from runner.tensors import names_and_tensors
 
@@ -32,8 +32,9 @@ class Ranks:
     def complete(self, report: Report, finish: Callable[[], None]) -> None:
         """Call `finish`, which completes the report of this process, and merge it with those of the others.
 
-        Afterwards the report is the same in each process. This is a collective. Raises what `finish` raises, and
-        RuntimeError if it raised in another process.
+        Afterwards the report is the same in each process. This is a collective. Raises what `finish` raises, RuntimeError if
+        it raised in another process, and, in each process, ConfigError if they do not declare the same tensors frozen; then
+        the report stays without an end, for this process alone cannot judge a tensor.
         """
         try:
             finish()
@@ -41,11 +42,13 @@ class Ranks:
             self._gather(f"rank {dist.get_rank()}: {type(error).__name__}: {error}")
             raise
         parts = self._gather(self._part(report))
+        report.ended = False
         if failed := [part for part in parts if isinstance(part, str)]:
             raise RuntimeError(f"the audit could not be completed on {failed[0]}")
+        refuse_other_declarations(parts)
         whole = merged(parts)
         report.rows, report.looks, report.why_unknown = whole.rows, whole.looks, whole.why_unknown
-        report.is_empty = whole.is_empty
+        report.is_empty, report.ended = whole.is_empty, True
         report.notes = [f"the shards of {len(parts)} processes are one report, the same in each of them", *whole.notes]
 
     def _part(self, report: Report) -> Part:
@@ -60,6 +63,7 @@ class Ranks:
             shards=self.shards,
             sums=frozenset(self.sums),
             is_empty=report.is_empty,
+            declarations=report.declarations,
         )
 
     def _see_shards(self) -> None:
@@ -90,10 +94,13 @@ def ranks_of(model: nn.Module) -> Ranks | None:
     rank, count = rank_and_count()
     if count > 1 and is_fsdp1(model):
         raise ConfigError("model: FullyShardedDataParallel hides which parameter a shard belongs to; use fully_shard")
-    if count > 1 and (
-        empty := [name for name, tensor in model.named_parameters() if not tensor.numel() and not is_dtensor(tensor)]
-    ):
-        raise ConfigError(f"model: {empty[0]} has no elements in rank {rank}, so that others may hold them; use fully_shard")
+    for name, tensor in model.named_parameters():
+        held, whole = tensor.numel(), getattr(tensor, "ds_numel", tensor.numel())  # the attribute is DeepSpeed ZeRO-3's
+        if held != whole:
+            raise ConfigError(
+                f"model: rank {rank} holds {held} of the {whole} elements of {name}, and no DTensor says which; "
+                "use fully_shard"
+            )
     sharded = {name: tensor for name, tensor in zip(*names_and_tensors(model), strict=True) if is_dtensor(tensor)}
     for name, tensor in sharded.items():
         if tensor.device_mesh.get_coordinate() is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import hypot, isnan, nan
 
 from runner.contract import Cause, Row, Verdict
+from runner.errors import ConfigError, listed
 from runner.proof.rows import CAUSE_UNKNOWN, unknown_cause_notes
 from runner.shards import Shard
 
@@ -36,6 +37,7 @@ class Part:
         shards: {tensor name: which shard it holds}; processes with equal shards hold the same elements.
         sums: the names of tensors whose elements are sums over processes; they have no norms.
         is_empty: whether nothing was declared frozen, although flags were to say it.
+        declarations: the number of calls of `report.freeze` and `report.unfreeze`.
     """
 
     rank: int
@@ -46,6 +48,28 @@ class Part:
     shards: dict[str, Shard] = field(default_factory=dict)
     sums: frozenset[str] = frozenset()
     is_empty: bool = False
+    declarations: int = 0
+
+
+def refuse_other_declarations(parts: Sequence[Part]) -> None:
+    """Raise ConfigError if a tensor is declared frozen in some of the processes only, or again trainable in some only.
+
+    A shard that was not declared frozen may move, so that the report of the whole tensor would be wrong.
+    """
+    ranks_of: dict[str, tuple[list[str], list[str]]] = {}  # by name: (ranks where it is not declared, ranks where it is)
+    for part in parts:
+        for row in part.rows:
+            ranks_of.setdefault(row["name"], ([], []))[row["frozen"]].append(str(part.rank))
+    disputed = [name for name, (without, having) in ranks_of.items() if without and having]
+    if disputed:
+        without, having = (listed(ranks, most=4) for ranks in ranks_of[disputed[0]])
+        raise ConfigError(
+            f"frozen: {listed(disputed, most=4)}: declared frozen on rank {having}, but not on rank {without}; "
+            "declare the same on each rank"
+        )
+    if len({part.declarations for part in parts}) > 1:
+        counts = listed([f"{part.declarations} on rank {part.rank}" for part in parts], most=4)
+        raise ConfigError(f"frozen: calls of report.freeze and report.unfreeze: {counts}; declare the same on each rank")
 
 
 def merged(parts: Sequence[Part]) -> Part:
