@@ -35,7 +35,7 @@ class FreezeSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Carry out the sweep that `arguments` declare: overrides such as `method=zero_lr,none`. Hydra calls this method."""
         from runner.sweep.drive import sweep
-        from runner.sweep.grid import refuse_too_many_runs
+        from runner.sweep.grid import last_of_each_key, refuse_too_many_runs
 
         config, context, launcher = self.config, self.hydra_context, self.launcher
         assert config is not None
@@ -44,6 +44,7 @@ class FreezeSweeper(BasicSweeper):
         parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(
             [*self._parse_config(), *arguments]
         )
+        parsed = last_of_each_key(parsed)
         refuse_too_many_runs(config, parsed)  # before their list is built
         (override_lists,) = self.split_arguments(parsed, max_batch_size=None)
         return sweep(config, context, launcher, [list(overrides) for overrides in override_lists])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -32,7 +33,7 @@ from runner.seeding import machine_settings, pick_device, seed_all
 from runner.tensors import refuse_unless_dense
 from runner.training.epochs import LazyBatch, iterate_epochs
 from runner.training.loop import Task
-from runner.training.tasks import with_autocast
+from runner.training.tasks import described, scalar_loss, with_autocast
 
 
 @dataclass
@@ -100,7 +101,7 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         phases = build_phases(config, selection)
         force_eval_mode(phases[0].selection, undo)
         declared_groups = build_groups(config, built_model, selection)
-        model = method.prepare(built_model, phases[0].selection, undo)
+        model = prepared(method, built_model, phases[0].selection, undo)
         phases[0] = replace(phases[0], groups=groups_of_first_phase(phases, method, declared_groups))
         yield Setup(
             config=config,
@@ -135,10 +136,7 @@ def build_on_meta(config: Config) -> nn.Module:
 
 
 def check_patterns(configs: Sequence[Config]) -> None:
-    """Raise ConfigError if no config has patterns that fit the model, which is built once: all configs must have the same.
-
-    The message is that of the first config. With one config that fits, nothing is raised.
-    """
+    """Raise the ConfigError of the first config if none has patterns that fit the model, which must be the same in all."""
     with machine_settings(configs[0].threads, configs[0].deterministic):
         seed_all(configs[0].seed)
         model = build_instance(nn.Module, configs[0].model.build, "model.build")
@@ -161,12 +159,31 @@ def begin_phase(setup: Setup, number: int) -> Phase:
     """
     selection = setup.phases[number].selection
     force_eval_mode(selection, setup.undo)
-    setup.model = setup.method.prepare(setup.model, selection, setup.undo)
-    groups = tuple(setup.method.groups(setup.declared_groups, selection))
+    setup.model = prepared(setup.method, setup.model, selection, setup.undo)
+    groups = tuple(method_groups(setup.method, setup.declared_groups, selection))
     phase = setup.phases[number] = replace(setup.phases[number], groups=groups)
     regroup(setup.optimizer, setup.phases[number - 1].groups, phase.groups)
     setup.method.attach(setup.optimizer, selection, setup.undo)
     return phase
+
+
+def prepared(method: FreezingMethod, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
+    """Return the model that the method's `prepare` returns. Raises ConfigError if that is no module."""
+    model = method.prepare(model, selection, undo)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"method: prepare returned {described(model)}; it must return the model to train")
+    return model
+
+
+def method_groups(method: FreezingMethod, groups: list[Group], selection: Selection) -> list[Group]:
+    """Return the parameter groups that the method's `groups` returns. Raises ConfigError if that is no list of dicts."""
+    returned = method.groups(groups, selection)
+    if not isinstance(returned, list) or not all(isinstance(group, dict) and "params" in group for group in returned):
+        raise ConfigError(
+            f"method: groups returned {described(returned)}; it must return a list of parameter groups, "
+            "dicts as torch.optim takes them"
+        )
+    return returned
 
 
 def declared_selection(config: Config, model: nn.Module, note: Note) -> Selection:
@@ -226,7 +243,7 @@ def groups_of_first_phase(
     A phase is a span of steps in which the same parameters are frozen. Groups cannot be added during a run. A group that has
     parameters only in later phases is therefore included without parameters.
     """
-    first, *later = (method.groups(declared_groups, phase.selection) for phase in phases)
+    first, *later = (method_groups(method, declared_groups, phase.selection) for phase in phases)
     return tuple(groups_for_all_phases(drop_empty_groups(first), later))
 
 
@@ -249,13 +266,22 @@ def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
 def build_task(config: Config, device: torch.device) -> Task:
     """Return the config's loss function, (model, batch) -> loss. With `autocast=true`, it runs the model in bfloat16."""
     task = build(config.task, "task")
+    if not callable(task):
+        raise ConfigError(f"task gives {described(task)}; it must give a function (model, batch) -> loss")
+    task = partial(scalar_loss, task)
     return with_autocast(task, device) if config.autocast else task
 
 
 def build_batches(config: Config, device: torch.device) -> Iterator[LazyBatch]:
     """Yield the batches of all epochs of a run. The data source is built when the first batch is requested."""
     source = build(source_options(config.data), "data")
+    if not callable(getattr(source, "batches", None)):
+        raise ConfigError(
+            f"data is a {type(source).__name__}; its class needs a method batches(count, input, classes, seed)"
+        )
     batches = source.batches(config.batches, config.model.input, config.model.classes, config.seed)
+    if not isinstance(batches, Iterable):
+        raise ConfigError(f"data: batches(...) returned {described(batches)}; it must yield batches, such as pairs (x, y)")
     yield from iterate_epochs(batches, count=config.batches, epochs=config.epochs, seed=config.seed, device=device)
 
 

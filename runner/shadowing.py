@@ -9,9 +9,12 @@ from importlib.machinery import PathFinder
 from runner.contract import EXIT_REFUSED
 from runner.runs.text import error_line
 
-LIBRARIES = (
-    *("torch", "torchvision", "numpy", "hydra", "omegaconf", "antlr4", "yaml"),
-    *("rich", "pandas", "matplotlib", "jinja2", "markupsafe", "filelock"),
+LIBRARIES = (  # all that a run can import, also where only some installations have it
+    *("torch", "torchvision", "torchgen", "triton", "functorch", "numpy", "hydra", "omegaconf", "antlr4", "yaml"),
+    *("rich", "pygments", "pandas", "matplotlib", "PIL", "jinja2", "markupsafe", "filelock", "packaging", "mpmath"),
+    *("sympy", "networkx", "typing_extensions", "cycler", "kiwisolver", "pyparsing", "dateutil", "six", "pytz", "tzdata"),
+    *("contourpy", "fontTools", "scipy", "sklearn", "joblib", "threadpoolctl", "narwhals", "safetensors", "psutil"),
+    *("charset_normalizer", "attr", "numexpr", "bottleneck", "pyarrow", "setuptools"),
 )
 
 

@@ -212,7 +212,7 @@ REFUSED_ARGUMENTS = {
     ("--batches=3",): "write batches=3",
     ("--freeze.keep", "[fc]"): "write freeze.keep=[fc]",
     ("--multirn",): "did you mean --multirun",
-    ("-x",): "-x is not an option; write key=value",
+    ("-x",): "-x is not an option; write key=value, or see --help",
     ("--cfg", "jobs"): "invalid choice: 'jobs'",
     ("--config-dir",): "expected one argument",
     ("--config-dir", "nowhere"): "not found",
@@ -232,6 +232,8 @@ REFUSED_ARGUMENTS = {
     ("freeze.patterns=[head,,body]",): "a value is missing beside a comma",
     ("-m", "method=zero_lr,"): "a value is missing beside a comma",
     ("model.input=(3,64)",): "expected a list, such as model.input=[...]",
+    ("optimizer=adam", "optimizer.betas=(0.9,0.99)"): "square brackets: 'optimizer.betas=[0.9,0.99]'",
+    ("freeze.patterns=(fc,head)",): "square brackets: 'freeze.patterns=[fc,head]'",
     ("seed=$(date)",): "expected a whole number",
     ("batches =3",): "write batches=3",
     ("batches=3 seed=1",): "quote each one on its own",
@@ -275,6 +277,24 @@ REFUSED_ARGUMENTS = {
     ("optimizer.momentum=abc",): "optimizer.momentum is 'abc'; expected a number, such as",
     ("-m", "optimizer.lr=0.1,nan"): "optimizer.lr is nan",
     ("seed=${oc.env:NO_SUCH_VARIABLE}",): "the environment variable NO_SUCH_VARIABLE is not set",
+    ("scheduler=step", "scheduler.step_size=0"): "scheduler.step_size is 0; give a number of steps, 1 or more",
+    ("scheduler=cosine", "scheduler.T_max=0"): "scheduler.T_max is 0; give a number of steps",
+    ("scheduler=cyclic", "scheduler.step_size_up=-1"): "scheduler.step_size_up is -1; give a number of steps",
+    ("scheduler=custom", f"scheduler._target_={STEP_LR}", "++scheduler.step_size=0"): "scheduler.step_size is 0",
+    # arguments that a target of ours or of torch's does not take
+    ("method=zero_lr", "++method.gaurd=true"): "runner.methods.zero_lr.ZeroLr takes no gaurd; did you mean guard?",
+    ("++optimizer.nope=1",): "optimizer.nope: torch.optim.SGD takes no nope",
+    ("optimizer=custom", "optimizer._target_=torch.optim.Adam", "++optimizer.betaz=[0.9,0.99]"): "did you mean betas?",
+    ("optimizer._target_=torch.optim.SDG",): "torch.optim has no SDG; did you mean",
+    ("scheduler=custom", f"scheduler._target_={STEP_LR}"): "missing a required argument: 'step_size'",
+    ("++schedule.after=2",): "schedule.after: runner.freezing.schedule.constant takes no after",
+    ("++groups.cut.nams=[a]",): "groups.cut.nams: runner.freezing.groups.by_role takes no nams",
+    ("++task.smoothing=1",): "task.smoothing: runner.training.tasks.Classification takes no",
+    ("++data.batchsize=1",): "data.batchsize: runner.training.data.Synthetic takes no batchsize; did you mean batch_size?",
+    ("model=mlp", "++model.build.widht=3"): "takes no widht; did you mean width?",
+    ("-m", "method=zero_lr", "++method.gaurd=true,false"): "did you mean guard?",
+    # keys that exist only within files of `conf` are not suggested
+    ("method.input=3",): "method.input: no such key; did you mean model.input",
     # lists
     ("groups.lr=[{patern: head, lr: 1}]",): "no such key 'patern'; did you mean pattern?",
     ("groups.lr=[{pattern: [a,b], lr: 1}]",): "give one pattern, and an item of groups.lr for each",
@@ -290,6 +310,8 @@ REFUSED_ARGUMENTS = {
     ("model.head=[]",): "give a pattern, a list of patterns, or auto",
     # what this machine lacks
     ("data=image_folder", "data.root=nosuch"): "data.root is 'nosuch', which is not a folder",
+    ("data=image_folder", "data.root=mine", "model.input=[64]"): "model.input is [64]; give [1 or 3,height,width]",
+    ("data=digits", "model.input=[3]"): "model.input is [3]; give [channels,height,width] or [64]",
     ("data=image_folder", "data.root=[a]"): "which is not a folder",
     ("-m", "data=image_folder", "data.root=nosuch"): "which is not a folder",
     ("launch=joblib", "hydra.launcher.n_jobs=0"): "hydra.launcher.n_jobs is 0; give a number of processes",
@@ -306,6 +328,8 @@ REFUSED_ARGUMENTS = {
     ("--config-dir", "mine", "freeze=a_list"): "freeze is ['fc']; expected the keys freeze.patterns, freeze.keep",
     ("--config-dir", "mine", "freeze=empty"): "freeze.patterns is missing",
     ("--config-dir", "mine", "freeze=spaced"): "write 'freeze.patterns', without a space around it",
+    ("--config-dir", "mine", "freeze=within_itself"): "has a YAML alias (*NAME) inside the value that it stands for",
+    ("--config-dir", "mine", "freeze=below_itself"): "has a YAML alias (*NAME) inside the value that it stands for",
     ("--config-dir", "mine", "freeze=defaults"): "defaults must be a list",
     ("--config-dir", "mine", "-m", "freeze=broken,fc"): "mine/freeze/broken.yaml, line 2",
 }  # fmt: skip
@@ -320,6 +344,8 @@ FILES = {
     "a_list": b"- fc\n",
     "empty": b"",
     "spaced": b"'patterns ': [fc]\n",
+    "within_itself": b"patterns: &a [*a]\n",
+    "below_itself": b"patterns: [fc]\nkeep: &a {b: *a}\n",
     "defaults": b"defaults: 3\npatterns: [fc]\n",
 }
 
@@ -381,7 +407,6 @@ def test_the_command_line_prints_one_line_and_exits_with_code_2(cli, arguments, 
     "arguments",
     [
         ("scheduler=custom", "scheduler._target_=builtins.id"),
-        ("scheduler=custom", f"scheduler._target_={STEP_LR}", "++scheduler.step_size=0"),
         ("optimizer=adam", "++optimizer.betas=[0.9]"),
     ],
     ids=" ".join,
@@ -414,6 +439,54 @@ def test_a_sweep_has_a_row_for_each_optimizer_and_method_also_for_skipped_runs(c
 def test_a_note_tells_that_nothing_trains_if_everything_is_frozen(cli, method):
     assert cli(*QUICK, "hydra.run.dir=here", "freeze=all", f"method={method}")[0] == 0
     assert "every parameter is declared frozen: nothing trains" in json.loads(Path("here/run.json").read_text())["notes"]
+
+
+CUSTOM = """
+from runner import FreezingMethod
+
+class NoBatches: pass
+
+class NothingToYield:
+    def batches(self, count, input, classes, seed): pass
+
+def number(model, batch): return 3.0
+
+def logits(model, batch): return model(batch[0])
+
+class NoModel(FreezingMethod):
+    def prepare(self, model, selection, undo): pass
+
+class NoGroups(FreezingMethod):
+    def groups(self, groups, selection): pass
+
+class OneTensor(FreezingMethod):
+    def groups(self, groups, selection): return groups[0]["params"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data=custom", "data._target_=mine.NoBatches"), "its class needs a method batches(count, input, classes, seed)"),
+        (("data=custom", "data._target_=mine.NothingToYield"), "batches(...) returned a NoneType; it must yield batches"),
+        (("task=custom", "task._target_=mine.NoBatches"), "task gives a NoBatches; it must give a function (model, batch)"),
+        (("task=custom", "task._target_=mine.number", "++task._partial_=true"), "the task returned a float; it must return"),
+        (
+            ("task=custom", "task._target_=mine.logits", "++task._partial_=true"),
+            "the task returned a tensor of shape (4, 10); it",
+        ),
+        (("method._target_=mine.NoModel",), "prepare returned a NoneType; it must return the model to train"),
+        (("method._target_=mine.NoGroups",), "groups returned a NoneType; it must return a list of parameter groups"),
+        (("method._target_=mine.OneTensor",), "groups returned a list of"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+@pytest.mark.parametrize("plan", [False, True])
+def test_what_a_users_class_or_function_returns_wrongly_is_named_in_one_line(cli, overrides, message, plan):
+    Path("mine.py").write_text(CUSTOM)
+    code, _, err = cli(*QUICK, *overrides, f"plan={plan}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
 
 
 SCHEDULES = """

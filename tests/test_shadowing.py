@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.shadowing import LIBRARIES
 from tests.conftest import ROOT
 
 # What the console script `freeze-runner` does: the current folder is not searched for modules.
@@ -40,3 +41,23 @@ def test_the_console_script_works_beside_files_that_have_the_names_of_this_packa
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=120
     )
     assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_every_library_that_a_run_imports_is_checked_for():
+    code = (
+        "import sys; sys.argv[1:] = sys.argv[1:]; from runner.__main__ import main; assert main() == 0;"
+        "print('\\n'.join(f'{name} {getattr(module, \"__file__\", None)}' for name, module in sys.modules.items()))"
+    )
+    arguments = ["batches=1", "model.input=[3,32,32]", "cost=time", "optimizer=adam", "hydra.run.dir=here"]
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    loaded = dict(line.split(" ", 1) for line in process.stdout.splitlines() if line.count(" ") == 1)
+    installed = {name for name, file in loaded.items() if "site-packages" in file and "." not in name}
+    assert "torch" in installed
+    assert {name for name in installed if not name.startswith("_")} <= {*LIBRARIES, "hydra_plugins"}

@@ -46,6 +46,8 @@ def _advice_on_quotes(argument: str, key: str, value: str) -> str:
     expected = expected_value(key)
     if expected and type_of(key) is not str and not key.startswith(WITH_PATTERNS):
         return f"{start}; expected {expected}"
+    if value.startswith("(") and value.endswith(")"):
+        return f"{start}; a list has square brackets: '{key}=[{value[1:-1]}]'"
     text = value.strip("[]\"'") or "..."
     quoted, kind = (f'["{text}"]', "pattern") if key.startswith(WITH_PATTERNS) else (f'"{text}"', "text")
     return f"{start}; quote the {kind}, once for the shell and once for Hydra: '{key}={quoted}'"

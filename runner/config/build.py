@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import builtins
-import inspect
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 from runner.config.schema import values_by_key
-from runner.errors import ConfigError, did_you_mean, place_in_user_code
+from runner.config.signature import check_arguments
+from runner.errors import ConfigError, SkippedError, did_you_mean, place_in_user_code
 
 T = TypeVar("T")
 DIRECTIVES = ("_target_", "_args_", "_partial_")
@@ -40,17 +39,30 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     args = (*args, *(_build_nested(value, f"{key}._args_") for value in node.get("_args_", ())))
     arguments.update(kwargs)
     is_partial = bool(node.get("_partial_"))
-    _check_arguments(target=target, path=path, key=key, args=args, kwargs=arguments, is_partial=is_partial)
+    check_arguments(target=target, path=path, key=key, args=args, kwargs=arguments, is_partial=is_partial)
     if is_partial:
         return partial(target, *args, **arguments)
     try:
         return target(*args, **arguments)
-    except ConfigError:
+    except (ConfigError, SkippedError):
         raise
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+    except Exception as error:
         if path.split(".")[0] not in LIBRARIES or place_in_user_code(error):  # a bug in the user's own code
             raise
-        raise ConfigError(f"{key}: {path} refused its arguments: {error}") from error
+        raise ConfigError(f"{key}: {path} refused its arguments: {str(error) or type(error).__name__}") from error
+
+
+def check_node(node: Mapping[str, Any], key: str, given: int) -> None:
+    """Raise ConfigError if the signature of the node's target does not accept its arguments; nothing is called.
+
+    `key`: where the node is in the config. `given`: how many positional arguments a run passes to the target, besides the
+    node's own.
+    """
+    target = locate(node["_target_"], f"{key}._target_")
+    args = [None] * given + list(node.get("_args_", ()))
+    kwargs = {name: value for name, value in node.items() if name not in DIRECTIVES}
+    is_partial = bool(node.get("_partial_"))
+    check_arguments(target=target, path=node["_target_"], key=key, args=args, kwargs=kwargs, is_partial=is_partial)
 
 
 def build_instance(expected: type[T], node: Mapping[str, Any], key: str, *args: Any) -> T:
@@ -80,7 +92,7 @@ def locate(path: str, key: str) -> Callable[..., Any]:
     """
     refuse_malformed_path(path, key)
     parts = path.split(".")
-    if os.getcwd() not in sys.path:
+    if parts[0] not in LIBRARIES and os.getcwd() not in sys.path:  # a library is never one of the current folder's files
         sys.path.insert(0, os.getcwd())  # so that the console script, too, finds modules in the current folder
     module, depth = None, 0
     for count in range(len(parts) - 1, 0, -1):
@@ -143,37 +155,3 @@ def _build_nested(value: Any, key: str) -> Any:
     if isinstance(value, list):
         return [_build_nested(item, f"{key}[{index}]") for index, item in enumerate(value)]
     return value
-
-
-@lru_cache(maxsize=256)
-def _signature(target: Callable[..., Any]) -> inspect.Signature:
-    """Return `inspect.signature(target)`, from a cache if the target was seen before."""
-    return inspect.signature(target)
-
-
-def _check_arguments(
-    target: Callable[..., Any], path: str, key: str, args: tuple[Any, ...], kwargs: dict[str, Any], is_partial: bool
-) -> None:
-    """Raise ConfigError if the target's signature does not accept the arguments, or if a string is given for a number.
-
-    A string is refused for a keyword argument whose default is a number or a bool. `path` is the target's dotted path and
-    `key` is where the node is in the config, both for the message. With `is_partial`, required arguments may be missing.
-    Targets without a signature, such as some builtins, are not checked.
-    """
-    try:
-        signature = _signature(target)
-    except (TypeError, ValueError):  # some builtins have no signature
-        return
-    parameters = signature.parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for name in kwargs:
-            if name not in parameters:
-                raise ConfigError(f"{key}.{name}: {path} takes no {name}{did_you_mean(name, parameters)}")
-    try:
-        (signature.bind_partial if is_partial else signature.bind)(*args, **kwargs)
-    except TypeError as error:
-        raise ConfigError(f"{key}: wrong arguments for {path}: {error}; its signature is {signature}") from error
-    for name, value in kwargs.items():
-        default = parameters[name].default if name in parameters else None
-        if isinstance(value, str) and type(default) in (builtins.int, builtins.float, builtins.bool):
-            raise ConfigError(f"{key}.{name} is {value!r}; {path} expects a number or true/false, such as {default!r}")

@@ -9,8 +9,15 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.build import refuse_malformed_path
-from runner.config.machine import LAUNCHERS_HERE, check_data_folder, check_device, check_launcher, check_packages
+from runner.config.build import check_node, refuse_malformed_path
+from runner.config.machine import (
+    LAUNCHERS_HERE,
+    check_data_folder,
+    check_device,
+    check_input_of_images,
+    check_launcher,
+    check_packages,
+)
 from runner.config.messages import choices_of, omegaconf_message, wrong_value_message
 from runner.config.numbers import check_numbers
 from runner.config.schema import CONF, Config, values_by_key
@@ -18,6 +25,8 @@ from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse, parse_all, refuse_patterns_in_both
 
 UNSUPPORTED_DIRECTIVES = {"_convert_", "_recursive_"}  # Hydra has them, this project does not
+# How many positional arguments a run passes to the targets of these nodes, such as the parameter groups to an optimizer.
+GIVEN = {"model.build": 0, "method": 0, "groups.cut": 2, "optimizer": 1, "scheduler": 1, "schedule": 1, "task": 0, "data": 0}
 DEFAULTS = "defaults: [config, _self_]"  # the first line of a user's own primary config
 _SCHEMA = OmegaConf.structured(Config)
 
@@ -56,6 +65,8 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
         _check_options(config, composed.hydra.runtime.choices)
     _check_patterns(config)
     _check_machine(config, composed.hydra.runtime.choices["hydra/launcher"] if "hydra" in composed else "basic")
+    if "hydra" in composed:
+        _check_signatures(values, composed.hydra.runtime.choices)
     return config
 
 
@@ -142,6 +153,23 @@ def _check_options(config: Config, choices: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{group}.{name} is {value!r}; expected a number, such as {default}")
 
 
+def _check_signatures(values: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a target of ours or of torch's does not take the arguments of its node, by its signature.
+
+    `values`: {dotted key: value} of the whole config. `choices`: {config group: chosen file}. Reading a signature imports
+    torch, which takes seconds; so a node that has the same target and keys as its file in `conf` is not looked at.
+    """
+    for key, given in GIVEN.items():
+        group, _, inner = key.partition(".")
+        node, file = values[key], CONF / group / f"{choices.get(group)}.yaml"
+        from_file: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        from_file = from_file.get(inner, {}) if inner else from_file
+        is_as_in_file = node.keys() == from_file.keys() and node.get("_target_") == from_file.get("_target_")
+        if node and not is_as_in_file and str(node.get("_target_")).split(".")[0] in ("runner", "torch"):
+            arguments = {name: value for name, value in node.items() if (key, name) != ("data", "epochs")}
+            check_node(arguments, key, given)
+
+
 def _is_number(value: object) -> bool:
     """Return whether a value is an int or a float, and not true or false."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -176,6 +204,7 @@ def _check_machine(config: Config, launcher: str) -> None:
     `launcher`: Hydra's name of the launcher. With one that carries out the runs elsewhere, only packages are checked.
     """
     check_packages(config)
+    check_input_of_images(config)
     if launcher in LAUNCHERS_HERE:
         check_data_folder(config.data)
         check_device(config.device.value)

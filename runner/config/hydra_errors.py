@@ -57,7 +57,7 @@ def refuse_wrong_arguments(arguments: Sequence[str]) -> None:
             following = arguments[list(arguments).index(option) + 1 :]
             value = value if equals else following[0] if following and "=" not in following[0] else "..."
             raise ConfigError(f"{option} is not an option; write {name}={value}")
-        options = [text for text in parser.format_usage().replace("[", " ").replace("]", " ").split() if text[0] == "-"]
+        options = re.findall(r"(?<!\S)--?\w[\w-]*", parser.format_usage().replace("[", " ").replace("]", " "))
         raise ConfigError(f"{option} is not an option{did_you_mean(option, options) or '; write key=value, or see --help'}")
     refuse_wrong_overrides(known.overrides)
 
@@ -105,6 +105,8 @@ def short_message(error: Exception, arguments: Sequence[str] = ()) -> str:
         return unreadable_message(error.override)
     if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
         return _unreadable_file_message(error, arguments)
+    if "maximum recursion depth exceeded" in str(error):
+        return "a config file has a YAML alias (*NAME) inside the value that it stands for (&NAME); write the value itself"
     chain = [error]
     while isinstance(chain[-1].__cause__, Exception):
         chain.append(chain[-1].__cause__)

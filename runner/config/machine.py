@@ -13,13 +13,13 @@ from typing import Any
 from runner.config.schema import Config
 from runner.errors import ConfigError
 
-IMAGE_FOLDER = "runner.training.data.ImageFolder"
+IMAGE_FOLDER, DIGITS = "runner.training.data.ImageFolder", "runner.training.data.Digits"
 LAUNCHERS_HERE = ("basic", "joblib")  # Hydra's names of the launchers that carry out runs on this machine
 
 
 def check_packages(config: Config) -> None:
     """Raise ConfigError if the config needs a package that is not installed, such as safetensors for `save=true`."""
-    is_needed = {"save=true": config.save, "data=digits": config.data.get("_target_") == "runner.training.data.Digits"}
+    is_needed = {"save=true": config.save, "data=digits": config.data.get("_target_") == DIGITS}
     packages = {"save=true": ("safetensors", "save"), "data=digits": ("sklearn", "data")}
     for key, (module, extra) in packages.items():
         if is_needed[key] and find_spec(module) is None:
@@ -67,6 +67,18 @@ def check_data_folder(data: Mapping[str, Any]) -> None:
         root = data.get("root")
         if not isinstance(root, str) or not root or not Path(root).is_dir():
             raise ConfigError(f"data.root is {root!r}, which is not a folder; give one with class subfolders")
+
+
+def check_input_of_images(config: Config) -> None:
+    """Raise ConfigError if the config's data are images and `model.input` is not the shape of one.
+
+    The data source raises the same for its direct use; here it is found before a run has a folder.
+    """
+    target, shape = config.data.get("_target_"), config.model.input
+    if target == IMAGE_FOLDER and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise ConfigError(f"data=image_folder has images, but model.input is {shape}; give [1 or 3,height,width]")
+    if target == DIGITS and len(shape) != 3 and shape != [64]:
+        raise ConfigError(f"data=digits has images, but model.input is {shape}; give [channels,height,width] or [64]")
 
 
 def check_launcher(launcher: Mapping[str, Any]) -> None:

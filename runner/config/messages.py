@@ -121,11 +121,14 @@ def choices_of(group: str) -> list[str]:
 
 
 def _all_keys() -> list[str]:
-    """Return all dotted config keys that exist in any config.
+    """Return all dotted config keys that a user can give in any config.
 
     These are the keys of the schema, the names of the config groups, and the keys in the files of the groups, such as
-    `optimizer.momentum`.
+    `optimizer.momentum`. A key such as `input: ${model.input}`, which passes the value of a key of the same name on, is
+    left out.
     """
-    files = [(path.parent.name, OmegaConf.load(path)) for path in CONF.glob("*/*.yaml")]
-    options = {f"{group}.{key!s}" for group, node in files if group != "experiment" for key in node}
+    files = [(path.parent.name, path) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "launch")]
+    nodes: list[tuple[str, Any]] = [(group, OmegaConf.to_container(OmegaConf.load(path))) for group, path in files]
+    items = [(group, key, value) for group, node in nodes for key, value in node.items()]
+    options = {f"{group}.{key}" for group, key, value in items if not str(value).endswith(f".{key}}}")}
     return [*known_keys(), *config_groups(), *sorted(options)]

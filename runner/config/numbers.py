@@ -14,6 +14,9 @@ MAX_TIMEOUT = 1e6  # seconds; no clock or timer overflows at this value
 # Nodes in which a number that is not finite has no meaning. A model, a task or a data source may have a use for one.
 FINITE_NODES = ("optimizer", "scheduler", "schedule", "method", "groups")
 
+# Options of torch's schedulers that are a number of steps. torch divides by them, by some only in a later step.
+DIVISORS = ("step_size", "step_size_up", "step_size_down", "T_max", "T_0", "total_steps")
+
 
 def check_numbers(config: Config) -> None:
     """Raise ConfigError if a number in the config is out of range, such as `batches=0` or `optimizer.lr=nan`."""
@@ -23,6 +26,7 @@ def check_numbers(config: Config) -> None:
             if isinstance(value, float) and not isfinite(value):
                 raise ConfigError(f"{key} is {value}; give a finite number")
     _check_learning_rate(config.optimizer)
+    _check_scheduler(config.scheduler)
     _check_step(config)
     if config.threads != "auto" and (not is_integer(config.threads) or not 1 <= config.threads <= 1024):
         raise ConfigError(f"threads is {config.threads!r}; give auto or a whole number from 1 to 1024")
@@ -73,6 +77,15 @@ def _check_learning_rate(optimizer: Mapping[str, Any]) -> None:
     lr = optimizer["lr"]
     if isinstance(lr, bool) or not isinstance(lr, (int, float)) or lr < 0:
         raise ConfigError(f"optimizer.lr is {lr!r}; give a learning rate, a number of 0 or more")
+
+
+def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
+    """Raise ConfigError if an option of one of torch's schedulers that is a number of steps is 0 or less."""
+    if str(scheduler.get("_target_")).startswith("torch."):
+        for name in DIVISORS:
+            value = scheduler.get(name)
+            if isinstance(value, (int, float)) and value <= 0:
+                raise ConfigError(f"scheduler.{name} is {value!r}; give a number of steps, 1 or more")
 
 
 def _check_step(config: Config) -> None:

@@ -89,7 +89,8 @@ def print_summary(result: EndedRun, title: str, console: Console, printed_notes:
         console.print(f"[yellow]{record['status'].upper()}[/]  {escape(record['reason'])}")
     for line in defect_lines(record, rows):
         console.print(line)
-    if record["looks"]:
+    made_steps = bool(record["looks"]) or record["loss_first"] is not None  # steps of some optimizers cannot be seen
+    if made_steps:
         console.print(verdict_line(record, rows))
     table = Table("verdict", "count", "most changed", "change", "relative", "cause", box=None, pad_edge=False)
     for verdict, count in record["counts"].items():
@@ -97,9 +98,10 @@ def print_summary(result: EndedRun, title: str, console: Console, printed_notes:
             colour = "" if verdict == "held" != outcome_of(record) else COLOURS.get(verdict, "")
             table.add_row(*_verdict_cells(verdict, [row for row in rows if row["verdict"] == verdict], colour))
     console.print(table)
-    if record["looks"]:
+    if made_steps:
         first, last = ("not finite" if x is None else f"{x:.4g}" for x in (record["loss_first"], record["loss_last"]))
-        console.print(f"loss {first} -> {last}, bits compared after {listed_steps(record['looks'])}")
+        looks = listed_steps(record["looks"]) if record["looks"] else "the last step alone"
+        console.print(f"loss {first} -> {last}, bits compared after {looks}")
     for line in cost_lines(record["cost"]):
         console.print(escape(line))
     for note in (note for note in record["notes"] if note not in printed_notes):

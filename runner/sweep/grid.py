@@ -76,6 +76,11 @@ class SweepRun:
         return self.record is not None
 
 
+def last_of_each_key(overrides: Sequence[Override]) -> list[Override]:
+    """Return the overrides without those that a later one of the same key replaces, so that nobody lists their values."""
+    return list({override.get_key_element(): override for override in overrides}.values())
+
+
 def refuse_too_many_runs(config: DictConfig, overrides: Sequence[Override]) -> None:
     """Raise ConfigError if a sweep has more runs than `sweep.max_runs`; the runs are counted without a list of them.
 

@@ -29,6 +29,14 @@ def _call_with_autocast(task: Task, device: torch.device, model: nn.Module, batc
         return task(model, batch)
 
 
+def scalar_loss(task: Task, model: nn.Module, batch: Any) -> Tensor:
+    """Return the loss `task(model, batch)`. Raises ConfigError if that is no tensor with a single value."""
+    loss = task(model, batch)
+    if not isinstance(loss, Tensor) or loss.dim():
+        raise ConfigError(f"the task returned {described(loss)}; it must return the loss as a tensor of shape ()")
+    return loss
+
+
 # The end of messages about a model or data for which `Classification` is not made.
 OWN_TASK = ": write a function (model, batch) -> loss; give task=custom task._target_=my.task ++task._partial_=true"
 
@@ -44,7 +52,7 @@ class Classification:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise ConfigError(f"the data gave {_described(batch)} as a batch; this task needs a pair (x, y){OWN_TASK}")
+            raise ConfigError(f"the data gave {described(batch)} as a batch; this task needs a pair (x, y){OWN_TASK}")
         x, y = batch
         try:
             logits = model(x)
@@ -56,12 +64,12 @@ class Classification:
                 ) from error
             raise
         if not isinstance(logits, Tensor) or logits.dim() == 0 or (logits.dim() == 1 and y.dim() == 1):
-            raise ConfigError(f"the model returned {_described(logits)}; this task needs (N, classes) logits{OWN_TASK}")
+            raise ConfigError(f"the model returned {described(logits)}; this task needs (N, classes) logits{OWN_TASK}")
         try:
             return functional.cross_entropy(logits, y)
         except ValueError as error:
             raise ConfigError(
-                f"the model returned {_described(logits)} for targets of shape {tuple(y.shape)}: {error}{OWN_TASK}"
+                f"the model returned {described(logits)} for targets of shape {tuple(y.shape)}: {error}{OWN_TASK}"
             ) from error
         except IndexError as error:
             raise ConfigError(
@@ -70,7 +78,7 @@ class Classification:
             ) from error
 
 
-def _described(value: Any) -> str:
+def described(value: object) -> str:
     """Return a value in words for a message: `a tensor of shape (4,)`, or its type, such as `a tuple of 3`."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from runner.config.build import build, build_instance, locate
-from runner.errors import ConfigError
+from runner.errors import ConfigError, SkippedError
 
 
 class Recorder:
@@ -166,6 +166,18 @@ def test_an_error_of_a_library_becomes_a_config_error_with_that_cause():
     with pytest.raises(ConfigError, match=r"task: torch\.nn\.Dropout refused its arguments: dropout probability") as caught:
         build({"_target_": "torch.nn.Dropout", "p": 2}, "task")
     assert type(caught.value.__cause__) is ValueError
+
+
+def test_an_error_of_any_type_of_a_library_becomes_a_config_error():
+    with pytest.raises(ConfigError, match=r"^task: torch\.nn\.GroupNorm refused its arguments: .*zero") as caught:
+        build({"_target_": "torch.nn.GroupNorm", "num_groups": 0, "num_channels": 4}, "task")
+    assert type(caught.value.__cause__) is ZeroDivisionError
+
+
+def test_a_target_that_skips_the_run_did_not_refuse_its_arguments():
+    groups = [{"name": "body", "params": []}, {"name": "body/frozen", "params": []}]
+    with pytest.raises(SkippedError):
+        build({"_target_": "runner.training.optimizers.LBFGS"}, "optimizer", groups)
 
 
 def test_a_config_error_of_the_target_is_passed_on_unchanged():

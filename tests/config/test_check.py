@@ -23,6 +23,7 @@ from runner.config.compose import hydra_initialized
 from runner.config.naming import NOT_HASHED, config_hash
 from runner.config.schema import CONF, Config, known_keys
 from runner.errors import ConfigError
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -430,3 +431,25 @@ def test_importing_these_modules_does_not_import_torch_or_pandas(module):
     environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.mark.parametrize(("override", "imports_torch"), [("optimizer.lr=0.5", False), ("++optimizer.dampening=0.1", True)])
+def test_torch_is_imported_only_for_a_node_with_other_keys_than_its_file(override, imports_torch):
+    code = (
+        "import sys\n"
+        "from hydra import compose\n"
+        "from runner.config.check import check\n"
+        "from runner.config.compose import hydra_initialized\n"
+        "with hydra_initialized():\n"
+        f"    check(compose('config', ['model=mlp', {override!r}, 'hydra.job.name=x'], return_hydra_config=True))\n"
+        "print('torch' in sys.modules)\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (process.stdout, process.stderr) == (f"{imports_torch}\n", "")

@@ -64,3 +64,9 @@ def test_a_range_without_an_end_is_refused(bad, cli):
 def test_a_range_is_counted_as_it_is_listed(start, stop, step):
     override = parse(f"x=range({start},{stop},{step})")
     assert count_values(override) == len(list(override.sweep_iterator()))
+
+
+def test_values_that_a_later_override_of_the_same_key_replaces_are_not_listed(cli):
+    code, out, _ = cli("-m", "model=mlp", "seed=range(1,100000000)", "seed=1", "plan=true")  # a list of them takes minutes
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "seed=1" in out
