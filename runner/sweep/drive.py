@@ -17,7 +17,7 @@ from runner.config.check import check
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG
 from runner.errors import ConfigError
 from runner.runs.console import create_console, display_path
-from runner.runs.exits import exit_process, guard_process
+from runner.runs.exits import end_once, guard_process
 from runner.runs.folder import remove_files, write_atomically
 from runner.runs.interrupts import delay_interrupts, handle_interrupts, time_limit
 from runner.runs.read import is_run_folder
@@ -70,8 +70,13 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
         refuse_patterns_that_never_fit(unfinished)
     interrupted = False
     try:
-        with handle_interrupts(signal.default_int_handler):
-            worker = Worker.from_this_process(folder, partial(end_with_process, runs, folder))
+        before_exit = partial(end_with_process, runs, folder)
+        worker = Worker.from_this_process(folder, before_exit)
+        with (
+            end_once(before_exit, Path(os.devnull)) as end,  # between two runs; inside a run, the run itself is guarded
+            handle_interrupts(signal.default_int_handler),
+            guard_process(end),
+        ):
             launch_runs(config, context, launcher, unfinished, worker=worker)
     except KeyboardInterrupt:
         interrupted = True
@@ -130,16 +135,18 @@ def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
 
     configs = [check(run.composed) for run in {run.patterns: run for run in runs}.values()]
 
-    def end(reason: str) -> None:
+    def print_end(reason: str) -> None:
         print(error_line(f"failed: {reason} (while the model was built, before the first run)"), file=sys.stderr)
-        exit_process(EXIT_FAILED)
 
+    no_log = Path(os.devnull)
     try:
-        with time_limit(configs[0].timeout, Path(os.devnull), end), guard_process(end):
+        with end_once(print_end, no_log) as end, time_limit(configs[0].timeout, no_log, end), guard_process(end):
             check_patterns(configs)
     except ConfigError as error:
         raise ConfigError(f"{error} (in every run of the sweep; nothing was run)") from error
-    except (Exception, SystemExit):
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a user's class may raise any exception
         return
 
 
