@@ -13,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from runner.config.check import check
+from runner.config.check import check, check_folders
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG
 from runner.errors import ConfigError
 from runner.runs.console import create_console, display_path
@@ -22,7 +22,7 @@ from runner.runs.folder import remove_files, write_atomically
 from runner.runs.interrupts import delay_interrupts, handle_interrupts, time_limit
 from runner.runs.read import is_run_folder
 from runner.runs.record import persistent_overrides
-from runner.runs.text import error_line
+from runner.runs.text import counted, error_line
 from runner.sweep.end import (
     end_running,
     end_with_code,
@@ -113,8 +113,7 @@ def resolve_folder(config: DictConfig) -> Path:
             raise ConfigError(f"resume=last finds no sweep below {SWEEPS_FOLDER}; give hydra.sweep.dir=DIR")
         folder = sweeps[-1].absolute()
     else:
-        if not config.hydra.sweep.dir:
-            raise ConfigError("hydra.sweep.dir is empty; give a folder, hydra.sweep.dir=DIR")
+        check_folders(config.hydra)
         folder = Path(config.hydra.sweep.dir).absolute()
     quoted = str(folder).replace("'", "\\'")
     with read_write(config.hydra), open_dict(config.hydra):
@@ -195,7 +194,7 @@ def launch_runs(
     for run in runs:
         clear_folder(run)
     if died:
-        print(f"{len(died)} runs were in progress when an earlier start died: they run last; launch=joblib isolates each")
+        print(f"an earlier start died during {counted(len(died), 'run')}, now run last; launch=joblib isolates each run")
         runs = [*(run for run in runs if run not in died), *died]
     batches = [runs]
     if config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL_LAUNCHER:  # it keeps all configs of a launch in memory
@@ -222,4 +221,5 @@ def too_many_threads(config: DictConfig) -> str:
     threads = cores if config.threads == "auto" else config.threads
     if workers * threads <= cores:
         return ""
-    return f"note: {workers} workers x {threads} threads on {cores} cores: runs will wait for each other"
+    used = f"{counted(workers, 'worker')} x {counted(threads, 'thread')} on {counted(cores, 'core')}"
+    return f"note: {used}: runs will wait for each other"
