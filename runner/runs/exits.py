@@ -28,7 +28,7 @@ class _Owner:
 
     process: int
     thread: int
-    end: Callable[[str], None]
+    end: Callable[[str], object]
 
 
 _owners: list[_Owner] = []  # one for each `guard_process` that is in progress
@@ -37,8 +37,8 @@ _owners: list[_Owner] = []  # one for each `guard_process` that is in progress
 def refuse_exit(status: int) -> NoReturn:
     """Take the place of `os._exit` inside a run: make the run fail, instead of ending its process without a record.
 
-    Raises SystemExit in the thread that carries out the run. Another thread ends the process, after the run was recorded as
-    failed. In a forked child, and outside a run, this is `os._exit`.
+    Raises SystemExit in the thread that carries out the run. Another thread ends the process, after the run was recorded: as
+    failed, unless its training had ended. In a forked child, and outside a run, this is `os._exit`.
     """
     reason = f"the code of the run called os._exit({status})"
     for owner in [each for each in reversed(_owners) if each.process == os.getpid()]:
@@ -82,11 +82,12 @@ def end_once(end: Callable[[str], object], log: Path) -> Iterator[Callable[[str]
 
 
 @contextmanager
-def guard_process(end: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def guard_process(end: Callable[[str], object]) -> Iterator[Callable[[], None]]:
     """Inside the block, `os._exit` is `refuse_exit`; a child that is forked inside the block ends where it leaves the block.
 
     Yields a function that ends the process if it is such a child; call it before anything is written or printed.
-    `end(reason)` is called if another thread of the process calls `os._exit`; it must end the process, see `end_once`.
+    `end(reason)` is called if another thread of the process calls `os._exit`. It must end the process, see `end_once`, or
+    return after the block has ended. Then the block around this one, if any, handles the call.
     """
     process = os.getpid()
     previous = os._exit
@@ -107,6 +108,17 @@ def guard_process(end: Callable[[str], None]) -> Iterator[Callable[[], None]]:
         end_forked_child()
         os._exit = previous
         _owners.pop()
+
+
+@contextmanager
+def delay_exits() -> Iterator[None]:
+    """Inside the block, another thread that calls `os._exit` waits until the end of the block, so files are complete."""
+    over = threading.Event()
+    try:
+        with guard_process(lambda reason: over.wait()):
+            yield
+    finally:
+        over.set()
 
 
 @contextmanager

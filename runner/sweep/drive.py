@@ -64,10 +64,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     if len(unfinished) < len(runs):
         print(f"{len(runs) - len(unfinished)} of {len(runs)} runs are finished already and kept")
     if unfinished:
-        check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
-        if warning := too_many_threads(config):
-            print(warning)
-        refuse_patterns_that_never_fit(unfinished)
+        check_before_first(config, unfinished)
     interrupted = False
     try:
         before_exit = partial(end_with_process, runs, folder)
@@ -120,6 +117,14 @@ def resolve_folder(config: DictConfig) -> Path:
         config.hydra.sweep.dir = str(folder)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
     return folder
+
+
+def check_before_first(config: DictConfig, runs: list[SweepRun]) -> None:
+    """Raise ConfigError if the launcher or the patterns of all runs are known to fail; print a note about slow threads."""
+    check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
+    if warning := too_many_threads(config):
+        print(warning)
+    refuse_patterns_that_never_fit(runs)
 
 
 def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:

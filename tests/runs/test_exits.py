@@ -18,6 +18,7 @@ from tests.conftest import ROOT, read_table
 
 SOURCE = """
 import os, sys, threading, time
+from pathlib import Path
 import runner.training.models
 
 
@@ -65,9 +66,15 @@ class Net(runner.training.models.MLP):
     def __init__(self, features, width, classes, behavior="good", inside="forward"):
         super().__init__(features, width, classes)
         self.act = BEHAVIORS.get(behavior, lambda: None)
-        self.forward_acts = inside == "forward"
+        self.forward_acts, self.writing_acts = inside == "forward", inside == "writing"
         if inside == "constructor":
             self.act()
+
+    def state_dict(self, *args, **options):
+        if self.writing_acts and any(Path().rglob("changes.csv")):
+            self.act()
+            time.sleep(1)
+        return super().state_dict(*args, **options)
 
     def forward(self, x):
         if self.forward_acts:
@@ -155,6 +162,25 @@ def test_a_thread_that_calls_exit_ends_a_sweep_with_1_a_table_and_the_command_th
     assert not list(Path("sweep").rglob(".running"))
     log = (Path("sweep") / row["run"] / "runner.log").read_text()
     assert ("refuse_exit" in log, " finished" in log) == (True, False)  # the stack trace shows who called os._exit
+
+
+def test_a_run_whose_code_exits_while_its_files_are_written_fails_too(cli):
+    pytest.importorskip("safetensors")
+    arguments = ("save=true", "+model.build.behavior=os_exit", "+model.build.inside=writing", "hydra.run.dir=run")
+    assert cli(*MODEL, *arguments)[0] == 1
+    record = json.loads(Path("run/run.json").read_text())
+    assert (record["status"], record["reason"].endswith(REASONS["os_exit"])) == ("failed", True)
+    assert not Path("run/changes.csv").exists()
+
+
+def test_a_thread_that_calls_exit_while_files_are_written_ends_the_sweep_when_the_run_is_complete(cli_process):
+    pytest.importorskip("safetensors")
+    arguments = ("+model.build.behavior=thread_exits_meanwhile", "+model.build.inside=writing", "seed=0,1", "save=true")
+    done = cli_process("-m", *MODEL, *arguments, "hydra.sweep.dir=sweep")
+    assert (done.returncode, done.stderr) == (1, "freeze-runner: failed: the code of the run called os._exit(0)\n")
+    (row,) = read_table(Path("sweep/comparison.csv"))
+    assert (row["status"], (Path("sweep") / row["run"] / "model.safetensors").exists()) == ("finished", True)
+    assert "1 not begun of 2 runs; this command goes on:" in done.stdout
 
 
 def ended_process(end: str, body: str) -> subprocess.CompletedProcess[str]:
