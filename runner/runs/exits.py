@@ -37,8 +37,8 @@ _owners: list[_Owner] = []  # one for each `guard_process` that is in progress
 def refuse_exit(status: int) -> NoReturn:
     """Take the place of `os._exit` inside a run: make the run fail, instead of ending its process without a record.
 
-    Raises SystemExit in the thread that carries out the run. Another thread ends the process, after the run was recorded: as
-    failed, unless its training had ended. In a forked child, and outside a run, this is `os._exit`.
+    Raises SystemExit in the thread that carries out the run. During the training another thread ends the process, after the
+    run was recorded as failed; later it ends only itself. In a forked child, and outside a command, this is `os._exit`.
     """
     reason = f"the code of the run called os._exit({status})"
     for owner in [each for each in reversed(_owners) if each.process == os.getpid()]:
@@ -87,7 +87,7 @@ def guard_process(end: Callable[[str], object]) -> Iterator[Callable[[], None]]:
 
     Yields a function that ends the process if it is such a child; call it before anything is written or printed.
     `end(reason)` is called if another thread of the process calls `os._exit`. It must end the process, see `end_once`, or
-    return after the block has ended. Then the block around this one, if any, handles the call.
+    only that thread: `sys.exit`. If it returns, because its block has ended, the block around this one handles the call.
     """
     process = os.getpid()
     previous = os._exit
@@ -108,17 +108,6 @@ def guard_process(end: Callable[[str], object]) -> Iterator[Callable[[], None]]:
         end_forked_child()
         os._exit = previous
         _owners.pop()
-
-
-@contextmanager
-def delay_exits() -> Iterator[None]:
-    """Inside the block, another thread that calls `os._exit` waits until the end of the block, so files are complete."""
-    over = threading.Event()
-    try:
-        with guard_process(lambda reason: over.wait()):
-            yield
-    finally:
-        over.set()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from runner.contract import (
 )
 from runner.errors import ConfigError, Refused, SkippedError
 from runner.proof.verdict import strict_problems
-from runner.runs.exits import crash_dumps_in, delay_exits, end_once, guard_process
+from runner.runs.exits import crash_dumps_in, end_once, guard_process
 from runner.runs.folder import logging_to, remove_files, write_record
 from runner.runs.interrupts import delay_interrupts, time_limit
 from runner.runs.record import error_line, new_record
@@ -154,7 +155,7 @@ def execute_run(
         record["notes"].append(text)
         on_note(text, urgent=urgent)
 
-    with logging_to(folder / LOG), delay_interrupts() as raise_interrupts, delay_exits():
+    with logging_to(folder / LOG), delay_interrupts() as raise_interrupts, guard_process(sys.exit):
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
         with record_early_end(result, on_error):
             import_dependencies()

@@ -67,13 +67,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
         check_before_first(config, unfinished)
     interrupted = False
     try:
-        before_exit = partial(end_with_process, runs, folder)
-        worker = Worker.from_this_process(folder, before_exit)
-        with (
-            end_once(before_exit, Path(os.devnull)) as end,  # between two runs; inside a run, the run itself is guarded
-            handle_interrupts(signal.default_int_handler),
-            guard_process(end),
-        ):
+        with handle_interrupts(signal.default_int_handler):
+            worker = Worker.from_this_process(folder, partial(end_with_process, runs, folder))
             launch_runs(config, context, launcher, unfinished, worker=worker)
     except KeyboardInterrupt:
         interrupted = True

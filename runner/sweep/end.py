@@ -6,7 +6,6 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,12 +23,7 @@ from runner.sweep.lock import detect_death, is_locked, remove_if_unused, wait_un
 
 
 def end_with_process(runs: list[SweepRun], folder: Path, reason: str) -> None:
-    """Print why a run ends the sweep's process, write the sweep's tables and page, and print what is left to run.
-
-    Meanwhile no thread or process of the sweep begins another run.
-    """
-    with suppress(OSError):
-        (folder / STOP).touch()
+    """Print why a run ends the sweep's process, write the sweep's tables and page, and print what is left to run."""
     print(error_line(f"failed: {reason}"), file=sys.stderr)
     write_sweep_results(folder)
     print_what_is_left(runs, folder)
