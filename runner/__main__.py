@@ -27,6 +27,7 @@ from runner.config.schema import CONF, steps_of
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_STRICT, LOG, STATUSES_WITH_TABLES
 from runner.errors import ConfigError, Refused
 from runner.proof.verdict import strict_problems
+from runner.runs.exits import guard_process
 from runner.runs.interrupts import exit_at_once, handle_interrupts
 from runner.runs.text import error_line
 
@@ -40,7 +41,7 @@ def main() -> int:
         print(f"freeze-runner {runner.__version__}")
         return EXIT_DONE
     try:
-        with handle_interrupts(exit_at_once):
+        with handle_interrupts(exit_at_once), guard_process(sys.exit):
             refuse_wrong_arguments(sys.argv[1:])
             return run_hydra()
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from runner.config.naming import register_resolvers
 from runner.config.schema import Config
 from runner.contract import EXIT_DONE, EXIT_FAILED
 from runner.errors import ConfigError, Refused
-from runner.runs.exits import exit_process, guard_process
+from runner.runs.exits import end_once, guard_process
 from runner.runs.folder import contains_run
 from runner.runs.record import error_line as describe
 from runner.runs.text import error_line
@@ -34,9 +35,11 @@ def print_plan(config: Config) -> int:
         return EXIT_FAILED
 
     try:
-        with guard_process(lambda reason: exit_process(fail(reason))):
+        with end_once(fail, Path(os.devnull)) as end, guard_process(end):
             show_plan(config, create_console())
-    except SystemExit as error:
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a SystemExit, or any other that a user's class raised
         return fail(describe(error))
     return EXIT_DONE
 

@@ -190,12 +190,17 @@ def _check_hydra(composed: DictConfig) -> None:
             raise ConfigError(
                 f"{group} takes one choice, not a list; add -m and write {group}=A,B for a sweep over two{more}"
             )
-    for key, node in (("hydra.run.dir", hydra.run), ("hydra.sweep.dir", hydra.sweep)):
-        if OmegaConf.to_container(node)["dir"] == "":  # type: ignore[call-overload,index]
-            raise ConfigError(f"{key} is empty; give a folder, {key}=DIR")
+    check_folders(hydra)
     if OmegaConf.to_container(hydra.sweep)["subdir"] != "${runner.run_name:}":  # type: ignore[call-overload,index]
         raise ConfigError("hydra.sweep.subdir names each run's folder and cannot be set; give hydra.sweep.dir")
     check_launcher(hydra.launcher)
+
+
+def check_folders(hydra: DictConfig) -> None:
+    """Raise ConfigError if the folder of a run or of a sweep is empty, in the node `hydra` of a config."""
+    for key, node in (("hydra.run.dir", hydra.run), ("hydra.sweep.dir", hydra.sweep)):
+        if OmegaConf.to_container(node)["dir"] == "":  # type: ignore[call-overload,index]
+            raise ConfigError(f"{key} is empty; give a folder, {key}=DIR")
 
 
 def _check_machine(config: Config, launcher: str) -> None:

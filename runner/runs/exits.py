@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,16 +15,20 @@ from typing import NoReturn
 from runner.contract import EXIT_DONE, EXIT_FAILED
 
 STDERR = 2  # its file descriptor
+END_SECONDS = 600.0  # how long the files of a run and its sweep may take to write when another thread ends the process
 exit_process = os._exit  # the function of Python itself; inside a run `os._exit` is `refuse_exit`
 
 
 @dataclass(frozen=True)
 class _Owner:
-    """The process and the thread that carry out a run, and what ends both when another thread calls `os._exit`."""
+    """The process and the thread that carry out a run, and what ends both when another thread calls `os._exit`.
+
+    `end(reason)` returns only if the run has ended meanwhile.
+    """
 
     process: int
     thread: int
-    end: Callable[[str], None]
+    end: Callable[[str], object]
 
 
 _owners: list[_Owner] = []  # one for each `guard_process` that is in progress
@@ -32,12 +37,11 @@ _owners: list[_Owner] = []  # one for each `guard_process` that is in progress
 def refuse_exit(status: int) -> NoReturn:
     """Take the place of `os._exit` inside a run: make the run fail, instead of ending its process without a record.
 
-    Raises SystemExit in the thread that carries out the run. Another thread ends the process, after the run was recorded as
-    failed. In a forked child, and outside a run, this is `os._exit`.
+    Raises SystemExit in the thread that carries out the run. During the training another thread ends the process, after the
+    run was recorded as failed; later it ends only itself. In a forked child, and outside a command, this is `os._exit`.
     """
-    owner = _owners[-1] if _owners else None
-    if owner and owner.process == os.getpid():
-        reason = f"the code of the run called os._exit({status})"
+    reason = f"the code of the run called os._exit({status})"
+    for owner in [each for each in reversed(_owners) if each.process == os.getpid()]:
         if owner.thread == threading.get_ident():
             raise SystemExit(reason)
         owner.end(reason)
@@ -45,11 +49,45 @@ def refuse_exit(status: int) -> NoReturn:
 
 
 @contextmanager
-def guard_process(end: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def end_once(end: Callable[[str], object], log: Path) -> Iterator[Callable[[str], None]]:
+    """Yield a function for other threads, which ends the process: it calls `end(reason)` and exits with code 1.
+
+    The thread of the block then waits at the end of the block until the process exits; it writes nothing at the same time.
+    After the block the function does nothing. The stack traces of all threads are appended to the file `log`. The process
+    exits too if `end` raises an exception, which is printed, or takes more than END_SECONDS.
+
+    An exception that a signal handler raises ends the waiting, so the block should end where no handler raises one.
+    """
+    lock, over = threading.Lock(), False
+
+    def end_process(reason: str) -> None:
+        with lock:
+            if over:
+                return
+            try:
+                with log.open("a", encoding="utf-8") as file:
+                    faulthandler.dump_traceback_later(END_SECONDS, exit=True, file=file)  # instead of an earlier limit
+                    faulthandler.dump_traceback(file)
+                    end(reason)
+            except Exception:
+                traceback.print_exc()
+            finally:
+                exit_process(EXIT_FAILED)
+
+    try:
+        yield end_process
+    finally:
+        with lock:
+            over = True
+
+
+@contextmanager
+def guard_process(end: Callable[[str], object]) -> Iterator[Callable[[], None]]:
     """Inside the block, `os._exit` is `refuse_exit`; a child that is forked inside the block ends where it leaves the block.
 
     Yields a function that ends the process if it is such a child; call it before anything is written or printed.
-    `end(reason)` is called if another thread of the process calls `os._exit`; it must end the process.
+    `end(reason)` is called if another thread of the process calls `os._exit`. It must end the process, see `end_once`, or
+    only that thread: `sys.exit`. If it returns, because its block has ended, the block around this one handles the call.
     """
     process = os.getpid()
     previous = os._exit

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from runner.contract import EXIT_FAILED, EXIT_INTERRUPTED
+from runner.contract import EXIT_INTERRUPTED
 from runner.runs.exits import exit_process
 
 GRACE_SECONDS = 3.0  # how long after its timeout a run may still end by itself, before its process is ended
@@ -95,7 +95,8 @@ def time_limit(
     Yields a function to call after each training step, which raises it too: the signal that raises it does not reach every
     block, for example not one outside the main thread.
 
-    `on_kill`: if given, a block that goes on nevertheless is ended, see `watchdog`.
+    `on_kill`: if given, it is called with the reason if the block goes on nevertheless, see `watchdog`. It must end the
+    process, see `end_once`.
     """
     start = monotonic()
     reason = f"the run was not done after timeout={seconds:g} seconds" if seconds is not None else ""
@@ -140,24 +141,13 @@ def alarm(seconds: float, reason: str) -> Iterator[None]:
 
 @contextmanager
 def watchdog(seconds: float, log: Path, kill: Callable[[], None]) -> Iterator[None]:
-    """End the process if the block lasts `seconds`: write the stack traces of all threads to `log`, and call `kill()`.
+    """Call `kill()`, which must end the process, in another thread if the block lasts `seconds`.
 
     This ends a block that no signal ends, because a function of a library does not return to Python. If that function also
-    keeps other Python threads from running, `kill` is not called, and the process ends GRACE_SECONDS later.
+    keeps other Python threads from running, `kill` is not called: GRACE_SECONDS later the stack traces of all threads are
+    written to the file `log`, and the process exits.
     """
-    end_lock = threading.Lock()  # acquired once: by `end`, or at the end of the block
-
-    def end() -> None:
-        if not end_lock.acquire(blocking=False):
-            return
-        try:
-            with log.open("a", encoding="utf-8") as file:
-                faulthandler.dump_traceback(file)
-            kill()
-        finally:
-            exit_process(EXIT_FAILED)
-
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, kill)
     timer.daemon = True
     with log.open("a", encoding="utf-8") as file:
         faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=file)  # needs no Python thread
@@ -165,7 +155,6 @@ def watchdog(seconds: float, log: Path, kill: Callable[[], None]) -> Iterator[No
         try:
             yield
         finally:
-            end_lock.acquire()
             timer.cancel()
             faulthandler.cancel_dump_traceback_later()
 

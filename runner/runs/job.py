@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +40,7 @@ from runner.contract import (
 )
 from runner.errors import ConfigError, Refused, SkippedError
 from runner.proof.verdict import strict_problems
-from runner.runs.exits import crash_dumps_in, exit_process, guard_process
+from runner.runs.exits import crash_dumps_in, end_once, guard_process
 from runner.runs.folder import logging_to, remove_files, write_record
 from runner.runs.interrupts import delay_interrupts, time_limit
 from runner.runs.record import error_line, new_record
@@ -91,8 +93,8 @@ def run(*overrides: str) -> Result:
     """Carry out one run, as `python -m runner OVERRIDES...` does, and return a Result; never exit the process.
 
     `overrides`: texts such as `"method=zero_lr"`. Raises ConfigError (a ValueError) if the config is wrong or has
-    `plan=true`. If the run fails, raises the exception that ended it, or RuntimeError in place of a SystemExit. If the run
-    is skipped or interrupted, nothing is raised; the status of the Result says so.
+    `plan=true`. If the run fails, raises the exception that ended it, or RuntimeError in place of one that is no Exception,
+    such as a SystemExit. If the run is skipped or interrupted, nothing is raised; the status of the Result says so.
     """
     if not all(isinstance(text, str) for text in overrides):
         raise ConfigError(f"run takes texts, run('method=zero_lr', 'freeze=fc'), not {overrides!r}")
@@ -119,7 +121,7 @@ def run(*overrides: str) -> Result:
     finally:
         GlobalHydra.instance().hydra = outer_hydra
         JobRuntime.instance().set("name", outer_name)
-    if errors and isinstance(errors[0], SystemExit):  # raised again, it would end the caller, even with exit code 0
+    if errors and not isinstance(errors[0], Exception):  # a SystemExit would end the caller, even with exit code 0
         raise RuntimeError(f"the run was ended by {error_line(errors[0])}") from errors[0]
     if errors:
         raise errors[0]
@@ -153,12 +155,13 @@ def execute_run(
         record["notes"].append(text)
         on_note(text, urgent=urgent)
 
-    with logging_to(folder / LOG), delay_interrupts() as raise_interrupts:
+    with logging_to(folder / LOG), delay_interrupts() as raise_interrupts, guard_process(sys.exit):
         log.info("%s", " ".join(record["overrides"]) or "(no overrides)")
         with record_early_end(result, on_error):
             import_dependencies()
-            with raise_interrupts():
-                outcome = train_guarded(result=result, config=config, on_step=on_step, note=note, before_exit=before_exit)
+            with end_once(partial(record_process_end, result, before_exit), folder / LOG) as end, raise_interrupts():
+                on_kill = end if before_exit else None
+                outcome = train_guarded(config, on_step, note, log_file=folder / LOG, end=end, on_kill=on_kill)
             write_outcome(result, outcome, config, note)
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
@@ -179,7 +182,7 @@ def record_early_end(result: Result, on_error: Callable[[BaseException], None]) 
         result.set_end("skipped", str(skipped), EXIT_REFUSED)
     except KeyboardInterrupt:
         result.set_end("interrupted", "interrupted", EXIT_INTERRUPTED)
-    except (Exception, SystemExit) as error:  # `sys.exit()` in a user's class ends its run, not the sweep
+    except BaseException as error:  # `sys.exit()` in a user's class, too, ends its run, not the sweep
         remove_files(result.folder, *TRAINING_FILES)
         if isinstance(error, ConfigError):
             result.set_end("failed", " ".join(str(error).split()), EXIT_REFUSED)
@@ -215,36 +218,40 @@ def import_dependencies() -> None:
     import_module("torch._dynamo")
 
 
+def record_process_end(result: Result, before_exit: Callable[[str], None] | None, reason: str) -> None:
+    """Write to the log and to `run.json` that the run failed, because its process ends; then call `before_exit(reason)`."""
+    log.error("%s", reason)
+    try:
+        write_record(result.folder, {**result.record, "reason": reason})
+    except OSError as error:
+        reason = f"{reason}, and its record could not be written ({error})"
+    if before_exit is not None:
+        before_exit(reason)
+
+
 def train_guarded(
-    result: Result,
     config: Config,
     on_step: Callable[[Step], None],
     note: Note,
-    before_exit: Callable[[str], None] | None,
+    *,
+    log_file: Path,
+    end: Callable[[str], None],
+    on_kill: Callable[[str], None] | None,
 ) -> Outcome:
     """Train as the config says, and return the Outcome, which is the result of the training.
 
     `on_step` is called after each training step, and `note` with each message for the user. Raises TimeoutError if the
     config's `timeout` is over, and SystemExit if the code of the run calls `os._exit`. A child that this code forks writes
-    nothing. What crashes the process leaves its stack traces in the log.
+    nothing. What crashes the process leaves its stack traces in `log_file`.
 
-    `before_exit`: if given, what hangs in spite of that is ended. Then `run.json` is written to the folder of `result`,
-    `before_exit(reason)` is called, and the process exits.
+    `end(reason)` must end the process; it is called if another thread calls `os._exit`. So must `on_kill(reason)`, which is
+    called if the training hangs in spite of the timeout; None: that is not ended.
     """
     from runner.experiment import experiment
 
-    log_file = result.folder / LOG
-
-    def end(reason: str) -> None:
-        log.error("%s", reason)
-        write_record(result.folder, {**result.record, "reason": reason})
-        if before_exit is not None:
-            before_exit(reason)
-        exit_process(EXIT_FAILED)
-
     with (
         crash_dumps_in(log_file),
-        time_limit(config.timeout, log_file, end if before_exit else None) as check_time,
+        time_limit(config.timeout, log_file, on_kill) as check_time,
         guard_process(end) as end_forked_child,
     ):
 

@@ -13,16 +13,16 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from runner.config.check import check
+from runner.config.check import check, check_folders
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG
 from runner.errors import ConfigError
 from runner.runs.console import create_console, display_path
-from runner.runs.exits import exit_process, guard_process
+from runner.runs.exits import end_once, guard_process
 from runner.runs.folder import remove_files, write_atomically
 from runner.runs.interrupts import delay_interrupts, handle_interrupts, time_limit
 from runner.runs.read import is_run_folder
 from runner.runs.record import persistent_overrides
-from runner.runs.text import error_line
+from runner.runs.text import counted, error_line
 from runner.sweep.end import (
     end_running,
     end_with_code,
@@ -64,10 +64,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     if len(unfinished) < len(runs):
         print(f"{len(runs) - len(unfinished)} of {len(runs)} runs are finished already and kept")
     if unfinished:
-        check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
-        if warning := too_many_threads(config):
-            print(warning)
-        refuse_patterns_that_never_fit(unfinished)
+        check_before_first(config, unfinished)
     interrupted = False
     try:
         with handle_interrupts(signal.default_int_handler):
@@ -108,14 +105,21 @@ def resolve_folder(config: DictConfig) -> Path:
             raise ConfigError(f"resume=last finds no sweep below {SWEEPS_FOLDER}; give hydra.sweep.dir=DIR")
         folder = sweeps[-1].absolute()
     else:
-        if not config.hydra.sweep.dir:
-            raise ConfigError("hydra.sweep.dir is empty; give a folder, hydra.sweep.dir=DIR")
+        check_folders(config.hydra)
         folder = Path(config.hydra.sweep.dir).absolute()
     quoted = str(folder).replace("'", "\\'")
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.sweep.dir = str(folder)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
     return folder
+
+
+def check_before_first(config: DictConfig, runs: list[SweepRun]) -> None:
+    """Raise ConfigError if the launcher or the patterns of all runs are known to fail; print a note about slow threads."""
+    check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
+    if warning := too_many_threads(config):
+        print(warning)
+    refuse_patterns_that_never_fit(runs)
 
 
 def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
@@ -130,16 +134,18 @@ def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
 
     configs = [check(run.composed) for run in {run.patterns: run for run in runs}.values()]
 
-    def end(reason: str) -> None:
+    def print_end(reason: str) -> None:
         print(error_line(f"failed: {reason} (while the model was built, before the first run)"), file=sys.stderr)
-        exit_process(EXIT_FAILED)
 
+    no_log = Path(os.devnull)
     try:
-        with time_limit(configs[0].timeout, Path(os.devnull), end), guard_process(end):
+        with end_once(print_end, no_log) as end, time_limit(configs[0].timeout, no_log, end), guard_process(end):
             check_patterns(configs)
     except ConfigError as error:
         raise ConfigError(f"{error} (in every run of the sweep; nothing was run)") from error
-    except (Exception, SystemExit):
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a user's class may raise any exception
         return
 
 
@@ -188,7 +194,7 @@ def launch_runs(
     for run in runs:
         clear_folder(run)
     if died:
-        print(f"{len(died)} runs were in progress when an earlier start died: they run last; launch=joblib isolates each")
+        print(f"an earlier start died during {counted(len(died), 'run')}, now run last; launch=joblib isolates each run")
         runs = [*(run for run in runs if run not in died), *died]
     batches = [runs]
     if config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL_LAUNCHER:  # it keeps all configs of a launch in memory
@@ -215,4 +221,5 @@ def too_many_threads(config: DictConfig) -> str:
     threads = cores if config.threads == "auto" else config.threads
     if workers * threads <= cores:
         return ""
-    return f"note: {workers} workers x {threads} threads on {cores} cores: runs will wait for each other"
+    used = f"{counted(workers, 'worker')} x {counted(threads, 'thread')} on {counted(cores, 'core')}"
+    return f"note: {used}: runs will wait for each other"

@@ -55,7 +55,7 @@ class Worker:
         KeyboardInterrupt if the run is interrupted and this process is the one that started the sweep.
         """
         folder, sweep = Path(HydraConfig.get().runtime.output_dir), Path(self.sweep)
-        own_process = self.process != this_process()
+        elsewhere = self.process != this_process()
 
         def on_error(error: BaseException | str) -> None:
             if composed.on_error == "stop":
@@ -73,11 +73,11 @@ class Worker:
             if (sweep / STOP).exists() or (sweep / INTERRUPT).exists():
                 remove_if_unused(folder)
                 return
-            if own_process:
+            if elsewhere:
                 os.chdir(self.home)
                 select_accelerator(sweep)
             result = execute_run(composed, interrupt_check(sweep / INTERRUPT), on_error, before_exit=before_exit)
-        if result.status == "interrupted" and not own_process:
+        if result.status == "interrupted" and not elsewhere:
             raise KeyboardInterrupt
 
 

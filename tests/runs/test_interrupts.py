@@ -68,15 +68,31 @@ def test_without_a_timeout_or_before_it_nothing_happens(tmp_path):
     ids=["no signal ends it", "holds the interpreter lock"],
 )
 def test_a_step_that_hangs_is_ended_with_its_process(tmp_path, body, reason):
+    done = run_with_time_limit(body, "Path('reason').write_text")
+    assert done.returncode == 1
+    assert "line 6 in <module>" in Path("log").read_text()  # the stack trace shows where it hung
+    assert (Path("reason").read_text() if Path("reason").exists() else None) == reason
+
+
+def run_with_time_limit(body: str, end: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the Python statements `body` in a new process with a time limit, which ends the process by `end(reason)`."""
     code = (
         "import collections, itertools, signal, time; from pathlib import Path\n"
-        "from runner.runs.interrupts import time_limit\n"
-        f"with time_limit(0.2, Path('log'), Path('reason').write_text):\n    {body}\n"
+        "from runner.runs import interrupts; from runner.runs.exits import end_once\n"
+        "interrupts.GRACE_SECONDS, log = 0.3, Path('log')\n"
+        f"with end_once({end}, log) as end:\n"
+        "  with interrupts.time_limit(0.2, log, end):\n"
+        f"    {body}\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=False)
-    assert done.returncode == 1
-    assert "line 4 in <module>" in Path("log").read_text()  # the stack trace shows where it hung
-    assert (Path("reason").read_text() if Path("reason").exists() else None) == reason
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("sleeps_on", [True, False])
+def test_what_ends_a_step_that_hangs_may_take_longer_than_the_step_had_left(sleeps_on):
+    body = f"signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGALRM}}); time.sleep({60 if sleeps_on else 0.7})"
+    done = run_with_time_limit(body, "lambda reason: time.sleep(1.5) or Path('reason').write_text(reason)")
+    assert (done.returncode, Path("reason").exists()) == (1, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -79,7 +79,7 @@ def test_what_would_fail_in_every_run_is_refused_once_before_the_first(wrong, me
     assert not SWEEP.exists()
 
 
-@pytest.mark.parametrize("behavior", ["raise KeyError('oh')", "os._exit(0)", "sys.exit(0)"])
+@pytest.mark.parametrize("behavior", ["raise KeyError('oh')", "os._exit(0)", "sys.exit(0)", "raise GeneratorExit"])
 def test_a_constructor_that_fails_in_every_run_gives_failed_rows(behavior, cli):
     Path("mine.py").write_text(f"import os, sys\nclass Net:\n    def __init__(self, **options):\n        {behavior}\n")
     assert cli("-m", "model.build._target_=mine.Net", "seed=0,1", *QUICK)[0] == 1
@@ -267,6 +267,17 @@ def test_a_finished_run_whose_table_is_missing_is_run_again(cli):
     assert table.read_bytes() == before
 
 
+@pytest.mark.parametrize(("died", "said"), [(1, "during 1 run,"), (2, "during 2 runs,")])
+def test_runs_during_which_an_earlier_start_died_are_counted_and_run_last(died, said, cli):
+    arguments = ("-m", "seed=0,1,2", *QUICK)
+    cli(*arguments)
+    for record in sorted(SWEEP.glob("*/run.json"))[:died]:
+        record.rename(record.with_name(".running"))
+    code, out, _ = cli(*arguments)
+    assert (code, f"an earlier start died {said} now run last" in out) == (0, True)
+    assert [row["status"] for row in comparison()] == ["finished"] * 3
+
+
 @pytest.mark.parametrize("name", ["report.html", "comparison.csv", "multirun.yaml", "notes.txt"])
 def test_a_folder_with_files_of_another_project_is_refused_and_not_changed(cli, name):
     SWEEP.mkdir()
@@ -367,7 +378,7 @@ def test_the_error_for_a_missing_launcher_names_the_extra_to_install(cli, monkey
         ({}, "auto", ""),
         ({"n_jobs": 1}, 1, ""),
         ({"n_jobs": -1}, 1, ""),
-        ({"n_jobs": 100_000}, 1, "100000 workers x 1 threads on"),
+        ({"n_jobs": 100_000}, 1, "100,000 workers x 1 thread on"),
         ({"n_jobs": -1}, 2, "2 threads on"),
     ],
 )
