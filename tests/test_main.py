@@ -20,7 +20,7 @@ from tests.conftest import ROOT, read_table
 QUICK = ("model=mlp", "batches=3")
 
 # Overrides, and a part of the message with which they are refused before torch is imported.
-REFUSED_BEFORE_TORCH = {
+REFUSED_WITHOUT_THE_MODEL = {
     ("model=resnet19",): "did you mean resnet18",
     ("nosuchgroup=1",): "nosuchgroup: no such key",
     ("batchs=3",): "did you mean batches",
@@ -60,6 +60,8 @@ REFUSED_BEFORE_TORCH = {
     ("-m", "resume=last"): "finds no sweep below outputs/sweeps",
     ("-m", "resume=last", "hydra.sweep.dir=x"): "give one of them",
     ("launch=kubernetes",): "launch=kubernetes: no such choice",
+    ("+optimizer.lrr=0.1",): "takes no lrr; did you mean lr",
+    ("optimizer._target_=torch.optim.SGDD",): "did you mean SGD",
 }
 
 # Overrides, and a part of the message with which they are refused after the model is built.
@@ -69,9 +71,7 @@ REFUSED_WITH_THE_MODEL = {
     ("freeze.patterns=[head]", "freeze.keep=[body]"): "exempts nothing",
     ("freeze.patterns=[head.bias,body]", "freeze.keep=[head,body.weight]"): "exempts all of it",
     ("groups.lr=[{pattern: nosuch, lr: 1}]",): "groups.lr: 'nosuch' matches no parameter",
-    ("+optimizer.lrr=0.1",): "takes no lrr; did you mean lr",
     ("optimizer.momentum=-1",): "Invalid momentum value",
-    ("optimizer._target_=torch.optim.SGDD",): "did you mean SGD",
     ("optimizer._target_=nosuch.Sgd",): "no module 'nosuch'",
     ("data.batch_size=1",): "BatchNorm cannot normalise",
     ("data=digits", "model.classes=4"): "give model.classes=10",
@@ -83,7 +83,9 @@ def run_folders() -> list[Path]:
     return sorted(path.parent for path in Path("outputs").rglob(".hydra"))
 
 
-@pytest.mark.parametrize(("arguments", "message"), REFUSED_BEFORE_TORCH.items(), ids=map(" ".join, REFUSED_BEFORE_TORCH))
+@pytest.mark.parametrize(
+    ("arguments", "message"), REFUSED_WITHOUT_THE_MODEL.items(), ids=map(" ".join, REFUSED_WITHOUT_THE_MODEL)
+)
 def test_a_mistake_in_the_config_is_one_line_with_code_2_and_creates_no_folder(cli_process, arguments, message):
     Path("file").write_text("")
     process = cli_process(*arguments)
