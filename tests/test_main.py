@@ -19,7 +19,7 @@ from tests.conftest import ROOT, read_table
 
 QUICK = ("model=mlp", "batches=3")
 
-# Overrides, and a part of the message with which they are refused before torch is imported.
+# Overrides, and a part of the message with which they are refused before the model is built.
 REFUSED_WITHOUT_THE_MODEL = {
     ("model=resnet19",): "did you mean resnet18",
     ("nosuchgroup=1",): "nosuchgroup: no such key",
