@@ -70,11 +70,15 @@ def show_plan(config: Config, console: Console) -> None:
         try:
             on_cpu = replace(config, device=Device.cpu)
             with assembled(on_cpu, note, have_values=False) as setup:
-                lines = list(_parameters_and_costs(setup, batch))
+                lines = [*_parameter_lines(setup), *_cost_lines(setup, batch)]
                 size = sum(entry.tensor.nbytes for entry in setup.before.entries.values())
         except Exception:  # values are needed, or the config is wrong, which the model itself then shows
             with assembled(config, note) as setup:
-                lines, size = list(_parameters_and_costs(setup, to_device(batch, setup.device))), 0
+                lines, size = list(_parameter_lines(setup)), 0
+                try:
+                    lines += _cost_lines(setup, to_device(batch, setup.device))
+                except Exception as error:  # if the config is wrong, hazards cannot be foreseen either
+                    lines.append(f"costs are not known: {type(error).__name__}: {escape(str(error))}")
         for line in lines:
             console.print(line)
         if MODEL_COPIES * size > memory_for(config):
@@ -106,16 +110,20 @@ def hazard_lines(setup: Setup) -> Iterator[str]:
         yield "no hazard is foreseen: with this batch, everything frozen holds and the rest trains"
 
 
-def _parameters_and_costs(setup: Setup, batch: Any) -> Iterator[Table | str]:
-    """Yield what a plan prints about the parameters and the costs of each phase: tables and lines of text.
-
-    `batch`: the first batch, or None.
-    """
+def _parameter_lines(setup: Setup) -> Iterator[Table | str]:
+    """Yield what a plan prints about the parameters: a table and a line of text."""
     yield _parameter_table(setup)
     yield (
         f"{len(setup.selection.parameters)} of {len(setup.parameters)} parameters would be frozen, "
         f"{len(setup.selection.modules)} modules held in eval mode; nothing was trained or written."
     )
+
+
+def _cost_lines(setup: Setup, batch: Any) -> Iterator[Table | str]:
+    """Yield what a plan prints about the costs of each phase: a table and lines of text.
+
+    `batch`: the first batch, or None.
+    """
     if batch is None or (costs := plan_costs(setup, batch)) is None:
         return
     table = Table(*HEADINGS, box=None, pad_edge=False)

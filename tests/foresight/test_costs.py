@@ -112,3 +112,17 @@ def test_a_plan_says_that_a_method_may_skip_layers_in_later_epochs(cli):
     sentence = "where the method skips layers in later epochs, a step costs less than that"
     assert sentence in cli(*settings, "method=cached_prefix")[1]
     assert sentence not in cli(*settings, "method=requires_grad")[1]
+
+
+def test_a_model_that_cannot_be_counted_is_planned_without_costs(cli):
+    Path("mine.py").write_text(
+        "import torch, runner.training.models\n"
+        "class Net(runner.training.models.MLP):\n"
+        "    def forward(self, x):\n"
+        "        if torch.utils._python_dispatch._get_current_dispatch_mode(): raise KeyError('no modes')\n"
+        "        return super().forward(x)\n"
+    )
+    code, out, _ = cli("plan=true", "model=mlp", "model.build._target_=mine.Net", "freeze=backbone")
+    assert code == 0
+    assert "costs are not known: KeyError: 'no modes'" in out
+    assert "hazard: buffers of BatchNorm1d norm will change" in out
