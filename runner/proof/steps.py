@@ -49,9 +49,11 @@ class StepHooks:
         for optimizer in optimizers:
             self._attach(optimizer)
         self.attach = torch.compiler.disable(self._attach)
-        self.global_handle = register_optimizer_step_pre_hook(
-            torch.compiler.disable(self._attach_and_order, recursive=False)
-        )
+
+        def before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # torch 2.6 disables functions alone
+            self._attach_and_order(optimizer, args, kwargs)
+
+        self.global_handle = register_optimizer_step_pre_hook(torch.compiler.disable(before_any_step, recursive=False))
         _global_optimizer_pre_hooks.move_to_end(self.global_handle.id, last=False)  # type: ignore[attr-defined]
 
     def remove(self) -> None:
