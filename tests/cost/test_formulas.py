@@ -49,7 +49,7 @@ MODELS = (
 )
 
 
-@pytest.mark.parametrize("trains", ["the last layer", "what is not depthwise"])
+@pytest.mark.parametrize("trains", ["the last layer", pytest.param("what is not depthwise", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_flops_of_torchvision_models_are_those_of_a_count_by_hand(name, trains):
     model, x = getattr(torchvision.models, name)(num_classes=10), torch.randn(2, 3, 64, 64)
