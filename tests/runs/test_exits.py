@@ -112,7 +112,7 @@ def test_a_run_whose_code_exits_or_raises_anything_fails_and_exits_with_1(behavi
     assert os._exit is exit_process
 
 
-@pytest.mark.parametrize("inside", ["constructor", "forward"])
+@pytest.mark.parametrize("inside", [pytest.param("constructor", marks=pytest.mark.long), "forward"])
 @pytest.mark.parametrize("launch", [[], ["launch=joblib", "hydra.launcher.n_jobs=2"]], ids=["local", "joblib"])
 def test_the_other_runs_of_a_sweep_go_on_after_a_run_that_exits_or_raises_anything(inside, launch, cli_process):
     behaviors = f"+model.build.behavior={','.join(REASONS)},good"
@@ -150,7 +150,7 @@ def test_a_forked_child_writes_and_prints_nothing(leave, inside, cli):
     assert (log.count("finished"), "in the child" in log) == (1, False)
 
 
-@pytest.mark.parametrize("behavior", ["thread_exits", "thread_exits_meanwhile"])
+@pytest.mark.parametrize("behavior", [pytest.param("thread_exits", marks=pytest.mark.long), "thread_exits_meanwhile"])
 def test_a_thread_that_calls_exit_ends_a_sweep_with_1_a_table_and_the_command_that_goes_on(behavior, cli_process):
     done = cli_process("-m", *MODEL, f"+model.build.behavior={behavior},good", "seed=0,1", "hydra.sweep.dir=sweep")
     assert done.returncode == 1
@@ -182,6 +182,7 @@ def test_a_thread_that_calls_exit_while_the_files_of_a_run_are_written_ends_only
     assert len(list(Path("sweep").glob("*/model.safetensors"))) == 2
 
 
+@pytest.mark.long
 def test_a_thread_that_calls_exit_while_the_sweeps_files_are_written_ends_only_itself():
     code = (
         "import os, sys, threading, time; import runner.report.files as files; from runner.__main__ import main\n"

@@ -150,7 +150,10 @@ def test_an_interrupted_sweep_writes_its_table_and_exits_with_130(cli):
     assert [row["status"] for row in comparison()].count("finished") == 2  # the fourth did not begin
 
 
-@pytest.mark.parametrize("folder", ["sweep", 'it\'s \\ a "sweep" $HOME', "../other"])
+LONG_FOLDERS = [pytest.param(name, marks=pytest.mark.long) for name in ("sweep", "../other")]
+
+
+@pytest.mark.parametrize("folder", [*LONG_FOLDERS, 'it\'s \\ a "sweep" $HOME'])
 @pytest.mark.parametrize("ends", ["raise KeyboardInterrupt", "raise KeyError('oh')"])
 def test_the_command_that_goes_on_carries_out_what_is_left(ends, folder, cli):
     Path("mine.py").write_text(

@@ -50,9 +50,8 @@ def two_nodes():
     cluster.shutdown()
 
 
-@pytest.mark.parametrize(
-    "launcher", ["joblib", *(pytest.param(name, marks=pytest.mark.long) for name in ("submitit", "ray"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["joblib", "submitit", "ray"])
 def test_a_failing_and_a_killed_run_do_not_affect_the_others(launcher, cli_process, request):
     write_failing_model()
     launch = {"joblib": JOBLIB, "submitit": SUBMITIT}.get(launcher) or (
