@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.cost.counter import storages_in
 from runner.cost.flops import META, REAL, StepCount
+from runner.cost.shares import total_bytes
 from runner.errors import listed
 from runner.tensors import map_tensors, tensors_in
 
@@ -44,7 +44,7 @@ class FedBatches:
         self.steps[shapes] = self.steps.get(shapes, 0) + 1
         if self.steps[shapes] > 1 or len(self.examples) >= MOST_SHAPES:
             return
-        size = _size_of(batch)
+        size = total_bytes(batch)
         if not self.examples or self._bytes + size <= MOST_BYTES:
             self.examples[shapes] = map_tensors(batch, Tensor.cpu)
             self._bytes += size
@@ -57,7 +57,7 @@ class FedBatches:
         counts = []
         for shapes, example in self.examples.items():
             batch = map_tensors(example, lambda tensor: tensor.to(device))
-            counted, size = count(batch, shapes), _size_of(batch)
+            counted, size = count(batch, shapes), total_bytes(batch)
             counts.append((replace(counted, peak_bytes=counted.peak_bytes + size), self.steps[shapes]))
         return mean_count(counts)
 
@@ -81,11 +81,6 @@ def count_notes(counts: Sequence[StepCount], fed: FedBatches) -> Iterator[str]:
         yield "the step reads values of its tensors: other batches may take other FLOPs than the one it was counted on"
     if fed.note:
         yield fed.note
-
-
-def _size_of(batch: Any) -> int:
-    """Return the bytes of the tensors in a batch; memory that several tensors share counts once."""
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages_in(tensors_in(batch))}.values())
 
 
 def mean_count(counts: Sequence[tuple[StepCount, int]]) -> StepCount:
