@@ -107,13 +107,14 @@ class OperatorCounter(TorchDispatchMode):
     def _add_flops(self, func: Any, args: Any, kwargs: Any, *, result: Any) -> None:
         """Add the FLOPs of an operator that has run, or its name to `unpriced` if they are not known."""
         formula, name = formula_of(func), name_of(func)
-        self.depends_on_values |= depends_on_values(func, args)
+        reads_values = depends_on_values(func, args)
+        self.depends_on_values |= reads_values
         if name in WITH_WORKSPACE:
             self.unmeasured.add(name)
         if formula is None:
             if isinstance(func, HigherOrderOperator) or may_multiply_matrices(func, args):
                 self.unpriced.add(name)
-            elif is_of_torch(func) and not depends_on_values(func, args) and name != "aten::index":
+            elif is_of_torch(func) and not reads_values and name != "aten::index":  # which reads only some
                 self._without_flops.add(id(func))
             return
         try:
