@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -27,11 +27,11 @@ from runner.freezing.patterns import HEAD
 from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection, select
 from runner.freezing.words import FOR_CONFIG
-from runner.methods.base import FreezingMethod
+from runner.methods.base import Example, FreezingMethod
 from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import machine_settings, pick_device, seed_all
-from runner.tensors import refuse_unless_dense
-from runner.training.epochs import LazyBatch, iterate_epochs
+from runner.tensors import map_tensors, refuse_unless_dense
+from runner.training.epochs import iterate_epochs
 from runner.training.loop import Task
 from runner.training.tasks import described, scalar_loss, with_autocast
 
@@ -51,6 +51,9 @@ class Setup:
         declared_groups: the parameter groups as the config declares them; `method` derives the optimizer's groups from them.
         phases: spans of steps in which the same parameters are frozen. `groups` of a phase is set when it begins.
         optimizer: the optimizer of the whole run, with the groups of the first phase.
+        task: the function (model, batch) -> loss.
+        first_batch: the batch of the first step, on the device of the model; None if the data has none.
+        batches: all batches of the run, the first included; each can be taken once.
         meter: measures the costs of a step, such as its FLOPs.
         undo: a stack of callbacks; closing it restores the model (except its values) and the process's settings.
         note: reports a message to the user.
@@ -66,6 +69,9 @@ class Setup:
     declared_groups: list[Group]
     phases: list[Phase]
     optimizer: Optimizer
+    task: Task
+    first_batch: Any
+    batches: Iterator[Any]
     meter: Meter
     undo: ExitStack
     note: Note
@@ -96,6 +102,12 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         before = snapshot(built_model)
         selection = declared_selection(config, built_model, note)
         method = build_instance(FreezingMethod, config.method, "method")
+        batches = build_batches(config, device)
+        first = next(batches, None)
+        task = build_task(config, device)
+        if first is not None:
+            probe = first if have_values else map_tensors(first, lambda tensor: tensor.to("meta"))
+            method.example = Example(task, probe)
         if reason := method.skip(built_model, selection):
             raise SkippedError(reason)
         phases = build_phases(config, selection)
@@ -114,6 +126,9 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
             declared_groups=declared_groups,
             phases=phases,
             optimizer=build_optimizer(config, phases[0].groups),
+            task=task,
+            first_batch=first,
+            batches=chain([] if first is None else [first], batches),
             meter=meter,
             undo=undo,
             note=note,
@@ -272,7 +287,7 @@ def build_task(config: Config, device: torch.device) -> Task:
     return with_autocast(task, device) if config.autocast else task
 
 
-def build_batches(config: Config, device: torch.device) -> Iterator[LazyBatch]:
+def build_batches(config: Config, device: torch.device) -> Iterator[Any]:
     """Yield the batches of all epochs of a run. The data source is built when the first batch is requested."""
     source = build(source_options(config.data), "data")
     if not callable(getattr(source, "batches", None)):
@@ -282,7 +297,8 @@ def build_batches(config: Config, device: torch.device) -> Iterator[LazyBatch]:
     batches = source.batches(config.batches, config.model.input, config.model.classes, config.seed)
     if not isinstance(batches, Iterable):
         raise ConfigError(f"data: batches(...) returned {described(batches)}; it must yield batches, such as pairs (x, y)")
-    yield from iterate_epochs(batches, count=config.batches, epochs=config.epochs, seed=config.seed, device=device)
+    for lazy in iterate_epochs(batches, count=config.batches, epochs=config.epochs, seed=config.seed, device=device):
+        yield lazy.batch
 
 
 def source_options(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.assemble import Setup, assembled, begin_phase, build_batches, build_scheduler, build_task
+from runner.assemble import Setup, assembled, begin_phase, build_scheduler
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
@@ -142,12 +142,10 @@ def training_steps(
     `warn_of_leaks`: predict which frozen tensors will change in the phase, and report them by `setup.note`.
     """
     config, phases, optimizer = setup.config, setup.phases, setup.optimizer
-    task = build_task(config, setup.device)
     scheduler = build_scheduler(config, optimizer)  # after the audit began, because a scheduler changes the learning rates
-    task = setup.meter.wrap_task(task, optimizer, setup.undo)
+    task = setup.meter.wrap_task(setup.task, optimizer, setup.undo)
     setup.method.attach(optimizer, phases[0].selection, setup.undo)
     seed_all(config.seed)
-    batches = build_batches(config, setup.device)
     for number, (phase, count) in enumerate(reached_phases(phases, config.steps)):
         if len(state.steps) < phase.first - 1:
             setup.note(f"the data ended before step {phase.first}, where more would have been frozen")
@@ -159,7 +157,7 @@ def training_steps(
             state.forecast = foresee_phase(setup, state.forecast)
         setup.meter.on_phase_prepared(setup.model)
         context = PhaseContext(setup.model, task, setup.note)
-        phase_batches = setup.method.feed(islice(batches, count), context)
+        phase_batches = setup.method.feed(islice(setup.batches, count), context)
         phase_batches = setup.meter.watch_batches(phase_batches, phase.first, optimizer, setup.undo)
         options = {"scheduler": scheduler, "clip": config.clip, "zero_grad_to_none": config.zero_grad_to_none}
         for step in train(setup.model, optimizer, task, phase_batches, **options, first=phase.first):

@@ -6,15 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from runner.assemble import Setup, begin_phase, build_batches, build_task
-from runner.config.schema import Config
+from runner.assemble import Setup, begin_phase
 from runner.cost.flops import StepCount, count_step
 from runner.cost.meter import CountingMeter
 from runner.errors import listed
 from runner.freezing.schedule import reached_phases
-from runner.seeding import seed_all
 from runner.units import in_gflop, in_mib, in_percent
 
 Cells = tuple[str, ...]
@@ -55,13 +51,6 @@ class PlannedCosts:
             yield f"no formula for the FLOPs of {listed(unpriced, most=4)}"
 
 
-def first_batch(config: Config) -> Any:
-    """Return the first batch of a run, on the CPU; None if the data has none."""
-    seed_all(config.seed)
-    first = next(build_batches(config, torch.device("cpu")), None)
-    return first and first.batch
-
-
 def plan_costs(setup: Setup, batch: Any) -> PlannedCosts | None:
     """Count what a step costs in each phase; return None with `cost=off`.
 
@@ -69,7 +58,7 @@ def plan_costs(setup: Setup, batch: Any) -> PlannedCosts | None:
     """
     if not isinstance(setup.meter, CountingMeter):
         return None
-    task, phases = build_task(setup.config, setup.device), []
+    task, phases = setup.task, []
     frozen: set[int] = set()
     for number, (phase, steps) in enumerate(reached_phases(setup.phases, setup.config.steps)):
         if number:

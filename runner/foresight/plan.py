@@ -6,16 +6,15 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runner.assemble import Setup, assembled, begin_phase, build_batches, build_task
+from runner.assemble import Setup, assembled, begin_phase
 from runner.config.schema import Config, Device
 from runner.errors import ConfigError, SkippedError
-from runner.foresight.costs import HEADINGS, first_batch, plan_costs
+from runner.foresight.costs import HEADINGS, plan_costs
 from runner.foresight.effects import Effect, effect_of_batch
 from runner.foresight.hazards import buffer_warnings, idle_warnings, leak_warnings
 from runner.foresight.rehearsal import Rehearsal
@@ -24,7 +23,6 @@ from runner.freezing.groups import group_lr, groups_by_tensor
 from runner.methods.base import FreezingMethod
 from runner.seeding import pick_device
 from runner.tensors import tensor_entries, tensor_resolver
-from runner.training.data import to_device
 from runner.units import in_mib
 
 MODEL_COPIES = 3  # that foreseeing hazards holds at once: the model, its values as built, and their gradients
@@ -38,15 +36,14 @@ def foresee(setup: Setup) -> Rehearsal:
     gradients that become 0 or updates that are rounded away. Afterwards `setup` cannot be used to train: its model's buffers
     may have changed, and its last phase has begun. Raises what the training would raise.
     """
-    task, first = build_task(setup.config, setup.device), next(build_batches(setup.config, setup.device), None)
-    if first is None:
+    if setup.first_batch is None:
         return rehearse_phases(setup, [Effect()])
     effects = []
     for number in range(len(setup.phases)):
         if number:
             begin_phase(setup, number)
         setup.model.train()
-        effects.append(effect_of_batch(setup.model, setup.parameters, task, first.batch))
+        effects.append(effect_of_batch(setup.model, setup.parameters, setup.task, setup.first_batch))
     return rehearse_phases(setup, effects)
 
 
@@ -66,17 +63,16 @@ def show_plan(config: Config, console: Console) -> None:
             console.print(f"note: {escape(text)}")
 
     try:
-        batch = first_batch(config)
         try:
             on_cpu = replace(config, device=Device.cpu)
             with assembled(on_cpu, note, have_values=False) as setup:
-                lines = [*_parameter_lines(setup), *_cost_lines(setup, batch)]
+                lines = [*_parameter_lines(setup), *_cost_lines(setup)]
                 size = sum(entry.tensor.nbytes for entry in setup.before.entries.values())
         except Exception:  # values are needed, or the config is wrong, which the model itself then shows
             with assembled(config, note) as setup:
                 lines, size = list(_parameter_lines(setup)), 0
                 try:
-                    lines += _cost_lines(setup, to_device(batch, setup.device))
+                    lines += _cost_lines(setup)
                 except Exception as error:  # if the config is wrong, hazards cannot be foreseen either
                     lines.append(f"costs are not known: {type(error).__name__}: {escape(str(error))}")
         for line in lines:
@@ -119,12 +115,9 @@ def _parameter_lines(setup: Setup) -> Iterator[Table | str]:
     )
 
 
-def _cost_lines(setup: Setup, batch: Any) -> Iterator[Table | str]:
-    """Yield what a plan prints about the costs of each phase: a table and lines of text.
-
-    `batch`: the first batch, or None.
-    """
-    if batch is None or (costs := plan_costs(setup, batch)) is None:
+def _cost_lines(setup: Setup) -> Iterator[Table | str]:
+    """Yield what a plan prints about the costs of each phase: a table and lines of text."""
+    if setup.first_batch is None or (costs := plan_costs(setup, setup.first_batch)) is None:
         return
     table = Table(*HEADINGS, box=None, pad_edge=False)
     for cells in costs.rows():

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from runner.contract import Note
 from runner.freezing.groups import Group
 from runner.freezing.selection import Selection
+from runner.tensors import map_tensors
 
 Task = Callable[[nn.Module, Any], Tensor]  # task(model, batch) returns the loss
 
@@ -28,6 +29,23 @@ TRAPS = {
     "scheduler_mid_run": "freezing in mid-run, with a scheduler that computes the rate from the initial one (LambdaLR)",
     "scheduler": "a scheduler that raises the learning rate of a group from 0 (OneCycleLR, CyclicLR, SWALR)",
 }
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a training step of this run does, for methods that try it on a copy of the model before the training begins.
+
+    Attributes:
+        task: a function `task(model, batch)` that returns the loss.
+        batch: the first batch, on the device of the model; the first step trains on it.
+    """
+
+    task: Task
+    batch: Any
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """Return the loss of the model on a copy of the batch. What the model or the task raises is passed on."""
+        return self.task(model, map_tensors(self.batch, Tensor.clone))
 
 
 @dataclass
@@ -59,6 +77,9 @@ class FreezingMethod:
     leaks_under: frozenset[str] = frozenset()
     """The keys of TRAPS (situations) in which frozen parameters change with this method; in all others they do not."""
 
+    example: Example | None = None
+    """What a training step does. A run sets it before it calls `skip`; it is None where a method is used by itself."""
+
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         """Return why this method cannot freeze the selected parameters in this model, or None if it can.
 
@@ -89,10 +110,9 @@ class FreezingMethod:
         """
 
     def feed(self, batches: Iterable[Any], context: PhaseContext) -> Iterator[Any]:
-        """Yield the batches to train on, each built only when the training loop asks for it.
+        """Yield the batches to train on, each only when the training loop asks for it.
 
-        `batches`: LazyBatch objects. The property `batch` of a LazyBatch builds the batch, and `ids` are the numbers of the
-        batch's samples. Called once for each span of steps in which the same layers are frozen; `context` describes that
-        span.
+        `batches`: the batches of the data, on the device of the model. Called once for each span of steps in which the same
+        layers are frozen; `context` describes that span.
         """
-        return (lazy_batch.batch for lazy_batch in batches)
+        yield from batches
