@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.timing import Time, print_ratios, read_clocks
-from runner.assemble import assembled
+from runner.assemble.setup import assembled
 from runner.config.check import check
 from runner.config.compose import compose_config
 from runner.config.schema import Config

@@ -53,7 +53,10 @@ MAX_ERROR_LINE = 400  # characters of a message on stderr
 EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, EXIT_STRICT, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 # Config keys that only say where and how a run is carried out: configs that differ only in these have the same hash.
-NOT_HASHED = ("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost", "sweep")
+NOT_HASHED = (
+    *("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost", "sweep"),
+    "data.workers",
+)
 
 
 class Row(TypedDict):
@@ -122,7 +125,8 @@ class TrainingRecord(TypedDict):
 
     `verdict`: `leaked` if a frozen tensor changed, otherwise `held`. `counts`: {verdict: number of tensors that have it}.
     `loss_not_finite_at`: the first step whose loss was NaN or infinite; None if there was none.
-    `looks`: the steps after which the bits of the tensors were compared. `trained_digest`: a sha256 of all parameters that
+    `looks`: the steps after which the bits of the tensors were compared. `batches`: the number of batches of a pass over the
+    data. `trained_digest`: a sha256 of all parameters that
     were not frozen. `couplings`: how gradients of frozen parameters changed the updates of the others. `cost`: see `Cost`.
     """
 
@@ -132,6 +136,7 @@ class TrainingRecord(TypedDict):
     loss_last: float | None
     loss_not_finite_at: int | None
     looks: list[int]
+    batches: int | None
     threads: int | None
     device: str
     trained_digest: str | None
@@ -158,6 +163,11 @@ class Record(TrainingRecord):
     seed: int
     versions: dict[str, str]
     git: dict[str, Any]
+
+
+def is_hashed(key: str) -> bool:
+    """Return whether the dotted config key concerns a run's results, that is, whether it is not in NOT_HASHED."""
+    return key not in NOT_HASHED and key.split(".")[0] not in NOT_HASHED
 
 
 def method_name(target: str) -> str:

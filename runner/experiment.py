@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.assemble import Setup, assembled, begin_phase, build_scheduler
+from runner.assemble.objects import build_scheduler
+from runner.assemble.setup import Setup, assembled, begin_phase
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
@@ -42,6 +43,7 @@ class Outcome:
         rows: the rows of `changes.csv`, one for each parameter and buffer: how far it moved, and its verdict.
         steps: the finished training steps; the loss of each is a tensor on the model's device.
         losses: the losses of the same steps as Python numbers.
+        planned_steps: the number of steps that the config asks for.
         interrupted: whether Ctrl-C or SIGTERM ended the training early.
         record: the entries of `run.json` that a run has only if it trained, such as its verdict and its costs.
     """
@@ -51,6 +53,7 @@ class Outcome:
     rows: list[Row]
     steps: list[Step]
     losses: list[float]
+    planned_steps: int
     interrupted: bool
     record: TrainingRecord
 
@@ -104,6 +107,7 @@ def experiment(
             "loss_last": finite_or_none(losses[-1]) if losses else None,
             "loss_not_finite_at": first_not_finite(losses),
             "looks": report.looks,
+            "batches": setup.config.batches,
             "threads": torch.get_num_threads(),
             "device": str(setup.device),
             "trained_digest": trained_digest(setup.before, setup.selection),
@@ -116,6 +120,7 @@ def experiment(
             rows=report.rows,
             steps=state.steps,
             losses=losses,
+            planned_steps=setup.config.steps,
             interrupted=state.interrupted,
             record=record,
         )
@@ -146,7 +151,7 @@ def training_steps(
     task = setup.meter.wrap_task(setup.task, optimizer, setup.undo)
     setup.method.attach(optimizer, phases[0].selection, setup.undo)
     seed_all(config.seed)
-    for number, (phase, count) in enumerate(reached_phases(phases, config.steps)):
+    for number, (phase, steps) in enumerate(reached_phases(phases, config.steps)):
         if len(state.steps) < phase.first - 1:
             setup.note(f"the data ended before step {phase.first}, where more would have been frozen")
             return
@@ -157,10 +162,20 @@ def training_steps(
             state.forecast = foresee_phase(setup, state.forecast)
         setup.meter.on_phase_prepared(setup.model)
         context = PhaseContext(setup.model, task, setup.note)
-        phase_batches = setup.method.feed(islice(setup.batches, count), context)
+        taken = config.batches_until(phase.first + steps - 1) - config.batches_until(phase.first - 1)
+        phase_batches = setup.method.feed(islice(setup.feed.batches, taken), context)
         phase_batches = setup.meter.watch_batches(phase_batches, phase.first, optimizer, setup.undo)
-        options = {"scheduler": scheduler, "clip": config.clip, "zero_grad_to_none": config.zero_grad_to_none}
-        for step in train(setup.model, optimizer, task, phase_batches, **options, first=phase.first):
+        for step in train(
+            setup.model,
+            optimizer,
+            task,
+            phase_batches,
+            scheduler=scheduler,
+            clip=config.clip,
+            zero_grad_to_none=config.zero_grad_to_none,
+            first=phase.first,
+            batches_in_step=lambda number: config.batches_until(number) - config.batches_until(number - 1),
+        ):
             state.steps.append(step)
             yield step
         phase_steps = len(state.steps) - phase.first + 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy
 import torch
@@ -86,3 +88,55 @@ def preserve_random_state() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
         if mps_state is not None:
             torch.mps.set_rng_state(mps_state)
+
+
+def derived_seed(*parts: int) -> int:
+    """Return a seed from 0 to 2**63 - 1 that depends on all the numbers and on their order."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class PrivateRandomness:
+    """A context manager: what is drawn within its `with` blocks is drawn from states of its own.
+
+    On entry, the states of the generators of Python, numpy and torch's CPU are put aside and its own are put in their place.
+    On leaving, its own are kept for the next entry, and the others are put back. It begins with the states that `seed`
+    gives. CUDA is not touched, because a worker of a DataLoader must not use it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed: int | None = seed
+        self._own: Any = None
+        self._outer: Any = None
+
+    def reseed(self, seed: int) -> None:
+        """Seed the generators anew; only within a `with` block."""
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+
+    def __enter__(self) -> PrivateRandomness:
+        self._outer = _cpu_states()
+        if self._seed is None:
+            _set_cpu_states(self._own)
+        else:
+            self.reseed(self._seed)
+            self._seed = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._own = _cpu_states()
+        _set_cpu_states(self._outer)
+
+
+def _cpu_states() -> tuple[Any, Any, torch.Tensor]:
+    """Return the states of the generators of Python, numpy and torch's CPU."""
+    return random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+
+
+def _set_cpu_states(states: tuple[Any, Any, torch.Tensor]) -> None:
+    """Set the states of the generators of Python, numpy and torch's CPU."""
+    python_state, numpy_state, torch_state = states
+    random.setstate(python_state)
+    numpy.random.set_state(numpy_state)
+    torch.set_rng_state(torch_state)

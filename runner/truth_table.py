@@ -114,7 +114,7 @@ def run_case(case: Case) -> CaseResult:
     In the result, `foreseen` says whether the prediction was right. The result is `skipped`, without training, if the
     freezing method does not work with the model or optimizer.
     """
-    from runner.assemble import assembled
+    from runner.assemble.setup import assembled
     from runner.experiment import experiment
     from runner.foresight.plan import foresee
 

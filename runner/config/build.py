@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 from runner.config.schema import values_by_key
-from runner.config.signature import check_arguments
+from runner.config.signature import check_arguments, lacks_arguments
 from runner.errors import ConfigError, SkippedError, did_you_mean, place_in_user_code
 
 T = TypeVar("T")
@@ -155,3 +155,20 @@ def _build_nested(value: Any, key: str) -> Any:
     if isinstance(value, list):
         return [_build_nested(item, f"{key}[{index}]") for index, item in enumerate(value)]
     return value
+
+
+def build_callable(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
+    """Return the function that a node declares, where a run calls it with arguments of its own, as a task or a collate.
+
+    A class is built with the node's arguments, and its instance is returned. A function that lacks arguments is what is
+    returned, with the node's arguments bound; one that lacks none is called, and returns the function. Raises ConfigError as
+    `build` does, and if nothing is returned that can be called.
+    """
+    target = locate(node.get("_target_"), f"{key}._target_")  # type: ignore[arg-type]
+    is_function = not isinstance(target, type) and lacks_arguments(
+        target, node.get("_args_", ()), set(node) - set(DIRECTIVES)
+    )
+    built = build({**node, "_partial_": True} if is_function else node, key)
+    if not callable(built):
+        raise ConfigError(f"{key} gives a {type(built).__name__}; it must give a function")
+    return built

@@ -20,7 +20,7 @@ from runner.config.machine import (
 )
 from runner.config.messages import choices_of, omegaconf_message, wrong_value_message
 from runner.config.numbers import check_numbers
-from runner.config.schema import CONF, Config, values_by_key
+from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, values_by_key
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse, parse_all, refuse_patterns_in_both
 
@@ -166,7 +166,8 @@ def _check_signatures(values: Mapping[str, Any], choices: Mapping[str, Any]) -> 
         from_file = from_file.get(inner, {}) if inner else from_file
         is_as_in_file = node.keys() == from_file.keys() and node.get("_target_") == from_file.get("_target_")
         if node and not is_as_in_file and str(node.get("_target_")).split(".")[0] in ("runner", "torch"):
-            arguments = {name: value for name, value in node.items() if (key, name) != ("data", "epochs")}
+            taken = RUNNERS_DATA_KEYS if key == "data" else ()
+            arguments = {name: 1 if value == STEPS else value for name, value in node.items() if name not in taken}
             check_node(arguments, key, given)
 
 

@@ -13,14 +13,18 @@ from typing import Any
 from runner.config.schema import Config
 from runner.errors import ConfigError
 
-IMAGE_FOLDER, DIGITS = "runner.training.data.ImageFolder", "runner.training.data.Digits"
+PICTURES = "runner.training.data.pictures."
+IMAGE_FOLDER, DIGITS = f"{PICTURES}image_folder", f"{PICTURES}digits"
+HUGGING_FACE = f"{PICTURES}huggingface_dataset"
 LAUNCHERS_HERE = ("basic", "joblib")  # Hydra's names of the launchers that carry out runs on this machine
 
 
 def check_packages(config: Config) -> None:
     """Raise ConfigError if the config needs a package that is not installed, such as safetensors for `save=true`."""
-    is_needed = {"save=true": config.save, "data=digits": config.data.get("_target_") == DIGITS}
+    target = config.data.get("_target_")
+    is_needed = {"save=true": config.save, "data=digits": target == DIGITS, "data=huggingface": target == HUGGING_FACE}
     packages = {"save=true": ("safetensors", "save"), "data=digits": ("sklearn", "data")}
+    packages |= {"data=huggingface": ("datasets", "huggingface")}
     for key, (module, extra) in packages.items():
         if is_needed[key] and find_spec(module) is None:
             raise ConfigError(f"{key} needs {module}; install it with: pip install 'freeze-runner[{extra}]'")
@@ -62,11 +66,12 @@ def _may_have_cuda() -> bool:
 
 
 def check_data_folder(data: Mapping[str, Any]) -> None:
-    """Raise ConfigError if the config's data is a folder of images that does not exist."""
-    if data.get("_target_") == IMAGE_FOLDER:
+    """Raise ConfigError if the config's data is in a folder that does not exist."""
+    advice = {IMAGE_FOLDER: "; give one with class subfolders", HUGGING_FACE: "; give one that save_to_disk wrote"}
+    if data.get("_target_") in advice:
         root = data.get("root")
         if not isinstance(root, str) or not root or not Path(root).is_dir():
-            raise ConfigError(f"data.root is {root!r}, which is not a folder; give one with class subfolders")
+            raise ConfigError(f"data.root is {root!r}, which is not a folder{advice[data['_target_']]}")
 
 
 def check_input_of_images(config: Config) -> None:
@@ -75,6 +80,8 @@ def check_input_of_images(config: Config) -> None:
     The data source raises the same for its direct use; here it is found before a run has a folder.
     """
     target, shape = config.data.get("_target_"), config.model.input
+    if shape is None:
+        return
     if target == IMAGE_FOLDER and (len(shape) != 3 or shape[0] not in (1, 3)):
         raise ConfigError(f"data=image_folder has images, but model.input is {shape}; give [1 or 3,height,width]")
     if target == DIGITS and len(shape) != 3 and shape != [64]:

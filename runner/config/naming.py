@@ -11,7 +11,7 @@ from typing import Any
 import omegaconf
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config.schema import CONF, epochs_of, steps_of
+from runner.config.schema import CONF, epochs_of, steps_of, vocab_size_of
 from runner.contract import NOT_HASHED, method_name
 
 CUSTOM = "custom"  # the name of patterns that are not those of a file in conf/freeze
@@ -22,7 +22,7 @@ def config_hash(composed: DictConfig) -> str:
 
     Keys in NOT_HASHED, such as `launch` and `timeout`, are left out, because they do not change a run's results.
     """
-    return _hash({key: value for key, value in _plain(composed).items() if key not in NOT_HASHED})
+    return _hash(_hashed(composed))
 
 
 def setting_hash(composed: DictConfig) -> str:
@@ -31,8 +31,18 @@ def setting_hash(composed: DictConfig) -> str:
     Runs with the same setting hash may differ only in their freezing method, in `freeze.buffers` and in keys in NOT_HASHED.
     Their results can therefore be compared.
     """
-    hashed = {key: value for key, value in _plain(composed).items() if key not in (*NOT_HASHED, "method")}
+    hashed = _hashed(composed)
+    del hashed["method"]
     return _hash({**hashed, "freeze": {**hashed["freeze"], "buffers": None}})
+
+
+def _hashed(composed: DictConfig) -> dict[str, Any]:
+    """Return the config as plain values without the keys in NOT_HASHED."""
+    plain = {key: value for key, value in _plain(composed).items() if key not in NOT_HASHED}
+    for node, _, key in (dotted.partition(".") for dotted in NOT_HASHED):
+        if key and isinstance(plain.get(node), dict):
+            plain[node] = {name: value for name, value in plain[node].items() if name != key}
+    return plain
 
 
 def _hash(plain: dict[str, Any]) -> str:
@@ -85,6 +95,7 @@ def freeze_name(freeze: DictConfig, choice: str) -> str:
 RESOLVERS: dict[str, Callable[[DictConfig], Any]] = {
     "steps": steps_of,
     "epochs": epochs_of,
+    "vocab_size": vocab_size_of,
     "config_hash": config_hash,
     "run_name": run_name,
 }

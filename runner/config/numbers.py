@@ -49,21 +49,25 @@ def check_numbers(config: Config) -> None:
 
 def _check_counts(config: Config) -> None:
     """Raise ConfigError if what the config counts (batches, epochs, samples, classes, sizes) is no whole number in range."""
-    counts = {"batches": config.batches, "data.epochs": config.epochs, "model.classes": config.model.classes}
-    counts["sweep.max_runs"] = config.sweep.max_runs
+    counts = {"data.epochs": config.epochs, "accumulate": config.accumulate, "sweep.max_runs": config.sweep.max_runs}
+    if config.batches not in ("auto", "all"):
+        counts["batches"] = config.batches
+    if config.model.classes is not None:
+        counts["model.classes"] = config.model.classes
     if "batch_size" in config.data:
         counts["data.batch_size"] = config.data["batch_size"]
     for key, value in counts.items():
         if not is_integer(value) or value < 1:
-            raise ConfigError(f"{key} is {value!r}; it must be a whole number of 1 or more")
+            also = ", auto or all" if key == "batches" else ""
+            raise ConfigError(f"{key} is {value!r}; it must be a whole number of 1 or more{also}")
         if value > MAX_COUNT:
             raise ConfigError(f"{key} is {value}; it must be at most 2**63 - 1")
-    if config.steps > MAX_COUNT:
+    if is_integer(config.batches) and config.batches * config.epochs > MAX_COUNT:
         raise ConfigError(
-            f"batches is {config.batches} and data.epochs is {config.epochs}: together more than 2**63 - 1 steps; give fewer"
+            f"batches is {config.batches} and data.epochs is {config.epochs}: together more than 2**63 - 1; give fewer"
         )
     sizes = config.model.input
-    if not sizes or not all(is_integer(size) and 1 <= size <= MAX_COUNT for size in sizes):
+    if sizes is not None and (not sizes or not all(is_integer(size) and 1 <= size <= MAX_COUNT for size in sizes)):
         raise ConfigError(f"model.input is {sizes}; give the shape of one sample, e.g. [3,224,224]")
 
 
@@ -89,12 +93,15 @@ def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
 
 
 def _check_step(config: Config) -> None:
-    """Raise ConfigError if `schedule.step` is not the number of a step of the run."""
+    """Raise ConfigError if `schedule.step` is not the number of a step of the run, as far as its steps are known."""
     step = config.schedule.get("step", 1)
     if config.schedule.get("_target_") == "runner.freezing.schedule.after" and (not is_integer(step) or step < 1):
         raise ConfigError(
             f"schedule.step is {step!r}; give the number of the first step at which the layers are frozen, 1 or more"
         )
-    if is_integer(step) and step > config.steps:
+    if is_integer(step) and is_integer(config.batches) and step > config.steps:
         epochs = f" and data.epochs is {config.epochs}" if config.epochs > 1 else ""
-        raise ConfigError(f"schedule.step is {step} and batches is {config.batches}{epochs}: nothing would ever be frozen")
+        accumulate = f" and accumulate is {config.accumulate}" if config.accumulate > 1 else ""
+        raise ConfigError(
+            f"schedule.step is {step} and batches is {config.batches}{epochs}{accumulate}: nothing would ever be frozen"
+        )

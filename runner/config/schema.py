@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from runner.errors import is_integer
+
+SYNTHETIC = "runner.training.data.synthetic."  # the targets in this module give data without an end
+ENDLESS_BATCHES = 10  # of a pass with `batches=auto`, where the data have no length
+VOCAB_SIZE = 32  # of synthetic tokens, where the model does not say it
+RUNNERS_DATA_KEYS = ("epochs", "test")  # keys of the node `data` that are not arguments of its target
+STEPS = "<number of steps>"  # stands for it in a config until the data are open
+
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # An installed wheel has the folder inside the package, a checkout has it beside the package.
@@ -57,14 +64,24 @@ class Device(Enum):
     mps = "mps"
 
 
+class DType(Enum):
+    """The values of `model.dtype`: the dtype of the weights."""
+
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 @dataclass
 class Model:
     """The config node `model`: how the model is built, and which part of it is the classifier (`head`)."""
 
     build: dict[str, Any] = MISSING  # a node with a `_target_`
     head: Any = "auto"  # a pattern, a list of patterns, or auto
-    input: list[int] = MISSING  # the shape of one sample, without the batch
-    classes: int = MISSING
+    input: list[int] | None = None  # the shape of one sample, without the batch, where the data ask for it
+    classes: int | None = None
+    dtype: DType | None = None  # of the weights and of the real numbers in batches; None: as they are
 
 
 @dataclass
@@ -123,7 +140,8 @@ class Config:
     schedule: dict[str, Any] = MISSING
     task: dict[str, Any] = MISSING
     data: dict[str, Any] = MISSING
-    batches: int = 10
+    batches: Any = "auto"  # of a pass: a number, auto or all
+    accumulate: int = 1  # batches whose gradients are averaged for one step
     seed: int = 0
     device: Device = Device.auto
     threads: Any = "auto"  # a number, or auto
@@ -142,13 +160,39 @@ class Config:
 
     @property
     def epochs(self) -> int:
-        """The number of epochs of a run. An epoch is one pass over the data, with `batches` batches."""
+        """The number of passes over the data; a pass has `batches` batches."""
         return self.data.get("epochs", 1)
 
     @property
+    def steps_a_pass(self) -> int:
+        """The number of training steps of a pass: each takes `accumulate` batches, the last one of a pass what is left."""
+        return -(-self.batches // self.accumulate)
+
+    @property
     def steps(self) -> int:
-        """The number of training steps of a run: one for each batch of each epoch."""
-        return self.batches * self.epochs
+        """The number of training steps of a run. Only known when `batches` is a number."""
+        return self.steps_a_pass * self.epochs
+
+    def batches_until(self, step: int) -> int:
+        """Return how many batches the steps from 1 to `step` take."""
+        passes, steps = divmod(step, self.steps_a_pass)
+        return passes * self.batches + min(steps * self.accumulate, self.batches)
+
+    def with_batches(self, batches: int) -> Config:
+        """Return the config with this number of batches a pass, and the number of steps wherever the config refers to it."""
+        known = replace(self, batches=batches)
+        nodes = {each.name: getattr(known, each.name) for each in fields(known)}
+        filled = {name: _with_steps(node, known.steps) for name, node in nodes.items() if isinstance(node, dict)}
+        return replace(known, **filled)
+
+
+def _with_steps(value: Any, steps: int) -> Any:
+    """Return a copy of nested dicts and lists in which STEPS is replaced by the number of steps."""
+    if isinstance(value, dict):
+        return {key: _with_steps(each, steps) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_steps(each, steps) for each in value]
+    return steps if value == STEPS else value
 
 
 def epochs_of(composed: DictConfig) -> Any:
@@ -156,13 +200,30 @@ def epochs_of(composed: DictConfig) -> Any:
     return composed.get("data", {}).get("epochs", 1)
 
 
-def steps_of(composed: DictConfig) -> Any:
-    """Return the number of training steps of a config that is not checked yet: batches times epochs.
+def batches_of(composed: DictConfig) -> Any:
+    """Return the number of batches a pass of a config that is not checked yet; STEPS if only the opened data can tell."""
+    data = composed.get("data")
+    target = data._get_node("_target_") if OmegaConf.is_dict(data) else None
+    is_endless = target is not None and str(target._value()).startswith(SYNTHETIC)
+    if composed.batches == "auto" and is_endless:
+        return ENDLESS_BATCHES
+    return STEPS if composed.batches in ("auto", "all") else composed.batches
 
-    If the number of epochs is not an int, the number of batches is returned.
+
+def steps_of(composed: DictConfig) -> Any:
+    """Return the number of training steps of a config that is not checked yet; STEPS if only the opened data can tell.
+
+    If a number is wrong, which `check` refuses later, the number of batches is returned.
     """
-    epochs = epochs_of(composed)
-    return composed.batches * epochs if is_integer(epochs) else composed.batches  # wrong epochs are refused by `check`
+    batches, epochs, accumulate = batches_of(composed), epochs_of(composed), composed.get("accumulate", 1)
+    if not all(is_integer(number) and number > 0 for number in (batches, epochs, accumulate)):
+        return batches
+    return -(-batches // accumulate) * epochs
+
+
+def vocab_size_of(composed: DictConfig) -> Any:
+    """Return the number of tokens of the model: `model.config.vocab_size` where it is set, else VOCAB_SIZE."""
+    return OmegaConf.select(composed, "model.config.vocab_size") or VOCAB_SIZE
 
 
 def values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

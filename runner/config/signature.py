@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -43,3 +43,13 @@ def check_arguments(
         default = parameters[name].default if name in parameters else None
         if isinstance(value, str) and type(default) in (builtins.int, builtins.float, builtins.bool):
             raise ConfigError(f"{key}.{name} is {value!r}; {path} expects a number or true/false, such as {default!r}")
+
+
+def lacks_arguments(target: Callable[..., Any], args: Sequence[Any], names: Iterable[str]) -> bool:
+    """Return whether a call with these positional arguments and keywords would lack an argument without a default."""
+    try:
+        bound = _signature(target).bind_partial(*args, **dict.fromkeys(names))
+    except (TypeError, ValueError):  # arguments that it does not take, or a builtin without a signature
+        return False
+    needed = (p for p in _signature(target).parameters.values() if p.default is p.empty)
+    return any(p.name not in bound.arguments and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in needed)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from runner.assemble import Setup, begin_phase
+from runner.assemble.setup import Setup, begin_phase
 from runner.cost.flops import StepCount, count_step
 from runner.cost.meter import CountingMeter
 from runner.errors import listed

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runner.assemble import Setup, assembled, begin_phase
+from runner.assemble.setup import Setup, assembled, begin_phase
 from runner.config.schema import Config, Device
 from runner.errors import ConfigError, SkippedError
 from runner.foresight.costs import HEADINGS, plan_costs
-from runner.foresight.effects import Effect, effect_of_batch
+from runner.foresight.effects import effect_of_batch
 from runner.foresight.hazards import buffer_warnings, idle_warnings, leak_warnings
 from runner.foresight.rehearsal import Rehearsal
 from runner.foresight.warnings import method_and_optimizer_names, rehearse_phases
@@ -36,14 +36,12 @@ def foresee(setup: Setup) -> Rehearsal:
     gradients that become 0 or updates that are rounded away. Afterwards `setup` cannot be used to train: its model's buffers
     may have changed, and its last phase has begun. Raises what the training would raise.
     """
-    if setup.first_batch is None:
-        return rehearse_phases(setup, [Effect()])
     effects = []
     for number in range(len(setup.phases)):
         if number:
             begin_phase(setup, number)
         setup.model.train()
-        effects.append(effect_of_batch(setup.model, setup.parameters, setup.task, setup.first_batch))
+        effects.append(effect_of_batch(setup.model, setup.parameters, setup.task, setup.feed.first))
     return rehearse_phases(setup, effects)
 
 
@@ -117,7 +115,7 @@ def _parameter_lines(setup: Setup) -> Iterator[Table | str]:
 
 def _cost_lines(setup: Setup) -> Iterator[Table | str]:
     """Yield what a plan prints about the costs of each phase: a table and lines of text."""
-    if setup.first_batch is None or (costs := plan_costs(setup, setup.first_batch)) is None:
+    if (costs := plan_costs(setup, setup.feed.first)) is None:
         return
     table = Table(*HEADINGS, box=None, pad_edge=False)
     for cells in costs.rows():

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.assemble import Setup, build_optimizer, build_scheduler
+from runner.assemble.objects import build_optimizer, build_scheduler
+from runner.assemble.setup import Setup
 from runner.contract import Coupling, method_name
 from runner.foresight.effects import Effect, effect_of_flags
 from runner.foresight.hazards import CAUSES_WITHOUT_BATCH, leak_warnings

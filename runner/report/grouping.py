@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.contract import DEFECTS, NOT_HASHED, method_name
+from runner.contract import DEFECTS, is_hashed, method_name
 from runner.runs.read import Run
 
 OUTCOMES = ("leaked", *DEFECTS, "failed", "interrupted", "skipped", "finished", "held")  # the worst first
@@ -36,7 +36,7 @@ def overrides_by_key(run: Run) -> dict[str, str]:
     these keys.
     """
     overrides = (text.partition("=") for text in run.record["overrides"])
-    return {key: value for key, _, value in overrides if key.lstrip("+~").split(".")[0] not in NOT_HASHED}
+    return {key: value for key, _, value in overrides if is_hashed(key.lstrip("+~"))}
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:

@@ -272,13 +272,15 @@ def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) 
 
     `outcome`: the result of the training. `note`: a function that reports a message to the user.
     """
-    for text in training_notes(outcome, config.steps):
+    for text in training_notes(outcome):
         note(text)
     write_tables(result.folder, outcome, with_weights=config.save)
     result.rows, result.model = outcome.rows, outcome.model
     result.record.update(outcome.record)
     if outcome.interrupted:
-        result.set_end("interrupted", f"interrupted after step {len(outcome.steps)} of {config.steps}", EXIT_INTERRUPTED)
+        result.set_end(
+            "interrupted", f"interrupted after step {len(outcome.steps)} of {outcome.planned_steps}", EXIT_INTERRUPTED
+        )
     else:
         exit_code = EXIT_STRICT if config.strict and strict_problems(result.record) else EXIT_DONE
         result.set_end("finished", "", exit_code)

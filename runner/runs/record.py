@@ -43,6 +43,7 @@ def new_record(
         "loss_last": None,
         "loss_not_finite_at": None,
         "looks": [],
+        "batches": None,
         "notes": [],
         "overrides": persistent_overrides(overrides),
         "config_hash": config_hash,

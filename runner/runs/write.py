@@ -42,19 +42,19 @@ def steps_csv(outcome: Outcome) -> str:
     return csv_text([*STEP_COLUMNS, *(f"lr/{name}" for name in names)], rows)
 
 
-def training_notes(outcome: Outcome, steps: int) -> Iterator[str]:
+def training_notes(outcome: Outcome) -> Iterator[str]:
     """Yield messages for the user about a run that trained.
 
-    There are at most three: that every parameter is frozen; that the data ended before `steps` steps; that the loss became
-    NaN or infinite.
+    There are at most three: that every parameter is frozen; that the data ended before the steps that the config asks for;
+    that the loss became NaN or infinite.
 
-    `outcome`: the result of the training. `steps`: the number of steps that the config asks for.
+    `outcome`: the result of the training.
     """
     parameters = [row for row in outcome.rows if row["kind"] == "parameter"]
     losses = outcome.losses
     if parameters and all(row["frozen"] for row in parameters):
         yield "every parameter is declared frozen: nothing trains"
-    if len(losses) < steps and not outcome.interrupted:
-        yield f"the data ended after {len(losses)} of {steps} batches"
+    if len(losses) < outcome.planned_steps and not outcome.interrupted:
+        yield f"the data ended after {len(losses)} of {outcome.planned_steps} steps"
     if (not_finite := outcome.record["loss_not_finite_at"]) is not None:
         yield f"the loss became {losses[not_finite - 1]} at step {not_finite}"

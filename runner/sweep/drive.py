@@ -130,7 +130,7 @@ def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
     """
     if len({run.model for run in runs}) > 1:
         return
-    from runner.assemble import check_patterns
+    from runner.assemble.objects import check_patterns
 
     configs = [check(run.composed) for run in {run.patterns: run for run in runs}.values()]
 

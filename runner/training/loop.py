@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from inspect import Parameter, signature
+from itertools import chain, count, islice
 from math import nan
 from time import perf_counter
 from typing import Any
@@ -45,26 +46,36 @@ def train(
     clip: float | None = None,
     zero_grad_to_none: bool = True,
     first: int = 1,
+    batches_in_step: Callable[[int], int] = lambda step: 1,
 ) -> Iterator[Step]:
-    """Train one step per batch, and yield a Step (number, loss, seconds, learning rates) after each.
+    """Train step by step, and yield a Step (number, loss, seconds, learning rates) after each.
 
     `task(model, batch)` returns the loss. `scheduler`: a torch scheduler that is stepped after each training step. `clip`:
     the maximum total norm of all gradients (None: no clipping). `zero_grad_to_none`: before each step, gradients are set to
-    None if it is True, and to zeros if it is False. `first`: the number of the first step.
+    None if it is True, and to zeros if it is False. `first`: the number of the first step. `batches_in_step(number)`: how
+    many batches a step takes; their gradients and losses are averaged. An optimizer that needs a closure takes one a step.
     """
     model.train()
     parameters, with_closure = list(model.parameters()), needs_closure(optimizer)
-    for number, batch in enumerate(batches, first):
+    batches = iter(batches)
+    for number in count(first):
+        size = batches_in_step(number)
+        loaded = list(islice(batches, 1))
+        if not loaded:
+            return
         start = perf_counter()
 
-        def closure(batch: Any = batch) -> Any:
+        def closure(loaded: list[Any] = loaded, size: int = size) -> Any:
             optimizer.zero_grad(set_to_none=zero_grad_to_none)
-            loss = task(model, batch)
-            if loss.requires_grad:  # False if everything is frozen
-                loss.backward()
+            losses = []
+            for batch in loaded if size == 1 else chain(loaded, islice(batches, size - 1)):
+                loss = task(model, batch) / size
+                if loss.requires_grad:  # False if everything is frozen
+                    loss.backward()
+                losses.append(loss.detach())
             if clip is not None and parameters:
                 torch.nn.utils.clip_grad_norm_(parameters, clip)
-            return loss
+            return torch.stack(losses).sum() if size > 1 else losses[0]
 
         if with_closure:
             loss = optimizer.step(closure)

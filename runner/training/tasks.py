@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from runner.errors import ConfigError
-from runner.training.data import Batch
 from runner.training.loop import Task
 
 
@@ -50,7 +49,7 @@ class Classification:
     sample.
     """
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise ConfigError(f"the data gave {described(batch)} as a batch; this task needs a pair (x, y){OWN_TASK}")
         x, y = batch

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runner import truth_table
-from runner.assemble import assembled
+from runner.assemble.setup import assembled
 from runner.contract import COSTS
 from runner.cost.flops import META, REAL
 from runner.experiment import TrainingState, training_steps

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.assemble import assembled
+from runner.assemble.setup import assembled
 from runner.experiment import experiment
 from runner.foresight.effects import Effect, effect_of_batch, effect_of_flags
 from runner.foresight.plan import foresee

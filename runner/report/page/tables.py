@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from runner.contract import DEFECTS, NOT_HASHED, STATUSES_WITH_TABLES, VERDICTS
+from runner.contract import DEFECTS, STATUSES_WITH_TABLES, VERDICTS, is_hashed
 from runner.errors import listed
 from runner.report.costs import COST_TEXTS, costs_by_run
 from runner.report.equivalence import compare_trained_parts
@@ -206,7 +206,7 @@ def commands_table(runs: Sequence[Run]) -> PageTable:
     """Return a table with a row per run: the command that repeats it, and the config values in which the runs differ."""
     runs = pick_runs(runs)
     configs = {run.label: read_config(run.folder) for run in runs}
-    keys = dict.fromkeys(key for config in configs.values() for key in config if key.split(".")[0] not in NOT_HASHED)
+    keys = dict.fromkeys(key for config in configs.values() for key in config if is_hashed(key))
     differing = [key for key in keys if len({config.get(key) for config in configs.values() if config}) > 1]
     rows = []
     for run in runs:

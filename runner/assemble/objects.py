@@ -1,0 +1,133 @@
+"""Build the objects of a run from the checked config: model, selection, phases, groups, optimizer, scheduler, meter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from runner.config.build import build, build_instance, locate_targets
+from runner.config.schema import Config
+from runner.contract import Note, ignore_note
+from runner.cost.meter import CountingMeter, Meter
+from runner.cost.timing import TimingMeter
+from runner.errors import ConfigError
+from runner.freezing.groups import Group, split_by_lr
+from runner.freezing.names import find_head
+from runner.freezing.patterns import HEAD
+from runner.freezing.schedule import Phase
+from runner.freezing.selection import Selection, select
+from runner.freezing.words import FOR_CONFIG
+from runner.seeding import machine_settings, seed_all
+from runner.tensors import refuse_unless_dense
+
+
+def build_model(config: Config, device: torch.device) -> nn.Module:
+    """Return the model that the config declares, on the device. Raises ConfigError if its tensors cannot be compared."""
+    model = build_instance(nn.Module, config.model.build, "model.build").to(device)
+    refuse_unless_dense(model)
+    return model
+
+
+def build_on_meta(config: Config) -> nn.Module:
+    """Return the model that the config declares with all its tensors on the meta device, where they have no values."""
+    locate_targets(config.model.build, "model.build")  # what a module makes when it is imported has values
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about weights that a builder loads: they stay without values
+        return build_instance(nn.Module, config.model.build, "model.build")
+
+
+def check_patterns(configs: Sequence[Config]) -> None:
+    """Raise the ConfigError of the first config if none has patterns that fit the model, which must be the same in all."""
+    with machine_settings(configs[0].threads, configs[0].deterministic):
+        seed_all(configs[0].seed)
+        model = build_instance(nn.Module, configs[0].model.build, "model.build")
+        errors = []
+        for config in configs:
+            try:
+                build_groups(config, model, declared_selection(config, model, ignore_note))
+                return
+            except ConfigError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+def declared_selection(config: Config, model: nn.Module, note: Note) -> Selection:
+    """Return the parameters, buffers and modules that the config declares frozen.
+
+    In patterns, `@head` stands for the classifier. If a pattern is `@head` and the config has `model.head=auto`, the
+    classifier is found automatically. `note` is called with each message in the `notes` of the returned Selection, one of
+    which names the classifier that was found.
+    """
+    freeze, head = config.freeze, config.model.head
+    notes: tuple[str, ...] = ()
+    if head == "auto" and HEAD in (*freeze.patterns, *freeze.keep):
+        head = find_head(model, config.model.classes)
+        notes = (f"model.head=auto found the classifier {head}",)
+    selection = select(model, freeze.patterns, keep=freeze.keep, buffers=freeze.buffers.value, head=head, words=FOR_CONFIG)
+    selection = replace(selection, notes=(*notes, *selection.notes))
+    for text in selection.notes:
+        note(text)
+    return selection
+
+
+def build_phases(config: Config, selection: Selection) -> list[Phase]:
+    """Call the config's schedule and return its phases: spans of steps in which the same parameters are frozen.
+
+    `selection`: what the config declares frozen. The field `groups` of each returned Phase (the optimizer's parameter
+    groups) is still empty. Raises ConfigError if the schedule does not return a list of Phase, if the first phase does not
+    begin at step 1, if a phase does not begin later than the one before it, or if a phase unfreezes a parameter.
+    """
+    phases = build(config.schedule, "schedule", selection)
+    if not isinstance(phases, list) or not phases or not all(isinstance(phase, Phase) for phase in phases):
+        raise ConfigError(f"schedule returned a {type(phases).__name__}; it must return a list of {Phase.__module__}.Phase")
+    firsts = [phase.first for phase in phases]
+    frozen_names = [set(phase.selection.parameters) for phase in phases]
+    if firsts[0] != 1 or firsts != sorted(set(firsts)):
+        raise ConfigError(f"schedule returned phases that begin at steps {firsts}; they must begin at 1 and go up")
+    if any(not earlier <= later for earlier, later in pairwise(frozen_names)):
+        raise ConfigError(
+            "schedule unfreezes what an earlier phase froze; each phase must freeze what the one before did, or more"
+        )
+    return phases
+
+
+def build_groups(config: Config, model: nn.Module, selection: Selection) -> list[Group]:
+    """Return the parameter groups as the config declares them: built by `groups.cut`, with learning rates from `groups.lr`.
+
+    The freezing method may later derive the optimizer's groups from these. `selection`: what the config declares frozen.
+    """
+    groups = build(config.groups.cut, "groups.cut", model, selection)
+    return split_by_lr(groups, model, selection, [(entry.pattern, entry.lr) for entry in config.groups.lr])
+
+
+def build_optimizer(config: Config, groups: Sequence[Group]) -> Optimizer:
+    """Return the optimizer that the config declares, built with copies of the given parameter groups."""
+    return build_instance(Optimizer, config.optimizer, "optimizer", [dict(group) for group in groups])
+
+
+def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
+    """Return the learning rate scheduler that the config declares, or None if it declares none.
+
+    Raises ConfigError if the scheduler has no method `step`.
+    """
+    scheduler = build(config.scheduler, "scheduler", optimizer) if config.scheduler else None
+    if scheduler is not None and not callable(getattr(scheduler, "step", None)):
+        raise ConfigError(f"scheduler is a {type(scheduler).__name__}; it must be an object with a method `step`")
+    return scheduler
+
+
+def build_meter(config: Config, device: torch.device, note: Note) -> Meter:
+    """Return the object that measures the costs of a step, as `cost` in the config asks for.
+
+    `off` measures nothing, `count` FLOPs and bytes, `time` seconds too. `note` is called with messages for the user.
+    """
+    meter_class = {"off": Meter, "count": CountingMeter, "time": TimingMeter}[config.cost.value]
+    settings = ("task", "autocast", "method", "freeze", "schedule")
+    return meter_class({"model": config.model.build} | {key: getattr(config, key) for key in settings}, device, note)

@@ -1,0 +1,180 @@
+"""Build the objects of a run, up to its first step, from the checked config. No other module builds from the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from runner.assemble.feeding import Feed, build_task, open_feed
+from runner.assemble.objects import (
+    build_groups,
+    build_meter,
+    build_model,
+    build_on_meta,
+    build_optimizer,
+    build_phases,
+    declared_selection,
+)
+from runner.config.build import build_instance
+from runner.config.schema import Config
+from runner.contract import Note, ignore_note
+from runner.cost.meter import Meter
+from runner.errors import ConfigError, SkippedError
+from runner.freezing.eval_mode import force_eval_mode
+from runner.freezing.groups import Group, drop_empty_groups, groups_for_all_phases, regroup
+from runner.freezing.schedule import Phase
+from runner.freezing.selection import Selection
+from runner.methods.base import Example, FreezingMethod
+from runner.proof.changes import Snapshot, snapshot
+from runner.seeding import machine_settings, pick_device, seed_all
+from runner.tensors import map_tensors
+from runner.training.loop import Task
+from runner.training.tasks import described
+
+
+@dataclass
+class Setup:
+    """The objects of a run, ready for its first step.
+
+    Attributes:
+        config: the checked config of the run.
+        device: where the model is trained.
+        built_model: the model as the config declares it.
+        model: the model to train: `built_model` after the freezing method has prepared it, wrapped for example.
+        before: a copy of all parameters and buffers of `built_model`, made before anything was frozen.
+        selection: the parameters, buffers and modules that are to be frozen at some time of the run.
+        method: how parameters are frozen, such as by `requires_grad`.
+        declared_groups: the parameter groups as the config declares them; `method` derives the optimizer's groups from them.
+        phases: spans of steps in which the same parameters are frozen. `groups` of a phase is set when it begins.
+        optimizer: the optimizer of the whole run, with the groups of the first phase.
+        task: the function (model, batch) -> loss.
+        feed: the data: the first batch, all batches, and those held out.
+        meter: measures the costs of a step, such as its FLOPs.
+        undo: a stack of callbacks; closing it restores the model (except its values) and the process's settings.
+        note: reports a message to the user.
+    """
+
+    config: Config
+    device: torch.device
+    built_model: nn.Module
+    model: nn.Module
+    before: Snapshot
+    selection: Selection
+    method: FreezingMethod
+    declared_groups: list[Group]
+    phases: list[Phase]
+    optimizer: Optimizer
+    task: Task
+    feed: Feed
+    meter: Meter
+    undo: ExitStack
+    note: Note
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters of `built_model`, frozen or not, each once."""
+        return [entry.tensor for entry in self.before.entries.values() if entry.kind == "parameter"]
+
+
+@contextmanager
+def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = True) -> Iterator[Setup]:
+    """Build the model, optimizer and other objects that a config declares, and give them to the `with` block.
+
+    When the block is left, the model (except its values) and the process's settings (threads, random state) are restored.
+    `note` is called with messages for the user. `have_values`: False to build the model on the meta device, without values,
+    for a plan. Raises ConfigError for a wrong config, and SkippedError if the freezing method does
+    not work with this model.
+    """
+    with ExitStack() as undo:
+        undo.enter_context(machine_settings(config.threads, config.deterministic))
+        device = pick_device(config.device.value)
+        seed_all(config.seed)
+        built_model = build_model(config, device) if have_values else build_on_meta(config)
+        feed = open_feed(config, device, note)
+        config = feed.config
+        (meter := build_meter(config, device, note)).on_model_built(built_model)
+        for module in built_model.modules():
+            undo.callback(setattr, module, "training", module.training)
+        before = snapshot(built_model)
+        selection = declared_selection(config, built_model, note)
+        method = build_instance(FreezingMethod, config.method, "method")
+        task = build_task(config, device)
+        probe = feed.first if have_values else map_tensors(feed.first, lambda tensor: tensor.to("meta"))
+        method.example = Example(task, probe)
+        if reason := method.skip(built_model, selection):
+            raise SkippedError(reason)
+        phases = build_phases(config, selection)
+        force_eval_mode(phases[0].selection, undo)
+        declared_groups = build_groups(config, built_model, selection)
+        model = prepared(method, built_model, phases[0].selection, undo)
+        phases[0] = replace(phases[0], groups=groups_of_first_phase(phases, method, declared_groups))
+        yield Setup(
+            config=config,
+            device=device,
+            built_model=built_model,
+            model=model,
+            before=before,
+            selection=selection,
+            method=method,
+            declared_groups=declared_groups,
+            phases=phases,
+            optimizer=build_optimizer(config, phases[0].groups),
+            task=task,
+            feed=feed,
+            meter=meter,
+            undo=undo,
+            note=note,
+        )
+
+
+def begin_phase(setup: Setup, number: int) -> Phase:
+    """Begin a later phase of a run: freeze what the phase freezes, and return the phase with its parameter groups.
+
+    A phase is a span of steps in which the same parameters are frozen. `number`: the index of the phase in `setup.phases`,
+    at least 1, because `assembled` begins the first phase. The freezing method is applied to the model again, and parameters
+    are moved between the groups of the existing optimizer. Changes `setup` in place.
+    """
+    selection = setup.phases[number].selection
+    force_eval_mode(selection, setup.undo)
+    setup.model = prepared(setup.method, setup.model, selection, setup.undo)
+    groups = tuple(method_groups(setup.method, setup.declared_groups, selection))
+    phase = setup.phases[number] = replace(setup.phases[number], groups=groups)
+    regroup(setup.optimizer, setup.phases[number - 1].groups, phase.groups)
+    setup.method.attach(setup.optimizer, selection, setup.undo)
+    return phase
+
+
+def prepared(method: FreezingMethod, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
+    """Return the model that the method's `prepare` returns. Raises ConfigError if that is no module."""
+    model = method.prepare(model, selection, undo)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"method: prepare returned {described(model)}; it must return the model to train")
+    return model
+
+
+def method_groups(method: FreezingMethod, groups: list[Group], selection: Selection) -> list[Group]:
+    """Return the parameter groups that the method's `groups` returns. Raises ConfigError if that is no list of dicts."""
+    returned = method.groups(groups, selection)
+    if not isinstance(returned, list) or not all(isinstance(group, dict) and "params" in group for group in returned):
+        raise ConfigError(
+            f"method: groups returned {described(returned)}; it must return a list of parameter groups, "
+            "dicts as torch.optim takes them"
+        )
+    return returned
+
+
+def groups_of_first_phase(
+    phases: Sequence[Phase], method: FreezingMethod, declared_groups: list[Group]
+) -> tuple[Group, ...]:
+    """Return the parameter groups with which the optimizer is built: the groups of the first phase.
+
+    A phase is a span of steps in which the same parameters are frozen. Groups cannot be added during a run. A group that has
+    parameters only in later phases is therefore included without parameters.
+    """
+    first, *later = (method_groups(method, declared_groups, phase.selection) for phase in phases)
+    return tuple(groups_for_all_phases(drop_empty_groups(first), later))

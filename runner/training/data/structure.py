@@ -1,0 +1,52 @@
+"""The structure of a batch: how mappings, tuples and lists are nested in it, and what kind of value stands where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from runner.errors import ConfigError
+
+Structure = Any  # nested tuples of texts
+
+
+def structure_of(batch: Any) -> Structure:
+    """Return the structure of a batch: keys, lengths of tuples, and kinds of values; equal for batches of the same form.
+
+    A list whose items all have one structure may have any length, as a list of pictures has.
+    """
+    if isinstance(batch, Tensor):
+        return "a tensor"
+    if isinstance(batch, Mapping):
+        return ("a mapping", tuple((str(key), structure_of(value)) for key, value in batch.items()))
+    if isinstance(batch, (tuple, list)):
+        parts = tuple(structure_of(part) for part in batch)
+        if isinstance(batch, list) and len(set(parts)) == 1 and parts[0] != "a tensor":
+            return ("a list", parts[:1])
+        return ("a row", parts)
+    return f"a {type(batch).__name__}"
+
+
+def described_structure(structure: Structure) -> str:
+    """Return a structure in words, such as `(a tensor, a tensor)` or `{x: a tensor, y: a tensor}`."""
+    if isinstance(structure, str):
+        return structure
+    kind, parts = structure
+    if kind == "a mapping":
+        return "{" + ", ".join(f"{key}: {described_structure(part)}" for key, part in parts) + "}"
+    inner = ", ".join(map(described_structure, parts))
+    return f"[{inner}, ...]" if kind == "a list" else f"({inner})"
+
+
+def refuse_other_structure(batch: Any, number: int, first: Structure | None) -> Structure:
+    """Return the structure of the batch. Raises ConfigError if it is not `first`, the structure of the first batch.
+
+    `number`: the number of the batch within its pass, counted from 1.
+    """
+    structure = structure_of(batch)
+    if first is not None and structure != first:
+        given, expected = described_structure(structure), described_structure(first)
+        raise ConfigError(f"data: batch {number} of a pass is {given}, the batches before were {expected}; give one form")
+    return structure

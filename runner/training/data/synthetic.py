@@ -1,0 +1,130 @@
+"""Synthetic data: random values of any shape, the same for every freezing method at the same seed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from runner.errors import ConfigError, is_integer, listed
+from runner.training.data.source import HELD_OUT, Source, as_source
+
+KEYS = ("shape", "below", "same")
+
+
+class Synthetic:
+    """Batches of random values, drawn anew in each pass from a generator of their own: every pass has the same batches.
+
+    `fields`: `{name: field}` for batches that are mappings, or a list of fields for tuples. A field is `{shape: [3, 8, 8]}`
+    (numbers from the standard normal distribution), `{shape: [16], below: 100}` (whole numbers from 0 to 99), or
+    `{same: NAME}` (a copy of another field). A shape is that of one sample, [] for a single value. Without `fields`, batches
+    are pairs (x, y): x of the shape `input`, and y a random class below `classes`.
+    Each batch is generated only when it is asked for, so memory never holds the whole data set. Raises ConfigError if a
+    field is malformed, or if `input` or `classes` is needed and missing.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 4,
+        fields: Mapping[Any, Any] | Sequence[Any] | None = None,
+        input: Sequence[int] | None = None,
+        classes: int | None = None,
+    ) -> None:
+        self.batch_size = batch_size
+        self.test: Source | None = None
+        self.is_mapping = isinstance(fields, Mapping)
+        if fields is None:
+            for key, value in (("model.input", input), ("model.classes", classes)):
+                if value is None:
+                    raise ConfigError(f"data=synthetic needs {key}; give it, or the fields of a batch by data.fields")
+            fields = [{"shape": list(input or ())}, {"shape": [], "below": classes}]
+        elif not fields or isinstance(fields, str) or not isinstance(fields, (Mapping, Sequence)):
+            raise ConfigError(f"data.fields is {fields!r}; give a mapping or a list of fields, such as [{{shape: [8]}}]")
+        self.fields = dict(fields) if isinstance(fields, Mapping) else dict(enumerate(fields))
+        for name, field in self.fields.items():
+            self._refuse_malformed(name, field)
+
+    def _refuse_malformed(self, name: Any, field: Any) -> None:
+        """Raise ConfigError if a field is none of the forms that the class describes."""
+        key, example = f"data.fields.{name}", "{shape: [16], below: 100}"
+        if not isinstance(field, Mapping) or not field or set(field) - set(KEYS):
+            raise ConfigError(f"{key} is {field!r}; give {example}, without `below` for real numbers, or {{same: NAME}}")
+        if "same" in field:
+            others = [other for other, each in self.fields.items() if other != name and "same" not in (each or ())]
+            if field["same"] not in others or len(field) > 1:
+                raise ConfigError(
+                    f"{key}.same is {field['same']!r}; give one of {listed(list(map(str, others)))}, and no other key"
+                )
+            return
+        shape, below = field.get("shape"), field.get("below", 1)
+        if not isinstance(shape, (list, tuple)) or not all(is_integer(size) and size >= 1 for size in shape):
+            raise ConfigError(f"{key}.shape is {shape!r}; give the shape of one sample, such as [3, 8, 8], [] for one value")
+        if not is_integer(below) or below < 1:
+            raise ConfigError(f"{key}.below is {below!r}; give a whole number of 1 or more")
+
+    def length(self) -> int | None:
+        return None
+
+    def read(self, seed: int, epoch: int, count: int) -> Iterator[Any]:
+        return _drawn(self.draw, seed, count)
+
+    def draw(self, generator: Generator) -> Any:
+        """Return one batch, drawn from the generator."""
+        drawn = {name: self._draw_field(field, generator) for name, field in self.fields.items() if "same" not in field}
+        parts = {
+            name: drawn[field["same"]].clone() if "same" in field else drawn[name] for name, field in self.fields.items()
+        }
+        return parts if self.is_mapping else tuple(parts.values())
+
+    def _draw_field(self, field: Mapping[str, Any], generator: Generator) -> Tensor:
+        """Return the values of a field for one batch: (N, *shape), float32, or int64 with `below`."""
+        shape = (self.batch_size, *field["shape"])
+        if "below" in field:
+            return torch.randint(field["below"], shape, generator=generator)
+        return torch.randn(shape, generator=generator)
+
+    def reread(self, seed: int) -> Any | None:
+        return next(self.read(seed, 1, 1))
+
+    def hold_out(self, test: Any) -> None:
+        self.test = as_source(test, lambda: test, "data.test")
+
+    def read_held_out(self, seed: int) -> Iterator[Any] | None:
+        return None if self.test is None else self.test.read(0, HELD_OUT, sys.maxsize)
+
+
+class Boxes(Synthetic):
+    """Random pictures with random boxes for models that detect: a batch is a list of pictures and a list of targets.
+
+    A target is `{boxes: (count, 4) float32, labels: (count,) int64}` with boxes as x1, y1, x2, y2 in pixels and labels from
+    1 to `classes` - 1 (0 is the background). `input`: [channels, height, width] of a picture.
+    """
+
+    def __init__(self, input: Sequence[int], classes: int, batch_size: int = 2, count: int = 2) -> None:
+        super().__init__(batch_size, [{"shape": list(input)}])
+        if len(input) != 3 or not is_integer(classes) or classes < 2:
+            raise ConfigError(f"data=boxes needs model.input=[3,height,width] and model.classes of 2 or more, not {classes}")
+        self.input, self.classes, self.count = list(input), classes, count
+
+    def draw(self, generator: Generator) -> Any:
+        """Return one batch (pictures, targets), drawn from the generator."""
+        size = torch.tensor([self.input[2], self.input[1]])
+        pictures, targets = [], []
+        for _ in range(self.batch_size):
+            pictures.append(torch.rand(self.input, generator=generator))
+            corners = torch.rand(self.count, 2, generator=generator) * 0.5
+            extents = 0.25 + torch.rand(self.count, 2, generator=generator) * 0.25
+            boxes = torch.cat([corners * size, (corners + extents) * size], dim=1)
+            labels = torch.randint(1, self.classes, (self.count,), generator=generator)
+            targets.append({"boxes": boxes, "labels": labels})
+        return pictures, targets
+
+
+def _drawn(draw: Callable[[Generator], Any], seed: int, count: int) -> Iterator[Any]:
+    """Yield `count` batches of `draw(generator)`, with a generator that begins with the seed."""
+    generator = Generator().manual_seed(seed)
+    for _ in range(count):
+        yield draw(generator)
