@@ -7,6 +7,7 @@ nothing in the runner is changed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from time import process_time
 from typing import Any
 
@@ -54,11 +55,12 @@ def stack(layers: int, width: int, bias: bool) -> nn.Module:
 class Ones:
     """A data source that repeats one batch of two samples."""
 
-    def batches(self, count: int, input: Sequence[int], classes: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields x (2, *input) float32 and y (2,) int64."""
-        batch = torch.ones(2, *input), torch.zeros(2, dtype=torch.long)
-        for _ in range(count):
-            yield batch
+    def __init__(self, input: Sequence[int]) -> None:
+        self.batch = torch.ones(2, *input), torch.zeros(2, dtype=torch.long)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields x (2, *input) float32 and y (2,) int64, without an end."""
+        return repeat(self.batch)
 
 
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from runner.freezing.groups import by_role
 from runner.freezing.selection import select
 from runner.methods.zero_lr import ZeroLr
 from runner.proof.audit import audit
-from runner.training.data import Synthetic
+from runner.training.data.synthetic import Synthetic
 from runner.training.loop import train
 from runner.training.tasks import Classification
 
@@ -41,7 +41,7 @@ def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
 def audited(count: int) -> Iterator[Any]:
     """The runner's loop, set up as in runner/experiment.py; the first `next` sets it up, each later one runs a step."""
     model, optimizer = model_and_optimizer()
-    batches = Synthetic(SAMPLES).batches(count, INPUT, CLASSES, seed=0)
+    batches = Synthetic(SAMPLES, input=INPUT, classes=CLASSES).read(0, 0, count)
     with audit(model, select(model, ["fc"]), optimizer):
         yield None  # measured from here on
         yield from train(model, optimizer, Classification(), batches)

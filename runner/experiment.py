@@ -190,6 +190,8 @@ def read_costs(setup: Setup, state: TrainingState) -> Cost:
     """
     if not state.steps or state.interrupted:
         return {}
+    if setup.config.accumulate > 1:
+        setup.note(f"cost: FLOPs and memory are those of one of the {setup.config.accumulate} batches that a step takes")
     return setup.meter.read_costs(
         model=setup.model,
         optimizer=setup.optimizer,

@@ -235,7 +235,7 @@ def test_an_error_in_a_users_class_of_any_kind_exits_with_code_1_and_names_its_l
         "    def groups(self, groups, selection): raise ValueError('oh')\n"
         "def task(model, batch): raise ValueError('oh')\n"
         "class Data:\n"
-        "    def batches(self, count, input, classes, seed): raise ValueError('oh')\n"
+        "    def __iter__(self): raise ValueError('oh')\n"
         "class Rate:\n"
         "    def __call__(self, step): raise ValueError('oh')\n"
     )

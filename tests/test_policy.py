@@ -41,7 +41,6 @@ SIDEWAYS = {
     ("shards", "errors"),
     ("seeding", "errors"),
     ("cost", "training.loop"),
-    ("methods", "training.epochs"),
 }
 # The packages and modules that may import a library.
 IMPORTED_ONLY_IN = {

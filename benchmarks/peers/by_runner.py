@@ -14,15 +14,9 @@ METHODS = tuple(sorted({file.stem for file in (ROOT / "conf" / "method").glob("*
 batches_of: dict[str, Iterable[Batch]] = {}  # the batches of each method; a config cannot contain objects
 
 
-class PreparedBatches:
-    """A data source that returns the batches of a method in `batches_of`."""
-
-    def __init__(self, method: str) -> None:
-        self.method = method
-
-    def batches(self, count: int, input: Any, classes: int, seed: int) -> Iterable[Batch]:
-        """The batches of this method; the arguments are ignored."""
-        return batches_of[self.method]
+def prepared_batches(method: str) -> Iterable[Batch]:
+    """The batches of a method in `batches_of`."""
+    return batches_of[method]
 
 
 def overrides(method: str, samples: int, size: int, steps: int, threads: int) -> list[str]:
@@ -36,7 +30,7 @@ def build_config(method: str, size: int, steps: int, threads: int) -> Any:
     from runner.config.check import check
     from runner.config.compose import compose_config
 
-    source = ["data=custom", f"data._target_={__name__}.PreparedBatches", f"++data.method={method}"]
+    source = ["data=custom", f"data._target_={__name__}.prepared_batches", f"++data.method={method}"]
     others = [text for text in overrides(method, 1, size, steps, threads) if not text.startswith("data.")]
     return check(compose_config(*others, *source))
 

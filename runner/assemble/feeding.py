@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from runner.assemble.objects import dtype_of
 from runner.config.build import build, build_callable
 from runner.config.numbers import check_numbers
 from runner.config.schema import ENDLESS_BATCHES, RUNNERS_DATA_KEYS, Config
@@ -57,8 +58,7 @@ def open_feed(config: Config, device: torch.device, note: Note) -> Feed:
         note(f"the data have {count} batches a pass, fewer than batches={config.batches}")
     config = config.with_batches(count)
     check_numbers(config)
-    dtype = getattr(torch, config.model.dtype.value) if config.model.dtype else None
-    move = partial(to_device, device=device, dtype=dtype)
+    move = partial(to_device, device=device, dtype=dtype_of(config))
     batches = map(move, _all_passes(source, config))
     first = next(batches, None)
     if first is None:

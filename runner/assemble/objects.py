@@ -26,11 +26,12 @@ from runner.freezing.selection import Selection, select
 from runner.freezing.words import FOR_CONFIG
 from runner.seeding import machine_settings, seed_all
 from runner.tensors import refuse_unless_dense
+from runner.training.loop import needs_closure
 
 
 def build_model(config: Config, device: torch.device) -> nn.Module:
     """Return the model that the config declares, on the device. Raises ConfigError if its tensors cannot be compared."""
-    model = build_instance(nn.Module, config.model.build, "model.build").to(device)
+    model = build_instance(nn.Module, config.model.build, "model.build").to(device, dtype_of(config))
     refuse_unless_dense(model)
     return model
 
@@ -40,7 +41,12 @@ def build_on_meta(config: Config) -> nn.Module:
     locate_targets(config.model.build, "model.build")  # what a module makes when it is imported has values
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about weights that a builder loads: they stay without values
-        return build_instance(nn.Module, config.model.build, "model.build")
+        return build_instance(nn.Module, config.model.build, "model.build").to(dtype_of(config))
+
+
+def dtype_of(config: Config) -> torch.dtype | None:
+    """Return the dtype that `model.dtype` names; None to leave the weights as they are."""
+    return getattr(torch, config.model.dtype.value) if config.model.dtype else None
 
 
 def check_patterns(configs: Sequence[Config]) -> None:
@@ -108,8 +114,17 @@ def build_groups(config: Config, model: nn.Module, selection: Selection) -> list
 
 
 def build_optimizer(config: Config, groups: Sequence[Group]) -> Optimizer:
-    """Return the optimizer that the config declares, built with copies of the given parameter groups."""
-    return build_instance(Optimizer, config.optimizer, "optimizer", [dict(group) for group in groups])
+    """Return the optimizer that the config declares, built with copies of the given parameter groups.
+
+    Raises ConfigError if a step is to take several batches (`accumulate`), and the optimizer runs the forward pass itself.
+    """
+    optimizer = build_instance(Optimizer, config.optimizer, "optimizer", [dict(group) for group in groups])
+    if config.accumulate > 1 and needs_closure(optimizer):
+        raise ConfigError(
+            f"accumulate={config.accumulate}: {type(optimizer).__name__} runs the forward pass itself, several times in a "
+            "step, and takes one batch; give accumulate=1 and a larger data.batch_size"
+        )
+    return optimizer
 
 
 def build_scheduler(config: Config, optimizer: Optimizer) -> Any:

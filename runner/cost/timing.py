@@ -24,24 +24,25 @@ WARM_UP_STEPS = 3  # not timed, if the run has more steps
 class TimingMeter(CountingMeter):
     """The meter for `cost=time`: counts as `cost=count` does, and measures the seconds of each part of a step.
 
-    The parts are forward, backward (with clipping) and the optimizer's step. Each time the clock is read, the meter first
-    waits until the GPU has finished its work.
+    The parts are forward, backward (with clipping, and with loading where a step takes several batches) and the optimizer's
+    step. Each time the clock is read, the meter first waits until the GPU has finished its work.
     """
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
         """Return a function (model, batch) -> loss that calls `task` and records when the forward pass begins and ends."""
         super().wrap_task(task, optimizer, undo)
         self.seconds: list[tuple[float, float, float]] = []  # of forward, backward and optimizer step
-        self.times: list[float] = []  # of this step: begin and end of each forward pass, begin of the optimizer step
+        self.forwards: list[tuple[float, float]] = []  # begin and end of each forward pass since the last step
+        self.before_step, self.step_begun = 0, 0.0  # how many of them there were when the optimizer's step began, and when
 
         def timed_task(model: nn.Module, batch: Any) -> Tensor:
             begin = self.read_clock()
             loss = task(model, batch)
-            self.times += [begin, self.read_clock()]
+            self.forwards.append((begin, self.read_clock()))
             return loss
 
         def before_step(*_: Any) -> None:
-            self.times.append(self.read_clock())
+            self.before_step, self.step_begun = len(self.forwards), self.read_clock()
 
         undo.callback(optimizer.register_step_pre_hook(before_step).remove)
         return timed_task
@@ -52,13 +53,14 @@ class TimingMeter(CountingMeter):
         The hook stores the seconds of forward, backward and optimizer step after each step. A callback on `undo` removes the
         hook.
         """
-        self.times.clear()
+        self.forwards.clear()
 
         def after_step(*_: Any) -> None:
-            times, end = list(self.times), self.read_clock()
-            self.times.clear()
-            if len(times) == 3:  # not if a closure runs the forward passes within the step
-                self.seconds.append((times[1] - times[0], times[2] - times[1], end - times[2]))
+            end = self.read_clock()
+            if self.forwards and len(self.forwards) == self.before_step:  # no closure runs them within the step
+                forward = sum(ended - begun for begun, ended in self.forwards)
+                self.seconds.append((forward, self.step_begun - self.forwards[0][0] - forward, end - self.step_begun))
+            self.forwards.clear()
 
         if step == 1:  # registered last, so that what a method does in a hook after the step counts as part of the step
             undo.callback(optimizer.register_step_post_hook(after_step).remove)

@@ -233,7 +233,7 @@ def test_an_object_of_another_class_than_expected_is_an_error(other_class):
     ("path", "message"),
     [
         ("runner.models.MLP", "did you mean runner.training.models.MLP?"),
-        ("runner.data.Synthetic", "did you mean runner.training.data.Synthetic?"),
+        ("runner.data.Synthetic", "did you mean runner.training.data.synthetic.Synthetic?"),
         ("runner.groups.by_role", "did you mean runner.freezing.groups.by_role?"),
         ("runner.methods.Exclude", "did you mean runner.methods.exclude.Exclude?"),
         ("runner.methods.zero_grd.ZeroGrad", "did you mean runner.methods.zero_grad.ZeroGrad?"),

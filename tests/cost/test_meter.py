@@ -285,8 +285,8 @@ def test_the_truth_table_measures_no_cost():
 def test_the_cost_of_a_step_is_the_mean_over_the_shapes_that_were_fed(cli):
     Path("mine.py").write_text(
         "import torch\nclass Data:\n    def __init__(self, sizes): self.sizes = sizes\n"
-        "    def batches(self, count, input, classes, seed):\n"
-        "        for size in self.sizes: yield torch.randn(size, *input), torch.randint(classes, (size,))\n"
+        "    def __iter__(self):\n"
+        "        for size in self.sizes: yield torch.randn(size, 64), torch.randint(10, (size,))\n"
     )
 
     def run(sizes):
@@ -371,8 +371,8 @@ def test_flops_that_depend_on_values_do_not_depend_on_the_order_of_a_sweep_and_a
 def test_the_peak_memory_does_not_depend_on_the_order_of_the_batches(cli):
     Path("mine.py").write_text(
         "import torch\nclass Data:\n    def __init__(self, sizes): self.sizes = sizes\n"
-        "    def batches(self, count, input, classes, seed):\n"
-        "        for size in self.sizes: yield torch.randn(size, *input), torch.randint(classes, (size,))\n"
+        "    def __iter__(self):\n"
+        "        for size in self.sizes: yield torch.randn(size, 64), torch.randint(10, (size,))\n"
     )
     peaks = []
     for name, sizes in {"up": "[2,400]", "down": "[400,2]", "one": "[400]"}.items():

@@ -26,7 +26,6 @@ from runner.freezing.selection import Selection, select
 from runner.proof.changes import measure_change
 from runner.proof.verdict import run_verdict
 from runner.runs.folder import csv_text
-from runner.training.data import Synthetic
 from runner.training.models import MLP
 from runner.training.schedulers import inverse_square_root
 from runner.training.tasks import Classification
@@ -354,11 +353,10 @@ def test_a_step_after_the_end_of_the_run_is_an_error_in_one_line_and_creates_no_
     assert "schedule.step is 4 and batches is 3: nothing would ever be frozen" in err
 
 
-class ShortData(Synthetic):
-    """A source that yields only two batches."""
-
-    def batches(self, count, *args):
-        return super().batches(2, *args)
+def short_data():
+    """Yield only two batches."""
+    for _ in range(2):
+        yield torch.randn(4, 64), torch.randint(10, (4,))
 
 
 class InterruptingTask(Classification):
@@ -376,7 +374,7 @@ class InterruptingTask(Classification):
 
 @pytest.mark.parametrize(
     ("ending", "steps"),
-    [("data={_target_: %s.ShortData}", 2), ("task={_target_: %s.InterruptingTask}", 1)],
+    [("data={_target_: %s.short_data}", 2), ("task={_target_: %s.InterruptingTask}", 1)],
     ids=["data", "interrupt"],
 )
 @pytest.mark.parametrize("method", ["detach", "exclude", "requires_grad", "zero_lr"])

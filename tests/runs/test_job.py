@@ -74,17 +74,11 @@ def test_a_plan_from_python_raises_and_does_not_exit(plan):
 
 def test_data_that_ends_early_is_noted_and_data_that_is_longer_is_cut():
     Path("ends.py").write_text(
-        "from runner.training.data import Synthetic\n"
-        "class Source(Synthetic):\n"
-        "    def __init__(self, share=1.0, batch_size=4):\n"
-        "        super().__init__(batch_size)\n"
-        "        self.share = share\n"
-        "    def batches(self, count, input, classes, seed):\n"
-        "        return super().batches(int(count * self.share), input, classes, seed)\n"
+        "import torch\ndef source(count):\n    for _ in range(count): yield torch.randn(4, 64), torch.randint(10, (4,))\n"
     )
-    common = ("model=mlp", "batches=4", "data=custom", "data._target_=ends.Source")
-    assert run(*common, "++data.share=0.5").record["notes"] == ["the data ended after 2 of 4 batches"]
-    result = run(*common, "++data.share=3.0")
+    common = ("model=mlp", "batches=4", "data=custom", "data._target_=ends.source")
+    assert run(*common, "++data.count=2").record["notes"] == ["the data ended after 2 of 4 steps"]
+    result = run(*common, "++data.count=12")
     assert result.record["notes"] == []
     assert len((result.folder / "steps.csv").read_text().splitlines()) == 5
 
