@@ -55,6 +55,7 @@ def overrides(point: Point) -> list[str]:
         f"model.classes={settings['width']}",
         "data=custom",
         "data._target_=benchmarks.metered.Ones",
+        f"++data.input=[{settings['width']}]",
         "task=custom",
         "task._target_=benchmarks.metered.loss_of",
         "++task._partial_=true",

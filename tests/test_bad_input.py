@@ -290,7 +290,7 @@ REFUSED_ARGUMENTS = {
     ("++schedule.after=2",): "schedule.after: runner.freezing.schedule.constant takes no after",
     ("++groups.cut.nams=[a]",): "groups.cut.nams: runner.freezing.groups.by_role takes no nams",
     ("++task.smoothing=1",): "task.smoothing: runner.training.tasks.Classification takes no",
-    ("++data.batchsize=1",): "data.batchsize: runner.training.data.synthetic.Synthetic takes no batchsize; did you mean batch_size?",
+    ("++data.batchsize=1",): "data.synthetic.Synthetic takes no batchsize; did you mean batch_size?",
     ("model=mlp", "++model.build.widht=3"): "takes no widht; did you mean width?",
     ("-m", "method=zero_lr", "++method.gaurd=true,false"): "did you mean guard?",
     # keys that exist only within files of `conf` are not suggested
