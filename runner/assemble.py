@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.config.build import build, build_instance, locate_targets
+from runner.config.build import build, build_function, build_instance, locate, locate_targets, names_function
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
 from runner.cost.meter import CountingMeter, Meter
@@ -33,7 +33,9 @@ from runner.seeding import machine_settings, pick_device, seed_all
 from runner.tensors import map_tensors, refuse_unless_dense
 from runner.training.epochs import iterate_epochs
 from runner.training.loop import Task
-from runner.training.tasks import described, scalar_loss, with_autocast
+from runner.training.tasks.task import BatchTask
+from runner.training.tasks.wording import described
+from runner.training.tasks.wrappers import scalar_loss, with_autocast
 
 
 @dataclass
@@ -280,7 +282,10 @@ def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
 
 def build_task(config: Config, device: torch.device) -> Task:
     """Return the config's loss function, (model, batch) -> loss. With `autocast=true`, it runs the model in bfloat16."""
-    task = build(config.task, "task")
+    node = dict(config.task)
+    if locate(node["_target_"], "task._target_") is BatchTask and names_function(loss := node.get("loss")):
+        node["loss"] = build_function(loss, "task.loss")
+    task = build_function(node, "task")
     if not callable(task):
         raise ConfigError(f"task gives {described(task)}; it must give a function (model, batch) -> loss")
     task = partial(scalar_loss, task)

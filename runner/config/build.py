@@ -10,10 +10,10 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from runner.config.schema import values_by_key
-from runner.config.signature import check_arguments
+from runner.config.signature import check_arguments, lacks_arguments
 from runner.errors import ConfigError, SkippedError, did_you_mean, place_in_user_code
 
 T = TypeVar("T")
@@ -50,6 +50,25 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
         if path.split(".")[0] not in LIBRARIES or place_in_user_code(error):  # a bug in the user's own code
             raise
         raise ConfigError(f"{key}: {path} refused its arguments: {str(error) or type(error).__name__}") from error
+
+
+def build_function(node: Mapping[str, Any] | str, key: str) -> Any:
+    """Return the function that a node or a dotted path names; a class is built, as `build` does.
+
+    A function that lacks arguments, which a run passes to it later, is returned uncalled, as a partial with those of the
+    node. One that the node gives all its arguments is called and returns the function. `key` and errors: see `build`.
+    """
+    node = {"_target_": node} if isinstance(node, str) else node
+    target = locate(node["_target_"], f"{key}._target_")
+    given = {name: value for name, value in node.items() if name not in DIRECTIVES}
+    if not isinstance(target, type) and lacks_arguments(target, node.get("_args_", ()), given):
+        node = {**node, "_partial_": True}
+    return build(node, key)
+
+
+def names_function(value: Any) -> TypeGuard[Mapping[str, Any] | str]:
+    """Return whether a value in the config is a dotted path or a node with a `_target_`, which `build_function` takes."""
+    return "." in value if isinstance(value, str) else isinstance(value, Mapping) and "_target_" in value
 
 
 def check_node(node: Mapping[str, Any], key: str, given: int) -> None:

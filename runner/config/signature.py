@@ -43,3 +43,17 @@ def check_arguments(
         default = parameters[name].default if name in parameters else None
         if isinstance(value, str) and type(default) in (builtins.int, builtins.float, builtins.bool):
             raise ConfigError(f"{key}.{name} is {value!r}; {path} expects a number or true/false, such as {default!r}")
+
+
+def lacks_arguments(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a function cannot be called with these arguments, but can with more of them."""
+    try:
+        signature = _signature(target)
+        signature.bind_partial(*args, **kwargs)
+    except (TypeError, ValueError):  # it has no signature, or does not accept the arguments
+        return False
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return True
+    return False

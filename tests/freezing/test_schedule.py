@@ -29,7 +29,7 @@ from runner.runs.folder import csv_text
 from runner.training.data import Synthetic
 from runner.training.models import MLP
 from runner.training.schedulers import inverse_square_root
-from runner.training.tasks import Classification
+from runner.training.tasks.task import BatchTask
 from tests.conftest import read_table
 from tests.in_memory import config_with, run_experiment
 
@@ -361,7 +361,7 @@ class ShortData(Synthetic):
         return super().batches(2, *args)
 
 
-class InterruptingTask(Classification):
+class InterruptingTask(BatchTask):
     """A task that raises KeyboardInterrupt in the second step."""
 
     def __init__(self):
