@@ -83,7 +83,7 @@ def call_model(model: nn.Module, call: Call) -> Any:
             given = [*map(described, call.args), *(f"{name}=..." for name in call.kwargs)]
             raise ConfigError(
                 f"the model takes {short_signature(forward.parameters)} and was given ({', '.join(given)}): {mismatch}; "
-                "give task.fields={FIELD: ARGUMENT}, or task.call"
+                "give task.fields={FIELD: ARGUMENT}, or task.call=first, args or kwargs"
             ) from error
         raise
     except ValueError as error:

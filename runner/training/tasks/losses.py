@@ -14,6 +14,9 @@ from runner.errors import ConfigError, did_you_mean
 from runner.training.tasks.wording import described, typed
 
 LossFunction = Callable[[Any, Any], Tensor]  # loss(output, target)
+# The losses of torch, besides cross entropy, whose target is classes as integers; each as a function and as a class.
+_FUNCTIONS_OF_CLASSES = (functional.nll_loss, functional.multi_margin_loss, functional.multilabel_margin_loss)
+_MODULES_OF_CLASSES = (nn.NLLLoss, nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
 
 
 def named_loss(name: str) -> LossFunction:
@@ -114,12 +117,13 @@ def _elementwise(loss: LossFunction, output: Any, target: Any) -> Tensor:
     """Return a loss of torch's that compares element by element.
 
     It would broadcast (N, 1) against (N,) to (N, N), so the target is given the shape of the output. Raises ConfigError if
-    that is impossible for a target of numbers, or if torch refuses the two.
+    that is impossible, or if torch refuses the two. Losses whose target is classes get it as it is.
     """
     words = f"task.loss={_name(loss)}: the model returned {described(output)} for {_target(target)}"
-    if isinstance(output, Tensor) and isinstance(target, Tensor):
+    of_classes = isinstance(loss, _MODULES_OF_CLASSES) or getattr(loss, "func", loss) in _FUNCTIONS_OF_CLASSES
+    if not of_classes and isinstance(output, Tensor) and isinstance(target, Tensor):
         target = _aligned(output, target)
-        if target.is_floating_point() and target.shape != output.shape:
+        if target.shape != output.shape:
             raise ConfigError(f"{words}; the shapes must be equal")
     try:
         return loss(output, target)

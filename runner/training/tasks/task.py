@@ -161,7 +161,7 @@ def _refuse_token_labels(call: Call, scores: Tensor, target: Tensor) -> None:
     if are_token_labels(call, scores, target):
         raise ConfigError(
             f"the model returned {described(scores)} for a target {typed(target)}, the shape of its tokens: give "
-            "task=causal_lm to predict the next token, or task.loss=cross_entropy if each label is that of its own token"
+            "task=causal_lm to predict the next token, or task.loss=cross_entropy if each label belongs to its own position"
         )
 
 

@@ -14,10 +14,11 @@ OWN_TASK = "write a function (model, batch) -> loss and give task=custom task._t
 
 
 def described(value: object) -> str:
-    """Return a value in words for a message: `a tensor of shape (4,)`, `a dict with out and aux`, `a tuple of 3`."""
+    """Return a value in words for a message: `a tensor of shape (4,)`, `a dict with out and aux`, `an int`."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    name = f"a {type(value).__name__}"
+    name = type(value).__name__
+    name = f"an {name}" if name[0] in "AEIOaeio" else f"a {name}"
     if names := fields_of(value):
         return (
             f"{name} with {listed([*map(str, names)], most=6)}"
