@@ -24,7 +24,7 @@ from runner.methods.zero_lr import ZeroLr
 from runner.proof.audit import audit
 from runner.training.data.synthetic import Synthetic
 from runner.training.loop import train
-from runner.training.tasks import Classification
+from runner.training.tasks.task import BatchTask
 
 SAMPLES, INPUT, CLASSES = 8, (3, 128, 128), 1000
 
@@ -44,7 +44,7 @@ def audited(count: int) -> Iterator[Any]:
     batches = Synthetic(SAMPLES, input=INPUT, classes=CLASSES).read(0, 0, count)
     with audit(model, select(model, ["fc"]), optimizer):
         yield None  # measured from here on
-        yield from train(model, optimizer, Classification(), batches)
+        yield from train(model, optimizer, BatchTask(), batches)
 
 
 def by_hand(count: int) -> Iterator[Any]:

@@ -97,7 +97,11 @@ OUTCOME_COLUMNS = (
     *("loss_first", "loss_last", "loss_not_finite_at", "trained_part", "trained_part_why"),
 )  # columns of `comparison.csv`, between the swept keys and the costs
 FAILURE_COLUMNS = ("run", "status", "reason", "log", "overrides")  # columns of `failures.csv`
-STEP_COLUMNS = ("step", "loss", "seconds")  # columns of `steps.csv`, before `lr/GROUP` for each parameter group
+STEP_COLUMNS = (
+    "step",
+    "loss",
+    "seconds",
+)  # columns of `steps.csv`, before `loss/PART` for each part of a loss, `lr/GROUP` for each group
 
 Cost = dict[str, Any]
 """The costs of a run: keys are names in COSTS; a value is None if it could not be measured."""

@@ -8,7 +8,7 @@ the model except the trained values. The loop here trains, and `audit` compares 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import GEN_CLOSED, getgeneratorstate
 from itertools import islice
 from typing import Any
@@ -162,6 +162,7 @@ def training_steps(
             state.forecast = foresee_phase(setup, state.forecast)
         setup.meter.on_phase_prepared(setup.model)
         context = PhaseContext(setup.model, task, setup.note)
+        setup.task.take_parts(0)  # those of trials before the first step
         taken = config.batches_until(phase.first + steps - 1) - config.batches_until(phase.first - 1)
         phase_batches = setup.method.feed(islice(setup.feed.batches, taken), context)
         phase_batches = setup.meter.watch_batches(phase_batches, phase.first, optimizer, setup.undo)
@@ -174,8 +175,9 @@ def training_steps(
             clip=config.clip,
             zero_grad_to_none=config.zero_grad_to_none,
             first=phase.first,
-            batches_in_step=lambda number: config.batches_until(number) - config.batches_until(number - 1),
+            batches_in_step=config.batches_in,
         ):
+            step = replace(step, parts=setup.task.take_parts(config.batches_in(step.number)))
             state.steps.append(step)
             yield step
         phase_steps = len(state.steps) - phase.first + 1

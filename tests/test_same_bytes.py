@@ -39,8 +39,8 @@ def test_a_run_restores_the_random_state_and_the_number_of_threads():
 def test_the_data_do_not_depend_on_method_and_groups(data):
     Path("saves_batches.py").write_text(
         "from pathlib import Path\n"
-        "from runner.training.tasks import Classification\n"
-        "class Task(Classification):\n"
+        "from runner.training.tasks.task import BatchTask\n"
+        "class Task(BatchTask):\n"
         "    def __call__(self, model, batch):\n"
         "        with Path('batches.bin').open('ab') as file:\n"
         "            file.write(b''.join(part.numpy().tobytes() for part in batch))\n"

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from runner.assemble.objects import dtype_of
-from runner.config.build import build, build_callable
+from runner.config.build import build, build_function, locate, names_function
 from runner.config.numbers import check_numbers
 from runner.config.schema import ENDLESS_BATCHES, RUNNERS_DATA_KEYS, Config
 from runner.contract import Note
 from runner.errors import ConfigError
 from runner.seeding import PrivateRandomness, derived_seed
 from runner.training.data.source import Source, as_source, batches_a_pass, to_device
-from runner.training.loop import Task
-from runner.training.tasks import described, scalar_loss, with_autocast
+from runner.training.tasks.task import BatchTask
+from runner.training.tasks.trained import TrainedTask
+from runner.training.tasks.wording import described
 from runner.training.weights import transforms_of
 
 FUNCTIONS = ("transform", "collate")  # keys of the node `data` whose targets are functions of a sample or of samples
@@ -98,18 +99,20 @@ def build_source(config: Config) -> Source:
 
 
 def build_functions(node: Any, key: str) -> Any:
-    """Return the function that a node with a `_target_` declares; of a mapping without one, {field: function}."""
+    """Return the function that a node or a dotted path names; of a mapping without a `_target_`, {field: function}."""
+    if names_function(node):
+        return build_function(node, key)
     if not isinstance(node, Mapping):
         raise ConfigError(f"{key} is {node!r}; give {key}._target_=..., the dotted path of a function")
-    if "_target_" in node:
-        return build_callable(node, key)
     return {field: build_functions(value, f"{key}.{field}") for field, value in node.items()}
 
 
-def build_task(config: Config, device: torch.device) -> Task:
-    """Return the config's loss function, (model, batch) -> loss. With `autocast=true`, it runs the model in bfloat16."""
-    task = build(config.task, "task")
+def build_task(config: Config, device: torch.device) -> TrainedTask:
+    """Return the config's task, a function (model, batch) -> loss. With `autocast=true`, it runs the model in bfloat16."""
+    node = dict(config.task)
+    if locate(node["_target_"], "task._target_") is BatchTask and names_function(loss := node.get("loss")):
+        node["loss"] = build_function(loss, "task.loss")
+    task = build_function(node, "task")
     if not callable(task):
         raise ConfigError(f"task gives {described(task)}; it must give a function (model, batch) -> loss")
-    task = partial(scalar_loss, task)
-    return with_autocast(task, device) if config.autocast else task
+    return TrainedTask(task, device.type if config.autocast else None)

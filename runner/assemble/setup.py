@@ -33,8 +33,8 @@ from runner.methods.base import Example, FreezingMethod
 from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import machine_settings, pick_device, seed_all
 from runner.tensors import map_tensors
-from runner.training.loop import Task
-from runner.training.tasks import described
+from runner.training.tasks.trained import TrainedTask
+from runner.training.tasks.wording import described
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Setup:
     declared_groups: list[Group]
     phases: list[Phase]
     optimizer: Optimizer
-    task: Task
+    task: TrainedTask
     feed: Feed
     meter: Meter
     undo: ExitStack

@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from runner.config.schema import values_by_key
 from runner.config.signature import check_arguments, lacks_arguments
@@ -50,6 +50,25 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
         if path.split(".")[0] not in LIBRARIES or place_in_user_code(error):  # a bug in the user's own code
             raise
         raise ConfigError(f"{key}: {path} refused its arguments: {str(error) or type(error).__name__}") from error
+
+
+def build_function(node: Mapping[str, Any] | str, key: str) -> Any:
+    """Return the function that a node or a dotted path names; a class is built, as `build` does.
+
+    A function that lacks arguments, which a run passes to it later, is returned uncalled, as a partial with those of the
+    node. One that the node gives all its arguments is called and returns the function. `key` and errors: see `build`.
+    """
+    node = {"_target_": node} if isinstance(node, str) else node
+    target = locate(node["_target_"], f"{key}._target_")
+    given = {name: value for name, value in node.items() if name not in DIRECTIVES}
+    if not isinstance(target, type) and lacks_arguments(target, node.get("_args_", ()), given):
+        node = {**node, "_partial_": True}
+    return build(node, key)
+
+
+def names_function(value: Any) -> TypeGuard[Mapping[str, Any] | str]:
+    """Return whether a value in the config is a dotted path or a node with a `_target_`, which `build_function` takes."""
+    return "." in value if isinstance(value, str) else isinstance(value, Mapping) and "_target_" in value
 
 
 def check_node(node: Mapping[str, Any], key: str, given: int) -> None:
@@ -155,20 +174,3 @@ def _build_nested(value: Any, key: str) -> Any:
     if isinstance(value, list):
         return [_build_nested(item, f"{key}[{index}]") for index, item in enumerate(value)]
     return value
-
-
-def build_callable(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
-    """Return the function that a node declares, where a run calls it with arguments of its own, as a task or a collate.
-
-    A class is built with the node's arguments, and its instance is returned. A function that lacks arguments is what is
-    returned, with the node's arguments bound; one that lacks none is called, and returns the function. Raises ConfigError as
-    `build` does, and if nothing is returned that can be called.
-    """
-    target = locate(node.get("_target_"), f"{key}._target_")  # type: ignore[arg-type]
-    is_function = not isinstance(target, type) and lacks_arguments(
-        target, node.get("_args_", ()), set(node) - set(DIRECTIVES)
-    )
-    built = build({**node, "_partial_": True} if is_function else node, key)
-    if not callable(built):
-        raise ConfigError(f"{key} gives a {type(built).__name__}; it must give a function")
-    return built

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -45,11 +45,15 @@ def check_arguments(
             raise ConfigError(f"{key}.{name} is {value!r}; {path} expects a number or true/false, such as {default!r}")
 
 
-def lacks_arguments(target: Callable[..., Any], args: Sequence[Any], names: Iterable[str]) -> bool:
-    """Return whether a call with these positional arguments and keywords would lack an argument without a default."""
+def lacks_arguments(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a function cannot be called with these arguments, but can with more of them."""
     try:
-        bound = _signature(target).bind_partial(*args, **dict.fromkeys(names))
-    except (TypeError, ValueError):  # arguments that it does not take, or a builtin without a signature
+        signature = _signature(target)
+        signature.bind_partial(*args, **kwargs)
+    except (TypeError, ValueError):  # it has no signature, or does not accept the arguments
         return False
-    needed = (p for p in _signature(target).parameters.values() if p.default is p.empty)
-    return any(p.name not in bound.arguments and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in needed)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return True
+    return False

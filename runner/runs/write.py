@@ -31,15 +31,19 @@ def write_tables(folder: Path, outcome: Outcome, with_weights: bool) -> None:
 def steps_csv(outcome: Outcome) -> str:
     """Return the content of `steps.csv`: one line for each training step with its loss, seconds and learning rates.
 
-    `outcome`: the result of the training. The learning rate of the parameter group NAME is in the column `lr/NAME`. The
-    field is empty for a step in which the group did not exist.
+    `outcome`: the result of the training. A loss that is a sum has a column `loss/PART` for each of its parts. The learning
+    rate of the parameter group NAME is in the column `lr/NAME`; it is empty for a step in which the group did not exist.
     """
     names = dict.fromkeys(name for step in outcome.steps for name in step.lrs)
+    parts = dict.fromkeys(name for step in outcome.steps for name in step.parts)
     rows = [
-        {"step": step.number, "loss": loss, "seconds": step.seconds, **{f"lr/{n}": lr for n, lr in step.lrs.items()}}
+        {"step": step.number, "loss": loss, "seconds": step.seconds}
+        | {f"loss/{name}": float(part) for name, part in step.parts.items()}
+        | {f"lr/{name}": lr for name, lr in step.lrs.items()}
         for step, loss in zip(outcome.steps, outcome.losses, strict=True)
     ]
-    return csv_text([*STEP_COLUMNS, *(f"lr/{name}" for name in names)], rows)
+    columns = [*STEP_COLUMNS, *(f"loss/{name}" for name in parts), *(f"lr/{name}" for name in names)]
+    return csv_text(columns, rows)
 
 
 def training_notes(outcome: Outcome) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from itertools import chain, count, islice
 from math import nan
@@ -26,6 +26,7 @@ class Step:
         number: the number of the step, counted from 1.
         loss: the loss before the update, on the model's device.
         seconds: how long the step took, without the time to load the batch.
+        parts: {name: summand of the loss}, empty where the loss has one part alone.
         lrs: {name of the parameter group, or its index in `optimizer.param_groups` if it has no name: learning rate in this
             step}.
     """
@@ -34,6 +35,7 @@ class Step:
     loss: Tensor
     seconds: float
     lrs: dict[str, float]
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train(

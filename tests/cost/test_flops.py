@@ -12,7 +12,7 @@ from torchvision.models import resnet18, vit_b_16
 from runner.cost.flops import META, REAL, ModelCopy, _run_and_count, count_step
 from runner.freezing.selection import select
 from runner.training.models import MLP, TokenMLP
-from runner.training.tasks import Classification
+from runner.training.tasks.task import BatchTask
 
 MIB = 2**20
 
@@ -29,12 +29,12 @@ def frozen(model: nn.Module, *patterns: str) -> nn.Module:
 
 def test_the_counts_of_resnet18_are_those_known():
     model, one = resnet18(), batch(3, 128, 128, classes=1000)
-    whole_step = count_step(model, Classification(), one)
+    whole_step = count_step(model, BatchTask(), one)
     assert whole_step.counted_on == META
     assert round((whole_step.flops_forward + whole_step.flops_backward) / 1e9, 2) == 27.83
     assert round(whole_step.saved_bytes / MIB, 1) == 57.3
     assert round(whole_step.gradient_bytes / MIB, 1) == 44.6
-    head = count_step(frozen(model, "conv1", "bn1", "layer*"), Classification(), one)
+    head = count_step(frozen(model, "conv1", "bn1", "layer*"), BatchTask(), one)
     assert round((head.flops_forward + head.flops_backward) / 1e9, 2) == 9.49
     assert head.saved_bytes < 0.1 * MIB
 
@@ -65,8 +65,8 @@ MODELS = {
 def test_a_fake_copy_gives_the_same_counts_as_a_real_step(name):
     build, one = MODELS[name]
     model = build()
-    fake = ModelCopy.without_values(model).count(Classification(), one)
-    real = _run_and_count(copy.deepcopy(model), Classification(), one, META)
+    fake = ModelCopy.without_values(model).count(BatchTask(), one)
+    real = _run_and_count(copy.deepcopy(model), BatchTask(), one, META)
     assert fake == real
     assert fake.flops_forward > 0
 
@@ -77,16 +77,16 @@ def test_the_peak_memory_agrees_with_the_profiler_of_torch(name):
 
     build, one = MODELS[name]
     model = build()
-    Classification()(model, one).backward()
+    BatchTask()(model, one).backward()
     model.zero_grad()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        Classification()(model, one).backward()
+        BatchTask()(model, one).backward()
     live = peak = 0
     for event in profiled.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)
-    assert count_step(model, Classification(), one).peak_bytes == peak
+    assert count_step(model, BatchTask(), one).peak_bytes == peak
 
 
 def test_counting_does_not_change_the_model_its_gradients_or_the_random_state():
@@ -102,7 +102,7 @@ def test_counting_does_not_change_the_model_its_gradients_or_the_random_state():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    count_step(model, Classification(), one)
+    count_step(model, BatchTask(), one)
     assert torch.equal(torch.rand(2), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(parameter.grad, gradients[name]) for name, parameter in model.named_parameters())
@@ -111,26 +111,26 @@ def test_counting_does_not_change_the_model_its_gradients_or_the_random_state():
 
 
 def test_a_small_step_is_counted_on_real_tensors_and_a_large_one_without_values():
-    assert count_step(MLP([64]), Classification(), batch(64)).counted_on == REAL
-    assert count_step(MLP([64]), Classification(), batch(64, size=2048)).counted_on == META
-    assert count_step(resnet18(), Classification(), batch(3, 32, 32)).counted_on == META
+    assert count_step(MLP([64]), BatchTask(), batch(64)).counted_on == REAL
+    assert count_step(MLP([64]), BatchTask(), batch(64, size=2048)).counted_on == META
+    assert count_step(resnet18(), BatchTask(), batch(3, 32, 32)).counted_on == META
 
 
 @pytest.mark.parametrize("hidden", [8, 2**17])
 def test_in_an_unfrozen_copy_everything_trains_whatever_the_flags_of_the_model(hidden):
     model = nn.Sequential(nn.Linear(64, hidden), nn.BatchNorm1d(hidden), nn.Linear(hidden, 10))
-    expected = count_step(model, Classification(), batch(64))
+    expected = count_step(model, BatchTask(), batch(64))
     model[0].requires_grad_(False)
     copied = ModelCopy.unfrozen(model)
     assert (copied.mode is not None) == (hidden > 8)
-    assert count_step(copied, Classification(), batch(64)) == expected
+    assert count_step(copied, BatchTask(), batch(64)) == expected
     assert not model[0].weight.requires_grad
 
 
 def test_a_fake_model_can_be_counted_twice():
     model = ModelCopy.without_values(resnet18(num_classes=10))
     one = batch(3, 32, 32)
-    assert model.count(Classification(), one) == model.count(Classification(), one)
+    assert model.count(BatchTask(), one) == model.count(BatchTask(), one)
 
 
 def test_torch_prints_no_stack_if_an_operator_refuses_fake_tensors(capfd):
@@ -141,5 +141,5 @@ def test_torch_prints_no_stack_if_an_operator_refuses_fake_tensors(capfd):
             except RuntimeError:
                 return super().forward(x)
 
-    assert count_step(Tries(64, 2**13), Classification(), batch(64)).counted_on == META
+    assert count_step(Tries(64, 2**13), BatchTask(), batch(64)).counted_on == META
     assert capfd.readouterr().err == ""

@@ -12,7 +12,7 @@ from torch import nn
 from runner.cost.counter import OperatorCounter
 from runner.cost.flops import ModelCopy, count_step
 from runner.cost.formulas import formula_of, may_multiply_matrices
-from runner.training.tasks import Classification
+from runner.training.tasks.task import BatchTask
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -60,7 +60,7 @@ def test_the_flops_of_torchvision_models_are_those_of_a_count_by_hand(name, trai
     else:
         for layer in layers:
             layer.requires_grad_(getattr(layer, "groups", 1) == 1)
-    counted = count_step(model, Classification(), (x, torch.randint(10, (2,))))
+    counted = count_step(model, BatchTask(), (x, torch.randint(10, (2,))))
     assert (counted.flops_forward, counted.flops_backward) == counted_by_hand(model, x)
     assert not counted.unpriced
 

@@ -28,7 +28,7 @@ from runner.proof.verdict import run_verdict
 from runner.runs.folder import csv_text
 from runner.training.models import MLP
 from runner.training.schedulers import inverse_square_root
-from runner.training.tasks import Classification
+from runner.training.tasks.task import BatchTask
 from tests.conftest import read_table
 from tests.in_memory import config_with, run_experiment
 
@@ -359,7 +359,7 @@ def short_data():
         yield torch.randn(4, 64), torch.randint(10, (4,))
 
 
-class InterruptingTask(Classification):
+class InterruptingTask(BatchTask):
     """A task that raises KeyboardInterrupt in the second step."""
 
     def __init__(self):

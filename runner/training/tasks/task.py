@@ -1,0 +1,170 @@
+"""The task of a run: a batch meets the model and becomes a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from runner.errors import ConfigError, short_repr
+from runner.training.tasks.calls import CALLS, Call, CallOptions, arrange, call_model
+from runner.training.tasks.losses import (
+    LossFunction,
+    fits,
+    loss_of,
+    named_loss,
+    refuse_unless_classes,
+    scores_and_target,
+)
+from runner.training.tasks.model_losses import classified, loss_of_model, no_loss_message, sum_of, sum_of_scalars
+from runner.training.tasks.outputs import main_output, weighted_outputs
+from runner.training.tasks.tokens import are_token_labels, loss_of_next_tokens, next_token, own_target
+from runner.training.tasks.wording import described, typed
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What became of one batch.
+
+    Attributes:
+        loss: the loss, of shape ().
+        parts: {name: summand of the loss, its weight applied}; empty if the loss has one part only.
+        scores: the output that the loss was taken of, classes in dimension 1 for a cross entropy; None where the model
+            computed the loss of something else.
+        target: the target that belongs to the scores, with -100 where it is ignored.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    scores: Tensor | None = None
+    target: Tensor | None = None
+
+
+class BatchTask:
+    """A task: called with a model and a batch, it returns the loss. What would be a guess raises ConfigError.
+
+    call: how the batch meets the model. `first`: model(batch[0]); `args`: all its parts but the target; `kwargs`: its fields
+        as keywords; `auto`: a mapping by those of its fields that the model takes, a pair by its first part, a batch for
+        detection (images, list of mappings) whole.
+    fields: {field of the batch, a key or index: name or position of the model's argument}; replaces `call`.
+    target: the field of the batch that is the target; by default the second part of a pair, or a field of a mapping named
+        label(s), target(s) or y that the model does not take.
+    loss: `model` for the one that the model returns, `cross_entropy`, the name of another loss in torch.nn.functional, a
+        function (output, target), or `auto`: the model's own if the batch has no separate target, else the cross entropy if
+        the target holds integers and lacks just the class dimension of the output.
+    outputs: {field or index of the model's output: weight of its loss in the sum}.
+    shift: whether scores (N, T, classes) are those of the next token: position t is compared with the target at t + 1. If
+        there is no target, it is the token ids; padding, where the attention mask is 0, is then ignored.
+    """
+
+    def __init__(
+        self,
+        call: str = "auto",
+        fields: Mapping[str | int, str | int] | None = None,
+        target: str | int | None = None,
+        loss: str | LossFunction = "auto",
+        outputs: Mapping[str | int, float] | None = None,
+        shift: bool = False,
+    ) -> None:
+        if call not in CALLS:
+            raise ConfigError(f"task.call is {short_repr(call)}; give one of {', '.join(CALLS)}")
+        if fields is not None and (call != "auto" or not isinstance(fields, Mapping) or not fields):
+            raise ConfigError(
+                f"task.fields is {short_repr(fields)} and task.call is {call}; give {{FIELD: ARGUMENT}} with task.call=auto"
+            )
+        if outputs is not None and (not isinstance(outputs, Mapping) or not outputs or not _are_numbers(outputs.values())):
+            raise ConfigError(f"task.outputs is {short_repr(outputs)}; give {{FIELD: WEIGHT}}, such as {{out: 1, aux: 0.4}}")
+        if shift and loss in ("auto", "model"):
+            raise ConfigError(f"task.shift=true needs a loss of scores and tokens; task.loss={loss}, give cross_entropy")
+        self.outputs, self.shift = outputs, shift
+        self.loss = loss if loss in ("auto", "model") or not isinstance(loss, str) else named_loss(loss)
+        if not callable(self.loss) and not isinstance(self.loss, str):
+            raise ConfigError(
+                f"task.loss is {short_repr(loss)}; give auto, model, cross_entropy, or a function (output, target)"
+            )
+        loss_by = self.loss if isinstance(self.loss, str) else "task"
+        self.options = CallOptions(call=call, fields=fields, target=target, loss_by=loss_by)
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the loss of the model on the batch; raises as `run` does."""
+        return self.run(model, batch).loss
+
+    def run(self, model: nn.Module, batch: Any) -> TaskResult:
+        """Return the loss of the model on the batch, its parts, and the scores and target that it was taken of.
+
+        Raises ConfigError if the batch, the model and the keys of this task do not go together.
+        """
+        call = arrange(batch, model, self.options)
+        target = own_target(call) if self.shift and call.target is None else call.target
+        output = call_model(model, call)
+        if self.loss == "model" or (self.loss == "auto" and target is None):
+            return self._result_of_model(model, call, output)
+        if target is None:
+            raise ConfigError(
+                f"the batch is {described(batch)} without a target; give task.target=FIELD, or task.loss=model"
+            )
+        loss = self._loss_function(output)
+        if self.outputs:
+            chosen = weighted_outputs(output, self.outputs)
+        else:
+            chosen = {"": (main_output(output, lambda value: fits(loss, value, target)), 1.0)}
+        main, _ = next(iter(chosen.values()))
+        if self.loss == "auto":
+            refuse_unless_classes(main, target)
+            _refuse_token_labels(call, main, target)
+        summands = {name: _weighted(self._taken(loss, value, target), weight) for name, (value, weight) in chosen.items()}
+        if self.shift:
+            main, target = next_token(main, target)
+            main = main.transpose(1, 2)
+        scores, target = scores_and_target(loss, main, target)
+        return TaskResult(sum_of(summands), summands if len(summands) > 1 else {}, scores, target)
+
+    def _taken(self, loss: LossFunction, value: Any, target: Any) -> Tensor:
+        """Return the loss of one output, of its next tokens if `shift`."""
+        return loss_of_next_tokens(loss, value, target) if self.shift else loss_of(loss, value, target)
+
+    def _loss_function(self, output: Any) -> LossFunction:
+        """Return the loss as a function. Raises ConfigError for `auto` if the model returned a loss beside the target."""
+        if callable(self.loss):
+            return self.loss
+        if loss_of_model(output) is not None and not self.outputs:
+            raise ConfigError(
+                f"the model returned {described(output)}, a loss of its own, and the batch has a separate target: give "
+                "task.loss=model (with task.call=args if the model takes the target), or task.loss=cross_entropy"
+            )
+        return functional.cross_entropy
+
+    def _result_of_model(self, model: nn.Module, call: Call, output: Any) -> TaskResult:
+        """Return the loss that the model returned, with its parts. Raises ConfigError if it returned none."""
+        if self.outputs:
+            chosen = weighted_outputs(output, self.outputs)
+            found = sum_of_scalars({name: _weighted(value, weight) for name, (value, weight) in chosen.items()})
+        else:
+            found = loss_of_model(output)
+        if found is None:
+            raise ConfigError(no_loss_message(model, call, output))
+        loss, parts = found
+        return TaskResult(loss, parts if len(parts) > 1 else {}, *classified(output, call))
+
+
+def _weighted(value: Any, weight: float) -> Any:
+    """Return the value times its weight; the value itself for a weight of 1, which adds no operation to be counted."""
+    return value if weight == 1 or not isinstance(value, Tensor) else value * weight
+
+
+def _refuse_token_labels(call: Call, scores: Tensor, target: Tensor) -> None:
+    """Raise ConfigError if the target has a label for each token: for the tokens themselves, a model would learn to copy."""
+    if are_token_labels(call, scores, target):
+        raise ConfigError(
+            f"the model returned {described(scores)} for a target {typed(target)}, the shape of its tokens: give "
+            "task=causal_lm to predict the next token, or task.loss=cross_entropy if each label belongs to its own position"
+        )
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    """Return whether all values are finite numbers."""
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) for value in values)
