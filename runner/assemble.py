@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,6 +57,8 @@ class Setup:
         meter: measures the costs of a step, such as its FLOPs.
         undo: a stack of callbacks; closing it restores the model (except its values) and the process's settings.
         note: reports a message to the user.
+        held_out: returns the batches of held-out data, on the device; None if there is none.
+        evaluated_task: the task as it was built, for evaluations: with `run`, or a function (model, batch) -> loss.
     """
 
     config: Config
@@ -75,6 +77,8 @@ class Setup:
     meter: Meter
     undo: ExitStack
     note: Note
+    held_out: Callable[[], Iterable[Any]] | None = None
+    evaluated_task: Any = None
 
     @property
     def parameters(self) -> list[Tensor]:

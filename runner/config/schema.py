@@ -124,6 +124,8 @@ class Config:
     task: dict[str, Any] = MISSING
     data: dict[str, Any] = MISSING
     batches: int = 10
+    evaluate: Any = False  # true: on held-out data before and after the training; epoch: after each pass too
+    metrics: list[Any] = field(default_factory=list)  # names of torchmetrics, or nodes with a `_target_`
     seed: int = 0
     device: Device = Device.auto
     threads: Any = "auto"  # a number, or auto

@@ -54,6 +54,7 @@ def new_record(
         "device": device,
         "trained_digest": None,
         "couplings": [],
+        "evaluation": {},
         "cost": {},
         "versions": library_versions(),
         "git": git_state(),
