@@ -95,7 +95,9 @@ OUTCOME_COLUMNS = (
     *("status", "reason", "verdict", "outcome"),
     *VERDICTS,
     *("loss_first", "loss_last", "loss_not_finite_at", "trained_part", "trained_part_why"),
-)  # columns of `comparison.csv`, between the swept keys and the costs
+    *("test_loss", "test_accuracy"),
+)  # columns of `comparison.csv`, between the swept keys and `test_NAME` for each metric; then come the costs
+TEST = "test_"  # begins the columns of what was measured on held-out data
 FAILURE_COLUMNS = ("run", "status", "reason", "log", "overrides")  # columns of `failures.csv`
 STEP_COLUMNS = (
     "step",
@@ -132,6 +134,8 @@ class TrainingRecord(TypedDict):
     `looks`: the steps after which the bits of the tensors were compared. `batches`: the number of batches of a pass over the
     data. `trained_digest`: a sha256 of all parameters that
     were not frozen. `couplings`: how gradients of frozen parameters changed the updates of the others. `cost`: see `Cost`.
+    `evaluation`: the values on held-out data (`loss`, `accuracy`, each metric) under `before` and `after`, and a list of
+    such values after each pass under `passes`; empty without evaluation.
     """
 
     verdict: RunVerdict | None
@@ -145,6 +149,7 @@ class TrainingRecord(TypedDict):
     device: str
     trained_digest: str | None
     couplings: list[Coupling]
+    evaluation: dict[str, Any]
     cost: Cost
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from runner.assemble.objects import build_scheduler
 from runner.assemble.setup import Setup, assembled, begin_phase
+from runner.config.metrics import metric_factories
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
@@ -29,6 +30,7 @@ from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, run_verdict
 from runner.seeding import seed_all
+from runner.training.evaluate import Evaluation, Values, evaluate
 from runner.training.loop import Step, train
 
 
@@ -69,12 +71,14 @@ class TrainingState:
         skipped_shares: {module name: share (0 to 1) of the last phase's steps in which its forward pass was skipped}, for
             freezing methods that reuse the outputs of frozen modules.
         interrupted: whether Ctrl-C or SIGTERM ended the training early.
+        evaluation: the evaluations on held-out data, and their results.
     """
 
     steps: list[Step] = field(default_factory=list)
     forecast: Forecast = field(default_factory=Forecast)
     skipped_shares: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
+    evaluation: Evaluation = field(default_factory=Evaluation)
 
 
 def experiment(
@@ -91,6 +95,8 @@ def experiment(
     """
     state = TrainingState()
     with assembled(config, on_note) as setup:
+        state.evaluation = build_evaluation(setup)
+        state.evaluation.before()
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, **audit_options(setup)) as report:
             try:
                 for step in (steps := training_steps(setup, report, state, warn_of_leaks)):
@@ -99,21 +105,9 @@ def experiment(
                 note_interrupt(state, on_note, within_step=getgeneratorstate(steps) == GEN_CLOSED)
         for text in report.notes:
             on_note(text)
+        if not state.interrupted:
+            evaluate_after(state)
         losses = torch.stack([step.loss for step in state.steps]).tolist() if state.steps else []
-        record: TrainingRecord = {
-            "verdict": run_verdict(report.rows),
-            "counts": count_verdicts(report.rows),
-            "loss_first": finite_or_none(losses[0]) if losses else None,
-            "loss_last": finite_or_none(losses[-1]) if losses else None,
-            "loss_not_finite_at": first_not_finite(losses),
-            "looks": report.looks,
-            "batches": setup.config.batches,
-            "threads": torch.get_num_threads(),
-            "device": str(setup.device),
-            "trained_digest": trained_digest(setup.before, setup.selection),
-            "couplings": couplings(setup, state.forecast),
-            "cost": read_costs(setup, state),
-        }
         return Outcome(
             model=setup.built_model,
             selection=setup.selection,
@@ -122,8 +116,35 @@ def experiment(
             losses=losses,
             planned_steps=setup.config.steps,
             interrupted=state.interrupted,
-            record=record,
+            record=training_record(setup, report, state, losses),
         )
+
+
+def evaluate_after(state: TrainingState) -> None:
+    """Evaluate the trained model; an interrupt ends that alone, for the training is done."""
+    try:
+        state.evaluation.after()
+    except KeyboardInterrupt:
+        state.interrupted = True
+
+
+def training_record(setup: Setup, report: Report, state: TrainingState, losses: list[float]) -> TrainingRecord:
+    """Return the entries of `run.json` that a run has only if it trained; measures the costs of a step."""
+    return {
+        "verdict": run_verdict(report.rows),
+        "counts": count_verdicts(report.rows),
+        "loss_first": finite_or_none(losses[0]) if losses else None,
+        "loss_last": finite_or_none(losses[-1]) if losses else None,
+        "loss_not_finite_at": first_not_finite(losses),
+        "looks": report.looks,
+        "batches": setup.config.batches,
+        "threads": torch.get_num_threads(),
+        "device": str(setup.device),
+        "trained_digest": trained_digest(setup.before, setup.selection),
+        "couplings": couplings(setup, state.forecast),
+        "evaluation": state.evaluation.record,
+        "cost": read_costs(setup, state),
+    }
 
 
 def note_interrupt(state: TrainingState, on_note: Note, *, within_step: bool) -> None:
@@ -136,6 +157,27 @@ def note_interrupt(state: TrainingState, on_note: Note, *, within_step: bool) ->
 def audit_options(setup: Setup) -> dict[str, Any]:
     """Return the options of a run's audit: compare with the model as built, and watch forward passes from the first one."""
     return {"before": setup.before, "watch_forward": True}
+
+
+def build_evaluation(setup: Setup) -> Evaluation:
+    """Return the evaluations that the config asks for, each of the model as it is then, on held-out data."""
+    config = setup.config
+    if config.evaluate is False:
+        return Evaluation()
+    metrics, noted = metric_factories(config.metrics), set[str]()
+
+    def note_once(text: str, *, urgent: bool = False) -> None:
+        if text not in noted:
+            noted.add(text)
+            setup.note(text, urgent=urgent)
+
+    def measure() -> Values:
+        batches = setup.feed.held_out()
+        assert batches is not None, "open_feed refuses evaluate=true without held-out data"
+        with setup.meter.not_counted():
+            return evaluate(setup.model, setup.task, batches, metrics, seed=config.seed, note=note_once)
+
+    return Evaluation(measure, after_each_pass=config.evaluate == "epoch")
 
 
 def training_steps(
@@ -151,6 +193,7 @@ def training_steps(
     task = setup.meter.wrap_task(setup.task, optimizer, setup.undo)
     setup.method.attach(optimizer, phases[0].selection, setup.undo)
     seed_all(config.seed)
+    batches = state.evaluation.between_passes(setup.feed.batches, config.batches, report.paused)
     for number, (phase, steps) in enumerate(reached_phases(phases, config.steps)):
         if len(state.steps) < phase.first - 1:
             setup.note(f"the data ended before step {phase.first}, where more would have been frozen")
@@ -164,7 +207,7 @@ def training_steps(
         context = PhaseContext(setup.model, task, setup.note)
         setup.task.take_parts(0)  # those of trials before the first step
         taken = config.batches_until(phase.first + steps - 1) - config.batches_until(phase.first - 1)
-        phase_batches = setup.method.feed(islice(setup.feed.batches, taken), context)
+        phase_batches = setup.method.feed(islice(batches, taken), context)
         phase_batches = setup.meter.watch_batches(phase_batches, phase.first, optimizer, setup.undo)
         for step in train(
             setup.model,

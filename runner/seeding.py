@@ -46,19 +46,32 @@ def machine_settings(threads: int | str, deterministic: bool) -> Iterator[None]:
     deterministic algorithms is left unchanged. When the block is left, both settings and the random states of Python, numpy
     and torch are restored.
     """
-    old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    old_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if threads != "auto":
-        torch.set_num_threads(int(threads))
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
-        torch.use_deterministic_algorithms(True)
+    with preserve_settings(), preserve_random_state():
+        if threads != "auto":
+            torch.set_num_threads(int(threads))
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
+            torch.use_deterministic_algorithms(True)
+        yield
+
+
+@contextmanager
+def preserve_settings() -> Iterator[None]:
+    """When the block is left, restore torch's threads, grad mode, deterministic algorithms and the flags of cuDNN."""
+    threads, grad_mode = torch.get_num_threads(), torch.is_grad_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    flags: Any = torch.backends.cudnn
+    cudnn = {name: getattr(flags, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")}
     try:
-        with preserve_random_state():
-            yield
+        yield
     finally:
-        torch.set_num_threads(old_threads)
-        torch.use_deterministic_algorithms(old_deterministic, warn_only=old_warn_only)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_grad_enabled(grad_mode)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        for name, value in cudnn.items():
+            setattr(flags, name, value)
 
 
 def random_state() -> bytes:

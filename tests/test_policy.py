@@ -93,6 +93,7 @@ PRIVATE_NAMES = {
     },
     "runner/runs/job.py": {"torch._dynamo"},
     "runner/sweep/launch.py": {"_return_value"},
+    "runner/training/kept_state.py": {"_buffers", "_parameters"},
     "runner/tensors.py": {
         "_type",
         "_buffers",

@@ -19,6 +19,7 @@ from runner.config.machine import (
     check_packages,
 )
 from runner.config.messages import choices_of, omegaconf_message, wrong_value_message
+from runner.config.metrics import check_evaluation
 from runner.config.numbers import check_numbers
 from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, values_by_key
 from runner.errors import ConfigError, did_you_mean
@@ -61,6 +62,7 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
         raise ConfigError(omegaconf_message(error, typed)) from error
     assert isinstance(config, Config)
     check_numbers(config)
+    check_evaluation(config)
     if "hydra" in composed:
         _check_options(config, composed.hydra.runtime.choices)
     _check_patterns(config)

@@ -142,6 +142,8 @@ class Config:
     data: dict[str, Any] = MISSING
     batches: Any = "auto"  # of a pass: a number, auto or all
     accumulate: int = 1  # batches whose gradients are averaged for one step
+    evaluate: Any = False  # true: on held-out data before and after the training; epoch: after each pass too
+    metrics: list[Any] = field(default_factory=list)  # names of torchmetrics, or nodes with a `_target_`
     seed: int = 0
     device: Device = Device.auto
     threads: Any = "auto"  # a number, or auto

@@ -80,6 +80,11 @@ class Meter:
     def on_batch(self, batch: Any) -> None:
         """Do nothing; called with each batch before its step."""
 
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """Leave what the block does, such as an evaluation, out of the costs."""
+        yield
+
     def read_costs(
         self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
     ) -> Cost:
@@ -110,6 +115,7 @@ class CountingMeter(Meter):
 
     unfrozen: ModelCopy | None = None  # a copy of the model before anything was frozen, in which all can train
     prepared: ModelCopy | None = None  # a copy of the model before the first step of the last phase
+    peak_so_far = 0  # bytes of the device's memory, before the last evaluation
     task: Task
 
     def on_model_built(self, model: nn.Module) -> None:
@@ -120,6 +126,15 @@ class CountingMeter(Meter):
         self.fed = FedBatches()
         with self.note_errors("the unfrozen baseline is not known"):
             self.unfrozen = ModelCopy.unfrozen(model)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """Leave what the block does out of the costs: on a CUDA device, out of torch's record of the peak memory."""
+        if self.device.type == "cuda":
+            self.peak_so_far = max(self.peak_so_far, torch.cuda.max_memory_allocated(self.device))
+        yield
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -155,7 +170,7 @@ class CountingMeter(Meter):
         with self.note_errors("bytes of gradients and optimizer state are not known"):
             cost |= bytes_held(parameters, optimizer, selection)
         if self.device.type == "cuda":
-            cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+            cost["peak_memory_bytes"] = max(self.peak_so_far, torch.cuda.max_memory_allocated(self.device))
             cost["peak_memory_by"] = "torch.cuda.max_memory_allocated"
         if not self.fed.steps:
             return cost

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,6 +52,9 @@ class Watcher(Protocol):
 
     def unfreeze(self, frozen: Frozen) -> None:
         """Declare tensors trainable again."""
+
+    def pause(self) -> AbstractContextManager[None]:
+        """Watch neither forward passes nor steps in the block."""
 
     def finish(self) -> None:
         """Compare tensors for the last time, and fill the rows and notes of the report."""
@@ -104,6 +108,17 @@ class Report:
         """
         self._require_watcher("unfreeze").unfreeze(frozen)
         self.declarations += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not watch the code in this block, such as an evaluation between two steps.
+
+        Its forward passes and optimizer steps are neither watched nor counted, and what it writes to tensors of the model
+        and puts back is not noticed. What it does not put back is found at the next comparison of bits.
+        Raises RuntimeError if the audit has ended.
+        """
+        with self._require_watcher("paused").pause():
+            yield
 
     @property
     def frame(self) -> DataFrame:

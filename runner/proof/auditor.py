@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -21,15 +21,13 @@ from runner.proof.causes.replay import try_find_causes
 from runner.proof.changes import Snapshot
 from runner.proof.digests import DigestWatcher
 from runner.proof.following import Followed, Following
-from runner.proof.marks import WatchList, Window, marks_of
-from runner.proof.notes import model_notes, train_mode_notes
+from runner.proof.marks import WatchList, Window, marks_of, writes_ignored
+from runner.proof.notes import COMPARED_ON_LEAVING, model_notes, train_mode_notes
 from runner.proof.optimizers import KnownOptimizers
-from runner.proof.rows import make_rows, unknown_cause_notes
+from runner.proof.rows import found_changed, make_rows, unknown_cause_notes
 from runner.proof.steps import StepHooks, closure_of_step, has_compiled, is_capturing, with_closure
 from runner.proof.verdict import Evidence
 from runner.tensors import copy_of, is_compiled, same_bits
-
-COMPARED_ON_LEAVING = "bits were compared on leaving only: torch.compile has compiled a step"
 
 
 class Auditor:
@@ -106,6 +104,17 @@ class Auditor:
             self.tracer.watched.pop(row, None)
         self.watch_lists.clear()
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Watch neither forward passes nor steps in the block; writes to frozen tensors that it puts back do not count."""
+        frozen = [row for row in self.following.rows if row.frozen and not row.evidence.differed]
+        with ExitStack() as undo:
+            for hooks in (self.hooks, self.tracer.module_hooks):
+                undo.enter_context(hooks.pause() if hooks else nullcontext())
+            undo.enter_context(writes_ignored([(row.tensor, row.reference, row.window) for row in frozen]))
+            yield
+        self.watch_lists.clear()
+
     def on_step_begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before a step: read the marks of the frozen tensors, and replay the step for those that the tracer watches.
 
@@ -113,14 +122,12 @@ class Auditor:
         """
         if is_capturing() or not self.optimizers.on_step_begin(optimizer):
             return None
-        until = self.options.until
-        if until is not None and self.optimizers.step > until:
+        if (until := self.options.until) is not None and self.optimizers.step > until:
             self.stop(until)
             return None
-        number = self.optimizers.step
         if self.optimizers.has_raised:  # its last step may have written before it raised
             self.read_marks(optimizer)
-        self.read_marks(optimizer, before_step=number)
+        self.read_marks(optimizer, before_step=(number := self.optimizers.step))
         closure = closure_of_step(optimizer, args, kwargs)
         if self.tracer.watched:
             self.tracer.on_step_begin(optimizer, self.optimizers.rows(optimizer), has_closure=closure is not None)
@@ -150,8 +157,7 @@ class Auditor:
         if self.mode_notes is None:
             self.mode_notes = train_mode_notes(self.following.model, self.following.frozen_ids())
         is_power_of_two = count & (count - 1) == 0
-        until = self.options.until
-        is_last = until is not None and self.optimizers.step_is_complete(until)
+        is_last = (until := self.options.until) is not None and self.optimizers.step_is_complete(until)
         compares = is_last or (count % self.options.every == 0 if self.options.every else is_power_of_two)
         if compares and optimizer is self.optimizers.first:
             self.optimizers.update()
@@ -172,10 +178,7 @@ class Auditor:
         if until is not None and is_last:
             self.stop(until)
         if found and self.options.raise_at_look:
-            names = [f"{row.name} ({row.evidence.cause or row.evidence.fallback_cause or 'not known yet'})" for row in found]
-            raise LeakError(
-                f"{len(found)} frozen tensors found changed after step {self.optimizers.last_step}: {', '.join(names)}"
-            )
+            raise LeakError(found_changed(found, self.optimizers.last_step))
 
     def add_look(self) -> None:
         """Note in the report that bits are compared after the last step."""

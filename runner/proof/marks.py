@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from runner.shards import is_dtensor, local
+from runner.tensors import same_bits
 
 Mark = tuple[int, int]
 _version_of, _gradient_of = attrgetter("_version"), attrgetter("grad")
@@ -112,3 +114,20 @@ class WatchList:
             for number, (mark, window) in enumerate(zip(zip(*marks, strict=True), self.windows, strict=True)):
                 window.read(mark, before_step, can_be_stepped=number < self.own_count)
             self.marks = marks
+
+
+@contextmanager
+def writes_ignored(watched: Sequence[tuple[Tensor, Tensor, Window]]) -> Iterator[None]:
+    """Do not count what the block writes to frozen tensors and puts back.
+
+    `watched`: (tensor, the bits that it must have, its window). A tensor that has other bits after the block keeps its old
+    mark, so that the write is noticed.
+    """
+    before = marks_of([tensor for tensor, _, _ in watched])
+    try:
+        yield
+    finally:
+        after = marks_of([tensor for tensor, _, _ in watched])
+        for (tensor, reference, window), old, new in zip(watched, before, after, strict=True):
+            if new != old == window.mark and same_bits(reference, tensor):
+                window.mark = new

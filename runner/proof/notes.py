@@ -20,6 +20,8 @@ from runner.tensors import has_arithmetic, has_values, tensor_entries
 
 FLAG = "requires_grad"
 
+COMPARED_ON_LEAVING = "bits were compared on leaving only: torch.compile has compiled a step"
+
 
 def model_notes(following: Following, rows: Sequence[Row], mode_notes: list[str] | None) -> list[str]:
     """Return all sentences about the model of an audit.

@@ -55,6 +55,7 @@ def new_record(
         "device": device,
         "trained_digest": None,
         "couplings": [],
+        "evaluation": {},
         "cost": {},
         "versions": library_versions(),
         "git": git_state(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -26,6 +27,7 @@ class ForwardHooks:
 
     def __init__(self, on_begin: Callable[[nn.Module], bool], on_end: Callable[[nn.Module], None]) -> None:
         self.on_begin, self.on_end = on_begin, on_end
+        self.is_paused = False
         self.last_hooks: dict[int, RemovableHandle] = {}  # by id of a module whose own hooks are still to be called
         self.handles = [
             register_module_forward_pre_hook(self._begin),
@@ -38,14 +40,25 @@ class ForwardHooks:
             handle.remove()
         self.last_hooks.clear()
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Do not report the forward passes in this block, which must begin and end outside of any."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
+
     def _begin(self, module: nn.Module, args: Any) -> None:
         """Global forward pre-hook; nothing may be compared while a CUDA graph is captured."""
+        if self.is_paused:
+            return
         if not is_capturing() and self.on_begin(module) and module._forward_hooks and id(module) not in self.last_hooks:
             self.last_hooks[id(module)] = module.register_forward_hook(self._end_of_own_hooks, always_call=True)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         """Global forward hook: the forward pass has ended, unless hooks of the module are still to be called."""
-        if not is_capturing() and id(module) not in self.last_hooks:
+        if not self.is_paused and not is_capturing() and id(module) not in self.last_hooks:
             self.on_end(module)
 
     def _end_of_own_hooks(self, module: nn.Module, args: Any, output: Any) -> None:
