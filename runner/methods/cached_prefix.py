@@ -12,7 +12,7 @@ from runner.contract import Note
 from runner.errors import SkippedError
 from runner.freezing.selection import Selection
 from runner.methods.base import Example, PhaseContext
-from runner.methods.prefix.boundary import NO_EXAMPLE, frozen_prefix
+from runner.methods.prefix.boundary import NO_EXAMPLE, frozen_prefixes
 from runner.methods.prefix.bypass import Bypass, Recording, find_prefix_modules
 from runner.methods.prefix.check import Prefix, restore_dim_order, verified_recording
 from runner.methods.prefix.repeatable import why_not_repeatable
@@ -44,6 +44,7 @@ class CachedPrefix(RequiresGrad):
         super().__init__()
         self.epochs, self.limit, self.folder = epochs, int(memory_mb * 2**20), folder
         self.prefix: Prefix | None = None  # where the frozen first layers end
+        self.not_cached = ""  # why the outputs of frozen layers after `prefix` cannot be cached; "" if there are none
         self.checked_selection: Selection | None = None  # the selection that `prefix` is for
         self.bypass: Bypass | None = None
         self.store = RowStore(self.limit, folder)
@@ -63,17 +64,21 @@ class CachedPrefix(RequiresGrad):
             return NO_EXAMPLE
         if reason := why_not_reusable(self.example):
             return reason
-        boundary, reason = frozen_prefix(model, selection, self.example, may_use_again=True)
-        if boundary is None:
-            return reason
+        reasons: list[str] = []
         try:
-            copied, example = trial_copy(model, selection, self.example)
-            modules = find_prefix_modules(copied, boundary, example)
-            reason = why_not_repeatable(copied, selection, boundary, example)
-        except Exception as error:  # the user's modules may not be callable by themselves
-            return f"the frozen prefix cannot be tried: {type(error).__name__}: {error}"
-        self.prefix = Prefix(boundary, modules)
-        return reason or None
+            for boundary in frozen_prefixes(model, selection, self.example, may_use_again=True):
+                copied, example = trial_copy(model, selection, self.example)
+                modules = find_prefix_modules(copied, boundary, example)
+                reason = why_not_repeatable(copied, selection, boundary, example)
+                if not reason:
+                    self.prefix, self.not_cached = Prefix(boundary, modules), (reasons or [""])[0]
+                    return None
+                if reason in reasons:  # it lies further ahead in the model: earlier boundaries will have it too
+                    break
+                reasons.append(reason)
+        except SkippedError as error:
+            return str(error)
+        return reasons[0]
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         if self.bypass is not None:  # from earlier steps, in which fewer layers were frozen
@@ -97,6 +102,8 @@ class CachedPrefix(RequiresGrad):
         if self.bypass is None:
             yield from super().feed(batches, context)
             return
+        if self.not_cached:
+            context.note(f"the outputs of {self.bypass.boundary} are cached, and what follows it runs: {self.not_cached}")
         for batch in batches:
             if reason := why_no_samples(batch):
                 raise SkippedError(f"a batch cannot be divided into samples: {reason}")

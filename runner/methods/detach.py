@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from runner.errors import SkippedError
 from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
-from runner.methods.prefix.boundary import frozen_prefix
+from runner.methods.prefix.boundary import frozen_prefixes
 
 
 class Detach(FreezingMethod):
@@ -35,9 +35,12 @@ class Detach(FreezingMethod):
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         if not selection.parameters:
             return None
-        self.boundary, reason = frozen_prefix(model, selection, self.example)
         self.checked_selection = selection
-        return reason or None
+        try:
+            self.boundary = next(frozen_prefixes(model, selection, self.example))
+        except SkippedError as error:
+            return str(error)
+        return None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         if selection is not self.checked_selection and (reason := self.skip(model, selection)):

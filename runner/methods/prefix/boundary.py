@@ -21,40 +21,42 @@ from runner.tracing import tracing
 NO_EXAMPLE = "there is no batch to look for the frozen prefix with: the data are empty, or the method has no `example`"
 
 
-def frozen_prefix(
+def frozen_prefixes(
     model: nn.Module, selection: Selection, example: Example | None, *, may_use_again: bool = False
-) -> tuple[str | None, str]:
-    """Find the module at which the frozen first layers of the model end, and return (module name, "").
+) -> Iterator[str]:
+    """Yield the names of the modules at which the frozen first layers of the model can end.
 
-    Returns (None, reason) if there is no such module or the model cannot be copied or hooked. `selection`: what is frozen.
-    `example`: the training step. `may_use_again`: whether the trainable layers may use a frozen parameter again, as an
-    output layer tied to the embedding does. What model or task raise is passed on.
-    The trainable layers depend on the frozen layers only through this module's output. To find the module, each candidate's
-    output is detached in a step on a copy of the model. A candidate fits if exactly the trainable parameters then still
-    get gradients. Of those that fit, the last one in the forward pass is returned that returns a tensor, otherwise the last
-    one whose output contains tensors. The model and its random state do not change.
+    The trainable layers depend on the frozen layers only through such a module's output. To find these modules, each
+    candidate's output is detached in a step on a copy of the model. A candidate fits if exactly the trainable parameters
+    then still get gradients. Those that return a tensor are yielded before those whose output contains tensors, and the last
+    in the forward pass first. The model and its random state do not change.
+
+    `selection`: what is frozen. `example`: the training step. `may_use_again`: whether a frozen parameter may be used again
+    after the module, as the embedding is by an output layer tied to it. Raises SkippedError if there is no such module or
+    the model cannot be copied or hooked. What model or task raise is passed on.
     """
     if scripted := [name or "the model" for name, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)]:
-        return None, f"{scripted[0]} is a ScriptModule, which takes no hook: the frozen prefix cannot be found"
+        raise SkippedError(f"{scripted[0]} is a ScriptModule, which takes no hook: the frozen prefix cannot be found")
     if example is None:
-        return None, NO_EXAMPLE
+        raise SkippedError(NO_EXAMPLE)
     frozen_names = [name for name, parameter in model.named_parameters() if parameter in selection]
-    try:
-        copied, example = trial_copy(model, selection, example)
-    except SkippedError as error:
-        return None, str(error)
+    copied, example = trial_copy(model, selection, example)
     parameters = dict(copied.named_parameters())
     frozen = [parameters[name] for name in frozen_names]
     _require_grad(parameters.values(), True)
     _require_grad(frozen, False)
     expected = _parameters_with_gradient(copied, parameters, example)
-    candidates, reason = _boundary_candidates(copied, example, frozen, may_use_again)
-    for name in candidates:
+    found = False
+    for name in _boundary_candidates(copied, example, frozen, may_use_again):
         with _cut_after(copied.get_submodule(name), frozen, may_use_again):
             reached = _parameters_with_gradient(copied, parameters, example)
         if reached == expected:
-            return name, ""
-    return None, reason or f"{frozen_names[0]} is frozen, but no single module's output separates frozen from trained layers"
+            found = True
+            yield name
+    if not found:
+        raise SkippedError(
+            f"{frozen_names[0]} is frozen, but no single module's output separates frozen from trained layers"
+        )
 
 
 def _require_grad(parameters: Iterable[Tensor], value: bool) -> None:
@@ -95,15 +97,12 @@ def _parameters_with_gradient(model: nn.Module, parameters: Mapping[str, Tensor]
     return {name for name, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
 
 
-def _boundary_candidates(
-    model: nn.Module, example: Example, frozen: Sequence[Tensor], may_use_again: bool
-) -> tuple[list[str], str]:
-    """Return (names of the modules at which the frozen first layers may end, reason why there is none or "").
+def _boundary_candidates(model: nn.Module, example: Example, frozen: Sequence[Tensor], may_use_again: bool) -> list[str]:
+    """Return the names of the modules at which the frozen first layers may end, in the order of `frozen_prefixes`.
 
-    A candidate is called exactly once in a step, and its output contains tensors. It finishes after every module with
-    parameters in `frozen` has been called (with `may_use_again`: every one that is called before a trainable one). It also
-    finishes before any module with other parameters is called. Those that return a tensor come first, and later ones before
-    earlier ones.
+    A candidate is called exactly once in a step, and its output contains tensors. It finishes before any module with other
+    parameters than `frozen` is called and, without `may_use_again`, after every module with parameters in `frozen` has been
+    called. Raises SkippedError if the task does not call the model exactly once.
     """
     frozen_ids = {id(parameter) for parameter in frozen}
     ended: list[tuple[bool, str]] = []
@@ -115,7 +114,7 @@ def _boundary_candidates(
         calls[name] += 1
         if any(id(parameter) not in frozen_ids for parameter in own):
             trainable_called.append(name)
-        elif own and not (may_use_again and trainable_called):
+        elif own and not may_use_again:
             ended.clear()  # they ended before this frozen module
 
     def end(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -126,6 +125,6 @@ def _boundary_candidates(
         example.loss(model)
     if calls[""] != 1:
         times = f"{calls['']} times" if calls[""] else "never"
-        return [], f"the task calls the model {times} in a step; a frozen prefix can be found only if it calls it once"
+        raise SkippedError(f"the task calls the model {times} in a step; a frozen prefix needs one call of the model")
     ordered = sorted(ended, key=lambda each: each[0])[::-1]
-    return [name for _, name in ordered if calls[name] == 1], ""
+    return [name for _, name in ordered if calls[name] == 1]
