@@ -182,7 +182,7 @@ def config_node(group: str, name: str, optimizer: str = "") -> dict[str, Any]:
     `optimizer`: the choice of the config group `optimizer` that gives the values of interpolations like `${optimizer.lr}`;
     "" if the file has no such interpolations.
     """
-    context = {"batches": base_config().batches, "model": {"input": base_config().model.input}}
+    context: dict[str, Any] = {"batches": base_config().batches}
     if optimizer:
         context["optimizer"] = config_node("optimizer", optimizer)
     whole = OmegaConf.create({**context, "node": OmegaConf.load(CONF / group / f"{name}.yaml")})

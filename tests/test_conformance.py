@@ -12,7 +12,7 @@ from runner.config.schema import CONF
 from runner.errors import SkippedError
 from runner.freezing.groups import by_role
 from runner.freezing.selection import select
-from runner.methods.base import TRAPS, FreezingMethod
+from runner.methods.base import TRAPS, Example, FreezingMethod
 from runner.proof.verdict import run_verdict
 from runner.training.models import MLP
 from tests.in_memory import run_experiment
@@ -39,7 +39,7 @@ def build_method(name: str) -> FreezingMethod:
     """Return the method of `conf/method/NAME.yaml` with its default options."""
     from omegaconf import OmegaConf
 
-    node = OmegaConf.create({"model": {"input": [8]}, "method": OmegaConf.load(CONF / "method" / f"{name}.yaml")})
+    node = OmegaConf.create({"method": OmegaConf.load(CONF / "method" / f"{name}.yaml")})
     return build(OmegaConf.to_container(node, resolve=True)["method"], "method")
 
 
@@ -119,6 +119,7 @@ def test_closing_undo_restores_everything_that_a_method_changed(name):
     model = MLP([8])
     before = model_state(model)
     method = build_method(name)
+    method.example = Example(lambda model, batch: model(batch).sum(), torch.randn(4, 8))
     selection = select(model, ["body", "norm"])
     with ExitStack() as undo:
         assert method.skip(model, selection) is None

@@ -70,7 +70,6 @@ PRIVATE_NAMES = {
     "runner/foresight/effects.py": {"_backward_hooks", "_post_accumulate_grad_hooks"},
     "runner/foresight/rehearsal.py": {"_buffers", "_parameters"},
     "runner/freezing/names.py": {"_modules", "_orig_mod", "_parameters"},
-    "runner/methods/prefix/bypass.py": {"_version"},
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},
     "runner/proof/audit.py": {"_optimizer_step_post_hooks"},
     "runner/proof/following.py": {"_modules"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,23 +12,22 @@ from torch.utils.hooks import RemovableHandle
 from runner.errors import SkippedError
 from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
-from runner.methods.prefix.boundary import frozen_prefix
+from runner.methods.prefix.boundary import frozen_prefixes
 
 
 class Detach(FreezingMethod):
     """Runs the frozen first layers without an autograd graph, as `with torch.no_grad()` around a backbone does.
 
     The frozen layers save nothing for backward and get no gradients, so the optimizer does not step them. All frozen layers
-    must run before the first trainable one; otherwise the run is skipped. Frozen parameters can still change if the freezing
-    begins in mid-run and either gradients are set to zeros instead of None, or the optimizer is LBFGS. The forward pass can
-    still write to frozen layers, as BatchNorm does to its statistics. `input`: shape of one sample.
+    must run before the first trainable one, which is tried by a step on the first batch; otherwise the run is skipped.
+    Frozen parameters can still change if the freezing begins in mid-run and either gradients are set to zeros instead of
+    None, or the optimizer is LBFGS. The forward pass can still write to frozen layers, as BatchNorm does to its statistics.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#locally-disabling-gradient-computation
     """
 
     leaks_under = frozenset({"zeros_mid_run", "lbfgs_mid_run"})
 
-    def __init__(self, input: Sequence[int]) -> None:
-        self.input = input
+    def __init__(self) -> None:
         self.boundary: str | None = None  # the module at the end of the frozen prefix
         self.checked_selection: Selection | None = None  # the selection that `boundary` is for
         self.hooks: list[RemovableHandle] = []
@@ -37,9 +35,12 @@ class Detach(FreezingMethod):
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         if not selection.parameters:
             return None
-        self.boundary, reason = frozen_prefix(model, selection, self.input)
         self.checked_selection = selection
-        return reason or None
+        try:
+            self.boundary = next(frozen_prefixes(model, selection, self.example))
+        except SkippedError as error:
+            return str(error)
+        return None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         if selection is not self.checked_selection and (reason := self.skip(model, selection)):

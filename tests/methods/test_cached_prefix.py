@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from runner.errors import SkippedError
 from runner.freezing.selection import select
+from runner.methods.base import Example
 from runner.methods.cached_prefix import CachedPrefix
 from runner.proof.verdict import run_verdict
 from runner.tensors import same_bits
@@ -34,6 +35,21 @@ def notes_of_method(outcome) -> list[str]:
 def model(name, *more):
     """Return the overrides that use a model of this file."""
     return ("model=custom", f"model.build._target_={HERE}{name}", "model.input=[3,8,8]", "model.classes=10", *more)
+
+
+def task(name):
+    """Return the overrides that use a task function of this file."""
+    return ("task=custom", f"task._target_={HERE}{name}", "task._partial_=true")
+
+
+def by_name(model, batch):
+    """Return the loss of a batch that is a mapping with `x` and `y`."""
+    return functional.cross_entropy(model(batch["x"]), batch["y"])
+
+
+def sum_of_output(model, batch):
+    """Return the sum of the model's output for a batch that is a tensor; a task."""
+    return model(batch).sum()
 
 
 def run_both(*overrides, epochs=3, options=()):
@@ -132,6 +148,14 @@ class RandomHead(Conv):
     def __init__(self):
         super().__init__()
         self.head = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(96), nn.Linear(96, 10))
+
+
+class DropoutInHead(Conv):
+    """Its head begins with a Dropout that has no parameters, so that nothing trainable runs before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(96, 10))
 
 
 class Deep(nn.Module):
@@ -246,7 +270,7 @@ class RecordsOutputs(CachedPrefix):
 
 def test_in_the_training_the_prefix_runs_only_in_the_first_epoch():
     RecordsOutputs.outputs.clear()
-    given = ("method.epochs=4", "method.input=[3,8,8]", *model("Conv"), *FROZEN, "data.epochs=4", "batches=3")
+    given = ("method.epochs=4", *model("Conv"), *FROZEN, "data.epochs=4", "batches=3")
     run_experiment("method=cached_prefix", f"method._target_={HERE}RecordsOutputs", *given)
     assert [output.is_meta for output in RecordsOutputs.outputs] == [False] * 3 + [True] * 9
 
@@ -322,12 +346,9 @@ class Mask(Token):
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (model("Noisy"), "gives different outputs for the same samples"),
-        (model("Noisy", "freeze.patterns=[first,norm,inner]", "freeze.keep=[]"), "act, a Noise, gives different outputs"),
         (model("NoisyInBetween", "freeze.patterns=[first,norm,inner]", "freeze.keep=[]"), "gives different outputs"),
         (model("CountsCalls"), "gives different outputs for the same samples"),
         (model("AcrossSamples"), "depends on the other samples of its batch"),
-        (model("AroundTheEnd"), "cannot be skipped in a step"),
         (model("Mask"), "cannot be skipped in a step"),
         (model("Conv", "freeze.buffers=live"), "norm, a BatchNorm2d, is not held .*; give freeze.buffers=frozen"),
         (
@@ -337,10 +358,18 @@ class Mask(Token):
         (model("Conv", "freeze.patterns=[inner]", "freeze.keep=[]"), "no single module's output"),
         (model("Conv", "freeze.patterns=['@head']", "freeze.keep=[]"), "no single module's output"),
         (model("Conv", "freeze.patterns=[]", "freeze.keep=[]"), "nothing is frozen"),
-        (model("Conv", "data=custom", f"data._target_={HERE}Dicts"), r"batches that are not \(tensor, ...\)"),
-        (model("Conv", "task=custom", f"task._target_={HERE}Flips"), "does not pass the samples of a batch"),
-        (model("Conv", "task=custom", f"task._target_={HERE}FlipsInPlace"), "gives different outputs|unchanged"),
-        (model("Conv", "task=custom", f"task._target_={HERE}Weighs"), "cannot be skipped in a step"),
+        (
+            model("Conv", "data=custom", f"data._target_={HERE}Named", *task("by_name")),
+            "cannot be divided into samples: its part name is not a tensor",
+        ),
+        (
+            model("Conv", "data=custom", f"data._target_={HERE}Weighted", *task("by_name")),
+            "cannot be divided into samples: its part weights has 10 rows, and its part x has 4",
+        ),
+        (model("Conv", "task=custom", f"task._target_={HERE}Flips"), "gives different outputs"),
+        (model("Conv", "task=custom", f"task._target_={HERE}FlipsInPlace"), "gives different outputs"),
+        (model("Conv", "task=custom", f"task._target_={HERE}Twice"), "the task calls the model 3 times in a step"),
+        (model("Conv", "task=custom", f"task._target_={HERE}InParts"), "the task calls the model never in a step"),
     ],
     ids=str,
 )
@@ -349,14 +378,40 @@ def test_a_run_that_cannot_use_the_cache_is_skipped_with_the_reason(overrides, r
         run_experiment("method=cached_prefix", *FROZEN, *overrides, "data.epochs=2")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "boundary"),
+    [
+        (model("Noisy"), "norm"),
+        (model("Noisy", "freeze.patterns=[first,norm,inner]", "freeze.keep=[]"), "norm"),
+        (model("DropoutInHead", "freeze.patterns=[first,norm,inner]", "freeze.keep=[]"), "flat"),
+    ],
+    ids=str,
+)
+def test_layers_after_which_outputs_differ_run_and_what_comes_before_them_is_cached(overrides, boundary):
+    plain, cached = run_both(*overrides)
+    assert_same_bits(plain, cached)
+    (note,) = notes_of_method(cached)
+    assert note.startswith(f"the outputs of {boundary} are cached, and what follows it runs: ")
+
+
 def test_a_prefix_with_dropout_in_eval_mode_is_cached():
     assert_same_bits(*run_both(*model("Dropped")))
 
 
-class Dicts:
+class Named:
+    """Batches with a part that is no tensor."""
+
     def batches(self, count, input, classes, seed):
         for _ in range(count):
-            yield {"x": torch.randn(4, *input), "y": torch.zeros(4, dtype=torch.long)}
+            yield {"x": torch.randn(4, *input), "y": torch.zeros(4, dtype=torch.long), "name": "a"}
+
+
+class Weighted:
+    """Batches with a tensor that has no row per sample."""
+
+    def batches(self, count, input, classes, seed):
+        for _ in range(count):
+            yield {"x": torch.randn(4, *input), "y": torch.zeros(4, dtype=torch.long), "weights": torch.ones(classes)}
 
 
 class Flips:
@@ -391,8 +446,17 @@ class Twice:
         return functional.cross_entropy(model(x), y) + before.softmax(-1).square().mean() + 0.1 * model(x).square().mean()
 
 
-def test_a_task_may_call_the_model_several_times():
-    assert_same_bits(*run_both(*model("InPlace"), "task=custom", f"task._target_={HERE}Twice"))
+class InParts:
+    """Calls the layers of the model, not the model."""
+
+    def __call__(self, model, batch):
+        x, y = batch
+        return functional.cross_entropy(model.head(model.flat(functional.max_pool2d(model.inner(model.first(x)), 2))), y)
+
+
+@pytest.mark.parametrize("name", ["AroundTheEnd", "Conv"])
+def test_what_uses_the_samples_beside_the_prefix_gets_the_real_ones(name):
+    assert_same_bits(*run_both(*model(name), "task=custom", f"task._target_={HERE}Weighs"))
 
 
 # Data
@@ -476,7 +540,7 @@ def test_outputs_in_a_damaged_file_are_computed_again_with_a_note_and_the_same_w
             else:
                 os.truncate(file, 10)
 
-    outcome = run_cached(("method.memory_mb=0.002", f"method.folder={tmp_path}"), on_step)
+    outcome = run_cached(("method.memory_mb=0.001", f"method.folder={tmp_path}"), on_step)
     assert_same_bits(run_experiment("method=requires_grad", *FROZEN, *model("Conv"), "data.epochs=4"), outcome)
     (note,) = notes_of_method(outcome)
     assert "is damaged" in note
@@ -541,8 +605,9 @@ def test_the_model_is_restored_and_a_copy_made_meanwhile_runs_the_prefix():
     instance_forward = vars(model.norm)["forward"] = model.norm.forward
     selection = select(model, ["**"], ["head"], buffers="frozen")
     before = state(model)
-    method = CachedPrefix([8], epochs=2)
+    method = CachedPrefix(epochs=2)
     x = torch.randn(4, 8)
+    method.example = Example(sum_of_output, x)
     with ExitStack() as undo:
         assert method.skip(model, selection) is None
         assert state(model) == before
@@ -567,7 +632,9 @@ def test_the_check_changes_neither_weights_nor_random_state():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    CachedPrefix([8], epochs=2).skip(model, select(model, ["**"], ["head"], buffers="frozen"))
+    method = CachedPrefix(epochs=2)
+    method.example = Example(sum_of_output, torch.rand(4, 8, generator=torch.Generator()))
+    assert method.skip(model, select(model, ["**"], ["head"], buffers="frozen")) is None
     assert torch.equal(torch.rand(2), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -2,86 +2,129 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from runner.errors import SkippedError
 from runner.freezing.selection import Selection
+from runner.methods.base import Example
+from runner.methods.prefix.trial import trial_copy
+from runner.seeding import preserve_random_state
+from runner.tensors import map_tensors, tensors_in
 from runner.tracing import tracing
 
+NO_EXAMPLE = "there is no batch to look for the frozen prefix with: the data are empty, or the method has no `example`"
 
-@torch.random.fork_rng()  # the forward pass may use random numbers
-def frozen_prefix(model: nn.Module, selection: Selection, input: Sequence[int]) -> tuple[str | None, str]:
-    """Find the module at which the frozen first layers of the model end, and return (module name, "").
 
-    Returns (None, reason) if there is no such module or the model cannot be copied or hooked. `selection`: what is frozen.
-    `input`: shape of one sample.
-    The trainable layers depend on the frozen layers only through this module's output. To find the module, each candidate's
-    output is detached on a copy of the model in eval mode. A candidate fits if exactly the trainable parameters then still
-    get gradients. If several fit, the last one in the forward pass is returned. The model and its random state do not
-    change.
+def frozen_prefixes(
+    model: nn.Module, selection: Selection, example: Example | None, *, may_use_again: bool = False
+) -> Iterator[str]:
+    """Yield the names of the modules at which the frozen first layers of the model can end.
+
+    The trainable layers depend on the frozen layers only through such a module's output. To find these modules, each
+    candidate's output is detached in a step on a copy of the model. A candidate fits if exactly the trainable parameters
+    then still get gradients. Those that return a tensor are yielded before those whose output contains tensors, and the last
+    in the forward pass first. The model and its random state do not change.
+
+    `selection`: what is frozen. `example`: the training step. `may_use_again`: whether a frozen parameter may be used again
+    after the module, as the embedding is by an output layer tied to it. Raises SkippedError if there is no such module or
+    the model cannot be copied or hooked. What model or task raise is passed on.
     """
     if scripted := [name or "the model" for name, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)]:
-        return None, f"{scripted[0]} is a ScriptModule, which takes no hook: the frozen prefix cannot be found"
+        raise SkippedError(f"{scripted[0]} is a ScriptModule, which takes no hook: the frozen prefix cannot be found")
+    if example is None:
+        raise SkippedError(NO_EXAMPLE)
     frozen_names = [name for name, parameter in model.named_parameters() if parameter in selection]
-    try:
-        copied = copy.deepcopy(model).eval()
-    except RuntimeError as error:  # a non-leaf tensor as an attribute, as with the old weight_norm
-        return None, f"the model cannot be copied to look for its frozen prefix: {error}"
+    copied, example = trial_copy(model, selection, example)
     parameters = dict(copied.named_parameters())
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name not in frozen_names)
-    sample = torch.zeros(2, *input, device=next(copied.parameters()).device)
-    expected = _parameters_with_gradient(copied, sample)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    for name in reversed(_boundary_candidates(copied, sample, {parameters[name] for name in frozen_names})):
-        handle = copied.get_submodule(name).register_forward_hook(_detach_output)
-        reached = _parameters_with_gradient(copied, sample)
-        handle.remove()
+    frozen = [parameters[name] for name in frozen_names]
+    _require_grad(parameters.values(), True)
+    _require_grad(frozen, False)
+    expected = _parameters_with_gradient(copied, parameters, example)
+    found = False
+    for name in _boundary_candidates(copied, example, frozen, may_use_again):
+        with _cut_after(copied.get_submodule(name), frozen, may_use_again):
+            reached = _parameters_with_gradient(copied, parameters, example)
         if reached == expected:
-            return name, ""
-    return None, f"{frozen_names[0]} is frozen, but no single module's output separates frozen from trained layers"
+            found = True
+            yield name
+    if not found:
+        raise SkippedError(
+            f"{frozen_names[0]} is frozen, but no single module's output separates frozen from trained layers"
+        )
 
 
-def _detach_output(module: nn.Module, args: Any, output: Any) -> Any:
-    """Return the output of a module, detached from the autograd graph if the output is a tensor; a forward hook."""
-    return output.detach() if isinstance(output, Tensor) else output
+def _require_grad(parameters: Iterable[Tensor], value: bool) -> None:
+    """Set `requires_grad` of the parameters, except of those that cannot have a gradient, such as integers."""
+    for parameter in parameters:
+        parameter.requires_grad_(value and (parameter.is_floating_point() or parameter.is_complex()))
 
 
-def _parameters_with_gradient(model: nn.Module, sample: Tensor) -> set[str]:
-    """Return the names of the parameters that get a gradient from the sum of the model's output for `sample`."""
-    output = model(sample)
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not isinstance(output, Tensor) or not output.requires_grad or not parameters:
-        return set()
-    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
-    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+@contextmanager
+def _cut_after(module: nn.Module, frozen: Sequence[Tensor], may_use_again: bool) -> Iterator[None]:
+    """Within the `with` block, gradients reach the frozen parameters, but not through the output of the module.
 
-
-def _boundary_candidates(model: nn.Module, sample: Tensor, frozen: set[nn.Parameter]) -> list[str]:
-    """Return the names of the modules at which the frozen first layers may end, in the order in which they finish.
-
-    A candidate is called exactly once in the forward pass of `sample`, and returns one tensor. It finishes after every
-    module with parameters in `frozen` has been called. It also finishes before any module with other parameters is called.
+    `may_use_again`: from the end of the module on, gradients do not reach the frozen parameters in any way.
     """
-    ended: list[str] = []
+    _require_grad(frozen, True)
+
+    def cut(module: nn.Module, args: Any, output: Any) -> Any:
+        if may_use_again:
+            _require_grad(frozen, False)
+        return map_tensors(output, Tensor.detach)
+
+    with module.register_forward_hook(cut):
+        yield
+
+
+def _parameters_with_gradient(model: nn.Module, parameters: Mapping[str, Tensor], example: Example) -> set[str]:
+    """Return the names of those of the `parameters` to which the loss of the example has a gradient.
+
+    Uses the same random numbers in each call.
+    """
+    wanted = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    with preserve_random_state():
+        loss = example.loss(model)
+    if not isinstance(loss, Tensor) or not loss.requires_grad or not wanted:
+        return set()
+    _require_grad(wanted.values(), True)  # where `_cut_after` turned it off
+    gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+    return {name for name, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
+
+
+def _boundary_candidates(model: nn.Module, example: Example, frozen: Sequence[Tensor], may_use_again: bool) -> list[str]:
+    """Return the names of the modules at which the frozen first layers may end, in the order of `frozen_prefixes`.
+
+    A candidate is called exactly once in a step, and its output contains tensors. It finishes before any module with other
+    parameters than `frozen` is called and, without `may_use_again`, after every module with parameters in `frozen` has been
+    called. Raises SkippedError if the task does not call the model exactly once.
+    """
+    frozen_ids = {id(parameter) for parameter in frozen}
+    ended: list[tuple[bool, str]] = []
     trainable_called: list[str] = []
+    calls: Counter[str] = Counter()
 
     def begin(name: str, module: nn.Module, *_: Any) -> None:
         own = list(module.parameters(recurse=False))
-        if any(parameter not in frozen for parameter in own):
+        calls[name] += 1
+        if any(id(parameter) not in frozen_ids for parameter in own):
             trainable_called.append(name)
-        elif own:
+        elif own and not may_use_again:
             ended.clear()  # they ended before this frozen module
 
     def end(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not trainable_called and isinstance(output, Tensor):
-            ended.append(name)
+        if not trainable_called and tensors_in(output):
+            ended.append((isinstance(output, Tensor), name))
 
-    with tracing(model, begin, end):
-        model(sample)
-    return [name for name in ended if ended.count(name) == 1]
+    with preserve_random_state(), tracing(model, begin, end):
+        example.loss(model)
+    if calls[""] != 1:
+        times = f"{calls['']} times" if calls[""] else "never"
+        raise SkippedError(f"the task calls the model {times} in a step; a frozen prefix needs one call of the model")
+    ordered = sorted(ended, key=lambda each: each[0])[::-1]
+    return [name for _, name in ordered if calls[name] == 1]

@@ -8,6 +8,7 @@ used, because they turn off the fast path of transformers in eval mode.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner.errors import SkippedError
+from runner.methods.base import Example
+from runner.seeding import preserve_random_state
 from runner.tensors import map_tensors
 from runner.tracing import tracing
 
@@ -28,21 +32,20 @@ class BoundaryReachedError(Exception):
         self.output = output
 
 
-class ChangedInputError(Exception):
-    """The model was not called with the batch's sample tensor alone, or that tensor was written to before the call."""
-
-
 @dataclass
 class Recording:
     """What the frozen first layers returned in one forward pass, with a placeholder of the same shape for each tensor.
 
-    `x`: a placeholder for the model's input. `outputs`: a list of (module name, the module's output with placeholders), in
-    the order in which the modules finished. The last frozen module is not in the list, because its real outputs are stored
-    elsewhere.
+    `outputs`: {module name: its outputs with placeholders, in the order of its calls}, for the modules that a replay skips.
+    `last`: the output of the last frozen module with a placeholder for its only tensor, which is stored elsewhere.
     """
 
-    x: Tensor
-    outputs: list[tuple[str, Any]] = field(default_factory=list)
+    outputs: dict[str, list[Any]] = field(default_factory=dict)
+    last: Any = None
+
+    def map(self, placeholder: Callable[[Tensor], Tensor]) -> Recording:
+        """Return a copy of the recording in which each tensor is replaced by `placeholder(tensor)`."""
+        return Recording({name: map_tensors(outputs, placeholder) for name, outputs in self.outputs.items()}, self.last)
 
 
 def meta_placeholder(tensor: Tensor) -> Tensor:
@@ -65,90 +68,88 @@ class Bypass:
 
     `boundary`: name of the last frozen module. `prefix_modules`: the names that `find_prefix_modules` returns. `forward` is
     replaced on the model and on these modules. The replacements have an effect only within a `with` block of `record` or
-    `replay`; elsewhere every module runs as usual. Both expect the call `model(x)` with one given tensor x that nothing has
-    written to. For any other call, `record` records nothing, and `replay` raises ChangedInputError.
+    `replay`; elsewhere every module runs as usual. The model may be called in any way.
     """
 
     def __init__(self, model: nn.Module, boundary: str, prefix_modules: Sequence[str]) -> None:
         self.boundary = boundary
-        self.x: Tensor | None = None  # None outside `record` and `replay`
-        self.x_version = 0  # to notice that x was written to
+        self.active = False  # True within a block of `record` or `replay`
+        self.calls = 0  # of the model, within the block
         self.past_boundary = True  # from here on every module runs as usual
         self.inside_module = False  # within a replaced module, which may call another replaced one
         self.recording: Recording | None = None  # the one that is replayed
-        self.position = 0  # in the outputs of the recording
+        self.position: Counter[str] = Counter()  # {module name: how often it was called in this call of the model}
         self.on_output: Callable[[str, Any], None] = lambda name, output: None
         self.load_output: Callable[[], Tensor] = lambda: torch.empty(0)
         names = dict.fromkeys(["", *prefix_modules, boundary])
         self.replaced = [ReplacedForward(self, name, model.get_submodule(name)) for name in names]
 
     @contextmanager
-    def record(self, x: Tensor, on_output: Callable[[str, Any], None]) -> Iterator[None]:
-        """In the `with` block, report the outputs of the frozen first layers during a call `model(x)`.
+    def record(self, on_output: Callable[[str, Any], None]) -> Iterator[Bypass]:
+        """In the `with` block, report the outputs of the frozen first layers at each call of the model.
 
         The layers run as usual. `on_output(module_name, output)` is called after each outermost frozen module, that is, one
-        that no other frozen module calls. The last call is for the last frozen module. If the model is called with anything
-        but `x`, nothing is reported.
+        that no other frozen module calls. The last call is for the last frozen module.
         """
-        with self._expect_input(x):
-            self.on_output = on_output
-            yield
+        self.on_output, self.recording = on_output, None
+        with self._active():
+            yield self
 
     @contextmanager
-    def replay(self, recording: Recording, load_output: Callable[[], Tensor]) -> Iterator[None]:
-        """In the `with` block, a call `model(recording.x)` does not run the frozen first layers.
+    def replay(self, recording: Recording, load_output: Callable[[], Tensor]) -> Iterator[Bypass]:
+        """In the `with` block, the model does not run the modules of the recording and the last frozen module.
 
-        The last frozen module returns `load_output()`; the others return their placeholders from `recording`. A call of the
-        model with anything but `recording.x` raises ChangedInputError.
+        The last frozen module returns what it did when it was recorded, with `load_output()` as its tensor. The others
+        return their placeholders from `recording`. The model raises SkippedError if it calls one of them more often than
+        when it was recorded.
         """
-        with self._expect_input(recording.x):
-            self.recording, self.load_output = recording, load_output
-            yield
+        self.recording, self.load_output = recording, load_output
+        with self._active():
+            yield self
 
     @contextmanager
-    def _expect_input(self, x: Tensor) -> Iterator[None]:
-        """In the `with` block, let the replaced `forward` methods record or replay when the model is called with `x`."""
-        self.x, self.x_version = x, x._version
+    def _active(self) -> Iterator[None]:
+        """In the `with` block, let the replaced `forward` methods record or replay."""
+        self.active, self.calls = True, 0
         try:
             yield
         finally:
-            self.x, self.recording, self.past_boundary, self.inside_module = None, None, True, False
+            self.active, self.recording, self.past_boundary, self.inside_module = False, None, True, False
 
-    def begin_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Check the input of a call of the model, before the model's first module runs.
-
-        `args`, `kwargs`: the arguments of the call. The expected input is a single tensor, the `x` of `record` or `replay`,
-        unchanged since then. With any other input, a replay raises ChangedInputError; otherwise all modules run as usual in
-        this call, and nothing is recorded.
-        """
-        assert self.x is not None
-        as_expected = not kwargs and len(args) == 1 and args[0] is self.x and self.x._version == self.x_version
-        if not as_expected and self.recording is not None:
-            raise ChangedInputError("the task does not pass the samples of the batch to the model unchanged")
-        self.past_boundary, self.inside_module, self.position = not as_expected, False, 0
+    def begin_forward(self) -> None:
+        """Begin a call of the model, before its first module runs."""
+        self.calls += 1
+        self.past_boundary, self.inside_module, self.position = False, False, Counter()
 
     def call_module(self, name: str, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return the output of the module `name`; `forward` is the original `forward` of that module.
 
-        In a replay, a frozen module does not run: the last frozen module returns its stored output, and any other returns
-        its placeholder. In all other cases the result is `forward(*args, **kwargs)`. While recording, `on_output` is called
-        with the name and output of each frozen module.
+        In a replay, the last frozen module returns its stored output, and those in the recording their placeholders, without
+        running. In all other cases the result is `forward(*args, **kwargs)`. While recording, `on_output` is called with
+        the name and output of each frozen module.
         """
         if self.past_boundary or self.inside_module:
             return forward(*args, **kwargs)
-        if self.recording is None:
-            self.inside_module = True
-            output = forward(*args, **kwargs)
-            self.inside_module, self.past_boundary = False, name == self.boundary
-            self.on_output(name, output)
-            return output
-        if name == self.boundary:
+        if self.recording is not None and name == self.boundary:
             self.past_boundary = True
-            return self.load_output()
-        expected, output = self.recording.outputs[self.position]
-        assert expected == name, f"{name} was called, but {expected} when the prefix was recorded"
-        self.position += 1
-        return map_tensors(output, Tensor.detach)  # new tensors, whose shape the model may change in place
+            output = self.load_output()
+            return map_tensors(self.recording.last, lambda placeholder: output)
+        if self.recording is not None and name in self.recording.outputs:
+            return self._recorded_output(name, self.recording.outputs[name])
+        self.inside_module = True
+        output = forward(*args, **kwargs)
+        self.inside_module, self.past_boundary = False, name == self.boundary
+        if self.recording is None:
+            self.on_output(name, output)
+        return output
+
+    def _recorded_output(self, name: str, outputs: Sequence[Any]) -> Any:
+        """Return the placeholders for the next output of a frozen module. Raises SkippedError if it has returned all."""
+        self.position[name] += 1
+        if self.position[name] > len(outputs):
+            raise SkippedError(f"{name} is called more often for one batch than for another: its output cannot be reused")
+        # new tensors, whose shape the model may change in place
+        return map_tensors(outputs[self.position[name] - 1], Tensor.detach)
 
     def undo(self) -> None:
         """Give every module its original `forward` back."""
@@ -170,9 +171,9 @@ class ReplacedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bypass = self.bypass
-        if self.name == "" and bypass.x is not None:
-            bypass.begin_forward(args, kwargs)
-        if bypass.x is None or (self.name == "" and bypass.boundary != ""):
+        if self.name == "" and bypass.active:
+            bypass.begin_forward()
+        if not bypass.active or (self.name == "" and bypass.boundary != ""):
             return self.forward(*args, **kwargs)
         return bypass.call_module(self.name, self.forward, args, kwargs)
 
@@ -189,16 +190,14 @@ class ReplacedForward:
             vars(self.module)["forward"] = self.instance_forward
 
 
-@torch.random.fork_rng()  # the forward pass may use random numbers
 @torch.no_grad()
-def find_prefix_modules(model: nn.Module, boundary: str, sample: Tensor) -> list[str]:
+def find_prefix_modules(model: nn.Module, boundary: str, example: Example) -> list[str]:
     """Return the names of the outermost modules that a forward pass calls until the module `boundary` has finished.
 
     Outermost means that no other module in the list calls them. `boundary` and the modules that contain it are not listed,
-    but the modules directly inside them are, if they are called before `boundary` has finished. The forward pass of `sample`
-    runs on a copy of the model in eval mode. The random state does not change.
+    but the modules directly inside them are, if they are called before `boundary` has finished. `model` and `example`: those
+    that `trial_copy` returns. The random state does not change.
     """
-    copied = copy.deepcopy(model).eval()
     parts = boundary.split(".")
     containers = {".".join(parts[:count]) for count in range(len(parts) + 1)}
     found: list[str] = []
@@ -216,6 +215,6 @@ def find_prefix_modules(model: nn.Module, boundary: str, sample: Tensor) -> list
         if name not in containers:
             open_calls.pop()
 
-    with tracing(copied, begin, end), suppress(BoundaryReachedError):
-        copied(sample)
+    with preserve_random_state(), tracing(model, begin, end), suppress(BoundaryReachedError):
+        example.loss(model)
     return list(dict.fromkeys(found))

@@ -1,11 +1,11 @@
-"""A store of tensors with integer keys: in memory up to a limit, and beyond it in a memory-mapped file."""
+"""A store of tensors with keys: in memory up to a limit, and beyond it in a memory-mapped file."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from typing import IO
 
@@ -13,13 +13,15 @@ import numpy
 import torch
 from torch import Tensor
 
+from runner.methods.prefix.samples import row_bytes
+
 
 class DamagedError(Exception):
     """The bytes in the file of stored rows are not those that were written to it."""
 
 
 class RowStore:
-    """Stores tensors of one shape and dtype, called rows, each under an integer number, and returns them with the same bits.
+    """Stores tensors of one shape and dtype, called rows, each under a key, and returns them with the same bits.
 
     Rows stay in memory, on the device they came on, up to `limit` bytes in total. Further rows go to a file, each with a
     checksum. The file is in a new temporary folder inside `folder` (None: inside the system's folder for temporary files).
@@ -28,7 +30,7 @@ class RowStore:
 
     def __init__(self, limit: int, folder: str | None = None) -> None:
         self.limit, self.folder = limit, folder
-        self.positions: dict[int, int] = {}  # row number -> position; positions from `capacity` on are in the file
+        self.positions: dict[Hashable, int] = {}  # key of a row -> position; positions from `capacity` on are in the file
         self.in_memory: Tensor | None = None  # (positions, ...)
         self.row_bytes = 0
         self.capacity = 0  # how many rows `limit` allows in memory
@@ -37,11 +39,11 @@ class RowStore:
         self._map: numpy.memmap | None = None  # (rows in the file, bytes of a row)
         self._checksums: list[int] = []
 
-    def __contains__(self, number: int) -> bool:
-        return number in self.positions
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self.positions
 
-    def put(self, numbers: Sequence[int], rows: Tensor) -> None:
-        """Store a copy of each row: `rows[i]` under `numbers[i]`. `rows` has shape (N, ...), and the N numbers must be new.
+    def put(self, keys: Sequence[Hashable], rows: Tensor) -> None:
+        """Store a copy of each row: `rows[i]` under `keys[i]`. `rows` has shape (N, ...), and the N keys must be new.
 
         Raises OSError if the file cannot be written. The rows that fit into memory are then stored, and the others are not.
         """
@@ -58,16 +60,16 @@ class RowStore:
                 grown[:used] = self.in_memory[:used]
                 self.in_memory = grown
             self.in_memory[used : used + fitting] = rows[:fitting]
-            self.positions.update(zip(numbers[:fitting], range(used, used + fitting), strict=True))
+            self.positions.update(zip(keys[:fitting], range(used, used + fitting), strict=True))
         if fitting < len(rows):
-            self._write(numbers[fitting:], rows[fitting:])
+            self._write(keys[fitting:], rows[fitting:])
 
-    def _write(self, numbers: Sequence[int], rows: Tensor) -> None:
-        """Append the rows to the file, under these numbers, and keep a checksum of each row.
+    def _write(self, keys: Sequence[Hashable], rows: Tensor) -> None:
+        """Append the rows to the file, under these keys, and keep a checksum of each row.
 
         Raises OSError if the file cannot be written.
         """
-        data = _row_bytes(rows)
+        data = row_bytes(rows)
         if self._file is None:
             self._temporary_folder = tempfile.TemporaryDirectory(prefix="freeze-runner-", dir=self.folder)
             # Written as a file and read through the map: on a full disk, writing through the map would kill the process.
@@ -79,16 +81,16 @@ class RowStore:
             unwritten = unwritten[self._file.write(unwritten) :]
         first = self.capacity + len(self._checksums)
         self._checksums += [zlib.crc32(row) for row in data]
-        self.positions.update(zip(numbers, range(first, first + len(rows)), strict=True))
+        self.positions.update(zip(keys, range(first, first + len(rows)), strict=True))
 
-    def get(self, numbers: Sequence[int]) -> Tensor:
-        """Return a new tensor (N, ...) with the rows stored under these N numbers, in the order of the numbers.
+    def get(self, keys: Sequence[Hashable]) -> Tensor:
+        """Return a new tensor (N, ...) with the rows stored under these N keys, in the order of the keys.
 
-        Raises KeyError if a number is not in the store. Raises DamagedError if the file is too short or a row does not match
+        Raises KeyError if a key is not in the store. Raises DamagedError if the file is too short or a row does not match
         its checksum.
         """
         assert self.in_memory is not None
-        positions = [self.positions[number] for number in numbers]
+        positions = [self.positions[key] for key in keys]
         if max(positions) < self.capacity:
             return self.in_memory.index_select(0, torch.tensor(positions, device=self.in_memory.device))
         rows = self.in_memory.new_empty((len(positions), *self.in_memory.shape[1:]))
@@ -117,8 +119,8 @@ class RowStore:
         return row.to(self.in_memory.device)
 
     def forget_file(self) -> None:
-        """Remove the numbers of all rows that are in the file from the store. Rows in memory stay."""
-        self.positions = {number: position for number, position in self.positions.items() if position < self.capacity}
+        """Remove the keys of all rows that are in the file from the store. Rows in memory stay."""
+        self.positions = {key: position for key, position in self.positions.items() if position < self.capacity}
 
     def close(self) -> None:
         """Remove all rows from the store, and delete the file and its folder."""
@@ -130,9 +132,3 @@ class RowStore:
             with suppress(OSError):
                 self._temporary_folder.cleanup()
         self._file = self._temporary_folder = None
-
-
-def _row_bytes(rows: Tensor) -> numpy.ndarray:
-    """Return the bytes of the rows as a uint8 array (number of rows, bytes of one row)."""
-    flat = rows.cpu().contiguous().view(len(rows), -1)
-    return flat.view(torch.uint8).numpy() if flat.numel() else numpy.empty((len(rows), 0), numpy.uint8)

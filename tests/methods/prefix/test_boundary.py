@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 import torch
 from torch import nn
 
+from runner.errors import SkippedError
 from runner.freezing.selection import select
+from runner.methods.base import Example
 from runner.methods.detach import Detach
-from runner.methods.prefix.boundary import frozen_prefix
+from runner.methods.prefix.boundary import frozen_prefixes
 from runner.training.models import MLP
 from tests.in_memory import run_experiment
+
+
+def sum_of_output(model, batch):
+    return model(batch).sum()
+
+
+def example(*shape):
+    """Return a training step: the sum of the model's output for random samples, which leaves the random state as it is."""
+    return Example(sum_of_output, torch.randn(*shape, generator=torch.Generator().manual_seed(0)))
+
+
+def frozen_prefix(*arguments, **options):
+    """Return the first of `frozen_prefixes`, or None if it raises SkippedError."""
+    with suppress(SkippedError):
+        return next(frozen_prefixes(*arguments, **options))
 
 
 class Residual(nn.Module):
@@ -41,15 +58,13 @@ class Residual(nn.Module):
 )
 def test_the_boundary_is_the_module_whose_output_is_all_that_the_trainable_part_gets(patterns, boundary):
     model = Residual()
-    found, reason = frozen_prefix(model, select(model, patterns), [4])
-    assert found == boundary
-    assert bool(reason) == (boundary is None)
+    assert frozen_prefix(model, select(model, patterns), example(2, 4)) == boundary
 
 
 def test_a_frozen_weight_that_is_used_again_by_the_trainable_part_is_no_prefix():
     model = MLP([8])
-    assert frozen_prefix(model, select(model, ["body", "norm", "there"]), [8])[0] is None
-    assert frozen_prefix(model, select(model, ["body", "norm"]), [8])[0] == "norm"
+    assert frozen_prefix(model, select(model, ["body", "norm", "there"]), example(2, 8)) is None
+    assert frozen_prefix(model, select(model, ["body", "norm"]), example(2, 8)) == "norm"
 
 
 def test_finding_the_prefix_changes_neither_model_nor_random_state():
@@ -58,7 +73,7 @@ def test_finding_the_prefix_changes_neither_model_nor_random_state():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    frozen_prefix(model, select(model, ["body"]), [8])
+    frozen_prefix(model, select(model, ["body"]), example(2, 8))
     assert torch.equal(torch.rand(2), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
@@ -81,7 +96,7 @@ def test_finding_the_prefix_of_a_model_that_uses_random_numbers_keeps_the_random
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    assert frozen_prefix(model, select(model, ["body"]), [8])[0] == "body"
+    assert frozen_prefix(model, select(model, ["body"]), example(2, 8)) == "body"
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -91,7 +106,7 @@ def test_a_forward_pass_that_raises_leaves_gradients_enabled():
             raise KeyError("mine")
 
     model = Raises([8])
-    method = Detach([8])
+    method = Detach()
     method.boundary, method.checked_selection = "norm", select(model, ["body", "norm"])
     with ExitStack() as undo:
         method.prepare(model, method.checked_selection, undo)
@@ -103,7 +118,8 @@ def test_a_forward_pass_that_raises_leaves_gradients_enabled():
 def test_when_the_prefix_grows_in_mid_run_the_new_prefix_gets_no_gradient():
     model = MLP([8])
     first, second = select(model, ["body"]), select(model, ["body", "norm"])
-    method = Detach([8])
+    method = Detach()
+    method.example = example(4, 8)
     assert method.skip(model, second) is None
     x = torch.randn(4, 8)
     with ExitStack() as undo:
