@@ -57,7 +57,6 @@ def overrides(point: Point) -> list[str]:
         "data._target_=benchmarks.metered.Ones",
         "task=custom",
         "task._target_=benchmarks.metered.loss_of",
-        "++task._partial_=true",
         "optimizer=custom",
         "optimizer._target_=benchmarks.metered.Sgd",
         "method=requires_grad",

@@ -282,14 +282,19 @@ def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
 
 def build_task(config: Config, device: torch.device) -> Task:
     """Return the config's loss function, (model, batch) -> loss. With `autocast=true`, it runs the model in bfloat16."""
-    node = dict(config.task)
+    task = partial(scalar_loss, declared_task(config.task))
+    return with_autocast(task, device) if config.autocast else task
+
+
+def declared_task(options: Mapping[str, Any]) -> Task:
+    """Return the task that the node `task` of the config declares. Raises ConfigError if it is no function."""
+    node = dict(options)
     if locate(node["_target_"], "task._target_") is BatchTask and names_function(loss := node.get("loss")):
         node["loss"] = build_function(loss, "task.loss")
-    task = build_function(node, "task")
+    task: Task = build_function(node, "task")
     if not callable(task):
         raise ConfigError(f"task gives {described(task)}; it must give a function (model, batch) -> loss")
-    task = partial(scalar_loss, task)
-    return with_autocast(task, device) if config.autocast else task
+    return task
 
 
 def build_batches(config: Config, device: torch.device) -> Iterator[Any]:
