@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from itertools import chain, pairwise
 from typing import Any
 
@@ -287,10 +288,17 @@ def build_task(config: Config, device: torch.device) -> Task:
 
 
 def declared_task(options: Mapping[str, Any]) -> Task:
-    """Return the task that the node `task` of the config declares. Raises ConfigError if it is no function."""
+    """Return the task that the node `task` of the config declares. Raises ConfigError if it is no function.
+
+    The files in `conf/task` have all options of BatchTask; a task of the user's own is not given those that are not set.
+    """
     node = dict(options)
-    if locate(node["_target_"], "task._target_") is BatchTask and names_function(loss := node.get("loss")):
-        node["loss"] = build_function(loss, "task.loss")
+    if locate(node["_target_"], "task._target_") is BatchTask:
+        if names_function(loss := node.get("loss")):
+            node["loss"] = build_function(loss, "task.loss")
+    else:
+        unset = {name: each.default for name, each in signature(BatchTask).parameters.items()}
+        node = {name: value for name, value in node.items() if name not in unset or value != unset[name]}
     task: Task = build_function(node, "task")
     if not callable(task):
         raise ConfigError(f"task gives {described(task)}; it must give a function (model, batch) -> loss")

@@ -203,6 +203,13 @@ def test_a_custom_task_is_a_function_a_class_or_a_function_that_returns_one(name
     assert torch.equal(custom(model, (X, CLASSES)), factor * task(model, (X, CLASSES)))
 
 
+def test_a_target_of_the_users_is_not_given_the_options_of_ours_that_are_not_set():
+    model = Net()
+    assert torch.equal(built(f"task._target_={__name__}.task")(model, (X, CLASSES)), task(model, (X, CLASSES)))
+    with pytest.raises(ConfigError, match=r"^task\.call: .*Task takes no call"):
+        built(f"task._target_={__name__}.Task", "task.call=first")
+
+
 def test_the_example_in_the_messages_can_be_written_without_a_partial(cli):
     Path("my.py").write_text("def task(model, batch):\n    return model(batch[0]).mean()\n")
     assert cli("model=mlp", "batches=1", "task=custom", "task._target_=my.task")[0] == 0
