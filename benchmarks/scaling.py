@@ -58,7 +58,6 @@ def overrides(point: Point) -> list[str]:
         f"++data.input=[{settings['width']}]",
         "task=custom",
         "task._target_=benchmarks.metered.loss_of",
-        "++task._partial_=true",
         "optimizer=custom",
         "optimizer._target_=benchmarks.metered.Sgd",
         "method=requires_grad",

@@ -216,7 +216,7 @@ def test_an_error_in_the_users_code_exits_with_code_1_and_its_line_names_the_use
     [
         ("optimizer=custom", "optimizer._target_=mine.Sgd"),
         ("method._target_=mine.Method", "~method.clean"),
-        ("task=custom", "task._target_=mine.task", "+task._partial_=true"),
+        ("task=custom", "task._target_=mine.task"),
         ("data=custom", "data._target_=mine.Data"),
         (
             "scheduler=custom",
@@ -451,15 +451,15 @@ def test_a_call_of_exit_in_a_custom_class_ends_the_run_and_is_printed(cli):
     assert (code, "SystemExit: 7" in err) == (1, True)
 
 
-def test_the_error_for_a_model_that_does_not_return_a_tensor_recommends_a_custom_task(cli):
+def test_the_error_for_a_model_that_returns_several_tensors_names_the_key_to_set(cli):
     Path("mine.py").write_text(
         "import runner.training.models\n"
         "class Net(runner.training.models.MLP):\n"
         "    def forward(self, x):\n"
-        "        return (super().forward(x),)\n"
+        "        return super().forward(x), super().forward(x)\n"
     )
     code, _, err = cli(*QUICK, "model.build._target_=mine.Net")
-    assert (code, "task=custom" in err) == (2, True)
+    assert (code, "task.outputs={0: 1, 1: 0.3}" in err) == (2, True)
 
 
 def test_an_interpolation_of_a_missing_key_is_refused_before_a_folder_is_created(cli):

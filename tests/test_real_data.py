@@ -132,9 +132,7 @@ def test_a_gpt2_of_transformers_learns_the_next_byte_of_real_text(cli):
     sizes = "n_embd=64, n_layer=2, n_head=4, vocab_size=256, n_positions=64, bos_token_id=0, eos_token_id=0))\n"
     Path("mine.py").write_text(TEXT + build + sizes)
     model = ("model=custom", "model.build._target_=mine.gpt2", "model.head=lm_head")
-    code, _, err = cli(
-        *model, *CAUSAL, *ADAM, "freeze=none", "freeze.patterns=[transformer.wpe, transformer.h.0]"
-    )
+    code, _, err = cli(*model, *CAUSAL, *ADAM, "freeze=none", "freeze.patterns=[transformer.wpe, transformer.h.0]")
     assert code == 0, err
     evaluation = json.loads(Path("run/run.json").read_text())["evaluation"]
     assert evaluation["before"]["loss"] > 5.4

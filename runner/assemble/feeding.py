@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from itertools import chain, islice
 from typing import Any
 
@@ -114,10 +115,22 @@ def build_functions(node: Any, key: str) -> Any:
 
 def build_task(config: Config, device: torch.device) -> TrainedTask:
     """Return the config's task, a function (model, batch) -> loss. With `autocast=true`, it runs the model in bfloat16."""
-    node = dict(config.task)
-    if locate(node["_target_"], "task._target_") is BatchTask and names_function(loss := node.get("loss")):
-        node["loss"] = build_function(loss, "task.loss")
+    return TrainedTask(declared_task(config.task), device.type if config.autocast else None)
+
+
+def declared_task(options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the task that the node `task` of the config declares. Raises ConfigError if it is no function.
+
+    The files in `conf/task` have all options of BatchTask; a task of the user's own is not given those that are not set.
+    """
+    node = dict(options)
+    if locate(node["_target_"], "task._target_") is BatchTask:
+        if names_function(loss := node.get("loss")):
+            node["loss"] = build_function(loss, "task.loss")
+    else:
+        unset = {name: each.default for name, each in signature(BatchTask).parameters.items()}
+        node = {name: value for name, value in node.items() if name not in unset or value != unset[name]}
     task = build_function(node, "task")
     if not callable(task):
         raise ConfigError(f"task gives {described(task)}; it must give a function (model, batch) -> loss")
-    return TrainedTask(task, device.type if config.autocast else None)
+    return task

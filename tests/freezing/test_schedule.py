@@ -359,7 +359,7 @@ def short_data():
         yield torch.randn(4, 64), torch.randint(10, (4,))
 
 
-class InterruptingTask(BatchTask):
+class InterruptingTask:
     """A task that raises KeyboardInterrupt in the second step."""
 
     def __init__(self):
@@ -369,7 +369,7 @@ class InterruptingTask(BatchTask):
         self.calls += 1
         if self.calls == 2:
             raise KeyboardInterrupt
-        return super().__call__(model, batch)
+        return BatchTask()(model, batch)
 
 
 @pytest.mark.parametrize(

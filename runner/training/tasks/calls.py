@@ -70,8 +70,8 @@ def arrange(batch: Any, model: nn.Module, options: CallOptions) -> Call:
 def call_model(model: nn.Module, call: Call) -> Any:
     """Return the output of the model for the arguments.
 
-    Raises ConfigError if its forward does not take such arguments, or if BatchNorm cannot normalise a single sample. Other
-    errors are passed on.
+    Raises ConfigError if its forward does not take such arguments, if an input or target is outside an embedding or the
+    classes (on a CPU), or if BatchNorm cannot normalise a single sample. Other errors are passed on.
     """
     try:
         return model(*call.args, **call.kwargs)
@@ -85,6 +85,15 @@ def call_model(model: nn.Module, call: Call) -> Any:
                 f"the model takes {short_signature(forward.parameters)} and was given ({', '.join(given)}): {mismatch}; "
                 "give task.fields={FIELD: ARGUMENT}, or task.call=first, args or kwargs"
             ) from error
+        raise
+    except IndexError as error:  # as torch words it, in the loss of the model and in an embedding
+        if str(error).startswith("Target ") or str(error) == "index out of range in self":
+            what = (
+                "a target is outside the classes of the model"
+                if str(error)[0] == "T"
+                else ("an input is outside an embedding of the model, such as a token that is not below its vocabulary")
+            )
+            raise ConfigError(f"data: {what} ({error})") from error
         raise
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
@@ -169,7 +178,7 @@ def _of_mapping(parts: dict[Any, Any], model: nn.Module, options: CallOptions, w
     inputs = {str(key): value for key, value in parts.items() if key != target}
     if options.call == "auto" and not takes_any:
         inputs = {key: value for key, value in inputs.items() if key in named}
-    if not inputs:
+    if not inputs or (options.call == "auto" and named and not named & inputs.keys()):
         source = next((key for key in parts if key != target), "FIELD") if within is None else within
         raise ConfigError(
             f"the data gave the fields {_names(parts)}, and the model takes {short_signature(parameters)}: give "

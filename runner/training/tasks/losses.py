@@ -107,9 +107,11 @@ def _cross_entropy(loss: LossFunction, scores: Any, target: Any) -> Tensor:
         return loss(scores, target)
     except IndexError as error:
         used = target[target != getattr(loss, "ignore_index", -100)]
+        lowest, highest = int(used.min()), int(used.max())
+        are_masks = scores.dim() == 4 and highest == 255
         raise ConfigError(
-            f"data: a target is outside the head's {scores.shape[1]} classes (targets run from {int(used.min())} to "
-            f"{int(used.max())}); give model.classes"
+            f"data: a target is outside the head's {scores.shape[1]} classes (targets run from {lowest} to {highest}); give "
+            f"{'task=segmentation, which ignores 255' if are_masks else 'model.classes'}"
         ) from error
 
 
@@ -119,16 +121,20 @@ def _elementwise(loss: LossFunction, output: Any, target: Any) -> Tensor:
     It would broadcast (N, 1) against (N,) to (N, N), so the target is given the shape of the output. Raises ConfigError if
     that is impossible, or if torch refuses the two. Losses whose target is classes get it as it is.
     """
-    words = f"task.loss={_name(loss)}: the model returned {described(output)} for {_target(target)}"
     of_classes = isinstance(loss, _MODULES_OF_CLASSES) or getattr(loss, "func", loss) in _FUNCTIONS_OF_CLASSES
     if not of_classes and isinstance(output, Tensor) and isinstance(target, Tensor):
         target = _aligned(output, target)
         if target.shape != output.shape:
-            raise ConfigError(f"{words}; the shapes must be equal")
+            raise ConfigError(_refusal(loss, output, target, "the shapes must be equal"))
     try:
         return loss(output, target)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise ConfigError(f"{words}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(_refusal(loss, output, target, str(error).splitlines()[0])) from error
+
+
+def _refusal(loss: LossFunction, output: Any, target: Any, reason: str) -> str:
+    """Return the message for an output and a target that a loss does not take."""
+    return f"task.loss={_name(loss)}: the model returned {described(output)} for {_target(target)}; {reason}"
 
 
 def _aligned(output: Tensor, target: Tensor) -> Tensor:

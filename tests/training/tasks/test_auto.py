@@ -180,7 +180,7 @@ REFUSED = {
     "a loss among the outputs beside a target": (
         Net(lambda scores: Output(scores, scores.sum())),
         (X, CLASSES),
-        r"an Output|a Output with logits, loss and cache, a loss of its own",
+        r"returned an Output with logits, loss and cache, a loss of its own",
     ),
     "summands of a loss beside a target": (
         Net(lambda scores: {"box": scores.sum(), "mask": scores.mean()}),
@@ -196,7 +196,7 @@ REFUSED = {
     "no tensor among the outputs": (Net(lambda scores: None), (X, CLASSES), r"a NoneType, in which there is no tensor"),
     "tokens as their own labels": (LogitsOfTokens(), (IDS, IDS), r"give task=causal_lm to predict the next token"),
     "labels of tokens that no model takes": (LogitsOfTokens(), {"input_ids": IDS, "labels": IDS}, r"task=causal_lm"),
-    "as many tokens as classes": (LogitsOfTokens(), (IDS[:, :6], IDS[:, :6]), r"task=causal_lm"),
+    "as many tokens as classes": (LogitsOfTokens(), (IDS[:, [*range(6), 0]],) * 2, r"task=causal_lm"),
     "a row of three": (Tokens(), (IDS, torch.ones_like(IDS), IDS), r"task\.call=args task\.target=-1"),
     "an empty row": (Net(), (), r"empty tuple"),
     "fields that are no arguments": (
@@ -209,7 +209,7 @@ REFUSED = {
     "labels that the model takes and ignores": (
         Tokens(),
         {"input_ids": IDS, "labels": None},
-        r"a Output with logits, loss and cache.*task\.target=labels",
+        r"an Output with logits, loss and cache.*task\.target=labels",
     ),
     "a missing argument": (TakesTarget(), {"y": CLASSES}, r"forward\(x, y=None\).*missing a required argument: 'x'"),
     "a mapping in a pair that the model takes none of": (Net(), ({"a": X}, CLASSES), r"give task\.fields=\{0: x\}"),
@@ -256,7 +256,9 @@ def test_auto_classifies_videos():
 )
 def test_a_model_with_auxiliary_classifiers_is_refused_until_their_weights_are_given(build, size, outputs):
     model, batch = on_meta(build, init_weights=False, aux_logits=True), meta_batch(3, size, size)
-    with pytest.raises(ConfigError, match=r"Outputs with logits, aux_logits.*task\.outputs=\{logits: 1, aux_logits2?: 0\.3"):
+    with pytest.raises(
+        ConfigError, match=r"Outputs with logits(,| and) aux_logits.*task\.outputs=\{logits: 1, aux_logits2?: 0\.3"
+    ):
         BatchTask()(model, batch)
     assert BatchTask(outputs=outputs).run(model, batch).parts.keys() == outputs.keys()
     assert BatchTask(outputs=outputs).run(model.eval(), batch).parts == {}
