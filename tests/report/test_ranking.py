@@ -18,7 +18,7 @@ SWEEP = Path("sweep")
 NOTHING_FROZEN = (change_row("body.weight", "trained", 0.5), change_row("head.weight", "trained", 0.5))
 
 
-def write_setting(method, freeze, *accuracies, flops=None, rows=HELD_ROWS, **record):
+def write_setting(method, freeze, /, *accuracies, flops=None, rows=HELD_ROWS, **record):
     """Write a run for each accuracy, with seeds 0, 1, 2, ..."""
     for seed, accuracy in enumerate(accuracies):
         evaluation = {"before": {"loss": 2.0, "accuracy": 0.1}, "after": {"loss": 1 - accuracy, "accuracy": accuracy}}
