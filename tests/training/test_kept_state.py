@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from runner.tensors import same_bits
 from runner.training.kept_state import in_eval_mode
 
 
@@ -119,10 +120,7 @@ def test_what_is_written_is_named_and_put_back_bit_by_bit_in_the_same_memory(wri
         value, memory, stride = before[name]
         assert tensor is tensors[name]
         assert (tensor.data_ptr(), tensor.stride(), tensor.dtype) == (memory, stride, value.dtype)
-        assert torch.equal(
-            tensor.view(torch.int32) if tensor.dtype is torch.float32 else tensor,
-            value.view(torch.int32) if value.dtype is torch.float32 else value,
-        )
+        assert same_bits(tensor, value)
     assert net.cache is None
     assert [name for name, module in net.named_modules() if not module.training] == ["norm"]
     assert net.one.weight is net.two.weight
