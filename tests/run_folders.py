@@ -74,6 +74,7 @@ def write_run(
         "device": "cpu",
         "trained_digest": "same",
         "couplings": [],
+        "evaluation": {},
         "cost": {},
         "versions": VERSIONS,
         "git": {"commit": "0" * 40, "dirty": False},

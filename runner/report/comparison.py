@@ -20,11 +20,13 @@ from runner.contract import (
     LOG,
     OUTCOME_COLUMNS,
     STATUSES_WITH_TABLES,
+    TEST,
     VERDICTS,
 )
 from runner.report.costs import COST_TEXTS, costs_by_run, total_flops
 from runner.report.equivalence import compare_trained_parts
 from runner.report.grouping import overrides_by_key, sort_runs, swept_keys
+from runner.report.ranking import rank, ranking_lines
 from runner.runs.console import COLOURS
 from runner.runs.read import Run
 from runner.runs.tables import read_rows
@@ -41,11 +43,13 @@ def comparison_table(runs: Sequence[Run]) -> DataFrame:
     the run did not finish; the run's verdict (`held` or `leaked`); its outcome (the verdict, or a defect such as `nothing
     trained`); the number of tensors with each verdict; the first and the last loss, and the first step whose loss
     was NaN or infinite; whether the trainable parameters end with the same bits as under `requires_grad`, and if not, why;
-    the costs of a training step.
+    what was measured on held-out data after the training; the costs of a training step. The attribute `ranking` has lines
+    that rank the settings by their accuracy on held-out data.
     """
     keys = swept_keys(runs)
     trained_parts = compare_trained_parts({run.label: run.record for run in runs})
     costs = costs_by_run(runs)
+    measured = dict.fromkeys(["loss", "accuracy", *(key for run in runs for key in run.held_out)])
     rows = []
     for run in sort_runs(runs):
         overrides, record = overrides_by_key(run), run.record
@@ -53,8 +57,11 @@ def comparison_table(runs: Sequence[Run]) -> DataFrame:
         row |= {key: record[key] for key in ("status", "reason", "verdict")} | {"outcome": run.outcome} | record["counts"]
         row |= {key: record[key] for key in ("loss_first", "loss_last", "loss_not_finite_at")}
         row |= dict(zip(("trained_part", "trained_part_why"), trained_parts[run.label], strict=True))
+        row |= {f"{TEST}{key}": run.held_out.get(key) for key in measured}
         rows.append(row | costs[run.label])
-    return DataFrame(rows, columns=None if rows else ["run", *OUTCOME_COLUMNS])
+    table = DataFrame(rows, columns=None if rows else ["run", *OUTCOME_COLUMNS])
+    table.attrs["ranking"] = ranking_lines(rank(runs)) if len(runs) > 1 else []
+    return table
 
 
 def failures_table(runs: Sequence[Run]) -> DataFrame:
@@ -105,12 +112,13 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
     """
     rows = comparison.to_dict("records")
     fixed = {"run", *OUTCOME_COLUMNS, *COSTS}
-    keys = [column for column in comparison.columns if column not in fixed] or ["run"]
+    keys = [column for column in comparison.columns if column not in fixed and not column.startswith(TEST)] or ["run"]
     verdicts = [verdict for verdict in VERDICTS if rows and comparison[verdict].any()]
     trained_part = ["trained_part"] if rows and comparison["trained_part"].any() else []
+    held_out = next((key for key in ("accuracy", "loss") if rows and comparison[f"{TEST}{key}"].notna().any()), "")
     cost = ["GFLOP", "of unfrozen", "saved MiB"] if any(total_flops(row) is not None for row in rows) else []
     view = Table(box=None, pad_edge=False)
-    for name in (*keys, "outcome", *verdicts, "loss", *trained_part, *cost):
+    for name in (*keys, "outcome", *verdicts, "loss", *([f"held-out {held_out}"] if held_out else []), *trained_part, *cost):
         view.add_column(name, no_wrap=name != "trained_part")
     printed = rows if len(rows) <= MAX_PRINTED_RUNS else [row for row in rows if row["outcome"] != "held"][:MAX_PRINTED_RUNS]
     for row in printed:
@@ -118,10 +126,13 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
         cells = [escape(shortened(str(row[key]), MAX_CELL)) for key in keys]
         cells += [f"[{COLOURS.get(outcome, 'default')}]{outcome}[/]", *(str(row[verdict]) for verdict in verdicts)]
         cells += [in_digits(row["loss_last"]) or ("not finite" if row["loss_not_finite_at"] else "")]
+        cells += [in_digits(row[f"{TEST}{held_out}"])] if held_out else []
         cells += [escape(": ".join(filter(None, (row["trained_part"], row["trained_part_why"]))))] if trained_part else []
         view.add_row(*cells, *(COST_TEXTS[name](row) for name in cost))
     if printed:
         console.print(view)
+    for number, line in enumerate(comparison.attrs.get("ranking", ())):
+        console.print(escape(line if number else f"held-out accuracy, the best first: {line}"))
     for row in printed:
         if row["reason"]:
             console.print(f"{escape(row['run'])}: {row['status']}: {escape(row['reason'])}")

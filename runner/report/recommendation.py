@@ -12,7 +12,8 @@ from runner.report.costs import cheapest_methods
 from runner.report.equivalence import compare_trained_parts
 from runner.report.findings import Findings, MethodResults, all_findings, distinguishing_overrides, has_frozen
 from runner.report.grouping import group_by_method
-from runner.runs.console import cost_lines, listed_steps
+from runner.report.ranking import best_setting, rank, ranking_lines
+from runner.runs.console import cost_lines, evaluation_lines, listed_steps
 from runner.runs.read import Run
 from runner.runs.text import changed_buffers, counted
 
@@ -40,15 +41,21 @@ class Summary:
 
 
 def summarize_runs(runs: Sequence[Run]) -> Summary:
-    """Return the summary of several runs: which method to use and why, and what happened with each method."""
+    """Return the summary of several runs: which setting or method to use and why, and what happened with each method.
+
+    If accuracies on held-out data tell settings apart over several seeds, a setting is recommended, else a method.
+    """
     trained_parts = compare_trained_parts({run.label: run.record for run in runs})
     results = [MethodResults(method, members, trained_parts) for method, members in group_by_method(runs).items()]
+    ranked = rank(runs)
+    accuracy = [("Held-out accuracy", ranking_lines(ranked))] if ranked else []
+    findings = [*accuracy, *all_findings(results, runs)]
     if not any(result.finished for result in results):
         finished = sum(run.finished for run in runs)
         lead = "Nothing was declared frozen." if finished else "Failures and their reasons are below."
-        return Summary(f"{counted(finished, 'run')} of {len(runs):,} finished", lead, all_findings(results, runs))
-    headline, lead = recommend(results)
-    return Summary(headline, lead, all_findings(results, runs), is_bad=not any(result.held for result in results))
+        return Summary(f"{counted(finished, 'run')} of {len(runs):,} finished", lead, findings)
+    headline, lead = best_setting(ranked) or recommend(results)
+    return Summary(headline, lead, findings, is_bad=not any(result.held for result in results))
 
 
 def recommend(results: Sequence[MethodResults]) -> tuple[str, str]:
@@ -186,6 +193,7 @@ def summarize_run(run: Run) -> Summary:
         ("Trained", [f"{counted(counts['trained'], 'parameter')}"] if counts["trained"] else []),
         ("Idle", [listed(idle)] if idle else []),
         ("Drifted", [changed_buffers(counts["drifted"])] if counts["drifted"] else []),
+        ("Held-out data", list(evaluation_lines(record["evaluation"]))),
         ("Bits compared", [f"after {listed_steps(record['looks'])}"] if record["looks"] else []),
         ("Cost", list(cost_lines(record["cost"]))),
         ("Notes", notes[:MAX_NOTES] + ([f"and {len(notes) - MAX_NOTES} more"] if len(notes) > MAX_NOTES else [])),

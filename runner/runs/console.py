@@ -7,7 +7,7 @@ changed and then had its first bits again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from runner.contract import COSTS, DEFECTS, Cost, Record, Row
 from runner.errors import listed
 from runner.proof.verdict import defects_of, outcome_of
 from runner.runs.text import changed_buffers, counted
-from runner.units import in_gflop, in_mib, in_percent
+from runner.units import in_digits, in_gflop, in_mib, in_percent
 
 COLOURS: dict[str, str] = {
     "held": "green",
@@ -102,6 +102,8 @@ def print_summary(result: EndedRun, title: str, console: Console, printed_notes:
         first, last = ("not finite" if x is None else f"{x:.4g}" for x in (record["loss_first"], record["loss_last"]))
         looks = listed_steps(record["looks"]) if record["looks"] else "the last step alone"
         console.print(f"loss {first} -> {last}, bits compared after {looks}")
+    for line in evaluation_lines(record["evaluation"]):
+        console.print(escape(f"held-out: {line}"))
     for line in cost_lines(record["cost"]):
         console.print(escape(line))
     for note in (note for note in record["notes"] if note not in printed_notes):
@@ -182,6 +184,26 @@ def cost_lines(cost: Cost) -> Iterator[str]:
         yield f"peak memory: {in_mib(cost['peak_memory_bytes'])} MiB ({cost['peak_memory_by']})"
     if cost["why_small"]:
         yield f"little is saved: {cost['why_small']}"
+
+
+def evaluation_lines(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was measured on held-out data before and after the training, such as `accuracy 0.1 -> 0.9, loss 2 -> 0.4`.
+
+    `evaluation`: the entry of `run.json`. With values after each pass, a second line has those of the first line's quantity.
+    """
+    before, after = (evaluation.get(key, {}) for key in ("before", "after"))
+    keys = sorted(dict.fromkeys([*before, *after]), key=lambda key: (key != "accuracy", key != "loss"))
+    if not keys:
+        return
+
+    def text(values: Mapping[str, Any], key: str) -> str:
+        return in_digits(values[key]) or "not finite"
+
+    parts = [f"{key} {' -> '.join(text(values, key) for values in (before, after) if key in values)}" for key in keys]
+    yield ", ".join(parts) + ("" if after else " before the training")
+    passes = [text(values, keys[0]) for values in evaluation.get("passes", ()) if keys[0] in values]
+    if len(passes) > 1:
+        yield f"{keys[0]} after each pass: {', '.join(passes[:MAX_STEPS])}{' ...' if len(passes) > MAX_STEPS else ''}"
 
 
 def _percentage(share: float | None) -> str:

@@ -26,7 +26,7 @@ from runner.proof.verdict import finite_or_none, outcome_of
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import MAX_OVERRIDE, read_overrides
 from runner.runs.tables import TensorRow, read_losses, read_tensors
-from runner.runs.text import MAX_ITEMS, MAX_TEXT, is_too_long, printable, printable_values
+from runner.runs.text import MAX_CELL, MAX_ITEMS, MAX_TEXT, is_too_long, printable, printable_values
 
 RawRecord = dict[str, Any]
 """The JSON object of a `run.json`, written by any version and not checked yet."""
@@ -65,6 +65,11 @@ class Run:
     def outcome(self) -> str:
         """How the run ended, in one word or two, such as `held` or `nothing trained`: see `outcome_of`."""
         return outcome_of(self.record)
+
+    @property
+    def held_out(self) -> dict[str, float | None]:
+        """What was measured on held-out data after the training, such as {"loss": 0.4, "accuracy": 0.9}; mostly empty."""
+        return dict(self.record["evaluation"].get("after", {}))
 
     @property
     def finished(self) -> bool:
@@ -159,6 +164,7 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     costs = list(valid.get("cost", {}).items())[:MAX_ITEMS]
     record["cost"] = {printable(key): finite_or_none(value) for key, value in costs if _has_type(value, (int, float))}
     record["cost"] |= {key: printable(value) for key, value in costs if isinstance(value, str) and key in TEXT_COSTS}
+    record["evaluation"] = _checked_evaluation(valid.get("evaluation", {}))
     record["status"] = valid.get("status")
     if record["status"] not in STATUSES:
         record["reason"] = printable(f"{RECORD} has a status that this version does not know: {raw['status']!r}")
@@ -173,9 +179,24 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys((*TEXT_KEYS, "status"), str),
     **dict.fromkeys((*LIST_KEYS, "looks"), list),
-    **dict.fromkeys((*MAPPING_KEYS, "counts", "cost"), dict),
+    **dict.fromkeys((*MAPPING_KEYS, "counts", "cost", "evaluation"), dict),
     **dict.fromkeys(NUMBER_KEYS, (int, float)),
 }
+
+
+def _checked_evaluation(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry `evaluation` of a `run.json` with numbers and None alone; what is nothing of the kind is left out."""
+    passes = raw.get("passes")
+    found: dict[str, Any] = {key: _numbers(raw[key]) for key in ("before", "after") if isinstance(raw.get(key), dict)}
+    if isinstance(passes, list):
+        found["passes"] = [_numbers(values) for values in passes[:MAX_ITEMS] if isinstance(values, dict)]
+    return found
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float | None]:
+    """Return those items of a dict whose values are numbers or None; NaN and infinity become None."""
+    items = list(values.items())[:MAX_ITEMS]
+    return {printable(key, MAX_CELL): finite_or_none(value) for key, value in items if _has_type(value, (int, float))}
 
 
 def _longest(key: str) -> int:

@@ -55,10 +55,15 @@ def _restore_registry(registry: Any, before: dict[str, Any]) -> None:
             registry[key] = tensor
 
 
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """Return where and how the values of a tensor lie in memory."""
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
 def _restore_values(tensor: Tensor, memory: Tensor, copied: Tensor) -> bool:
     """Give a tensor its memory and its bits back, and return whether they had changed."""
-    is_moved = tensor.data_ptr() != memory.data_ptr() or tensor.shape != memory.shape or tensor.dtype != memory.dtype
-    if is_moved or tensor.stride() != memory.stride():
+    is_moved = _layout(tensor) != _layout(memory)
+    if is_moved:
         tensor.data = memory
     is_written = not same_bits(copied, tensor)
     if is_written:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from runner.runs.console import listed_steps, print_summary
+from runner.runs.console import evaluation_lines, listed_steps, print_summary
 from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run
 
 RED, GREEN, YELLOW, BOLD, END = "\x1b[1;31m", "\x1b[1;32m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
@@ -76,3 +76,29 @@ def test_a_list_of_steps_has_an_end():
     assert listed_steps([1]) == "step 1"
     assert listed_steps([1, 2, 4]) == "steps 1, 2, 4"
     assert listed_steps(range(1, 1041)).endswith(", 40 and 1,000 more")
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "lines"),
+    [
+        ({}, []),
+        (
+            {"before": {"loss": 2.31, "accuracy": 0.1}, "after": {"loss": 0.42, "accuracy": 0.9125}},
+            ["accuracy 0.1 -> 0.9125, loss 2.31 -> 0.42"],
+        ),
+        (
+            {"before": {"loss": 2.0, "f1_score": 0.5}, "after": {"loss": None, "f1_score": 0.25}},
+            ["loss 2 -> not finite, f1_score 0.5 -> 0.25"],
+        ),
+        ({"before": {"loss": 2.0}}, ["loss 2 before the training"]),
+        ({"after": {"loss": 2.0}}, ["loss 2"]),
+        (
+            {"before": {"loss": 2.0}, "after": {"loss": 1.0}, "passes": [{"loss": 1.5}, {}, {"loss": 1.0}]},
+            ["loss 2 -> 1", "loss after each pass: 1.5, 1"],
+        ),
+    ],
+)
+def test_what_was_measured_on_held_out_data_stands_in_a_line_the_accuracy_first(evaluation, lines):
+    assert list(evaluation_lines(evaluation)) == lines
+    printed = [line for line in summary_lines(evaluation=evaluation) if line.startswith("held-out: ")]
+    assert printed == [f"held-out: {line}" for line in lines]

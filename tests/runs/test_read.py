@@ -55,6 +55,8 @@ HUGE = {
     "method, nested": replaced(method=nested(900)),
     "versions": replaced(versions={LONG: LONG}),
     "costs": replaced(cost={f"cost{number}": number for number in range(100_000)}),
+    "evaluation": replaced(evaluation={"after": {LONG: 1, **{f"m{number}": 1 for number in range(100_000)}}}),
+    "passes": replaced(evaluation={"passes": [{"loss": 1.0}] * 100_000}),
     "text of costs": replaced(cost={"why_small": LONG}),
     "numbers": replaced(
         seed=10**4000, threads=10**400, loss_first=10**4000, looks=[10**4000], counts={"held": 10**4000, "leaked": -5}
@@ -85,3 +87,19 @@ def test_huge_texts_of_a_table_and_of_the_config_are_cut():
     (folder / ".hydra" / "config.yaml").write_text(f"seed: {LONG}\n")
     assert [len(row.name) for row in read_run(folder).tensors] == [MAX_NAME]
     assert [len(text) for text in read_config(folder).values()] == [MAX_TEXT]
+
+
+@pytest.mark.parametrize(
+    ("raw", "read"),
+    [
+        ({"after": {"loss": 0.5, "accuracy": None}}, {"after": {"loss": 0.5, "accuracy": None}}),
+        ({"before": [1], "after": 3, "passes": {"a": 1}, "later": {"loss": 1}}, {}),
+        ({"after": {"loss": "0.5", "accuracy": True, "f1_score": [1]}}, {"after": {}}),
+        ({"after": {"loss": float("nan"), "f1": 10**400}}, {"after": {"loss": None, "f1": None}}),
+        ({"passes": [{"loss": 1}, 2, {"loss": "x"}]}, {"passes": [{"loss": 1}, {}]}),
+        ([], {}),
+        (None, {}),
+    ],
+)
+def test_of_an_evaluation_only_numbers_are_read(raw, read):
+    assert checked_record({"status": "finished", "evaluation": raw}, [])["evaluation"] == read

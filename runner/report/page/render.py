@@ -14,6 +14,7 @@ from runner import __version__
 from runner.report.grouping import sort_runs
 from runner.report.ownership import GENERATOR_TAG
 from runner.report.page import tables
+from runner.report.page.accuracy import accuracy_table
 from runner.report.recommendation import summarize_run, summarize_runs
 from runner.runs.read import Run
 from runner.runs.text import counted
@@ -39,6 +40,7 @@ def render_page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture]
     single = runs[0] if len(runs) == 1 else None
     common_facts, machines = tables.machines_table(runs)
     page_tables = [
+        accuracy_table(runs) if not single else None,
         tables.seed_groups_table(runs),
         tables.tensors_table(single.tensors) if single and single.tensors else None,
         tables.runs_table(runs),

@@ -63,6 +63,8 @@ def runs_table(runs: Sequence[Run]) -> PageTable:
     has_trained_part = any(word for word, _ in trained_parts.values())
     columns = [Column("run"), *map(Column, keys), Column("outcome"), *(Column(verdict, True) for verdict in verdicts)]
     columns += [Column("first loss", True), Column("last loss", True)]
+    measured = dict.fromkeys(key for run in runs for key in run.held_out)
+    columns += [Column(f"held-out {key}", True) for key in measured]
     columns += [Column("trained_part")] if has_trained_part else []
     columns += [Column(name, True) for name, _ in cost_columns]
     rows, picked = [], pick_runs(runs)
@@ -75,6 +77,7 @@ def runs_table(runs: Sequence[Run]) -> PageTable:
         ]
         row += [TableCell(str(record["counts"][verdict])) for verdict in verdicts]
         row += [TableCell(_loss_text(run, loss)) for loss in (record["loss_first"], record["loss_last"])]
+        row += [TableCell(in_digits(run.held_out.get(key))) for key in measured]
         row += [TableCell(": ".join(filter(None, trained_parts[run.label])), "why")] if has_trained_part else []
         rows.append(row + [TableCell(text_of(costs[run.label])) for _, text_of in cost_columns])
     caption = (
