@@ -105,7 +105,7 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         method = build_instance(FreezingMethod, config.method, "method")
         task = build_task(config, device)
         probe = feed.first if have_values else map_tensors(feed.first, lambda tensor: tensor.to("meta"))
-        method.example = Example(task, probe)
+        method.example = Example(task, probe, feed.reread)
         if reason := method.skip(built_model, selection):
             raise SkippedError(reason)
         phases = build_phases(config, selection)

@@ -26,9 +26,9 @@ from runner.freezing.selection import Selection, select
 from runner.proof.changes import measure_change
 from runner.proof.verdict import run_verdict
 from runner.runs.folder import csv_text
+from runner.training.data.synthetic import Synthetic
 from runner.training.models import MLP
 from runner.training.schedulers import inverse_square_root
-from runner.training.tasks.task import BatchTask
 from tests.conftest import read_table
 from tests.in_memory import config_with, run_experiment
 
@@ -251,7 +251,7 @@ config_of = cache(config_with)  # cached, because composing a config takes longe
 
 
 @cache
-def run(method: str, *more: str) -> Outcome:
+def run(method: str, *more: str, on_step=lambda step: None) -> Outcome:
     """Return the outcome of a run that freezes the backbone at STEP; outcomes are cached.
 
     `method`: `NAME` or `NAME-OPTION`, which sets `method.OPTION=true`. `more`: further overrides. The config is put together
@@ -263,7 +263,7 @@ def run(method: str, *more: str) -> Outcome:
     for override in overrides:
         overrides_of[re.split(r"[.=]", override)[0]] += (override,)
     config_values = {key: getattr(config_of(*MID_RUN, *group), key) for key, group in overrides_of.items()}
-    return experiment(Config(**config_values))
+    return experiment(Config(**config_values), on_step)
 
 
 def rows_without_groups(result: Outcome) -> list[dict[str, Any]]:
@@ -354,34 +354,26 @@ def test_a_step_after_the_end_of_the_run_is_an_error_in_one_line_and_creates_no_
 
 
 def short_data():
-    """Yield only two batches."""
-    for _ in range(2):
-        yield torch.randn(4, 64), torch.randint(10, (4,))
+    """Return the first two batches of the synthetic data."""
+    return Synthetic(4, input=[64], classes=10).read(0, 0, 2)
 
 
-class InterruptingTask:
-    """A task that raises KeyboardInterrupt in the second step."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, model, batch):
-        self.calls += 1
-        if self.calls == 2:
-            raise KeyboardInterrupt
-        return BatchTask()(model, batch)
+def interrupt(step):
+    """Interrupt the run, after its first step."""
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
     ("ending", "steps"),
-    [("data={_target_: %s.short_data}", 2), ("task={_target_: %s.InterruptingTask}", 1)],
+    [({}, 2), ({"on_step": interrupt}, 1)],
     ids=["data", "interrupt"],
 )
 @pytest.mark.parametrize("method", ["detach", "exclude", "requires_grad", "zero_lr"])
 def test_a_run_that_ends_before_the_freeze_equals_a_run_without_freezing(method, ending, steps):
-    result = run(method, ending % __name__)
+    data = f"data={{_target_: {__name__}.short_data}}"
+    result = run(method, *([] if ending else [data]), **ending)
     unfrozen = run_experiment("freeze=none", f"batches={steps}")
-    assert result.interrupted is ending.startswith("task")
+    assert result.interrupted is bool(ending)
     assert result.losses == unfrozen.losses
     tensors, expected = result.model.state_dict(), unfrozen.model.state_dict()
     assert all(same_bits(tensors[name], expected[name]) for name in expected)

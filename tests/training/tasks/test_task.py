@@ -11,12 +11,12 @@ import pytest
 import torch
 import torchvision
 from omegaconf import OmegaConf
-from runner.training.tasks.wrappers import with_autocast
+from runner.training.tasks.trained import TrainedTask
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from runner.assemble import declared_task
+from runner.assemble.feeding import declared_task
 from runner.config.check import check
 from runner.config.compose import compose_config
 from runner.config.schema import CONF
@@ -285,7 +285,7 @@ def test_the_scores_of_a_model_that_takes_its_labels_serve_for_the_accuracy():
 def test_a_task_works_on_fake_tensors_and_under_autocast(name):
     model, batch, _ = FILES[name]
     built_task = built(f"task={name}")
-    assert with_autocast(built_task, torch.device("cpu"))(model, batch).isfinite()
+    assert TrainedTask(built_task, "cpu")(model, batch).isfinite()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = copy.deepcopy(model)
         to_fake = torch.utils._pytree.tree_map(lambda value: mode.from_tensor(value), batch)
