@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from runner.errors import ConfigError, did_you_mean
 from runner.training.data.loading import from_dataset
+from runner.training.data.options import takes_loading
 from runner.training.data.source import Source
 
 
@@ -45,11 +46,13 @@ class Digits(Dataset[tuple[Tensor, int]]):
         return x.expand(channels, -1, -1).reshape(self.input), self.targets[index]
 
 
+@takes_loading
 def digits(input: Sequence[int] | None = None, **loading: Any) -> Source:
     """Return a Source of `Digits`; `loading`: the attributes of Loading."""
     return from_dataset(Digits(input), input=input, **loading)
 
 
+@takes_loading
 def image_folder(root: str, input: Sequence[int] | None = None, **loading: Any) -> Source:
     """Return a Source of the pictures in `root`, which has a subfolder for each class (`root/CLASS/picture.png`).
 
@@ -68,6 +71,7 @@ def image_folder(root: str, input: Sequence[int] | None = None, **loading: Any) 
     return from_dataset(dataset, input=input, **loading)
 
 
+@takes_loading
 def torchvision_dataset(
     name: str, root: str, input: Sequence[int] | None = None, options: dict[str, Any] | None = None, **loading: Any
 ) -> Source:
@@ -88,6 +92,7 @@ def torchvision_dataset(
     return from_dataset(dataset, input=input, **loading)
 
 
+@takes_loading
 def huggingface_dataset(root: str, split: str = "train", **loading: Any) -> Source:
     """Return a Source of a folder that `save_to_disk` of the library `datasets` wrote; samples are mappings.
 
