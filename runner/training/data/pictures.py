@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,6 +16,7 @@ from runner.errors import ConfigError, did_you_mean
 from runner.training.data.loading import from_dataset
 from runner.training.data.options import takes_loading
 from runner.training.data.source import Source
+from runner.training.data.transforms import in_eight_bits
 
 
 class Digits(Dataset[tuple[Tensor, int]]):
@@ -65,10 +67,16 @@ def image_folder(root: str, input: Sequence[int] | None = None, **loading: Any) 
     if not Path(root).is_dir():
         raise ConfigError(f"data.root is {root!r}, which is not a folder; give one with class subfolders")
     try:
-        dataset = ImageFolder(root)
+        dataset = ImageFolder(root, loader=open_picture)
     except FileNotFoundError as error:
         raise ConfigError(f"data.root={root}: {str(error).splitlines()[0]}") from error
     return from_dataset(dataset, input=input, **loading)
+
+
+def open_picture(path: str) -> Image.Image:
+    """Return the picture in a file, in RGB."""
+    with Image.open(path) as picture:
+        return in_eight_bits(picture).convert("RGB")
 
 
 @takes_loading

@@ -159,6 +159,7 @@ def items_of(reader: Any, workers: int, sampler: Any = None) -> Iterator[Any]:
         sampler=sampler,
         num_workers=workers,
         collate_fn=_unchanged,
+        worker_init_fn=_say_nothing,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator().manual_seed(0),
     )
@@ -173,15 +174,25 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
+def _say_nothing(worker: int) -> None:
+    """Print no traceback if a thread of a worker process loses its connection to this one, because the run ends."""
+    sys.excepthook = lambda *_: None
+
+
 @contextmanager
 def explained_worker_death() -> Iterator[None]:
     """Raise ReadError in place of the error of torch's DataLoader about a worker process that died.
 
-    torch raises that error in a signal handler, so at any line of the block: also in a training step.
+    The cause of that error, if it has one, tells the signal or the exit code. torch raises that error in a signal handler, so at any line of the block: also in a training step.
     """
     try:
         yield
     except RuntimeError as error:
-        if (found := WORKER_DEATH.search(str(error))) is None:
+        found = [
+            match[1].replace("is ", "was ").strip()
+            for each in (error.__cause__, error)
+            if (match := WORKER_DEATH.search(str(each)))
+        ]
+        if not found:
             raise
-        raise ReadError(f"data: a worker process {found[1].strip()}; give data.workers=0 to see the error itself") from error
+        raise ReadError(f"data: a worker process {found[0]}; give data.workers=0 to see the error itself") from error
