@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from runner.contract import Note
 from runner.errors import ConfigError
 from runner.seeding import PrivateRandomness, derived_seed
 from runner.training.data.source import Source, as_source, batches_a_pass, to_device
+from runner.training.data.structure import refuse_other_structure
 from runner.training.tasks.task import BatchTask
 from runner.training.tasks.trained import TrainedTask
 from runner.training.tasks.wording import described
@@ -47,8 +49,8 @@ class Feed:
     held_out: Callable[[], Iterator[Any] | None]
 
 
-def open_feed(config: Config, device: torch.device, note: Note) -> Feed:
-    """Build the data that the config declares, and read the first batch.
+def open_feed(config: Config, device: torch.device, note: Note, undo: ExitStack) -> Feed:
+    """Build the data that the config declares, and read the first batch. Closing `undo` ends the worker processes.
 
     `note` is called with a message if a pass has fewer batches than the config asks for. Raises ConfigError if the data are
     no batches, if there are none, or if the config asks for a number of them that is not known.
@@ -66,7 +68,9 @@ def open_feed(config: Config, device: torch.device, note: Note) -> Feed:
     config = config.with_batches(count)
     check_numbers(config)
     move = partial(to_device, device=device, dtype=dtype_of(config))
-    batches = map(move, _all_passes(source, config))
+    passes = _all_passes(source, config)
+    undo.callback(passes.close)
+    batches = map(move, passes)
     first = next(batches, None)
     if first is None:
         raise ConfigError("data: there is no batch; give data that yield at least one")
@@ -84,10 +88,13 @@ def _moved(value: Any, move: Callable[[Any], Any]) -> Any:
     return None if value is None else move(value)
 
 
-def _all_passes(source: Source, config: Config) -> Iterator[Any]:
-    """Yield the batches of every pass over the data."""
+def _all_passes(source: Source, config: Config) -> Generator[Any, None, None]:
+    """Yield the batches of every pass over the data. Raises ConfigError if one has another structure than the first."""
+    structure = None
     for epoch in range(config.epochs):
-        yield from islice(source.read(config.seed, epoch, config.batches), config.batches)
+        for number, batch in enumerate(source.read(config.seed, epoch, config.batches), epoch * config.batches + 1):
+            structure = refuse_other_structure(batch, number, structure)
+            yield batch
 
 
 def build_source(config: Config) -> Source:
@@ -100,7 +107,7 @@ def build_source(config: Config) -> Source:
             node[key] = build_functions(node[key], f"data.{key}")
     source = as_source(build(node, "data"), partial(build, node, "data"))
     if config.data.get("test") is not None:
-        source.hold_out(build(config.data["test"], "data.test"))
+        source.hold_out(partial(build, config.data["test"], "data.test"))
     return source
 
 

@@ -33,6 +33,7 @@ from runner.methods.base import Example, FreezingMethod
 from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import machine_settings, pick_device, seed_all
 from runner.tensors import map_tensors
+from runner.training.data.reading import explained_worker_death
 from runner.training.tasks.trained import TrainedTask
 from runner.training.tasks.wording import described
 
@@ -91,11 +92,12 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
     not work with this model.
     """
     with ExitStack() as undo:
+        undo.enter_context(explained_worker_death())
         undo.enter_context(machine_settings(config.threads, config.deterministic))
         device = pick_device(config.device.value)
         seed_all(config.seed)
         built_model = build_model(config, device) if have_values else build_on_meta(config)
-        feed = open_feed(config, device, note)
+        feed = open_feed(config, device, note, undo)
         config = feed.config
         (meter := build_meter(config, device, note)).on_model_built(built_model)
         for module in built_model.modules():

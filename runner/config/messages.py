@@ -87,7 +87,8 @@ def unknown_key_message(key: str) -> str:
     """Return the error message for a config key that does not exist.
 
     Some keys exist only with some choices of a config group: `optimizer.momentum` exists with `optimizer=sgd`. For such a
-    key the message lists these choices. For any other key it suggests existing keys with similar names.
+    key the message lists these choices. A key within a node of a group can be added. For any other key the message suggests
+    existing keys with similar names.
     """
     keys = _all_keys()
     if key in keys:  # a key of another choice of its group
@@ -99,6 +100,8 @@ def unknown_key_message(key: str) -> str:
         return f"{key}: no such key of the chosen {group}; {listed([f'{group}={c}' for c in choices])} {verb} it"
     if key.strip() != key:
         return f"{key!r}: no such key; write {key.strip()!r}, without a space around it"
+    if key.count(".") > 1 and key.rpartition(".")[0] in keys:  # a node of a user's own, or one that is null as yet
+        return f"{key}: no such key; to add it, write ++{key}=..."
     return f"{key}: no such key{did_you_mean(key, keys)}"
 
 

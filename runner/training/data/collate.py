@@ -31,12 +31,12 @@ def refuse_samples(samples: Sequence[Any], numbers: Sequence[int], error: Except
                 f"data: sample {number} is {given}, sample {numbers[0]} is {expected}; give samples of one form"
             )
         for name, value in fields.items():
-            shape, of_first = getattr(value, "shape", None), getattr(first[name], "shape", None)
-            if shape != of_first:
+            given, expected = _kind(value), _kind(first[name])
+            if given != expected:
                 what = f"field {name}" if name else "the samples"
                 raise ConfigError(
-                    f"data: {what} of sample {number} has shape {tuple(shape or ())}, of sample {numbers[0]} "
-                    f"{tuple(of_first or ())}; give data.transform to make them equal, or data.collate to pad them"
+                    f"data: {what} of sample {number} has {given}, of sample {numbers[0]} {expected}; "
+                    "give data.transform to make them equal, or data.collate to pad them"
                 )
     raise ConfigError(f"data: samples {', '.join(map(str, numbers[:8]))} make no batch: {error}; give data.collate")
 
@@ -55,3 +55,9 @@ def fields_of(sample: Any, name: str = "") -> dict[str, Any]:
 def _is_array(value: Any) -> bool:
     """Return whether a value is an array or a number of numpy."""
     return type(value).__module__ == "numpy"
+
+
+def _kind(value: Any) -> str:
+    """Return the shape of a tensor or array in words, or the type of another value."""
+    shape = getattr(value, "shape", None)
+    return f"type {type(value).__name__}" if shape is None else f"shape {tuple(shape)}"

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from runner.errors import ConfigError, did_you_mean
 from runner.training.data.loading import from_dataset
+from runner.training.data.options import takes_loading
 from runner.training.data.source import Source
+from runner.training.data.transforms import in_eight_bits
 
 
 class Digits(Dataset[tuple[Tensor, int]]):
@@ -45,11 +48,13 @@ class Digits(Dataset[tuple[Tensor, int]]):
         return x.expand(channels, -1, -1).reshape(self.input), self.targets[index]
 
 
+@takes_loading
 def digits(input: Sequence[int] | None = None, **loading: Any) -> Source:
     """Return a Source of `Digits`; `loading`: the attributes of Loading."""
     return from_dataset(Digits(input), input=input, **loading)
 
 
+@takes_loading
 def image_folder(root: str, input: Sequence[int] | None = None, **loading: Any) -> Source:
     """Return a Source of the pictures in `root`, which has a subfolder for each class (`root/CLASS/picture.png`).
 
@@ -62,12 +67,19 @@ def image_folder(root: str, input: Sequence[int] | None = None, **loading: Any) 
     if not Path(root).is_dir():
         raise ConfigError(f"data.root is {root!r}, which is not a folder; give one with class subfolders")
     try:
-        dataset = ImageFolder(root)
+        dataset = ImageFolder(root, loader=open_picture)
     except FileNotFoundError as error:
         raise ConfigError(f"data.root={root}: {str(error).splitlines()[0]}") from error
     return from_dataset(dataset, input=input, **loading)
 
 
+def open_picture(path: str) -> Image.Image:
+    """Return the picture in a file, in RGB."""
+    with Image.open(path) as picture:
+        return in_eight_bits(picture).convert("RGB")
+
+
+@takes_loading
 def torchvision_dataset(
     name: str, root: str, input: Sequence[int] | None = None, options: dict[str, Any] | None = None, **loading: Any
 ) -> Source:
@@ -88,6 +100,7 @@ def torchvision_dataset(
     return from_dataset(dataset, input=input, **loading)
 
 
+@takes_loading
 def huggingface_dataset(root: str, split: str = "train", **loading: Any) -> Source:
     """Return a Source of a folder that `save_to_disk` of the library `datasets` wrote; samples are mappings.
 

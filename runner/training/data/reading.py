@@ -1,21 +1,29 @@
-"""Read the samples of a batch and collate them, in this process or in a worker of torch's DataLoader."""
+"""Read samples and collate them to batches, in this process or in a worker of torch's DataLoader."""
 
 from __future__ import annotations
 
+import re
+import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any, NoReturn
 
 import torch
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from runner.errors import ConfigError, place_in_user_code
 from runner.seeding import PrivateRandomness, derived_seed
 from runner.training.data.collate import refuse_samples
+from runner.training.data.options import Loading
 from runner.training.data.transforms import prepared
 
 COLLATE = -3  # stands for the number of a sample in the seed under which a batch is collated
+WORKER_DEATH = re.compile(  # in a message of torch's DataLoader
+    r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly(?: with exit code -?\d+)?)"
+)
 
 
 class ReadError(Exception):
@@ -40,7 +48,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Failure:
-    """What stands in place of a batch that could not be read: a message, the traceback, whether the config is to blame."""
+    """What stands in place of what could not be read: a message, the traceback, whether the config is to blame."""
 
     message: str
     details: str
@@ -60,13 +68,10 @@ def failure_of(error: Exception, what: str) -> Failure:
 
 
 class SampleReader(torch.utils.data.Dataset[Any]):
-    """Reads batches of a dataset, each under random states that depend on the seed, the pass and the sample alone.
+    """Reads batches of a dataset, each under random states that depend on the seed, the pass and the sample alone."""
 
-    `transform`, `collate`, `input`: see `Loading`.
-    """
-
-    def __init__(self, dataset: Any, transform: Any, collate: Any, input: Sequence[int] | None, seed: int) -> None:
-        self.dataset, self.transform, self.collate, self.input, self.seed = dataset, transform, collate, input, seed
+    def __init__(self, dataset: Any, loading: Loading, seed: int) -> None:
+        self.dataset, self.loading, self.seed = dataset, loading, seed
 
     def __getitem__(self, request: Request) -> Any:
         """Return the batch that is asked for, or the Failure of the first sample that could not be read."""
@@ -75,58 +80,119 @@ class SampleReader(torch.utils.data.Dataset[Any]):
             for index in request.indices:
                 randomness.reseed(derived_seed(self.seed, request.epoch, index))
                 try:
-                    samples.append(prepared(self.dataset[index], self.transform, self.input))
+                    samples.append(prepared(self.dataset[index], self.loading.transform, self.loading.input))
                 except Exception as error:
                     return failure_of(error, f"sample {index} of {size}")
-            randomness.reseed(derived_seed(self.seed, request.epoch, COLLATE, request.number))
-            return self.collated(samples, request.indices)
+        return self.collated(samples, request)
 
-    def collated(self, samples: list[Any], numbers: Sequence[int]) -> Any:
-        """Return the batch of these samples, or a Failure; `numbers` are those of the samples, for its message."""
-        collate: Callable[[list[Any]], Any] = self.collate or default_collate
-        try:
-            return collate(samples)
-        except Exception as error:
-            if self.collate is None:
-                try:
-                    refuse_samples(samples, numbers, error)
-                except ConfigError as refusal:
-                    return failure_of(refusal, "")
-            return failure_of(error, f"data.collate of samples {', '.join(map(str, numbers[:8]))}")
+    def collated(self, samples: list[Any], request: Request) -> Any:
+        """Return the batch of the samples that were asked for, or a Failure."""
+        collate: Callable[[list[Any]], Any] = self.loading.collate or default_collate
+        with PrivateRandomness(derived_seed(self.seed, request.epoch, COLLATE, request.number)):
+            try:
+                return collate(samples)
+            except Exception as error:
+                if self.loading.collate is None:
+                    try:
+                        refuse_samples(samples, request.indices, error)
+                    except ConfigError as refusal:
+                        return failure_of(refusal, "")
+                return failure_of(error, f"data.collate of samples {', '.join(map(str, request.indices[:8]))}")
 
 
 class StreamReader(IterableDataset[Any]):
-    """Reads the batches of one pass over a dataset that can only be iterated over. `samples` reads its single samples."""
+    """The samples of one pass over a dataset that can only be iterated over; a Failure ends them.
 
-    def __init__(self, samples: SampleReader, epoch: int, batch_size: int, drop_last: bool) -> None:
-        self.samples, self.epoch, self.batch_size, self.drop_last = samples, epoch, batch_size, drop_last
+    The random states depend on a sample's place in the pass. The places of worker W of N are W, W + N, W + 2 N, ..., as
+    torch's DataLoader takes one sample of each worker in turn.
+    """
+
+    def __init__(self, dataset: Any, loading: Loading, seed: int, epoch: int) -> None:
+        self.dataset, self.loading, self.seed, self.epoch = dataset, loading, seed, epoch
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches, each read when it is asked for; a Failure in place of one that cannot be read ends the pass."""
         worker = get_worker_info()
-        place = (self.samples.seed, self.epoch, worker.id if worker else 0)
-        randomness = PrivateRandomness(derived_seed(*place))
-        ended, number, batch = False, 0, 0
+        places = count(worker.id, worker.num_workers) if worker else count()
+        whose = f" of worker {worker.id}" if worker and worker.num_workers > 1 else ""
+        randomness, end = PrivateRandomness(0), object()
         iterator: Iterator[Any] | None = None
-        while not ended:
-            samples: list[Any] = []
+        for number, place in enumerate(places):
             with randomness:
-                while len(samples) < self.batch_size:
-                    try:
-                        iterator = iter(self.samples.dataset) if iterator is None else iterator
-                        randomness.reseed(derived_seed(*place, number))
-                        samples.append(prepared(next(iterator), self.samples.transform, self.samples.input))
-                    except StopIteration:
-                        ended = True
-                        break
-                    except Exception as error:
-                        yield failure_of(error, f"sample {number} (counted from 0)")
+                randomness.reseed(derived_seed(self.seed, self.epoch, place))
+                try:
+                    iterator = iter(self.dataset) if iterator is None else iterator
+                    if (sample := next(iterator, end)) is end:
                         return
-                    number += 1
-                batch += 1
-                randomness.reseed(derived_seed(*place, COLLATE, batch))
-                if samples and not (self.drop_last and len(samples) < self.batch_size):
-                    made = self.samples.collated(samples, range(number - len(samples), number))
-                else:
-                    return
-            yield made
+                    sample = prepared(sample, self.loading.transform, self.loading.input)
+                except Exception as error:
+                    sample = failure_of(error, f"sample {number}{whose} (counted from 0)")
+            yield sample
+            if isinstance(sample, Failure):
+                return
+
+
+class FirstSamples(IterableDataset[Any]):
+    """The first sample that each worker reads, all under the same random states."""
+
+    def __init__(self, dataset: Any, loading: Loading) -> None:
+        self.dataset, self.loading = dataset, loading
+
+    def __iter__(self) -> Iterator[Any]:
+        with PrivateRandomness(0):
+            try:
+                samples = [prepared(each, self.loading.transform, self.loading.input) for each in islice(self.dataset, 1)]
+            except Exception:  # StreamReader raises it again, and says which sample it was
+                return
+        yield from samples
+
+
+def items_of(reader: Any, workers: int, sampler: Any = None) -> Iterator[Any]:
+    """Yield what a dataset of torch gives, read by torch's DataLoader in so many worker processes; 0: in this process.
+
+    `sampler`: what the dataset is asked for; None if it can only be iterated over. Draws nothing from the global random
+    generators. Workers are forked on Linux: only that works inside the processes of joblib too. They may not use a GPU, but
+    the process that forks them may. Raises ReadError or ConfigError in place of a Failure.
+    """
+    loader = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_say_nothing,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        generator=torch.Generator().manual_seed(0),
+    )
+    for item in loader:
+        if isinstance(item, Failure):
+            item.throw()
+        yield item
+
+
+def _unchanged(item: Any) -> Any:
+    """Return the item; a worker must be able to import the function."""
+    return item
+
+
+def _say_nothing(worker: int) -> None:
+    """Print no traceback if a thread of a worker process loses its connection to this one, because the run ends."""
+    sys.excepthook = lambda *_: None
+
+
+@contextmanager
+def explained_worker_death() -> Iterator[None]:
+    """Raise ReadError in place of the error of torch's DataLoader about a worker process that died.
+
+    The cause of that error, if it has one, tells the signal or the exit code. torch raises that error in a signal handler, so at any line of the block: also in a training step.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = [
+            match[1].replace("is ", "was ").strip()
+            for each in (error.__cause__, error)
+            if (match := WORKER_DEATH.search(str(each)))
+        ]
+        if not found:
+            raise
+        raise ReadError(f"data: a worker process {found[0]}; give data.workers=0 to see the error itself") from error

@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 from runner.errors import ConfigError, is_integer
 from runner.seeding import PrivateRandomness, derived_seed
 from runner.tensors import map_tensors
-from runner.training.data.structure import refuse_other_structure
 
 HELD_OUT = -2  # stands for the number of a pass where held-out data are read
 
@@ -34,8 +33,8 @@ class Source(Protocol):
     def reread(self, seed: int) -> Any | None:
         """Return the first batch of the first pass as it would be read in the second one; None if that cannot be asked."""
 
-    def hold_out(self, test: Any) -> None:
-        """Take what `data.test` built as the held-out data. Raises ConfigError if it cannot be that."""
+    def hold_out(self, make: Callable[[], Any]) -> None:
+        """Take what `make()` builds of `data.test` as the held-out data. Raises ConfigError if it cannot be that."""
 
     def read_held_out(self, seed: int) -> Iterator[Any] | None:
         """Yield the batches that are held out from training, the same in each call; return None if there are none."""
@@ -64,29 +63,27 @@ class Batches:
         randomness = PrivateRandomness(derived_seed(seed, epoch))
         with randomness:
             batches = iter(self._iterable())
-        structure = None
-        for number in range(1, count + 1):
+        for _ in range(count):
             with randomness:
                 try:
                     batch = next(batches)
                 except StopIteration:
                     return
-            structure = refuse_other_structure(batch, number, structure)
             yield batch
 
     def _iterable(self) -> Iterable[Any]:
         """Return the iterable for the next pass: the one that was made first, unless it can be used only once."""
         made, self.made = self.made, None
         made = self.make() if made is None else made
-        if iter(made) is not made:
+        if not isinstance(made, Iterator):
             self.made = made
         return made
 
     def reread(self, seed: int) -> Any | None:
         return None
 
-    def hold_out(self, test: Any) -> None:
-        self.held_out = as_source(test, lambda: test, "data.test")
+    def hold_out(self, make: Callable[[], Any]) -> None:
+        self.held_out = as_source(make(), make, "data.test")
 
     def read_held_out(self, seed: int) -> Iterator[Any] | None:
         return None if self.held_out is None else self.held_out.read(0, HELD_OUT, sys.maxsize)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runner.errors import ConfigError, is_integer
 
-TARGETS = ("targets", "labels", "_labels", "_targets")  # attributes in which datasets of torchvision keep their targets
+TARGETS = ("targets", "labels")  # attributes in which datasets of torchvision keep their targets
 MOST_READ = 10_000  # samples that are read to find their targets, where the dataset has none of these attributes
 
 
@@ -27,6 +27,9 @@ def targets_of(dataset: Any) -> list[int] | None:
     if isinstance(dataset, torch.utils.data.Subset):
         inner = targets_of(dataset.dataset)
         return None if inner is None else [inner[index] for index in dataset.indices]
+    if isinstance(dataset, torch.utils.data.ConcatDataset):
+        parts = [targets_of(each) for each in dataset.datasets]
+        return None if None in parts else [target for part in parts for target in part or ()]
     if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) == 2:
         return _whole_numbers(dataset.tensors[1])
     return None

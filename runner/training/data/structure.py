@@ -12,18 +12,20 @@ from runner.errors import ConfigError
 Structure = Any  # nested tuples of texts
 
 
-def structure_of(batch: Any) -> Structure:
+def structure_of(batch: Any, is_nested: bool = False) -> Structure:
     """Return the structure of a batch: keys, lengths of tuples, and kinds of values; equal for batches of the same form.
 
-    A list whose items all have one structure may have any length, as a list of pictures has.
+    A list whose items all have one structure may have any length, as a list of pictures has. A whole batch that is a list of
+    tensors is a row of fields, as a tuple is. `is_nested`: whether `batch` is a part of one.
     """
     if isinstance(batch, Tensor):
         return "a tensor"
     if isinstance(batch, Mapping):
-        return ("a mapping", tuple((str(key), structure_of(value)) for key, value in batch.items()))
+        items = sorted((str(key), structure_of(value, True)) for key, value in batch.items())
+        return ("a mapping", tuple(items))
     if isinstance(batch, (tuple, list)):
-        parts = tuple(structure_of(part) for part in batch)
-        if isinstance(batch, list) and len(set(parts)) == 1 and parts[0] != "a tensor":
+        parts = tuple(structure_of(part, True) for part in batch)
+        if isinstance(batch, list) and len(set(parts)) == 1 and (is_nested or parts[0] != "a tensor"):
             return ("a list", parts[:1])
         return ("a row", parts)
     return f"a {type(batch).__name__}"
@@ -43,10 +45,10 @@ def described_structure(structure: Structure) -> str:
 def refuse_other_structure(batch: Any, number: int, first: Structure | None) -> Structure:
     """Return the structure of the batch. Raises ConfigError if it is not `first`, the structure of the first batch.
 
-    `number`: the number of the batch within its pass, counted from 1.
+    `number`: the number of the batch, counted from 1 over all passes.
     """
     structure = structure_of(batch)
     if first is not None and structure != first:
         given, expected = described_structure(structure), described_structure(first)
-        raise ConfigError(f"data: batch {number} of a pass is {given}, the batches before were {expected}; give one form")
+        raise ConfigError(f"data: batch {number} is {given}, the batches before were {expected}; give one form")
     return structure

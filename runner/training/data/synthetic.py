@@ -89,8 +89,8 @@ class Synthetic:
     def reread(self, seed: int) -> Any | None:
         return next(self.read(seed, 1, 1))
 
-    def hold_out(self, test: Any) -> None:
-        self.test = as_source(test, lambda: test, "data.test")
+    def hold_out(self, make: Callable[[], Any]) -> None:
+        self.test = as_source(make(), make, "data.test")
 
     def read_held_out(self, seed: int) -> Iterator[Any] | None:
         return None if self.test is None else self.test.read(0, HELD_OUT, sys.maxsize)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy
 import torch
 from PIL import Image
 from torchvision.transforms import v2
@@ -78,7 +79,15 @@ def picture_to_tensor(picture: Image.Image, input: Sequence[int] | None) -> torc
     """Return a picture as a float32 tensor (channels, height, width) in [0, 1], with the shape `input` if it is given."""
     if input is not None and (len(input) != 3 or input[0] not in (1, 3)):
         raise ConfigError(f"data has pictures, but model.input is {list(input)}; give [1 or 3,height,width]")
-    channels = (1 if picture.mode in ("1", "L", "I", "F", "I;16") else 3) if input is None else input[0]
+    picture = in_eight_bits(picture)
+    channels = (1 if picture.mode in ("1", "L", "LA", "I", "F") else 3) if input is None else input[0]
     picture = picture.convert("L" if channels == 1 else "RGB")
     resize = v2.Identity() if input is None else v2.Resize(list(input[1:]))
     return v2.Compose([resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])(picture).as_subclass(torch.Tensor)
+
+
+def in_eight_bits(picture: Image.Image) -> Image.Image:
+    """Return a grey picture of 16 bits with 8 bits, which Pillow's own conversion would cut off at 255; another unchanged."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return Image.fromarray((numpy.asarray(picture) >> 8).astype("uint8"))

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torchvision
 from omegaconf import OmegaConf
-from runner.training.tasks.trained import TrainedTask
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
@@ -22,6 +21,7 @@ from runner.config.compose import compose_config
 from runner.config.schema import CONF
 from runner.errors import ConfigError
 from runner.training.tasks.task import BatchTask
+from runner.training.tasks.trained import TrainedTask
 
 X, CLASSES = torch.randn(5, 3), torch.tensor([0, 3, 1, 1, 2])
 IDS = torch.randint(4, (2, 6))
