@@ -198,7 +198,7 @@ def test_the_terminal_shows_the_accuracy_of_each_run_and_the_ranking(capsys):
     assert main([str(SWEEP)]) == 0
     out = capsys.readouterr().out
     assert "held-out accuracy" in out.splitlines()[0]
-    assert "held-out accuracy, the best first: fc: 0.775 (0.75 to 0.8, 2 seeds)\nbackbone: 0.55" in out
+    assert "held-out accuracy, the best first:\n  fc: 0.775 (0.75 to 0.8, 2 seeds)\n  backbone: 0.55" in out
 
 
 def test_a_damaged_evaluation_breaks_no_report_and_brings_no_markup_into_it():

@@ -17,7 +17,6 @@ import runner.experiment
 from runner.assemble import assembled
 from runner.config.schema import CONF
 from runner.errors import ConfigError, SkippedError
-from runner.methods.base import FreezingMethod
 from runner.runs.write import steps_csv
 from runner.seeding import random_state
 from runner.training.evaluate import Evaluation, evaluate
@@ -280,54 +279,6 @@ def both(monkeypatch, *overrides):
     watched = run_experiment(*overrides, "evaluate=epoch", "metrics=[F1Score]")
     monkeypatch.undo()
     return results(plain), results(watched), watched
-
-
-class ChangesTheModelWithinAStep(FreezingMethod):
-    """From when it gives a batch until the next one is requested, the model takes that batch alone."""
-
-    def feed(self, batches, context):
-        for batch in batches:
-            self.expected = batch[0]
-            yield batch
-            self.expected = None
-
-    def prepare(self, model, selection, undo):
-        self.expected = None
-
-        def refuse(module, args):
-            assert self.expected is None or args[0] is self.expected
-
-        undo.callback(model.register_forward_pre_hook(refuse).remove)
-        return model
-
-
-def test_between_two_passes_the_model_is_evaluated_as_the_method_leaves_it_between_two_batches(monkeypatch):
-    method = "method={_target_: tests.training.test_evaluate.ChangesTheModelWithinAStep}"
-    plain, watched, outcome = both(monkeypatch, method, "data.epochs=3", "freeze=backbone", "cost=off")
-    assert watched == plain
-    assert len(outcome.record["evaluation"]["passes"]) == 3
-
-
-def test_an_interrupted_evaluation_after_the_training_loses_nothing_of_the_training(monkeypatch):
-    calls = []
-
-    class Interrupted(Scored):
-        def run(self, model, batch):
-            calls.append(batch)
-            if len(calls) > 3:
-                raise KeyboardInterrupt
-            return super().run(model, batch)
-
-    @contextmanager
-    def with_interrupt(config, note, **options):
-        with with_held_out_data(config, note, **options) as setup:
-            setup.evaluated_task = Interrupted()
-            yield setup
-
-    monkeypatch.setattr(runner.experiment, "assembled", with_interrupt)
-    outcome = run_experiment("evaluate=true")
-    assert (outcome.interrupted, len(outcome.steps), len(outcome.rows) > 0) == (True, 3, True)
-    assert list(outcome.record["evaluation"]) == ["before"]
 
 
 WRITER = ("model.build={_target_: tests.training.test_evaluate.Writer}", "data.epochs=3", "batches=3")
