@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from runner.training.tasks.task import BatchTask
 from torch import nn
 
@@ -59,6 +60,19 @@ def test_a_run_writes_the_same_with_evaluation_whatever_its_method_does_between_
     plain, watched, outcome = both(*overrides)
     assert watched == plain
     assert len(outcome.record["evaluation"]["passes"]) == 3
+
+
+def random_batches():
+    """Return four batches that are drawn when this is called."""
+    return [(torch.randn(4, 64), torch.randint(10, (4,))) for _ in range(4)]
+
+
+def test_held_out_data_that_draws_random_numbers_when_it_is_opened_changes_no_bit_of_the_training():
+    batches = "_target_: tests.test_held_out.random_batches"
+    data = f"data={{{batches}, epochs: 3, test: {{{batches}}}}}"
+    model = "model.build={_target_: tests.training.test_evaluate.Writer}"
+    plain, watched = (run_experiment(data, model, "freeze=backbone", f"evaluate={each}") for each in ("false", "epoch"))
+    assert results(watched) == results(plain)
 
 
 def test_in_cached_prefix_an_evaluation_is_that_of_the_whole_model():
