@@ -49,8 +49,9 @@ IMPORTED_ONLY_IN = {
     "pandas": {"report", "proof.audit_report"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
+    "torchmetrics": {"config.metrics"},
 }
-IMPORTED_AT_THE_TOP_IN = {"pandas": {"report"}}  # other modules import it inside functions
+IMPORTED_AT_THE_TOP_IN = {"pandas": {"report"}, "torchmetrics": set()}  # other modules import it inside functions
 # These do not import torch at the top of a file.
 WITHOUT_TORCH = {"__init__", "contract", "errors", "units", "config", "runs", "report", "sweep", *ENTRY_POINTS}
 # The private names of torch, Hydra and OmegaConf that a module uses because there is no public one. Avoid adding more.

@@ -131,8 +131,10 @@ def print_comparison(comparison: DataFrame, console: Console) -> None:
         view.add_row(*cells, *(COST_TEXTS[name](row) for name in cost))
     if printed:
         console.print(view)
-    for number, line in enumerate(comparison.attrs.get("ranking", ())):
-        console.print(escape(line if number else f"held-out accuracy, the best first: {line}"))
+    if ranking := comparison.attrs.get("ranking"):
+        console.print("held-out accuracy, the best first:")
+        for line in ranking:
+            console.print(escape(f"  {line}"))
     for row in printed:
         if row["reason"]:
             console.print(f"{escape(row['run'])}: {row['status']}: {escape(row['reason'])}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from runner.errors import listed
+from runner.proof.verdict import defects_of
 from runner.report.costs import UNFROZEN_TARGET, total_flops
 from runner.report.equivalence import BASELINE_TARGET
 from runner.report.findings import has_frozen
@@ -44,8 +45,8 @@ class Ranked:
 
     @property
     def is_sound(self) -> bool:
-        """Whether its runs may be recommended: all of them held, or had nothing to hold and are the baseline."""
-        return all(run.outcome == "held" or (run.finished and _is_baseline(run)) for run in self.group.runs)
+        """Whether it may be recommended: all its runs held, or trained everything as `method=none` does, without a defect."""
+        return all(run.outcome == "held" or _trains_everything(run) for run in self.group.runs)
 
     def is_told_apart_from(self, other: Ranked) -> bool:
         """Return whether both have several seeds, and the ranges of their accuracies do not overlap."""
@@ -133,7 +134,7 @@ def _method(ranked: Ranked) -> str:
     return str(ranked.group.runs[0].record["method"].get("_target_", ""))
 
 
-def _is_baseline(run: Run) -> bool:
-    """Return whether a run trained everything on purpose: nothing was declared frozen, or the method is `none`."""
+def _trains_everything(run: Run) -> bool:
+    """Return whether a run finished without a defect under `method=none`, with which what is declared frozen leaks."""
     is_none = run.record["method"].get("_target_") == UNFROZEN_TARGET
-    return (is_none and run.outcome == "leaked") or not has_frozen(run)
+    return run.finished and is_none and not defects_of(run.record)

@@ -93,8 +93,7 @@ def accuracy_counts(scores: Any, target: Any) -> Tensor | None:
     """Return (how many targets have the highest score, how many count), as a tensor; None where there are no classes."""
     if not isinstance(scores, Tensor) or not isinstance(target, Tensor) or not has_classes(scores, target):
         return None
-    counts = target != IGNORED
-    return torch.stack([((scores.argmax(1) == target) & counts).sum(), counts.sum()])
+    return torch.stack([(scores.argmax(1) == target).sum(), (target != IGNORED).sum()])
 
 
 def accuracy_of(counts: Sequence[Tensor | None]) -> float | None:

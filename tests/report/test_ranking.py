@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from runner.report.files import write_run_page, write_sweep_files
+from runner.report.grouping import SeedGroup
 from runner.report.page.accuracy import accuracy_table
-from runner.report.ranking import ONE_SEED, rank, ranking_lines
+from runner.report.ranking import ONE_SEED, Ranked, rank, ranking_lines
 from runner.report.recommendation import summarize_run, summarize_runs
 from runner.runs.read import read_run, run_folders
 from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run
@@ -76,6 +77,28 @@ def test_without_costs_of_every_setting_none_is_called_the_cheapest():
     assert "cheap" not in summarize_runs(runs()).lead
 
 
+def test_the_cost_of_a_setting_is_the_mean_over_its_seeds_and_not_known_unless_each_has_one():
+    write_setting("detach", "backbone", 0.5, flops=1e9)
+    write_run(SWEEP, "detach", "freeze=backbone", "seed=1", cost={"flops_forward": 3e9, "flops_backward": 0})
+    assert rank(runs())[0].flops == 2e9
+    write_run(SWEEP, "detach", "freeze=backbone", "seed=2")
+    assert rank(runs())[0].flops is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ((0.8, 0.9), (0.6, 0.7), True),
+        ((0.8, 0.9), (0.6, 0.8), False),
+        ((0.5, 0.9), (0.6, 0.7), False),
+        ((0.9,), (0.6, 0.7), False),
+    ],
+)
+def test_two_settings_are_told_apart_either_way_round_only_if_their_ranges_do_not_overlap(one, other, apart):
+    first, second = (Ranked(SeedGroup("", []), list(values), None) for values in (one, other))
+    assert first.is_told_apart_from(second) == second.is_told_apart_from(first) == apart
+
+
 def test_one_seed_each_claims_nothing_and_a_method_is_recommended_as_without_accuracy():
     write_setting("requires_grad", "backbone", 0.9)
     write_setting("zero_lr", "backbone", 0.5)
@@ -117,6 +140,7 @@ def test_training_everything_may_be_the_best_and_is_said_to_freeze_nothing():
     assert summarize_runs(runs()).headline == "Use none"
     assert summarize_runs(runs()).lead.endswith("It freezes nothing.")
     write_setting("requires_grad", "none", 0.97, 0.98, rows=NOTHING_FROZEN)
+    write_setting("none", "head", 0.99, 0.995, rows=LEAKED_ROWS, method=none, loss_not_finite_at=1)
     assert summarize_runs(runs()).headline == "Use requires_grad none"
     assert summarize_runs(runs()).lead.endswith("It freezes nothing.")
 
@@ -198,7 +222,7 @@ def test_the_terminal_shows_the_accuracy_of_each_run_and_the_ranking(capsys):
     assert main([str(SWEEP)]) == 0
     out = capsys.readouterr().out
     assert "held-out accuracy" in out.splitlines()[0]
-    assert "held-out accuracy, the best first: fc: 0.775 (0.75 to 0.8, 2 seeds)\nbackbone: 0.55" in out
+    assert "held-out accuracy, the best first:\n  fc: 0.775 (0.75 to 0.8, 2 seeds)\n  backbone: 0.55" in out
 
 
 def test_a_damaged_evaluation_breaks_no_report_and_brings_no_markup_into_it():

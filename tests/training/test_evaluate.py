@@ -18,6 +18,7 @@ from runner.errors import ConfigError, SkippedError
 from runner.runs.write import steps_csv
 from runner.seeding import random_state
 from runner.training.evaluate import Evaluation, evaluate
+from runner.training.metrics import has_classes
 from tests.in_memory import run_experiment
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -102,7 +103,10 @@ def test_there_is_no_accuracy_where_it_has_no_meaning():
     assert list(evaluate(nn.Identity(), Regression(), [(x, torch.randn(4, 3))])) == ["loss"]
     assert list(evaluate(nn.Identity(), Regression(), [(x, torch.zeros(4, 3, dtype=torch.long))])) == ["loss"]
     assert list(evaluate(nn.Identity(), lambda model, batch: model(batch).mean(), [x])) == ["loss"]
-    assert list(evaluate(nn.Identity(), Scored(), [(torch.randn(4, 1), torch.zeros(4, dtype=torch.long))])) == ["loss"]
+    one_score, two_scores = (torch.randn(4, 1), torch.zeros(4, dtype=torch.long)), next(batches_of())
+    assert list(evaluate(nn.Identity(), Scored(), [one_score])) == ["loss"]
+    assert list(evaluate(nn.Identity(), Scored(), [one_score, (two_scores[0][:, :10], two_scores[1])])) == ["loss"]
+    assert not has_classes(torch.randn(4, 2), torch.zeros(4, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,9 @@ def test_two_evaluations_of_a_model_that_draws_in_eval_mode_are_equal():
     def noisy(model, batch):
         return torch.rand(())
 
-    assert evaluate(nn.Identity(), noisy, [1, 2]) == evaluate(nn.Identity(), noisy, [1, 2])
+    first = evaluate(nn.Identity(), noisy, [1, 2])
+    torch.rand(1)
+    assert evaluate(nn.Identity(), noisy, [1, 2]) == first != evaluate(nn.Identity(), noisy, [1, 2], seed=1)
 
 
 class FailsInEval(nn.Linear):

@@ -150,6 +150,18 @@ def test_a_metric_that_does_not_fit_is_refused_in_one_line_that_names_it_and_the
     assert "\n" not in str(refused.value)
 
 
+class Late(Biggest):
+    """A metric during which the timeout of the run ends."""
+
+    def compute(self):
+        raise TimeoutError("the run was not done")
+
+
+def test_a_timeout_is_not_reported_as_an_error_of_a_metric():
+    with pytest.raises(TimeoutError):
+        measured(["tests.training.test_metrics.Late"], classified(4))
+
+
 def test_a_warning_of_a_metric_is_a_note():
     notes = []
     measured(["AUROC"], (torch.randn(4, 3), torch.zeros(4, dtype=torch.long)), notes=notes)
