@@ -201,7 +201,8 @@ def _of_row(parts: dict[Any, Any], model: nn.Module, options: CallOptions) -> Ca
     elif len(values) == 2:
         target = 1
     elif len(values) > 2:
-        keys = "task.call=first task.target=1" if options.call == "first" else "task.call=args task.target=-1"
+        ways = ("first task.target=1", "args task.target=-1")
+        keys = ", ".join(f"task.call={way}" for way in ways if options.call in ("auto", way.split()[0]))
         raise ConfigError(
             f"the data gave {described(values)} as a batch, and the model takes "
             f"{short_signature(forward_signature(model).parameters)}: give {keys}, "
