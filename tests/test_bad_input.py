@@ -479,7 +479,7 @@ class OneTensor(FreezingMethod):
             "the model returned a tensor of shape (4, 10) for a target int64 of shape (4,)",
         ),
         (("task.call=second",), "task.call is 'second'; give one of auto, first, args, kwargs"),
-        (("task.call=kwargs",), "task.call=kwargs takes a mapping; the data gave a list of 2"),
+        (("task.call=kwargs",), "task.call=kwargs takes a mapping; the data gave a batch of 2 parts"),
         (("task.fields={0: images}",), "the model takes forward(x) and was given (images=...): missing a required argument"),
         (("task.target=label",), "task.target names 'label', which the batch does not have; its fields are 0 and 1"),
         (("task=causal_lm",), "task.shift=true needs scores (N, T, classes) and tokens (N, T)"),

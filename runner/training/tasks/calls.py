@@ -16,6 +16,11 @@ from runner.tensors import tensors_in
 from runner.training.tasks.wording import OWN_TASK, described, fields_of, short_signature
 
 CALLS = ("auto", "first", "args", "kwargs")
+# What torch's error means, {its beginning: meaning}: in a loss that the model computes, and in an embedding.
+INDEX_ERRORS = {
+    "Target ": "a target is outside the classes of the model",
+    "index out of range in self": "an input is outside an embedding of the model, such as a token that its vocabulary lacks",
+}
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")  # of a field that is the target if the model does not take it
 
 
@@ -86,14 +91,10 @@ def call_model(model: nn.Module, call: Call) -> Any:
                 "give task.fields={FIELD: ARGUMENT}, or task.call=first, args or kwargs"
             ) from error
         raise
-    except IndexError as error:  # as torch words it, in the loss of the model and in an embedding
-        if str(error).startswith("Target ") or str(error) == "index out of range in self":
-            what = (
-                "a target is outside the classes of the model"
-                if str(error)[0] == "T"
-                else ("an input is outside an embedding of the model, such as a token that is not below its vocabulary")
-            )
-            raise ConfigError(f"data: {what} ({error})") from error
+    except IndexError as error:
+        for beginning, meaning in INDEX_ERRORS.items():
+            if str(error).startswith(beginning):
+                raise ConfigError(f"data: {meaning} ({error})") from error
         raise
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
@@ -191,7 +192,9 @@ def _of_row(parts: dict[Any, Any], model: nn.Module, options: CallOptions) -> Ca
     """Return the call with a tuple's or list's parts. Raises ConfigError if `auto` cannot know which ones are inputs."""
     values = list(parts.values())
     if options.call == "kwargs":
-        raise ConfigError(f"task.call=kwargs takes a mapping; the data gave {described(values)}: give task.call=args")
+        raise ConfigError(
+            f"task.call=kwargs takes a mapping; the data gave a batch of {len(values)} parts: give task.call=args"
+        )
     is_detection = len(values) == 2 and isinstance(values[1], (list, tuple)) and _are_mappings(values[1])
     target = None
     if options.target is not None:
@@ -201,20 +204,19 @@ def _of_row(parts: dict[Any, Any], model: nn.Module, options: CallOptions) -> Ca
     elif len(values) == 2:
         target = 1
     elif len(values) > 2:
-        keys = "task.call=first task.target=1" if options.call == "first" else "task.call=args task.target=-1"
+        ways = ("first task.target=1", "args task.target=-1")
+        keys = ", ".join(f"task.call={way}" for way in ways if options.call in ("auto", way.split()[0]))
         raise ConfigError(
-            f"the data gave {described(values)} as a batch, and the model takes "
-            f"{short_signature(forward_signature(model).parameters)}: give {keys}, "
-            "or task.fields={0: ARGUMENT}"
+            f"the data gave a batch of {len(values)} parts, and the model takes "
+            f"{short_signature(forward_signature(model).parameters)}: give {keys}, or task.fields={{0: ARGUMENT}}"
         )
     inputs = [value for key, value in parts.items() if key != target]
-    if options.call != "args" and len(inputs) > 1:
-        if options.call == "auto":
-            raise ConfigError(
-                f"the data gave {described(values)} as a batch: besides the target there are {len(inputs)} parts; give "
-                "task.call=args, task.call=first, or task.fields={0: ARGUMENT}"
-            )
-        inputs = inputs[:1]
+    if not inputs or (options.call == "auto" and len(inputs) > 1):
+        raise ConfigError(
+            f"the data gave a batch of {len(values)} parts, {len(inputs)} of them besides the target; auto takes one: give "
+            "task.call=args, task.call=first, or task.fields={0: ARGUMENT}"
+        )
+    inputs = inputs if options.call == "args" else inputs[:1]
     found = None if target is None else parts[target]
     if options.call != "args" and isinstance(inputs[0], Mapping):
         inner = _of_mapping(dict(inputs[0].items()), model, CallOptions(loss_by="model"), within=0)

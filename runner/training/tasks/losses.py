@@ -138,11 +138,15 @@ def _refusal(loss: LossFunction, output: Any, target: Any, reason: str) -> str:
 
 
 def _aligned(output: Tensor, target: Tensor) -> Tensor:
-    """Return the target in the shape of the output if they differ only in a last dimension of size 1.
+    """Return the target in the shape of the output if just one has an additional second or last dimension of size 1.
 
     Integers and bools of the output's shape are converted to its dtype.
     """
-    if target.shape not in (output.shape, (*output.shape, 1)) and output.shape != (*target.shape, 1):
+    shorter, longer = sorted((output.shape, target.shape), key=len)
+    dropped = [
+        (*longer[:dim], *longer[dim + 1 :]) for dim in (1, len(longer) - 1) if len(longer) > dim > 0 and longer[dim] == 1
+    ]
+    if output.shape != target.shape and shorter not in dropped:
         return target
     target = target.reshape(output.shape)
     return target if target.is_floating_point() or target.is_complex() else target.to(output.dtype)
@@ -195,4 +199,7 @@ def _advice(output: Any, target: Any) -> str:
     if output.dim() and _aligned(output, target).shape == output.shape:
         numbers, two = "task.loss=mse_loss for numbers", "task.loss=binary_cross_entropy_with_logits for 0 and 1"
         return f"give {numbers}, or {two}" if target.is_floating_point() else f"give {two}, or {numbers}"
-    return "cross entropy needs (N, classes, ...) and integers (N, ...); give task.loss=my.loss, a function (output, target)"
+    return (
+        "cross entropy needs (N, classes, ...) and integers (N, ...); give task=model_loss if the model takes the target, "
+        "or task.loss=my.loss, a function (output, target)"
+    )

@@ -59,10 +59,9 @@ def no_loss_message(model: nn.Module, call: Call, output: Any) -> str:
     if not model.training and isinstance(output, (list, tuple)):
         return f"in eval mode {returned} and no loss, so that it cannot be evaluated; give evaluate=false, or {OWN_TASK}"
     target = next((name for name in TARGET_NAMES if name in call.kwargs), "FIELD")
-    return (
-        f"{returned}, which is no loss and holds none, and there is no separate target: give task.target={target} "
-        "(task=causal_lm for the next token, task.outputs={1: 1} for a loss among several outputs)"
-    )
+    if scalars := [name for name, value in fields_of(output).items() if _is_scalar(value)]:
+        return f"{returned} and no field `loss`: give task.outputs={{{scalars[0]}: 1}} if that is the loss"
+    return f"{returned}, which is no loss, and there is no separate target: give task.target={target}, or task=causal_lm"
 
 
 def _is_scalar(value: object) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from runner.errors import ConfigError, short_repr
+from runner.errors import ConfigError, is_integer, short_repr
 from runner.training.tasks.calls import CALLS, Call, CallOptions, arrange, call_model
 from runner.training.tasks.losses import (
     LossFunction,
@@ -50,7 +50,8 @@ class BatchTask:
     call: how the batch meets the model. `first`: model(batch[0]); `args`: all its parts but the target; `kwargs`: its fields
         as keywords; `auto`: a mapping by those of its fields that the model takes, a pair by its first part, a batch for
         detection (images, list of mappings) whole.
-    fields: {field of the batch, a key or index: name or position of the model's argument}; replaces `call`.
+    fields: {field of the batch, a key or index: name or position of the model's argument}; where it is
+        given, `call` is not looked at.
     target: the field of the batch that is the target; by default the second part of a pair, or a field of a mapping named
         label(s), target(s) or y that the model does not take.
     loss: `model` for the one that the model returns, `cross_entropy`, the name of another loss in torch.nn.functional, a
@@ -72,10 +73,10 @@ class BatchTask:
     ) -> None:
         if call not in CALLS:
             raise ConfigError(f"task.call is {short_repr(call)}; give one of {', '.join(CALLS)}")
-        if fields is not None and (call != "auto" or not isinstance(fields, Mapping) or not fields):
-            raise ConfigError(
-                f"task.fields is {short_repr(fields)} and task.call is {call}; give {{FIELD: ARGUMENT}} with task.call=auto"
-            )
+        if fields is not None and (not isinstance(fields, Mapping) or not fields or not _are_keys(fields.values())):
+            raise ConfigError(f"task.fields is {short_repr(fields)}; give {{FIELD: ARGUMENT}}, such as {{image: x}}")
+        if target is not None and not _are_keys([target]):
+            raise ConfigError(f"task.target is {short_repr(target)}; give the name or index of a field of the batch")
         if outputs is not None and (not isinstance(outputs, Mapping) or not outputs or not _are_numbers(outputs.values())):
             raise ConfigError(f"task.outputs is {short_repr(outputs)}; give {{FIELD: WEIGHT}}, such as {{out: 1, aux: 0.4}}")
         if shift and loss in ("auto", "model"):
@@ -163,6 +164,11 @@ def _refuse_token_labels(call: Call, scores: Tensor, target: Tensor) -> None:
             f"the model returned {described(scores)} for a target {typed(target)}, the shape of its tokens: give "
             "task=causal_lm to predict the next token, or task.loss=cross_entropy if each label belongs to its own position"
         )
+
+
+def _are_keys(values: Iterable[Any]) -> bool:
+    """Return whether all values are names or indices."""
+    return all(isinstance(value, str) or is_integer(value) for value in values)
 
 
 def _are_numbers(values: Iterable[Any]) -> bool:

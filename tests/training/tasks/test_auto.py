@@ -173,6 +173,17 @@ REFUSED = {
         (X, CLASSES % 2),
         r"task\.loss=binary_cross_entropy_with_logits for 0 and 1",
     ),
+    "one score for each pixel": (nn.Conv2d(3, 1, 1), (PICTURES, MASKS), r"task\.loss=binary_cross_entropy_with_logits"),
+    "a target that only the model can use": (
+        Net(lambda scores: scores[:2]),
+        (X, CLASSES),
+        r"task=model_loss if the model takes the target",
+    ),
+    "a loss among the outputs without a name": (
+        Net(lambda scores: (scores, scores.sum())),
+        X,
+        r"a tuple of 2 and no field `loss`: give task\.outputs=\{1: 1\}",
+    ),
     "several labels for each sample": (Net(), (X, torch.ones(5, 4, dtype=torch.bool)), r"task\.loss=binary_cross_entropy"),
     "another number of samples": (Net(), (X, CLASSES[:3]), r"\(5, 4\) for a target int64 of shape \(3,\)"),
     "a target that is no tensor": (Net(), (X, ["cat"] * 5), r"a list of 5 as the target; give task\.loss=my\.loss"),

@@ -76,7 +76,10 @@ def test_ignored_targets_are_minus_100_in_the_result_whatever_the_loss_ignores()
 
 
 @pytest.mark.parametrize("loss", [named_loss("mse_loss"), nn.MSELoss(), partial(functional.mse_loss, reduction="mean")])
-@pytest.mark.parametrize(("one", "other"), [((5, 1), (5,)), ((5,), (5, 1)), ((5, 1), (5, 1)), ((5, 2), (5, 2))])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [((5, 1), (5,)), ((5,), (5, 1)), ((5, 1), (5, 1)), ((5, 2), (5, 2)), ((5, 1, 2, 2), (5, 2, 2))],
+)
 @pytest.mark.filterwarnings("error")
 def test_a_loss_of_numbers_compares_element_by_element(loss, one, other):
     output, target = torch.randn(one), torch.randn(other)
@@ -93,7 +96,7 @@ def test_binary_cross_entropy_takes_classes_of_any_dtype(dtype):
     assert torch.allclose(loss_of(named_loss("binary_cross_entropy_with_logits"), output, target), expected)
 
 
-@pytest.mark.parametrize("target", [torch.randn(4), torch.zeros(4, dtype=torch.int64), torch.randn(4, 1)], ids=str)
+@pytest.mark.parametrize("target", [torch.randn(4), torch.zeros(4, dtype=torch.int64), torch.randn(4, 1), torch.randn(1, 4)])
 @pytest.mark.parametrize("loss", [named_loss("mse_loss"), nn.HuberLoss()])
 def test_a_loss_of_numbers_never_broadcasts(loss, target):
     with pytest.raises(ConfigError, match=r"^task\.loss=\w+: the model returned .*; the shapes must be equal$"):

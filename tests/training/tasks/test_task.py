@@ -219,7 +219,8 @@ def test_the_example_in_the_messages_can_be_written_without_a_partial(cli):
     ("options", "words"),
     [
         ({"call": "second"}, r"^task\.call is 'second'; give one of auto, first, args, kwargs$"),
-        ({"call": "first", "fields": {0: "x"}}, r"^task\.fields is .* with task\.call=auto$"),
+        ({"fields": {"image": 1.5}}, r"^task\.fields is \{'image': 1\.5\}; give \{FIELD: ARGUMENT\}"),
+        ({"target": True}, r"^task\.target is True; give the name or index"),
         ({"fields": "x"}, r"^task\.fields is 'x'"),
         ({"fields": {}}, r"^task\.fields is \{\}"),
         ({"outputs": {"logits": "1"}}, r"^task\.outputs is \{'logits': '1'\}; give \{FIELD: WEIGHT\}"),

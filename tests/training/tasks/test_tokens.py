@@ -92,7 +92,7 @@ def test_without_the_shift_each_label_belongs_to_its_own_token():
         ((IDS, torch.ones(2, 4)), r"a target float32 of shape \(2, 4\)"),
         ({"input_ids": IDS, "label": IDS, "labels": IDS}, r"which one is the target with task\.target=FIELD"),
         ({"attention_mask": torch.ones(2, 4)}, r"no field `input_ids` with the tokens; give task\.target=FIELD"),
-        ((IDS, MASK, LABELS), r"give task\.call=args task\.target=-1"),
+        ((IDS, MASK, LABELS), r"task\.call=args task\.target=-1"),
     ],
     ids=lambda value: "",
 )
