@@ -64,11 +64,9 @@ class CachedPrefix(RequiresGrad):
         reasons: list[str] = []
         try:
             for boundary in frozen_prefixes(model, selection, self.example, may_use_again=True):
-                copied, example = trial_copy(model, selection, self.example)
-                modules = find_prefix_modules(copied, boundary, example)
-                reason = why_not_repeatable(copied, selection, boundary, example)
+                reason = self.why_not_cached(model, selection, boundary)
                 if not reason:
-                    self.prefix, self.not_cached = Prefix(boundary, modules), (reasons or [""])[0]
+                    self.not_cached = reasons[0] if reasons else ""
                     return None
                 if reason in reasons:  # it lies further ahead in the model: earlier boundaries will have it too
                     break
@@ -76,6 +74,21 @@ class CachedPrefix(RequiresGrad):
         except SkippedError as error:
             return str(error)
         return reasons[0]
+
+    def why_not_cached(self, model: nn.Module, selection: Selection, boundary: str) -> str:
+        """Return why the output of the module `boundary` cannot be cached, or set `prefix` and return "" if it can be."""
+        assert self.example is not None
+        copied, example = trial_copy(model, selection, self.example)
+        try:
+            modules = find_prefix_modules(copied, boundary, example)
+            if reason := why_not_repeatable(copied, selection, boundary, example):
+                return reason
+        except SkippedError as error:
+            return str(error)
+        except Exception as error:  # the user's modules may not be callable by themselves
+            return f"the frozen prefix cannot be tried: {type(error).__name__}: {error}"
+        self.prefix = Prefix(boundary, modules)
+        return ""
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         if self.bypass is not None:  # from earlier steps, in which fewer layers were frozen
