@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from runner.contract import Note
 from runner.errors import SkippedError
 from runner.freezing.selection import Selection
 from runner.methods.base import Example, PhaseContext
 from runner.methods.prefix.boundary import NO_EXAMPLE, frozen_prefixes
 from runner.methods.prefix.bypass import Bypass, Recording, find_prefix_modules
-from runner.methods.prefix.check import Prefix, restore_dim_order, verified_recording
+from runner.methods.prefix.check import Prefix, verified_recording
+from runner.methods.prefix.output_cache import OutputCache, row_format
 from runner.methods.prefix.repeatable import why_not_repeatable
-from runner.methods.prefix.row_store import DamagedError, RowStore
 from runner.methods.prefix.samples import Format, batch_format, first_difference, part_named, sample_keys, why_no_samples
 from runner.methods.prefix.trial import trial_copy
 from runner.methods.requires_grad import RequiresGrad
-from runner.tensors import is_compiled, tensors_in
+from runner.tensors import is_compiled
 
 
 class CachedPrefix(RequiresGrad):
@@ -47,10 +46,8 @@ class CachedPrefix(RequiresGrad):
         self.not_cached = ""  # why the outputs of frozen layers after `prefix` cannot be cached; "" if there are none
         self.checked_selection: Selection | None = None  # the selection that `prefix` is for
         self.bypass: Bypass | None = None
-        self.store = RowStore(self.limit, folder)
-        self.storing = True  # False after a write or read of the store failed
+        self.cache = OutputCache(self.limit, folder)
         self.recordings: dict[Format, Recording] = {}
-        self.dim_order: Sequence[int] | None = None  # memory order of the dimensions of the boundary's output
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         if self.epochs == 1:
@@ -67,11 +64,9 @@ class CachedPrefix(RequiresGrad):
         reasons: list[str] = []
         try:
             for boundary in frozen_prefixes(model, selection, self.example, may_use_again=True):
-                copied, example = trial_copy(model, selection, self.example)
-                modules = find_prefix_modules(copied, boundary, example)
-                reason = why_not_repeatable(copied, selection, boundary, example)
+                reason = self.why_not_cached(model, selection, boundary)
                 if not reason:
-                    self.prefix, self.not_cached = Prefix(boundary, modules), (reasons or [""])[0]
+                    self.not_cached = reasons[0] if reasons else ""
                     return None
                 if reason in reasons:  # it lies further ahead in the model: earlier boundaries will have it too
                     break
@@ -80,19 +75,33 @@ class CachedPrefix(RequiresGrad):
             return str(error)
         return reasons[0]
 
+    def why_not_cached(self, model: nn.Module, selection: Selection, boundary: str) -> str:
+        """Return why the output of the module `boundary` cannot be cached, or set `prefix` and return "" if it can be."""
+        assert self.example is not None
+        copied, example = trial_copy(model, selection, self.example)
+        try:
+            modules = find_prefix_modules(copied, boundary, example)
+            if reason := why_not_repeatable(copied, selection, boundary, example):
+                return reason
+        except SkippedError as error:
+            return str(error)
+        except Exception as error:  # the user's modules may not be callable by themselves
+            return f"the frozen prefix cannot be tried: {type(error).__name__}: {error}"
+        self.prefix = Prefix(boundary, modules)
+        return ""
+
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         if self.bypass is not None:  # from earlier steps, in which fewer layers were frozen
             self.bypass.undo()
-            self.store.close()
+            self.cache.close()
             self.bypass = None
         if self.epochs > 1 and selection.parameters:
             if selection is not self.checked_selection and (reason := self.skip(model, selection)):
                 raise SkippedError(reason)
             assert self.prefix is not None
-            self.store, self.storing = RowStore(self.limit, self.folder), True
-            self.recordings, self.dim_order = {}, None
+            self.cache, self.recordings = OutputCache(self.limit, self.folder), {}
             self.bypass = Bypass(model, self.prefix.boundary, self.prefix.modules)
-            undo.callback(self.store.close)
+            undo.callback(self.cache.close)
             undo.callback(self.bypass.undo)
         return super().prepare(model, selection, undo)
 
@@ -108,30 +117,27 @@ class CachedPrefix(RequiresGrad):
             if reason := why_no_samples(batch):
                 raise SkippedError(f"a batch cannot be divided into samples: {reason}")
             keys, shapes = sample_keys(batch), batch_format(batch)
-            rows = self.cached_rows(keys, context.note) if shapes in self.recordings else None
-            if rows is not None:
-                recording = self.recordings[shapes]
-                with self.bypass.replay(recording, self.output_loader(keys, rows)):
+            recording = self.recordings.get(shapes)
+            load = self.cache.loader(keys, recording, context.note) if recording else None
+            if recording and load:
+                with self.bypass.replay(recording, load):
                     yield batch
                 context.not_run.update([*recording.outputs, self.bypass.boundary])
             else:
-                self.check_batch(batch, shapes, context)
-                with self.bypass.record(self.output_saver(keys, self.recordings[shapes], context.note)):
+                recording = recording or self.checked_recording(batch, shapes, context)
+                with self.bypass.record(self.cache.saver(self.bypass.boundary, keys, recording, context.note)):
                     yield batch
 
-    def check_batch(self, batch: Any, shapes: Format, context: PhaseContext) -> None:
-        """Check, once for all batches of the same shapes, that a step can skip the frozen first layers, on a copy.
+    def checked_recording(self, batch: Any, shapes: Format, context: PhaseContext) -> Recording:
+        """Check on a copy of the model that a step with a batch of these shapes can skip the frozen first layers.
 
-        Stores the placeholders that later steps with such batches need to skip the layers. Raises SkippedError, which ends
-        the run as skipped, if a step without the layers gives other bits than a full step.
+        Keeps and returns the placeholders that later steps with such batches need to skip the layers. Raises SkippedError,
+        which ends the run as skipped, if a step without the layers gives other bits than a full step.
         """
-        if shapes in self.recordings:
-            return
         assert self.prefix is not None
-        example = Example(context.task, batch)
-        recording, self.dim_order, difference = verified_recording(context.model, self.prefix, example, self.dim_order)
-        size = len(tensors_in(batch)[0])
-        sizes = {len(tensors_in(each.last)[0]) for each in self.recordings.values()}
+        known = {row_format(each.last_tensor): each.dim_order for each in reversed(self.recordings.values())}
+        recording, difference = verified_recording(context.model, self.prefix, Example(context.task, batch), known)
+        size, sizes = len(recording.last_tensor), {len(each.last_tensor) for each in self.recordings.values()}
         self.recordings[shapes] = recording
         if difference:
             context.note(
@@ -143,60 +149,7 @@ class CachedPrefix(RequiresGrad):
                 "batches have more than one size, and the frozen prefix's output for a sample may depend on it: "
                 "the weights may differ from those of requires_grad by rounding"
             )
-
-    def output_saver(self, keys: list[bytes], recording: Recording, note: Note) -> Callable[[str, Any], None]:
-        """Return a function `save(module_name, output)` that stores the output of the last frozen module.
-
-        `save` ignores all other modules, an output of another shape than in `recording`, and samples whose output is already
-        stored. `keys`: those of the batch's samples. If the file of outputs cannot be written, `note` is called with a
-        message, and nothing more is stored.
-        """
-        assert self.prefix is not None
-        boundary, (expected,) = self.prefix.boundary, tensors_in(recording.last)
-
-        def save(name: str, output: Any) -> None:
-            if name != boundary or not self.storing or [each.shape for each in tensors_in(output)] != [expected.shape]:
-                return
-            new = {key: position for position, key in enumerate(keys) if key not in self.store}
-            (rows,) = tensors_in(output)
-            assert self.dim_order is not None
-            try:
-                if new:
-                    self.store.put(list(new), rows.detach()[list(new.values())].permute(*self.dim_order))
-            except OSError as error:
-                self.storing = False
-                note(f"the frozen prefix's outputs cannot all be cached ({error}): missing ones are computed again")
-
-        return save
-
-    def cached_rows(self, keys: list[bytes], note: Note) -> Tensor | None:
-        """Return the stored outputs of the last frozen module for N samples as one tensor (N, ...).
-
-        Returns None if the output of any sample is missing or damaged. `keys`: those of the N samples. If the file of
-        outputs is damaged, `note` is called with a message, and the outputs in the file are computed again when they are
-        needed.
-        """
-        if not all(key in self.store for key in keys):
-            return None
-        try:
-            return self.store.get(keys)
-        except (DamagedError, OSError) as error:
-            self.store.forget_file()
-            self.storing = False
-            note(f"the file of the frozen prefix's outputs is damaged ({error}): what was in it is computed again")
-            return None
-
-    def output_loader(self, keys: list[bytes], rows: Tensor) -> Callable[[], Tensor]:
-        """Return a function without arguments that returns the stored output of the last frozen module for some samples.
-
-        `keys`: those of the samples. `rows`: the stored output for these samples, already loaded. The function's first
-        call returns `rows`. Each later call loads a new copy from the store, because the model may have written to the
-        earlier one.
-        """
-        unused = [rows]
-        dim_order = self.dim_order
-        assert dim_order is not None
-        return lambda: restore_dim_order(unused.pop() if unused else self.store.get(keys), dim_order)
+        return recording
 
 
 def why_not_reusable(example: Example) -> str:

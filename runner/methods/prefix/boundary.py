@@ -28,8 +28,8 @@ def frozen_prefixes(
 
     The trainable layers depend on the frozen layers only through such a module's output. To find these modules, each
     candidate's output is detached in a step on a copy of the model. A candidate fits if exactly the trainable parameters
-    then still get gradients. Those that return a tensor are yielded before those whose output contains tensors, and the last
-    in the forward pass first. The model and its random state do not change.
+    then still get gradients. The last one in the forward pass is yielded first. The model and its random state do not
+    change.
 
     `selection`: what is frozen. `example`: the training step. `may_use_again`: whether a frozen parameter may be used again
     after the module, as the embedding is by an output layer tied to it. Raises SkippedError if there is no such module or
@@ -98,14 +98,14 @@ def _parameters_with_gradient(model: nn.Module, parameters: Mapping[str, Tensor]
 
 
 def _boundary_candidates(model: nn.Module, example: Example, frozen: Sequence[Tensor], may_use_again: bool) -> list[str]:
-    """Return the names of the modules at which the frozen first layers may end, in the order of `frozen_prefixes`.
+    """Return the names of the modules at which the frozen first layers may end, the last one first.
 
     A candidate is called exactly once in a step, and its output contains tensors. It finishes before any module with other
     parameters than `frozen` is called and, without `may_use_again`, after every module with parameters in `frozen` has been
     called. Raises SkippedError if the task does not call the model exactly once.
     """
     frozen_ids = {id(parameter) for parameter in frozen}
-    ended: list[tuple[bool, str]] = []
+    ended: list[str] = []
     trainable_called: list[str] = []
     calls: Counter[str] = Counter()
 
@@ -119,12 +119,11 @@ def _boundary_candidates(model: nn.Module, example: Example, frozen: Sequence[Te
 
     def end(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not trainable_called and tensors_in(output):
-            ended.append((isinstance(output, Tensor), name))
+            ended.append(name)
 
     with preserve_random_state(), tracing(model, begin, end):
         example.loss(model)
     if calls[""] != 1:
         times = f"{calls['']} times" if calls[""] else "never"
         raise SkippedError(f"the task calls the model {times} in a step; a frozen prefix needs one call of the model")
-    ordered = sorted(ended, key=lambda each: each[0])[::-1]
-    return [name for _, name in ordered if calls[name] == 1]
+    return [name for name in reversed(ended) if calls[name] == 1]

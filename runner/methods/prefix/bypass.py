@@ -11,7 +11,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from runner.errors import SkippedError
 from runner.methods.base import Example
 from runner.seeding import preserve_random_state
-from runner.tensors import map_tensors
+from runner.tensors import map_tensors, tensors_in
 from runner.tracing import tracing
 
 
@@ -38,14 +38,23 @@ class Recording:
 
     `outputs`: {module name: its outputs with placeholders, in the order of its calls}, for the modules that a replay skips.
     `last`: the output of the last frozen module with a placeholder for its only tensor, which is stored elsewhere.
+    `dim_order`: the order of the dimensions of that tensor in memory, which the stored rows have.
     """
 
     outputs: dict[str, list[Any]] = field(default_factory=dict)
     last: Any = None
+    dim_order: Sequence[int] = ()
+
+    @property
+    def last_tensor(self) -> Tensor:
+        """The placeholder for the only tensor in the output of the last frozen module."""
+        (tensor,) = tensors_in(self.last)
+        return tensor
 
     def map(self, placeholder: Callable[[Tensor], Tensor]) -> Recording:
         """Return a copy of the recording in which each tensor is replaced by `placeholder(tensor)`."""
-        return Recording({name: map_tensors(outputs, placeholder) for name, outputs in self.outputs.items()}, self.last)
+        outputs = {name: map_tensors(outputs, placeholder) for name, outputs in self.outputs.items()}
+        return replace(self, outputs=outputs)
 
 
 def meta_placeholder(tensor: Tensor) -> Tensor:

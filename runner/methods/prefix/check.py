@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from runner.errors import SkippedError
 from runner.methods.base import Example
 from runner.methods.prefix.bypass import Bypass, Recording, filled_placeholder, meta_placeholder
+from runner.methods.prefix.output_cache import RowFormat, memory_dim_order, restore_dim_order, row_format
 from runner.methods.prefix.repeatable import all_same, boundary_output
 from runner.methods.prefix.trial import copied_together
 from runner.seeding import preserve_random_state, random_state
@@ -37,21 +38,20 @@ class Prefix:
 
 
 def verified_recording(
-    model: nn.Module, prefix: Prefix, example: Example, dim_order: Sequence[int] | None
-) -> tuple[Recording, Sequence[int], float]:
+    model: nn.Module, prefix: Prefix, example: Example, dim_orders: Mapping[RowFormat, Sequence[int]]
+) -> tuple[Recording, float]:
     """Record the frozen first layers on a copy, and check that a step which skips them has the same bits as a full step.
 
     Compares loss, gradients, parameters, buffers and random state. Raises SkippedError if any of them differs. Modules
     without parameters run in a step that skips the others if a later layer needs their output.
 
-    `dim_order`: the memory order of the dimensions of the last frozen module's output, if it is known from an earlier call.
-    Returns (recording, order, difference). `recording`: placeholders for the outputs of the modules to skip. `order`:
-    `dim_order` if given, otherwise the memory order found here. `difference`: the largest absolute change of the last frozen
-    module's output for a sample when the order of the batch changes.
+    `dim_orders`: the memory orders of dimensions in which outputs of the last frozen module are already stored. Returns
+    (recording, difference). `recording`: placeholders for the outputs of the modules to skip. `difference`: the largest
+    absolute change of the last frozen module's output for a sample when the other samples of its batch change.
     """
     output, difference = _repeated_output(model, prefix.boundary, example)
-    dim_order = dim_order or memory_dim_order(output)
-    recording = Recording()
+    dim_order = dim_orders.get(row_format(output)) or memory_dim_order(output)
+    recording = Recording(dim_order=dim_order)
 
     def save(name: str, output: Any) -> None:
         placeholders = map_tensors(output, meta_placeholder)
@@ -70,22 +70,22 @@ def verified_recording(
             filled: list[Any] = [partial(filled_placeholder, value, device=device) for value in values]
             attempts = [skipped.map(placeholder) for placeholder in filled or [meta_placeholder]]
             try:
-                if all(_same_result(full_step, run(partial(_replay, each, rows, dim_order))) for each in attempts):
-                    return attempts[0], dim_order, difference
+                if all(_same_result(full_step, run(partial(_replay, each, rows))) for each in attempts):
+                    return attempts[0], difference
                 problem = problem or "loss, gradients, buffers or the random state differ"
             except Exception as error:  # the user's model or task may fail on placeholders
                 problem = problem or f"{type(error).__name__}: {' '.join(str(error).split())}"
     raise SkippedError(f"the frozen prefix cannot be skipped in a step: {problem}")
 
 
-def _replay(recording: Recording, rows: Tensor, dim_order: Sequence[int], bypass: Bypass) -> AbstractContextManager[Bypass]:
+def _replay(recording: Recording, rows: Tensor, bypass: Bypass) -> AbstractContextManager[Bypass]:
     """Return a context manager: in its `with` block, the model runs without its frozen first layers.
 
     The last frozen module returns a copy of `rows`; the others return the placeholders in `recording`. `rows`: the stored
-    output of the last frozen module, one row per sample, with its dimensions in the order `dim_order`. `bypass`: the object
-    that skips the layers.
+    output of the last frozen module, one row per sample, with its dimensions in the order `recording.dim_order`. `bypass`:
+    the object that skips the layers.
     """
-    return bypass.replay(recording, lambda: restore_dim_order(rows.clone(), dim_order))
+    return bypass.replay(recording, lambda: restore_dim_order(rows.clone(), recording.dim_order))
 
 
 def _repeated_output(model: nn.Module, boundary: str, example: Example) -> tuple[Tensor, float]:
@@ -162,13 +162,3 @@ def rounding_difference(found: Tensor, expected: Tensor) -> float:
         if difference <= tolerance and torch.equal(found.isnan(), expected.isnan()):
             return difference
     raise SkippedError("the frozen prefix's output for a sample depends on the other samples of its batch")
-
-
-def memory_dim_order(rows: Tensor) -> list[int]:
-    """Return the dimensions of `rows` (N, ...) in memory order: 0 first, then the others from largest to smallest stride."""
-    return [0, *sorted(range(1, rows.dim()), key=rows.stride, reverse=True)]
-
-
-def restore_dim_order(rows: Tensor, dim_order: Sequence[int]) -> Tensor:
-    """Undo `permute(dim_order)`: return the view `tensor` of `rows` for which `tensor.permute(dim_order)` equals `rows`."""
-    return rows.permute(*sorted(range(len(dim_order)), key=lambda dim: dim_order[dim]))

@@ -14,7 +14,7 @@ from runner.freezing.selection import Selection
 from runner.methods.base import Example
 from runner.methods.prefix.bypass import BoundaryReachedError, Bypass
 from runner.seeding import preserve_random_state, random_state
-from runner.tensors import map_tensors, same_bits, tensor_entries, tensors_in
+from runner.tensors import leaves_in, map_tensors, same_bits, tensor_entries, tensors_in
 from runner.tracing import tracing
 
 NOT_DETERMINISTIC = "gives different outputs for the same samples, or uses random numbers"
@@ -110,7 +110,7 @@ def boundary_output(model: nn.Module, boundary: str, example: Example) -> Tensor
     """Return the output (N, ...) of the module `boundary` for a batch of N samples, without its autograd graph.
 
     `boundary`: name of the last module of the frozen first layers; the forward pass ends as soon as it has returned. Raises
-    SkippedError if it does not return one tensor with N rows (it may be inside of a tuple or mapping), or is not called.
+    SkippedError if it does not return one tensor with N rows, alone or beside None in tuples or mappings, or is not called.
     """
 
     def stop(name: str, output: Any) -> None:
@@ -121,10 +121,10 @@ def boundary_output(model: nn.Module, boundary: str, example: Example) -> Tensor
         with bypass.record(stop):
             example.loss(model)
     except BoundaryReachedError as reached:
-        tensors = tensors_in(reached.output)
-        if len(tensors) != 1 or not tensors[0].dim() or len(tensors[0]) != len(tensors_in(example.batch)[0]):
+        output, *others = [leaf for leaf in leaves_in(reached.output) if leaf is not None]
+        if others or not isinstance(output, Tensor) or output.shape[:1] != tensors_in(example.batch)[0].shape[:1]:
             raise SkippedError(f"{boundary or 'the model'} does not return one tensor with one row per sample") from None
-        return tensors[0].detach().clone()
+        return output.detach().clone()
     finally:
         bypass.undo()
     raise SkippedError(f"the task does not call {boundary or 'the model'} in every step")

@@ -7,6 +7,7 @@ import tempfile
 import zlib
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import IO
 
 import numpy
@@ -20,20 +21,27 @@ class DamagedError(Exception):
     """The bytes in the file of stored rows are not those that were written to it."""
 
 
+@dataclass
+class MemoryBudget:
+    """How many bytes the stores that share this budget may still take in memory."""
+
+    left: int
+
+
 class RowStore:
     """Stores tensors of one shape and dtype, called rows, each under a key, and returns them with the same bits.
 
-    Rows stay in memory, on the device they came on, up to `limit` bytes in total. Further rows go to a file, each with a
+    Rows stay in memory, on the device they came on, as long as `budget` allows. Further rows go to a file, each with a
     checksum. The file is in a new temporary folder inside `folder` (None: inside the system's folder for temporary files).
     `close` removes the file and the temporary folder.
     """
 
-    def __init__(self, limit: int, folder: str | None = None) -> None:
-        self.limit, self.folder = limit, folder
-        self.positions: dict[Hashable, int] = {}  # key of a row -> position; positions from `capacity` on are in the file
-        self.in_memory: Tensor | None = None  # (positions, ...)
+    def __init__(self, budget: MemoryBudget, folder: str | None = None) -> None:
+        self.budget, self.folder = budget, folder
+        self.positions: dict[Hashable, int] = {}  # key of a row -> index in memory, or -1 - index in the file
+        self.in_memory: Tensor | None = None  # (indices, ...)
+        self.used = 0  # how many rows of `in_memory` are in use
         self.row_bytes = 0
-        self.capacity = 0  # how many rows `limit` allows in memory
         self._temporary_folder: tempfile.TemporaryDirectory[str] | None = None
         self._file: IO[bytes] | None = None
         self._map: numpy.memmap | None = None  # (rows in the file, bytes of a row)
@@ -50,17 +58,18 @@ class RowStore:
         rows = rows.detach()
         if self.in_memory is None:
             self.in_memory, self.row_bytes = rows.new_empty((0, *rows.shape[1:])), rows[:1].numel() * rows.element_size()
-            self.capacity = self.limit // max(self.row_bytes, 1)
-        used = len(self.positions)
-        fitting = max(0, min(self.capacity - used, len(rows)))
+        size, used = len(self.in_memory), self.used
+        possible = size + self.budget.left // max(self.row_bytes, 1)
+        fitting = min(possible - used, len(rows))
         if fitting:
-            if used + fitting > len(self.in_memory):  # double the size, so that each row is copied only a few times
-                size = min(max(2 * used, used + fitting), self.capacity)
-                grown = self.in_memory.new_empty((size, *self.in_memory.shape[1:]))
+            if used + fitting > size:  # double the size, so that each row is copied only a few times
+                grown = self.in_memory.new_empty((min(max(2 * used, used + fitting), possible), *self.in_memory.shape[1:]))
                 grown[:used] = self.in_memory[:used]
+                self.budget.left -= (len(grown) - size) * self.row_bytes
                 self.in_memory = grown
             self.in_memory[used : used + fitting] = rows[:fitting]
             self.positions.update(zip(keys[:fitting], range(used, used + fitting), strict=True))
+            self.used += fitting
         if fitting < len(rows):
             self._write(keys[fitting:], rows[fitting:])
 
@@ -79,9 +88,9 @@ class RowStore:
         unwritten = memoryview(data.tobytes())
         while unwritten:
             unwritten = unwritten[self._file.write(unwritten) :]
-        first = self.capacity + len(self._checksums)
+        first = len(self._checksums)
         self._checksums += [zlib.crc32(row) for row in data]
-        self.positions.update(zip(keys, range(first, first + len(rows)), strict=True))
+        self.positions.update(zip(keys, (-1 - index for index in range(first, first + len(rows))), strict=True))
 
     def get(self, keys: Sequence[Hashable]) -> Tensor:
         """Return a new tensor (N, ...) with the rows stored under these N keys, in the order of the keys.
@@ -91,11 +100,11 @@ class RowStore:
         """
         assert self.in_memory is not None
         positions = [self.positions[key] for key in keys]
-        if max(positions) < self.capacity:
+        if min(positions) >= 0:
             return self.in_memory.index_select(0, torch.tensor(positions, device=self.in_memory.device))
         rows = self.in_memory.new_empty((len(positions), *self.in_memory.shape[1:]))
         for index, position in enumerate(positions):
-            rows[index] = self.in_memory[position] if position < self.capacity else self._read(position - self.capacity)
+            rows[index] = self.in_memory[position] if position >= 0 else self._read(-1 - position)
         return rows
 
     def _read(self, index: int) -> Tensor:
@@ -120,11 +129,13 @@ class RowStore:
 
     def forget_file(self) -> None:
         """Remove the keys of all rows that are in the file from the store. Rows in memory stay."""
-        self.positions = {key: position for key, position in self.positions.items() if position < self.capacity}
+        self.positions = {key: position for key, position in self.positions.items() if position >= 0}
 
     def close(self) -> None:
         """Remove all rows from the store, and delete the file and its folder."""
-        self.positions, self.in_memory = {}, None
+        if self.in_memory is not None:
+            self.budget.left += len(self.in_memory) * self.row_bytes
+        self.positions, self.in_memory, self.used = {}, None, 0
         self._map = None  # unmaps the file
         if self._file is not None:
             self._file.close()

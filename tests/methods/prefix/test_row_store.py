@@ -8,7 +8,7 @@ import resource
 import pytest
 import torch
 
-from runner.methods.prefix.row_store import DamagedError, RowStore
+from runner.methods.prefix.row_store import DamagedError, MemoryBudget, RowStore
 
 TYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64, torch.uint8]
 
@@ -17,7 +17,7 @@ TYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", [(), (3,), (2, 1, 5), (0, 3)])
 def test_rows_are_returned_bit_by_bit_in_any_order(limit, dtype, shape):
-    store = RowStore(limit)
+    store = RowStore(MemoryBudget(limit))
     rows = (torch.randn(30, *shape) * 100).to(dtype)
     for begin, end in ((0, 7), (7, 20), (20, 30)):
         store.put(range(100 + begin, 100 + end), rows[begin:end])
@@ -32,7 +32,7 @@ def test_rows_are_returned_bit_by_bit_in_any_order(limit, dtype, shape):
 
 @pytest.mark.parametrize("limit", [0, 1000])
 def test_nan_keeps_its_bits_and_the_returned_rows_are_a_copy(limit):
-    store = RowStore(limit)
+    store = RowStore(MemoryBudget(limit))
     bits = torch.tensor([[0x7FC00001, -0x3FFFFF], [0x7F800000, -0x80000000]], dtype=torch.int32)
     rows = bits.view(torch.float32)
     store.put([0, 1], rows)
@@ -42,7 +42,7 @@ def test_nan_keeps_its_bits_and_the_returned_rows_are_a_copy(limit):
 
 
 def test_memory_is_limited_and_closing_removes_the_file(tmp_path):
-    store = RowStore(160, str(tmp_path))
+    store = RowStore(MemoryBudget(160), str(tmp_path))
     store.put(range(4), torch.randn(4, 10))
     assert not list(tmp_path.iterdir())
     store.put(range(4, 40), torch.randn(36, 10))
@@ -57,7 +57,7 @@ def test_memory_is_limited_and_closing_removes_the_file(tmp_path):
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "empty"])
 def test_a_damaged_file_raises_and_rows_in_memory_remain(damage, tmp_path):
-    store = RowStore(40, str(tmp_path))
+    store = RowStore(MemoryBudget(40), str(tmp_path))
     rows = torch.randn(5, 10)
     store.put(range(5), rows)
     store.get([4])
@@ -79,7 +79,7 @@ def test_a_damaged_file_raises_and_rows_in_memory_remain(damage, tmp_path):
 
 
 def test_a_full_disk_raises_and_rows_written_before_remain(tmp_path):
-    store, rows = RowStore(0, str(tmp_path)), torch.randn(100, 256)
+    store, rows = RowStore(MemoryBudget(0), str(tmp_path)), torch.randn(100, 256)
     store.put(range(10), rows[:10])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024 + 512, before[1]))
@@ -95,4 +95,4 @@ def test_a_full_disk_raises_and_rows_written_before_remain(tmp_path):
 
 def test_a_missing_folder_raises(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
-        RowStore(0, str(tmp_path / "nowhere")).put([0], torch.randn(1, 2))
+        RowStore(MemoryBudget(0), str(tmp_path / "nowhere")).put([0], torch.randn(1, 2))
