@@ -45,7 +45,7 @@ class Ranked:
 
     @property
     def is_sound(self) -> bool:
-        """Whether it may be recommended: all its runs held, or trained everything as `method=none` does, without a defect."""
+        """Whether it may be recommended: each run held, or trained everything, as with `method=none`, without a defect."""
         return all(run.outcome == "held" or _trains_everything(run) for run in self.group.runs)
 
     def is_told_apart_from(self, other: Ranked) -> bool:
