@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runner.training.tasks.task import BatchTask
 from torch import nn
 
 from runner.errors import SkippedError
 from runner.methods.base import FreezingMethod
+from runner.training.tasks.task import BatchTask
 from tests.conftest import read_table
 from tests.in_memory import run_experiment
 from tests.training.test_evaluate import results

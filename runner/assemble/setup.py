@@ -104,12 +104,8 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(built_model)
         selection = declared_selection(config, built_model, note)
-        method = build_instance(FreezingMethod, config.method, "method")
         task = build_task(config, device)
-        probe = feed.first if have_values else map_tensors(feed.first, lambda tensor: tensor.to("meta"))
-        method.example = Example(task, probe, feed.reread)
-        if reason := method.skip(built_model, selection):
-            raise SkippedError(reason)
+        method = build_method(config, Example(task, feed.first, feed.reread), built_model, selection)
         phases = build_phases(config, selection)
         force_eval_mode(phases[0].selection, undo)
         declared_groups = build_groups(config, built_model, selection)
@@ -132,6 +128,20 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
             undo=undo,
             note=note,
         )
+
+
+def build_method(config: Config, example: Example, model: nn.Module, selection: Selection) -> FreezingMethod:
+    """Return the freezing method that the config declares. Raises SkippedError with its reason if it does not work here.
+
+    The example's batch is moved to the meta device if the model is there.
+    """
+    method = build_instance(FreezingMethod, config.method, "method")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        example = replace(example, batch=map_tensors(example.batch, lambda tensor: tensor.to("meta")))
+    method.example = example
+    if reason := method.skip(model, selection):
+        raise SkippedError(reason)
+    return method
 
 
 def begin_phase(setup: Setup, number: int) -> Phase:

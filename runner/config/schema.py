@@ -208,9 +208,7 @@ def epochs_of(composed: DictConfig) -> Any:
 
 def batches_of(composed: DictConfig) -> Any:
     """Return the number of batches a pass of a config that is not checked yet; STEPS if only the opened data can tell."""
-    data = composed.get("data")
-    target = data._get_node("_target_") if OmegaConf.is_dict(data) else None
-    is_endless = target is not None and str(target._value()).startswith(SYNTHETIC)
+    is_endless = str(OmegaConf.select(composed, "data._target_")).startswith(SYNTHETIC)
     if composed.batches == "auto" and is_endless:
         return ENDLESS_BATCHES
     return STEPS if composed.batches in ("auto", "all") else composed.batches

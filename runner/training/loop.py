@@ -61,23 +61,17 @@ def train(
     parameters, with_closure = list(model.parameters()), needs_closure(optimizer)
     batches = iter(batches)
     for number in count(first):
-        size = batches_in_step(number)
-        loaded = list(islice(batches, 1))
+        size, loaded = batches_in_step(number), list(islice(batches, 1))
         if not loaded:
             return
         start = perf_counter()
 
         def closure(loaded: list[Any] = loaded, size: int = size) -> Any:
             optimizer.zero_grad(set_to_none=zero_grad_to_none)
-            losses = []
-            for batch in loaded if size == 1 else chain(loaded, islice(batches, size - 1)):
-                loss = task(model, batch) / size
-                if loss.requires_grad:  # False if everything is frozen
-                    loss.backward()
-                losses.append(loss.detach())
+            loss = backward(task, model, loaded if size == 1 else chain(loaded, islice(batches, size - 1)), size)
             if clip is not None and parameters:
                 torch.nn.utils.clip_grad_norm_(parameters, clip)
-            return torch.stack(losses).sum() if size > 1 else losses[0]
+            return loss
 
         if with_closure:
             loss = optimizer.step(closure)
@@ -86,11 +80,21 @@ def train(
             optimizer.step()
         groups = enumerate(optimizer.param_groups)  # read before the scheduler sets the rates of the next step
         lrs = {str(group.get("name", position)): float(group.get("lr", nan)) for position, group in groups}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(torch.as_tensor(loss).detach())
-        elif scheduler is not None:
-            scheduler.step()
-        yield Step(number, torch.as_tensor(loss).detach(), perf_counter() - start, lrs)
+        loss = torch.as_tensor(loss).detach()
+        if scheduler is not None:
+            scheduler.step(*([loss] if isinstance(scheduler, ReduceLROnPlateau) else []))
+        yield Step(number, loss, perf_counter() - start, lrs)
+
+
+def backward(task: Task, model: nn.Module, batches: Iterable[Any], size: int) -> Tensor:
+    """Add the gradients of the mean loss of `size` batches to those of the parameters, batch by batch; return that loss."""
+    losses = []
+    for batch in batches:
+        loss = task(model, batch) / size
+        if loss.requires_grad:  # False if everything is frozen
+            loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum() if size > 1 else losses[0]
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
