@@ -52,14 +52,13 @@ def train(
 ) -> Iterator[Step]:
     """Train step by step, and yield a Step (number, loss, seconds, learning rates) after each.
 
-    `task(model, batch)` returns the loss. `scheduler`: a torch scheduler that is stepped after each training step. `clip`:
-    the maximum total norm of all gradients (None: no clipping). `zero_grad_to_none`: before each step, gradients are set to
-    None if it is True, and to zeros if it is False. `first`: the number of the first step. `batches_in_step(number)`: how
-    many batches a step takes; their gradients and losses are averaged. An optimizer that needs a closure takes one a step.
+    `scheduler`: a torch scheduler, stepped after each training step. `clip`: the maximum total norm of all gradients (None:
+    no clipping). `zero_grad_to_none`: before each step, gradients are set to None if True, to zeros if False. `first`: the
+    number of the first step. `batches_in_step(number)`: how many batches a step takes; their gradients and losses are
+    averaged. An optimizer that needs a closure takes one a step.
     """
     model.train()
-    parameters, with_closure = list(model.parameters()), needs_closure(optimizer)
-    batches = iter(batches)
+    parameters, with_closure, batches = list(model.parameters()), needs_closure(optimizer), iter(batches)
     for number in count(first):
         size, loaded = batches_in_step(number), list(islice(batches, 1))
         if not loaded:
@@ -80,10 +79,10 @@ def train(
             optimizer.step()
         groups = enumerate(optimizer.param_groups)  # read before the scheduler sets the rates of the next step
         lrs = {str(group.get("name", position)): float(group.get("lr", nan)) for position, group in groups}
-        loss = torch.as_tensor(loss).detach()
+        value = torch.as_tensor(loss).detach()
         if scheduler is not None:
-            scheduler.step(*([loss] if isinstance(scheduler, ReduceLROnPlateau) else []))
-        yield Step(number, loss, perf_counter() - start, lrs)
+            scheduler.step(*([value] if isinstance(scheduler, ReduceLROnPlateau) else []))
+        yield Step(number, value, perf_counter() - start, lrs)
 
 
 def backward(task: Task, model: nn.Module, batches: Iterable[Any], size: int) -> Tensor:
