@@ -196,6 +196,12 @@ def test_the_signature_is_that_of_the_model_that_is_called(model):
     assert list(forward_signature(model).parameters) == ["image", "mask", "cache"]
 
 
+def test_a_model_of_several_parts_that_takes_anything_is_not_looked_through():
+    model = Wrapper(Net())
+    model.other = Net()
+    assert list(forward_signature(model).parameters) == ["args", "kwargs"]
+
+
 def test_the_signature_of_a_class_is_read_once(monkeypatch):
     forward_signature(Net())
     monkeypatch.setattr("runner.training.tasks.calls.signature", None)

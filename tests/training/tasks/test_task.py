@@ -282,6 +282,20 @@ def test_the_scores_of_a_model_that_takes_its_labels_serve_for_the_accuracy():
     assert (result.scores.shape, result.target is CLASSES, result.parts) == ((5, 4), True, {})
 
 
+def test_one_score_a_sample_is_no_classification_of_the_labels_that_a_model_takes():
+    class Regression(Net):
+        def forward(self, x, labels):
+            scores = super().forward(x)[:, :1]
+            return {"loss": functional.mse_loss(scores[:, 0], labels.float()), "logits": scores}
+
+    assert BatchTask().run(Regression(), {"x": X, "labels": CLASSES}).scores is None
+
+
+def test_a_scalar_of_integers_is_no_loss():
+    with pytest.raises(ConfigError, match=r"a tensor of shape \(\), which is no loss"):
+        BatchTask()(Net(lambda scores: scores.argmax()), X)
+
+
 @pytest.mark.parametrize("name", ["auto", "classification", "segmentation", "causal_lm", "model_loss"])
 def test_a_task_works_on_fake_tensors_and_under_autocast(name):
     model, batch, _ = FILES[name]
