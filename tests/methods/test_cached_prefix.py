@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from runner.contract import ignore_note
 from runner.errors import SkippedError
 from runner.freezing.selection import select
-from runner.methods.base import Example
+from runner.methods.base import Example, PhaseContext
 from runner.methods.cached_prefix import CachedPrefix
 from runner.proof.verdict import run_verdict
 from runner.tensors import same_bits
@@ -505,6 +506,82 @@ def test_nan_is_cached_unchanged():
 
 def test_random_samples_of_a_source_are_the_same_in_each_epoch():
     assert_same_bits(*run_both(*model("Conv"), *data_from("Augments")))
+
+
+# Samples are recognised by their bits
+
+
+def fed(batches):
+    """Return how often the prefix of a model runs while `cached_prefix` feeds it these batches; each output is checked."""
+    torch.manual_seed(0)
+    net = Conv()
+    selection = select(net, ["**"], ["head"], buffers="frozen")
+    for module in selection.modules.values():
+        module.eval()
+    method, outputs, calls = CachedPrefix(epochs=2), [], []
+    method.example = Example(sum_of_output, batches[0])
+    assert method.skip(net, selection) is None
+    first = net.first
+
+    def count(module, args, output):
+        if module is first and not output.is_meta:
+            calls.append(1)
+
+    with ExitStack() as undo:
+        first.register_forward_hook(count)
+        method.prepare(net, selection, undo)
+        context = PhaseContext(net, sum_of_output, ignore_note)
+        outputs.extend(net(batch).detach() for batch in method.feed(batches, context))
+    runs = len(calls)
+    with torch.no_grad():
+        assert all(same_bits(output, net(batch)) for output, batch in zip(outputs, batches, strict=True))
+    return runs
+
+
+def pictures(seed=0):
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_samples_that_come_again_in_other_batches_and_at_other_places_are_not_computed_again():
+    one, other = pictures(0), pictures(1)
+    mixed = [torch.cat([one[2:], other[:2]]), torch.cat([other[2:], one[:2]]), one.flip(0)]
+    assert fed([one, other, *mixed]) == 2
+
+
+def test_a_batch_with_one_sample_of_other_bits_is_computed_again():
+    changed = pictures()
+    changed[3, 0, 0, 0] = torch.nextafter(changed[3, 0, 0, 0], torch.tensor(9.0))
+    assert fed([pictures(), pictures(), changed, changed]) == 2
+
+
+def test_the_same_sample_twice_in_a_batch_is_stored_once():
+    repeated = pictures()[[0, 0, 1, 1]]
+    assert fed([repeated, repeated, repeated.flip(0)]) == 1
+
+
+class Transforms:
+    """Reads a batch; when it is read again, one part has other bits."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self):
+        return {"x": pictures(), "y": torch.zeros(4)} | ({self.name: pictures(1)} if self.name else {})
+
+
+@pytest.mark.parametrize("name", [None, "x", "z"])
+def test_data_that_read_a_sample_with_other_bits_the_second_time_are_skipped_with_the_part_that_differs(name):
+    net, method = Conv(), CachedPrefix(epochs=2)
+    method.example = Example(lambda net, batch: net(batch["x"]).sum(), Transforms(None)(), reread=Transforms(name))
+    reason = method.skip(net, select(net, ["**"], ["head"], buffers="frozen"))
+    expected = f"a batch has other bits when it is read again: its part {name}, as with a random transform or collate"
+    assert reason == (expected if name else None)
+
+
+def test_with_one_epoch_data_are_not_read_again():
+    net, method = Conv(), CachedPrefix(epochs=1)
+    method.example = Example(sum_of_output, pictures(), reread=lambda: 1 / 0)
+    assert method.skip(net, select(net, ["**"], ["head"], buffers="frozen")) is None
 
 
 # Phases

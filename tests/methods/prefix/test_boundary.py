@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
+from threading import Lock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from runner.errors import SkippedError
 from runner.freezing.selection import select
 from runner.methods.base import Example
+from runner.methods.cached_prefix import CachedPrefix
 from runner.methods.detach import Detach
 from runner.methods.prefix.boundary import frozen_prefixes
 from runner.training.models import MLP
@@ -129,3 +131,98 @@ def test_when_the_prefix_grows_in_mid_run_the_new_prefix_gets_no_gradient():
             model(x).sum().backward()
             reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
             assert reached == {name for name, parameter in model.named_parameters() if parameter not in selection}
+
+
+class Detector(nn.Module):
+    """Returns losses in training mode and predictions in eval mode, as detection models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, pictures, targets):
+        scores = self.head(self.norm(self.body(torch.stack(pictures))))
+        return {"score": (scores - torch.stack(targets)).square().mean()} if self.training else [scores]
+
+
+def test_the_step_is_tried_in_the_modes_of_the_training():
+    model = Detector().eval()
+    batch = ([torch.randn(4) for _ in range(3)], [torch.randn(2) for _ in range(3)])
+    step = Example(lambda model, batch: model(*batch)["score"], batch)
+    assert frozen_prefix(model, select(model, ["body"]), step) == "body"
+    held = select(model, ["body", "norm"], buffers="frozen")
+    one_sample = Example(step.task, tuple(part[:1] for part in batch))  # BatchNorm in training mode refuses it
+    assert frozen_prefix(model, held, one_sample) == "norm"
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        (lambda model, batch: (model(batch) - model(batch + 1)).sum(), "the task calls the model 2 times in a step"),
+        (lambda model, batch: model.last(model.first(batch)).sum(), "the task calls the model never in a step"),
+    ],
+)
+@pytest.mark.parametrize("method", [Detach(), CachedPrefix(epochs=2)])
+def test_a_task_that_does_not_call_the_model_once_is_a_reason_to_skip(method, task, reason):
+    model = Residual()
+    method.example = Example(task, torch.randn(3, 4))
+    assert method.skip(model, select(model, ["first"], buffers="frozen")).startswith(reason)
+
+
+@pytest.mark.parametrize("method", [Detach(), CachedPrefix(epochs=2)])
+def test_a_method_without_an_example_is_skipped_with_the_reason(method):
+    model = Residual()
+    assert method.skip(model, select(model, ["first"], buffers="frozen")).startswith("there is no batch to look for")
+
+
+class Task:
+    """A task that counts its calls and refers to a model."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, 0
+
+    def __call__(self, model, batch):
+        self.calls += 1
+        assert self.model is model
+        return model(batch).sum()
+
+
+def test_a_task_is_tried_as_a_copy_that_refers_to_the_copy_of_the_model():
+    model = Residual()
+    task = Task(model)
+    assert frozen_prefix(model, select(model, ["first"]), Example(task, torch.randn(3, 4))) == "first"
+    assert task.calls == 0
+
+
+def test_a_task_that_cannot_be_copied_is_a_reason_to_skip():
+    model, method = Residual(), Detach()
+    task = Task(model)
+    task.lock = Lock()
+    method.example = Example(task, torch.randn(3, 4))
+    assert method.skip(model, select(model, ["first"])).startswith("model and task cannot be copied")
+
+
+def test_what_the_task_raises_is_passed_on():
+    model, method = Residual(), Detach()
+    method.example = Example(sum_of_output, torch.randn(3, 5))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        method.skip(model, select(model, ["first"]))
+
+
+def test_frozen_integers_are_left_as_they_are():
+    model = Residual()
+    model.first.codes = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
+    assert frozen_prefix(model, select(model, ["first"]), example(2, 4)) == "first"
+
+
+def test_a_frozen_weight_may_be_used_again_only_where_that_is_allowed():
+    model = MLP([8])
+    selection = select(model, ["body", "norm", "there"])
+    assert frozen_prefix(model, selection, example(2, 8), may_use_again=True) == "there"
+    assert frozen_prefix(model, selection, example(2, 8)) is None
+
+
+def test_with_the_model_and_the_batch_on_the_meta_device_the_prefix_is_found():
+    model, step = Residual().to("meta"), Example(sum_of_output, torch.randn(3, 4, device="meta"))
+    assert frozen_prefix(model, select(model, ["first"]), step) == "first"
