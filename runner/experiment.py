@@ -173,7 +173,7 @@ def build_evaluation(setup: Setup) -> Evaluation:
 
     def measure() -> Values:
         batches = setup.feed.held_out()
-        assert batches is not None, "open_feed refuses evaluate=true without held-out data"
+        assert batches is not None, "the check of the config refuses evaluate=true without held-out data"
         with setup.meter.not_counted():
             return evaluate(setup.model, setup.task, batches, metrics, seed=config.seed, note=note_once)
 

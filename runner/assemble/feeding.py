@@ -57,11 +57,6 @@ def open_feed(config: Config, device: torch.device, note: Note, undo: ExitStack)
     """
     with PrivateRandomness(derived_seed(config.seed, BUILD)):
         source = build_source(config)
-    if config.evaluate is not False and source.read_held_out(config.seed) is None:
-        raise ConfigError(
-            f"evaluate={str(config.evaluate).lower()} needs held-out data; give data.holdout=0.2, the share of samples to "
-            "hold out, or data.test._target_=..., a dataset"
-        )
     count = batches_a_pass(config.batches, source.length(), ENDLESS_BATCHES)
     if config.batches not in ("auto", "all", count):
         note(f"the data have {count} batches a pass, fewer than batches={config.batches}")

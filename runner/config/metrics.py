@@ -20,6 +20,11 @@ def check_evaluation(config: Config) -> None:
     """Raise ConfigError if `evaluate` has a wrong value, or if `metrics` has a metric that does not exist."""
     if config.evaluate != "epoch" and not isinstance(config.evaluate, bool):
         raise ConfigError(f"evaluate is {config.evaluate!r}; give false, true, or epoch (after each pass too)")
+    if config.evaluate is not False and config.data.get("holdout") is None and config.data.get("test") is None:
+        raise ConfigError(
+            f"evaluate={str(config.evaluate).lower()} needs held-out data; give data.holdout=0.2, the share of samples to "
+            "hold out, or 'data.test={_target_: ...}', a dataset; synthetic data can teach nothing"
+        )
     if config.metrics and config.evaluate is False:
         raise ConfigError("metrics are measured on held-out data; give evaluate=true too, or metrics=[]")
     metric_factories(config.metrics)

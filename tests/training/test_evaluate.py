@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
@@ -312,3 +313,10 @@ def test_causes_of_leaks_are_the_same_with_evaluation(optimizer, method):
 def test_an_evaluation_does_not_count_as_a_step_that_is_timed():
     cost = run_experiment(*DATA, "cost=time", "evaluate=epoch", "data.epochs=8", "batches=1").record["cost"]
     assert cost["seconds_forward"] is not None  # None where a step has more than one forward pass
+
+
+@pytest.mark.parametrize("more", [("evaluate=true",), ("evaluate=epoch", "data=digits")], ids=" ".join)
+def test_an_evaluation_without_held_out_data_is_refused_before_a_folder_is_made(cli, more):
+    code, _, err = cli("model=mlp", *more)
+    assert (code, err.count("\n"), Path("outputs").exists()) == (2, 1, False)
+    assert "needs held-out data; give data.holdout=0.2" in err

@@ -32,7 +32,7 @@ def test_a_derived_task_is_called_as_it_defines_its_call():
 
 def test_the_loss_of_a_mapping_of_scalars_is_their_sum_and_the_parts_are_the_mean_over_the_first_calls():
     task = TrainedTask(parted)
-    assert [float(task(MODEL, BATCH)) for _ in range(3)] == [3.0, 3.0, 3.0]
+    assert [float(task(MODEL, BATCH).detach()) for _ in range(3)] == [3.0, 3.0, 3.0]
     assert {name: float(part) for name, part in task.take_parts(2).items()} == {"first": 1.0, "second": 2.0}
     assert task.take_parts(2) == {}
 
@@ -45,7 +45,7 @@ def test_a_loss_in_one_part_has_no_parts():
 
 @pytest.mark.parametrize("returned", [1.0, None, {}, {"loss": 1.0}, torch.ones(3), {"loss": torch.ones(2)}], ids=str)
 def test_what_is_no_scalar_and_no_mapping_of_scalars_is_refused(returned):
-    with pytest.raises(ConfigError, match="the task returned .*; it must return the loss as a tensor of shape"):
+    with pytest.raises(ConfigError, match=r"the task returned .*; it must return the loss as a tensor of shape"):
         TrainedTask(lambda model, batch: returned)(MODEL, BATCH)
 
 
