@@ -44,6 +44,12 @@ def test_later_epochs_skip_the_frozen_blocks(name):
     assert share_of_forward_flops(cached, plain) < 0.9
 
 
+def test_an_output_beside_none_in_a_mapping_is_cached():
+    cached = run_experiment("method=cached_prefix", *CASES["a mapping in a mapping"], "data.epochs=2")
+    note = "the outputs of encoder are cached, and what follows it runs: head.0, a Dropout, is not held in eval mode"
+    assert any(each.startswith(note) for each in cached.notes)
+
+
 def test_a_frozen_weight_that_the_output_layer_uses_again_is_cached_but_not_detached():
     plain, cached = (
         run_experiment(f"method={method}", *TIED, "data.epochs=3") for method in ("requires_grad", "cached_prefix")

@@ -124,6 +124,5 @@ def _boundary_candidates(model: nn.Module, example: Example, frozen: Sequence[Te
     with preserve_random_state(), tracing(model, begin, end):
         example.loss(model)
     if calls[""] != 1:
-        times = f"{calls['']} times" if calls[""] else "never"
-        raise SkippedError(f"the task calls the model {times} in a step; a frozen prefix needs one call of the model")
+        raise SkippedError(f"the task calls the model {calls['']} times in a step; a frozen prefix needs exactly one call")
     return [name for name in reversed(ended) if calls[name] == 1]

@@ -134,7 +134,9 @@ def _step_result(
         with context(bypass):
             loss = replace(example, task=task).loss(copied)
             if bypass.calls != 1:
-                raise SkippedError(f"the task calls the model {bypass.calls} times in a step; expected one call")
+                raise SkippedError(
+                    f"the task calls the model {bypass.calls} times in a step; a frozen prefix needs exactly one call"
+                )
             if loss.requires_grad:
                 loss.backward()
         tensors = [entry.tensor for entry in tensor_entries(copied).values()]

@@ -96,3 +96,18 @@ def test_a_full_disk_raises_and_rows_written_before_remain(tmp_path):
 def test_a_missing_folder_raises(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         RowStore(MemoryBudget(0), str(tmp_path / "nowhere")).put([0], torch.randn(1, 2))
+
+
+def test_stores_of_several_shapes_share_one_limit_of_memory(tmp_path):
+    budget = MemoryBudget(240)
+    first, second = RowStore(budget, str(tmp_path)), RowStore(budget, str(tmp_path))
+    rows, others = torch.randn(4, 10), torch.randn(5, 5)
+    first.put(range(4), rows)
+    second.put(range(5), others)
+    assert (len(first.in_memory), len(second.in_memory), budget.left) == (4, 4, 0)
+    assert torch.equal(second.get(range(5)), others)
+    assert torch.equal(first.get(range(4)), rows)
+    first.close()
+    second.close()
+    assert budget.left == 240
+    assert not list(tmp_path.iterdir())
