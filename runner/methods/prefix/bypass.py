@@ -175,7 +175,7 @@ class ReplacedForward:
     def __init__(self, bypass: Bypass, name: str, module: nn.Module) -> None:
         self.bypass, self.name, self.module = bypass, name, module
         self.instance_forward = vars(module).get("forward")  # None if the instance used the `forward` of its class
-        self.forward = module.forward
+        self.forward = self.__wrapped__ = module.forward  # `inspect.signature` reads that of `__wrapped__`
         vars(module)["forward"] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
