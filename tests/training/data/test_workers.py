@@ -183,7 +183,7 @@ ENDS = {
         1,
         r"ReadError: data: a worker process was killed by signal: Killed; give data.workers=0 to see the error itself",
     ),
-    "none": (2, r"data: sample 7, field 0 is a NoneType; give data.transform or data.collate to make it a tensor"),
+    "none": (2, r"data: sample 7, field 0 is of type NoneType; give data.transform or data.collate to make it a tensor"),
     "hang": (1, r"TimeoutError: the run was not done after timeout=10 seconds"),
 }
 
