@@ -173,12 +173,16 @@ def test_a_split_that_does_not_exist_is_refused_with_those_that_do(saved, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("data", "module", "extra"), [("digits", "sklearn", "data"), ("huggingface", "datasets", "huggingface")]
+    ("overrides", "needs"),
+    [
+        (["data=digits"], "data=digits needs sklearn; install it with: pip install 'freeze-runner[data]'"),
+        (
+            ["data=huggingface", "data.root=."],
+            "data=huggingface needs datasets; install it with: pip install 'freeze-runner[huggingface]'",
+        ),
+    ],
 )
-def test_a_missing_library_is_named_with_its_extra(data, module, extra, cli, monkeypatch, tmp_path):
+def test_a_missing_library_is_named_with_its_extra(overrides, needs, cli, monkeypatch):
     monkeypatch.setattr("runner.config.machine.find_spec", lambda name: None)
-    code, _, err = cli("model=mlp", f"data={data}", *(["data.root=."] if data == "huggingface" else []))
-    assert (code, err) == (
-        2,
-        f"freeze-runner: data={data} needs {module}; install it with: pip install 'freeze-runner[{extra}]'\n",
-    )
+    code, _, err = cli("model=mlp", *overrides)
+    assert (code, err) == (2, f"freeze-runner: {needs}\n")
