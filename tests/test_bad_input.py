@@ -447,7 +447,11 @@ from runner import FreezingMethod
 class NoBatches: pass
 
 class NothingToYield:
-    def batches(self, count, input, classes, seed): pass
+    def __iter__(self): return iter(())
+
+class Pictures:
+    def __len__(self): return 3
+    def __getitem__(self, index): return index, index
 
 def number(model, batch): return 3.0
 
@@ -467,8 +471,12 @@ class OneTensor(FreezingMethod):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("data=custom", "data._target_=mine.NoBatches"), "its class needs a method batches(count, input, classes, seed)"),
-        (("data=custom", "data._target_=mine.NothingToYield"), "batches(...) returned a NoneType; it must yield batches"),
+        (("data=custom", "data._target_=mine.NoBatches"), "data gives a NoBatches; give an iterable of batches, such as a"),
+        (("data=custom", "data._target_=mine.NothingToYield"), "data: there is no batch; give data that yield at least one"),
+        (
+            ("data=custom", "data._target_=mine.Pictures"),
+            "a Pictures, a dataset, where batches are expected; give data=dataset",
+        ),
         (("task=custom", "task._target_=mine.NoBatches"), "task gives a NoBatches; it must give a function (model, batch)"),
         (("task=custom", "task._target_=mine.number", "++task._partial_=true"), "the task returned a float; it must return"),
         (

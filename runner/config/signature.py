@@ -46,15 +46,10 @@ def check_arguments(
 
 
 def lacks_arguments(target: Callable[..., Any], args: Sequence[Any], names: Iterable[str]) -> bool:
-    """Return whether a call with these positional arguments and keywords would lack an argument without a default.
-
-    Of a function without a signature, True is returned.
-    """
+    """Return whether a call with these positional arguments and keywords would lack an argument without a default."""
     try:
         bound = _signature(target).bind_partial(*args, **dict.fromkeys(names))
-    except ValueError:  # it has no signature, as some functions of torch
-        return True
-    except TypeError:  # arguments that it does not take
+    except (TypeError, ValueError):  # arguments that it does not take, or a builtin without a signature
         return False
     needed = (p for p in _signature(target).parameters.values() if p.default is p.empty)
     return any(p.name not in bound.arguments and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in needed)

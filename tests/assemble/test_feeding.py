@@ -200,10 +200,10 @@ def test_the_transforms_of_the_models_weights_can_be_named(pictures):
             r"data.transform=weights knows torchvision's weights, and .*MLP is none of its builders",
         ),
         (["data.transform=3"], r"data.transform is 3; give data.transform._target_=\.\.\."),
-        (["data.collate=mine.f"], r"data.collate is 'mine.f'; give data.collate._target_=\.\.\."),
+        (["data.collate=3"], r"data.collate is 3; give data.collate._target_=\.\.\."),
         (["++data.transform._target_=torch.nope"], r"data.transform._target_: 'torch.nope' does not exist"),
         (["++data.collate._target_=torch.Size"], r"data.collate gives a Size; it must give a function"),
-        (["++data.transform.3._target_=torch.neg"], r"data.transform: samples have no field '?3'?; they have 0, 1"),
+        ([f"++data.transform.3._target_={HERE}.add_noise"], r"data.transform: samples have no field '?3'?; they have 0, 1"),
     ],
 )
 def test_a_function_that_cannot_be_is_refused(overrides, message, pictures):
@@ -224,7 +224,7 @@ def test_a_test_node_is_built_and_read_in_each_call():
 
 
 def test_a_dataset_given_as_batches_is_refused_with_what_to_give():
-    with pytest.raises(ConfigError, match=r"data gives a Numbers, a torch Dataset, .*; give data=dataset data"):
+    with pytest.raises(ConfigError, match=r"data gives a Numbers, a dataset, .*; give data=dataset data"):
         feed_of(*data_here("Numbers", data="custom"))
-    with pytest.raises(ConfigError, match=r"data.test gives a Numbers, a torch Dataset, where batches are expected"):
+    with pytest.raises(ConfigError, match=r"data.test gives a Numbers, a dataset, where batches are expected"):
         feed_of(*data_here("batches", data="custom"), f"++data.test._target_={HERE}.Numbers")

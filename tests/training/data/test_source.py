@@ -78,8 +78,8 @@ def test_the_length_of_an_iterable_is_known_if_it_says_it():
 @pytest.mark.parametrize(
     ("built", "message"),
     [
-        (examples.Numbers(), r"gives a Numbers, a torch Dataset, .*; give data=dataset data.dataset._target_=\.\.\."),
-        (examples.Stream(), r"gives a Stream, a torch Dataset, .*; give data=dataset"),
+        (examples.Numbers(), r"gives a Numbers, a dataset, .*; give data=dataset data.dataset._target_=\.\.\."),
+        (examples.Stream(), r"gives a Stream, a dataset, .*; give data=dataset"),
         (torch.ones(3), r"gives a Tensor; give an iterable of batches, such as a DataLoader"),
         ("text", r"gives a str; give an iterable"),
         (3, r"gives a int; give an iterable"),

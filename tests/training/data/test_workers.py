@@ -63,8 +63,10 @@ def test_the_seed_changes_what_transforms_draw(tables):
     assert tables(*NOISY, "seed=1")[1] != tables(*NOISY)[1]
 
 
-def assert_same_on(launch, cli_process, tables):
-    done = cli_process("-m", "hydra.sweep.dir=sweep", *NOISY, "data.workers=2", "seed=0,1", *launch, timeout=300)
+def assert_same_on(launch, cli_process, tables, **environment):
+    """Assert that a sweep with two workers on a launcher gives the bits of runs without workers in this process."""
+    sweep = ["-m", "hydra.sweep.dir=sweep", *NOISY, "data.workers=2", "seed=0,1", *launch]
+    done = cli_process(*sweep, timeout=300, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     for seed in (0, 1):
         (folder,) = Path("sweep").glob(f"*__s{seed}__*")
@@ -80,7 +82,9 @@ def test_workers_run_inside_the_processes_of_joblib_and_give_the_same_bits(cli_p
 @pytest.mark.long
 @pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is None, reason="needs the extra ray")
 def test_workers_run_inside_the_processes_of_ray_and_give_the_same_bits(cli_process, tables):
-    assert_same_on(["launch=ray", "hydra.launcher.ray.init.num_cpus=2"], cli_process, tables)
+    assert_same_on(
+        ["launch=ray", "++hydra.launcher.ray.init.include_dashboard=false"], cli_process, tables, RAY_ADDRESS="local"
+    )
 
 
 # Processes
