@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -177,19 +176,14 @@ def _unchanged(item: Any) -> Any:
 
 
 def _begin_worker(worker: int) -> None:
-    """Let a worker process end without a word when it is interrupted: the run, which is interrupted too, says so.
+    """Let the run alone end its worker processes: Ctrl-C, which a terminal sends to a group of processes, misses them.
 
-    Otherwise torch would take the worker for one that died, and raise an error. A thread of the worker prints no traceback
-    if it loses its connection to the run.
+    Otherwise torch would take a worker that was interrupted for one that died, and raise an error. A thread of the worker
+    prints no traceback if it loses its connection to the run.
     """
     sys.excepthook = lambda *_: None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end_worker)
-
-
-def _end_worker(*_: Any) -> None:
-    """Handle a signal: end the process."""
-    os._exit(0)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 @contextmanager

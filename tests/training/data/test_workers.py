@@ -102,6 +102,15 @@ def processes_of(marker):
     return found
 
 
+def wait_until(is_true):
+    """Return once `is_true()` is; raises TimeoutError after a minute."""
+    for _ in range(600):
+        if is_true():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
 def children():
     """Return the ids of this process's children."""
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -165,16 +174,25 @@ def test_an_interrupt_ends_a_run_and_its_workers(number, to_group):
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), **dict([marker.split("=")])},
     )
-    for _ in range(600):
-        if len(processes_of(marker)) >= 3:
-            break
-        time.sleep(0.1)
+    wait_until(lambda: len(processes_of(marker)) >= 3)
     time.sleep(1)
     (os.killpg if to_group else os.kill)(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, processes_of(marker)) == (130, [])
     assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
     assert re.fullmatch(r"freeze-runner: interrupted.*\n", err)
+
+
+@needs_proc
+def test_workers_end_soon_after_their_run_was_killed():
+    marker = f"FREEZE_RUNNER_TEST={os.getpid()}-killed"
+    command = [sys.executable, "-m", "runner", "model=mlp", *data_here("Numbers", "size=100000"), "data.workers=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **dict([marker.split("=")])}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    wait_until(lambda: len(processes_of(marker)) >= 3)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not processes_of(marker))
 
 
 # What goes wrong in a worker
