@@ -258,12 +258,12 @@ REFUSED_ARGUMENTS = {
     ("-m", "method="): "there are cached_prefix, detach",
     # numbers
     ("batches=99999999999999999999999",): "it must be at most 2**63 - 1",
-    ("batches=9223372036854775807", "data.epochs=2"): "together more than 2**63 - 1 steps",
+    ("batches=9223372036854775807", "data.epochs=2"): "together more than 2**63 - 1; give fewer",
     ("data.batch_size=99999999999999999999999",): "it must be at most 2**63 - 1",
     ("model.input=[99999999999999999999999]",): "give the shape of one sample",
-    ("batches=1.5",): "batches is 1.5; expected a whole number",
-    ("batches=[1]",): "batches is [1]; expected a whole number",
-    ("batches=",): "batches is ''; expected a whole number",
+    ("batches=1.5",): "batches is 1.5; it must be a whole number of 1 or more, auto or all",
+    ("batches=[1]",): "batches is [1]; it must be a whole number of 1 or more, auto or all",
+    ("batches=",): "batches is ''; it must be a whole number of 1 or more, auto or all",
     ("~batches",): "batches is missing; give batches=...",
     ("clip=inf",): "clip is inf",
     ("optimizer.lr=nan",): "optimizer.lr is nan; give a finite number",
@@ -447,7 +447,11 @@ from runner import FreezingMethod
 class NoBatches: pass
 
 class NothingToYield:
-    def batches(self, count, input, classes, seed): pass
+    def __iter__(self): return iter(())
+
+class Pictures:
+    def __len__(self): return 3
+    def __getitem__(self, index): return index, index
 
 def number(model, batch): return 3.0
 
@@ -467,8 +471,12 @@ class OneTensor(FreezingMethod):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("data=custom", "data._target_=mine.NoBatches"), "its class needs a method batches(count, input, classes, seed)"),
-        (("data=custom", "data._target_=mine.NothingToYield"), "batches(...) returned a NoneType; it must yield batches"),
+        (("data=custom", "data._target_=mine.NoBatches"), "data gives a NoBatches; give an iterable of batches, such as a"),
+        (("data=custom", "data._target_=mine.NothingToYield"), "data: there is no batch; give data that yield at least one"),
+        (
+            ("data=custom", "data._target_=mine.Pictures"),
+            "a Pictures, a dataset, where batches are expected; give",
+        ),
         (("task=custom", "task._target_=mine.NoBatches"), "task gives a NoBatches; it must give a function (model, batch)"),
         (("task=custom", "task._target_=mine.number"), "the task returned a float; it must return"),
         (("task=custom", "task._target_=mine.logits"), "the task returned a tensor of shape (4, 10); it"),

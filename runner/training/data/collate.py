@@ -23,7 +23,8 @@ def refuse_samples(samples: Sequence[Any], numbers: Sequence[int], error: Except
             what = f"sample {number}" + (f", field {name}" if name else "")
             if value is None or (not isinstance(value, (Tensor, int, float, str, bytes)) and not _is_array(value)):
                 raise ConfigError(
-                    f"data: {what} is a {type(value).__name__}; give data.transform or data.collate to make it a tensor"
+                    f"data: {what} is of type {type(value).__name__}; "
+                    "give data.transform or data.collate to make it a tensor"
                 )
         if fields.keys() != first.keys():
             given, expected = (described_structure(structure_of(each)) for each in (sample, samples[0]))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from runner.errors import ConfigError
 from runner.seeding import derived_seed
@@ -39,13 +39,18 @@ def from_dataset(dataset: Any, **loading: Any) -> Source:
     if isinstance(dataset, (str, bytes, Mapping)):
         parts = f" of {', '.join(map(str, dataset))}" if isinstance(dataset, Mapping) else ""
         raise ConfigError(f"data.dataset gives a {type(dataset).__name__}{parts}; give one dataset")
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+    if _has_index(dataset):
         return Samples(dataset, options)
     if hasattr(dataset, "__iter__"):
         return Stream(dataset, options)
     raise ConfigError(
         f"data.dataset gives a {type(dataset).__name__}; give a dataset, with __len__ and __getitem__ or with __iter__"
     )
+
+
+def _has_index(dataset: Any) -> bool:
+    """Return whether a dataset has a length and an index. An IterableDataset inherits `__getitem__`, which only raises."""
+    return not isinstance(dataset, IterableDataset) and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
 
 
 class Samples:
@@ -174,9 +179,9 @@ def held_out_source(make: Callable[[], Any], loading: Loading) -> Source:
     if loading.holdout is not None:
         raise ConfigError("data.holdout and data.test are both given; give one of them")
     test, options = make(), replace(loading, shuffle=False, drop_last=False)
-    if hasattr(test, "__getitem__") and hasattr(test, "__len__"):
+    if _has_index(test):
         return Samples(test, options)
-    if isinstance(test, torch.utils.data.IterableDataset):
+    if isinstance(test, IterableDataset):
         return Stream(test, options)
     return as_source(test, make, "data.test")
 

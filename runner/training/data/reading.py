@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -159,7 +160,7 @@ def items_of(reader: Any, workers: int, sampler: Any = None) -> Iterator[Any]:
         sampler=sampler,
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=_say_nothing,
+        worker_init_fn=_begin_worker,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator().manual_seed(0),
     )
@@ -174,25 +175,29 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _say_nothing(worker: int) -> None:
-    """Print no traceback if a thread of a worker process loses its connection to this one, because the run ends."""
+def _begin_worker(worker: int) -> None:
+    """Let the run alone end its worker processes: Ctrl-C, which a terminal sends to a group of processes, misses them.
+
+    Otherwise torch would take a worker that was interrupted for one that died, and raise an error. A thread of the worker
+    prints no traceback if it loses its connection to the run.
+    """
     sys.excepthook = lambda *_: None
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 @contextmanager
 def explained_worker_death() -> Iterator[None]:
     """Raise ReadError in place of the error of torch's DataLoader about a worker process that died.
 
-    The cause of that error, if it has one, tells the signal or the exit code. torch raises that error in a signal handler, so at any line of the block: also in a training step.
+    torch raises it in a signal handler, so at any line of the block, also in a training step; or, caused by it, where
+    it waits for a batch. The first of the two tells the signal or the exit code.
     """
     try:
         yield
     except RuntimeError as error:
-        found = [
-            match[1].replace("is ", "was ").strip()
-            for each in (error.__cause__, error)
-            if (match := WORKER_DEATH.search(str(each)))
-        ]
-        if not found:
+        texts = [str(each) for each in (error.__cause__, error)]
+        ends = [found[1].replace("is ", "was ").strip() for found in map(WORKER_DEATH.search, texts) if found]
+        if not ends:
             raise
-        raise ReadError(f"data: a worker process {found[0]}; give data.workers=0 to see the error itself") from error
+        raise ReadError(f"data: a worker process {ends[0]}; give data.workers=0 to see the error itself") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -96,12 +96,13 @@ def as_source(built: Any, make: Callable[[], Any], key: str = "data") -> Source:
     """
     if isinstance(built, Source):
         return built
-    if isinstance(built, Dataset):
+    has_index = hasattr(built, "__getitem__") and hasattr(built, "__len__")
+    if isinstance(built, Dataset) or (has_index and not isinstance(built, (Iterable, str, bytes, Mapping))):
         raise ConfigError(
-            f"{key} gives a {type(built).__name__}, a torch Dataset, where batches are expected; "
+            f"{key} gives a {type(built).__name__}, a dataset, where batches are expected; "
             "give data=dataset data.dataset._target_=..., which reads its samples in batches"
         )
-    if isinstance(built, (str, bytes, Tensor)) or not isinstance(built, Iterable):
+    if isinstance(built, (str, bytes, Tensor, Mapping)) or not isinstance(built, Iterable):
         raise ConfigError(f"{key} gives a {type(built).__name__}; give an iterable of batches, such as a DataLoader")
     rest = [built]
     return Batches(lambda: rest.pop() if rest else make())

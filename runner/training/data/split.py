@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def _target_in(sample: Any) -> int | None:
     """Return the whole number that is the second part of a pair, or the one whole number of a mapping; else None."""
     if isinstance(sample, (tuple, list)) and len(sample) == 2:
         return _whole_number(sample[1])
-    if hasattr(sample, "values"):
+    if isinstance(sample, Mapping):
         numbers = [number for number in map(_whole_number, sample.values()) if number is not None]
         return numbers[0] if len(numbers) == 1 else None
     return None

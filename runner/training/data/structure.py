@@ -28,7 +28,7 @@ def structure_of(batch: Any, is_nested: bool = False) -> Structure:
         if isinstance(batch, list) and len(set(parts)) == 1 and (is_nested or parts[0] != "a tensor"):
             return ("a list", parts[:1])
         return ("a row", parts)
-    return f"a {type(batch).__name__}"
+    return type(batch).__name__
 
 
 def described_structure(structure: Structure) -> str:

@@ -103,10 +103,15 @@ class Boxes(Synthetic):
     1 to `classes` - 1 (0 is the background). `input`: [channels, height, width] of a picture.
     """
 
-    def __init__(self, input: Sequence[int], classes: int, batch_size: int = 2, count: int = 2) -> None:
+    def __init__(
+        self, input: Sequence[int] | None = None, classes: int | None = None, batch_size: int = 2, count: int = 2
+    ) -> None:
+        if input is None or len(input) != 3 or classes is None or classes < 2:
+            raise ConfigError(
+                "data=boxes needs model.input=[3,height,width] and model.classes of 2 or more; "
+                f"they are {input} and {classes}"
+            )
         super().__init__(batch_size, [{"shape": list(input)}])
-        if len(input) != 3 or not is_integer(classes) or classes < 2:
-            raise ConfigError(f"data=boxes needs model.input=[3,height,width] and model.classes of 2 or more, not {classes}")
         self.input, self.classes, self.count = list(input), classes, count
 
     def draw(self, generator: Generator) -> Any:

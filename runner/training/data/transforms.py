@@ -87,7 +87,7 @@ def picture_to_tensor(picture: Image.Image, input: Sequence[int] | None) -> torc
 
 
 def in_eight_bits(picture: Image.Image) -> Image.Image:
-    """Return a grey picture of 16 bits with 8 bits, which Pillow's own conversion would cut off at 255; another unchanged."""
+    """Return a grey picture of 16 bits with 8 bits, as Pillow would cut its values off at 255; others are not changed."""
     if not picture.mode.startswith("I;16"):
         return picture
     return Image.fromarray((numpy.asarray(picture) >> 8).astype("uint8"))

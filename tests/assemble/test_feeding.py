@@ -1,0 +1,230 @@
+"""The data of a run: how many steps they give, what is said where they end early, and the functions that a config names."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from runner.assemble.feeding import open_feed
+from runner.config.check import check
+from runner.config.compose import compose_config
+from runner.errors import ConfigError
+from runner.experiment import experiment
+from runner.tensors import same_bits
+from tests.conftest import read_table
+from tests.training.data.examples import HERE, data_here, model_here
+
+CPU = torch.device("cpu")
+
+
+def config_of(*overrides):
+    """Return the checked config of the MLP with these overrides, composed as on the command line."""
+    return check(compose_config("model=mlp", *overrides))
+
+
+def feed_of(*overrides):
+    """Return the opened data of a run, and its notes."""
+    notes = []
+    with ExitStack() as undo:
+        return open_feed(config_of(*overrides), CPU, lambda text, **_: notes.append(text), undo), notes
+
+
+@pytest.fixture
+def run_here(cli):
+    """Return a function that carries out a run and returns its record and the rows of `steps.csv`."""
+
+    def run(*overrides):
+        folder = f"run{len(list(Path.cwd().iterdir()))}"
+        code, _, err = cli("model=mlp", *overrides, f"hydra.run.dir={folder}")
+        assert (code, err) == (0, "")
+        return json.loads(Path(folder, "run.json").read_text()), read_table(Path(folder, "steps.csv"))
+
+    return run
+
+
+# Steps
+
+
+@pytest.mark.parametrize(
+    ("overrides", "batches", "steps", "notes"),
+    [
+        ([], 3, 9, []),
+        (["batches=all"], 3, 9, []),
+        (["batches=2"], 2, 6, []),
+        (["batches=100"], 3, 9, ["the data have 3 batches a pass, fewer than batches=100"]),
+        (["data.batch_size=8"], 4, 12, []),
+        (["data.batch_size=8", "data.drop_last=true"], 3, 9, []),
+        (["accumulate=2"], 3, 6, []),
+        (["accumulate=3"], 3, 3, []),
+        (["accumulate=7"], 3, 3, []),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_thirty_samples_in_three_passes(overrides, batches, steps, notes, run_here):
+    record, rows = run_here(*data_here("Numbers"), "data.batch_size=10", "data.epochs=3", *overrides)
+    assert (record["batches"], len(rows)) == (batches, steps)
+    assert [note for note in record["notes"] if not note.startswith("cost:")] == notes
+
+
+def test_synthetic_data_give_ten_batches_a_pass(run_here):
+    record, rows = run_here("data.epochs=2")
+    assert (record["batches"], len(rows)) == (10, 20)
+
+
+def test_all_batches_of_data_without_a_length_are_refused_in_one_line(cli):
+    code, _, err = cli("model=mlp", "batches=all", "hydra.run.dir=run")
+    message = "batches=all needs data with a length, which these have not; give a number of batches a pass"
+    assert (code, err) == (2, f"freeze-runner: failed: {message} (log: run/runner.log)\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "batches", "steps", "notes"),
+    [
+        ("Loader", ["_args_=[10,10]"], "auto", 4, ["the data ended after 4 of 20 steps"]),
+        ("Loader", ["_args_=[10,10]"], "3", 4, ["the data ended after 4 of 6 steps"]),
+        ("Loader", ["_args_=[10,10]"], "2", 4, []),
+        ("ShorterEachTime", ["_args_=[10,10,10]"], "3", 5, ["the data ended after 5 of 6 steps"]),
+        ("batches", [], "3", 6, []),
+        ("loader", ["workers=1", "persistent=true"], "auto", 6, []),
+        ("list_of_batches", [], "auto", 6, []),
+    ],
+)
+def test_batches_of_an_iterable_are_taken_as_long_as_it_gives_some(name, options, batches, steps, notes, run_here):
+    record, rows = run_here(*data_here(name, *options, data="custom"), f"batches={batches}", "data.epochs=2")
+    assert len(rows) == steps
+    assert record["notes"] == notes
+
+
+def test_a_batch_of_another_structure_is_refused_with_its_number(cli):
+    code, _, err = cli("model=mlp", *data_here("OtherAtStep7", data="custom"), "hydra.run.dir=run")
+    assert code == 2
+    assert "data: batch 7 is {x: a tensor}, the batches before were (a tensor, a tensor); give one form" in err
+
+
+def test_data_that_yield_nothing_are_refused():
+    with pytest.raises(ConfigError, match=r"^data: there is no batch; give data that yield at least one$"):
+        feed_of(*data_here("Loader", data="custom"))
+
+
+def test_the_first_batch_is_the_one_of_the_first_step():
+    feed, _ = feed_of(*data_here("Numbers"), "data.batch_size=10")
+    batches = list(feed.batches)
+    assert feed.first is batches[0]
+    assert same_bits(feed.reread()[0], feed.first[0])
+
+
+# Several batches a step
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_two_batches_a_step_train_as_one_of_twice_the_size(optimizer):
+    overrides = [*model_here("WithoutNorm"), *data_here("Numbers"), "data.shuffle=false", f"optimizer={optimizer}"]
+    overrides += ["method=none", "freeze=none", "optimizer.lr=0.001", "data.epochs=2"]
+    one = experiment(config_of(*overrides, "data.batch_size=10"))
+    two = experiment(config_of(*overrides, "data.batch_size=5", "accumulate=2"))
+    assert len(one.steps) == len(two.steps) == 6
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    for left, right in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+# The number of steps is known once the data are open
+
+
+@pytest.mark.parametrize("scheduler", ["one_cycle", "cosine", "polynomial", "sequential"])
+def test_a_scheduler_is_built_for_the_steps_that_the_data_give(scheduler):
+    numbers = experiment(config_of(*data_here("Numbers"), "data.batch_size=10", "data.epochs=4", f"scheduler={scheduler}"))
+    synthetic = experiment(config_of("batches=4", "data.epochs=3", f"scheduler={scheduler}"))
+    assert [step.lrs for step in numbers.steps] == [step.lrs for step in synthetic.steps]
+
+
+def test_a_schedule_beyond_the_end_is_refused_once_the_data_are_open(cli):
+    overrides = [*data_here("Numbers"), "data.batch_size=10", "data.epochs=3", "freeze=backbone", "schedule=after"]
+    assert len(experiment(config_of(*overrides, "schedule.step=9")).steps) == 9
+    code, _, err = cli("model=mlp", *overrides, "schedule.step=10", "hydra.run.dir=run")
+    assert code == 2
+    assert "schedule.step is 10 and batches is 3 and data.epochs is 3: nothing would ever be frozen" in err
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 1.5, "'many'", "true", "null"])
+def test_a_number_of_passes_that_is_no_positive_integer_is_refused(epochs):
+    with pytest.raises(ConfigError, match=r"data\.epochs is .*; it must be a whole number of 1 or more"):
+        config_of(f"data.epochs={epochs}")
+
+
+# Functions that a config names
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Return the overrides that read a folder of two classes of pictures."""
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (40 + number, 30), (number, 0, 0)).save(tmp_path / "pictures" / name / f"{number}.png")
+    return ["data=image_folder", "data.root=pictures", "model.input=[3,8,8]", "model.classes=2"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["++data.transform._target_=torchvision.transforms.v2.CenterCrop", "++data.transform.size=[8,8]", "data.input=null"],
+        ["++data.transform._target_=torchvision.transforms.v2.functional.hflip"],
+        ["++data.transform.0._target_=torchvision.transforms.v2.functional.hflip"],
+        ["++data.collate._target_=torch.utils.data.default_collate"],
+    ],
+)
+def test_transforms_and_collate_are_named_by_their_targets(overrides, pictures):
+    feed, _ = feed_of(*pictures, *overrides)
+    assert feed.first[0].shape == (4, 3, 8, 8)
+
+
+def test_the_transforms_of_the_models_weights_can_be_named(pictures):
+    build = ["++model.build.weights=DEFAULT", "model.build._target_=torchvision.models.resnet18"]
+    feed, _ = feed_of(*pictures, *build, "data.transform=weights")
+    assert feed.first[0].shape == (4, 3, 224, 224)
+    assert feed.first[0].min() < -1  # normalised
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.transform=weights"], r"data.transform=weights needs weights; give model.build.weights=DEFAULT"),
+        (
+            ["++model.build.weights=DEFAULT", "data.transform=weights"],
+            r"data.transform=weights knows torchvision's weights, and .*MLP is none of its builders",
+        ),
+        (["data.transform=3"], r"data.transform is 3; give data.transform._target_=\.\.\."),
+        (["data.collate=3"], r"data.collate is 3; give data.collate._target_=\.\.\."),
+        (["++data.transform._target_=torch.nope"], r"data.transform._target_: 'torch.nope' does not exist"),
+        (["++data.collate._target_=torch.Size"], r"data.collate gives a Size; it must give a function"),
+        ([f"++data.transform.3._target_={HERE}.add_noise"], r"data.transform: samples have no field '?3'?; they have 0, 1"),
+    ],
+)
+def test_a_function_that_cannot_be_is_refused(overrides, message, pictures):
+    with pytest.raises(ConfigError, match=message):
+        feed_of(*pictures, *overrides)
+
+
+# Held-out data
+
+
+def test_a_test_node_is_built_and_read_in_each_call():
+    overrides = [f"++data.test._target_={HERE}.Numbers", "++data.test.size=8"]
+    for data in (data_here("Numbers"), data_here("Stream")):
+        feed, _ = feed_of(*data, *overrides)
+        assert [len(y) for _, y in feed.held_out()] == [len(y) for _, y in feed.held_out()] == [4, 4]
+    feed, _ = feed_of(*data_here("batches", data="custom"), f"++data.test._target_={HERE}.batches")
+    assert [len(y) for _, y in feed.held_out()] == [len(y) for _, y in feed.held_out()] == [10, 10, 10]
+
+
+def test_a_dataset_given_as_batches_is_refused_with_what_to_give():
+    with pytest.raises(ConfigError, match=r"data gives a Numbers, a dataset, .*; give data=dataset data"):
+        feed_of(*data_here("Numbers", data="custom"))
+    with pytest.raises(ConfigError, match=r"data.test gives a Numbers, a dataset, where batches are expected"):
+        feed_of(*data_here("batches", data="custom"), f"++data.test._target_={HERE}.Numbers")

@@ -1,0 +1,123 @@
+"""Synthetic data: shapes and ranges of their fields, and malformed fields."""
+
+from __future__ import annotations
+
+import weakref
+from itertools import islice
+
+import pytest
+import torch
+
+from runner.errors import ConfigError
+from runner.seeding import random_state
+from runner.tensors import same_bits, tensors_in
+from runner.training.data.synthetic import Boxes, Synthetic
+
+TOKENS = {"ids": {"shape": [16], "below": 50}, "mask": {"shape": []}, "labels": {"same": "ids"}}
+SOURCES = {
+    "pairs": Synthetic(5, input=[3, 8, 8], classes=10),
+    "tokens": Synthetic(5, TOKENS),
+    "boxes": Boxes([3, 32, 24], 4, 5),
+}
+every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+
+
+def flat(batches):
+    """Return all tensors of batches in one list."""
+    return [tensor for batch in batches for tensor in tensors_in(batch)]
+
+
+@every_source
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_the_same_seed_gives_the_same_batches_in_every_pass_and_another_seed_does_not(source, seed):
+    torch.manual_seed(3)
+    before = random_state()
+    one, again, later = (flat(source.read(seed, epoch, 3)) for epoch in (0, 0, 1))
+    assert random_state() == before
+    assert all(same_bits(*pair) for pair in [*zip(one, again, strict=True), *zip(one, later, strict=True)])
+    assert not all(same_bits(*pair) for pair in zip(one, flat(source.read(seed - 1 if seed else 1, 0, 3)), strict=True))
+    assert same_bits(flat([source.reread(seed)])[0], one[0])
+
+
+@every_source
+def test_a_larger_count_gives_the_same_first_batches(source):
+    assert all(same_bits(*pair) for pair in zip(flat(source.read(0, 0, 2)), flat(source.read(0, 0, 4)), strict=False))
+
+
+@pytest.mark.parametrize(("input", "classes", "batch_size"), [([64], 2, 1), ([3, 8, 8], 1000, 7), ([2, 3, 4, 5], 1, 2)])
+def test_without_fields_batches_are_pairs_of_the_models_input_and_classes(input, classes, batch_size):
+    for x, y in Synthetic(batch_size, input=input, classes=classes).read(0, 0, 3):
+        assert (list(x.shape), x.dtype, y.dtype) == ([batch_size, *input], torch.float32, torch.int64)
+        assert set(y.tolist()) <= set(range(classes))
+
+
+def test_values_have_mean_0_and_deviation_1_and_every_class_is_drawn():
+    ((x, y),) = Synthetic(1000, input=[100], classes=10).read(0, 0, 1)
+    assert abs(x.mean()) < 0.02
+    assert abs(x.std() - 1) < 0.02
+    assert set(y.tolist()) == set(range(10))
+
+
+def test_fields_have_their_names_shapes_and_ranges():
+    (batch,) = Synthetic(5, TOKENS).read(0, 0, 1)
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {"ids": (5, 16), "mask": (5,), "labels": (5, 16)}
+    assert same_bits(batch["ids"], batch["labels"])
+    assert batch["ids"].data_ptr() != batch["labels"].data_ptr()
+    assert 0 <= batch["ids"].min() <= batch["ids"].max() < 50
+
+
+def test_a_list_of_fields_gives_tuples():
+    (batch,) = Synthetic(2, [{"shape": [3]}, {"shape": [], "below": 2}, {"same": 0}]).read(0, 0, 1)
+    assert [tuple(part.shape) for part in batch] == [(2, 3), (2,), (2, 3)]
+
+
+def test_boxes_lie_in_their_picture_and_labels_are_classes():
+    ((pictures, targets),) = Boxes([3, 32, 24], 4, batch_size=50).read(0, 0, 1)
+    for picture, target in zip(pictures, targets, strict=True):
+        x1, y1, x2, y2 = target["boxes"].unbind(1)
+        assert picture.shape == (3, 32, 24)
+        assert ((x1 >= 0) & (x1 < x2) & (x2 <= 24) & (y1 >= 0) & (y1 < y2) & (y2 <= 32)).all()
+        assert ((target["labels"] >= 1) & (target["labels"] < 4)).all()
+
+
+def test_memory_does_not_grow_with_the_count():
+    references = []
+    for x, _ in islice(SOURCES["pairs"].read(0, 0, 10**12), 5):
+        references.append(weakref.ref(x))
+        del x
+        assert sum(each() is not None for each in references) <= 1
+
+
+REFUSED = {
+    "3": r"data.fields is 3; give a mapping or a list of fields",
+    "[]": r"data.fields is \[\]; give a mapping or a list",
+    "'x'": r"data.fields is 'x'; give a mapping",
+    "[3]": r"data.fields.0 is 3; give {shape: \[16\], below: 100}",
+    "{'x': {}}": r"data.fields.x is {}; give {shape",
+    "{'x': {'shpe': [3]}}": r"data.fields.x is {'shpe': \[3\]}; give {shape",
+    "{'x': {'shape': 3}}": r"data.fields.x.shape is 3; give the shape of one sample, such as \[3, 8, 8\]",
+    "{'x': {'shape': [0]}}": r"data.fields.x.shape is \[0\]; give the shape",
+    "{'x': {'below': 3}}": r"data.fields.x.shape is None; give the shape",
+    "{'x': {'shape': [3], 'below': 0}}": r"data.fields.x.below is 0; give a whole number of 1 or more",
+    "{'x': {'shape': [3], 'below': None}}": r"data.fields.x.below is None; give a whole number",
+    "{'x': {'shape': [3]}, 'y': {'same': 'z'}}": r"data.fields.y.same is 'z'; give one of x, and no other key",
+    "{'x': {'same': 'x'}}": r"data.fields.x.same is 'x'; give",
+    "{'x': 3, 'y': {'same': 'x'}}": r"data.fields.x is 3; give",
+}
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED.items(), ids=REFUSED)
+def test_malformed_fields_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        Synthetic(4, eval(fields))
+
+
+def test_what_the_model_does_not_say_is_asked_for():
+    with pytest.raises(ConfigError, match=r"data=synthetic needs model.input; give it, or the fields of a batch"):
+        Synthetic(4, classes=3)
+    with pytest.raises(ConfigError, match=r"data=synthetic needs model.classes"):
+        Synthetic(4, input=[3])
+    with pytest.raises(ConfigError, match=r"data=boxes needs model.input=\[3,height,width\] and model.classes of 2 or more"):
+        Boxes([64], 4)
+    with pytest.raises(ConfigError, match=r"data=boxes needs"):
+        Boxes(None, None)
