@@ -14,7 +14,8 @@ LIBRARIES = (  # all that a run can import, also where only some installations h
     *("rich", "pygments", "pandas", "matplotlib", "PIL", "jinja2", "markupsafe", "filelock", "packaging", "mpmath"),
     *("sympy", "networkx", "typing_extensions", "cycler", "kiwisolver", "pyparsing", "dateutil", "six", "pytz", "tzdata"),
     *("contourpy", "fontTools", "scipy", "sklearn", "joblib", "threadpoolctl", "narwhals", "safetensors", "psutil"),
-    *("charset_normalizer", "attr", "numexpr", "bottleneck", "pyarrow", "setuptools"),
+    *("charset_normalizer", "attr", "numexpr", "bottleneck", "pyarrow", "setuptools", "dill", "tqdm"),
+    *("torchmetrics", "lightning_utilities", "datasets", "transformers", "tokenizers", "huggingface_hub", "fsspec"),
 )
 
 

@@ -43,7 +43,6 @@ REFUSED_WITHOUT_THE_MODEL = {
     ("groups.lr=[{pattern: fc, lr: -1}]",): "must be 0 or more",
     ("model=custom",): "model.build._target_ is missing",
     ("data=image_folder",): "data.root is missing",
-    ("model=custom", "method=detach", "model.build._target_=a.B", "model.classes=3"): "model.input is missing",
     ("optimizer=custom",): "optimizer._target_ is missing",
     ("method=zero_lr,none",): "add -m",
     ("-m", "method=zero_lr,nosuch"): "no such choice",

@@ -16,6 +16,7 @@ from runner.config.schema import CONF
 from runner.freezing.eval_mode import force_eval_mode
 from runner.freezing.groups import all_in_one, by_role, drop_empty_groups, split_by_frozen
 from runner.freezing.selection import select
+from runner.methods.base import Example
 from runner.methods.restore import Restore
 from runner.proof.audit import audit
 from runner.proof.changes import snapshot
@@ -119,9 +120,11 @@ def names_in(model, *modules):
 
 
 def build_method(name):
-    """Return the method of `conf/method/NAME.yaml` with its default options."""
-    node = OmegaConf.create({"model": {"input": [3]}, "method": OmegaConf.load(CONF / "method" / f"{name}.yaml")})
-    return build(OmegaConf.to_container(node, resolve=True)["method"], "method")
+    """Return the method of `conf/method/NAME.yaml` with its default options, and the first batch as its example."""
+    node = OmegaConf.create({"method": OmegaConf.load(CONF / "method" / f"{name}.yaml")})
+    method = build(OmegaConf.to_container(node, resolve=True)["method"], "method")
+    method.example = Example(lambda model, x: model(x).square().mean(), batch(0))
+    return method
 
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

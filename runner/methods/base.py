@@ -38,13 +38,13 @@ class Example:
     Attributes:
         task: a function `task(model, batch)` that returns the loss.
         batch: the first batch, on the device of the model; the first step trains on it.
-        reread: a function that returns the batch as the second pass over the data would read it, on any device; None if
+        reread: a function that returns the batch as the second pass over the data would read it, on any device, or None if
             the data cannot be asked.
     """
 
     task: Task
     batch: Any
-    reread: Callable[[], Any] | None = None
+    reread: Callable[[], Any | None] | None = None
 
     def loss(self, model: nn.Module) -> Tensor:
         """Return the loss of the model on a copy of the batch. What the model or the task raises is passed on."""

@@ -156,6 +156,7 @@ def why_not_reusable(example: Example) -> str:
     """Return why no stored output could be used for a sample that is read again, or "" if the samples stay the same."""
     if reason := why_no_samples(example.batch):
         return f"a batch cannot be divided into samples: {reason}"
-    if example.reread is None or (name := first_difference(example.batch, example.reread())) is None:
+    again = example.reread() if example.reread else None
+    if again is None or (name := first_difference(example.batch, again)) is None:
         return ""
     return f"a batch has other bits when it is read again: {part_named(name)}, as with a random transform or collate"

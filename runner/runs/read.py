@@ -38,7 +38,7 @@ TEXT_KEYS = ("reason", "verdict", "device", "setting", "buffers", "config_hash",
 MAX_RECORD_BYTES = 10_000_000  # of a `run.json` that is read; real ones have a few thousand
 LIST_KEYS = ("overrides", "notes", "couplings")
 MAPPING_KEYS = ("method", "versions", "git")
-NUMBER_KEYS = ("loss_first", "loss_last", "loss_not_finite_at", "seed", "threads")
+NUMBER_KEYS = ("loss_first", "loss_last", "loss_not_finite_at", "seed", "threads", "batches")
 
 
 @dataclass(frozen=True)

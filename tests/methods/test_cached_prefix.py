@@ -402,17 +402,17 @@ def test_a_prefix_with_dropout_in_eval_mode_is_cached():
 class Named:
     """Batches with a part that is no tensor."""
 
-    def batches(self, count, input, classes, seed):
-        for _ in range(count):
-            yield {"x": torch.randn(4, *input), "y": torch.zeros(4, dtype=torch.long), "name": "a"}
+    def __iter__(self):
+        while True:
+            yield {"x": torch.randn(4, 3, 8, 8), "y": torch.zeros(4, dtype=torch.long), "name": "a"}
 
 
 class Weighted:
     """Batches with a tensor that has no row per sample."""
 
-    def batches(self, count, input, classes, seed):
-        for _ in range(count):
-            yield {"x": torch.randn(4, *input), "y": torch.zeros(4, dtype=torch.long), "weights": torch.ones(classes)}
+    def __iter__(self):
+        while True:
+            yield {"x": torch.randn(4, 3, 8, 8), "y": torch.zeros(4, dtype=torch.long), "weights": torch.ones(10)}
 
 
 class Flips:
@@ -469,21 +469,21 @@ class Sized:
     def __init__(self, sizes, nan=False):
         self.sizes, self.nan = sizes, nan
 
-    def batches(self, count, input, classes, seed):
-        generator = torch.Generator().manual_seed(seed)
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
         for size in self.sizes:
-            x = torch.randn(size, *input, generator=generator)
+            x = torch.randn(size, 3, 8, 8, generator=generator)
             if self.nan:
                 x[0] = float("nan")
-            yield x, torch.arange(size) % classes
+            yield x, torch.arange(size) % 10
 
 
 class Augments:
-    """Yields other random samples at each call of `batches`."""
+    """Yields other random samples in each pass."""
 
-    def batches(self, count, input, classes, seed):
-        for _ in range(count):
-            yield torch.randn(4, *input), torch.zeros(4, dtype=torch.long)
+    def __iter__(self):
+        while True:
+            yield torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
 
 
 def data_from(source, *more):
@@ -504,7 +504,7 @@ def test_nan_is_cached_unchanged():
     assert plain.record["trained_digest"] == cached.record["trained_digest"]
 
 
-def test_random_samples_of_a_source_are_the_same_in_each_epoch():
+def test_other_samples_in_each_pass_are_never_given_an_output_of_an_earlier_pass():
     assert_same_bits(*run_both(*model("Conv"), *data_from("Augments")))
 
 

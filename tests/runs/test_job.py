@@ -107,7 +107,7 @@ def test_a_run_inside_another_hydra_app_keeps_the_apps_config():
 
     with hydra_initialized():
         assert run(*QUICK).status == "finished"
-        assert compose("config", ["model=mlp"]).batches == 10
+        assert compose("config", ["model=mlp"]).batches == "auto"
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_the_key_of_a_metric_is_its_name_in_snake_case(name, key):
     ("metric", "message"),
     [
         ("F1score", "metrics[0]: torchmetrics has no metric F1score; did you mean F1Score"),
-        ("my.Metric", "metrics[0]: 'my.Metric' does not exist; there is no module 'my'"),
+        ("no_such_module.Metric", "metrics[0]: 'no_such_module.Metric' does not exist; there is no module 'no_such_module'"),
         ({"_target_": "torchmetrics.F1Scor"}, "metrics[0]._target_: 'torchmetrics.F1Scor' does not exist"),
         (3, "metrics[0] is 3; give the name of a metric of torchmetrics, such as F1Score, or a node with a _target_"),
         ({"task": "binary"}, "metrics[0] is {'task': 'binary'}; give the name of a metric"),
