@@ -31,8 +31,7 @@ def config_of(*overrides):
 def feed_of(*overrides):
     """Return the opened data of a run, and its notes."""
     notes = []
-    with ExitStack() as undo:
-        return open_feed(config_of(*overrides), CPU, lambda text, **_: notes.append(text), undo), notes
+    return open_feed(config_of(*overrides), CPU, lambda text, **_: notes.append(text), ExitStack()), notes
 
 
 @pytest.fixture

@@ -9,11 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
+from runner.assemble.feeding import open_feed
+from runner.config.check import check
+from runner.config.compose import compose_config
+from runner.contract import ignore_note
 from tests.conftest import ROOT, read_table
 from tests.training.data.examples import HERE, data_here, model_here
 
@@ -131,6 +137,17 @@ def test_after_a_run_its_worker_processes_and_file_descriptors_are_gone(batches,
         assert children() == before
         descriptors.append(len(os.listdir("/proc/self/fd")))
     assert descriptors[1] == descriptors[2]
+
+
+@needs_proc
+def test_the_workers_of_data_end_when_the_run_is_left_even_if_batches_remain():
+    before = children()
+    config = check(compose_config("model=mlp", *data_here("Numbers"), "data.workers=2"))
+    with ExitStack() as undo:
+        feed = open_feed(config, torch.device("cpu"), ignore_note, undo)
+        assert len(children()) > len(before)
+    assert children() == before
+    assert list(feed.batches)[1:] == []
 
 
 @needs_proc
