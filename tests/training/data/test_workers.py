@@ -178,8 +178,15 @@ def test_file_descriptors_do_not_grow_over_the_passes(cli_process):
 
 
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("to_group", [True, False], ids=["group", "parent"])
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [
+        (signal.SIGINT, True),
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupt_ends_a_run_and_its_workers(number, to_group):
     marker = f"FREEZE_RUNNER_TEST={os.getpid()}-{number}-{to_group}"
     command = [sys.executable, "-m", "runner", "model=mlp", *data_here("Numbers", "size=100000"), "data.workers=2"]
@@ -227,7 +234,13 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "end"), ENDS.items(), ids=ENDS)
+SHORT = ("raise", "kill")
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [pytest.param(kind, end, id=kind, marks=[] if kind in SHORT else [pytest.mark.long]) for kind, end in ENDS.items()],
+)
 def test_what_goes_wrong_in_a_worker_is_said_in_one_line(kind, end, cli_process):
     overrides = ["data.workers=2", "data.batch_size=10", "hydra.run.dir=run", "timeout=10"]
     done = cli_process("model=mlp", *data_here("Failing", f"kind={kind}"), *overrides)
