@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -30,8 +31,7 @@ def config_of(*overrides):
 def feed_of(*overrides):
     """Return the opened data of a run, and its notes."""
     notes = []
-    with ExitStack() as undo:
-        return open_feed(config_of(*overrides), CPU, lambda text, **_: notes.append(text), undo), notes
+    return open_feed(config_of(*overrides), CPU, lambda text, **_: notes.append(text), ExitStack()), notes
 
 
 @pytest.fixture
@@ -104,6 +104,11 @@ def test_a_batch_of_another_structure_is_refused_with_its_number(cli):
     code, _, err = cli("model=mlp", *data_here("OtherAtStep7", data="custom"), "hydra.run.dir=run")
     assert code == 2
     assert "data: batch 7 is {x: a tensor}, the batches before were (a tensor, a tensor); give one form" in err
+
+
+def test_fewer_samples_than_a_batch_are_refused_if_the_last_batch_is_dropped():
+    with pytest.raises(ConfigError, match=r"data: there is no batch; .* less than one batch with data.drop_last=true"):
+        feed_of(*data_here("Numbers", "size=5"), "data.batch_size=10", "data.drop_last=true")
 
 
 def test_data_that_yield_nothing_are_refused():
@@ -228,3 +233,22 @@ def test_a_dataset_given_as_batches_is_refused_with_what_to_give():
         feed_of(*data_here("Numbers", data="custom"))
     with pytest.raises(ConfigError, match=r"data.test gives a Numbers, a dataset, where batches are expected"):
         feed_of(*data_here("batches", data="custom"), f"++data.test._target_={HERE}.Numbers")
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [data_here("Numbers"), data_here("Stream", "has_length=true"), data_here("batches", data="custom"), []],
+    ids=["samples", "stream", "custom", "synthetic"],
+)
+def test_of_all_batches_only_the_first_is_kept(overrides):
+    size = ["data.batch_size=10"] if "data=custom" not in overrides else []
+    feed, _ = feed_of(*overrides, *size, "batches=3", "data.epochs=3")
+    references = []
+    for x, _ in feed.batches:
+        references.append(weakref.ref(x))
+        del x
+        assert sum(each() is not None for each in references) <= 2
+    assert len(references) == 9

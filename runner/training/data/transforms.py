@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, listed
 
 
 def prepared(sample: Any, transform: Any, input: Sequence[int] | None) -> Any:
@@ -19,9 +19,17 @@ def prepared(sample: Any, transform: Any, input: Sequence[int] | None) -> Any:
     `transform`: a function or None. Of a pair or row, it is called with the first part; of a mapping, with each picture; or
     with the whole sample if it has neither. `{field: function}` calls each function with that field alone. `input`: the
     shape [channels, height, width] that pictures are given; None to keep their size.
-    Raises ConfigError if a field does not exist, or if `input` is not the shape of a picture.
+    Raises ConfigError if a field does not exist, if `input` is not the shape of a picture, or if several fields still are
+    pictures: one of them may be a mask, whose values are no colours.
     """
-    return _as_tensors(transformed(sample, transform), input, is_nested=False)
+    sample = transformed(sample, transform)
+    pictures = [str(field) for field, value in _fields(sample).items() if isinstance(value, Image.Image)]
+    if len(pictures) > 1:
+        raise ConfigError(
+            f"data: fields {listed(pictures)} of a sample are pictures, of which one is made a tensor; for the others give "
+            f"++data.transform.{pictures[1]}._target_=..., such as torchvision.transforms.v2.PILToTensor"
+        )
+    return _as_tensors(sample, input, is_nested=False)
 
 
 def transformed(sample: Any, transform: Any) -> Any:
@@ -40,13 +48,20 @@ def transformed(sample: Any, transform: Any) -> Any:
 
 def _with_fields(sample: Any, transforms: Mapping[Any, Any]) -> Any:
     """Return the sample with each function of {field: function} applied to its field."""
-    fields = dict(sample) if isinstance(sample, Mapping) else dict(enumerate(sample))
+    fields = _fields(sample)
     for field, function in transforms.items():
         key = field if field in fields or not str(field).isdigit() else int(field)
         if key not in fields:
             raise ConfigError(f"data.transform: samples have no field {field!r}; they have {', '.join(map(str, fields))}")
         fields[key] = function(fields[key])
     return fields if isinstance(sample, Mapping) else tuple(fields.values())
+
+
+def _fields(sample: Any) -> dict[Any, Any]:
+    """Return {key or index: value} of a mapping or row; of another sample, itself under 0."""
+    if isinstance(sample, Mapping):
+        return dict(sample)
+    return dict(enumerate(sample if isinstance(sample, (tuple, list)) else [sample]))
 
 
 def _as_tensors(value: Any, input: Sequence[int] | None, is_nested: bool = True) -> Any:

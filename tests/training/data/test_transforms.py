@@ -34,6 +34,21 @@ def test_a_field_that_does_not_exist_is_refused_with_those_that_do(sample):
         prepared(sample, {"c": abs}, None)
 
 
+@pytest.mark.parametrize("sample", [(RED, RED), {"0": RED, "1": RED, "label": 3}])
+def test_a_second_picture_which_may_be_a_mask_is_not_made_a_tensor_of_colours(sample):
+    with pytest.raises(ConfigError, match=r"fields 0 and 1 of a sample are pictures, .*; for the others give \+\+data"):
+        prepared(sample, None, [3, 4, 5])
+    parts = prepared(sample, {"1": v2.PILToTensor()}, [3, 4, 5])
+    x, mask, *_ = parts.values() if isinstance(parts, dict) else parts
+    assert (x.shape, x.dtype) == ((3, 4, 5), torch.float32)
+    assert (mask.shape, mask.dtype) == ((3, 7, 9), torch.uint8)
+
+
+def test_a_row_of_pictures_in_one_field_such_as_the_frames_of_a_film_is_converted():
+    frames, label = prepared(([RED, RED], 3), None, [3, 4, 5])
+    assert ([frame.shape for frame in frames], label) == ([(3, 4, 5)] * 2, 3)
+
+
 MODES = ("RGB", "RGBA", "P", "L", "LA", "1", "CMYK", "I;16")
 
 

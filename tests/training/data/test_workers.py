@@ -9,11 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
+from runner.assemble.feeding import open_feed
+from runner.config.check import check
+from runner.config.compose import compose_config
+from runner.contract import ignore_note
 from tests.conftest import ROOT, read_table
 from tests.training.data.examples import HERE, data_here, model_here
 
@@ -134,6 +140,17 @@ def test_after_a_run_its_worker_processes_and_file_descriptors_are_gone(batches,
 
 
 @needs_proc
+def test_the_workers_of_data_end_when_the_run_is_left_even_if_batches_remain():
+    before = children()
+    config = check(compose_config("model=mlp", *data_here("Numbers"), "data.workers=2"))
+    with ExitStack() as undo:
+        feed = open_feed(config, torch.device("cpu"), ignore_note, undo)
+        assert len(children()) > len(before)
+    assert children() == before
+    assert list(feed.batches)[1:] == []
+
+
+@needs_proc
 def test_file_descriptors_do_not_grow_over_the_passes(cli_process):
     script = (
         "import os\n"
@@ -161,8 +178,15 @@ def test_file_descriptors_do_not_grow_over_the_passes(cli_process):
 
 
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("to_group", [True, False], ids=["group", "parent"])
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [
+        (signal.SIGINT, True),
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupt_ends_a_run_and_its_workers(number, to_group):
     marker = f"FREEZE_RUNNER_TEST={os.getpid()}-{number}-{to_group}"
     command = [sys.executable, "-m", "runner", "model=mlp", *data_here("Numbers", "size=100000"), "data.workers=2"]
@@ -210,7 +234,13 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "end"), ENDS.items(), ids=ENDS)
+SHORT = ("raise", "kill")
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [pytest.param(kind, end, id=kind, marks=[] if kind in SHORT else [pytest.mark.long]) for kind, end in ENDS.items()],
+)
 def test_what_goes_wrong_in_a_worker_is_said_in_one_line(kind, end, cli_process):
     overrides = ["data.workers=2", "data.batch_size=10", "hydra.run.dir=run", "timeout=10"]
     done = cli_process("model=mlp", *data_here("Failing", f"kind={kind}"), *overrides)
