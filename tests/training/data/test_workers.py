@@ -151,7 +151,7 @@ def test_the_workers_of_data_end_when_the_run_is_left_even_if_batches_remain():
 
 
 @needs_proc
-def test_file_descriptors_do_not_grow_over_the_passes(cli_process):
+def test_file_descriptors_do_not_grow_over_the_passes():
     script = (
         "import os\n"
         f"overrides = {data_here('Numbers')!r} + ['data.workers=1', 'data.batch_size=15', 'data.epochs=6', 'batches=auto']\n"
