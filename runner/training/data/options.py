@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any, TypeVar
@@ -50,6 +50,11 @@ class Loading:
                 raise ConfigError(f"data.{key} is {getattr(self, key)!r}; give true or false")
         if self.holdout is not None and (not isinstance(self.holdout, (int, float)) or not 0 < self.holdout < 1):
             raise ConfigError(f"data.holdout is {self.holdout!r}; give the share to hold out, above 0 and below 1")
+        by_field = self.transform if isinstance(self.transform, Mapping) else {"": self.transform}
+        for field, function in by_field.items():
+            if function is not None and not callable(function):
+                key = f"data.transform.{field}".rstrip(".")
+                raise ConfigError(f"{key} is a {type(function).__name__}; give a function of a part of a sample")
         if self.collate is not None and not callable(self.collate):
             raise ConfigError(f"data.collate is a {type(self.collate).__name__}; give a function of a list of samples")
 

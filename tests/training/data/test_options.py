@@ -17,6 +17,8 @@ REFUSED = [
     ("holdout", 1.5, r"data.holdout is 1.5; give the share"),
     ("holdout", "some", r"data.holdout is 'some'; give the share"),
     ("holdout", [0.5], r"data.holdout is \[0.5\]; give the share"),
+    ("transform", (3,), r"data.transform is a tuple; give a function of a part of a sample"),
+    ("transform", {"x": abs, "y": 3}, r"data.transform.y is a int; give a function of a part"),
     ("collate", 3, r"data.collate is a int; give a function of a list of samples"),
 ]
 

@@ -151,18 +151,16 @@ def test_the_workers_of_data_end_when_the_run_is_left_even_if_batches_remain():
 
 
 @needs_proc
-def test_file_descriptors_do_not_grow_over_the_passes(cli_process):
+def test_file_descriptors_do_not_grow_over_the_passes():
     script = (
         "import os\n"
-        "from tests.in_memory import run_experiment\n"
         f"overrides = {data_here('Numbers')!r} + ['data.workers=1', 'data.batch_size=15', 'data.epochs=6', 'batches=auto']\n"
-        "from runner import run\n"
-        "import runner.experiment as experiment\n"
+        "from runner.experiment import experiment\n"
         "from runner.config.compose import compose_config\n"
         "from runner.config.check import check\n"
         "counts = []\n"
         "config = check(compose_config('model=mlp', *overrides))\n"
-        "experiment.experiment(config, on_step=lambda step: counts.append(len(os.listdir('/proc/self/fd'))))\n"
+        "experiment(config, on_step=lambda step: counts.append(len(os.listdir('/proc/self/fd'))))\n"
         "print(counts)\n"
     )
     done = subprocess.run(
