@@ -259,6 +259,12 @@ REFUSED_ARGUMENTS = {
     # numbers
     ("batches=99999999999999999999999",): "it must be at most 2**63 - 1",
     ("batches=9223372036854775807", "data.epochs=2"): "together more than 2**63 - 1; give fewer",
+    ("data=digits", "data.workers=-1"): "data.workers is -1; it must be a whole number of 0 or more",
+    ("data=digits", "data.workers=two"): "data.workers is 'two'; it must be a whole number",
+    ("data=digits", "data.holdout=1.5"): "data.holdout is 1.5; give the share to hold out, above 0 and below 1",
+    ("data=digits", "data.holdout=true"): "data.holdout is True; give the share to hold out",
+    ("data=digits", "data.shuffle=maybe"): "data.shuffle is 'maybe'; give true or false",
+    ("data=digits", "data.drop_last=1"): "data.drop_last is 1; give true or false",
     ("data.batch_size=99999999999999999999999",): "it must be at most 2**63 - 1",
     ("model.input=[99999999999999999999999]",): "give the shape of one sample",
     ("batches=1.5",): "batches is 1.5; it must be a whole number of 1 or more, auto or all",

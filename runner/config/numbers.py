@@ -21,6 +21,7 @@ DIVISORS = ("step_size", "step_size_up", "step_size_down", "T_max", "T_0", "tota
 def check_numbers(config: Config) -> None:
     """Raise ConfigError if a number in the config is out of range, such as `batches=0` or `optimizer.lr=nan`."""
     _check_counts(config)
+    _check_loading(config.data)
     for name in FINITE_NODES:
         for key, value in values_by_key(getattr(config, name), name):
             if isinstance(value, float) and not isfinite(value):
@@ -69,6 +70,23 @@ def _check_counts(config: Config) -> None:
     sizes = config.model.input
     if sizes is not None and (not sizes or not all(is_integer(size) and 1 <= size <= MAX_COUNT for size in sizes)):
         raise ConfigError(f"model.input is {sizes}; give the shape of one sample, e.g. [3,224,224]")
+
+
+def _check_loading(data: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a key of the node `data` that says how a dataset of ours is read has a wrong value.
+
+    `Loading` raises the same for its direct use; here it is found before a run has a folder.
+    """
+    if not str(data.get("_target_")).startswith("runner."):
+        return
+    workers, holdout = data.get("workers", 0), data.get("holdout")
+    if not is_integer(workers) or workers < 0:
+        raise ConfigError(f"data.workers is {workers!r}; it must be a whole number of 0 or more")
+    if holdout is not None and (isinstance(holdout, bool) or not isinstance(holdout, (int, float)) or not 0 < holdout < 1):
+        raise ConfigError(f"data.holdout is {holdout!r}; give the share to hold out, above 0 and below 1")
+    for key in ("shuffle", "drop_last"):
+        if not isinstance(data.get(key, False), bool):
+            raise ConfigError(f"data.{key} is {data[key]!r}; give true or false")
 
 
 def _check_learning_rate(optimizer: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ from runner.contract import Record
 from runner.errors import place_in_user_code
 from runner.proof.verdict import count_verdicts
 
+# The advice for an error of CUDA that does not say what was wrong, nor in which call.
+OUT_OF_RANGE = "; most likely a target is outside the classes, or an index outside an embedding: device=cpu says which"
 COMMAND_KEYS = ("resume", "plan")  # overrides that concern one command, not the run, and are not recorded
 _LIBRARIES = ("freeze-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy")  # whose versions are recorded
 
@@ -73,7 +75,8 @@ def error_line(error: BaseException) -> str:
     If the user's own code raised it, its file and line come first: `mine.py, line 3: KeyError: 'x'`.
     """
     lines = str(error).strip().splitlines()
-    return ": ".join(filter(None, [place_in_user_code(error), type(error).__name__, *lines[:1]]))
+    text = ": ".join(filter(None, [place_in_user_code(error), type(error).__name__, *lines[:1]]))
+    return text + (OUT_OF_RANGE if "device-side assert triggered" in text else "")
 
 
 @lru_cache(maxsize=1)

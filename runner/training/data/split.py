@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import ConfigError, is_integer
+from runner.training.data.reading import failure_of
 
 TARGETS = ("targets", "labels")  # attributes in which datasets of torchvision keep their targets
 MOST_READ = 10_000  # samples that are read to find their targets, where the dataset has none of these attributes
@@ -36,12 +37,19 @@ def targets_of(dataset: Any) -> list[int] | None:
 
 
 def read_targets(dataset: Any) -> list[int] | None:
-    """Return the class of every sample of a small dataset by reading them; None if they have none."""
+    """Return the class of every sample of a small dataset by reading them; None if they have none.
+
+    Raises ReadError with the number of a sample that cannot be read.
+    """
     if len(dataset) > MOST_READ:
         return None
     found = []
     for index in range(len(dataset)):
-        target = _target_in(dataset[index])
+        try:
+            sample = dataset[index]
+        except Exception as error:
+            failure_of(error, f"sample {index} of {len(dataset)}").throw()
+        target = _target_in(sample)
         if target is None:
             return None
         found.append(target)

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from runner.errors import ConfigError
+from runner.training.data.reading import ReadError
 from runner.training.data.split import class_count, read_targets, targets_of, train_and_held_out
 from tests.training.data.examples import Numbers, pairs
 
@@ -108,3 +109,20 @@ def test_the_number_of_classes_is_that_of_the_list_or_the_highest_target():
     dataset.classes = list("abcdefgh")
     assert class_count(dataset, dataset.targets) == 8
     assert class_count(Numbers(), None) is None
+
+
+class Broken:
+    """A dataset without a list of targets whose third sample cannot be read."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise KeyError("no such picture")
+        return torch.zeros(2), index % 2
+
+
+def test_a_sample_that_cannot_be_read_to_find_the_classes_is_named():
+    with pytest.raises(ReadError, match=r"^sample 2 of 6: test_split\.py, line \d+: KeyError: 'no such picture'$"):
+        train_and_held_out(Broken(), None, 0.5)
