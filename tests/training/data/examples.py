@@ -10,6 +10,7 @@ from itertools import count, islice
 
 import numpy
 import torch
+import torchvision
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
@@ -188,3 +189,32 @@ def data_here(name, *options, data="dataset"):
     """Return the overrides that use a dataset of this file, or with data=custom its batches."""
     node = "data.dataset" if data == "dataset" else "data"
     return [f"data={data}", f"{node}._target_={HERE}.{name}", *(f"++{node}.{option}" for option in options)]
+
+
+class TokenModel(nn.Module):
+    """Scores of 32 classes: for each token, or, for tokens without labels of their own, for each sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(32, 8), nn.Linear(8, 32)
+
+    def forward(self, input_ids):
+        scores = self.head(self.embed(input_ids))
+        return scores.mean(1) if input_ids.shape[1] == 3 else scores
+
+
+def segmenter():
+    """Return a model of torchvision that gives a class for each pixel."""
+    return torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
+
+
+def detector():
+    """Return a small detector of torchvision."""
+    build = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn
+    sizes = {"min_size": 64, "max_size": 64, "rpn_pre_nms_top_n_train": 50, "rpn_post_nms_top_n_train": 20}
+    return build(weights=None, weights_backbone=None, num_classes=3, **sizes)
+
+
+def video_net():
+    """Return a small model for video."""
+    return nn.Sequential(nn.Conv3d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from importlib.util import find_spec
+from math import isfinite
 
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from runner.assemble.feeding import open_feed
@@ -32,8 +33,15 @@ NEEDS = {
     "boxes": ["model.input=[3,64,64]", "model.classes=3"],
     "video": ["model.input=[3,8,112,112]", "model.classes=3"],
 }
-# The task of these batches is none of the MLP's: only their batches are looked at here.
-BATCHES_ONLY = {"masks", "boxes", "tokens", "huggingface"}
+BUILD = "model.build._target_="
+# The model that a file's batches are for, where that is not the MLP, and the task where it is not `auto`.
+FITTING = {
+    "tokens": ["model=custom", f"{BUILD}{HERE}.TokenModel", "task=causal_lm", "freeze=none"],
+    "huggingface": ["model=custom", f"{BUILD}{HERE}.TokenModel", "task.fields={ids: input_ids}", "task.loss=cross_entropy"],
+    "masks": ["model=custom", f"{BUILD}{HERE}.segmenter", "task=segmentation", "freeze=none"],
+    "boxes": ["model=custom", f"{BUILD}{HERE}.detector", "task=detection", "freeze=none"],
+    "video": ["model=custom", f"{BUILD}{HERE}.video_net", "freeze=none"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -43,17 +51,12 @@ def _data(tmp_path):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number in range(4):
             Image.new("RGB", (9, 7), (number, 0, 0)).save(tmp_path / "pictures" / name / f"{number}.png")
-    if find_spec("datasets"):
-        from datasets import Dataset
-
-        columns = {"ids": [[1, 2, index] for index in range(12)], "label": [index % 3 for index in range(12)]}
-        Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
+    columns = {"ids": [[1, 2, index] for index in range(12)], "label": [index % 3 for index in range(12)]}
+    Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
 
 
 def config_of(data, *overrides):
     """Return the checked config of a run with `data=FILE`."""
-    if data == "huggingface" and not find_spec("datasets"):
-        pytest.skip("needs the extra huggingface")
     return check(compose_config("model=mlp", f"data={data}", *NEEDS.get(data, []), "batches=2", *overrides))
 
 
@@ -70,32 +73,9 @@ def test_every_file_gives_tensors_on_the_device_that_are_the_same_each_time(data
     assert all(same_bits(*pair) for pair in zip(tensors_in(one), tensors_in(again), strict=True))
 
 
-@pytest.mark.parametrize("data", [data for data in FILES if data not in BATCHES_ONLY])
-def test_a_model_is_trained_on_what_a_file_gives(data):
-    assert len(experiment(config_of(data)).steps) == 2
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("data", "build"),
-    [
-        ("boxes", "torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn"),
-        ("masks", "torchvision.models.segmentation.lraspp_mobilenet_v3_large"),
-        ("video", "torchvision.models.video.r3d_18"),
-    ],
-)
-def test_a_model_of_torchvision_takes_the_batches_of_its_kind(data, build):
-    from runner.config.build import build as built
-
-    options = {"num_classes": 3, "weights": None}
-    model = built({"_target_": build, **options, **({} if data == "video" else {"weights_backbone": None})}, "model.build")
-    with ExitStack() as undo:
-        first = open_feed(config_of(data), torch.device("cpu"), ignore_note, undo).first
-    model.train()
-    out = model(*first) if data == "boxes" else model(first[0])
-    if data == "boxes":
-        loss = sum(out.values())
-    else:
-        loss = torch.nn.functional.cross_entropy(out["out"] if data == "masks" else out, first[1])
-    loss.backward()
-    assert torch.isfinite(loss)
+@pytest.mark.parametrize("data", FILES)
+def test_a_fitting_model_is_trained_on_what_a_file_gives_and_its_loss_changes(data):
+    outcome = experiment(config_of(data, *FITTING.get(data, [])))
+    assert len(outcome.steps) == 2
+    assert all(isfinite(loss) for loss in outcome.losses)
+    assert outcome.losses[0] != outcome.losses[1]
