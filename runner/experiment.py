@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from runner.assemble.evaluation import build_evaluation
 from runner.assemble.objects import build_scheduler
 from runner.assemble.setup import Setup, assembled, begin_phase
-from runner.config.metrics import metric_factories
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
@@ -30,7 +30,7 @@ from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, run_verdict
 from runner.seeding import seed_all
-from runner.training.evaluate import Evaluation, Values, evaluate
+from runner.training.evaluate import Evaluation
 from runner.training.loop import Step, train
 
 
@@ -157,27 +157,6 @@ def note_interrupt(state: TrainingState, on_note: Note, *, within_step: bool) ->
 def audit_options(setup: Setup) -> dict[str, Any]:
     """Return the options of a run's audit: compare with the model as built, and watch forward passes from the first one."""
     return {"before": setup.before, "watch_forward": True}
-
-
-def build_evaluation(setup: Setup) -> Evaluation:
-    """Return the evaluations that the config asks for, each of the model as it is then, on held-out data."""
-    config = setup.config
-    if config.evaluate is False:
-        return Evaluation()
-    metrics, noted = metric_factories(config.metrics), set[str]()
-
-    def note_once(text: str, *, urgent: bool = False) -> None:
-        if text not in noted:
-            noted.add(text)
-            setup.note(text, urgent=urgent)
-
-    def measure() -> Values:
-        batches = setup.feed.held_out()
-        assert batches is not None, "the check of the config refuses evaluate=true without held-out data"
-        with setup.meter.not_counted():
-            return evaluate(setup.model, setup.task, batches, metrics, seed=config.seed, note=note_once)
-
-    return Evaluation(measure, after_each_pass=config.evaluate == "epoch")
 
 
 def training_steps(

@@ -1,0 +1,28 @@
+"""Build what evaluates a run's model on held-out data, as the config asks for it."""
+
+from __future__ import annotations
+
+from runner.assemble.setup import Setup
+from runner.config.metrics import metric_factories
+from runner.training.evaluate import Evaluation, Values, evaluate
+
+
+def build_evaluation(setup: Setup) -> Evaluation:
+    """Return the evaluations that the config asks for, each of the model as it is then, on held-out data."""
+    config = setup.config
+    if config.evaluate is False:
+        return Evaluation()
+    metrics, noted = metric_factories(config.metrics), set[str]()
+
+    def note_once(text: str, *, urgent: bool = False) -> None:
+        if text not in noted:
+            noted.add(text)
+            setup.note(text, urgent=urgent)
+
+    def measure() -> Values:
+        batches = setup.feed.held_out()
+        assert batches is not None, "the check of the config refuses evaluate=true without held-out data"
+        with setup.meter.not_counted():
+            return evaluate(setup.model, setup.task, batches, metrics, seed=config.seed, note=note_once)
+
+    return Evaluation(measure, after_each_pass=config.evaluate == "epoch")
