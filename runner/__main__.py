@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import runner
+from runner.config.arguments import with_added_targets
 from runner.config.compose import VERSION_BASE, allow_any_target
 from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_arguments, short_message
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
@@ -43,6 +44,7 @@ def main() -> int:
     try:
         with handle_interrupts(exit_at_once), guard_process(sys.exit):
             refuse_wrong_arguments(sys.argv[1:])
+            sys.argv[1:] = with_added_targets(sys.argv[1:])
             return run_hydra()
     except KeyboardInterrupt:
         print(error_line("interrupted"), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import get_origin
 
@@ -10,8 +11,16 @@ from runner.config.messages import choices_of, config_groups, expected_value, ty
 from runner.errors import ConfigError
 from runner.freezing.patterns import TYPOGRAPHIC_QUOTES
 
+# Nodes that are null or a word in the files of `conf`, to which Hydra adds a key only where `++` asks for it.
+WITHOUT_TARGET = ("data.transform", "data.collate", "data.test", "task.loss")
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 WITH_PATTERNS = ("freeze.", "groups.", "model.head")
+
+
+def with_added_targets(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `++` before one that gives a node in WITHOUT_TARGET a `_target_`."""
+    added = tuple(f"{node}._target_=" for node in WITHOUT_TARGET)
+    return [f"++{text}" if text.startswith(added) else text for text in arguments]
 
 
 def unreadable_message(argument: str) -> str:

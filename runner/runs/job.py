@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
 from omegaconf import DictConfig
 
+from runner.config.arguments import with_added_targets
 from runner.config.check import check
 from runner.config.compose import hydra_initialized
 from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_overrides, short_message
@@ -104,6 +105,7 @@ def run(*overrides: str) -> Result:
     errors: list[BaseException] = []
     try:
         refuse_wrong_overrides(overrides)
+        overrides = tuple(with_added_targets(overrides))
         with hydra_initialized():
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
