@@ -1,8 +1,8 @@
 """Carry out one run, from its config to a verdict for each tensor, such as `held` (frozen, and no bit has changed).
 
-Start reading here. `assembled`, a context manager in `assemble/setup.py`, builds everything that exists before the first step: the
-model, the selection of what is frozen, the freezing method and the optimizer. When it is left, it undoes every change to
-the model except the trained values. The loop here trains, and `audit` compares the tensors before and after.
+Start reading here. `assembled`, a context manager in `assemble/setup.py`, builds everything that exists before the first
+step: the model, the selection of what is frozen, the freezing method and the optimizer. When it is left, it undoes every
+change to the model except the trained values. The loop here trains, and `audit` compares the tensors before and after.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from runner.assemble.setup import Setup
 from runner.config.metrics import metric_factories
+from runner.errors import ConfigError
 from runner.training.evaluate import Evaluation, Values, evaluate
 
 
@@ -21,7 +22,8 @@ def build_evaluation(setup: Setup) -> Evaluation:
 
     def measure() -> Values:
         batches = setup.feed.held_out()
-        assert batches is not None, "the check of the config refuses evaluate=true without held-out data"
+        if batches is None:  # `data.holdout` is an argument of the user's own target
+            raise ConfigError("evaluate=true: the data hold no samples out; give 'data.test={_target_: ...}', a dataset")
         with setup.meter.not_counted():
             return evaluate(setup.model, setup.task, batches, metrics, seed=config.seed, note=note_once)
 

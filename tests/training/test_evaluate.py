@@ -319,3 +319,11 @@ def test_an_evaluation_without_held_out_data_is_refused_before_a_folder_is_made(
     code, _, err = cli("model=mlp", *more)
     assert (code, err.count("\n"), Path("outputs").exists()) == (2, 1, False)
     assert "needs held-out data; give data.holdout=0.2" in err
+
+
+def test_data_of_ones_own_that_take_a_holdout_and_hold_nothing_out_are_refused(cli):
+    Path("mine.py").write_text("import torch\ndef data(holdout):\n    return [(torch.zeros(4, 64), torch.arange(4))] * 3\n")
+    own = ("data=custom", "data._target_=mine.data", "++data.holdout=0.2", "evaluate=true")
+    code, _, err = cli("model=mlp", *own)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the data hold no samples out; give 'data.test={_target_: ...}'" in err
