@@ -383,6 +383,7 @@ def test_an_interrupted_run_writes_its_results_and_exits_with_code_130():
     assert record["verdict"] == "held"
 
 
+@pytest.mark.long
 def test_two_runs_started_at_the_same_time_get_different_folders():
     command = [sys.executable, "-m", "runner", *QUICK]
     processes = [

@@ -379,6 +379,7 @@ def test_an_override_of_thousands_of_characters_is_whole_in_the_command_and_shor
     assert html.count("layer250.weight") == 1
 
 
+@pytest.mark.long
 def test_a_page_of_100000_tensors_shows_those_that_leaked_or_stayed_idle_and_says_how_many_there_are():
     rows = [change_row(f"layer{number}.weight", "held") for number in range(100_000)]
     folder = write_run(SWEEP, rows=[*rows, change_row("last.weight", "leaked", 0.1), change_row("head.weight", "idle")])
@@ -462,6 +463,7 @@ def test_a_page_of_24_runs_of_122_rows_is_under_a_megabyte():
     assert (SWEEP / "report.html").stat().st_size < 1_000_000
 
 
+@pytest.mark.long
 def test_a_page_of_1000_runs_is_under_five_megabytes_and_says_how_runs_are_grouped():
     for number in range(1000):
         losses = [2.0 + number / 7 + step / 3 for step in range(20)]

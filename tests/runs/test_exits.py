@@ -173,6 +173,7 @@ def test_a_run_whose_code_exits_while_its_files_are_written_fails_too(cli_proces
     assert not Path("run/changes.csv").exists()
 
 
+@pytest.mark.long
 def test_a_thread_that_calls_exit_while_the_files_of_a_run_are_written_ends_only_itself(cli_process):
     pytest.importorskip("safetensors")
     arguments = ("+model.build.behavior=thread_exits_meanwhile", "+model.build.inside=writing", "seed=0,1", "save=true")

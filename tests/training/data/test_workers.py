@@ -80,6 +80,7 @@ def assert_same_on(launch, cli_process, tables, **environment):
         assert ((folder / "changes.csv").read_bytes(), losses(folder)) == expected
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="needs the extra joblib")
 def test_workers_run_inside_the_processes_of_joblib_and_give_the_same_bits(cli_process, tables):
     assert_same_on(["launch=joblib", "hydra.launcher.n_jobs=2"], cli_process, tables)
@@ -150,6 +151,7 @@ def test_the_workers_of_data_end_when_the_run_is_left_even_if_batches_remain():
     assert list(feed.batches)[1:] == []
 
 
+@pytest.mark.long
 @needs_proc
 def test_file_descriptors_do_not_grow_over_the_passes():
     script = (
@@ -205,6 +207,7 @@ def test_an_interrupt_ends_a_run_and_its_workers(number, to_group):
     assert re.fullmatch(r"freeze-runner: interrupted.*\n", err)
 
 
+@pytest.mark.long
 @needs_proc
 def test_workers_end_soon_after_their_run_was_killed():
     marker = f"FREEZE_RUNNER_TEST={os.getpid()}-killed"
