@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from runner.assemble.setup import Setup
 from runner.config.metrics import metric_factories
 from runner.training.evaluate import Evaluation, Values, evaluate
@@ -22,7 +24,7 @@ def build_evaluation(setup: Setup) -> Evaluation:
     def measure() -> Values:
         batches = setup.feed.held_out()
         assert batches is not None, "the check of the config refuses evaluate=true without held-out data"
-        with setup.meter.not_counted():
+        with setup.meter.not_counted(), closing(batches):
             return evaluate(setup.model, setup.task, batches, metrics, seed=config.seed, note=note_once)
 
     return Evaluation(measure, after_each_pass=config.evaluate == "epoch")

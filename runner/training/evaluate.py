@@ -15,6 +15,7 @@ from runner.contract import Note, ignore_note
 from runner.errors import ConfigError, SkippedError, listed, place_in_user_code
 from runner.seeding import preserve_random_state, preserve_settings, seed_all
 from runner.tensors import tensors_in
+from runner.training.data.steps import StepBatches
 from runner.training.kept_state import in_eval_mode
 from runner.training.metrics import RunningMetric, accuracy_counts, accuracy_of
 
@@ -123,18 +124,20 @@ class Evaluation:
             self.record["before"] = self.measure()
 
     def between_passes(
-        self, batches: Iterable[Any], per_pass: int, paused: Callable[[], AbstractContextManager[None]]
-    ) -> Iterator[Any]:
-        """Yield the batches of a run; before the first one of each later pass, evaluate the model if that was asked for.
+        self, steps: Iterable[StepBatches], paused: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[StepBatches]:
+        """Yield the batches of the steps of a run; before the first step of each later pass, evaluate the model if asked to.
 
-        That is done when the batch is requested, since a freezing method may change the model until then. `per_pass`: the
-        number of batches of a pass. `paused`: returns a context in which the audit of the run sees nothing.
+        That is done when the step is requested, since a freezing method may change the model until then. `paused`: returns
+        a context in which the audit of the run sees nothing.
         """
-        for number, batch in enumerate(batches):
-            if self.measure is not None and self.after_each_pass and number and number % per_pass == 0:
+        epoch = None
+        for step in steps:
+            if self.measure is not None and self.after_each_pass and epoch not in (None, step.epoch):
                 with paused():
                     self.record.setdefault("passes", []).append(self.measure())
-            yield batch
+            epoch = step.epoch
+            yield step
 
     def after(self) -> None:
         """Evaluate the model after its training."""

@@ -19,6 +19,7 @@ from runner.config.schema import CONF
 from runner.errors import ConfigError
 from runner.runs.write import steps_csv
 from runner.seeding import random_state
+from runner.training.data.steps import StepBatches
 from runner.training.evaluate import Evaluation, evaluate
 from runner.training.metrics import has_classes
 from tests.in_memory import run_experiment
@@ -248,7 +249,8 @@ def test_with_epoch_each_pass_is_evaluated_once_and_the_last_one_is_that_after_t
         seen.append("paused")
         yield
 
-    assert [seen.append(batch) or batch for batch in evaluation.between_passes(range(6), 2, paused)] == [*range(6)]
+    steps = [StepBatches(number // 2, [number], lambda batch: batch) for number in range(6)]
+    assert [seen.append(*step) or step for step in evaluation.between_passes(steps, paused)] == steps
     evaluation.after()
     assert seen == [0, 1, "paused", 2, 3, "paused", 4, 5]
     assert evaluation.record == {
