@@ -19,6 +19,11 @@ from runner.training.data.steps import StepBatches
 from runner.training.kept_state import in_eval_mode
 from runner.training.metrics import RunningMetric, accuracy_counts, accuracy_of
 
+
+class EvaluationError(RuntimeError):
+    """Raised if the model or the task raises in an evaluation; the message says where, and what was raised."""
+
+
 Values = dict[str, float | None]
 """The result of an evaluation: `loss`, `accuracy` where there are classes, and each metric; None for NaN and infinity."""
 
@@ -41,7 +46,7 @@ def evaluate(
 
     `task`: a task with `run(model, batch)`, or a function (model, batch) -> loss. `metrics`: {key: (name, class or function
     that makes the metric)}. `seed`: the random generators are seeded with it, so that evaluations can be compared. Raises
-    ConfigError if there is no batch, if the forward pass fails, or if a metric does not fit.
+    EvaluationError if the forward pass fails, and ConfigError if there is no batch or if a metric does not fit.
     """
     running = {key: RunningMetric(name, make, note) for key, (name, make) in (metrics or {}).items()}
     losses, sizes, counts = [], [], []
@@ -69,7 +74,8 @@ def evaluate(
 def _forward(model: nn.Module, task: Any, batch: Any, number: int) -> tuple[Tensor, Any, Any]:
     """Return (loss, scores, target) of a batch; the last two are None where the task gives none.
 
-    Raises ConfigError if the task raises, or if the loss is not a single number. `number`: the number of the batch.
+    Raises EvaluationError if the task raises, and ConfigError if the loss is not a single number. `number`: the number of
+    the batch.
     """
     where = f"evaluate: held-out batch {number}, in eval mode"
     try:
@@ -84,8 +90,8 @@ def _forward(model: nn.Module, task: Any, batch: Any, number: int) -> tuple[Tens
         raise ConfigError(f"{where}: {error}") from error
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
-        parts = (where, place_in_user_code(error), type(error).__name__, reason)
-        raise ConfigError(": ".join(filter(None, parts))) from error
+        parts = (f"in evaluation, held-out batch {number}", place_in_user_code(error), type(error).__name__, reason)
+        raise EvaluationError(": ".join(filter(None, parts))) from error
     if isinstance(loss, Mapping):  # of a function that returns the parts of its loss
         loss = sum(loss.values())
     if not isinstance(loss, Tensor) or loss.numel() != 1:

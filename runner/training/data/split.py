@@ -123,8 +123,6 @@ def train_and_held_out(dataset: Any, targets: list[int] | None, share: float) ->
         if targets and len(groups) > 1 and len({targets[index] for index in part}) == 1:
             problem = f"data.holdout={share} of {size} samples leaves one class of {len(groups)} {name}"
             if sum(len(members) > 1 for members in groups.values()) < 2:
-                raise ConfigError(
-                    f"{problem}, since no two classes have two samples; give data.test, or more samples"
-                )
+                raise ConfigError(f"{problem}, since no two classes have two samples; give data.test, or more samples")
             raise ConfigError(f"{problem}; give another share")
     return parts
