@@ -30,6 +30,7 @@ from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, run_verdict
 from runner.seeding import seed_all
+from runner.training.data.steps import batches_of
 from runner.training.evaluate import Evaluation
 from runner.training.loop import Step, train
 
@@ -137,7 +138,7 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "loss_last": finite_or_none(losses[-1]) if losses else None,
         "loss_not_finite_at": first_not_finite(losses),
         "looks": report.looks,
-        "batches": setup.config.batches,
+        "batches": setup.feed.batches_a_pass,
         "threads": torch.get_num_threads(),
         "device": str(setup.device),
         "trained_digest": trained_digest(setup.before, setup.selection),
@@ -172,7 +173,7 @@ def training_steps(
     task = setup.meter.wrap_task(setup.task, optimizer, setup.undo)
     setup.method.attach(optimizer, phases[0].selection, setup.undo)
     seed_all(config.seed)
-    batches = state.evaluation.between_passes(setup.feed.batches, config.batches, report.paused)
+    all_steps, sizes = state.evaluation.between_passes(setup.feed.steps, report.paused), list[int]()
     for number, (phase, steps) in enumerate(reached_phases(phases, config.steps)):
         if len(state.steps) < phase.first - 1:
             setup.note(f"the data ended before step {phase.first}, where more would have been frozen")
@@ -185,8 +186,7 @@ def training_steps(
         setup.meter.on_phase_prepared(setup.model)
         context = PhaseContext(setup.model, task, setup.note)
         setup.task.take_parts(0)  # those of trials before the first step
-        taken = config.batches_until(phase.first + steps - 1) - config.batches_until(phase.first - 1)
-        phase_batches = setup.method.feed(islice(batches, taken), context)
+        phase_batches = setup.method.feed(batches_of(islice(all_steps, steps), sizes), context)
         phase_batches = setup.meter.watch_batches(phase_batches, phase.first, optimizer, setup.undo)
         for step in train(
             setup.model,
@@ -197,9 +197,9 @@ def training_steps(
             clip=config.clip,
             zero_grad_to_none=config.zero_grad_to_none,
             first=phase.first,
-            batches_in_step=config.batches_in,
+            batches_in_step=lambda number: sizes[min(number, len(sizes)) - 1],
         ):
-            step = replace(step, parts=setup.task.take_parts(config.batches_in(step.number)))
+            step = replace(step, parts=setup.task.take_parts(sizes[min(step.number, len(sizes)) - 1]))
             state.steps.append(step)
             yield step
         phase_steps = len(state.steps) - phase.first + 1

@@ -74,6 +74,19 @@ def preserve_settings() -> Iterator[None]:
             setattr(flags, name, value)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block, torch computes with one thread, as it does in the workers of a DataLoader."""
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)
+
+
 def random_state() -> bytes:
     """Return the states of the random generators of Python, numpy and torch (CPU and CUDA) as one bytes object.
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from runner.errors import SkippedError
 from runner.methods.base import FreezingMethod
+from runner.training.evaluate import EvaluationError
 from runner.training.tasks.task import BatchTask
 from tests.conftest import read_table
 from tests.in_memory import run_experiment
+from tests.training.data.test_workers import children
 from tests.training.test_evaluate import results
 
 DATA = ("model=mlp", "data=digits", "data.batch_size=8", "data.holdout=0.05", "data.epochs=3", "freeze=backbone")
@@ -75,6 +78,34 @@ def test_held_out_data_that_draws_random_numbers_when_it_is_opened_changes_no_bi
     assert results(watched) == results(plain)
 
 
+SHARED = torch.Generator()
+
+
+def shuffled(seed=None):
+    """Return a DataLoader that draws its order from SHARED; with a seed, from where that begins."""
+    if seed is not None:
+        SHARED.manual_seed(seed)
+    samples = [(torch.full((64,), float(index)), index % 10) for index in range(12)]
+    return DataLoader(samples, 4, shuffle=True, generator=SHARED)
+
+
+def test_a_generator_that_the_loaders_of_training_and_test_share_is_left_as_it_was_by_an_evaluation():
+    target = "_target_: tests.test_held_out.shuffled"
+    data = f"data={{{target}, seed: 1, epochs: 3, test: {{{target}}}}}"
+    model = "model.build={_target_: tests.training.test_evaluate.Writer}"
+    plain, watched = (run_experiment(data, model, "freeze=backbone", f"evaluate={each}") for each in ("false", "epoch"))
+    assert results(watched) == results(plain)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the processes of Linux")
+def test_the_workers_of_held_out_data_end_when_an_evaluation_raises():
+    before = children()
+    build = "model.build={_target_: tests.test_held_out.TrainsOnly}"
+    with pytest.raises(EvaluationError) as failed:
+        run_experiment(build, *DATA[1:5], "freeze=none", "evaluate=true", "data.workers=2")
+    assert children() == before, failed  # which still refers to the frames that read the batches
+
+
 def test_in_cached_prefix_an_evaluation_is_that_of_the_whole_model():
     evaluations = []
     for method in ("cached_prefix", "requires_grad"):
@@ -114,12 +145,12 @@ class TrainsOnly(nn.Linear):
         return super().forward(x.flatten(1))
 
 
-def test_a_model_that_fails_in_eval_mode_ends_with_2_and_one_line_that_says_where(cli):
+def test_a_model_that_fails_in_eval_mode_ends_with_1_and_one_line_that_says_where(cli):
     build = "model.build._target_=tests.test_held_out.TrainsOnly"
     given = ("model=custom", build, "model.input=[64]", "model.classes=10", *DATA[1:5], "freeze=none", "evaluate=true")
     code, _, err = cli(*given)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "evaluate: held-out batch 1, in eval mode: test_held_out.py, line " in err
+    assert (code, err.count("\n")) == (1, 1)
+    assert "EvaluationError: in evaluation, held-out batch 1: test_held_out.py, line " in err
     assert "AssertionError: no forward pass in eval mode" in err
 
 

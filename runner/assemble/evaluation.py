@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from runner.assemble.setup import Setup
 from runner.config.metrics import metric_factories
 from runner.errors import ConfigError
@@ -24,7 +26,7 @@ def build_evaluation(setup: Setup) -> Evaluation:
         batches = setup.feed.held_out()
         if batches is None:  # `data.holdout` is an argument of the user's own target
             raise ConfigError("evaluate=true: the data hold no samples out; give 'data.test={_target_: ...}', a dataset")
-        with setup.meter.not_counted():
+        with setup.meter.not_counted(), closing(batches):
             return evaluate(setup.model, setup.task, batches, metrics, seed=config.seed, note=note_once)
 
     return Evaluation(measure, after_each_pass=config.evaluate == "epoch")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from itertools import chain
@@ -20,6 +20,7 @@ from runner.contract import Note
 from runner.errors import ConfigError
 from runner.seeding import PrivateRandomness, derived_seed
 from runner.training.data.source import Source, as_source, batches_a_pass, to_device
+from runner.training.data.steps import StepBatches, cut_in_steps
 from runner.training.data.structure import refuse_other_structure
 from runner.training.tasks.task import BatchTask
 from runner.training.tasks.trained import TrainedTask
@@ -37,16 +38,23 @@ class Feed:
     Attributes:
         config: the config of the run, in which `batches` is now a number.
         first: the first batch, on the device of the model.
-        batches: all batches of the run on that device, the first included; each can be taken once.
+        steps: the batches of all training steps of the run, the first batch included; each can be taken once.
         reread: a function that returns the first batch as the second pass would read it, or None.
         held_out: a function that returns the batches that are held out, anew in each call; None if there are none.
+        passes: the number of batches of each pass that has ended so far.
     """
 
     config: Config
     first: Any
-    batches: Iterator[Any]
+    steps: Iterator[StepBatches]
     reread: Callable[[], Any | None]
-    held_out: Callable[[], Iterator[Any] | None]
+    held_out: Callable[[], Generator[Any, None, None] | None]
+    passes: list[int] = field(default_factory=list)
+
+    @property
+    def batches_a_pass(self) -> int:
+        """The number of batches that a pass had, the most of any; the number in the config while no pass has ended."""
+        return max(self.passes) if self.passes else int(self.config.batches)
 
 
 def open_feed(config: Config, device: torch.device, note: Note, undo: ExitStack) -> Feed:
@@ -63,18 +71,20 @@ def open_feed(config: Config, device: torch.device, note: Note, undo: ExitStack)
     config = config.with_batches(count)
     check_numbers(config)
     move = partial(to_device, device=device, dtype=dtype_of(config))
-    passes = _all_passes(source, config)
-    undo.callback(passes.close)
-    batches = map(move, passes)
-    first = next(batches, None)
+    passes = list[int]()
+    steps = _all_steps(source, config, move, passes)
+    undo.callback(steps.close)
+    first = next(steps, None)
     if first is None:
         raise ConfigError("data: there is no batch; give data that yield at least one")
+    first.batches[0] = move(first.batches[0])
     return Feed(
         config=config,
-        first=first,
-        batches=chain([first], batches),
+        first=first.batches[0],
+        steps=chain([first], steps),
         reread=lambda: _moved(source.reread(config.seed), move),
-        held_out=lambda: _moved(source.read_held_out(config.seed), partial(map, move)),
+        held_out=lambda: _moved(source.read_held_out(config.seed), partial(_each_moved, move)),
+        passes=passes,
     )
 
 
@@ -83,20 +93,36 @@ def _moved(value: Any, move: Callable[[Any], Any]) -> Any:
     return None if value is None else move(value)
 
 
-def _all_passes(source: Source, config: Config) -> Generator[Any, None, None]:
-    """Yield the batches of every pass over the data. Raises ConfigError if one has another structure than the first."""
-    structure = None
+def _each_moved(move: Callable[[Any], Any], batches: Iterable[Any]) -> Generator[Any, None, None]:
+    """Yield `move(batch)` for each batch. To close it ends the reading, and the worker processes that read."""
+    for batch in batches:
+        yield move(batch)
+
+
+def _all_steps(
+    source: Source, config: Config, move: Callable[[Any], Any], passes: list[int]
+) -> Generator[StepBatches, None, None]:
+    """Yield the batches of every step of every pass; append to `passes` how many batches each pass had, once it has ended.
+
+    Raises ConfigError if a batch has another structure than the first.
+    """
+    structure, number = None, 0
     for epoch in range(config.epochs):
-        for number, batch in enumerate(source.read(config.seed, epoch, config.batches), epoch * config.batches + 1):
-            structure = refuse_other_structure(batch, number, structure)
-            yield batch
+        before = number
+        for batches in cut_in_steps(source.read(config.seed, epoch, config.batches), config.accumulate):
+            for batch in batches:
+                number += 1
+                structure = refuse_other_structure(batch, number, structure)
+            yield StepBatches(epoch, batches, move)
+        if number > before:
+            passes.append(number - before)
 
 
 def build_source(config: Config) -> Source:
     """Return the data that the config declares. Raises ConfigError if they are no batches."""
     node = {key: value for key, value in config.data.items() if key not in RUNNERS_DATA_KEYS}
     for key in FUNCTIONS:
-        if node.get(key) == "weights":
+        if key == "transform" and node.get(key) == "weights":
             node[key] = transforms_of(config.model.build)
         elif node.get(key) is not None:
             node[key] = build_functions(node[key], f"data.{key}")

@@ -175,15 +175,6 @@ class Config:
         """The number of training steps of a run. Only known when `batches` is a number."""
         return self.steps_a_pass * self.epochs
 
-    def batches_until(self, step: int) -> int:
-        """Return how many batches the steps from 1 to `step` take."""
-        passes, steps = divmod(step, self.steps_a_pass)
-        return passes * self.batches + min(steps * self.accumulate, self.batches)
-
-    def batches_in(self, step: int) -> int:
-        """Return how many batches a step takes."""
-        return self.batches_until(step) - self.batches_until(step - 1)
-
     def with_batches(self, batches: int) -> Config:
         """Return the config with this number of batches a pass, and the number of steps wherever the config refers to it."""
         known = replace(self, batches=batches)

@@ -44,6 +44,7 @@ class CachedPrefix(RequiresGrad):
         self.epochs, self.limit, self.folder = epochs, int(memory_mb * 2**20), folder
         self.prefix: Prefix | None = None  # where the frozen first layers end
         self.not_cached = ""  # why the outputs of frozen layers after `prefix` cannot be cached; "" if there are none
+        self.not_reusable: str | None = None  # why the samples' outputs cannot be used again; None while that was not asked
         self.checked_selection: Selection | None = None  # the selection that `prefix` is for
         self.bypass: Bypass | None = None
         self.cache = OutputCache(self.limit, folder)
@@ -59,8 +60,10 @@ class CachedPrefix(RequiresGrad):
             return "a part of the model is compiled; skipping the prefix would compile it again"
         if self.example is None:
             return NO_EXAMPLE
-        if reason := why_not_reusable(self.example):
-            return reason
+        if self.not_reusable is None:  # asked once, before the training reads on
+            self.not_reusable = why_not_reusable(self.example)
+        if self.not_reusable:
+            return self.not_reusable
         reasons: list[str] = []
         try:
             for boundary in frozen_prefixes(model, selection, self.example, may_use_again=True):
@@ -85,6 +88,8 @@ class CachedPrefix(RequiresGrad):
                 return reason
         except SkippedError as error:
             return str(error)
+        except TimeoutError:  # of the run, which may end any line
+            raise
         except Exception as error:  # the user's modules may not be callable by themselves
             return f"the frozen prefix cannot be tried: {type(error).__name__}: {error}"
         self.prefix = Prefix(boundary, modules)

@@ -15,8 +15,14 @@ from runner.contract import Note, ignore_note
 from runner.errors import ConfigError, SkippedError, listed, place_in_user_code
 from runner.seeding import preserve_random_state, preserve_settings, seed_all
 from runner.tensors import tensors_in
+from runner.training.data.steps import StepBatches
 from runner.training.kept_state import in_eval_mode
 from runner.training.metrics import RunningMetric, accuracy_counts, accuracy_of
+
+
+class EvaluationError(RuntimeError):
+    """Raised if the model or the task raises in an evaluation; the message says where, and what was raised."""
+
 
 Values = dict[str, float | None]
 """The result of an evaluation: `loss`, `accuracy` where there are classes, and each metric; None for NaN and infinity."""
@@ -40,7 +46,7 @@ def evaluate(
 
     `task`: a task with `run(model, batch)`, or a function (model, batch) -> loss. `metrics`: {key: (name, class or function
     that makes the metric)}. `seed`: the random generators are seeded with it, so that evaluations can be compared. Raises
-    ConfigError if there is no batch, if the forward pass fails, or if a metric does not fit.
+    EvaluationError if the forward pass fails, and ConfigError if there is no batch or if a metric does not fit.
     """
     running = {key: RunningMetric(name, make, note) for key, (name, make) in (metrics or {}).items()}
     losses, sizes, counts = [], [], []
@@ -68,7 +74,8 @@ def evaluate(
 def _forward(model: nn.Module, task: Any, batch: Any, number: int) -> tuple[Tensor, Any, Any]:
     """Return (loss, scores, target) of a batch; the last two are None where the task gives none.
 
-    Raises ConfigError if the task raises, or if the loss is not a single number. `number`: the number of the batch.
+    Raises EvaluationError if the task raises, and ConfigError if the loss is not a single number. `number`: the number of
+    the batch.
     """
     where = f"evaluate: held-out batch {number}, in eval mode"
     try:
@@ -83,8 +90,8 @@ def _forward(model: nn.Module, task: Any, batch: Any, number: int) -> tuple[Tens
         raise ConfigError(f"{where}: {error}") from error
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
-        parts = (where, place_in_user_code(error), type(error).__name__, reason)
-        raise ConfigError(": ".join(filter(None, parts))) from error
+        parts = (f"in evaluation, held-out batch {number}", place_in_user_code(error), type(error).__name__, reason)
+        raise EvaluationError(": ".join(filter(None, parts))) from error
     if isinstance(loss, Mapping):  # of a function that returns the parts of its loss
         loss = sum(loss.values())
     if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -123,18 +130,20 @@ class Evaluation:
             self.record["before"] = self.measure()
 
     def between_passes(
-        self, batches: Iterable[Any], per_pass: int, paused: Callable[[], AbstractContextManager[None]]
-    ) -> Iterator[Any]:
-        """Yield the batches of a run; before the first one of each later pass, evaluate the model if that was asked for.
+        self, steps: Iterable[StepBatches], paused: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[StepBatches]:
+        """Yield the batches of the steps of a run; before the first step of each later pass, evaluate the model if asked to.
 
-        That is done when the batch is requested, since a freezing method may change the model until then. `per_pass`: the
-        number of batches of a pass. `paused`: returns a context in which the audit of the run sees nothing.
+        That is done when the step is requested, since a freezing method may change the model until then. `paused`: returns
+        a context in which the audit of the run sees nothing.
         """
-        for number, batch in enumerate(batches):
-            if self.measure is not None and self.after_each_pass and number and number % per_pass == 0:
+        epoch = None
+        for step in steps:
+            if self.measure is not None and self.after_each_pass and epoch not in (None, step.epoch):
                 with paused():
                     self.record.setdefault("passes", []).append(self.measure())
-            yield batch
+            epoch = step.epoch
+            yield step
 
     def after(self) -> None:
         """Evaluate the model after its training."""

@@ -54,16 +54,15 @@ def train(
 
     `scheduler`: a torch scheduler, stepped after each training step. `clip`: the maximum total norm of all gradients (None:
     no clipping). `zero_grad_to_none`: before each step, gradients are set to None if True, to zeros if False. `first`: the
-    number of the first step. `batches_in_step(number)`: how many batches a step takes; their gradients and losses are
-    averaged. An optimizer that needs a closure takes one a step.
+    number of the first step. `batches_in_step(number)`: how many batches a step takes, asked once its first batch is there;
+    the gradients and losses of the batches are averaged. An optimizer that needs a closure takes one a step.
     """
     model.train()
     parameters, with_closure, batches = list(model.parameters()), needs_closure(optimizer), iter(batches)
     for number in count(first):
-        size, loaded = batches_in_step(number), list(islice(batches, 1))
-        if not loaded:
+        if not (loaded := list(islice(batches, 1))):
             return
-        start = perf_counter()
+        size, start = batches_in_step(number), perf_counter()
 
         def closure(loaded: list[Any] = loaded, size: int = size) -> Any:
             optimizer.zero_grad(set_to_none=zero_grad_to_none)
@@ -93,6 +92,7 @@ def backward(task: Task, model: nn.Module, batches: Iterable[Any], size: int) ->
         if loss.requires_grad:  # False if everything is frozen
             loss.backward()
         losses.append(loss.detach())
+    assert len(losses) == size, f"a step of {size} batches was given {len(losses)}"
     return torch.stack(losses).sum() if size > 1 else losses[0]
 
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from math import nan
 from typing import Any
 
 import torch
@@ -90,17 +91,24 @@ class RunningMetric:
 
 
 def accuracy_counts(scores: Any, target: Any) -> Tensor | None:
-    """Return (how many targets have the highest score, how many count), as a tensor; None where there are no classes."""
+    """Return (how many targets have the highest score, how many count, how many of those have scores without NaN).
+
+    That is one tensor; None where there are no classes. A target whose scores have a NaN has no highest score.
+    """
     if not isinstance(scores, Tensor) or not isinstance(target, Tensor) or not has_classes(scores, target):
         return None
-    return torch.stack([(scores.argmax(1) == target).sum(), (target != IGNORED).sum()])
+    counts, is_known = target != IGNORED, ~scores.isnan().any(1)
+    right = (scores.argmax(1) == target) & is_known
+    return torch.stack([right.sum(), counts.sum(), (counts & is_known).sum()])
 
 
 def accuracy_of(counts: Sequence[Tensor | None]) -> float | None:
     """Return the share of right answers over all batches, from what `accuracy_counts` returned for each.
 
-    Returns None if it returned None for one of them, or if no target counts.
+    Returns None if it returned None for one of them, or if no target counts; NaN if all scores have a NaN.
     """
     known = [count for count in counts if count is not None]
-    right, total = torch.stack(known).sum(0).tolist() if known else (0, 0)
-    return right / total if total and len(known) == len(counts) else None
+    right, total, with_scores = torch.stack(known).sum(0).tolist() if known else (0, 0, 0)
+    if not total or len(known) < len(counts):
+        return None
+    return right / total if with_scores else nan

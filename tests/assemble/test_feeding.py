@@ -17,6 +17,7 @@ from runner.config.compose import compose_config
 from runner.errors import ConfigError
 from runner.experiment import experiment
 from runner.tensors import same_bits
+from runner.training.data.steps import StepBatches
 from tests.conftest import read_table
 from tests.training.data.examples import HERE, data_here, model_here
 
@@ -118,8 +119,8 @@ def test_data_that_yield_nothing_are_refused():
 
 def test_the_first_batch_is_the_one_of_the_first_step():
     feed, _ = feed_of(*data_here("Numbers"), "data.batch_size=10")
-    batches = list(feed.batches)
-    assert feed.first is batches[0]
+    (first,) = next(feed.steps)
+    assert all(part is other for part, other in zip(feed.first, first, strict=True))
     assert same_bits(feed.reread()[0], feed.first[0])
 
 
@@ -136,6 +137,34 @@ def test_two_batches_a_step_train_as_one_of_twice_the_size(optimizer):
     assert two.losses == pytest.approx(one.losses, rel=1e-5)
     for left, right in zip(one.model.parameters(), two.model.parameters(), strict=True):
         torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("data", ["custom", "dataset"])
+def test_a_step_takes_batches_of_one_pass_and_the_mean_over_those_that_came(data):
+    given = {"custom": data_here("Loader", "_args_=[5,5,5,5,5,5]", data="custom"), "dataset": data_here("Stream")}[data]
+    size = [] if data == "custom" else ["data.batch_size=5"]
+    overrides = [*model_here("WithoutNorm"), *given, *size, "data.epochs=2", "method=none", "freeze=none"]
+    many = experiment(config_of(*overrides, "accumulate=4", "optimizer.lr=0"))
+    single = experiment(config_of(*overrides, "optimizer.lr=0"))
+    assert (len(many.steps), len(single.steps), many.record["batches"]) == (4, 12, 6)
+    expected = [sum(single.losses[a:b]) / (b - a) for a, b in ((0, 4), (4, 6), (6, 10), (10, 12))]
+    assert many.losses == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_data_that_end_earlier_than_assumed_are_evaluated_after_each_of_their_passes(accumulate):
+    test = f"++data.test={{_target_: {HERE}.list_of_batches}}"
+    overrides = [*data_here("Loader", "_args_=[5,5,5,5,5,5]", data="custom"), "data.epochs=3", "evaluate=epoch", test]
+    outcome = experiment(config_of(*overrides, f"accumulate={accumulate}"))
+    assert outcome.record["batches"] == 6
+    assert len(outcome.steps) == 3 * -(-6 // accumulate)
+    assert len(outcome.record["evaluation"]["passes"]) == 3
+
+
+def test_a_batch_that_a_step_takes_later_is_moved_to_the_device_only_then():
+    moved = []
+    step = StepBatches(0, [1, 2], lambda batch: moved.append(batch) or batch)
+    assert (next(iter(step)), moved) == (1, [1])
 
 
 # The number of steps is known once the data are open
@@ -247,7 +276,7 @@ def test_of_all_batches_only_the_first_is_kept(overrides):
     size = ["data.batch_size=10"] if "data=custom" not in overrides else []
     feed, _ = feed_of(*overrides, *size, "batches=3", "data.epochs=3")
     references = []
-    for x, _ in feed.batches:
+    for x, _ in (batch for step in feed.steps for batch in step):
         references.append(weakref.ref(x))
         del x
         assert sum(each() is not None for each in references) <= 2

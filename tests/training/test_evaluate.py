@@ -6,6 +6,7 @@ import random
 import re
 from contextlib import contextmanager
 from itertools import product
+from math import nan
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,8 @@ from runner.config.schema import CONF
 from runner.errors import ConfigError
 from runner.runs.write import steps_csv
 from runner.seeding import random_state
-from runner.training.evaluate import Evaluation, evaluate
+from runner.training.data.steps import StepBatches
+from runner.training.evaluate import Evaluation, EvaluationError, evaluate
 from runner.training.metrics import has_classes
 from tests.in_memory import run_experiment
 
@@ -205,24 +207,35 @@ class FailsInEval(nn.Linear):
 @pytest.mark.parametrize(
     ("model", "batches", "message"),
     [
-        (net(), [], "evaluate: the held-out data has no sample; hold out more (data.holdout, data.test)"),
         (
             FailsInEval(64, 10),
             batches_of(),
-            "evaluate: held-out batch 1, in eval mode: test_evaluate.py, line N: KeyError: 'no head in eval mode'",
+            "in evaluation, held-out batch 1: test_evaluate.py, line N: KeyError: 'no head in eval mode'",
         ),
         (
             nn.Linear(63, 10),
             batches_of(),
-            "evaluate: held-out batch 1, in eval mode: test_evaluate.py, line N: RuntimeError: mat1 and mat2 shapes "
+            "in evaluation, held-out batch 1: test_evaluate.py, line N: RuntimeError: mat1 and mat2 shapes "
             "cannot be multiplied (4x64 and 63x10)",
         ),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_in_one_line(model, batches, message):
-    with pytest.raises(ConfigError) as refused:
+def test_what_the_model_raises_in_an_evaluation_is_told_in_one_line_with_its_place(model, batches, message):
+    with pytest.raises(EvaluationError) as failed:
         evaluate(model, Scored(), batches)
-    assert re.sub(r"line \d+", "line N", str(refused.value)) == message
+    assert re.sub(r"line \d+", "line N", str(failed.value)) == message
+
+
+def test_held_out_data_without_a_sample_are_refused():
+    with pytest.raises(ConfigError, match=r"^evaluate: the held-out data has no sample; hold out more \(data.holdout, d"):
+        evaluate(net(), Scored(), [])
+
+
+def test_a_model_whose_scores_are_all_nan_has_no_accuracy_and_one_that_has_some_is_wrong_there():
+    x, y = torch.ones(4, 3), torch.zeros(4, dtype=torch.long)
+    assert evaluate(nn.Identity(), Scored(), [(x * nan, y)])["accuracy"] is None
+    some = torch.tensor([[1.0, 0, 0], [1, 0, 0], [1, nan, 0], [nan, nan, nan]])
+    assert evaluate(nn.Identity(), Scored(), [(some, y)])["accuracy"] == 0.5
 
 
 def test_a_loss_that_is_no_number_is_refused():
@@ -248,7 +261,8 @@ def test_with_epoch_each_pass_is_evaluated_once_and_the_last_one_is_that_after_t
         seen.append("paused")
         yield
 
-    assert [seen.append(batch) or batch for batch in evaluation.between_passes(range(6), 2, paused)] == [*range(6)]
+    steps = [StepBatches(number // 2, [number], lambda batch: batch) for number in range(6)]
+    assert [seen.append(*step) or step for step in evaluation.between_passes(steps, paused)] == steps
     evaluation.after()
     assert seen == [0, 1, "paused", 2, 3, "paused", 4, 5]
     assert evaluation.record == {

@@ -73,6 +73,8 @@ def verified_recording(
                 if all(_same_result(full_step, run(partial(_replay, each, rows))) for each in attempts):
                     return attempts[0], difference
                 problem = problem or "loss, gradients, buffers or the random state differ"
+            except TimeoutError:  # of the run, which may end any line
+                raise
             except Exception as error:  # the user's model or task may fail on placeholders
                 problem = problem or f"{type(error).__name__}: {' '.join(str(error).split())}"
     raise SkippedError(f"the frozen prefix cannot be skipped in a step: {problem}")

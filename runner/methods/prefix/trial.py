@@ -19,6 +19,8 @@ def copied_together(model: nn.Module, task: Task) -> tuple[nn.Module, Task]:
     """
     try:
         return copy.deepcopy((model, task))
+    except TimeoutError:  # of the run, which may end any line
+        raise
     except Exception as error:
         raise SkippedError(f"model and task cannot be copied to look for the frozen prefix: {error}") from error
 

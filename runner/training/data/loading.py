@@ -13,14 +13,13 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from runner.errors import ConfigError
 from runner.seeding import derived_seed
-from runner.tensors import leaves_in, same_bits
 from runner.training.data.options import Loading, takes_loading
-from runner.training.data.reading import Failure, FirstSamples, Request, SampleReader, StreamReader, items_of
+from runner.training.data.reading import Failure, Request, SampleReader, StreamReader, items_of
+from runner.training.data.sharing import refuse_unless_shared_out
 from runner.training.data.source import HELD_OUT, Source, as_source
 from runner.training.data.split import class_count, targets_of, train_and_held_out
 
@@ -41,6 +40,11 @@ def from_dataset(dataset: Any, **loading: Any) -> Source:
         raise ConfigError(f"data.dataset gives a {type(dataset).__name__}{parts}; give one dataset")
     if _has_index(dataset):
         return Samples(dataset, options)
+    if isinstance(dataset, Iterator) and not isinstance(dataset, IterableDataset):
+        raise ConfigError(
+            f"data.dataset gives a {type(dataset).__name__}, an iterator, which can be read only once; give a list of the "
+            "samples, or an object whose __iter__ begins anew"
+        )
     if hasattr(dataset, "__iter__"):
         return Stream(dataset, options)
     raise ConfigError(
@@ -64,7 +68,7 @@ class Samples:
             raise ConfigError(f"data is empty: {type(dataset).__name__} has no samples")
         targets = targets_of(dataset) if loading.classes or loading.holdout else None
         found = class_count(dataset, targets)
-        if loading.classes and found and found > loading.classes:
+        if loading.classes and 1 < loading.classes < (found or 0):  # one output is no class: a regression
             raise ConfigError(
                 f"data has targets of {found} classes, the model's head has {loading.classes}; give model.classes={found}"
             )
@@ -116,8 +120,8 @@ class Samples:
 class Stream:
     """A dataset that can only be iterated over. Raises ConfigError if samples are to be held out from it.
 
-    With two or more workers, the dataset must give each of them other samples, as torch asks; if the first samples of two
-    workers are the same, ConfigError is raised. Samples are collated in this process, so that a batch has the samples of all
+    With two or more workers, the dataset must give each of them other samples, as torch asks; if two workers read the
+    same samples, ConfigError is raised. Samples are collated in this process, so that a batch has the samples of all
     workers in turn.
     """
 
@@ -137,7 +141,9 @@ class Stream:
             return None
 
     def read(self, seed: int, epoch: int, count: int) -> Iterator[Any]:
-        self._refuse_unless_shared_out()
+        if not self.is_shared_out:  # this is tried once
+            refuse_unless_shared_out(self.dataset, self.loading)
+            self.is_shared_out = True
         reader, size = SampleReader(self.dataset, self.loading, seed), self.loading.batch_size
         samples = items_of(StreamReader(self.dataset, self.loading, seed, epoch), self.loading.workers)
         for number in range(1, count + 1):
@@ -150,18 +156,9 @@ class Stream:
                 batch.throw()
             yield batch
 
-    def _refuse_unless_shared_out(self) -> None:
-        """Raise ConfigError if the first samples of two workers are the same; this is tried once."""
-        if not self.is_shared_out:
-            first = list(items_of(FirstSamples(self.dataset, self.loading), self.loading.workers))
-            if len(first) > 1 and _is_same(*first[:2]):
-                raise ConfigError(
-                    f"data.workers={self.loading.workers}: each worker reads the same samples; "
-                    "share them out by torch.utils.data.get_worker_info(), or give data.workers=1"
-                )
-            self.is_shared_out = True
-
     def reread(self, seed: int) -> Any | None:
+        if isinstance(self.dataset, Iterator):  # it goes on where the training's own reading is
+            return None
         return next(self.read(seed, 1, 1), None)
 
     def hold_out(self, make: Callable[[], Any]) -> None:
@@ -184,12 +181,3 @@ def held_out_source(make: Callable[[], Any], loading: Loading) -> Source:
     if isinstance(test, IterableDataset):
         return Stream(test, options)
     return as_source(test, make, "data.test")
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Return whether two samples have the same bits and values."""
-    pairs = list(zip(leaves_in(one), leaves_in(other), strict=False))
-    return bool(pairs) and all(
-        same_bits(left, right) if isinstance(left, Tensor) and isinstance(right, Tensor) else bool(left == right)
-        for left, right in pairs
-    )

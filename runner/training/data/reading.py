@@ -9,14 +9,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from typing import Any, NoReturn
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from runner.errors import ConfigError, place_in_user_code
-from runner.seeding import PrivateRandomness, derived_seed
+from runner.seeding import PrivateRandomness, derived_seed, one_thread
 from runner.training.data.collate import refuse_samples
 from runner.training.data.options import Loading
 from runner.training.data.transforms import prepared
@@ -61,7 +61,12 @@ class Failure:
 
 
 def failure_of(error: Exception, what: str) -> Failure:
-    """Return the Failure for an error that was raised while `what` was done, such as `sample 7 of 30`."""
+    """Return the Failure for an error that was raised while `what` was done, such as `sample 7 of 30`.
+
+    Raises a TimeoutError again, unless this is a worker process: the timeout of the run may end any line.
+    """
+    if isinstance(error, TimeoutError) and get_worker_info() is None:
+        raise error
     if isinstance(error, ConfigError):
         return Failure(str(error), traceback.format_exc(), True)
     parts = (what, place_in_user_code(error), type(error).__name__, " ".join(str(error).split()))
@@ -77,7 +82,7 @@ class SampleReader(torch.utils.data.Dataset[Any]):
     def __getitem__(self, request: Request) -> Any:
         """Return the batch that is asked for, or the Failure of the first sample that could not be read."""
         samples, size = [], len(self.dataset)
-        with PrivateRandomness(0) as randomness:
+        with one_thread(), PrivateRandomness(0) as randomness:
             for index in request.indices:
                 randomness.reseed(derived_seed(self.seed, request.epoch, index))
                 try:
@@ -89,11 +94,13 @@ class SampleReader(torch.utils.data.Dataset[Any]):
     def collated(self, samples: list[Any], request: Request) -> Any:
         """Return the batch of the samples that were asked for, or a Failure."""
         collate: Callable[[list[Any]], Any] = self.loading.collate or default_collate
-        with PrivateRandomness(derived_seed(self.seed, request.epoch, COLLATE, request.number)):
+        with one_thread(), PrivateRandomness(derived_seed(self.seed, request.epoch, COLLATE, request.number)):
             try:
-                return collate(samples)
+                if (batch := collate(samples)) is None:
+                    raise ConfigError("data.collate returned None; it must return the batch of a list of samples")
+                return batch
             except Exception as error:
-                if self.loading.collate is None:
+                if self.loading.collate is None and not isinstance(error, TimeoutError):
                     try:
                         refuse_samples(samples, request.indices, error)
                     except ConfigError as refusal:
@@ -118,7 +125,7 @@ class StreamReader(IterableDataset[Any]):
         randomness, end = PrivateRandomness(0), object()
         iterator: Iterator[Any] | None = None
         for number, place in enumerate(places):
-            with randomness:
+            with one_thread(), randomness:
                 randomness.reseed(derived_seed(self.seed, self.epoch, place))
                 try:
                     iterator = iter(self.dataset) if iterator is None else iterator
@@ -130,21 +137,6 @@ class StreamReader(IterableDataset[Any]):
             yield sample
             if isinstance(sample, Failure):
                 return
-
-
-class FirstSamples(IterableDataset[Any]):
-    """The first sample that each worker reads, all under the same random states."""
-
-    def __init__(self, dataset: Any, loading: Loading) -> None:
-        self.dataset, self.loading = dataset, loading
-
-    def __iter__(self) -> Iterator[Any]:
-        with PrivateRandomness(0):
-            try:
-                samples = [prepared(each, self.loading.transform, self.loading.input) for each in islice(self.dataset, 1)]
-            except Exception:  # StreamReader raises it again, and says which sample it was
-                return
-        yield from samples
 
 
 def items_of(reader: Any, workers: int, sampler: Any = None) -> Iterator[Any]:

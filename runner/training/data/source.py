@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -45,7 +46,8 @@ class Batches:
 
     `make`: a function that returns the iterable. An iterator, which can be used only once, is made anew for each pass. All
     that is drawn from the global random generators while a batch is made is drawn from generators of its own, which depend
-    on the seed and the pass alone.
+    on the seed and the pass alone. A DataLoader's own generators draw on from pass to pass, and held-out batches leave them
+    as they were, since the loader of the training may share them.
     """
 
     def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
@@ -62,14 +64,17 @@ class Batches:
     def read(self, seed: int, epoch: int, count: int) -> Iterator[Any]:
         randomness = PrivateRandomness(derived_seed(seed, epoch))
         with randomness:
-            batches = iter(self._iterable())
-        for _ in range(count):
+            iterable = self._iterable()
+        with preserve_generators(iterable) if epoch == HELD_OUT else nullcontext():
             with randomness:
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-            yield batch
+                batches = iter(iterable)
+            for _ in range(count):
+                with randomness:
+                    try:
+                        batch = next(batches)
+                    except StopIteration:
+                        return
+                yield batch
 
     def _iterable(self) -> Iterable[Any]:
         """Return the iterable for the next pass: the one that was made first, unless it can be used only once."""
@@ -87,6 +92,25 @@ class Batches:
 
     def read_held_out(self, seed: int) -> Iterator[Any] | None:
         return None if self.held_out is None else self.held_out.read(0, HELD_OUT, sys.maxsize)
+
+
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """Return the generators of its own that a DataLoader of torch draws from, which another loader may draw from too."""
+    sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    owners = (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+
+
+@contextmanager
+def preserve_generators(loader: Any) -> Iterator[None]:
+    """When the block is left, restore the states that the generators of a DataLoader had on entry."""
+    states = [(generator, generator.get_state()) for generator in generators_of(loader)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def as_source(built: Any, make: Callable[[], Any], key: str = "data") -> Source:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from runner.errors import ConfigError, is_integer
+from runner.errors import ConfigError
 from runner.training.data.reading import failure_of
 
 TARGETS = ("targets", "labels")  # attributes in which datasets of torchvision keep their targets
@@ -37,7 +38,7 @@ def targets_of(dataset: Any) -> list[int] | None:
 
 
 def read_targets(dataset: Any) -> list[int] | None:
-    """Return the class of every sample of a small dataset by reading them; None if they have none.
+    """Return the class of every sample of a dataset by reading them; None if they have none, or are more than MOST_READ.
 
     Raises ReadError with the number of a sample that cannot be read.
     """
@@ -71,16 +72,17 @@ def _whole_number(value: Any) -> int | None:
     if isinstance(value, Tensor):
         is_whole = not value.dim() and not value.is_floating_point() and not value.is_complex()
         return int(value) if is_whole else None
-    return int(value) if is_integer(value) or type(value).__name__ in ("int64", "int32") else None
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
 def _whole_numbers(values: Any) -> list[int] | None:
     """Return a sequence of whole numbers, such as a tensor or an array, as a list; None if it is anything else."""
     if hasattr(values, "tolist"):
         values = values.tolist()
-    if isinstance(values, (list, tuple)) and values and all(is_integer(value) for value in values):
-        return list(values)
-    return None
+    if not isinstance(values, (list, tuple)) or not values:
+        return None
+    found = [number for number in map(_whole_number, values) if number is not None]
+    return found if len(found) == len(values) else None
 
 
 def class_count(dataset: Any, targets: Sequence[int] | None) -> int | None:
@@ -94,7 +96,8 @@ def class_count(dataset: Any, targets: Sequence[int] | None) -> int | None:
 def train_and_held_out(dataset: Any, targets: list[int] | None, share: float) -> tuple[list[int], list[int]]:
     """Return the numbers of the samples to train on, and of those held out: about `share` of each class.
 
-    Without classes, or if every sample has one of its own, `share` of all. The split does not depend on the run's seed.
+    Without classes, or if every sample has one of its own, `share` of all; so too if the dataset does not list its targets
+    and has more than MOST_READ samples. The split does not depend on the run's seed.
     Raises ConfigError if one of the parts would be empty, or have one class of several.
     """
     size = len(dataset)
@@ -118,5 +121,8 @@ def train_and_held_out(dataset: Any, targets: list[int] | None, share: float) ->
         if not part:
             raise ConfigError(f"data.holdout={share} of {size} samples leaves none {name}; give another share")
         if targets and len(groups) > 1 and len({targets[index] for index in part}) == 1:
-            raise ConfigError(f"data.holdout={share} of {size} samples leaves one class of {len(groups)} {name}; give more")
+            problem = f"data.holdout={share} of {size} samples leaves one class of {len(groups)} {name}"
+            if sum(len(members) > 1 for members in groups.values()) < 2:
+                raise ConfigError(f"{problem}, since no two classes have two samples; give data.test, or more samples")
+            raise ConfigError(f"{problem}; give another share")
     return parts

@@ -15,8 +15,9 @@ Structure = Any  # nested tuples of texts
 def structure_of(batch: Any, is_nested: bool = False) -> Structure:
     """Return the structure of a batch: keys, lengths of tuples, and kinds of values; equal for batches of the same form.
 
-    A list whose items all have one structure may have any length, as a list of pictures has. A whole batch that is a list of
-    tensors is a row of fields, as a tuple is. `is_nested`: whether `batch` is a part of one.
+    A list whose items all have one structure may have any length, as a list of pictures has, and so may such a tuple within
+    a batch. A whole batch that is a tuple, or a list of tensors, is a row of fields. `is_nested`: whether `batch` is a part
+    of one.
     """
     if isinstance(batch, Tensor):
         return "a tensor"
@@ -25,7 +26,8 @@ def structure_of(batch: Any, is_nested: bool = False) -> Structure:
         return ("a mapping", tuple(items))
     if isinstance(batch, (tuple, list)):
         parts = tuple(structure_of(part, True) for part in batch)
-        if isinstance(batch, list) and len(set(parts)) == 1 and (is_nested or parts[0] != "a tensor"):
+        is_sequence = is_nested or (isinstance(batch, list) and parts[:1] != ("a tensor",))
+        if is_sequence and len(set(parts)) == 1:
             return ("a list", parts[:1])
         return ("a row", parts)
     return type(batch).__name__

@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from runner.errors import ConfigError, listed
+from runner.tensors import map_leaves
 
 
 def prepared(sample: Any, transform: Any, input: Sequence[int] | None) -> Any:
@@ -33,9 +34,13 @@ def prepared(sample: Any, transform: Any, input: Sequence[int] | None) -> Any:
 
 
 def transformed(sample: Any, transform: Any) -> Any:
-    """Return the sample with `transform` applied, as `prepared` says."""
+    """Return the sample with `transform` applied, as `prepared` says.
+
+    The transform is given copies, so that one that works in place does not change the dataset.
+    """
     if transform is None:
         return sample
+    sample = map_leaves(sample, _own_copy)
     if isinstance(transform, Mapping):
         return _with_fields(sample, transform)
     if isinstance(sample, Mapping):
@@ -44,6 +49,13 @@ def transformed(sample: Any, transform: Any) -> Any:
     if isinstance(sample, (tuple, list)) and sample:
         return (transform(sample[0]), *sample[1:])
     return transform(sample)
+
+
+def _own_copy(value: Any) -> Any:
+    """Return a copy of a tensor, an array, or a picture in memory. What else is in a sample is not copied."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return value.copy() if isinstance(value, numpy.ndarray) or type(value) is Image.Image else value
 
 
 def _with_fields(sample: Any, transforms: Mapping[Any, Any]) -> Any:

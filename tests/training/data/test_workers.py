@@ -148,7 +148,7 @@ def test_the_workers_of_data_end_when_the_run_is_left_even_if_batches_remain():
         feed = open_feed(config, torch.device("cpu"), ignore_note, undo)
         assert len(children()) > len(before)
     assert children() == before
-    assert list(feed.batches)[1:] == []
+    assert list(feed.steps)[1:] == []
 
 
 @pytest.mark.long
