@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from runner.errors import ConfigError
-from runner.training.tasks.calls import Call
+from runner.training.tasks.forward import Call
 from runner.training.tasks.losses import LossFunction, is_integer_tensor, loss_of
 from runner.training.tasks.wording import described, typed
 
