@@ -16,6 +16,7 @@ from runner.training.tasks.calls import CALLS, CallOptions, arrange
 from runner.training.tasks.forward import Call, call_model
 from runner.training.tasks.losses import (
     LossFunction,
+    class_dimension,
     fits,
     loss_of,
     named_loss,
@@ -93,6 +94,7 @@ class BatchTask:
         if shift and loss in ("auto", "model"):
             raise ConfigError(f"task.shift=true needs a loss of scores and tokens; task.loss={loss}, give cross_entropy")
         self.outputs, self.shift = outputs, shift
+        self.class_dimension: int | None = None  # of scores (N, C, ...) or (N, T, C) in the batches until now
         self.loss = loss if loss in ("auto", "model") or not isinstance(loss, str) else named_loss(loss)
         if not callable(self.loss) and not isinstance(self.loss, str):
             raise ConfigError(
@@ -127,6 +129,8 @@ class BatchTask:
                 refuse_loss_beside_target(model, call, output, partial(fits, loss))
             chosen = {"": (main_output(output, lambda value: fits(loss, value, target)), 1.0)}
         main = main_of(chosen)
+        if isinstance(main, Tensor) and main.dim() == 3 and not self.shift:
+            self.class_dimension = class_dimension(main, target, self.class_dimension)
         if self.loss == "auto":
             refuse_unless_classes(main, target)
             _refuse_token_labels(call, main, target)
@@ -137,12 +141,14 @@ class BatchTask:
         if self.shift:
             main, target = next_token(main, target)
             main = main.transpose(1, 2)
-        scores, target = scores_and_target(loss, main, target)
+        scores, target = scores_and_target(loss, main, target, self.class_dimension)
         return TaskResult(sum_of(summands), summands if len(summands) > 1 else {}, scores, target)
 
     def _taken(self, loss: LossFunction, value: Any, target: Any) -> Tensor:
         """Return the loss of one output, of its next tokens if `shift`."""
-        return loss_of_next_tokens(loss, value, target) if self.shift else loss_of(loss, value, target)
+        if self.shift:
+            return loss_of_next_tokens(loss, value, target)
+        return loss_of(loss, value, target, earlier=self.class_dimension)
 
     def _result_of_model(self, model: nn.Module, call: Call, output: Any) -> TaskResult:
         """Return the loss that the model returned, with its parts. Raises ConfigError if it returned none."""

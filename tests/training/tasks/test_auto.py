@@ -167,7 +167,11 @@ REFUSED = {
         (X, NUMBERS[:, None]),
         r"returned a tensor of shape \(5, 1\) .*task\.loss=mse_",
     ),
-    "class probabilities": (Net(), (X, torch.rand(5, 4)), r"float32 of shape \(5, 4\); give task\.loss=mse_loss"),
+    "class probabilities": (
+        Net(),
+        (X, torch.rand(5, 4)),
+        r"float32 of shape \(5, 4\); give task\.loss=mse_loss for numbers, task\.loss=cross_entropy for class prob",
+    ),
     "one score for two classes": (
         Net(outputs=1),
         (X, CLASSES % 2),
