@@ -4,38 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from inspect import Parameter, Signature, signature
-from types import FunctionType, MethodType
+from inspect import Parameter
 from typing import Any
 
 from torch import Tensor, nn
 
 from runner.errors import ConfigError, listed
-from runner.tensors import tensors_in
+from runner.training.tasks.forward import TARGET_NAMES, Call, forward_signature
 from runner.training.tasks.wording import OWN_TASK, described, fields_of, short_signature
 
 CALLS = ("auto", "first", "args", "kwargs")
-# What torch's error means, {its beginning: meaning}: in a loss that the model computes, and in an embedding.
-INDEX_ERRORS = {
-    "Target ": "a target is outside the classes of the model",
-    "index out of range in self": "an input is outside an embedding of the model, such as a token that its vocabulary lacks",
-}
-TARGET_NAMES = ("labels", "label", "targets", "target", "y")  # of a field that is the target if the model does not take it
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a model.
-
-    Attributes:
-        args, kwargs: its arguments.
-        target: the target, which the model is not given; None if the batch has none.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    target: Any = None
 
 
 @dataclass(frozen=True)
@@ -70,69 +48,6 @@ def arrange(batch: Any, model: nn.Module, options: CallOptions) -> Call:
     if isinstance(batch, Mapping):
         return _of_mapping(parts, model, options)
     return _of_row(parts, model, options)
-
-
-def call_model(model: nn.Module, call: Call) -> Any:
-    """Return the output of the model for the arguments.
-
-    Raises ConfigError if its forward does not take such arguments, if an input or target is outside an embedding or the
-    classes (on a CPU), or if BatchNorm cannot normalise a single sample. Other errors are passed on.
-    """
-    try:
-        return model(*call.args, **call.kwargs)
-    except TypeError as error:
-        forward = forward_signature(model)
-        try:
-            forward.bind(*call.args, **call.kwargs)
-        except TypeError as mismatch:
-            given = [*map(described, call.args), *(f"{name}=..." for name in call.kwargs)]
-            raise ConfigError(
-                f"the model takes {short_signature(forward.parameters)} and was given ({', '.join(given)}): {mismatch}; "
-                "give task.fields={FIELD: ARGUMENT}, or task.call=first, args or kwargs"
-            ) from error
-        raise
-    except IndexError as error:
-        for beginning, meaning in INDEX_ERRORS.items():
-            if str(error).startswith(beginning):
-                raise ConfigError(f"data: {meaning} ({error})") from error
-        raise
-    except ValueError as error:
-        if "more than 1 value per channel" in str(error):
-            sizes = [len(tensor) for tensor in tensors_in([*call.args, *call.kwargs.values()]) if tensor.dim()]
-            raise ConfigError(
-                f"data.batch_size={sizes[0] if sizes else 1}: BatchNorm cannot normalise one value per channel; give 2 or "
-                "more, or keep it in eval mode with freeze.buffers=frozen"
-            ) from error
-        raise
-
-
-def forward_signature(model: nn.Module) -> Signature:
-    """Return the signature of the model's forward, without `self`.
-
-    A wrapper whose forward is only (*args, **kwargs) and that has one child, as DataParallel, is looked through.
-    """
-    while True:
-        forward, children = model.forward, list(model.children())
-        is_method = isinstance(getattr(forward, "__func__", None), FunctionType)
-        found = _method_signature(forward.__func__) if is_method else _signature_or_any(forward)  # type: ignore[attr-defined]
-        takes_anything = all(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in found.parameters.values())
-        if not takes_anything or not found.parameters or len(children) != 1:
-            return found
-        model = children[0]
-
-
-@lru_cache(maxsize=256)
-def _method_signature(function: FunctionType) -> Signature:
-    """Return the signature of a method without `self`, from a cache: the models of a class share it."""
-    return _signature_or_any(MethodType(function, object()))
-
-
-def _signature_or_any(function: Any) -> Signature:
-    """Return the signature of a function; (*args, **kwargs) if it has none that can be read, such as one of TorchScript."""
-    try:
-        return signature(function)
-    except (TypeError, ValueError):
-        return signature(lambda *args, **kwargs: None)
 
 
 def _by_fields(parts: dict[Any, Any], options: CallOptions) -> Call:

@@ -40,14 +40,18 @@ def _is_loss(function: Any) -> bool:
     return [each.name for each in parameters if each.default is each.empty] == ["input", "target"]
 
 
-def loss_of(loss: LossFunction, output: Any, target: Any) -> Tensor:
+def loss_of(
+    loss: LossFunction, output: Any, target: Any, *, samples: int | None = None, earlier: int | None = None
+) -> Tensor:
     """Return `loss(output, target)`, of shape ().
+
+    `samples`: the size of the batch, if the target has been flattened since. `earlier`: see `class_dimension`.
 
     Raises ConfigError if the two do not go together, or if the loss is no tensor of shape (). What a function of the user's
     raises is passed on.
     """
     if _is_cross_entropy(loss):
-        value = _cross_entropy(loss, output, target)
+        value = _cross_entropy(loss, output, target, samples=samples, earlier=earlier)
     elif _is_of_torch(loss):
         value = _elementwise(loss, output, target)
     else:
@@ -66,15 +70,26 @@ def fits(loss: LossFunction, output: Tensor, target: Any) -> bool:
     return True
 
 
-def scores_and_target(loss: LossFunction, output: Any, target: Any) -> tuple[Tensor | None, Tensor | None]:
+def scores_and_target(
+    loss: LossFunction, output: Any, target: Any, earlier: int | None = None
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the output and target of a loss for metrics: classes in dimension 1, and -100 where the target is ignored."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return None, None
     if not _is_cross_entropy(loss):
         return output, _aligned(output, target) if _is_of_torch(loss) else target
     ignored = getattr(loss, "ignore_index", -100)
-    output = output.transpose(1, 2) if _class_dimensions(output, target) == (False, True) else output
+    output = output.transpose(1, 2) if class_dimension(output, target, earlier) == 2 else output
     return output, target if ignored == -100 else target.long().masked_fill(target == ignored, -100)
+
+
+def class_dimension(scores: Any, target: Any, earlier: int | None = None) -> int | None:
+    """Return the dimension of the scores that their target of integers lacks: 1, or 2 for tokens (N, T, C); None if unknown.
+
+    `earlier`: the dimension in other batches of the same model, which decides where a target lacks either.
+    """
+    in_second, in_last = _class_dimensions(scores, target)
+    return earlier if in_second and in_last else 1 if in_second else 2 if in_last else None
 
 
 def refuse_unless_classes(output: Any, target: Any) -> None:
@@ -83,36 +98,47 @@ def refuse_unless_classes(output: Any, target: Any) -> None:
         raise ConfigError(f"the model returned {described(output)} for {_target(target)}; {_advice(output, target)}")
 
 
-def _cross_entropy(loss: LossFunction, scores: Any, target: Any) -> Tensor:
+def _cross_entropy(loss: LossFunction, scores: Any, target: Any, *, samples: int | None, earlier: int | None) -> Tensor:
     """Return a cross entropy of scores (N, C), (N, C, ...) or (N, T, C) and the target.
 
     The target holds classes as integers and lacks just the class dimension, or it holds class probabilities in the shape of
     the scores. Raises ConfigError if it does neither, if there is only one class (the loss would be 0), or if an integer is
     outside the classes (on a CPU; CUDA fails with an assertion).
     """
-    in_second, in_last = _class_dimensions(scores, target)
+    dimension = class_dimension(scores, target, earlier)
     are_probabilities = isinstance(target, Tensor) and target.is_floating_point() and target.shape == scores.shape
-    if in_second and in_last:
+    if dimension is None and any(_class_dimensions(scores, target)):
         raise ConfigError(
             f"the model returned {described(scores)} for {_target(target)}: its classes may be in dimension 1 or in the "
-            "last; give task=causal_lm for the next token, or task.loss=my.loss, a function (output, target)"
+            "last, and no earlier batch tells; give task.loss=my.loss, a function (output, target)"
         )
-    if not (in_second or in_last or (are_probabilities and scores.dim() > 1)) or scores.shape[-1 if in_last else 1] < 2:
+    dimension = 1 if are_probabilities and scores.dim() > 1 else dimension
+    if dimension is None or scores.shape[dimension] < 2:
         raise ConfigError(f"the model returned {described(scores)} for {_target(target)}; {_advice(scores, target)}")
-    if in_last:
+    samples = samples or len(target)
+    if dimension == 2:
         scores, target = scores.flatten(0, 1), target.flatten()
     if not are_probabilities:
         target = target.long()
     try:
         return loss(scores, target)
     except IndexError as error:
-        used = target[target != getattr(loss, "ignore_index", -100)]
-        lowest, highest = int(used.min()), int(used.max())
-        are_masks = scores.dim() == 4 and highest == 255
-        raise ConfigError(
-            f"data: a target is outside the head's {scores.shape[1]} classes (targets run from {lowest} to {highest}); give "
-            f"{'task=segmentation, which ignores 255' if are_masks else 'model.classes'}"
-        ) from error
+        raise ConfigError(_outside_classes(scores, target, getattr(loss, "ignore_index", -100), samples)) from error
+
+
+def _outside_classes(scores: Tensor, target: Tensor, ignored: int, samples: int) -> str:
+    """Return the message for a target outside the classes, with the first sample of the batch that has one."""
+    used, classes = target[target != ignored], scores.shape[1]
+    place = int(((target != ignored) & ((target < 0) | (target >= classes))).flatten().nonzero()[0])
+    value = int(target.flatten()[place])
+    if value < 0:
+        advice = f"task.loss={{_target_: torch.nn.CrossEntropyLoss, ignore_index: {value}}} if it is to be ignored"
+    else:
+        advice = "task=segmentation, which ignores 255" if scores.dim() == 4 and value == 255 else "model.classes"
+    return (
+        f"data: the target {value} of sample {place * samples // target.numel()} of the batch is outside the head's "
+        f"{classes} classes (targets run from {int(used.min())} to {int(used.max())}, classes from 0 to {classes - 1}); give {advice}"
+    )
 
 
 def _elementwise(loss: LossFunction, output: Any, target: Any) -> Tensor:
@@ -198,7 +224,10 @@ def _advice(output: Any, target: Any) -> str:
         return "give task.loss=my.loss, a function (output, target) -> loss"
     if output.dim() and _aligned(output, target).shape == output.shape:
         numbers, two = "task.loss=mse_loss for numbers", "task.loss=binary_cross_entropy_with_logits for 0 and 1"
-        return f"give {numbers}, or {two}" if target.is_floating_point() else f"give {two}, or {numbers}"
+        if not target.is_floating_point():
+            return f"give {two}, or {numbers}"
+        soft = target.shape == output.shape and output.dim() > 1 and output.shape[1] > 1
+        return f"give {numbers}, {'task.loss=cross_entropy for class probabilities, ' if soft else ''}or {two}"
     return (
         "cross entropy needs (N, classes, ...) and integers (N, ...); give task=model_loss if the model takes the target, "
         "or task.loss=my.loss, a function (output, target)"

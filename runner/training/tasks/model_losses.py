@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from runner.training.tasks.calls import TARGET_NAMES, Call
+from runner.errors import ConfigError
+from runner.training.tasks.forward import TARGET_NAMES, Call, takes_target
 from runner.training.tasks.losses import fits, is_integer_tensor
 from runner.training.tasks.wording import OWN_TASK, described, fields_of
 
@@ -17,18 +19,18 @@ def loss_of_model(output: Any) -> tuple[Tensor, dict[str, Tensor]] | None:
 
     It is the output if that is a scalar, else its `loss`, else the sum of a mapping of scalars.
     """
-    if _is_scalar(output):
+    if is_scalar(output):
         return output, {}
     fields = fields_of(output)
     if "loss" in fields:
-        return (fields["loss"], {}) if _is_scalar(fields["loss"]) else None
+        return (fields["loss"], {}) if is_scalar(fields["loss"]) else None
     named = {name: value for name, value in fields.items() if isinstance(name, str)}
     return sum_of_scalars(named) if named else None
 
 
 def sum_of_scalars(parts: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]] | None:
     """Return the sum of the parts of a loss, and the parts; None if one is no scalar."""
-    return (sum_of(parts), parts) if all(map(_is_scalar, parts.values())) else None
+    return (sum_of(parts), parts) if all(map(is_scalar, parts.values())) else None
 
 
 def sum_of(parts: dict[str, Tensor]) -> Tensor:
@@ -53,17 +55,43 @@ def classified(output: Any, call: Call) -> tuple[Tensor | None, Tensor | None]:
     return (scores[0], labels[0]) if len(scores) == 1 else (None, None)
 
 
+def refuse_loss_beside_target(model: nn.Module, call: Call, output: Any, fits: Callable[[Any, Any], bool]) -> None:
+    """Raise ConfigError if the model returned a scalar, alone or beside its scores, and the batch has a separate target.
+
+    `fits`: whether an output may be the scores for a target. The message has the keys that add the scalar to the loss, that
+    leave it out, and that take it as the loss.
+    """
+    fields: dict[str | int, Any] = {"": output} if isinstance(output, Tensor) else fields_of(output)
+    scalars = [name for name, value in fields.items() if is_scalar(value)]
+    if not scalars:
+        return
+    tensors = [name for name, value in fields.items() if isinstance(value, Tensor) and value.dim()]
+    scores = [name for name in tensors if fits(fields[name], call.target)] or tensors
+    whole = "task=model_loss" if call.kwargs or takes_target(model, call) else "task=model_loss task.call=first"
+    whole += "" if loss_of_model(output) is not None else f" task.outputs={{{scalars[0]}: 1}}"
+    returned = f"the model returned {described(output)}"
+    if not scores:
+        raise ConfigError(f"{returned}, a loss of its own, and the batch has a separate target: give {whole}")
+    alone = ", ".join(f"{name}: {'0.3' if index else '1'}" for index, name in enumerate(scores[:2]))
+    added = ", ".join(f"{name}: 0.01" for name in scalars[:2])
+    raise ConfigError(
+        f"{returned}, and the batch has a separate target: the scalar {scalars[0]} would be left out of the loss; give "
+        f"task.outputs={{{alone}, {added}}} to add it with a weight, task.outputs={{{alone}}} to leave it out, or {whole} "
+        "if it is the whole loss"
+    )
+
+
 def no_loss_message(model: nn.Module, call: Call, output: Any) -> str:
     """Return the message for an output that holds no loss although the batch has no separate target."""
     returned = f"the model returned {described(output)}"
     if not model.training and isinstance(output, (list, tuple)):
         return f"in eval mode {returned} and no loss, so that it cannot be evaluated; give evaluate=false, or {OWN_TASK}"
     target = next((name for name in TARGET_NAMES if name in call.kwargs), "FIELD")
-    if scalars := [name for name, value in fields_of(output).items() if _is_scalar(value)]:
+    if scalars := [name for name, value in fields_of(output).items() if is_scalar(value)]:
         return f"{returned} and no field `loss`: give task.outputs={{{scalars[0]}: 1}} if that is the loss"
     return f"{returned}, which is no loss, and there is no separate target: give task.target={target}, or task=causal_lm"
 
 
-def _is_scalar(value: object) -> bool:
+def is_scalar(value: object) -> bool:
     """Return whether a value is a tensor of numbers with the shape ()."""
     return isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point()

@@ -54,6 +54,12 @@ def weighted_outputs(output: Any, weights: Mapping[str | int, float]) -> dict[st
     return {str(field): (value, weights[field]) for field, value in values.items() if value is not None}
 
 
+def main_of(chosen: Mapping[str, tuple[Any, float]]) -> Any:
+    """Return the first output of `weighted_outputs` that is no tensor of shape (); the first one if there is no other."""
+    values = [value for value, _ in chosen.values()]
+    return next((value for value in values if not isinstance(value, Tensor) or value.dim()), values[0])
+
+
 def _name(field: str | int, names: list[str | int]) -> str | int | None:
     """Return the name of a field; an index counts the fields of an output that has names. None if there is none."""
     if field in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -11,17 +12,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from runner.errors import ConfigError, is_integer, short_repr
-from runner.training.tasks.calls import CALLS, Call, CallOptions, arrange, call_model
+from runner.training.tasks.calls import CALLS, CallOptions, arrange
+from runner.training.tasks.forward import Call, call_model
 from runner.training.tasks.losses import (
     LossFunction,
+    class_dimension,
     fits,
     loss_of,
     named_loss,
     refuse_unless_classes,
     scores_and_target,
 )
-from runner.training.tasks.model_losses import classified, loss_of_model, no_loss_message, sum_of, sum_of_scalars
-from runner.training.tasks.outputs import main_output, weighted_outputs
+from runner.training.tasks.model_losses import (
+    classified,
+    is_scalar,
+    loss_of_model,
+    no_loss_message,
+    refuse_loss_beside_target,
+    sum_of,
+    sum_of_scalars,
+)
+from runner.training.tasks.outputs import main_of, main_output, weighted_outputs
 from runner.training.tasks.tokens import are_token_labels, loss_of_next_tokens, next_token, own_target
 from runner.training.tasks.wording import described, typed
 
@@ -57,7 +68,8 @@ class BatchTask:
     loss: `model` for the one that the model returns, `cross_entropy`, the name of another loss in torch.nn.functional, a
         function (output, target), or `auto`: the model's own if the batch has no separate target, else the cross entropy if
         the target holds integers and lacks just the class dimension of the output.
-    outputs: {field or index of the model's output: weight of its loss in the sum}.
+    outputs: {field or index of the model's output: weight of its loss in the sum}. A scalar beside the scores, such as the
+        loss that balances the experts of a mixture, is a loss itself.
     shift: whether scores (N, T, classes) are those of the next token: position t is compared with the target at t + 1. If
         there is no target, it is the token ids; padding, where the attention mask is 0, is then ignored.
     """
@@ -82,6 +94,7 @@ class BatchTask:
         if shift and loss in ("auto", "model"):
             raise ConfigError(f"task.shift=true needs a loss of scores and tokens; task.loss={loss}, give cross_entropy")
         self.outputs, self.shift = outputs, shift
+        self.class_dimension: int | None = None  # of scores (N, C, ...) or (N, T, C) in the batches until now
         self.loss = loss if loss in ("auto", "model") or not isinstance(loss, str) else named_loss(loss)
         if not callable(self.loss) and not isinstance(self.loss, str):
             raise ConfigError(
@@ -108,36 +121,34 @@ class BatchTask:
             raise ConfigError(
                 f"the batch is {described(batch)} without a target; give task.target=FIELD, or task.loss=model"
             )
-        loss = self._loss_function(output)
+        loss = self.loss if callable(self.loss) else functional.cross_entropy
         if self.outputs:
             chosen = weighted_outputs(output, self.outputs)
         else:
+            if self.loss == "auto" or not isinstance(output, Tensor):
+                refuse_loss_beside_target(model, call, output, partial(fits, loss))
             chosen = {"": (main_output(output, lambda value: fits(loss, value, target)), 1.0)}
-        main, _ = next(iter(chosen.values()))
+        main = main_of(chosen)
+        if isinstance(main, Tensor) and main.dim() == 3 and not self.shift:
+            self.class_dimension = class_dimension(main, target, self.class_dimension)
         if self.loss == "auto":
             refuse_unless_classes(main, target)
             _refuse_token_labels(call, main, target)
-        summands = {name: _weighted(self._taken(loss, value, target), weight) for name, (value, weight) in chosen.items()}
+        summands = {}
+        for name, (value, weight) in chosen.items():
+            is_loss = is_scalar(value) and value is not main
+            summands[name] = _weighted(value if is_loss else self._taken(loss, value, target), weight)
         if self.shift:
             main, target = next_token(main, target)
             main = main.transpose(1, 2)
-        scores, target = scores_and_target(loss, main, target)
+        scores, target = scores_and_target(loss, main, target, self.class_dimension)
         return TaskResult(sum_of(summands), summands if len(summands) > 1 else {}, scores, target)
 
     def _taken(self, loss: LossFunction, value: Any, target: Any) -> Tensor:
         """Return the loss of one output, of its next tokens if `shift`."""
-        return loss_of_next_tokens(loss, value, target) if self.shift else loss_of(loss, value, target)
-
-    def _loss_function(self, output: Any) -> LossFunction:
-        """Return the loss as a function. Raises ConfigError for `auto` if the model returned a loss beside the target."""
-        if callable(self.loss):
-            return self.loss
-        if loss_of_model(output) is not None and not self.outputs:
-            raise ConfigError(
-                f"the model returned {described(output)}, a loss of its own, and the batch has a separate target: give "
-                "task.loss=model (with task.call=args if the model takes the target), or task.loss=cross_entropy"
-            )
-        return functional.cross_entropy
+        if self.shift:
+            return loss_of_next_tokens(loss, value, target)
+        return loss_of(loss, value, target, earlier=self.class_dimension)
 
     def _result_of_model(self, model: nn.Module, call: Call, output: Any) -> TaskResult:
         """Return the loss that the model returned, with its parts. Raises ConfigError if it returned none."""

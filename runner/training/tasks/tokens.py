@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from runner.errors import ConfigError
-from runner.training.tasks.calls import Call
+from runner.training.tasks.forward import Call
 from runner.training.tasks.losses import LossFunction, is_integer_tensor, loss_of
 from runner.training.tasks.wording import described, typed
 
@@ -47,7 +47,7 @@ def next_token(scores: Any, target: Any) -> tuple[Tensor, Tensor]:
 def loss_of_next_tokens(loss: LossFunction, scores: Any, target: Any) -> Tensor:
     """Return the loss of scores (N, T, C), given to it as (N * (T - 1), C); raises as `next_token` and `loss_of` do."""
     scores, target = next_token(scores, target)
-    return loss_of(loss, scores.flatten(0, 1), target.flatten())
+    return loss_of(loss, scores.flatten(0, 1), target.flatten(), samples=len(target))
 
 
 def are_token_labels(call: Call, scores: Tensor, target: Tensor) -> bool:

@@ -167,7 +167,11 @@ REFUSED = {
         (X, NUMBERS[:, None]),
         r"returned a tensor of shape \(5, 1\) .*task\.loss=mse_",
     ),
-    "class probabilities": (Net(), (X, torch.rand(5, 4)), r"float32 of shape \(5, 4\); give task\.loss=mse_loss"),
+    "class probabilities": (
+        Net(),
+        (X, torch.rand(5, 4)),
+        r"float32 of shape \(5, 4\); give task\.loss=mse_loss for numbers, task\.loss=cross_entropy for class prob",
+    ),
     "one score for two classes": (
         Net(outputs=1),
         (X, CLASSES % 2),
@@ -187,16 +191,31 @@ REFUSED = {
     "several labels for each sample": (Net(), (X, torch.ones(5, 4, dtype=torch.bool)), r"task\.loss=binary_cross_entropy"),
     "another number of samples": (Net(), (X, CLASSES[:3]), r"\(5, 4\) for a target int64 of shape \(3,\)"),
     "a target that is no tensor": (Net(), (X, ["cat"] * 5), r"a list of 5 as the target; give task\.loss=my\.loss"),
-    "a loss of the model beside a target": (Autoencoder(), (X, CLASSES), r"separate target: give task\.loss=model"),
+    "a loss of the model beside a target": (
+        Autoencoder(),
+        (X, CLASSES),
+        r"separate target: give task=model_loss task\.call=first$",
+    ),
     "a loss among the outputs beside a target": (
         Net(lambda scores: Output(scores, scores.sum())),
         (X, CLASSES),
-        r"returned an Output with logits, loss and cache, a loss of its own",
+        r"the scalar loss would be left out.*\{logits: 1\} to leave it out, or task=model_loss task\.call=first if",
     ),
     "summands of a loss beside a target": (
         Net(lambda scores: {"box": scores.sum(), "mask": scores.mean()}),
         (X, CLASSES),
         r"a dict with box and mask, a loss of its own",
+    ),
+    "a scalar beside the scores": (
+        Net(lambda scores: {"logits": scores, "aux_loss": scores.mean()}),
+        (X, CLASSES),
+        r"a dict with logits and aux_loss, .*: the scalar aux_loss would be left out of the loss; give "
+        r"task\.outputs=\{logits: 1, aux_loss: 0\.01\} to add it with a weight, task\.outputs=\{logits: 1\} to leave",
+    ),
+    "a loss before the scores": (
+        Net(lambda scores: (scores.sum(), scores)),
+        (X, CLASSES),
+        r"task\.outputs=\{1: 1, 0: 0\.01\} .* or task=model_loss task\.call=first task\.outputs=\{0: 1\} if it is",
     ),
     "two outputs that fit": (
         Net(lambda scores: TwoHeads(scores, scores)),

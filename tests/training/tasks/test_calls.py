@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from runner.errors import ConfigError
-from runner.training.tasks.calls import Call, CallOptions, arrange, call_model, forward_signature
+from runner.training.tasks.calls import CallOptions, arrange
+from runner.training.tasks.forward import Call, call_model, forward_signature
 
 
 class Net(nn.Module):
@@ -158,15 +159,49 @@ def test_a_target_outside_the_classes_of_a_models_own_loss_is_one_message():
         def forward(self, x, labels):
             return nn.functional.cross_entropy(x, labels)
 
-    with pytest.raises(ConfigError, match=r"^data: a target is outside the classes of the model \(Target 5 is out of"):
-        call_model(OwnLoss(), Call((torch.ones(1, 3), torch.tensor([5])), {}))
+    with pytest.raises(ConfigError, match=r"^data: a target is outside the classes of the model \(Target 5 .*, in sample 1"):
+        call_model(OwnLoss(), Call((torch.ones(3, 3), torch.tensor([0, 5, 5])), {}))
+    with pytest.raises(ConfigError, match=r", in sample 2 of the batch$"):
+        call_model(OwnLoss(), Call((), {"x": torch.ones(3, 3), "labels": torch.tensor([0, 1, 7])}))
 
 
 def test_a_batch_of_one_that_batchnorm_cannot_normalise_is_one_message():
     model, call = nn.BatchNorm1d(3), Call((torch.ones(1, 3),), {})
-    with pytest.raises(ConfigError, match=r"^data.batch_size=1: BatchNorm .*freeze.buffers=frozen"):
+    with pytest.raises(
+        ConfigError, match=r"^a batch has one sample: BatchNorm .*data.drop_last=true.*freeze.buffers=frozen"
+    ):
         call_model(model, call)
     assert call_model(model.eval(), call).shape == (1, 3)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 2), nn.Conv1d(3, 1, 1), nn.LSTM(3, 2), nn.LayerNorm(3)])
+def test_numbers_of_another_dtype_than_the_models_are_one_message(model):
+    numbers = torch.ones(2, 3, 3, dtype=torch.float64)
+    with pytest.raises(ConfigError, match=r"^the data are float64 and .* model float32 \(.*\); give model\.dtype=float32$"):
+        call_model(model, Call((numbers,), {}))
+    call_model(model, Call((numbers.float(),), {}))  # which model.dtype=float32 does
+
+
+def test_a_model_that_looks_for_the_target_itself_is_one_message():
+    class TakesBatch(nn.Module):
+        def forward(self, **batch):
+            return nn.functional.cross_entropy(batch["x"], batch["labels"])
+
+    batch = {"x": torch.ones(2, 3), "labels": torch.tensor([0, 1])}
+    with pytest.raises(ConfigError, match=r"forward\(\*\*batch\) and looks for 'labels', .* give task=model_loss"):
+        call_model(TakesBatch(), arrange(batch, TakesBatch(), CallOptions()))
+    assert call_model(TakesBatch(), arrange(batch, TakesBatch(), CallOptions(loss_by="model"))).shape == ()
+
+
+def test_a_model_that_requires_its_target_is_sent_to_the_loss_of_the_model():
+    class OwnLoss(nn.Module):
+        def forward(self, x, labels):
+            return nn.functional.cross_entropy(x, labels)
+
+    batch = (torch.ones(2, 3), torch.tensor([0, 1]))
+    with pytest.raises(ConfigError, match=r"missing a required argument: 'labels'; give task=model_loss if the model"):
+        call_model(OwnLoss(), arrange(batch, OwnLoss(), CallOptions()))
+    assert call_model(OwnLoss(), arrange(batch, OwnLoss(), CallOptions(loss_by="model"))).shape == ()
 
 
 class Wrapper(nn.Module):
@@ -204,7 +239,7 @@ def test_a_model_of_several_parts_that_takes_anything_is_not_looked_through():
 
 def test_the_signature_of_a_class_is_read_once(monkeypatch):
     forward_signature(Net())
-    monkeypatch.setattr("runner.training.tasks.calls.signature", None)
+    monkeypatch.setattr("runner.training.tasks.forward.signature", None)
     assert list(forward_signature(Net()).parameters) == ["image", "mask", "cache"]
 
 

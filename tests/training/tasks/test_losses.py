@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from runner.errors import ConfigError
 from runner.training.tasks.losses import loss_of, named_loss, scores_and_target
+from runner.training.tasks.tokens import loss_of_next_tokens
 
 CROSS_ENTROPIES = [functional.cross_entropy, nn.CrossEntropyLoss(), partial(functional.cross_entropy, label_smoothing=0.0)]
 
@@ -62,10 +63,32 @@ def test_cross_entropy_takes_class_probabilities():
 @pytest.mark.parametrize("target", [4, 9, -1])
 def test_a_target_that_is_not_a_class_of_the_head_raises_a_config_error(target, shape):
     targets = torch.ones(shape, dtype=torch.int64)
-    targets.view(-1)[0] = target
-    words = rf"the head's 4 classes \(targets run from {min(target, 1)} to {max(target, 1)}\); give model.classes"
+    targets[1].view(-1)[0] = target
+    advice = r"task\.loss=\{_target_: torch\.nn\.CrossEntropyLoss, ignore_index: -1\}" if target < 0 else r"model\.classes"
+    words = rf"^data: the target {target} of sample 1 of the batch is outside the head's 4 classes \(targets run .* {advice}"
     with pytest.raises(ConfigError, match=words):
         loss_of(functional.cross_entropy, torch.randn(2, 4, *shape[1:]), targets)
+
+
+def test_the_sample_of_a_wrong_token_is_named():
+    targets = torch.ones(3, 5, dtype=torch.int64)
+    targets[2, 1] = -7
+    with pytest.raises(ConfigError, match=r"the target -7 of sample 2 of the batch"):
+        loss_of(functional.cross_entropy, torch.randn(3, 5, 4), targets)
+    with pytest.raises(ConfigError, match=r"the target -7 of sample 2 of the batch"):
+        loss_of_next_tokens(functional.cross_entropy, torch.randn(3, 5, 4), targets)
+    assert loss_of(nn.CrossEntropyLoss(ignore_index=-7), torch.randn(3, 5, 4), targets).isfinite()  # as the message says
+
+
+def test_the_classes_are_in_the_dimension_of_earlier_batches_where_a_target_lacks_either():
+    scores, target = torch.randn(2, 4, 4), torch.randint(4, (2, 4))
+    with pytest.raises(ConfigError, match=r"no earlier batch tells; give task\.loss=my\.loss"):
+        loss_of(functional.cross_entropy, scores, target)
+    for earlier, by_class in ((1, scores), (2, scores.transpose(1, 2))):
+        assert torch.allclose(
+            loss_of(functional.cross_entropy, scores, target, earlier=earlier), functional.cross_entropy(by_class, target)
+        )
+        assert torch.equal(scores_and_target(functional.cross_entropy, scores, target, earlier)[0], by_class)
 
 
 def test_ignored_targets_are_minus_100_in_the_result_whatever_the_loss_ignores():

@@ -250,6 +250,44 @@ def test_the_loss_of_several_outputs_is_their_weighted_sum_by_name(outputs):
     assert torch.equal(result.scores, main)
 
 
+BALANCED = Net(lambda scores: {"aux_loss": scores.square().mean(), "logits": scores})
+
+
+@pytest.mark.parametrize("outputs", [{"logits": 1, "aux_loss": 0.01}, {"aux_loss": 2, "logits": 1}, {1: 1, 0: 0.01}])
+@pytest.mark.parametrize("loss", ["auto", "cross_entropy"])
+def test_a_scalar_beside_the_scores_is_added_with_its_weight(outputs, loss):
+    result, fields = BatchTask(outputs=outputs, loss=loss).run(BALANCED, (X, CLASSES)), BALANCED(X)
+    weight = next(weight for name, weight in outputs.items() if name in ("aux_loss", 0))
+    expected = functional.cross_entropy(fields["logits"], CLASSES) + weight * fields["aux_loss"]
+    assert torch.allclose(result.loss, expected)
+    assert torch.equal(result.scores, fields["logits"])
+    assert len(result.parts) == 2
+
+
+@pytest.mark.parametrize("loss", ["auto", "cross_entropy", lambda output, target: output.mean()])
+def test_a_scalar_beside_the_scores_is_never_left_out_silently(loss):
+    with pytest.raises(ConfigError, match=r"the scalar aux_loss would be left out of the loss"):
+        BatchTask(loss=loss)(BALANCED, (X, CLASSES))
+    assert BatchTask(loss=loss, outputs={"logits": 1}).run(BALANCED, (X, CLASSES)).parts == {}
+
+
+@pytest.mark.parametrize(
+    ("then", "overrides", "expected"),
+    [
+        (torch.sum, ["task.call=first"], torch.sum),
+        (lambda scores: (scores.sum(), scores), ["task.call=first", "task.outputs={0: 1}"], torch.sum),
+        (lambda scores: {"loss": scores.sum(), "logits": scores}, ["task.call=first"], torch.sum),
+    ],
+)
+def test_the_whole_loss_of_a_model_that_takes_no_target_is_taken_as_the_message_says(then, overrides, expected):
+    model = Net(then)
+    with pytest.raises(ConfigError) as caught:
+        BatchTask()(model, (X, CLASSES))
+    assert " ".join(["task=model_loss", *overrides]) in str(caught.value)
+    scores = functional.linear(X, model.weight, model.bias)
+    assert torch.equal(built("task=model_loss", *overrides)(model, (X, CLASSES)), expected(scores))
+
+
 @pytest.mark.parametrize(
     ("outputs", "words"),
     [

@@ -105,3 +105,15 @@ def test_what_has_no_next_token_is_refused(batch, words):
 def test_a_shift_needs_a_loss_of_the_task(loss):
     with pytest.raises(ConfigError, match=r"task\.shift=true .* give cross_entropy"):
         BatchTask(loss=loss, shift=True)
+
+
+def test_tags_of_as_many_tokens_as_classes_are_read_as_those_of_the_batches_before():
+    tagger, task = nn.Embedding(9, 4), BatchTask(loss="cross_entropy")
+    batches = [(torch.randint(9, (2, length)), torch.randint(4, (2, length))) for length in (5, 4, 6)]
+    for ids, tags in batches:
+        result, scores = task.run(tagger, (ids, tags)), tagger(ids).transpose(1, 2)
+        assert torch.allclose(result.loss, functional.cross_entropy(scores, tags))
+        assert torch.equal(result.scores, scores)
+    with pytest.raises(ConfigError, match=r"no earlier batch tells") as caught:
+        BatchTask(loss="cross_entropy")(tagger, batches[1])
+    assert "causal_lm" not in str(caught.value)
