@@ -45,6 +45,7 @@ FORMS = {
     "data.transform._target_=mine.transform": (),
     "data.transform=mine.transform": (),
     "data.transform={0: {_target_: mine.transform}}": (),
+    "data.test_transform._target_=mine.transform": ("data.holdout=0.5", "evaluate=true"),
     "data.collate._target_=mine.collate": (),
     "data.test={_target_: mine.Pairs, count: 5}": ("evaluate=true",),
     "data.test._target_=mine.Pairs": ("evaluate=true", "++data.test.count=5"),
@@ -80,3 +81,14 @@ def test_a_transform_and_a_loss_are_used(cli):
         assert cli(*COMMON[:-1], *more, f"hydra.run.dir=run{number}")[0] == 0
         losses.append(json.loads(Path(f"run{number}", "run.json").read_text())["loss_first"])
     assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("held_out", ["data.holdout=0.5", "data.test={_target_: mine.Pairs, count: 5}"])
+def test_a_transform_of_the_held_out_samples_changes_the_evaluation_and_not_the_training(cli, held_out):
+    Path("mine.py").write_text(MINE)
+    records = []
+    for number, more in enumerate([(), ("data.test_transform=mine.transform",)]):
+        assert cli(*COMMON[:-1], held_out, "evaluate=true", *more, f"hydra.run.dir=run{number}")[0] == 0
+        records.append(json.loads(Path(f"run{number}", "run.json").read_text()))
+    assert records[0]["trained_digest"] == records[1]["trained_digest"]
+    assert records[0]["evaluation"]["before"]["loss"] != records[1]["evaluation"]["before"]["loss"]

@@ -27,7 +27,11 @@ from runner.training.tasks.trained import TrainedTask
 from runner.training.tasks.wording import described
 from runner.training.weights import transforms_of
 
-FUNCTIONS = ("transform", "collate")  # keys of the node `data` whose targets are functions of a sample or of samples
+FUNCTIONS = (
+    "transform",
+    "test_transform",
+    "collate",
+)  # keys of `data` whose targets are functions of a sample, or of samples
 BUILD = -4  # stands for the number of a pass in the seed under which the data are built
 
 
@@ -122,7 +126,7 @@ def build_source(config: Config) -> Source:
     """Return the data that the config declares. Raises ConfigError if they are no batches."""
     node = {key: value for key, value in config.data.items() if key not in RUNNERS_DATA_KEYS}
     for key in FUNCTIONS:
-        if key == "transform" and node.get(key) == "weights":
+        if key != "collate" and node.get(key) == "weights":
             node[key] = transforms_of(config.model.build)
         elif node.get(key) is not None:
             node[key] = build_functions(node[key], f"data.{key}")

@@ -12,7 +12,7 @@ from runner.errors import ConfigError
 from runner.freezing.patterns import TYPOGRAPHIC_QUOTES
 
 # Nodes that are null or a word in the files of `conf`, to which Hydra adds a key only where `++` asks for it.
-WITHOUT_TARGET = ("data.transform", "data.collate", "data.test", "task.loss")
+WITHOUT_TARGET = ("data.transform", "data.test_transform", "data.collate", "data.test", "task.loss")
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 WITH_PATTERNS = ("freeze.", "groups.", "model.head")
 

@@ -80,11 +80,11 @@ class Samples:
         return self.loading.batch_count(len(self.trained))
 
     def read(self, seed: int, epoch: int, count: int) -> Iterator[Any]:
-        return self._read(self._requests(seed, epoch)[:count], seed, self.loading.workers)
+        return self._read(self._requests(seed, epoch)[:count], seed, self.loading)
 
     def reread(self, seed: int) -> Any | None:
         first = replace(self._requests(seed, 0)[0], epoch=1)
-        return next(self._read([first], seed, workers=0))
+        return next(self._read([first], seed, replace(self.loading, workers=0)))
 
     def hold_out(self, make: Callable[[], Any]) -> None:
         self.test = held_out_source(make, self.loading)
@@ -92,7 +92,9 @@ class Samples:
     def read_held_out(self, seed: int) -> Iterator[Any] | None:
         if self.test is not None:
             return self.test.read(0, HELD_OUT, sys.maxsize)
-        return self._read(self._in_batches(self.held_out, HELD_OUT), 0, self.loading.workers) if self.held_out else None
+        if not self.held_out:
+            return None
+        return self._read(self._in_batches(self.held_out, HELD_OUT), 0, self.loading.of_held_out)
 
     def _requests(self, seed: int, epoch: int) -> list[Request]:
         """Return the batches of a pass that are to be read, in their order."""
@@ -108,13 +110,13 @@ class Samples:
         starts = range(0, len(indices), size)
         return [Request(epoch, number, tuple(indices[i : i + size])) for number, i in enumerate(starts, 1)]
 
-    def _read(self, requests: list[Request], seed: int, workers: int) -> Iterator[Any]:
-        """Yield the batches that are asked for."""
+    def _read(self, requests: list[Request], seed: int, loading: Loading) -> Iterator[Any]:
+        """Yield the batches that are asked for, read as `loading` says."""
         if len(self.dataset) < self.size:
             raise ConfigError(
                 f"data: the dataset had {self.size} samples and now has {len(self.dataset)}; give one that keeps its length"
             )
-        return items_of(SampleReader(self.dataset, self.loading, seed), workers, sampler=requests)
+        return items_of(SampleReader(self.dataset, loading, seed), loading.workers, sampler=requests)
 
 
 class Stream:
@@ -175,7 +177,7 @@ def held_out_source(make: Callable[[], Any], loading: Loading) -> Source:
     """
     if loading.holdout is not None:
         raise ConfigError("data.holdout and data.test are both given; give one of them")
-    test, options = make(), replace(loading, shuffle=False, drop_last=False)
+    test, options = make(), loading.of_held_out
     if _has_index(test):
         return Samples(test, options)
     if isinstance(test, IterableDataset):

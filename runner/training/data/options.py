@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ class Loading:
         drop_last: whether a last batch with fewer samples is left out.
         holdout: the share of the samples that are held out from training, from 0 to 1.
         transform: a function for the first part of a sample (`{field: function}` for others); see `transforms`.
+        test_transform: the transform of held-out samples, where it is another one; None for the same.
         collate: a function that makes a batch of a list of samples; torch's `default_collate` if it is None.
         input: the shape that pictures are given, `[1 or 3, height, width]`; None to leave them as they are.
         classes: the number of classes of the model, or None.
@@ -36,6 +37,7 @@ class Loading:
     drop_last: bool = False
     holdout: float | None = None
     transform: Any = None
+    test_transform: Any = None
     collate: Callable[[list[Any]], Any] | None = None
     input: Sequence[int] | None = None
     classes: int | None = None
@@ -50,13 +52,19 @@ class Loading:
                 raise ConfigError(f"data.{key} is {getattr(self, key)!r}; give true or false")
         if self.holdout is not None and (not isinstance(self.holdout, (int, float)) or not 0 < self.holdout < 1):
             raise ConfigError(f"data.holdout is {self.holdout!r}; give the share to hold out, above 0 and below 1")
-        by_field = self.transform if isinstance(self.transform, Mapping) else {"": self.transform}
-        for field, function in by_field.items():
-            if function is not None and not callable(function):
-                key = f"data.transform.{field}".rstrip(".")
-                raise ConfigError(f"{key} is a {type(function).__name__}; give a function of a part of a sample")
+        for name, transform in (("transform", self.transform), ("test_transform", self.test_transform)):
+            by_field = transform if isinstance(transform, Mapping) else {"": transform}
+            for field, function in by_field.items():
+                if function is not None and not callable(function):
+                    key = f"data.{name}.{field}".rstrip(".")
+                    raise ConfigError(f"{key} is a {type(function).__name__}; give a function of a part of a sample")
         if self.collate is not None and not callable(self.collate):
             raise ConfigError(f"data.collate is a {type(self.collate).__name__}; give a function of a list of samples")
+
+    @property
+    def of_held_out(self) -> Loading:
+        """How held-out samples are read: in their order, all of them, with their own transform if there is one."""
+        return replace(self, shuffle=False, drop_last=False, transform=self.test_transform or self.transform)
 
     def batch_count(self, samples: int) -> int:
         """Return the number of batches of this many samples."""
