@@ -578,6 +578,25 @@ def test_data_that_read_a_sample_with_other_bits_the_second_time_are_skipped_wit
     assert reason == (expected if name else None)
 
 
+def test_data_are_read_again_once_however_often_more_is_frozen():
+    method, net, read = CachedPrefix(epochs=3), MLP([1, 4, 4], 8, 2), []
+    batch = torch.ones(4, 1, 4, 4)
+    method.example = Example(lambda net, batch: net(batch).sum(), batch, reread=lambda: read.append(1) or batch)
+    for patterns in (["body"], ["body", "norm"]):
+        assert method.skip(net, select(net, patterns, buffers="frozen")) is None
+    assert read == [1]
+
+
+def test_a_timeout_of_the_run_is_not_taken_for_a_reason_to_skip_it():
+    def late(net, batch):
+        raise TimeoutError("the run was not done")
+
+    method, net = CachedPrefix(epochs=2), MLP([1, 4, 4], 8, 2)
+    method.example = Example(late, torch.ones(4, 1, 4, 4))
+    with pytest.raises(TimeoutError):
+        method.skip(net, select(net, ["body"], buffers="frozen"))
+
+
 def test_with_one_epoch_data_are_not_read_again():
     net, method = Conv(), CachedPrefix(epochs=1)
     method.example = Example(sum_of_output, pictures(), reread=lambda: 1 / 0)
