@@ -18,6 +18,7 @@ from runner.errors import SkippedError
 from runner.freezing.selection import select
 from runner.methods.base import Example, PhaseContext
 from runner.methods.cached_prefix import CachedPrefix
+from runner.methods.prefix.samples import batch_format
 from runner.proof.verdict import run_verdict
 from runner.tensors import same_bits
 from runner.training.models import MLP
@@ -587,14 +588,37 @@ def test_data_are_read_again_once_however_often_more_is_frozen():
     assert read == [1]
 
 
-def test_a_timeout_of_the_run_is_not_taken_for_a_reason_to_skip_it():
-    def late(net, batch):
-        raise TimeoutError("the run was not done")
+class Late:
+    """A task that is ended by the timeout of the run when it is called for the time number `last`."""
 
-    method, net = CachedPrefix(epochs=2), MLP([1, 4, 4], 8, 2)
-    method.example = Example(late, torch.ones(4, 1, 4, 4))
-    with pytest.raises(TimeoutError):
-        method.skip(net, select(net, ["body"], buffers="frozen"))
+    def __init__(self, last):
+        self.last, self.calls = last, []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __call__(self, net, batch):
+        self.calls.append(batch)
+        if len(self.calls) == self.last:
+            raise TimeoutError("the run was not done")
+        return net(batch).sum()
+
+
+def test_a_timeout_of_the_run_is_not_taken_for_a_reason_to_skip_it():
+    net, batch = MLP([1, 4, 4], 8, 2), torch.ones(4, 1, 4, 4)
+    selection = select(net, ["body"], buffers="frozen")
+
+    def try_with(task):
+        method = CachedPrefix(epochs=2)
+        method.example = Example(task, batch)
+        assert method.skip(net, selection) is None
+        method.checked_recording(batch, batch_format(batch), PhaseContext(net, task, ignore_note))
+
+    try_with(never := Late(0))
+    assert len(never.calls) > 10
+    for last in range(1, len(never.calls) + 1):
+        with pytest.raises(TimeoutError):
+            try_with(Late(last))
 
 
 def test_with_one_epoch_data_are_not_read_again():

@@ -273,6 +273,16 @@ class Late:
         return torch.zeros(2), 0
 
 
+class LateTensor(torch.Tensor):
+    """A tensor whose stacking is ended by the timeout."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.stack:
+            raise TimeoutError("the run was not done")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
 def late(samples):
     raise TimeoutError("the run was not done")
 
@@ -283,9 +293,10 @@ def late(samples):
         lambda: from_dataset(Late()),
         lambda: from_dataset(Late(), holdout=0.5),
         lambda: from_dataset(Numbers(), collate=late),
+        lambda: from_dataset([torch.zeros(2).as_subclass(LateTensor)]),
         lambda: from_dataset(Stream(), transform=late),
     ],
-    ids=["sample", "targets", "collate", "stream"],
+    ids=["sample", "targets", "collate", "default_collate", "stream"],
 )
 def test_a_timeout_of_the_run_is_not_reported_as_an_error_of_the_data(source):
     with pytest.raises(TimeoutError, match=r"^the run was not done$"):
