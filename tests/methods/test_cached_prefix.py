@@ -607,6 +607,7 @@ class Late:
 def test_a_timeout_of_the_run_is_not_taken_for_a_reason_to_skip_it():
     net, batch = MLP([1, 4, 4], 8, 2), torch.ones(4, 1, 4, 4)
     selection = select(net, ["body"], buffers="frozen")
+    net.body.requires_grad_(False)
 
     def try_with(task):
         method = CachedPrefix(epochs=2)
