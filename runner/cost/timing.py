@@ -24,8 +24,8 @@ WARM_UP_STEPS = 3  # not timed, if the run has more steps
 class TimingMeter(CountingMeter):
     """The meter for `cost=time`: counts as `cost=count` does, and measures the seconds of each part of a step.
 
-    The parts are forward, backward (with clipping, and with loading where a step takes several batches) and the optimizer's
-    step. Each time the clock is read, the meter first waits until the GPU has finished its work.
+    The parts are forward, backward (with clipping, and with moving batches to the device where a step takes several) and the
+    optimizer's step. Each time the clock is read, the meter first waits until the GPU has finished its work.
     """
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:

@@ -281,3 +281,8 @@ def test_of_all_batches_only_the_first_is_kept(overrides):
         del x
         assert sum(each() is not None for each in references) <= 2
     assert len(references) == 9
+
+
+def test_the_transforms_of_the_weights_are_no_collate():
+    with pytest.raises(ConfigError, match=r"^data.collate .*weights"):
+        feed_of(*data_here("Numbers"), "++data.collate=weights")

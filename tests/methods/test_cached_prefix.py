@@ -18,6 +18,7 @@ from runner.errors import SkippedError
 from runner.freezing.selection import select
 from runner.methods.base import Example, PhaseContext
 from runner.methods.cached_prefix import CachedPrefix
+from runner.methods.prefix.samples import batch_format
 from runner.proof.verdict import run_verdict
 from runner.tensors import same_bits
 from runner.training.models import MLP
@@ -576,6 +577,49 @@ def test_data_that_read_a_sample_with_other_bits_the_second_time_are_skipped_wit
     reason = method.skip(net, select(net, ["**"], ["head"], buffers="frozen"))
     expected = f"a batch has other bits when it is read again: its part {name}, as with a random transform or collate"
     assert reason == (expected if name else None)
+
+
+def test_data_are_read_again_once_however_often_more_is_frozen():
+    method, net, read = CachedPrefix(epochs=3), MLP([1, 4, 4], 8, 2), []
+    batch = torch.ones(4, 1, 4, 4)
+    method.example = Example(lambda net, batch: net(batch).sum(), batch, reread=lambda: read.append(1) or batch)
+    for patterns in (["body"], ["body", "norm"]):
+        assert method.skip(net, select(net, patterns, buffers="frozen")) is None
+    assert read == [1]
+
+
+class Late:
+    """A task that is ended by the timeout of the run when it is called for the time number `last`."""
+
+    def __init__(self, last):
+        self.last, self.calls = last, []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __call__(self, net, batch):
+        self.calls.append(batch)
+        if len(self.calls) == self.last:
+            raise TimeoutError("the run was not done")
+        return net(batch).sum()
+
+
+def test_a_timeout_of_the_run_is_not_taken_for_a_reason_to_skip_it():
+    net, batch = MLP([1, 4, 4], 8, 2), torch.ones(4, 1, 4, 4)
+    selection = select(net, ["body"], buffers="frozen")
+    net.body.requires_grad_(False)
+
+    def try_with(task):
+        method = CachedPrefix(epochs=2)
+        method.example = Example(task, batch)
+        assert method.skip(net, selection) is None
+        method.checked_recording(batch, batch_format(batch), PhaseContext(net, task, ignore_note))
+
+    try_with(never := Late(0))
+    assert len(never.calls) > 10
+    for last in range(1, len(never.calls) + 1):
+        with pytest.raises(TimeoutError):
+            try_with(Late(last))
 
 
 def test_with_one_epoch_data_are_not_read_again():

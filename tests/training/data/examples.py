@@ -65,6 +65,28 @@ class StreamWithLength(Stream):
         return self.size
 
 
+class Pictures(Numbers):
+    """Eight pictures of random values, large enough for torch to use several threads."""
+
+    def __init__(self):
+        super().__init__(8)
+
+    def __getitem__(self, index):
+        return torch.randn(3, 256, 256), index
+
+
+class PictureStream(IterableDataset):
+    """The samples of Pictures in turn."""
+
+    def __iter__(self):
+        return map(Pictures().__getitem__, range(8))
+
+
+def normalised(x):
+    """Return x with mean 0 and standard deviation 1."""
+    return (x - x.mean()) / x.std()
+
+
 class Shrinking(Numbers):
     """Numbers whose length goes down after it was asked for `times` times."""
 

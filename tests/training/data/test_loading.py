@@ -5,19 +5,20 @@ from __future__ import annotations
 import pickle
 import random
 import weakref
+from contextlib import nullcontext
 from itertools import chain
 
 import numpy
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, get_worker_info
 
 from runner.errors import ConfigError
 from runner.seeding import random_state
 from runner.tensors import same_bits
 from runner.training.data.loading import from_dataset
 from runner.training.data.options import Loading
-from runner.training.data.reading import Request, SampleReader, StreamReader
+from runner.training.data.reading import ReadError, Request, SampleReader, StreamReader
 from tests.training.data import examples
 from tests.training.data.examples import Noisy, Numbers, Shrinking, Stream
 
@@ -189,6 +190,129 @@ def test_an_iterable_that_is_not_shared_out_among_workers_is_refused(is_noisy):
 
 def test_a_worker_without_samples_is_no_reason_to_refuse_an_iterable():
     assert [len(y) for _, y in read(from_dataset(Stream(1), workers=2))] == [1]
+
+
+class Given(IterableDataset):
+    """Any samples, shared out among workers unless `order` gives another order to each worker: then all read all of them."""
+
+    def __init__(self, samples, order=None):
+        self.samples, self.order = samples, order
+
+    def __iter__(self):
+        worker = get_worker_info()
+        if self.order is None:
+            return iter(self.samples[worker.id :: worker.num_workers])
+        return iter(random.Random(worker.id * self.order).sample(self.samples, len(self.samples)))
+
+
+DISTINCT = [numpy.full(3, index) for index in range(30)]
+SHARED_OUT = {
+    "arrays": DISTINCT,
+    "tensors": [torch.full((3,), index) for index in range(30)],
+    "two that are equal": [DISTINCT[0], *DISTINCT],
+    "all equal": [torch.zeros(3)] * 30,
+    "few values": random.Random(0).choices(range(3), k=30),
+}
+
+
+@pytest.mark.parametrize("samples", SHARED_OUT.values(), ids=SHARED_OUT)
+def test_samples_that_workers_share_out_are_accepted_whatever_they_are(samples):
+    batches = read(from_dataset(Given(samples), workers=2, batch_size=len(samples)))
+    assert sum(map(len, batches)) == len(samples)
+
+
+@pytest.mark.parametrize("order", [0, 1], ids=["same order", "own order"])
+@pytest.mark.parametrize("samples", [DISTINCT, SHARED_OUT["tensors"], DISTINCT[:5]], ids=["arrays", "tensors", "five"])
+def test_samples_that_every_worker_reads_are_refused_in_whatever_order(samples, order):
+    with pytest.raises(ConfigError, match=r"data.workers=2: each worker reads the same samples"):
+        read(from_dataset(Given(samples, order), workers=2))
+
+
+class GoesOn(IterableDataset):
+    """A stream that goes on where it was."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.number += 1
+        return torch.full((2,), float(self.number)), 0
+
+
+def test_a_stream_that_goes_on_where_it_was_is_not_asked_for_its_first_batch_again():
+    source = from_dataset(GoesOn(), batch_size=2)
+    assert numbers(read(source, count=2)) == [[1, 2], [3, 4]]
+    assert source.reread(0) is None
+    assert numbers(read(source, epoch=1, count=1)) == [[5, 6]]
+
+
+@pytest.mark.parametrize("dataset", [examples.batches(), iter([1, 2])], ids=["generator", "iterator"])
+def test_samples_that_can_be_read_only_once_are_refused(dataset):
+    message = f"^data.dataset gives a {type(dataset).__name__}, an iterator, which can be read only once; give a list of"
+    with pytest.raises(ConfigError, match=message):
+        from_dataset(dataset)
+
+
+def test_a_collate_that_returns_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"^data.collate returned None; it must return the batch of a list of samples$"):
+        read(from_dataset(Numbers(), collate=lambda samples: None))
+
+
+class Late:
+    """Two samples; the run's timeout ends the reading of the second one, or their collating."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if index:
+            raise TimeoutError("the run was not done")
+        return torch.zeros(2), 0
+
+
+class LateTensor(torch.Tensor):
+    """A tensor whose stacking is ended by the timeout."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.stack:
+            raise TimeoutError("the run was not done")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def late(samples):
+    raise TimeoutError("the run was not done")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda: from_dataset(Late()),
+        lambda: from_dataset(Late(), holdout=0.5),
+        lambda: from_dataset(Numbers(), collate=late),
+        lambda: from_dataset([torch.zeros(2).as_subclass(LateTensor)]),
+        lambda: from_dataset(Stream(), transform=late),
+    ],
+    ids=["sample", "targets", "collate", "default_collate", "stream"],
+)
+def test_a_timeout_of_the_run_is_not_reported_as_an_error_of_the_data(source):
+    with pytest.raises(TimeoutError, match=r"^the run was not done$"):
+        read(source())
+
+
+def test_a_timeout_that_a_dataset_raises_in_a_worker_names_its_sample():
+    with pytest.raises(ReadError, match=r"^sample 1 of 2: .*TimeoutError: the run was not done$"):
+        read(from_dataset(Late(), workers=1))
+
+
+@pytest.mark.parametrize(("classes", "is_refused"), [(None, False), (1, False), (10, False), (9, True)])
+def test_whole_numbers_are_no_classes_for_a_model_with_one_output(classes, is_refused):
+    dataset = TensorDataset(torch.zeros(20, 2), torch.arange(20) % 10)
+    with pytest.raises(ConfigError, match=r"give model.classes=10$") if is_refused else nullcontext():
+        from_dataset(dataset, classes=classes)
 
 
 def test_an_iterable_cannot_hold_out_samples():

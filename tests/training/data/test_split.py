@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
@@ -63,7 +64,12 @@ def test_a_share_that_is_less_than_one_sample_of_each_class_is_still_held_out_in
     [
         ([0, 1] * 15, 0.001, r"data.holdout=0.001 of 30 samples leaves none held out; give another share"),
         ([0], 0.999, r"data.holdout=0.999 of 1 samples leaves none to train on; give another share"),
-        ([0, 1] * 15, 0.04, r"data.holdout=0.04 of 30 samples leaves one class of 2 held out; give more"),
+        ([0, 1] * 15, 0.04, r"data.holdout=0.04 of 30 samples leaves one class of 2 held out; give another share"),
+        (
+            [0] * 9 + [1],
+            0.2,
+            r"data.holdout=0.2 of 10 samples leaves one class of 2 .*, since no two classes have two samples; give d",
+        ),
     ],
 )
 def test_a_share_that_leaves_nothing_or_one_class_is_refused(targets, share, message):
@@ -76,6 +82,7 @@ LISTED = {
     "tensors": (TENSORS, [1, 0, 1, 2]),
     "targets": (Labelled([1, 0]), [1, 0]),
     "array": (Labelled(torch.tensor([1, 0]).numpy()), [1, 0]),
+    "bytes": (Labelled([numpy.uint8(1), numpy.uint8(0)]), [1, 0]),
     "subset": (Subset(TENSORS, [3, 0]), [2, 1]),
     "concat": (ConcatDataset([TENSORS, Subset(TENSORS, [0])]), [1, 0, 1, 2, 1]),
     "unknown": (ConcatDataset([TENSORS, Numbers(3)]), None),
@@ -95,6 +102,10 @@ def test_targets_are_found_without_reading_samples(dataset, targets):
         ([{"x": torch.zeros(2), "label": 4}], [4]),
         ([{"a": 1, "label": 4}], None),
         ([(torch.zeros(2), torch.tensor(3))], [3]),
+        ([(torch.zeros(2), numpy.uint8(3))], [3]),
+        ([(torch.zeros(2), numpy.int16(3))], [3]),
+        ([(torch.zeros(2), True)], None),
+        ([(torch.zeros(2), numpy.bool_(True))], None),
         ([(torch.zeros(2), 0.5)], None),
         ([torch.zeros(2)], None),
     ],

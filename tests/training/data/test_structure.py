@@ -13,12 +13,19 @@ SAME = [
     ((X, X), (X[:1], X)),
     ({"a": X, "b": X}, {"b": X, "a": X}),
     (([X, X], [{"b": X}] * 2), ([X], [{"b": X}])),
+    (((X, X), ({"b": X}, {"b": X})), ((X,), ({"b": X},))),
+    ({"x": (X, X)}, {"x": (X,)}),
     (["a", "b"], ["a"]),
     ({"texts": ["a", "b"]}, {"texts": ["a"]}),
 ]
 OTHER = [
     ((X, X), (X, X, X), r"batch 7 is \(a tensor, a tensor, a tensor\), the batches before were \(a tensor, a tensor\)"),
     ([X, X], [X, X, X], r"batch 7 is \(a tensor, a tensor, a tensor\)"),
+    (
+        (X, (X, "a")),
+        (X, (X,)),
+        r"batch 7 is \(a tensor, \[a tensor, ...\]\), the batches before were \(a tensor, \(a t",
+    ),
     ((X, X), {"x": X}, r"batch 7 is {x: a tensor}, the batches before were \(a tensor, a tensor\); give one form"),
     ((X, X), (X, None), r"batch 7 is \(a tensor, NoneType\)"),
     ({"x": X}, {"y": X}, r"batch 7 is {y: a tensor}"),

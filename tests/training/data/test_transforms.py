@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from runner.errors import ConfigError
+from runner.tensors import leaves_in
 from runner.training.data.transforms import picture_to_tensor, prepared
 
 RED = Image.new("RGB", (9, 7), (255, 0, 0))
@@ -21,6 +24,33 @@ def test_a_transform_is_called_with_the_first_part_of_a_pair_the_pictures_of_a_m
     assert (sample["image"].shape, sample["label"]) == ((3, 4, 5), 3)
     assert prepared({"a": 1}, lambda sample: {**sample, "b": 2}, None) == {"a": 1, "b": 2}
     assert prepared(torch.ones(2), lambda x: x + 1, None).tolist() == [2, 2]
+
+
+def brightened(x):
+    """Change a tensor, an array or a picture in place, and return it."""
+    if isinstance(x, Image.Image):
+        x.paste((0, 255, 0), (0, 0, 2, 2))
+    else:
+        x += 1
+    return x
+
+
+IN_MEMORY = [torch.zeros(3), numpy.zeros(3), Image.new("RGB", (2, 2))]
+FORMS = {"pair": lambda x: (x, 3), "mapping": lambda x: {"x": x, "y": 3}, "whole": lambda x: x}
+
+
+@pytest.mark.parametrize("x", IN_MEMORY, ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_transform_in_place_does_not_change_the_dataset(x, form):
+    before, transform = copy.deepcopy(x), {"x": brightened} if isinstance(form(x), dict) else brightened
+    first, again = (leaves_in(prepared(form(x), transform, None))[0].tolist() for _ in range(2))
+    assert x.tobytes() == before.tobytes() if isinstance(x, Image.Image) else x.tolist() == before.tolist()
+    assert first == again
+
+
+def test_without_a_transform_samples_are_not_copied():
+    x = torch.zeros(3)
+    assert prepared((x, 1), None, None)[0] is x
 
 
 def test_functions_by_field_are_called_with_that_field_alone():

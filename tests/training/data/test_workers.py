@@ -20,7 +20,10 @@ from runner.assemble.feeding import open_feed
 from runner.config.check import check
 from runner.config.compose import compose_config
 from runner.contract import ignore_note
+from runner.tensors import same_bits
+from runner.training.data.loading import from_dataset
 from tests.conftest import ROOT, read_table
+from tests.training.data import examples
 from tests.training.data.examples import HERE, data_here, model_here
 
 NOISY_BATCHES = [
@@ -63,6 +66,22 @@ def test_an_iterable_that_is_shared_out_in_turn_gives_the_same_bits_with_0_1_and
     none, one, two = (tables(*stream, f"data.workers={workers}") for workers in (0, 1, 2))
     assert none == one == two
     assert len(none[1]) == 9
+
+
+@pytest.mark.parametrize("kind", ["Pictures", "PictureStream"])
+def test_with_two_threads_a_transform_that_sums_over_a_picture_gives_the_same_bits_with_0_and_1_workers(kind):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        read = [
+            list(from_dataset(getattr(examples, kind)(), workers=workers, transform=examples.normalised).read(0, 0, 9))
+            for workers in (0, 1)
+        ]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert len(read[0]) == 2
+    assert all(same_bits(one, other) for (one, _), (other, _) in zip(*read, strict=True))
 
 
 def test_the_seed_changes_what_transforms_draw(tables):
