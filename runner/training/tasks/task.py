@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from runner.errors import ConfigError, is_integer, short_repr
-from runner.training.tasks.calls import CALLS, CallOptions, arrange
+from runner.training.tasks.calls import CALLS, CallOptions, arrange, left_out
 from runner.training.tasks.forward import Call, call_model
 from runner.training.tasks.losses import (
     LossFunction,
@@ -143,6 +143,10 @@ class BatchTask:
             main = main.transpose(1, 2)
         scores, target = scores_and_target(loss, main, target, self.class_dimension)
         return TaskResult(sum_of(summands), summands if len(summands) > 1 else {}, scores, target)
+
+    def left_out(self, model: nn.Module, batch: Any) -> list[str]:
+        """Return the names of a batch's tensors that reach neither the model nor the loss; raises as `arrange` does."""
+        return left_out(batch, model, self.options)
 
     def _taken(self, loss: LossFunction, value: Any, target: Any) -> Tensor:
         """Return the loss of one output, of its next tokens if `shift`."""
