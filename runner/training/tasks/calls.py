@@ -149,7 +149,7 @@ def _of_row(parts: dict[Any, Any], model: nn.Module, options: CallOptions) -> Ca
     elif len(values) == 2:
         target = 1
     elif len(values) > 2:
-        ways = ("first task.target=1", "args task.target=-1")
+        ways = ("args task.target=-1", "first task.target=1")
         keys = ", ".join(f"task.call={way}" for way in ways if options.call in ("auto", way.split()[0]))
         raise ConfigError(
             f"the data gave a batch of {len(values)} parts, and the model takes "
