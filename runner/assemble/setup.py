@@ -24,7 +24,7 @@ from runner.config.build import build_instance
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
 from runner.cost.meter import Meter
-from runner.errors import ConfigError, SkippedError
+from runner.errors import ConfigError, SkippedError, listed
 from runner.freezing.eval_mode import force_eval_mode
 from runner.freezing.groups import Group, drop_empty_groups, groups_for_all_phases, regroup
 from runner.freezing.schedule import Phase
@@ -34,6 +34,7 @@ from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import machine_settings, pick_device, seed_all
 from runner.tensors import map_tensors
 from runner.training.data.reading import explained_worker_death
+from runner.training.tasks.task import BatchTask
 from runner.training.tasks.trained import TrainedTask
 from runner.training.tasks.wording import described
 
@@ -88,8 +89,7 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
 
     When the block is left, the model (except its values) and the process's settings (threads, random state) are restored.
     `note` is called with messages for the user. `have_values`: False to build the model on the meta device, without values,
-    for a plan. Raises ConfigError for a wrong config, and SkippedError if the freezing method does
-    not work with this model.
+    for a plan. Raises ConfigError for a wrong config, and SkippedError if the freezing method does not fit this model.
     """
     with ExitStack() as undo:
         undo.enter_context(explained_worker_death())
@@ -105,6 +105,7 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         before = snapshot(built_model)
         selection = declared_selection(config, built_model, note)
         task = build_task(config, device)
+        note_fields_left_out(task, built_model, feed.first, note)
         method = build_method(config, Example(task, feed.first, feed.reread), built_model, selection)
         phases = build_phases(config, selection)
         force_eval_mode(phases[0].selection, undo)
@@ -128,6 +129,15 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
             undo=undo,
             note=note,
         )
+
+
+def note_fields_left_out(task: TrainedTask, model: nn.Module, batch: object, note: Note) -> None:
+    """Call `note` with the tensors of a batch that the task gives neither to the model nor to the loss, if there are any."""
+    names = task.task.left_out(model, batch) if isinstance(task.task, BatchTask) else []
+    if names:
+        fields = f"the field {names[0]}" if len(names) == 1 else f"the fields {listed(names)}"
+        are = "it is" if len(names) == 1 else "they are"
+        note(f"the model does not take {fields} of a batch: {are} left out")
 
 
 def build_method(config: Config, example: Example, model: nn.Module, selection: Selection) -> FreezingMethod:

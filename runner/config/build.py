@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from typing import Any, TypeGuard, TypeVar
 
 from runner.config.schema import values_by_key
-from runner.config.signature import check_arguments, lacks_arguments
+from runner.config.signature import check_arguments, lacks_arguments, takes_anything
 from runner.errors import ConfigError, SkippedError, did_you_mean, place_in_user_code
 
 T = TypeVar("T")
@@ -58,12 +58,23 @@ def build_function(node: Mapping[str, Any] | str, key: str) -> Any:
     A function that lacks arguments, which a run passes to it later, is returned uncalled, as a partial with those of the
     node. One that the node gives all its arguments is called and returns the function. `key` and errors: see `build`.
     """
+    is_path = isinstance(node, str)
     node = {"_target_": node} if isinstance(node, str) else node
     target = locate(node["_target_"], f"{key}._target_")
     given = {name: value for name, value in node.items() if name not in DIRECTIVES}
     if not isinstance(target, type) and lacks_arguments(target, node.get("_args_", ()), given):
         node = {**node, "_partial_": True}
-    return build(node, key)
+    try:
+        return build(node, key)
+    except (TypeError, LookupError) as error:
+        if isinstance(target, type) or given or node.get("_args_") or not takes_anything(target):
+            raise
+        path = node["_target_"]
+        advice = f"{key}={{_target_: {path}, _partial_: true}}" if is_path else f"++{key}._partial_=true"
+        raise ConfigError(
+            f"{key}: {path} takes any arguments and fails without ({error}); give {advice} if it is the function itself, or "
+            "decorate it with functools.wraps"
+        ) from error
 
 
 def names_function(value: Any) -> TypeGuard[Mapping[str, Any] | str]:

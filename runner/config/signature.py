@@ -57,3 +57,15 @@ def lacks_arguments(target: Callable[..., Any], args: Sequence[Any], kwargs: Map
     except TypeError:
         return True
     return False
+
+
+def takes_anything(target: Callable[..., Any]) -> bool:
+    """Return whether the signature of a function is just (*args) or (*args, **kwargs), as that of many decorators is."""
+    try:
+        kinds = [each.kind for each in _signature(target).parameters.values()]
+    except (TypeError, ValueError):
+        return False
+    return inspect.Parameter.VAR_POSITIONAL in kinds and {*kinds} <= {
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.VAR_KEYWORD,
+    }

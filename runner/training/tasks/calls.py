@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from inspect import Parameter
 from typing import Any
 
@@ -93,6 +94,7 @@ def _of_mapping(parts: dict[Any, Any], model: nn.Module, options: CallOptions, w
         target = _only([key for key in parts if key in TARGET_NAMES and key not in kept], parts)
     inputs = {str(key): value for key, value in parts.items() if key != target}
     if options.call == "auto" and not takes_any:
+        _refuse_near_names(inputs, target, named)
         inputs = {key: value for key, value in inputs.items() if key in named}
     if not inputs or (options.call == "auto" and named and not named & inputs.keys()):
         source = next((key for key in parts if key != target), "FIELD") if within is None else within
@@ -101,6 +103,34 @@ def _of_mapping(parts: dict[Any, Any], model: nn.Module, options: CallOptions, w
             f"task.fields={{{source}: {next(iter(parameters), 'ARGUMENT')}}}"
         )
     return Call((), inputs, None if target is None else parts[target])
+
+
+def _refuse_near_names(inputs: dict[str, Any], target: Any, named: set[str]) -> None:
+    """Raise ConfigError if a tensor would be left out whose name is nearly that of an argument that nothing is given for."""
+    taken = {name: name for name in inputs if name in named}
+    for name, value in inputs.items():
+        near = get_close_matches(name, named - {*taken, target}, n=1) if isinstance(value, Tensor) and taken else []
+        if near and name not in named:
+            fields = ", ".join(f"{field}: {argument}" for field, argument in {**taken, name: near[0]}.items())
+            kept = ", ".join(f"{field}: {argument}" for field, argument in taken.items())
+            raise ConfigError(
+                f"the model does not take the field {name} of a batch; did you mean {near[0]}? give "
+                f"task.fields={{{fields}}}, or task.fields={{{kept}}} to leave it out"
+            )
+
+
+def left_out(batch: Any, model: nn.Module, options: CallOptions) -> list[str]:
+    """Return the names of the tensors in a mapping that `auto` gives neither to the model nor to the loss.
+
+    Raises ConfigError as `arrange` does.
+    """
+    if options.call != "auto" or options.fields:
+        return []
+    call = arrange(batch, model, options)
+    mapping = batch[0] if isinstance(batch, (tuple, list)) and batch and call.kwargs else batch
+    reached = {id(value) for value in (*call.args, *call.kwargs.values(), call.target)}
+    fields = fields_of(mapping) if isinstance(mapping, Mapping) else {}
+    return [str(name) for name, value in fields.items() if isinstance(value, Tensor) and id(value) not in reached]
 
 
 def _of_row(parts: dict[Any, Any], model: nn.Module, options: CallOptions) -> Call:
@@ -119,7 +149,7 @@ def _of_row(parts: dict[Any, Any], model: nn.Module, options: CallOptions) -> Ca
     elif len(values) == 2:
         target = 1
     elif len(values) > 2:
-        ways = ("first task.target=1", "args task.target=-1")
+        ways = ("args task.target=-1", "first task.target=1")
         keys = ", ".join(f"task.call={way}" for way in ways if options.call in ("auto", way.split()[0]))
         raise ConfigError(
             f"the data gave a batch of {len(values)} parts, and the model takes "

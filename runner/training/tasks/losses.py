@@ -137,7 +137,8 @@ def _outside_classes(scores: Tensor, target: Tensor, ignored: int, samples: int)
         advice = "task=segmentation, which ignores 255" if scores.dim() == 4 and value == 255 else "model.classes"
     return (
         f"data: the target {value} of sample {place * samples // target.numel()} of the batch is outside the head's "
-        f"{classes} classes (targets run from {int(used.min())} to {int(used.max())}, classes from 0 to {classes - 1}); give {advice}"
+        f"{classes} classes (targets run from {int(used.min())} to {int(used.max())}, classes from 0 to {classes - 1}); "
+        f"give {advice}"
     )
 
 

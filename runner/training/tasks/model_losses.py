@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from runner.errors import ConfigError
-from runner.training.tasks.forward import TARGET_NAMES, Call, takes_target
+from runner.training.tasks.forward import TARGET_NAMES, Call, forward_signature, takes_target
 from runner.training.tasks.losses import fits, is_integer_tensor
 from runner.training.tasks.wording import OWN_TASK, described, fields_of
 
@@ -81,15 +81,35 @@ def refuse_loss_beside_target(model: nn.Module, call: Call, output: Any, fits: C
     )
 
 
-def no_loss_message(model: nn.Module, call: Call, output: Any) -> str:
-    """Return the message for an output that holds no loss although the batch has no separate target."""
+def no_loss_message(model: nn.Module, call: Call, output: Any, batch: Any) -> str:
+    """Return the message for an output that holds no loss although the batch has no separate target.
+
+    Where the batch has a label under another name than the model's, the message has the fields that give it to the model.
+    """
     returned = f"the model returned {described(output)}"
     if not model.training and isinstance(output, (list, tuple)):
         return f"in eval mode {returned} and no loss, so that it cannot be evaluated; give evaluate=false, or {OWN_TASK}"
     target = next((name for name in TARGET_NAMES if name in call.kwargs), "FIELD")
     if scalars := [name for name, value in fields_of(output).items() if is_scalar(value)]:
         return f"{returned} and no field `loss`: give task.outputs={{{scalars[0]}: 1}} if that is the loss"
+    if fields := _fields_with_label(model, call, batch):
+        return f"{returned}, which is no loss, and was given no labels: give task.fields={{{fields}}}"
     return f"{returned}, which is no loss, and there is no separate target: give task.target={target}, or task=causal_lm"
+
+
+def _fields_with_label(model: nn.Module, call: Call, batch: Any) -> str:
+    """Return the fields that give a mapping's label, or the second of a pair, as the model's labels; "" if unknown."""
+    parameters = list(forward_signature(model).parameters)
+    wanted = next((name for name in TARGET_NAMES if name in parameters and name not in call.kwargs), None)
+    fields: dict[str | int, str] = {name: name for name in call.kwargs}
+    label: str | int | None = None
+    if isinstance(batch, Mapping):
+        label = next((name for name in TARGET_NAMES if name in batch and name not in fields), None)
+    elif len(call.args) == 2 and parameters:
+        fields, label = {0: parameters[0]}, 1
+    if wanted is None or label is None:
+        return ""
+    return ", ".join(f"{field}: {argument}" for field, argument in {**fields, label: wanted}.items())
 
 
 def is_scalar(value: object) -> bool:

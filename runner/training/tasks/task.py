@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from runner.errors import ConfigError, is_integer, short_repr
-from runner.training.tasks.calls import CALLS, CallOptions, arrange
+from runner.training.tasks.calls import CALLS, CallOptions, arrange, left_out
 from runner.training.tasks.forward import Call, call_model
 from runner.training.tasks.losses import (
     LossFunction,
@@ -116,7 +116,7 @@ class BatchTask:
         target = own_target(call) if self.shift and call.target is None else call.target
         output = call_model(model, call)
         if self.loss == "model" or (self.loss == "auto" and target is None):
-            return self._result_of_model(model, call, output)
+            return self._result_of_model(model, call, output, batch)
         if target is None:
             raise ConfigError(
                 f"the batch is {described(batch)} without a target; give task.target=FIELD, or task.loss=model"
@@ -144,13 +144,17 @@ class BatchTask:
         scores, target = scores_and_target(loss, main, target, self.class_dimension)
         return TaskResult(sum_of(summands), summands if len(summands) > 1 else {}, scores, target)
 
+    def left_out(self, model: nn.Module, batch: Any) -> list[str]:
+        """Return the names of a batch's tensors that reach neither the model nor the loss; raises as `arrange` does."""
+        return left_out(batch, model, self.options)
+
     def _taken(self, loss: LossFunction, value: Any, target: Any) -> Tensor:
         """Return the loss of one output, of its next tokens if `shift`."""
         if self.shift:
             return loss_of_next_tokens(loss, value, target)
         return loss_of(loss, value, target, earlier=self.class_dimension)
 
-    def _result_of_model(self, model: nn.Module, call: Call, output: Any) -> TaskResult:
+    def _result_of_model(self, model: nn.Module, call: Call, output: Any, batch: Any) -> TaskResult:
         """Return the loss that the model returned, with its parts. Raises ConfigError if it returned none."""
         if self.outputs:
             chosen = weighted_outputs(output, self.outputs)
@@ -158,7 +162,7 @@ class BatchTask:
         else:
             found = loss_of_model(output)
         if found is None:
-            raise ConfigError(no_loss_message(model, call, output))
+            raise ConfigError(no_loss_message(model, call, output, batch))
         loss, parts = found
         return TaskResult(loss, parts if len(parts) > 1 else {}, *classified(output, call))
 

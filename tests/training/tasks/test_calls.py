@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.errors import ConfigError
-from runner.training.tasks.calls import CallOptions, arrange
+from runner.training.tasks.calls import CallOptions, arrange, left_out
 from runner.training.tasks.forward import Call, call_model, forward_signature
 
 
@@ -76,6 +76,31 @@ def test_the_fields_of_a_batch_become_the_arguments_and_the_target(batch, option
     assert (len(args), kwargs.keys()) == (len(expected[0]), expected[1].keys())
     given, wanted = [*args, *kwargs.values(), target], [*expected[0], *expected[1].values(), expected[2]]
     assert all(one is other or isinstance(one, list) for one, other in zip(given, wanted, strict=True))
+
+
+def test_a_field_with_nearly_the_name_of_an_argument_is_not_left_out_silently():
+    batch = {"image": A, "masks": B, "label": C}
+    with pytest.raises(ConfigError, match=r"field masks of a batch; did you mean mask\?") as caught:
+        arrange(batch, Net(), CallOptions())
+    for words, mask in (("{image: image, masks: mask}", B), ("{image: image}", None)):
+        assert f"task.fields={words}" in str(caught.value)
+        fields = dict(pair.split(": ") for pair in words.strip("{}").split(", "))
+        call = arrange(batch, Net(), CallOptions(fields=fields))
+        assert (call.kwargs.get("mask") is mask, call.target is C) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("batch", "options", "names"),
+    [
+        ({"image": A, "label": C, "index": B, "size": B.clone(), "name": ["a"]}, CallOptions(), ["index", "size"]),
+        ({"image": A, "label": C, "index": B}, CallOptions(fields={"image": "image"}), []),
+        (({"image": A, "index": B}, C), CallOptions(), ["index"]),
+        ((A, C), CallOptions(), []),
+        (A, CallOptions(), []),
+    ],
+)
+def test_the_tensors_that_reach_neither_model_nor_loss_are_named(batch, options, names):
+    assert left_out(batch, Net(), options) == names
 
 
 def test_a_model_that_takes_any_keyword_gets_all_but_the_target():

@@ -349,3 +349,54 @@ def test_a_copy_of_a_task_gives_the_same_loss():
     model, (_, batch, _) = Pixels(), FILES["segmentation"]
     segmentation = built("task=segmentation")
     assert torch.equal(copy.deepcopy(segmentation)(model, batch), segmentation(model, batch))
+
+
+def timed(function):
+    """Decorate a function, as users do who do not know functools.wraps."""
+
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+timed_task, timed_mine = timed(task), timed(mine)
+
+
+def test_a_decorated_function_that_hides_its_signature_is_refused_with_the_key_that_makes_it_work():
+    model, custom = Net(), ("task=custom", f"task._target_={__name__}.timed_task")
+    with pytest.raises(ConfigError, match=r"^task: .*timed_task takes any arguments and .*give \+\+task\._partial_=true if"):
+        built(*custom)
+    assert torch.equal(built(*custom, "++task._partial_=true")(model, (X, CLASSES)), task(model, (X, CLASSES)))
+    path = f"{__name__}.timed_mine"
+    with pytest.raises(ConfigError, match=rf"give task\.loss={{_target_: {path}, _partial_: true}} if"):
+        built(f"task.loss={path}")
+    loss = built(f"task.loss={{_target_: {path}, _partial_: true}}")(model, (X, CLASSES))
+    assert torch.equal(loss, mine(model(X), CLASSES))
+
+
+class TakesLabels(nn.Embedding):
+    """A model that returns scores, and its loss if it is given labels."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        scores = super().forward(input_ids).mean(1)
+        return {"logits": scores} | ({} if labels is None else {"loss": functional.cross_entropy(scores, labels)})
+
+
+@pytest.mark.parametrize(
+    ("batch", "fields"),
+    [
+        ({"input_ids": IDS, "label": IDS[:, 0]}, "{input_ids: input_ids, label: labels}"),
+        ((IDS, IDS[:, 0]), "{0: input_ids, 1: labels}"),
+    ],
+)
+def test_labels_under_another_name_reach_the_model_by_the_fields_in_the_message(batch, fields):
+    model = TakesLabels()
+    with pytest.raises(ConfigError) as caught:
+        built("task=model_loss")(model, batch)
+    assert f"give task.fields={fields}" in str(caught.value)
+    loss = built("task=model_loss", f"task.fields={fields}")(model, batch)
+    assert torch.equal(loss, functional.cross_entropy(model(IDS)["logits"], IDS[:, 0]))
