@@ -358,6 +358,7 @@ def test_save_writes_a_checkpoint_of_the_model(cli):
     assert not unexpected
 
 
+@pytest.mark.long
 def test_an_interrupted_run_writes_its_results_and_exits_with_code_130():
     Path("mine.py").write_text(
         "from pathlib import Path\n"

@@ -90,6 +90,7 @@ def test_a_plan_predicts_writes_in_the_forward_pass():
     assert verdicts_and_causes(run_experiment(*RENORMED, "batches=4").rows) == {"embed.weight": ("leaked", "forward_write")}
 
 
+@pytest.mark.long
 def test_the_highest_learning_rate_of_a_long_schedule_is_found_though_not_every_step_is_rehearsed():
     given = ("method=zero_lr", "freeze=backbone", "scheduler=one_cycle", "batches=3000")
     rehearsal = foreseen(*given)
@@ -243,7 +244,7 @@ def test_effects_of_flags_call_hooks_only_on_copies():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("first", [1, 900])
+@pytest.mark.parametrize("first", [1, pytest.param(900, marks=pytest.mark.long)])
 def test_a_learning_rate_that_rises_late_and_falls_again_is_foreseen_with_its_cause(first):
     given = (
         *("method=zero_lr", "freeze=backbone", "batches=2000", "schedule=after", f"schedule.step={first}"),

@@ -113,7 +113,11 @@ def test_a_run_whose_code_exits_or_raises_anything_fails_and_exits_with_1(behavi
 
 
 @pytest.mark.parametrize("inside", [pytest.param("constructor", marks=pytest.mark.long), "forward"])
-@pytest.mark.parametrize("launch", [[], ["launch=joblib", "hydra.launcher.n_jobs=2"]], ids=["local", "joblib"])
+@pytest.mark.parametrize(
+    "launch",
+    [[], pytest.param(["launch=joblib", "hydra.launcher.n_jobs=2"], marks=pytest.mark.long)],
+    ids=["local", "joblib"],
+)
 def test_the_other_runs_of_a_sweep_go_on_after_a_run_that_exits_or_raises_anything(inside, launch, cli_process):
     behaviors = f"+model.build.behavior={','.join(REASONS)},good"
     done = cli_process("-m", *MODEL, behaviors, f"+model.build.inside={inside}", *launch, "hydra.sweep.dir=sweep")
@@ -164,6 +168,7 @@ def test_a_thread_that_calls_exit_ends_a_sweep_with_1_a_table_and_the_command_th
     assert ("refuse_exit" in log, " finished" in log) == (True, False)  # the stack trace shows who called os._exit
 
 
+@pytest.mark.long
 def test_a_run_whose_code_exits_while_its_files_are_written_fails_too(cli_process):
     pytest.importorskip("safetensors")
     arguments = ("save=true", "+model.build.behavior=os_exit", "+model.build.inside=writing", "hydra.run.dir=run")
@@ -272,6 +277,7 @@ def test_a_crash_leaves_its_stack_traces_in_the_log_and_not_on_the_screen():
     assert "Segmentation fault" in Path("log").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [[], ["-X", "faulthandler"]], ids=["off", "on"])
 def test_a_crash_after_a_run_is_reported_as_it_was_before(options):
     code = (

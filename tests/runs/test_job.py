@@ -139,6 +139,7 @@ def test_frozen_parameters_hold_on_a_folder_of_pictures(method, pictures):
     assert result.record["counts"]["trained"] == 2
 
 
+@pytest.mark.long
 def test_a_run_inside_another_hydra_app_keeps_the_apps_job_name(tmp_path):
     Path("app.py").write_text(
         "import hydra\n"

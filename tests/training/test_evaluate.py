@@ -288,6 +288,9 @@ def results(outcome):
     return outcome.rows, [[*line[:2], *line[3:]] for line in steps], record, notes
 
 
+REST = ("lbfgs", "rprop", "asgd", "sgd")
+
+
 def both(*overrides):
     """Return what a run writes without and with evaluation, and the outcome with it."""
     plain = run_experiment(*DATA, *overrides)
@@ -315,7 +318,7 @@ def test_rows_steps_verdicts_looks_costs_and_weights_are_the_same_with_evaluatio
     assert [*evaluation["before"]] == ["loss", "accuracy", "f1_score"]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "rprop", "asgd", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", *(pytest.param(name, marks=pytest.mark.long) for name in REST)])
 def test_causes_of_leaks_are_the_same_with_evaluation(optimizer):
     overrides = (f"optimizer={optimizer}", "clip=1.0", "groups=one", "cost=off", *WRITER)
     plain, watched, _ = both(*overrides, "freeze.patterns=[bins, body, average]", "freeze.buffers=frozen")
