@@ -147,6 +147,7 @@ def test_a_full_disk_leaves_no_incomplete_file_and_a_resumed_sweep_is_complete(s
     assert {name: (SWEEP / name).read_bytes() for name in TABLES} == tables
 
 
+@pytest.mark.long
 def test_sigterm_ends_a_sweep_with_code_130_and_a_table_and_resume_last_completes_it(start_runner):
     grid = ("model=mlp", "threads=1", "batches=300", "seed=range(6)")
     sweep = start_runner("-m", *grid)

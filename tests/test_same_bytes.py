@@ -13,6 +13,7 @@ from runner import run
 OVERRIDES = ("method=zero_lr", "freeze=backbone", "model=mlp", "batches=4", "threads=1", "data=digits")
 
 
+@pytest.mark.long
 def test_changes_csv_has_the_same_bytes_in_repeated_runs_other_processes_and_sweeps(cli_process):
     for name in ("once", "twice"):
         run(*OVERRIDES, f"hydra.run.dir={name}")

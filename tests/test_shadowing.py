@@ -43,6 +43,7 @@ def test_the_console_script_works_beside_files_that_have_the_names_of_this_packa
     assert (process.returncode, process.stderr) == (0, "")
 
 
+@pytest.mark.long
 def test_every_library_that_a_run_imports_is_checked_for():
     code = (
         "import sys; sys.argv[1:] = sys.argv[1:]; from runner.__main__ import main; assert main() == 0;"

@@ -17,6 +17,9 @@ LIMIT = 200  # seconds for all scenarios; a collective that one process misses w
 MERGED = "the shards of 2 processes are one report, the same in each of them"
 
 
+pytestmark = pytest.mark.long  # the scenarios start two processes, which take seconds
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Return, for each of the two processes, {name of a scenario in `process_scenarios.py`: what it returned}."""

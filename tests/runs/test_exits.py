@@ -154,6 +154,7 @@ def test_a_forked_child_writes_and_prints_nothing(leave, inside, cli):
     assert (log.count("finished"), "in the child" in log) == (1, False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("behavior", [pytest.param("thread_exits", marks=pytest.mark.long), "thread_exits_meanwhile"])
 def test_a_thread_that_calls_exit_ends_a_sweep_with_1_a_table_and_the_command_that_goes_on(behavior, cli_process):
     done = cli_process("-m", *MODEL, f"+model.build.behavior={behavior},good", "seed=0,1", "hydra.sweep.dir=sweep")

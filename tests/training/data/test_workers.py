@@ -196,6 +196,7 @@ def test_file_descriptors_do_not_grow_over_the_passes():
     assert counts[3] == counts[5] == counts[7] == counts[9]
 
 
+@pytest.mark.long
 @needs_proc
 @pytest.mark.parametrize(
     ("number", "to_group"),
@@ -254,7 +255,7 @@ ENDS = {
 }
 
 
-SHORT = ("raise", "kill")
+SHORT = ("raise",)
 
 
 @pytest.mark.parametrize(
