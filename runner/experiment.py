@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from inspect import GEN_CLOSED, getgeneratorstate
 from itertools import islice
 from typing import Any
@@ -30,7 +31,7 @@ from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, run_verdict
 from runner.seeding import seed_all
-from runner.training.data.steps import batches_of
+from runner.training.data.steps import batches_in_step, batches_of
 from runner.training.evaluate import Evaluation
 from runner.training.loop import Step, train
 
@@ -197,9 +198,9 @@ def training_steps(
             clip=config.clip,
             zero_grad_to_none=config.zero_grad_to_none,
             first=phase.first,
-            batches_in_step=lambda number: sizes[min(number, len(sizes)) - 1],
+            batches_in_step=partial(batches_in_step, sizes),
         ):
-            step = replace(step, parts=setup.task.take_parts(sizes[min(step.number, len(sizes)) - 1]))
+            step = replace(step, parts=setup.task.take_parts(batches_in_step(sizes, step.number)))
             state.steps.append(step)
             yield step
         phase_steps = len(state.steps) - phase.first + 1

@@ -27,11 +27,7 @@ from runner.training.tasks.trained import TrainedTask
 from runner.training.tasks.wording import described
 from runner.training.weights import transforms_of
 
-FUNCTIONS = (
-    "transform",
-    "test_transform",
-    "collate",
-)  # keys of `data` whose targets are functions of a sample, or of samples
+FUNCTIONS = ("transform", "test_transform", "collate")  # keys of `data` that give functions of one sample, or of several
 BUILD = -4  # stands for the number of a pass in the seed under which the data are built
 
 

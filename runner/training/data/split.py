@@ -18,10 +18,9 @@ MOST_READ = 10_000  # samples that are read to find their targets, where the dat
 
 
 def targets_of(dataset: Any) -> list[int] | None:
-    """Return the class of every sample, without reading the samples if the dataset lists its targets; None if unknown.
+    """Return the class of every sample as the dataset lists it, without reading a sample; None if it lists none.
 
-    Subsets and concatenations are looked into. Of other datasets, up to MOST_READ samples are read, and the second part of a
-    pair is its class if it is a whole number.
+    Subsets and concatenations are looked into.
     """
     for name in TARGETS:
         if (found := _whole_numbers(getattr(dataset, name, None))) is not None and len(found) == len(dataset):

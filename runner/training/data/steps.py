@@ -41,3 +41,11 @@ def batches_of(steps: Iterable[StepBatches], sizes: list[int]) -> Iterator[Any]:
     for step in steps:
         sizes.append(len(step))
         yield from step
+
+
+def batches_in_step(sizes: list[int], number: int) -> int:
+    """Return how many batches the step `number` (from 1) has, by the list that `batches_of` fills.
+
+    The last entry counts where a method gives a step batches that the data did not give.
+    """
+    return sizes[min(number, len(sizes)) - 1]
