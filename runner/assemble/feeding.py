@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from runner.assemble.objects import dtype_of
+from runner.assemble.models import dtype_of
 from runner.config.build import build, build_function, locate, names_function
 from runner.config.numbers import check_numbers
 from runner.config.schema import ENDLESS_BATCHES, RUNNERS_DATA_KEYS, Config

@@ -1,10 +1,8 @@
-"""Build the objects of a run from the checked config: model, selection, phases, groups, optimizer, scheduler, meter."""
+"""Build the objects of a run from the checked config: phases, groups, optimizer, scheduler, meter."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,75 +10,33 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from runner.config.build import build, build_instance, locate_targets
+from runner.assemble.models import build_model, declared_selection
+from runner.config.build import build, build_instance
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
 from runner.cost.meter import CountingMeter, Meter
 from runner.cost.timing import TimingMeter
 from runner.errors import ConfigError
 from runner.freezing.groups import Group, split_by_lr
-from runner.freezing.names import find_head
-from runner.freezing.patterns import HEAD
 from runner.freezing.schedule import Phase
-from runner.freezing.selection import Selection, select
-from runner.freezing.words import FOR_CONFIG
+from runner.freezing.selection import Selection
 from runner.seeding import machine_settings, seed_all
-from runner.tensors import refuse_unless_dense
 from runner.training.loop import needs_closure
-
-
-def build_model(config: Config, device: torch.device) -> nn.Module:
-    """Return the model that the config declares, on the device. Raises ConfigError if its tensors cannot be compared."""
-    model = build_instance(nn.Module, config.model.build, "model.build").to(device, dtype_of(config))
-    refuse_unless_dense(model)
-    return model
-
-
-def build_on_meta(config: Config) -> nn.Module:
-    """Return the model that the config declares with all its tensors on the meta device, where they have no values."""
-    locate_targets(config.model.build, "model.build")  # what a module makes when it is imported has values
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about weights that a builder loads: they stay without values
-        return build_instance(nn.Module, config.model.build, "model.build").to(dtype_of(config))
-
-
-def dtype_of(config: Config) -> torch.dtype | None:
-    """Return the dtype that `model.dtype` names; None to leave the weights as they are."""
-    return getattr(torch, config.model.dtype.value) if config.model.dtype else None
 
 
 def check_patterns(configs: Sequence[Config]) -> None:
     """Raise the ConfigError of the first config if none has patterns that fit the model, which must be the same in all."""
     with machine_settings(configs[0].threads, configs[0].deterministic):
         seed_all(configs[0].seed)
-        model = build_instance(nn.Module, configs[0].model.build, "model.build")
+        built = build_model(configs[0], None, ignore_note)
         errors = []
         for config in configs:
             try:
-                build_groups(config, model, declared_selection(config, model, ignore_note))
+                build_groups(config, built.model, declared_selection(config, built, None, ignore_note))
                 return
             except ConfigError as error:
                 errors.append(error)
     raise errors[0]
-
-
-def declared_selection(config: Config, model: nn.Module, note: Note) -> Selection:
-    """Return the parameters, buffers and modules that the config declares frozen.
-
-    In patterns, `@head` stands for the classifier. If a pattern is `@head` and the config has `model.head=auto`, the
-    classifier is found automatically. `note` is called with each message in the `notes` of the returned Selection, one of
-    which names the classifier that was found.
-    """
-    freeze, head = config.freeze, config.model.head
-    notes: tuple[str, ...] = ()
-    if head == "auto" and HEAD in (*freeze.patterns, *freeze.keep):
-        head = find_head(model, config.model.classes)
-        notes = (f"model.head=auto found the classifier {head}",)
-    selection = select(model, freeze.patterns, keep=freeze.keep, buffers=freeze.buffers.value, head=head, words=FOR_CONFIG)
-    selection = replace(selection, notes=(*notes, *selection.notes))
-    for text in selection.notes:
-        note(text)
-    return selection
 
 
 def build_phases(config: Config, selection: Selection) -> list[Phase]:

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.assemble.feeding import Feed, build_task, open_feed
+from runner.assemble.models import build_model, build_on_meta, declared_selection
 from runner.assemble.objects import (
     build_groups,
     build_meter,
-    build_model,
-    build_on_meta,
     build_optimizer,
     build_phases,
-    declared_selection,
 )
 from runner.config.build import build_instance
 from runner.config.schema import Config
@@ -96,15 +94,16 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         undo.enter_context(machine_settings(config.threads, config.deterministic))
         device = pick_device(config.device.value)
         seed_all(config.seed)
-        built_model = build_model(config, device) if have_values else build_on_meta(config)
+        built = build_model(config, device, note) if have_values else build_on_meta(config, note)
+        built_model = built.model
         feed = open_feed(config, device, note, undo)
         config = feed.config
         (meter := build_meter(config, device, note)).on_model_built(built_model)
         for module in built_model.modules():
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(built_model)
-        selection = declared_selection(config, built_model, note)
         task = build_task(config, device)
+        selection = declared_selection(config, built, None, note)
         note_fields_left_out(task, built_model, feed.first, note)
         method = build_method(config, Example(task, feed.first, feed.reread), built_model, selection)
         phases = build_phases(config, selection)

@@ -21,7 +21,7 @@ from runner.config.machine import (
 from runner.config.messages import choices_of, omegaconf_message, wrong_value_message
 from runner.config.metrics import check_evaluation
 from runner.config.numbers import check_numbers
-from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, values_by_key
+from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, Model, values_by_key
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse, parse_all, refuse_patterns_in_both
 
@@ -81,6 +81,8 @@ def _typed(composed: DictConfig) -> DictConfig:
     nodes: dict[str, Any] = {str(key): composed._get_node(key) for key in composed if key != "hydra"}
     if OmegaConf.is_config(composed) and composed.get("cost") is False:
         nodes["cost"] = "off"  # which YAML reads as False
+    if OmegaConf.is_dict(nodes.get("model")):
+        nodes["model"] = _with_builder_arguments(nodes["model"])
     for each in fields(Config):
         if is_dataclass(each.default_factory) and not OmegaConf.is_dict(nodes.get(each.name, OmegaConf.create())):
             raise ConfigError(wrong_value_message(each.name, nodes[each.name]))
@@ -93,6 +95,18 @@ def _typed(composed: DictConfig) -> DictConfig:
         if each.name not in nodes:
             raise ConfigError(f"{each.name} is missing; give {each.name}=..., or begin your config with {DEFAULTS}")
     return typed  # type: ignore[return-value]
+
+
+def _with_builder_arguments(model: DictConfig) -> DictConfig:
+    """Return the node `model` in which the keys that the schema does not have, such as `name`, are moved into `build`."""
+    known, values = {each.name for each in fields(Model)}, OmegaConf.to_container(model)
+    assert isinstance(values, dict)
+    build = values.get("build")
+    if not isinstance(build, dict):
+        return model
+    own = {key: value for key, value in values.items() if key in known}
+    moved = {key: value for key, value in values.items() if key not in known}
+    return OmegaConf.create({**own, "build": {**build, **moved}})
 
 
 def _check_lr_items(groups: DictConfig) -> None:

@@ -75,13 +75,19 @@ class DType(Enum):
 
 @dataclass
 class Model:
-    """The config node `model`: how the model is built, and which part of it is the classifier (`head`)."""
+    """The config node `model`: how the model is built, and which part of it is the head.
+
+    Any other key in the node, such as `name`, is an argument of the target of `build`.
+    """
 
     build: dict[str, Any] = MISSING  # a node with a `_target_`
-    head: Any = "auto"  # a pattern, a list of patterns, or auto
+    head: Any = "auto"  # a pattern, a list of patterns, auto, or new: what the weights did not supply
     input: list[int] | None = None  # the shape of one sample, without the batch, where the data ask for it
     classes: int | None = None
     dtype: DType | None = None  # of the weights and of the real numbers in batches; None: as they are
+    checkpoint: str | None = None  # a file or a folder with the values of the model's tensors
+    strict: bool = True  # whether the checkpoint must fit the model exactly
+    then: list[Any] = field(default_factory=list)  # what is called after the build: names of methods, or nodes
 
 
 @dataclass

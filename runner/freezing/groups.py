@@ -51,7 +51,7 @@ def by_module(model: nn.Module, selection: Selection, names: Sequence[str] = ())
     """Return one parameter group for each pattern in `names`, with the parameters that the pattern matches.
 
     If several patterns match a parameter, it is in the group of the first of these patterns. A parameter that no pattern
-    matches is in no group. `selection` is only used to look up what the pattern `@head` stands for. Raises ConfigError if
+    matches is in no group. `selection` is only used to look up what a part such as `@head` stands for. Raises ConfigError if
     `names` is empty.
     """
     if not names:
@@ -67,8 +67,8 @@ def split_by_lr(
 
     If several patterns match a parameter, the first one sets its rate. If the parameters of a group `NAME` fall under
     different patterns, the group is split: `NAME/PATTERN` has the parameters of one pattern, and `NAME` those that no
-    pattern matches. `selection` is only used to look up what the pattern `@head` stands for. Raises ConfigError if a pattern
-    matches parameters but none of them is in a group.
+    pattern matches. `selection` is only used to look up what a part such as `@head` stands for. Raises ConfigError if a
+    pattern matches parameters but none of them is in a group.
     """
     lr_of, pattern_of = {}, {}
     grouped = {id(parameter) for group in groups for parameter in group["params"]}
@@ -190,9 +190,9 @@ def _match_parameters(
     """Return one pair (pattern, list of parameters) for each pattern.
 
     The list has the parameters that the pattern matches, without those that an earlier pattern matches. `selection` is only
-    used to look up what the pattern `@head` stands for. `key` is the config key of the patterns, for error messages.
+    used to look up what a part such as `@head` stands for. `key` is the config key of the patterns, for error messages.
     """
-    resolver = PatternResolver(model, selection.head, FOR_CONFIG)
+    resolver = PatternResolver(model, selection.evidence, FOR_CONFIG)
     parameters, matched_before, matches = dict(model.named_parameters()), set[str](), []
     for pattern in patterns:
         names = resolver.resolve(parse(pattern, key), key) - matched_before

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 from torch import Tensor, nn
 
 from runner.errors import ConfigError
+from runner.freezing.parts import PARTS
+from runner.freezing.parts.evidence import Evidence
 from runner.freezing.patterns import HEAD, Pattern, parse_all
-from runner.freezing.words import FOR_CONFIG, FOR_PYTHON, Words
+from runner.freezing.words import FOR_PYTHON, Words
 from runner.tensors import TensorEntry, tensor_entries
 
 Matcher = Callable[[str], bool]
@@ -21,39 +23,36 @@ class ModelNames:
 
     Args:
         model: the model; it is not changed.
-        head: the pattern or patterns that `@head` stands for. With None or "auto", `@head` is the classifier that
-            `find_head` finds.
+        evidence: what the named parts of the model, such as `@head`, are found by.
         words: what messages call the arguments.
     """
 
-    def __init__(self, model: nn.Module, head: str | Sequence[str] | None = None, words: Words = FOR_PYTHON) -> None:
+    def __init__(self, model: nn.Module, evidence: Evidence, words: Words = FOR_PYTHON) -> None:
         self.model = model
         self.words = words
         self.entries = tensor_entries(model)
         self.parameters = [entry for entry in self.entries.values() if entry.kind == "parameter"]
         self.buffers = [entry for entry in self.entries.values() if entry.kind == "buffer"]
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self._head = head
+        self._evidence = evidence
+        self._parts: dict[str, tuple[Pattern, ...]] = {}
 
-    @cached_property
-    def head_names(self) -> tuple[str, ...]:
-        """The patterns that `@head` stands for, as a tuple; with "auto", the name of the classifier that was found."""
-        if self._head is None or self._head == "auto":
-            return (find_head(self.model, words=self.words),)
-        return (self._head,) if isinstance(self._head, str) else tuple(self._head)
+    def patterns_of(self, part: Pattern) -> tuple[Pattern, ...]:
+        """Return the patterns that a named part, such as `@head`, stands for; none if the model has no such part.
 
-    @cached_property
-    def head_patterns(self) -> tuple[Pattern, ...]:
-        """The patterns of `head_names`. Raises ConfigError if one of them is `@head` itself, or malformed."""
-        patterns = parse_all(self.head_names, self.words.head)
-        if any(pattern.kind == "head" for pattern in patterns):
-            raise ConfigError(f"{self.words.head}: {HEAD} stands for these patterns; give the name of the classifier")
-        return patterns
+        Raises ConfigError if the part is `@head` and it is not known, or if one of its patterns is malformed.
+        """
+        if part.text not in self._parts:
+            patterns = parse_all(PARTS[part.text].find(self.model, self._evidence, self.words), self.words.head)
+            if any(pattern.kind == "part" for pattern in patterns):
+                raise ConfigError(f"{self.words.head}: {HEAD} stands for these patterns; give the name of the classifier")
+            self._parts[part.text] = patterns
+        return self._parts[part.text]
 
     def matcher(self, pattern: Pattern) -> Matcher:
         """Return a function that takes a dotted name and returns True if the pattern matches it or a module above it."""
-        if pattern.kind == "head":
-            matchers = [self.matcher(each) for each in self.head_patterns]
+        if pattern.kind == "part":
+            matchers = [self.matcher(each) for each in self.patterns_of(pattern)]
             return lambda name: any(matches(name) for matches in matchers)
         if pattern.kind == "type":
             class_name = pattern.text.removeprefix("type:")
@@ -110,29 +109,6 @@ class ModelNames:
                 if names and prefix + attribute not in registered:
                     found[prefix + attribute] = names
         return found
-
-
-def find_head(model: nn.Module, classes: int | None = None, words: Words = FOR_CONFIG) -> str:
-    """Return the name of the module that is taken for the model's classifier.
-
-    Candidates are the submodules that have parameters of their own and an attribute `out_features` or `out_channels`, as
-    linear and convolutional modules have. The result is the last candidate with exactly `classes` outputs, in the order of
-    `named_modules()`. If there is none, it is the last candidate. Raises ConfigError if there are no candidates; `words` are
-    those of its message.
-    """
-    output_sizes = {
-        name: getattr(module, "out_features", getattr(module, "out_channels", None))
-        for name, module in model.named_modules()
-        if name and any(True for _ in module.parameters(recurse=False))
-    }
-    output_sizes = {name: size for name, size in output_sizes.items() if size is not None}
-    if not output_sizes:
-        raise ConfigError(
-            f"{words.head}=auto finds no classifier: no named module with parameters of its own has out_features or "
-            f"out_channels; name it with {words.head}=NAME"
-        )
-    with_that_size = [name for name, size in output_sizes.items() if size == classes]
-    return with_that_size[-1] if with_that_size else [*output_sizes][-1]
 
 
 def with_parents(name: str) -> list[str]:

@@ -6,7 +6,8 @@ from difflib import get_close_matches
 
 from runner.errors import did_you_mean, listed
 from runner.freezing.names import ModelNames
-from runner.freezing.patterns import Pattern
+from runner.freezing.parts import PARTS
+from runner.freezing.patterns import HEAD, Pattern
 
 
 def no_match_message(names: ModelNames, pattern: Pattern, key: str) -> str:
@@ -20,8 +21,10 @@ def no_match_message(names: ModelNames, pattern: Pattern, key: str) -> str:
             return f"{problem}: those modules have none; {names.words.without_tensors}"
         hint = did_you_mean(pattern.text[5:], classes) or "; it has " + listed(sorted(classes), most=8)
         return f"{problem}: the model has no such module{hint}"
-    if pattern.kind == "head":
-        head = ",".join(names.head_names)
+    if pattern.kind == "part":
+        head = ",".join(each.text for each in names.patterns_of(pattern))
+        if pattern.text != HEAD or not head:
+            return f"{problem}: {PARTS[pattern.text].absent}"
         return f"{problem}: the classifier, {names.words.head}={head}, is not in the model{near_names(names, head)}"
     if computed := {name: behind for name, behind in names.computed().items() if matches(name)}:
         behind = listed([parameter for parameters in computed.values() for parameter in parameters])

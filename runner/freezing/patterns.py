@@ -6,7 +6,7 @@
 | `layer*.*.bn?` | `*` and `?` stay within one dotted part; `**` crosses zero or more parts |
 | `re:layer[12]\\..*bias` | a regular expression that must match the whole name |
 | `type:BatchNorm2d` | modules of that class or a subclass, and all below them |
-| `@head` | the model's classifier |
+| `@head`, `@norms`, ... | parts that are found in the model |
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from runner.errors import ConfigError, short_repr
+from runner.errors import ConfigError, did_you_mean, listed, short_repr
 from runner.freezing.words import FOR_CONFIG, Words
 
-HEAD = "@head"
+HEAD, AS_BUILT = "@head", "@as_built"
+PART_NAMES = (HEAD, "@embeddings", "@norms", "@adapters", "@router", "@vision", AS_BUILT)
 TYPOGRAPHIC_QUOTES = "“”„‟‘’‚‛«»"
 _ANY_PARTS = r"(?:[^.]+\.)*"  # zero or more dotted parts, each with its dot
 
@@ -29,12 +30,12 @@ class Pattern:
     """A parsed pattern, which matches names of modules and parameters.
 
     `text` is the pattern as written. `kind` is "name" (`layer*.bn1`), "regex" (`re:...`), "type" (`type:BatchNorm2d`) or
-    "head" (`@head`). `regex` is set for the first two kinds, which match by name alone; it is None for the others, which
+    "part" (`@head`). `regex` is set for the first two kinds, which match by name alone; it is None for the others, which
     need a model.
     """
 
     text: str
-    kind: Literal["name", "regex", "type", "head"]
+    kind: Literal["name", "regex", "type", "part"]
     regex: re.Pattern[str] | None = None
 
     def matches(self, name: str) -> bool:
@@ -73,9 +74,10 @@ def parse(text: object, key: str) -> Pattern:
             raise ConfigError(f"{key}: {text!r} is malformed; write type:ClassName, e.g. type:BatchNorm2d")
         return Pattern(text, "type")
     if text.startswith("@"):
-        if text != HEAD:
-            raise ConfigError(f"{key}: {text!r} is unknown; the only name with an @ is {HEAD}, the model's classifier")
-        return Pattern(text, "head")
+        if text not in PART_NAMES:
+            hint = did_you_mean(text, PART_NAMES) or f"; there are {listed(PART_NAMES)}"
+            raise ConfigError(f"{key}: {text!r} is no part of a model that is known{hint}")
+        return Pattern(text, "part")
     return Pattern(text, "name", _compile_name(text, key))
 
 

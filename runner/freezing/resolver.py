@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from runner.errors import ConfigError, listed
 from runner.freezing.names import ModelNames, with_parents
 from runner.freezing.no_match import no_match_message
+from runner.freezing.parts import PARTS
 from runner.freezing.patterns import Pattern
 from runner.tensors import TensorEntry
 
@@ -57,11 +58,11 @@ class PatternResolver(ModelNames):
     def _found(self, found: set[str], pattern: Pattern, key: str) -> set[str]:
         """Return what was found for a pattern. Raises ConfigError if that is nothing.
 
-        Raises it too if the pattern is `@head`, which stands for several patterns, and one of them matches nothing.
+        Raises it too if the pattern is a part, which stands for several patterns, and one of them matches nothing.
         """
-        if not found:
+        if not found and not (pattern.kind == "part" and PARTS[pattern.text].may_be_absent):
             raise ConfigError(no_match_message(self, pattern, key))
-        for each in self.head_patterns if pattern.kind == "head" else ():
+        for each in self.patterns_of(pattern) if pattern.kind == "part" else ():
             if not self._matched_by(each, self.entries.values()) and not self._modules_and_buffers(each):
                 raise ConfigError(no_match_message(self, each, self.words.head))
         return found

@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from runner.errors import ConfigError, short_repr
+from runner.freezing.parts.evidence import Evidence
 from runner.freezing.patterns import parse_all, refuse_patterns_in_both
 from runner.freezing.resolver import PatternResolver, forced_tie_note, owner_of
 from runner.freezing.words import FOR_PYTHON, Words
@@ -29,7 +30,7 @@ class Selection:
         modules: {name: module that stays in eval mode}; empty if `buffers` is "live".
         names: the names that are declared frozen: those that a pattern matches. A tied parameter may have others as well, at
             which another tensor may be put. Empty: all names of the parameters and buffers.
-        head: the patterns that `@head` stands for, as given to `select`.
+        evidence: what the named parts of the model, such as `@head`, were found by.
         notes: messages for the user.
     """
 
@@ -37,7 +38,7 @@ class Selection:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     names: frozenset[str] = frozenset()
-    head: str | Sequence[str] | None = None
+    evidence: Evidence = field(default_factory=Evidence)
     notes: tuple[str, ...] = ()
 
     def __contains__(self, tensor: object) -> bool:
@@ -56,6 +57,7 @@ def select(
     buffers: str = "live",
     head: str | Sequence[str] | None = None,
     *,
+    evidence: Evidence | None = None,
     words: Words = FOR_PYTHON,
 ) -> Selection:
     """Return the parameters, buffers and modules of a model that the patterns match, as a Selection.
@@ -63,7 +65,8 @@ def select(
     `keep`: patterns of exceptions. A parameter, buffer or module is left out if a `keep` pattern matches any of its names.
     `buffers`: with "frozen", the matched modules and their buffers are selected too; with "live", only parameters are, and
     those buffers that a pattern names: `bn.running_mean`, or a module that has buffers but no parameters. `head`: the
-    patterns that `@head` stands for; None or "auto" finds the classifier. `words`: what messages call these arguments.
+    patterns that `@head` stands for; None or "auto" finds the classifier. `evidence`: what the named parts are found by, in
+    place of `head`. `words`: what messages call these arguments.
 
     Raises ConfigError (a ValueError) if an argument has a wrong type, or if a pattern is empty or malformed, matches
     nothing, or is in both `patterns` and `keep`. Raises it too if `keep` leaves out everything that a pattern matches, or if
@@ -73,7 +76,8 @@ def select(
     _check_buffers(buffers)
     freeze_patterns, keep_patterns = parse_all(patterns, words.patterns), parse_all(keep, words.keep)
     refuse_patterns_in_both([p.text for p in freeze_patterns], [p.text for p in keep_patterns], words)
-    resolver, with_modules = PatternResolver(model, head, words), buffers == "frozen"
+    evidence = evidence or Evidence(None if head == "auto" else head, trainable=trainable_names(model))
+    resolver, with_modules = PatternResolver(model, evidence, words), buffers == "frozen"
     names_of_pattern = {p.text: resolver.declared(p, words.patterns, with_modules) for p in freeze_patterns}
     names_of_keep = {p.text: resolver.exempted(p, words.keep, with_modules) for p in keep_patterns}
     matched, kept = set[str]().union(*names_of_pattern.values()), set[str]().union(*names_of_keep.values())
@@ -89,9 +93,14 @@ def select(
         buffers={entry.name: entry.tensor for entry in frozen if entry.kind == "buffer"},
         modules=modules,
         names=names,
-        head=head,
+        evidence=evidence,
         notes=(*resolver.tie_notes(freeze_patterns, keep_patterns, matched & kept), *forced_tie_note(frozen, names)),
     )
+
+
+def trainable_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that have `requires_grad` now, tied names included."""
+    return frozenset(name for name, each in model.named_parameters(remove_duplicate=False) if each.requires_grad)
 
 
 def _refuse_patterns_without_effect(

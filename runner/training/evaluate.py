@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from runner.contract import Note, ignore_note
 from runner.errors import ConfigError, SkippedError, listed, place_in_user_code
+from runner.kept_state import in_eval_mode
 from runner.seeding import preserve_random_state, preserve_settings, seed_all
 from runner.tensors import tensors_in
 from runner.training.data.steps import StepBatches
-from runner.training.kept_state import in_eval_mode
 from runner.training.metrics import RunningMetric, accuracy_counts, accuracy_of
 
 

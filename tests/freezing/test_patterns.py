@@ -83,7 +83,7 @@ def test_case_matters(pattern):
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [("fc", "name"), ("**.bias", "name"), ("re:.*", "regex"), ("type:torch.nn.Linear", "type"), ("@head", "head")],
+    [("fc", "name"), ("**.bias", "name"), ("re:.*", "regex"), ("type:torch.nn.Linear", "type"), ("@head", "part")],
 )
 def test_the_kind_of_a_pattern_follows_from_how_it_begins(text, kind):
     assert parse(text, "freeze.patterns").kind == kind

@@ -15,7 +15,7 @@ from torchvision.models import resnet18
 
 from runner import audit
 from runner.errors import ConfigError
-from runner.freezing.names import find_head
+from runner.freezing.parts.head import guess_head
 from runner.freezing.selection import select, select_by_flags
 from runner.freezing.words import FOR_CONFIG
 from runner.training.models import MLP
@@ -332,8 +332,8 @@ def test_the_head_is_the_given_patterns_or_what_auto_finds(head, expected):
         (MLP([3]), "head"),
     ],
 )
-def test_find_head_returns_the_last_module_with_its_own_parameters_and_an_output_size(model, head):
-    assert find_head(model) == head
+def test_guess_head_returns_the_last_module_with_its_own_parameters_and_an_output_size(model, head):
+    assert guess_head(model, None, FOR_CONFIG) == head
 
 
 def test_the_message_for_a_head_that_does_not_exist_has_a_similar_name():

@@ -1,4 +1,4 @@
-"""Run a model in eval mode and leave no trace: each module's mode, and the bits of every parameter and buffer, come back."""
+"""Run a model and leave no trace: each module's mode, and the bits of every parameter and buffer, come back."""
 
 from __future__ import annotations
 
@@ -13,25 +13,38 @@ from runner.tensors import copy_of, names_and_tensors, same_bits
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[list[str]]:
-    """Put every module in eval mode in the block; on leaving, give back the modes, parameters and buffers that it had.
+    """Put every module in eval mode in the block; on leaving, give back what `state_kept` does.
 
     The modules' flags are set directly, because a model's own `eval` and `train` may do more, such as merge an adapter into
-    its layer. Yields a list; on leaving, it is filled with the names of the tensors that the block has written, replaced,
-    added or removed.
+    its layer. Yields what `state_kept` yields.
     """
-    training = [module for module in model.modules() if module.training]
+    with state_kept(model) as written:
+        for module in model.modules():
+            module.training = False
+        yield written
+
+
+@contextmanager
+def state_kept(model: nn.Module) -> Iterator[list[str]]:
+    """On leaving the block, give back the modes, parameters, buffers and `requires_grad` flags that the model had.
+
+    Yields a list; on leaving, it is filled with the names of the tensors that the block has written, replaced, added or
+    removed.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     registries = [(registry, dict(registry.items())) for module in model.modules() for registry in _registries(module)]
     standing = dict(zip(*names_and_tensors(model), strict=True))
     # By id, so that a tied tensor is copied once. The detached tensor has the same memory, also after `p.data = other`.
     kept = {id(tensor): (tensor, tensor.detach(), copy_of(tensor)) for tensor in standing.values()}
     written: list[str] = []
     try:
-        for module in training:
-            module.training = False
         yield written
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
         now = dict(zip(*names_and_tensors(model), strict=True))
         for registry, before in registries:
             _restore_registry(registry, before)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from runner.kept_state import in_eval_mode
 from runner.tensors import same_bits
-from runner.training.kept_state import in_eval_mode
 
 
 class Net(nn.Module):
