@@ -27,14 +27,14 @@ class ModelNames:
         words: what messages call the arguments.
     """
 
-    def __init__(self, model: nn.Module, evidence: Evidence, words: Words = FOR_PYTHON) -> None:
+    def __init__(self, model: nn.Module, evidence: Evidence | None = None, words: Words = FOR_PYTHON) -> None:
         self.model = model
         self.words = words
         self.entries = tensor_entries(model)
         self.parameters = [entry for entry in self.entries.values() if entry.kind == "parameter"]
         self.buffers = [entry for entry in self.entries.values() if entry.kind == "buffer"]
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self._evidence = evidence
+        self._evidence = evidence or Evidence()
         self._parts: dict[str, tuple[Pattern, ...]] = {}
 
     def patterns_of(self, part: Pattern) -> tuple[Pattern, ...]:
