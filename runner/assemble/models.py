@@ -14,9 +14,9 @@ from runner.config.build import build, locate_targets
 from runner.config.schema import Config
 from runner.contract import Note
 from runner.errors import ConfigError
-from runner.freezing.parts.evidence import Evidence, Trial
+from runner.freezing.parts.evidence import Evidence
 from runner.freezing.parts.trial import try_model
-from runner.freezing.patterns import needs_trial, parse
+from runner.freezing.patterns import needs_trial, parse_all, parse_both
 from runner.freezing.selection import Selection, select_by_evidence, trainable_names
 from runner.freezing.words import FOR_CONFIG
 from runner.tensors import map_tensors, refuse_unless_dense, tensor_entries
@@ -73,31 +73,29 @@ def dtype_of(config: Config) -> torch.dtype | None:
     return getattr(torch, config.model.dtype.value) if config.model.dtype else None
 
 
-def trial_of(config: Config, model: nn.Module, task: Callable[[nn.Module, Any], Any], batch: Any) -> Trial | None:
-    """Return what a forward pass on the first batch shows of the model, if a pattern in the config needs that; else None."""
-    texts = [
-        *config.freeze.patterns,
-        *config.freeze.keep,
-        *config.groups.names,
-        *(each.pattern for each in config.groups.lr),
-    ]
-    if not needs_trial([parse(text, "freeze.patterns") for text in texts], _named_head(config)):
-        return None
-    if any(parameter.is_meta for parameter in model.parameters()):
-        batch = map_tensors(batch, lambda tensor: tensor.to("meta"))
-    return try_model(model, batch, task, classes=config.model.classes)
-
-
-def declared_selection(config: Config, built: BuiltModel, trial: Trial | None, note: Note) -> Selection:
+def declared_selection(
+    config: Config, built: BuiltModel, note: Note, *, batch: Any = None, task: Callable[[nn.Module, Any], Any] | None = None
+) -> Selection:
     """Return the parameters, buffers and modules that the config declares frozen.
 
-    `trial`: what a forward pass showed, by which parts of the model are found. `note` is called with each message in the
-    `notes` of the returned Selection, one of which names the head that was found.
+    `batch`, `task`: a first batch and the task, by which parts of the model are found; without them, they are a guess.
+    `note` is called with each message in the `notes` of the returned Selection, one of which names the head.
     """
-    freeze = config.freeze
-    evidence = Evidence(_named_head(config), config.model.classes, trial, built.trainable)
+    freeze, groups, head = config.freeze, config.groups, _named_head(config)
+    patterns, keep = parse_both(freeze.patterns, freeze.keep, FOR_CONFIG)
+    others = parse_all([*groups.names, *(each.pattern for each in groups.lr)], "groups")
+    trial = None
+    if batch is not None and needs_trial((*patterns, *keep, *others), head):
+        if any(parameter.is_meta for parameter in built.model.parameters()):
+            batch = map_tensors(batch, lambda tensor: tensor.to("meta"))
+        trial = try_model(built.model, batch, task, classes=config.model.classes)
     selection = select_by_evidence(
-        built.model, freeze.patterns, freeze.keep, freeze.buffers.value, evidence=evidence, words=FOR_CONFIG
+        built.model,
+        patterns,
+        keep,
+        with_modules=freeze.buffers.value == "frozen",
+        evidence=Evidence(head, config.model.classes, trial, built.trainable),
+        words=FOR_CONFIG,
     )
     for text in selection.notes:
         note(text)
