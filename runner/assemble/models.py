@@ -8,16 +8,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from runner.assemble.new_parts import NEW, frozen_at_random, head_of_new, parts_of
 from runner.config.build import build, locate_targets
-from runner.config.schema import Config
+from runner.config.schema import Config, Model
 from runner.contract import Note
-from runner.errors import ConfigError
+from runner.errors import ConfigError, listed
 from runner.freezing.parts.evidence import Evidence, Trial
 from runner.freezing.patterns import HEAD
 from runner.freezing.selection import Selection, select, trainable_names
 from runner.freezing.words import FOR_CONFIG
 from runner.tensors import refuse_unless_dense, tensor_entries
+from runner.training.pretrained.checkpoint import read_checkpoint
 from runner.training.pretrained.loaded import Loaded
+from runner.training.pretrained.loading import load_into
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class BuiltModel:
 def build_model(config: Config, device: torch.device | None, note: Note) -> BuiltModel:
     """Return the model that the config declares, on the device (None: where its builder puts it).
 
-    `note` is called with messages about its weights. Raises ConfigError if its tensors cannot be compared.
+    `note` is called with messages about its weights. Raises ConfigError if its checkpoint does not fit, if it has no
+    parameters, or if its tensors cannot be compared.
     """
     loaded = build(config.model.build, "model.build")
     if not isinstance(loaded, Loaded):
@@ -47,14 +51,31 @@ def build_model(config: Config, device: torch.device | None, note: Note) -> Buil
         raise ConfigError(
             f"model.build._target_ gives a {type(loaded.model).__name__}; it must give an instance of torch.nn.Module"
         )
+    if config.model.checkpoint is not None:
+        loaded = with_checkpoint(loaded, config.model)
     for text in loaded.notes:
         note(text)
     entries = tensor_entries(loaded.model).values()
     new = None if loaded.new is None else {id(entry.tensor) for entry in entries if loaded.new & {*entry.names}}
+    if not any(True for _ in loaded.model.parameters()):
+        raise ConfigError(f"model: {type(loaded.model).__name__} has no parameters: there is nothing to freeze or to train")
     model = loaded.model.to(device, dtype_of(config))
     refuse_unless_dense(model)
     names = [name for entry in tensor_entries(model).values() if new and id(entry.tensor) in new for name in entry.names]
     return BuiltModel(model, None if new is None else frozenset(names), trainable_names(model))
+
+
+def with_checkpoint(loaded: Loaded, model: Model) -> Loaded:
+    """Return the model with the tensors of `model.checkpoint` in it; what its builder's weights supplied is not new either.
+
+    `model`: the config's node. Raises ConfigError if the checkpoint cannot be read or does not fit.
+    """
+    assert model.checkpoint is not None
+    tensors = read_checkpoint(model.checkpoint)
+    read = load_into(loaded.model, tensors, classes=model.classes, strict=model.strict)
+    assert read.new is not None
+    new = read.new if loaded.new is None else read.new & loaded.new
+    return Loaded(loaded.model, new, (*loaded.notes, *read.notes))
 
 
 def build_on_meta(config: Config, note: Note) -> BuiltModel:
@@ -77,10 +98,15 @@ def declared_selection(config: Config, built: BuiltModel, trial: Trial | None, n
     `notes` of the returned Selection, one of which names the head that was found.
     """
     freeze, head = config.freeze, config.model.head
+    if head == NEW:
+        head = head_of_new(built.model, built.new)
+        note(f"{HEAD} is what no weights supplied: {listed(head, most=4)}")
     evidence = Evidence(None if head == "auto" else head, config.model.classes, trial, built.trainable)
     selection = select(built.model, freeze.patterns, freeze.keep, freeze.buffers.value, evidence=evidence, words=FOR_CONFIG)
     notes = trial.notes if trial and head == "auto" and HEAD in (*freeze.patterns, *freeze.keep) else ()
     selection = replace(selection, notes=(*notes, *selection.notes))
     for text in selection.notes:
         note(text)
+    if names := parts_of(built.model, (built.new or frozenset()) & {*selection.parameters}):
+        note(frozen_at_random(names), urgent=True)
     return selection
