@@ -236,7 +236,7 @@ def _check_patterns(config: Config) -> None:
     """Raise ConfigError if a pattern in the config is malformed, or if a list of patterns is wrong.
 
     Wrong are a pattern that is in both `freeze.patterns` and `freeze.keep`, no `groups.names` with `groups=module`, and a
-    `model.head` that is neither a pattern, a list of patterns, nor `auto`.
+    `model.head` that is neither a pattern, a list of patterns, `auto`, nor `new`.
     """
     parse_all(config.freeze.patterns, "freeze.patterns")
     parse_all(config.freeze.keep, "freeze.keep")
@@ -244,8 +244,8 @@ def _check_patterns(config: Config) -> None:
     parse_all(config.groups.names, "groups.names")
     if config.groups.cut.get("_target_") == "runner.freezing.groups.by_module" and not config.groups.names:
         raise ConfigError("groups=module needs the modules' names, e.g. 'groups.names=[conv1,fc]'")
-    if config.model.head != "auto":
+    if config.model.head not in ("auto", "new"):
         heads = [config.model.head] if isinstance(config.model.head, str) else config.model.head
         if not heads or not isinstance(heads, list):
-            raise ConfigError(f"model.head is {config.model.head!r}; give a pattern, a list of patterns, or auto")
+            raise ConfigError(f"model.head is {config.model.head!r}; give a pattern, a list of patterns, auto, or new")
         parse_all(heads, "model.head")
