@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from runner.config.build import build, locate_targets
+from runner.assemble.calls_after import build_loaded, called_after
+from runner.config.build import locate_targets
 from runner.config.schema import Config
 from runner.contract import Note
-from runner.errors import ConfigError
 from runner.freezing.parts.evidence import Evidence, Trial
 from runner.freezing.patterns import HEAD
 from runner.freezing.selection import Selection, select, trainable_names
 from runner.freezing.words import FOR_CONFIG
 from runner.tensors import refuse_unless_dense, tensor_entries
-from runner.training.pretrained.loaded import Loaded
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,12 @@ def build_model(config: Config, device: torch.device | None, note: Note) -> Buil
 
     `note` is called with messages about its weights. Raises ConfigError if its tensors cannot be compared.
     """
-    loaded = build(config.model.build, "model.build")
-    if not isinstance(loaded, Loaded):
-        loaded = Loaded(loaded)
-    if not isinstance(loaded.model, nn.Module):
-        raise ConfigError(
-            f"model.build._target_ gives a {type(loaded.model).__name__}; it must give an instance of torch.nn.Module"
-        )
+    loaded = build_loaded(config.model.build, "model.build")
     for text in loaded.notes:
         note(text)
     entries = tensor_entries(loaded.model).values()
     new = None if loaded.new is None else {id(entry.tensor) for entry in entries if loaded.new & {*entry.names}}
-    model = loaded.model.to(device, dtype_of(config))
+    model = called_after(loaded.model, config.model.then).to(device, dtype_of(config))
     refuse_unless_dense(model)
     names = [name for entry in tensor_entries(model).values() if new and id(entry.tensor) in new for name in entry.names]
     return BuiltModel(model, None if new is None else frozenset(names), trainable_names(model))

@@ -15,10 +15,10 @@ from torchvision.models import WeightsEnum
 from runner.errors import ConfigError, did_you_mean
 from runner.training.pretrained.loaded import Loaded
 from runner.training.pretrained.take_over import take_over_layers
-from runner.training.pretrained.wording import note_of_new, not_downloaded
+from runner.training.pretrained.wording import FILE_OR_NULL, is_default, not_downloaded, note_of_new
 
 
-def torchvision_model(name: str, weights: str | None = None, classes: int | None = None, **arguments: Any) -> Loaded:
+def torchvision_model(name: str, weights: str | bool | None = None, classes: int | None = None, **arguments: Any) -> Loaded:
     """Return a model of torchvision with the weights of that name; other classes than the weights' have new layers.
 
     `name`: one of `torchvision.models.list_models()`. `weights`: None for random values, also in a backbone that the builder
@@ -37,7 +37,7 @@ def torchvision_model(name: str, weights: str | None = None, classes: int | None
     try:
         model = builder(**of_parts | arguments | {"weights": chosen})
     except URLError as error:
-        raise ConfigError(not_downloaded(f"model.weights={weights}", chosen.url)) from error
+        raise ConfigError(not_downloaded(f"model.weights={chosen.name} of {name} ({chosen.url})", FILE_OR_NULL)) from error
     if classes is None or classes == len(chosen.meta["categories"]):
         return Loaded(model, frozenset())
     new = take_over_layers(model, _without_warnings(builder, **of_parts | wanted | arguments))
@@ -52,21 +52,25 @@ def builder_of(name: str) -> Callable[..., nn.Module]:
     return models.get_model_builder(name)
 
 
-def weights_of(name: str, weights: str | None) -> WeightsEnum | None:
-    """Return the weights of that name of torchvision's model `name`; None for None.
+def weights_of(name: str, weights: str | bool | None) -> WeightsEnum | None:
+    """Return the weights of that name of torchvision's model `name`; None for None or False.
 
-    `weights` may be written as torchvision does, `ResNet18_Weights.DEFAULT`, or without the class.
+    `weights` may be written as torchvision does, `ResNet18_Weights.DEFAULT`, or without the class; True is DEFAULT.
     Raises ConfigError with the names of the model's weights if there are no such weights.
     """
-    if weights is None:
+    if weights in (None, False):
         return None
     known: Any = models.get_model_weights(name.lower())
     choices: dict[str, WeightsEnum] = {"DEFAULT": known.DEFAULT} if len(known) else {}
     choices |= {each.name: each for each in known}
     class_name, _, key = str(weights).rpartition(".")
+    if is_default(weights):
+        key = "DEFAULT"
     if key not in choices or class_name not in ("", known.__name__):
         there = f"it has {', '.join(choices)}" if choices else "torchvision has none for it"
-        raise ConfigError(f"model.weights is {weights!r}, no file and no weights of {name}; {there}, or null for random values")
+        raise ConfigError(
+            f"model.weights is {weights!r}, no file and no weights of {name}; {there}, or null for random values"
+        )
     return choices[key]
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from runner.errors import listed
 
+FILE_OR_NULL = "a file that has them, model.weights=FILE, or model.weights=null for random values"
+
 
 def note_of_new(new: Iterable[str]) -> tuple[str, ...]:
     """Return one note that names the modules which the weights did not supply; none if they supplied everything.
@@ -21,9 +23,15 @@ def note_of_new(new: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def not_downloaded(what: str, source: str) -> str:
-    """Return the message for weights that cannot be downloaded. `source`: where they are, an address or a name."""
-    return (
-        f"{what}: {source} cannot be downloaded, as it cannot be reached from here; give a file that has it, "
-        "model.weights=FILE, or model.weights=null for random values"
-    )
+def not_downloaded(asked: str, instead: str) -> str:
+    """Return the message for what cannot be downloaded.
+
+    `asked`: the setting that asks for it, such as `model.weights=DEFAULT of resnet18`. `instead`: what to give without a
+    network.
+    """
+    return f"{asked} must be downloaded, and its server cannot be reached from here; give {instead}"
+
+
+def is_default(weights: object) -> bool:
+    """Return whether a value of `model.weights` asks for the weights that the library takes by itself."""
+    return weights is True or (isinstance(weights, str) and weights.lower() in ("true", "default"))
