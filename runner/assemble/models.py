@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from runner.assemble.calls_after import build_loaded, called_after
 from runner.assemble.new_parts import NEW, frozen_at_random, head_of_new, parts_of
-from runner.config.build import build, locate_targets
+from runner.config.build import locate_targets
 from runner.config.schema import Config, Model
 from runner.contract import Note
 from runner.errors import ConfigError, listed
@@ -49,22 +50,17 @@ def build_model(config: Config, device: torch.device | None, note: Note) -> Buil
     `note` is called with messages about its weights. Raises ConfigError if its checkpoint does not fit, if it has no
     parameters, or if its tensors cannot be compared.
     """
-    loaded = build(config.model.build, "model.build")
-    if not isinstance(loaded, Loaded):
-        loaded = Loaded(loaded)
-    if not isinstance(loaded.model, nn.Module):
-        raise ConfigError(
-            f"model.build._target_ gives a {type(loaded.model).__name__}; it must give an instance of torch.nn.Module"
-        )
+    loaded = build_loaded(config.model.build, "model.build")
     if config.model.checkpoint is not None:
         loaded = with_checkpoint(loaded, config.model)
     for text in loaded.notes:
         note(text)
     entries = tensor_entries(loaded.model).values()
     new = None if loaded.new is None else {id(entry.tensor) for entry in entries if loaded.new & {*entry.names}}
-    if not any(True for _ in loaded.model.parameters()):
-        raise ConfigError(f"model: {type(loaded.model).__name__} has no parameters: there is nothing to freeze or to train")
-    model = loaded.model.to(device, dtype_of(config))
+    model = called_after(loaded.model, config.model.then)
+    if not any(True for _ in model.parameters()):
+        raise ConfigError(f"model: {type(model).__name__} has no parameters: there is nothing to freeze or to train")
+    model = model.to(device, dtype_of(config))
     refuse_unless_dense(model)
     names = [name for entry in tensor_entries(model).values() if new and id(entry.tensor) in new for name in entry.names]
     return BuiltModel(model, None if new is None else frozenset(names), trainable_names(model))

@@ -19,8 +19,8 @@ def head_of_new(model: nn.Module, new: Collection[str] | None) -> list[str]:
     """
     if new is None:
         raise ConfigError(
-            "model.head=new stands for what the weights do not supply, and there are no weights; give model.checkpoint=FILE, "
-            "or model.head=auto"
+            "model.head=new stands for what the weights do not supply, and there are no weights; "
+            "give model.checkpoint=FILE, or model.head=auto"
         )
     if not (names := parts_of(model, new)):
         raise ConfigError("model.head=new: the weights supply every parameter, so nothing is new; give model.head=auto")

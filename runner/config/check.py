@@ -17,14 +17,17 @@ from runner.config.machine import (
     check_input_of_images,
     check_launcher,
     check_packages,
+    is_file,
 )
 from runner.config.messages import choices_of, omegaconf_message, wrong_value_message
 from runner.config.metrics import check_evaluation
 from runner.config.numbers import check_numbers
 from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, Model, values_by_key
+from runner.config.signature import argument_key
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse, parse_all, refuse_patterns_in_both
 
+LIBRARY_BUILDERS = "runner.training.pretrained."  # the targets in this package build a library's models
 UNSUPPORTED_DIRECTIVES = {"_convert_", "_recursive_"}  # Hydra has them, this project does not
 # How many positional arguments a run passes to the targets of these nodes, such as the parameter groups to an optimizer.
 GIVEN = {"model.build": 0, "method": 0, "groups.cut": 2, "optimizer": 1, "scheduler": 1, "schedule": 1, "task": 0, "data": 0}
@@ -47,6 +50,9 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
         _drop_options_of_another_method(typed, method)
     values = dict(values_by_key(OmegaConf.to_container(typed)))
     for key in sorted(key for key, value in values.items() if value == MISSING):  # before another key refers to it
+        key = (
+            argument_key("model.build", name) if (name := key.removeprefix("model.build.")) in composed.model.keys() else key
+        )
         raise ConfigError(f"{key} is missing; give {key}=...")
     for key, value in values.items():
         if key.endswith("._target_"):
@@ -98,7 +104,10 @@ def _typed(composed: DictConfig) -> DictConfig:
 
 
 def _with_builder_arguments(model: DictConfig) -> DictConfig:
-    """Return the node `model` in which the keys that the schema does not have, such as `name`, are moved into `build`."""
+    """Return the node `model` in which the keys that the schema does not have, such as `name`, are moved into `build`.
+
+    For a library's builder of ours, `weights` may be a file: it is the checkpoint of the model without weights.
+    """
     known, values = {each.name for each in fields(Model)}, OmegaConf.to_container(model)
     assert isinstance(values, dict)
     build = values.get("build")
@@ -106,6 +115,12 @@ def _with_builder_arguments(model: DictConfig) -> DictConfig:
         return model
     own = {key: value for key, value in values.items() if key in known}
     moved = {key: value for key, value in values.items() if key not in known}
+    if str(build.get("_target_")).startswith(LIBRARY_BUILDERS) and is_file(moved.get("weights")):
+        if own.get("checkpoint") is not None:
+            raise ConfigError(
+                f"model.weights is the file {moved['weights']} and model.checkpoint is {own['checkpoint']}; give one of them"
+            )
+        own["checkpoint"], moved["weights"] = moved["weights"], None
     return OmegaConf.create({**own, "build": {**build, **moved}})
 
 
