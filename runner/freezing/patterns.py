@@ -107,6 +107,12 @@ def parse_both(patterns: object, keep: object, words: Words) -> tuple[tuple[Patt
     return freeze, exempt
 
 
+def with_parents(name: str) -> list[str]:
+    """Return a dotted name and the names of all modules around it: "a.b" gives ["", "a", "a.b"]; "" is the model itself."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
+
+
 def refuse_patterns_in_both(patterns: Sequence[str], keep: Sequence[str], words: Words = FOR_CONFIG) -> None:
     """Raise ConfigError if the same pattern is in `patterns` (what to freeze) and in `keep` (exceptions).
 
