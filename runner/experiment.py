@@ -221,6 +221,6 @@ def read_costs(setup: Setup, state: TrainingState) -> Cost:
         model=setup.model,
         optimizer=setup.optimizer,
         selection=setup.selection,
-        parameters=setup.parameters,
+        entries=setup.before.entries,
         skipped=state.skipped_shares,
     )
