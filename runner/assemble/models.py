@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from runner.assemble.new_parts import NEW, frozen_at_random, head_of_new, parts_of
+from runner.assemble.new_parts import NEW, frozen_new_parts, head_of_new
 from runner.config.build import build, locate_targets
 from runner.config.schema import Config, Model
 from runner.contract import Note
@@ -107,6 +107,10 @@ def declared_selection(config: Config, built: BuiltModel, trial: Trial | None, n
     selection = replace(selection, notes=(*notes, *selection.notes))
     for text in selection.notes:
         note(text)
-    if names := parts_of(built.model, (built.new or frozenset()) & {*selection.parameters}):
-        note(frozen_at_random(names), urgent=True)
+    if names := frozen_new_parts(built.model, selection, built.new or frozenset()):
+        note(
+            f"frozen although no weights supplied it, so it stays at its random start: {listed(names, most=4)}; "
+            "freeze=backbone model.head=new keeps it trainable",
+            urgent=True,
+        )
     return selection
