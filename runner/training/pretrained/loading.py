@@ -97,12 +97,12 @@ def _load(model: nn.Module, tensors: Tensors, key: str) -> Comparison:
         if name in state and shape_of(each) != shape_of(state[name])
     }
     try:
-        result = model.load_state_dict(tensors, strict=False)
+        result = _load_state_dict(model, tensors, key)
         mismatched = {}
-    except RuntimeError as error:
+    except ConfigError:
         if not mismatched:
-            raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
-        result = model.load_state_dict(_without(tensors, mismatched), strict=False)
+            raise
+        result = _load_state_dict(model, _without(tensors, mismatched), key)
     not_in_file = {*result.missing_keys} - mismatched.keys()
     fitting = frozenset(tensors.keys() - {*result.unexpected_keys} - mismatched.keys())
     new = _new_entries(model, {*result.missing_keys}, fitting)
@@ -116,6 +116,17 @@ def _load(model: nn.Module, tensors: Tensors, key: str) -> Comparison:
         unexpected=tuple(name for name in result.unexpected_keys if name not in _not_persistent(model)),
         mismatched=mismatched,
     )
+
+
+def _load_state_dict(model: nn.Module, tensors: Tensors, key: str) -> Any:
+    """Return what `load_state_dict(strict=False)` does: the names that are missing and unexpected.
+
+    Raises ConfigError if that refuses the tensors, of which it then has loaded those that fit.
+    """
+    try:
+        return model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
 
 
 def _without(tensors: Tensors, names: Iterable[str]) -> Tensors:
