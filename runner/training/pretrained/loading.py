@@ -140,11 +140,13 @@ def _without(tensors: Tensors, names: Iterable[str]) -> Tensors:
 
 
 def _new_entries(model: nn.Module, missing: set[str], fitting: frozenset[str]) -> list[TensorEntry]:
-    """Return the parameters and buffers that have got no values: `missing` has a name of each, `fitting` has none.
+    """Return the parameters and buffers that have got no values from the tensors with the names `fitting`.
 
-    One that lies in the memory of another that got values has got them too.
+    They are those that `missing` names, and what else is in a module that got nothing: BatchNorm does not miss its counter.
+    A tensor that is tied to another that got values, or lies in its memory, has got them too.
     """
-    entries = tensor_entries(model).values()
+    entries, in_file = tensor_entries(model).values(), model.state_dict().keys()
+    lacking = {*map(_owner, missing)} - {*map(_owner, fitting)}
     by_memory: dict[int, list[Tensor]] = {}
     for entry in entries:
         if fitting & {*entry.names} and not entry.tensor.is_meta:
@@ -152,10 +154,15 @@ def _new_entries(model: nn.Module, missing: set[str], fitting: frozenset[str]) -
     return [
         entry
         for entry in entries
-        if missing & {*entry.names}
+        if any(name in missing or (name in in_file and _owner(name) in lacking) for name in entry.names)
         and not fitting & {*entry.names}
         and not any(memory_overlaps(entry.tensor, each) for each in _at_memory_of(entry.tensor, by_memory))
     ]
+
+
+def _owner(name: str) -> str:
+    """Return the name of the module that a parameter or buffer is in."""
+    return name.rpartition(".")[0]
 
 
 def _at_memory_of(tensor: Tensor, by_memory: Mapping[int, list[Tensor]]) -> list[Tensor]:

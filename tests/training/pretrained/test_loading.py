@@ -211,6 +211,20 @@ def test_a_buffer_that_is_no_longer_persistent_is_neither_missing_nor_unexpected
     assert load_into(model, tensors) == load_into(model, WithPositions().state_dict())
 
 
+@pytest.mark.parametrize("has_versions", [True, False])  # a torch file has them, a safetensors file does not
+def test_all_of_a_batch_norm_that_a_file_lacks_is_new_and_its_counter_alone_is_not_missing(has_versions):
+    model, tensors = MLP([4]), MLP([4]).state_dict()
+    versions = tensors._metadata
+    rest = OrderedDict((name, each) for name, each in tensors.items() if not name.startswith("norm."))
+    uncounted = OrderedDict((name, each) for name, each in tensors.items() if not name.endswith("tracked"))
+    uncounted._metadata = {**versions, "norm": {"version": 1}}  # of torch before 0.4.1
+    if has_versions:
+        rest._metadata = versions
+    loaded = load_into(model, rest, strict=False)
+    assert loaded.new == {f"norm.{name}" for name in model.norm.state_dict()}
+    assert load_into(MLP([4]), uncounted if has_versions else dict(uncounted)).new == frozenset()
+
+
 def test_what_is_missing_unexpected_or_of_another_shape_is_listed_and_refused():
     model, tensors = MLP([4], classes=3), {**MLP([5], classes=3).state_dict(), "extra": torch.ones(1)}
     del tensors["head.bias"]
