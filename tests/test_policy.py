@@ -93,6 +93,9 @@ PRIVATE_NAMES = {
         "torch.optim.optimizer._global_optimizer_pre_hooks",
     },
     "runner/runs/job.py": {"torch._dynamo"},
+    "runner/training/pretrained/checkpoint.py": {"_extra_state"},
+    "runner/training/pretrained/loading.py": {"_metadata"},
+    "runner/training/pretrained/prefixes.py": {"_metadata"},
     "runner/sweep/launch.py": {"_return_value"},
     "runner/kept_state.py": {"_buffers", "_parameters"},
     "runner/tensors.py": {

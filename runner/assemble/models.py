@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from runner.assemble.calls_after import build_loaded, called_after
-from runner.assemble.new_parts import NEW, frozen_at_random, head_of_new, parts_of
+from runner.assemble.new_parts import NEW, frozen_new_parts, head_of_new
 from runner.config.build import locate_targets
 from runner.config.schema import Config, Model
 from runner.contract import Note
@@ -121,8 +121,12 @@ def declared_selection(
     )
     for text in selection.notes:
         note(text)
-    if names := parts_of(built.model, (built.new or frozenset()) & {*selection.parameters}):
-        note(frozen_at_random(names), urgent=True)
+    if names := frozen_new_parts(built.model, selection, built.new or frozenset()):
+        note(
+            f"frozen although no weights supplied it, so it stays at its random start: {listed(names, most=4)}; "
+            "freeze=backbone model.head=new keeps it trainable",
+            urgent=True,
+        )
     return selection
 
 

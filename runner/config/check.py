@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config.build import check_node, refuse_malformed_path
 from runner.config.machine import (
     LAUNCHERS_HERE,
+    check_checkpoint,
     check_data_folder,
     check_device,
     check_input_of_images,
@@ -236,7 +237,7 @@ def check_folders(hydra: DictConfig) -> None:
 
 
 def _check_machine(config: Config, launcher: str) -> None:
-    """Raise ConfigError if this machine lacks what the config needs: a package, the device, the data folder.
+    """Raise ConfigError if this machine lacks what the config needs: a package, the device, a file or folder.
 
     `launcher`: Hydra's name of the launcher. With one that carries out the runs elsewhere, only packages are checked.
     """
@@ -244,6 +245,7 @@ def _check_machine(config: Config, launcher: str) -> None:
     check_input_of_images(config)
     if launcher in LAUNCHERS_HERE:
         check_data_folder(config.data)
+        check_checkpoint(config.model.checkpoint)
         check_device(config.device.value)
 
 

@@ -12,6 +12,8 @@ from runner.freezing.patterns import HEAD, Pattern
 
 def no_match_message(names: ModelNames, pattern: Pattern, key: str) -> str:
     """Return the error message for a pattern that matches no parameter; `key` is what it calls the place of the pattern."""
+    if not names.entries:
+        return f"{key}: {pattern.text!r} matches nothing: {type(names.model).__name__} has neither parameters nor buffers"
     matches = names.matcher(pattern)
     matched_modules = [name for name in names.modules if matches(name)]
     problem = f"{key}: {pattern.text!r} matches no parameter"
