@@ -24,7 +24,6 @@ from runner.config.messages import choices_of, omegaconf_message, wrong_value_me
 from runner.config.metrics import check_evaluation
 from runner.config.numbers import check_numbers
 from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, Model, values_by_key
-from runner.config.signature import argument_key
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse, parse_all, refuse_patterns_in_both
 
@@ -51,9 +50,7 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
         _drop_options_of_another_method(typed, method)
     values = dict(values_by_key(OmegaConf.to_container(typed)))
     for key in sorted(key for key, value in values.items() if value == MISSING):  # before another key refers to it
-        key = (
-            argument_key("model.build", name) if (name := key.removeprefix("model.build.")) in composed.model.keys() else key
-        )
+        key = _key_as_given(key, composed)
         raise ConfigError(f"{key} is missing; give {key}=...")
     for key, value in values.items():
         if key.endswith("._target_"):
@@ -123,6 +120,12 @@ def _with_builder_arguments(model: DictConfig) -> DictConfig:
             )
         own["checkpoint"], moved["weights"] = moved["weights"], None
     return OmegaConf.create({**own, "build": {**build, **moved}})
+
+
+def _key_as_given(key: str, composed: DictConfig) -> str:
+    """Return a key of the checked config as it stands in the composed one, where a builder's arguments are beside `build`."""
+    name = key.removeprefix("model.build.")
+    return f"model.{name}" if name != key and name in list(composed.model) else key
 
 
 def _check_lr_items(groups: DictConfig) -> None:
