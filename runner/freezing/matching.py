@@ -51,7 +51,7 @@ class Matching:
         return self.spellings(name)[-1]
 
     def spellings(self, name: str) -> tuple[str, ...]:
-        """Return all ways to write a name: with each part that a wrapper adds, or without; first the name, last the shortest."""
+        """Return all ways to write a name, with each part that a wrapper adds or without: first the name, last the shortest."""
         if name not in self._spellings:
             parent, _, last = name.rpartition(".")
             longer = [f"{each}.{last}".lstrip(".") for each in self.spellings(parent)] if name else [""]
@@ -78,10 +78,10 @@ class Matching:
 def _wrapped_child(children: Mapping[str, nn.Module | None], module: nn.Module) -> str | None:
     """Return the name of the child that a module wraps; None if it is no wrapper.
 
-    A wrapper has no parameters of its own, and one child, with a name that wrappers give; a class that looks up missing
-    attributes elsewhere, as wrappers do in their child, may call it as it likes. The name alone proves nothing, because users
-    may call a child `module`, too. A layer with adapters has other children beside `base_layer`, and a model with trained
-    prompts beside `base_model`, if it passes attributes on to that.
+    A wrapper has no parameters of its own, and one child, with a name that wrappers give; if its class looks up missing
+    attributes elsewhere (in the child), with any name. The name alone proves nothing, because users may call a child
+    `module`, too. A layer with adapters has other children beside `base_layer`, and so has a model with trained prompts
+    beside `base_model`, if its class looks up attributes there.
     """
     if any(True for _ in module.parameters(recurse=False)):
         return None

@@ -15,6 +15,9 @@ class Words:
         head: the patterns that `@head` stands for.
         frozen_buffers: how to freeze the buffers of modules too.
         without_tensors: what to do for modules that have neither parameters nor buffers.
+        freeze_head: what freezes the head, a clause.
+        keep_head: what freezes everything but the head, a clause.
+        example: how to give a single pattern; `{}` stands for the pattern.
         all_but_head: how to freeze everything but the classifier; `{}` stands for the pattern as written.
     """
 
@@ -23,6 +26,9 @@ class Words:
     head: str = "head"
     frozen_buffers: str = 'buffers="frozen"'
     without_tensors: str = 'buffers="frozen" would select them'
+    freeze_head: str = "@head is its head"
+    keep_head: str = "@head is its head"
+    example: str = 'as in select(model, ["{}"])'
     all_but_head: str = 'select(model, ["**"], keep=["@head"]) for all the rest'
 
 
@@ -33,6 +39,9 @@ FOR_CONFIG = Words(
     head="model.head",
     frozen_buffers="freeze.buffers=frozen",
     without_tensors="freeze.buffers=frozen would keep them in eval mode",
+    freeze_head="freeze=head freezes its head",
+    keep_head="freeze=backbone freezes all but its head",
+    example="as in freeze.patterns=[{}]",
     all_but_head="freeze={}",
 )
 # `audit` takes patterns, but no exceptions.
