@@ -79,7 +79,9 @@ def test_the_embeddings_of_torchvision_models(name, expected):
 def test_layer_scales_norms_and_tables_of_relative_positions_are_no_embeddings(name):
     with torch.device("meta"):
         model = torchvision.models.get_model(name)
-    with pytest.raises(ConfigError, match=r"^patterns: '@embeddings' matches no parameter: no Embedding and no bare parameter"):
+    with pytest.raises(
+        ConfigError, match=r"^patterns: '@embeddings' matches no parameter: no Embedding and no bare parameter"
+    ):
         select(model, ["@embeddings"])
 
 

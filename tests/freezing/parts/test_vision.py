@@ -38,7 +38,9 @@ def test_where_the_picture_is_the_only_input_the_part_is_refused():
 
 @pytest.mark.parametrize("trial", [Trial(takes_other=("",)), Trial(takes_picture=("",), takes_other=("",)), None])
 def test_where_no_module_takes_the_picture_alone_the_part_is_refused(trial):
-    with pytest.raises(ConfigError, match=r"^patterns: '@vision' matches no parameter: no module takes the picture of a batch"):
+    with pytest.raises(
+        ConfigError, match=r"^patterns: '@vision' matches no parameter: no module takes the picture of a batch"
+    ):
         modules_found(two_towers(), trial)
 
 

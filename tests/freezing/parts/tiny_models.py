@@ -52,7 +52,11 @@ CONFIGS = {
     "t5_one_layer": ("T5ForConditionalGeneration", "T5Config", {**T5, "num_layers": 1}),
     "vilt": ("ViltForQuestionAnswering", "ViltConfig", {**VISION, "vocab_size": 40}),
     "vit": ("ViTForImageClassification", "ViTConfig", VISION),
-    "xlnet": ("XLNetLMHeadModel", "XLNetConfig", {"vocab_size": 40, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32}),
+    "xlnet": (
+        "XLNetLMHeadModel",
+        "XLNetConfig",
+        {"vocab_size": 40, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
+    ),
 }
 
 
