@@ -52,7 +52,7 @@ class Matching:
         return self.spellings(name)[-1]
 
     def spellings(self, name: str) -> tuple[str, ...]:
-        """Return all ways to write a name, with and without each part that a wrapper adds: first the whole, last the shortest."""
+        """Return all ways to write a name, with and without each part of a wrapper: first the name, last the shortest."""
         if name not in self._spellings:
             parent, _, last = name.rpartition(".")
             longer = [f"{each}.{last}".lstrip(".") for each in self.spellings(parent)] if name else [""]

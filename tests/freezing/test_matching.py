@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from runner import audit
 from runner.errors import ConfigError
+from runner.freezing.groups import by_module
 from runner.freezing.matching import Matching
 from runner.freezing.selection import select
 from tests.freezing.parts.peft_models import BLOCK, peft_model
@@ -121,6 +123,26 @@ def test_an_exact_name_means_itself_and_nothing_that_is_called_so_without_wrappe
     adapted = nn.ModuleDict({"base_layer": nn.ModuleDict({"fc": nn.Linear(2, 2)}), "fc": nn.Linear(2, 2)})
     assert frozen(adapted, "fc") == ["fc.weight", "fc.bias"]
     assert frozen(adapted, "base_layer.fc.weight") == ["base_layer.fc.weight"]
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_audits_and_groups_take_names_without_wrappers_and_give_names_with_them(wrap):
+    model = wrap(peft_model("lora"))
+    prefix = "module." if isinstance(model, nn.DataParallel) else ""
+    names = ["transformer.h.0.attn.c_attn.weight", "transformer.wpe"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with audit(model, names, optimizer) as report:
+        tokens = torch.arange(6).view(2, 3)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        report.unfreeze(["transformer.wpe.weight"])
+    frozen = {row["name"]: row["verdict"] for row in report.rows if row["frozen"]}
+    wpe, weight = "base_model.model.transformer.wpe.weight", f"{C_ATTN}.base_layer.weight"
+    assert frozen == {prefix + wpe: "held", prefix + weight: "held"}
+    group, rest = by_module(model, select(model, []), names=[names[0], "**"])
+    assert group["params"] == [model.get_parameter(prefix + weight)]
+    assert group["name"] == names[0]
+    assert len(rest["params"]) == len(list(model.parameters())) - 1
 
 
 def test_near_names_leave_wrappers_out():

@@ -103,7 +103,7 @@ def test_a_layer_that_other_models_have_is_answered_with_the_head_in_the_words_o
     problem = f"{layer!r} matches no parameter or module of the model"
     assert message(model, layer).startswith(f"patterns: {problem}; @head is its head")
     assert message(model, layer, words=FOR_CONFIG).startswith(f"freeze.patterns: {problem}; freeze=head freezes its head")
-    with pytest.raises(ConfigError, match="^freeze.keep: .*; freeze=backbone freezes all but its head"):
+    with pytest.raises(ConfigError, match=r"^freeze\.keep: .*; freeze=backbone freezes all but its head"):
         select(model, ["**"], keep=[layer], words=FOR_CONFIG)
 
 

@@ -102,5 +102,7 @@ def test_the_running_statistics_of_norms_are_frozen_with_frozen_buffers():
 
 
 def test_a_model_without_norms_is_refused():
-    with pytest.raises(ConfigError, match="^patterns: '@norms' matches no parameter: it has no norm layer with parameters$"):
+    with pytest.raises(
+        ConfigError, match=r"^patterns: '@norms' matches no parameter: it has no norm layer with parameters$"
+    ):
         select(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2, elementwise_affine=False)), ["@norms"])
