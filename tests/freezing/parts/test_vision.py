@@ -11,9 +11,15 @@ from runner.freezing.selection import select
 from tests.freezing.parts.tiny_models import tiny
 
 
+def by_evidence(model, text, evidence):
+    """Return the Selection of one pattern, with parts found by this evidence."""
+    pattern = parse(text, "patterns")
+    return select_by_evidence(model, [pattern], [], with_modules=False, evidence=evidence, words=FOR_PYTHON)
+
+
 def modules_found(model: nn.Module, trial: Trial | None) -> set[str]:
     """Return the names of the modules that have a parameter which `@vision` selects."""
-    return {name.rpartition(".")[0] for name in select(model, ["@vision"], evidence=Evidence(trial=trial)).parameters}
+    return {name.rpartition(".")[0] for name in by_evidence(model, "@vision", Evidence(trial=trial)).parameters}
 
 
 def two_towers() -> nn.Module:

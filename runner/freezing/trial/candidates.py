@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from runner.errors import listed
-from runner.freezing.parts.graph import Ending, by_weight, endings, reached
+from runner.freezing.trial.graph import Ending, by_weight, endings, reached
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PARAMETRIZATIONS = "parametrizations"  # torch's name of the child that computes a parametrized tensor
