@@ -7,7 +7,9 @@ from torch import nn
 
 from runner.errors import ConfigError
 from runner.freezing.parts.evidence import Evidence, Trial
-from runner.freezing.selection import select, select_by_flags, trainable_names
+from runner.freezing.patterns import parse
+from runner.freezing.selection import select, select_by_evidence, select_by_flags, trainable_names
+from runner.freezing.words import FOR_PYTHON
 from tests.freezing.parts.peft_models import BLOCK, peft_model
 
 LORA = [f"{BLOCK.format(number)}.attn.c_attn.{part}.default.weight" for number in (0, 1) for part in ("lora_A", "lora_B")]

@@ -7,7 +7,9 @@ from torch import nn
 
 from runner.errors import ConfigError
 from runner.freezing.parts.evidence import Evidence, Trial
-from runner.freezing.selection import select
+from runner.freezing.patterns import parse
+from runner.freezing.selection import select, select_by_evidence
+from runner.freezing.words import FOR_PYTHON
 from tests.freezing.parts.tiny_models import tiny
 
 
