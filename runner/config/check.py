@@ -122,7 +122,7 @@ def _with_builder_arguments(model: DictConfig) -> DictConfig:
 
 
 def _key_as_given(key: str, composed: DictConfig) -> str:
-    """Return a key of the checked config as it stands in the composed one, where a builder's arguments are beside `build`."""
+    """Return a key of the checked config as the composed one has it: there a builder's arguments are beside `build`."""
     name = key.removeprefix("model.build.")
     return f"model.{name}" if name != key and name in list(composed.model) else key
 
