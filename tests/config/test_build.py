@@ -5,13 +5,14 @@ from __future__ import annotations
 import builtins
 import inspect
 import re
+import weakref
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from runner.config.build import build, build_converted, build_instance, locate
+from runner.config.build import build, build_converted, build_instance, call, locate
 from runner.errors import ConfigError, SkippedError
 
 
@@ -304,3 +305,11 @@ def test_every_object_that_nested_nodes_give_is_converted():
     node = {"_target_": path_of("Recorder"), "_args_": [inner], "deep": [{"a": inner}]}
     recorder = build_converted(node, "task", lambda built: -built if isinstance(built, int) else built)
     assert (recorder.args, recorder.kwargs) == ((-3,), {"deep": [{"a": -3}]})
+
+
+def test_a_method_that_was_called_keeps_no_model_alive():
+    model = nn.Linear(2, 2)
+    call(model.float, "Linear.float", "model.then[0]", kwargs={})
+    alive = weakref.ref(model)
+    del model
+    assert alive() is None
