@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,10 +15,11 @@ from runner.config.schema import Config
 from runner.contract import Note
 from runner.errors import ConfigError
 from runner.freezing.parts.evidence import Evidence, Trial
-from runner.freezing.patterns import HEAD
-from runner.freezing.selection import Selection, select, trainable_names
+from runner.freezing.parts.trial import try_model
+from runner.freezing.patterns import needs_trial, parse
+from runner.freezing.selection import Selection, select_by_evidence, trainable_names
 from runner.freezing.words import FOR_CONFIG
-from runner.tensors import refuse_unless_dense, tensor_entries
+from runner.tensors import map_tensors, refuse_unless_dense, tensor_entries
 from runner.training.pretrained.loaded import Loaded
 
 
@@ -70,17 +73,37 @@ def dtype_of(config: Config) -> torch.dtype | None:
     return getattr(torch, config.model.dtype.value) if config.model.dtype else None
 
 
+def trial_of(config: Config, model: nn.Module, task: Callable[[nn.Module, Any], Any], batch: Any) -> Trial | None:
+    """Return what a forward pass on the first batch shows of the model, if a pattern in the config needs that; else None."""
+    texts = [
+        *config.freeze.patterns,
+        *config.freeze.keep,
+        *config.groups.names,
+        *(each.pattern for each in config.groups.lr),
+    ]
+    if not needs_trial([parse(text, "freeze.patterns") for text in texts], _named_head(config)):
+        return None
+    if any(parameter.is_meta for parameter in model.parameters()):
+        batch = map_tensors(batch, lambda tensor: tensor.to("meta"))
+    return try_model(model, batch, task, classes=config.model.classes)
+
+
 def declared_selection(config: Config, built: BuiltModel, trial: Trial | None, note: Note) -> Selection:
     """Return the parameters, buffers and modules that the config declares frozen.
 
     `trial`: what a forward pass showed, by which parts of the model are found. `note` is called with each message in the
     `notes` of the returned Selection, one of which names the head that was found.
     """
-    freeze, head = config.freeze, config.model.head
-    evidence = Evidence(None if head == "auto" else head, config.model.classes, trial, built.trainable)
-    selection = select(built.model, freeze.patterns, freeze.keep, freeze.buffers.value, evidence=evidence, words=FOR_CONFIG)
-    notes = trial.notes if trial and head == "auto" and HEAD in (*freeze.patterns, *freeze.keep) else ()
-    selection = replace(selection, notes=(*notes, *selection.notes))
+    freeze = config.freeze
+    evidence = Evidence(_named_head(config), config.model.classes, trial, built.trainable)
+    selection = select_by_evidence(
+        built.model, freeze.patterns, freeze.keep, freeze.buffers.value, evidence=evidence, words=FOR_CONFIG
+    )
     for text in selection.notes:
         note(text)
     return selection
+
+
+def _named_head(config: Config) -> str | list[str] | None:
+    """Return the patterns of the head that the config names; None if the head is to be found."""
+    return None if config.model.head == "auto" else config.model.head

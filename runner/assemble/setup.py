@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.assemble.feeding import Feed, build_task, open_feed
-from runner.assemble.models import build_model, build_on_meta, declared_selection
+from runner.assemble.models import build_model, build_on_meta, declared_selection, trial_of
 from runner.assemble.objects import (
     build_groups,
     build_meter,
@@ -103,7 +103,7 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(built_model)
         task = build_task(config, device)
-        selection = declared_selection(config, built, None, note)
+        selection = declared_selection(config, built, trial_of(config, built_model, task, feed.first), note)
         note_fields_left_out(task, built_model, feed.first, note)
         method = build_method(config, Example(task, feed.first, feed.reread), built_model, selection)
         phases = build_phases(config, selection)

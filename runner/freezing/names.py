@@ -34,7 +34,7 @@ class ModelNames:
         self.parameters = [entry for entry in self.entries.values() if entry.kind == "parameter"]
         self.buffers = [entry for entry in self.entries.values() if entry.kind == "buffer"]
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self._evidence = evidence or Evidence()
+        self.evidence = evidence or Evidence()
         self._parts: dict[str, tuple[Pattern, ...]] = {}
 
     def patterns_of(self, part: Pattern) -> tuple[Pattern, ...]:
@@ -43,7 +43,7 @@ class ModelNames:
         Raises ConfigError if the part is `@head` and it is not known, or if one of its patterns is malformed.
         """
         if part.text not in self._parts:
-            patterns = parse_all(PARTS[part.text].find(self.model, self._evidence, self.words), self.words.head)
+            patterns = parse_all(PARTS[part.text].find(self.model, self.evidence, self.words), self.words.head)
             if any(pattern.kind == "part" for pattern in patterns):
                 raise ConfigError(f"{self.words.head}: {HEAD} stands for these patterns; give the name of the classifier")
             self._parts[part.text] = patterns

@@ -20,6 +20,7 @@ from runner.errors import ConfigError, did_you_mean, listed, short_repr
 from runner.freezing.words import FOR_CONFIG, Words
 
 HEAD, AS_BUILT = "@head", "@as_built"
+BY_TRIAL = (HEAD, "@vision", "@adapters")  # found best by a forward pass on a real batch
 PART_NAMES = (HEAD, "@embeddings", "@norms", "@adapters", "@router", "@vision", AS_BUILT)
 TYPOGRAPHIC_QUOTES = "“”„‟‘’‚‛«»"
 _ANY_PARTS = r"(?:[^.]+\.)*"  # zero or more dotted parts, each with its dot
@@ -92,6 +93,11 @@ def parse_all(texts: object, key: str) -> tuple[Pattern, ...]:
     if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)):
         raise ConfigError(f"{key} is {short_repr(texts)}; give a list of patterns, such as ['fc']")
     return tuple(parse(text, key) for text in texts)
+
+
+def needs_trial(patterns: Iterable[Pattern], head: object) -> bool:
+    """Return whether a forward pass is needed to find what a pattern names; not for a `head` that the user names."""
+    return any(pattern.text == "@vision" or (pattern.text in BY_TRIAL and head is None) for pattern in patterns)
 
 
 def refuse_patterns_in_both(patterns: Sequence[str], keep: Sequence[str], words: Words = FOR_CONFIG) -> None:

@@ -8,7 +8,7 @@ from runner.errors import ConfigError, listed
 from runner.freezing.names import ModelNames, with_parents
 from runner.freezing.no_match import no_match_message
 from runner.freezing.parts import PARTS
-from runner.freezing.patterns import Pattern
+from runner.freezing.patterns import HEAD, Pattern
 from runner.tensors import TensorEntry
 
 
@@ -40,6 +40,14 @@ class PatternResolver(ModelNames):
         """
         found = self._matched_by(pattern, [*self.parameters, *self.buffers])
         return self._found(found | (self._modules_and_buffers(pattern) if with_modules else set()), pattern, key)
+
+    def head_notes(self, patterns: Iterable[Pattern]) -> Iterable[str]:
+        """Yield a note that names the head, if one of the patterns is `@head` and the user does not name it."""
+        for pattern in patterns:
+            if pattern.text == HEAD and self.evidence.head is None:
+                head = listed([each.text for each in self.patterns_of(pattern)])
+                is_guess = self.evidence.trial is None
+                yield self.words.guessed_head.format(head) if is_guess else self.words.found_head.format(head)
 
     def tie_notes(self, patterns: Iterable[Pattern], keep: Iterable[Pattern], kept: set[str]) -> Iterable[str]:
         """Yield a note for each tied tensor that is not frozen because `keep` matches another of its names.

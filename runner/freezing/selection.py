@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
 from runner.errors import ConfigError, short_repr
 from runner.freezing.parts.evidence import Evidence
-from runner.freezing.patterns import parse_all, refuse_patterns_in_both
+from runner.freezing.parts.trial import try_model
+from runner.freezing.patterns import needs_trial, parse_all, refuse_patterns_in_both
 from runner.freezing.resolver import PatternResolver, forced_tie_note, owner_of
 from runner.freezing.words import FOR_PYTHON, Words
 from runner.tensors import tensor_entries
@@ -57,7 +59,8 @@ def select(
     buffers: str = "live",
     head: str | Sequence[str] | None = None,
     *,
-    evidence: Evidence | None = None,
+    batch: Any = None,
+    task: Callable[[nn.Module, Any], Any] | None = None,
     words: Words = FOR_PYTHON,
 ) -> Selection:
     """Return the parameters, buffers and modules of a model that the patterns match, as a Selection.
@@ -65,18 +68,28 @@ def select(
     `keep`: patterns of exceptions. A parameter, buffer or module is left out if a `keep` pattern matches any of its names.
     `buffers`: with "frozen", the matched modules and their buffers are selected too; with "live", only parameters are, and
     those buffers that a pattern names: `bn.running_mean`, or a module that has buffers but no parameters. `head`: the
-    patterns that `@head` stands for; None or "auto" finds the classifier. `evidence`: what the named parts are found by, in
-    place of `head`. `words`: what messages call these arguments.
+    patterns that `@head` stands for; None or "auto" finds the head: with a `batch` by `task(model, batch) -> loss` (None: by
+    all that the model returns for it), which is run once and leaves no trace; without one it is a guess, which a note says.
+    `words`: what messages call these arguments.
 
     Raises ConfigError (a ValueError) if an argument has a wrong type, or if a pattern is empty or malformed, matches
     nothing, or is in both `patterns` and `keep`. Raises it too if `keep` leaves out everything that a pattern matches, or if
     a `keep` pattern leaves out nothing.
     """
     _check_model_and_head(model, head, words)
+    head = None if head == "auto" else head
+    wanted = needs_trial([*parse_all(patterns, words.patterns), *parse_all(keep, words.keep)], head)
+    trial = try_model(model, batch, task) if wanted and batch is not None else None
+    return select_by_evidence(model, patterns, keep, buffers, Evidence(head, None, trial, trainable_names(model)), words)
+
+
+def select_by_evidence(
+    model: nn.Module, patterns: Sequence[str], keep: Sequence[str], buffers: str, evidence: Evidence, words: Words
+) -> Selection:
+    """Return what the patterns match, as `select` does; `evidence`: what the named parts of the model are found by."""
     _check_buffers(buffers)
     freeze_patterns, keep_patterns = parse_all(patterns, words.patterns), parse_all(keep, words.keep)
     refuse_patterns_in_both([p.text for p in freeze_patterns], [p.text for p in keep_patterns], words)
-    evidence = evidence or Evidence(None if head == "auto" else head, trainable=trainable_names(model))
     resolver, with_modules = PatternResolver(model, evidence, words), buffers == "frozen"
     names_of_pattern = {p.text: resolver.declared(p, words.patterns, with_modules) for p in freeze_patterns}
     names_of_keep = {p.text: resolver.exempted(p, words.keep, with_modules) for p in keep_patterns}
@@ -88,13 +101,14 @@ def select(
         entry for entry in frozen if entry.kind == "buffer" and not modules.keys().isdisjoint(map(owner_of, entry.names))
     ]
     names = resolver.matched_names(frozen, freeze_patterns).union(*(entry.names for entry in held))
+    ties = (*resolver.tie_notes(freeze_patterns, keep_patterns, matched & kept), *forced_tie_note(frozen, names))
     return Selection(
         parameters={entry.name: entry.tensor for entry in frozen if entry.kind == "parameter"},
         buffers={entry.name: entry.tensor for entry in frozen if entry.kind == "buffer"},
         modules=modules,
         names=names,
         evidence=evidence,
-        notes=(*resolver.tie_notes(freeze_patterns, keep_patterns, matched & kept), *forced_tie_note(frozen, names)),
+        notes=(*resolver.head_notes([*freeze_patterns, *keep_patterns]), *ties),
     )
 
 

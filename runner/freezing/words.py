@@ -15,6 +15,8 @@ class Words:
         head: the patterns that `@head` stands for.
         frozen_buffers: how to freeze the buffers of modules too.
         without_tensors: what to do for modules that have neither parameters nor buffers.
+        found_head: what a note says of the head that a trial found; `{}` stands for its name.
+        guessed_head: what a note says of the head where no trial was made.
         all_but_head: how to freeze everything but the classifier; `{}` stands for the pattern as written.
     """
 
@@ -23,6 +25,8 @@ class Words:
     head: str = "head"
     frozen_buffers: str = 'buffers="frozen"'
     without_tensors: str = 'buffers="frozen" would select them'
+    found_head: str = "@head is {}: the loss of the batch is made there"
+    guessed_head: str = "@head is taken to be {}, the last layer with an output size: a guess; give batch=... to find it"
     all_but_head: str = 'select(model, ["**"], keep=["@head"]) for all the rest'
 
 
@@ -33,6 +37,8 @@ FOR_CONFIG = Words(
     head="model.head",
     frozen_buffers="freeze.buffers=frozen",
     without_tensors="freeze.buffers=frozen would keep them in eval mode",
+    found_head="model.head=auto found {}: the loss of the first batch is made there",
+    guessed_head="model.head=auto takes {} for the head, the last layer with an output size: a guess",
     all_but_head="freeze={}",
 )
 # `audit` takes patterns, but no exceptions.

@@ -13,14 +13,12 @@ class Trial:
     Attributes:
         heads: the modules, or parameters, that make what the loss is made of; empty if `problem` says why none is known.
         problem: why the head is not known, a clause for a message; "" if it is.
-        notes: messages for the user about the heads.
         takes_picture: the modules that were called with a picture of the batch itself, outermost first.
-        takes_other: the modules that were called with any other tensor of the batch.
+        takes_other: the modules in the model that were called with any other tensor of the batch.
     """
 
     heads: tuple[str, ...] = ()
     problem: str = ""
-    notes: tuple[str, ...] = ()
     takes_picture: tuple[str, ...] = ()
     takes_other: tuple[str, ...] = ()
 
