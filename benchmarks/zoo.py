@@ -1,8 +1,8 @@
-"""Freeze the backbone of every model of the zoo, by two methods, for one batch: was its head found, did it hold, what did it save?
+"""Freeze the backbone of every model of the zoo for one batch, by two methods: was the head found, did it hold, what was saved?
 
-Run from the project's root: `python benchmarks/zoo.py [--only 'timm/*'] [--sample N --seed S] [-o FILE]`. The file is written
-anew after each model, and a file that exists is continued: only models that are not in it, or failed there, are run. The
-table is the same for the same versions: it has no times.
+Run from the project's root: `python benchmarks/zoo.py [--only 'timm/*'] [--sample N --seed S] [-o FILE]`. The file is
+written anew after each model, and a file that exists is continued: only models that are not in it, or failed there, are
+run. The table is the same for the same versions: it has no times.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks.zoo_models import Entry, timm_entries, torchvision_entries
 from benchmarks.zoo_transformers import peft_entries, transformers_entries
 from runner.freezing.words import FOR_CONFIG
 
+LIBRARIES = ("torchvision", "timm", "transformers", "peft")
 METHODS = ("requires_grad", "zero_lr")
 COMMON = ("freeze=backbone", "batches=1", "threads=1", "device=cpu")
 SHARES = ("flops_share", "saved_bytes_share", "gradient_bytes_share", "optimizer_state_bytes_share")
@@ -37,7 +38,7 @@ COLUMNS = (
     *(*SHARES, "same_bits", "reason"),
 )
 Row = dict[str, str]
-NAMED = re.compile(f"^(?:{'|'.join(re.escape(text).replace('{}', '(.+)', 1) for text in (FOR_CONFIG.found_head,))})")
+NAMED = re.compile(re.escape(FOR_CONFIG.found_head).replace(re.escape("{}"), "(.+)"))
 
 
 def entries() -> list[Entry]:

@@ -129,7 +129,7 @@ PEFT: tuple[tuple[str, Config, str, str], ...] = (
         *("VeraConfig", {"r": 4, "target_modules": ["query", "value"], **KEPT}, "roberta"),
         "classifier.modules_to_save.default.out_proj",
     ),
-    ("PromptTuningConfig", {"num_virtual_tokens": 4, **PREDICTS}, "opt", "lm_head"),
+    ("PromptTuningConfig", {"num_virtual_tokens": 4, **PREDICTS}, "gpt2", "lm_head"),
 )
 
 

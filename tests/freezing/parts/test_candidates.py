@@ -1,0 +1,49 @@
+"""Which layers are refused as the head because they lie in a block like others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from runner.freezing.parts.trial import try_model
+
+
+class Block(nn.Module):
+    """A layer and its activation; models have such blocks anywhere, as their head too."""
+
+    def __init__(self, width, outputs):
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+
+    def forward(self, x):
+        return self.linear(x).relu()
+
+
+class Kept(nn.Module):
+    """A block that is used, and the original of it, which is kept for later."""
+
+    def __init__(self):
+        super().__init__()
+        self.original, self.used = Block(8, 3), Block(8, 3)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+X = torch.ones(2, 8)
+
+
+def test_the_last_of_several_blocks_is_no_head():
+    trial = try_model(nn.Sequential(Block(8, 8), Block(8, 8)), X)
+    assert trial.heads == ()
+    assert trial.problem.startswith("there is no head: 1.linear is in 1, a Block like 0; ")
+
+
+@pytest.mark.parametrize(("classes", "heads"), [(3, ("1.linear",)), (8, ()), (None, ())])
+def test_a_layer_with_as_many_outputs_as_there_are_classes_is_the_head_in_any_block(classes, heads):
+    assert try_model(nn.Sequential(Block(8, 8), Block(8, 3)), X, classes=classes).heads == heads
+
+
+def test_a_block_that_is_never_called_is_not_one_of_several():
+    assert try_model(nn.Sequential(nn.Linear(8, 8), Kept()), X).heads == ("1.used.linear",)
