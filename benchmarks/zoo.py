@@ -1,4 +1,4 @@
-"""Freeze the backbone of every model of the zoo for one batch, by two methods: was the head found, did it hold, what was saved?
+"""Freeze the backbone of every model of the zoo for one batch: was the head found, did it hold, and what was saved?
 
 Run from the project's root: `python benchmarks/zoo.py [--only 'timm/*'] [--sample N --seed S] [-o FILE]`. The file is
 written anew after each model, and a file that exists is continued: only models that are not in it, or failed there, are
