@@ -440,7 +440,7 @@ def test_head_auto_finds_the_module_whose_outputs_are_the_classes_and_prints_a_n
     )
     code, out, _ = cli("model=custom", "model.build._target_=mine.Net", "model.input=[8]", "model.classes=4", "batches=2")
     assert code == 0
-    assert "note: model.head=auto found the classifier top" in out
+    assert "note: model.head=auto found top: the loss of the first batch is made there" in out
     (folder,) = run_folders()
     rows = read_table(folder / "changes.csv")
     assert [row["name"] for row in rows if row["frozen"] == "True"] == ["top.weight", "top.bias"]

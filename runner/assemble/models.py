@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from runner.config.build import build, locate_targets
-from runner.config.schema import Config
+from runner.assemble.calls_after import build_loaded, called_after
+from runner.assemble.new_parts import NEW, frozen_at_random, head_of_new, parts_of
+from runner.config.build import locate_targets
+from runner.config.schema import Config, Model
 from runner.contract import Note
-from runner.errors import ConfigError
+from runner.errors import ConfigError, listed
 from runner.freezing.parts.evidence import Evidence, Trial
 from runner.freezing.parts.trial import try_model
-from runner.freezing.patterns import needs_trial, parse
+from runner.freezing.patterns import HEAD, needs_trial, parse_all, parse_both
 from runner.freezing.selection import Selection, select_by_evidence, trainable_names
 from runner.freezing.words import FOR_CONFIG
 from runner.tensors import map_tensors, refuse_unless_dense, tensor_entries
+from runner.training.pretrained.checkpoint import read_checkpoint
 from runner.training.pretrained.loaded import Loaded
+from runner.training.pretrained.loading import load_into
+
+Task = Callable[[nn.Module, Any], Any]  # (model, batch) -> loss
 
 
 @dataclass(frozen=True)
@@ -41,23 +47,36 @@ class BuiltModel:
 def build_model(config: Config, device: torch.device | None, note: Note) -> BuiltModel:
     """Return the model that the config declares, on the device (None: where its builder puts it).
 
-    `note` is called with messages about its weights. Raises ConfigError if its tensors cannot be compared.
+    `note` is called with messages about its weights. Raises ConfigError if its checkpoint does not fit, if it has no
+    parameters, or if its tensors cannot be compared.
     """
-    loaded = build(config.model.build, "model.build")
-    if not isinstance(loaded, Loaded):
-        loaded = Loaded(loaded)
-    if not isinstance(loaded.model, nn.Module):
-        raise ConfigError(
-            f"model.build._target_ gives a {type(loaded.model).__name__}; it must give an instance of torch.nn.Module"
-        )
+    loaded = build_loaded(config.model.build, "model.build")
+    if config.model.checkpoint is not None:
+        loaded = with_checkpoint(loaded, config.model)
     for text in loaded.notes:
         note(text)
     entries = tensor_entries(loaded.model).values()
     new = None if loaded.new is None else {id(entry.tensor) for entry in entries if loaded.new & {*entry.names}}
-    model = loaded.model.to(device, dtype_of(config))
+    model = called_after(loaded.model, config.model.then)
+    if not any(True for _ in model.parameters()):
+        raise ConfigError(f"model: {type(model).__name__} has no parameters: there is nothing to freeze or to train")
+    model = model.to(device, dtype_of(config))
     refuse_unless_dense(model)
     names = [name for entry in tensor_entries(model).values() if new and id(entry.tensor) in new for name in entry.names]
     return BuiltModel(model, None if new is None else frozenset(names), trainable_names(model))
+
+
+def with_checkpoint(loaded: Loaded, model: Model) -> Loaded:
+    """Return the model with the tensors of `model.checkpoint` in it; what its builder's weights supplied is not new either.
+
+    `model`: the config's node. Raises ConfigError if the checkpoint cannot be read or does not fit.
+    """
+    assert model.checkpoint is not None
+    tensors = read_checkpoint(model.checkpoint)
+    read = load_into(loaded.model, tensors, classes=model.classes, strict=model.strict)
+    assert read.new is not None
+    new = read.new if loaded.new is None else read.new & loaded.new
+    return Loaded(loaded.model, new, (*loaded.notes, *read.notes))
 
 
 def build_on_meta(config: Config, note: Note) -> BuiltModel:
@@ -73,37 +92,46 @@ def dtype_of(config: Config) -> torch.dtype | None:
     return getattr(torch, config.model.dtype.value) if config.model.dtype else None
 
 
-def trial_of(config: Config, model: nn.Module, task: Callable[[nn.Module, Any], Any], batch: Any) -> Trial | None:
-    """Return what a forward pass on the first batch shows of the model, if a pattern in the config needs that; else None."""
-    texts = [
-        *config.freeze.patterns,
-        *config.freeze.keep,
-        *config.groups.names,
-        *(each.pattern for each in config.groups.lr),
-    ]
-    if not needs_trial([parse(text, "freeze.patterns") for text in texts], _named_head(config)):
-        return None
-    if any(parameter.is_meta for parameter in model.parameters()):
-        batch = map_tensors(batch, lambda tensor: tensor.to("meta"))
-    return try_model(model, batch, task, classes=config.model.classes)
-
-
-def declared_selection(config: Config, built: BuiltModel, trial: Trial | None, note: Note) -> Selection:
+def declared_selection(
+    config: Config, built: BuiltModel, note: Note, *, batch: Any = None, task: Task | None = None
+) -> Selection:
     """Return the parameters, buffers and modules that the config declares frozen.
 
-    `trial`: what a forward pass showed, by which parts of the model are found. `note` is called with each message in the
-    `notes` of the returned Selection, one of which names the head that was found.
+    `batch`, `task`: a first batch and the task, by which parts of the model are found; without them, they are a guess.
+    `note` is called with each message in the `notes` of the returned Selection, one of which names the head.
     """
-    freeze = config.freeze
-    evidence = Evidence(_named_head(config), config.model.classes, trial, built.trainable)
+    freeze, groups, head = config.freeze, config.groups, _named_head(config, built, note)
+    patterns, keep = parse_both(freeze.patterns, freeze.keep, FOR_CONFIG)
+    others = parse_all([*groups.names, *(each.pattern for each in groups.lr)], "groups")
+    wanted = batch is not None and needs_trial((*patterns, *keep, *others), head)
+    trial = _trial(built.model, batch, task, config.model.classes) if wanted else None
     selection = select_by_evidence(
-        built.model, freeze.patterns, freeze.keep, freeze.buffers.value, evidence=evidence, words=FOR_CONFIG
+        built.model,
+        patterns,
+        keep,
+        with_modules=freeze.buffers.value == "frozen",
+        evidence=Evidence(head, config.model.classes, trial, built.trainable),
+        words=FOR_CONFIG,
     )
     for text in selection.notes:
         note(text)
+    if names := parts_of(built.model, (built.new or frozenset()) & {*selection.parameters}):
+        note(frozen_at_random(names), urgent=True)
     return selection
 
 
-def _named_head(config: Config) -> str | list[str] | None:
-    """Return the patterns of the head that the config names; None if the head is to be found."""
-    return None if config.model.head == "auto" else config.model.head
+def _trial(model: nn.Module, batch: Any, task: Task | None, classes: int | None) -> Trial:
+    """Return what a forward pass on the first batch shows of the model; the batch is moved to the meta device if it is."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        batch = map_tensors(batch, lambda tensor: tensor.to("meta"))
+    return try_model(model, batch, task, classes=classes)
+
+
+def _named_head(config: Config, built: BuiltModel, note: Note) -> str | Sequence[str] | None:
+    """Return the patterns that `@head` stands for in the config, or None if the head is to be found."""
+    head = config.model.head
+    if head != NEW:
+        return None if head == "auto" else head
+    names = head_of_new(built.model, built.new)
+    note(f"{HEAD} is what no weights supplied: {listed(names, most=4)}")
+    return names

@@ -32,7 +32,7 @@ def check_patterns(configs: Sequence[Config]) -> None:
         errors = []
         for config in configs:
             try:
-                build_groups(config, built.model, declared_selection(config, built, None, ignore_note))
+                build_groups(config, built.model, declared_selection(config, built, ignore_note))
                 return
             except ConfigError as error:
                 errors.append(error)

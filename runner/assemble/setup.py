@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.assemble.feeding import Feed, build_task, open_feed
-from runner.assemble.models import build_model, build_on_meta, declared_selection, trial_of
+from runner.assemble.models import build_model, build_on_meta, declared_selection
 from runner.assemble.objects import (
     build_groups,
     build_meter,
@@ -94,8 +94,7 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         undo.enter_context(machine_settings(config.threads, config.deterministic))
         device = pick_device(config.device.value)
         seed_all(config.seed)
-        built = build_model(config, device, note) if have_values else build_on_meta(config, note)
-        built_model = built.model
+        built_model = (built := build_model(config, device, note) if have_values else build_on_meta(config, note)).model
         feed = open_feed(config, device, note, undo)
         config = feed.config
         (meter := build_meter(config, device, note)).on_model_built(built_model)
@@ -103,7 +102,7 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(built_model)
         task = build_task(config, device)
-        selection = declared_selection(config, built, trial_of(config, built_model, task, feed.first), note)
+        selection = declared_selection(config, built, note, batch=feed.first, task=task)
         note_fields_left_out(task, built_model, feed.first, note)
         method = build_method(config, Example(task, feed.first, feed.reread), built_model, selection)
         phases = build_phases(config, selection)

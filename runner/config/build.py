@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -13,12 +13,19 @@ from pkgutil import iter_modules
 from typing import Any, TypeGuard, TypeVar
 
 from runner.config.schema import values_by_key
-from runner.config.signature import check_arguments, lacks_arguments, takes_anything
+from runner.config.signature import (
+    argument_key,
+    check_arguments,
+    lacks_arguments,
+    refuse_text_for_numbers,
+    refuse_unexpected,
+    takes_anything,
+)
 from runner.errors import ConfigError, SkippedError, did_you_mean, place_in_user_code
 
 T = TypeVar("T")
 DIRECTIVES = ("_target_", "_args_", "_partial_")
-LIBRARIES = ("runner", "torch", "torchvision")  # their errors are about wrong arguments, not bugs of the user
+NEVER_IN_THE_CURRENT_FOLDER = ("runner", "torch", "torchvision")
 
 
 def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
@@ -29,27 +36,52 @@ def build(node: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
     `_partial_: true` the target is not called: the result is a `functools.partial`. `key` is where the node is in the
     config, such as `model.build`, for error messages.
 
-    Raises ConfigError if the target does not exist, or if its signature does not accept the arguments (checked before the
-    call). If a target from one of LIBRARIES raises an error, it is raised as a ConfigError; errors of other targets, and
-    those of the user's code that a target of LIBRARIES calls, are passed on unchanged.
+    Raises ConfigError if the target does not exist, or refuses its arguments: it cannot be called with them, or raises an
+    error in which no line of the user's own code takes part. Other errors are those of the user's code and are passed on
+    unchanged.
     """
+    return build_converted(node, key, _unchanged, *args, **kwargs)
+
+
+def build_converted(node: Mapping[str, Any], key: str, convert: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
+    """Build a config node as `build` does; `convert` is given each object that it or a node in it gives, and replaces it."""
     path: Any = node.get("_target_")
     target = locate(path, f"{key}._target_")
-    arguments = {name: _build_nested(value, f"{key}.{name}") for name, value in node.items() if name not in DIRECTIVES}
-    args = (*args, *(_build_nested(value, f"{key}._args_") for value in node.get("_args_", ())))
+    given = {name: value for name, value in node.items() if name not in DIRECTIVES}
+    arguments = {name: build_nested(value, argument_key(key, name), convert) for name, value in given.items()}
+    args = (*args, *(build_nested(value, f"{key}._args_", convert) for value in node.get("_args_", ())))
     arguments.update(kwargs)
-    is_partial = bool(node.get("_partial_"))
-    check_arguments(target=target, path=path, key=key, args=args, kwargs=arguments, is_partial=is_partial)
-    if is_partial:
+    if node.get("_partial_"):
+        check_arguments(target=target, path=path, key=key, args=args, kwargs=arguments, is_partial=True)
         return partial(target, *args, **arguments)
+    return convert(call(target, path, key, args=args, kwargs=arguments))
+
+
+def call(target: Callable[..., Any], path: str, key: str, *, args: Sequence[Any] = (), kwargs: Mapping[str, Any]) -> Any:
+    """Call a target with the arguments that the config gives and return the result. `path`, `key`, errors: see `build`.
+
+    A signature need not tell the truth. So the call itself decides whether the arguments are right, and only an error is
+    worded from the signature; except that a text for a number is refused before, as not every target would notice.
+    """
+    refuse_text_for_numbers(target=target, path=path, key=key, kwargs=kwargs)
     try:
-        return target(*args, **arguments)
+        return target(*args, **kwargs)
     except (ConfigError, SkippedError):
         raise
     except Exception as error:
-        if path.split(".")[0] not in LIBRARIES or place_in_user_code(error):  # a bug in the user's own code
+        if isinstance(error, TypeError):
+            check_arguments(target=target, path=path, key=key, args=args, kwargs=kwargs, is_partial=False)
+        if place_in_user_code(error):  # a bug in the user's own code
             raise
-        raise ConfigError(f"{key}: {path} refused its arguments: {str(error) or type(error).__name__}") from error
+        if isinstance(error, TypeError):
+            refuse_unexpected(error, path=path, key=key, given=kwargs)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{key}: {path} refused its arguments: {reason}") from error
+
+
+def _unchanged(built: Any) -> Any:
+    """Return the object itself."""
+    return built
 
 
 def build_function(node: Mapping[str, Any] | str, key: str) -> Any:
@@ -122,7 +154,7 @@ def locate(path: str, key: str) -> Callable[..., Any]:
     """
     refuse_malformed_path(path, key)
     parts = path.split(".")
-    if parts[0] not in LIBRARIES and os.getcwd() not in sys.path:  # a library is never one of the current folder's files
+    if parts[0] not in NEVER_IN_THE_CURRENT_FOLDER and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that the console script, too, finds modules in the current folder
     module, depth = None, 0
     for count in range(len(parts) - 1, 0, -1):
@@ -173,15 +205,16 @@ def _suggestion(path: str, name: str, parent: Any) -> str:
     return did_you_mean(name, [*modules, *dir(parent)])
 
 
-def _build_nested(value: Any, key: str) -> Any:
+def build_nested(value: Any, key: str, convert: Callable[[Any], Any] = _unchanged) -> Any:
     """Return a copy of the value in which every dict with a `_target_` is replaced by the object that it describes.
 
-    Dicts and lists are searched at every depth. `key` is where the value is in the config, for error messages.
+    Dicts and lists are searched at every depth. `key` is where the value is in the config, for error messages. `convert`:
+    see `build_converted`.
     """
     if isinstance(value, Mapping):
         if "_target_" in value:
-            return build(value, key)
-        return {name: _build_nested(item, f"{key}.{name}") for name, item in value.items()}
+            return build_converted(value, key, convert)
+        return {name: build_nested(item, f"{key}.{name}", convert) for name, item in value.items()}
     if isinstance(value, list):
-        return [_build_nested(item, f"{key}[{index}]") for index, item in enumerate(value)]
+        return [build_nested(item, f"{key}[{index}]", convert) for index, item in enumerate(value)]
     return value

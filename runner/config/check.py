@@ -17,14 +17,17 @@ from runner.config.machine import (
     check_input_of_images,
     check_launcher,
     check_packages,
+    is_file,
 )
 from runner.config.messages import choices_of, omegaconf_message, wrong_value_message
 from runner.config.metrics import check_evaluation
 from runner.config.numbers import check_numbers
 from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, Model, values_by_key
+from runner.config.signature import argument_key
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse, parse_all, refuse_patterns_in_both
 
+LIBRARY_BUILDERS = "runner.training.pretrained."  # the targets in this package build a library's models
 UNSUPPORTED_DIRECTIVES = {"_convert_", "_recursive_"}  # Hydra has them, this project does not
 # How many positional arguments a run passes to the targets of these nodes, such as the parameter groups to an optimizer.
 GIVEN = {"model.build": 0, "method": 0, "groups.cut": 2, "optimizer": 1, "scheduler": 1, "schedule": 1, "task": 0, "data": 0}
@@ -47,6 +50,9 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
         _drop_options_of_another_method(typed, method)
     values = dict(values_by_key(OmegaConf.to_container(typed)))
     for key in sorted(key for key, value in values.items() if value == MISSING):  # before another key refers to it
+        key = (
+            argument_key("model.build", name) if (name := key.removeprefix("model.build.")) in composed.model.keys() else key
+        )
         raise ConfigError(f"{key} is missing; give {key}=...")
     for key, value in values.items():
         if key.endswith("._target_"):
@@ -98,7 +104,10 @@ def _typed(composed: DictConfig) -> DictConfig:
 
 
 def _with_builder_arguments(model: DictConfig) -> DictConfig:
-    """Return the node `model` in which the keys that the schema does not have, such as `name`, are moved into `build`."""
+    """Return the node `model` in which the keys that the schema does not have, such as `name`, are moved into `build`.
+
+    For a library's builder of ours, `weights` may be a file: it is the checkpoint of the model without weights.
+    """
     known, values = {each.name for each in fields(Model)}, OmegaConf.to_container(model)
     assert isinstance(values, dict)
     build = values.get("build")
@@ -106,6 +115,12 @@ def _with_builder_arguments(model: DictConfig) -> DictConfig:
         return model
     own = {key: value for key, value in values.items() if key in known}
     moved = {key: value for key, value in values.items() if key not in known}
+    if str(build.get("_target_")).startswith(LIBRARY_BUILDERS) and is_file(moved.get("weights")):
+        if own.get("checkpoint") is not None:
+            raise ConfigError(
+                f"model.weights is the file {moved['weights']} and model.checkpoint is {own['checkpoint']}; give one of them"
+            )
+        own["checkpoint"], moved["weights"] = moved["weights"], None
     return OmegaConf.create({**own, "build": {**build, **moved}})
 
 
@@ -236,7 +251,7 @@ def _check_patterns(config: Config) -> None:
     """Raise ConfigError if a pattern in the config is malformed, or if a list of patterns is wrong.
 
     Wrong are a pattern that is in both `freeze.patterns` and `freeze.keep`, no `groups.names` with `groups=module`, and a
-    `model.head` that is neither a pattern, a list of patterns, nor `auto`.
+    `model.head` that is neither a pattern, a list of patterns, `auto`, nor `new`.
     """
     parse_all(config.freeze.patterns, "freeze.patterns")
     parse_all(config.freeze.keep, "freeze.keep")
@@ -244,8 +259,8 @@ def _check_patterns(config: Config) -> None:
     parse_all(config.groups.names, "groups.names")
     if config.groups.cut.get("_target_") == "runner.freezing.groups.by_module" and not config.groups.names:
         raise ConfigError("groups=module needs the modules' names, e.g. 'groups.names=[conv1,fc]'")
-    if config.model.head != "auto":
+    if config.model.head not in ("auto", "new"):
         heads = [config.model.head] if isinstance(config.model.head, str) else config.model.head
         if not heads or not isinstance(heads, list):
-            raise ConfigError(f"model.head is {config.model.head!r}; give a pattern, a list of patterns, or auto")
+            raise ConfigError(f"model.head is {config.model.head!r}; give a pattern, a list of patterns, auto, or new")
         parse_all(heads, "model.head")

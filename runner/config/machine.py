@@ -10,24 +10,44 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from runner.config.schema import Config
+from runner.config.schema import Config, values_by_key
 from runner.errors import ConfigError
 
 PICTURES = "runner.training.data.pictures."
 IMAGE_FOLDER, DIGITS = f"{PICTURES}image_folder", f"{PICTURES}digits"
 HUGGING_FACE = f"{PICTURES}huggingface_dataset"
+PACKAGES = {  # by a target of ours: the setting that chooses it, and the package that it needs
+    DIGITS: ("data=digits", "sklearn"),
+    HUGGING_FACE: ("data=huggingface", "datasets"),
+    "runner.training.pretrained.timm_models.timm_model": ("model=timm", "timm"),
+    "runner.training.pretrained.huggingface_models.huggingface_model": ("model=huggingface", "transformers"),
+}
+EXTRAS = {  # by package: the extra of this project that installs it
+    "datasets": "huggingface",
+    "peft": "huggingface",
+    "safetensors": "save",
+    "sklearn": "data",
+    "timm": "timm",
+    "transformers": "huggingface",
+}
 LAUNCHERS_HERE = ("basic", "joblib")  # Hydra's names of the launchers that carry out runs on this machine
 
 
 def check_packages(config: Config) -> None:
     """Raise ConfigError if the config needs a package that is not installed, such as safetensors for `save=true`."""
-    target = config.data.get("_target_")
-    is_needed = {"save=true": config.save, "data=digits": target == DIGITS, "data=huggingface": target == HUGGING_FACE}
-    packages = {"save=true": ("safetensors", "save"), "data=digits": ("sklearn", "data")}
-    packages |= {"data=huggingface": ("datasets", "huggingface")}
-    for key, (module, extra) in packages.items():
-        if is_needed[key] and find_spec(module) is None:
-            raise ConfigError(f"{key} needs {module}; install it with: pip install 'freeze-runner[{extra}]'")
+    needed = [("save=true", "safetensors")] if config.save else []
+    for key, value in values_by_key(config):
+        if key.endswith("_target_") and isinstance(value, str):
+            module = value.partition(".")[0]
+            needed.append(PACKAGES.get(value) or (f"{key}={value}", module))
+    for asked, module in needed:
+        if module in EXTRAS and find_spec(module) is None:
+            raise ConfigError(f"{asked} needs {module}; install it with: pip install 'freeze-runner[{EXTRAS[module]}]'")
+
+
+def is_file(value: object) -> bool:
+    """Return whether a value of the config is the path of a file that exists. `~` stands for the home folder."""
+    return isinstance(value, str) and Path(value).expanduser().is_file()
 
 
 def check_device(device: str) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 from runner.errors import ConfigError
+from runner.freezing.matching import Matcher, Matching, below
 from runner.freezing.parts import PARTS
 from runner.freezing.parts.evidence import Evidence
 from runner.freezing.patterns import HEAD, Pattern, parse_all
 from runner.freezing.words import FOR_PYTHON, Words
 from runner.tensors import TensorEntry, tensor_entries
 
-Matcher = Callable[[str], bool]
 
-
-class ModelNames:
+class ModelNames(Matching):
     """The names of the modules, parameters and buffers of one model, and functions that say which ones a pattern matches.
 
     Args:
@@ -28,12 +25,11 @@ class ModelNames:
     """
 
     def __init__(self, model: nn.Module, evidence: Evidence | None = None, words: Words = FOR_PYTHON) -> None:
-        self.model = model
+        super().__init__(model)
         self.words = words
         self.entries = tensor_entries(model)
         self.parameters = [entry for entry in self.entries.values() if entry.kind == "parameter"]
         self.buffers = [entry for entry in self.entries.values() if entry.kind == "buffer"]
-        self.modules = dict(model.named_modules(remove_duplicate=False))
         self.evidence = evidence or Evidence()
         self._parts: dict[str, tuple[Pattern, ...]] = {}
 
@@ -51,45 +47,26 @@ class ModelNames:
 
     def matcher(self, pattern: Pattern) -> Matcher:
         """Return a function that takes a dotted name and returns True if the pattern matches it or a module above it."""
-        if pattern.kind == "part":
-            matchers = [self.matcher(each) for each in self.patterns_of(pattern)]
-            return lambda name: any(matches(name) for matches in matchers)
-        if pattern.kind == "type":
-            class_name = pattern.text.removeprefix("type:")
-            found = {name for name, module in self.modules.items() if _is_instance(module, class_name)}
-            return lambda name: any(parent in found for parent in with_parents(name))
-        return lambda name: pattern.matches(name) or pattern.matches(self.without_wrappers(name))
+        if pattern.kind != "part":
+            return super().matcher(pattern)
+        patterns = self.patterns_of(pattern)
+        names = below({each.text for each in patterns if self.is_exact(each)})
+        others = [super(ModelNames, self).matcher(each) for each in patterns if not self.is_exact(each)]
+        return lambda name: names(name) or any(matches(name) for matches in others)
 
     def whole_name_matcher(self, pattern: Pattern) -> Matcher:
         """Return a function that takes a dotted name and returns True if the pattern is this whole name itself.
 
         A regular expression counts as the name if it matches it.
         """
-        return lambda name: pattern.is_name_of(name) or pattern.is_name_of(self.without_wrappers(name))
+        if self.is_exact(pattern):
+            return lambda name: name == pattern.text
+        return lambda name: any(map(pattern.is_name_of, self.spellings(name)))
 
     def matched_names(self, entries: Iterable[TensorEntry], patterns: Iterable[Pattern]) -> frozenset[str]:
         """Return those names of the entries that a pattern matches; a tied tensor may have others as well."""
         matchers = [self.matcher(pattern) for pattern in patterns]
         return frozenset(name for entry in entries for name in entry.names if any(matches(name) for matches in matchers))
-
-    def without_wrappers(self, name: str) -> str:
-        """Return a name without the parts that wrappers add: `module.` by DataParallel, `_orig_mod.` by torch.compile."""
-        parts = name.split(".")
-        return ".".join(part for count, part in enumerate(parts, 1) if ".".join(parts[:count]) not in self._wrapped_names)
-
-    @cached_property
-    def _wrapped_names(self) -> set[str]:
-        """The names of the modules that a wrapper such as DataParallel contains, for example `body._orig_mod`.
-
-        A wrapper is a module without parameters of its own that has exactly one child, named `module` or `_orig_mod`. The
-        child's name alone proves nothing, because users may call a child `module`, too.
-        """
-        children_of = {name: list(module._modules.keys()) for name, module in self.modules.items() if not module._parameters}
-        return {
-            f"{name}.{children[0]}".lstrip(".")
-            for name, children in children_of.items()
-            if children in (["module"], ["_orig_mod"])
-        }
 
     def computed(self) -> dict[str, list[str]]:
         """Return {name: names of parameters} for tensors that modules compute from parameters with similar names.
@@ -109,25 +86,6 @@ class ModelNames:
                 if names and prefix + attribute not in registered:
                     found[prefix + attribute] = names
         return found
-
-
-def with_parents(name: str) -> list[str]:
-    """Return a dotted name and the names of all modules around it: "a.b" gives ["", "a", "a.b"]; "" is the model itself."""
-    parts = name.split(".") if name else []
-    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
-
-
-def _is_instance(module: nn.Module, class_name: str) -> bool:
-    """Return True if a module is an instance of the named class.
-
-    `class_name` is a bare name (`Linear`) or a dotted path. The path may be the public one (`torch.nn.Linear`) or the one in
-    the module that defines the class (`torch.nn.modules.linear.Linear`).
-    """
-    if any(class_name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}") for cls in type(module).__mro__):
-        return True
-    module_path, _, name = class_name.rpartition(".")
-    found = getattr(sys.modules.get(module_path), name, None)
-    return isinstance(found, type) and isinstance(module, found)
 
 
 def _unregistered_tensors(module: nn.Module) -> set[str]:

@@ -100,6 +100,19 @@ def needs_trial(patterns: Iterable[Pattern], head: object) -> bool:
     return any(pattern.text == "@vision" or (pattern.text in BY_TRIAL and head is None) for pattern in patterns)
 
 
+def parse_both(patterns: object, keep: object, words: Words) -> tuple[tuple[Pattern, ...], tuple[Pattern, ...]]:
+    """Return the parsed patterns of what to freeze, and of exceptions. Raises ConfigError if a pattern is in both."""
+    freeze, exempt = parse_all(patterns, words.patterns), parse_all(keep, words.keep)
+    refuse_patterns_in_both([each.text for each in freeze], [each.text for each in exempt], words)
+    return freeze, exempt
+
+
+def with_parents(name: str) -> list[str]:
+    """Return a dotted name and the names of all modules around it: "a.b" gives ["", "a", "a.b"]; "" is the model itself."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
+
+
 def refuse_patterns_in_both(patterns: Sequence[str], keep: Sequence[str], words: Words = FOR_CONFIG) -> None:
     """Raise ConfigError if the same pattern is in `patterns` (what to freeze) and in `keep` (exceptions).
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from runner.errors import ConfigError, listed
-from runner.freezing.names import ModelNames, with_parents
+from runner.freezing.names import ModelNames
 from runner.freezing.no_match import no_match_message
 from runner.freezing.parts import PARTS
-from runner.freezing.patterns import HEAD, Pattern
+from runner.freezing.patterns import HEAD, Pattern, with_parents
 from runner.tensors import TensorEntry
 
 
@@ -71,6 +71,8 @@ class PatternResolver(ModelNames):
         if not found and not (pattern.kind == "part" and PARTS[pattern.text].may_be_absent):
             raise ConfigError(no_match_message(self, pattern, key))
         for each in self.patterns_of(pattern) if pattern.kind == "part" else ():
+            if self.is_exact(each):
+                continue
             if not self._matched_by(each, self.entries.values()) and not self._modules_and_buffers(each):
                 raise ConfigError(no_match_message(self, each, self.words.head))
         return found

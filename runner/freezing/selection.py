@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from runner.errors import ConfigError, short_repr
 from runner.freezing.parts.evidence import Evidence
 from runner.freezing.parts.trial import try_model
-from runner.freezing.patterns import needs_trial, parse_all, refuse_patterns_in_both
+from runner.freezing.patterns import Pattern, needs_trial, parse_all, parse_both
 from runner.freezing.resolver import PatternResolver, forced_tie_note, owner_of
 from runner.freezing.words import FOR_PYTHON, Words
 from runner.tensors import tensor_entries
@@ -77,22 +78,30 @@ def select(
     a `keep` pattern leaves out nothing.
     """
     _check_model_and_head(model, head, words)
-    head = None if head == "auto" else head
-    wanted = needs_trial([*parse_all(patterns, words.patterns), *parse_all(keep, words.keep)], head)
-    trial = try_model(model, batch, task) if wanted and batch is not None else None
-    return select_by_evidence(model, patterns, keep, buffers, Evidence(head, None, trial, trainable_names(model)), words)
+    _check_buffers(buffers)
+    head, parsed = None if head == "auto" else head, parse_both(patterns, keep, words)
+    trial = try_model(model, batch, task) if batch is not None and needs_trial(chain(*parsed), head) else None
+    evidence = Evidence(head, trial=trial, trainable=trainable_names(model))
+    return select_by_evidence(model, *parsed, with_modules=buffers == "frozen", evidence=evidence, words=words)
 
 
 def select_by_evidence(
-    model: nn.Module, patterns: Sequence[str], keep: Sequence[str], buffers: str, evidence: Evidence, words: Words
+    model: nn.Module,
+    patterns: Sequence[Pattern],
+    keep: Sequence[Pattern],
+    *,
+    with_modules: bool,
+    evidence: Evidence,
+    words: Words,
 ) -> Selection:
-    """Return what the patterns match, as `select` does; `evidence`: what the named parts of the model are found by."""
-    _check_buffers(buffers)
-    freeze_patterns, keep_patterns = parse_all(patterns, words.patterns), parse_all(keep, words.keep)
-    refuse_patterns_in_both([p.text for p in freeze_patterns], [p.text for p in keep_patterns], words)
-    resolver, with_modules = PatternResolver(model, evidence, words), buffers == "frozen"
-    names_of_pattern = {p.text: resolver.declared(p, words.patterns, with_modules) for p in freeze_patterns}
-    names_of_keep = {p.text: resolver.exempted(p, words.keep, with_modules) for p in keep_patterns}
+    """Return what the patterns match, as `select` does.
+
+    `with_modules` selects the matched modules and their buffers too. `evidence`: what the named parts of the model are found
+    by. Raises ConfigError as `select` does.
+    """
+    resolver = PatternResolver(model, evidence, words)
+    names_of_pattern = {p.text: resolver.declared(p, words.patterns, with_modules) for p in patterns}
+    names_of_keep = {p.text: resolver.exempted(p, words.keep, with_modules) for p in keep}
     matched, kept = set[str]().union(*names_of_pattern.values()), set[str]().union(*names_of_keep.values())
     _refuse_patterns_without_effect(names_of_pattern, names_of_keep, kept, words)
     modules = {name: module for name, module in resolver.modules.items() if f"{name}/" in matched - kept}
@@ -100,15 +109,15 @@ def select_by_evidence(
     held = [
         entry for entry in frozen if entry.kind == "buffer" and not modules.keys().isdisjoint(map(owner_of, entry.names))
     ]
-    names = resolver.matched_names(frozen, freeze_patterns).union(*(entry.names for entry in held))
-    ties = (*resolver.tie_notes(freeze_patterns, keep_patterns, matched & kept), *forced_tie_note(frozen, names))
+    names = resolver.matched_names(frozen, patterns).union(*(entry.names for entry in held))
+    ties = (*resolver.tie_notes(patterns, keep, matched & kept), *forced_tie_note(frozen, names))
     return Selection(
         parameters={entry.name: entry.tensor for entry in frozen if entry.kind == "parameter"},
         buffers={entry.name: entry.tensor for entry in frozen if entry.kind == "buffer"},
         modules=modules,
         names=names,
         evidence=evidence,
-        notes=(*resolver.head_notes([*freeze_patterns, *keep_patterns]), *ties),
+        notes=(*resolver.head_notes([*patterns, *keep]), *ties),
     )
 
 

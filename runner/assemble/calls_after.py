@@ -1,0 +1,82 @@
+"""Build the object of the node `model.build`, and call what `model.then` lists, with what weights did not supply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from runner.config.build import build_converted, build_nested, call
+from runner.errors import ConfigError, did_you_mean, short_repr
+from runner.tensors import tensor_entries
+from runner.training.pretrained.loaded import Loaded
+
+EXAMPLES = "a method's name, {NAME: {ARGUMENT: VALUE}}, or a node with a _target_ that takes the model"
+
+
+def build_loaded(node: Mapping[str, Any], key: str) -> Loaded:
+    """Return the model that a config node describes, with what weights did not supply in it and the notes about them.
+
+    A model within the node, which another target wraps, may have weights too: its new tensors are known by identity.
+    Raises ConfigError if the node does not describe a module.
+    """
+    notes: list[str] = []
+    new: list[Tensor] | None = None
+
+    def module_of(built: Any) -> Any:
+        nonlocal new
+        if not isinstance(built, Loaded):
+            return built
+        notes.extend(built.notes)
+        if built.new is not None:
+            entries = tensor_entries(built.model).values()
+            new = [*(new or ()), *(entry.tensor for entry in entries if built.new & {*entry.names})]
+        return built.model
+
+    model = build_converted(node, key, module_of)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{key}._target_ gives a {type(model).__name__}; it must give an instance of torch.nn.Module")
+    if new is None:
+        return Loaded(model, None, tuple(notes))
+    ids, entries = {*map(id, new)}, tensor_entries(model).values()
+    names = frozenset(name for entry in entries if id(entry.tensor) in ids for name in entry.names)
+    return Loaded(model, names, tuple(notes))
+
+
+def called_after(model: nn.Module, then: Sequence[Any]) -> nn.Module:
+    """Return the model after the calls that `then` lists, in order.
+
+    An item is the name of a method of the model, `{name: {argument: value}}`, or a node with a `_target_`, which is called
+    with the model as its first argument. What such a target returns is the model from then on, unless it is None; so is a
+    module that a method returns. Raises ConfigError if an item is none of these, or is refused.
+    """
+    for index, item in enumerate(then):
+        key = f"model.then[{index}]"
+        if isinstance(item, Mapping) and "_target_" in item:
+            result = build_converted(item, key, lambda built: built.model if isinstance(built, Loaded) else built, model)
+            if result is not None and not isinstance(result, nn.Module):
+                raise ConfigError(
+                    f"{key}: {item['_target_']} gives a {type(result).__name__}; it must give a module, or None"
+                )
+        else:
+            result = _method_called(model, item, key)
+        model = result if isinstance(result, nn.Module) else model
+    return model
+
+
+def _method_called(model: nn.Module, item: Any, key: str) -> Any:
+    """Call the method of the model that an item of `model.then` names, and return what it returns."""
+    item = {item: {}} if isinstance(item, str) else item
+    if not isinstance(item, Mapping) or len(item) != 1:
+        raise ConfigError(f"{key} is {short_repr(item)}; give {EXAMPLES}")
+    ((name, arguments),) = item.items()
+    if not isinstance(arguments, Mapping):
+        raise ConfigError(f"{key}.{name} is {short_repr(arguments)}; give its arguments by name, {{ARGUMENT: VALUE}}")
+    method = getattr(model, str(name), None)
+    if not callable(method):
+        methods = [each for each in dir(model) if not each.startswith("_") and callable(getattr(model, each, None))]
+        near = did_you_mean(str(name), methods)
+        raise ConfigError(f"{key}: {type(model).__name__} has no method {name}{near}")
+    arguments = build_nested(dict(arguments), key)
+    return call(method, f"{type(model).__name__}.{name}", key, kwargs=arguments)

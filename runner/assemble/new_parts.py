@@ -1,0 +1,61 @@
+"""Find the parts of a model that its weights did not supply, such as the classifier on a pretrained encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from torch import nn
+
+from runner.errors import ConfigError, listed
+
+NEW = "new"  # the value of `model.head` that stands for these parts
+
+
+def head_of_new(model: nn.Module, new: Collection[str] | None) -> list[str]:
+    """Return the names of the parts that `@head` stands for with `model.head=new`.
+
+    `new`: the names of the parameters and buffers that no weights supplied; None if there are no weights. Raises ConfigError
+    then, and if no parameter is new.
+    """
+    if new is None:
+        raise ConfigError(
+            "model.head=new stands for what the weights do not supply, and there are no weights; "
+            "give model.checkpoint=FILE, or model.head=auto"
+        )
+    if not (names := parts_of(model, new)):
+        raise ConfigError("model.head=new: the weights supply every parameter, so nothing is new; give model.head=auto")
+    return names
+
+
+def parts_of(model: nn.Module, new: Collection[str]) -> list[str]:
+    """Return the names of the topmost modules of which every parameter and every persistent buffer is new.
+
+    `new`: the names of the tensors that are new. New parameters that are in no such module come with their own names; the
+    model itself, and modules without parameters, are not returned. The list is empty if no parameter is new.
+    """
+    persistent, parameters = model.state_dict().keys(), dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    old = [name for name in (*parameters, *(buffers.keys() & persistent)) if name not in new]
+    partly_old = {module for name in old for module in modules_above(name)}
+    parts = (_topmost(name, partly_old) for name in parameters if name in new)
+    return [*dict.fromkeys(parts)]
+
+
+def modules_above(name: str) -> Iterator[str]:
+    """Yield the names of the modules that contain a parameter or buffer, outermost first, without the model itself."""
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        yield ".".join(parts[:count])
+
+
+def frozen_at_random(names: Sequence[str]) -> str:
+    """Return the note about parts of the model that are frozen although no weights supplied them."""
+    return (
+        f"frozen although no weights supplied it, so it stays at its random start: {listed(names, most=4)}; "
+        "freeze=backbone model.head=new keeps it trainable"
+    )
+
+
+def _topmost(name: str, partly_old: Collection[str]) -> str:
+    """Return the outermost module above a parameter that is not in `partly_old`; the parameter's own name if all are."""
+    return next((module for module in modules_above(name) if module not in partly_old), name)

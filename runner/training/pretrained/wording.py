@@ -1,0 +1,37 @@
+"""What a run says of the weights of a library's model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from runner.errors import listed
+
+FILE_OR_NULL = "a file that has them, model.weights=FILE, or model.weights=null for random values"
+
+
+def note_of_new(new: Iterable[str]) -> tuple[str, ...]:
+    """Return one note that names the modules which the weights did not supply; none if they supplied everything.
+
+    `new`: the names of the parameters and buffers that have the values with which the model was built.
+    """
+    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in sorted(new)))
+    if not modules:
+        return ()
+    return (
+        f"model.weights did not supply {listed(modules, 6)}: they begin with random values; "
+        "model.head=new trains exactly these",
+    )
+
+
+def not_downloaded(asked: str, instead: str) -> str:
+    """Return the message for what cannot be downloaded.
+
+    `asked`: the setting that asks for it, such as `model.weights=DEFAULT of resnet18`. `instead`: what to give without a
+    network.
+    """
+    return f"{asked} must be downloaded, and its server cannot be reached from here; give {instead}"
+
+
+def is_default(weights: object) -> bool:
+    """Return whether a value of `model.weights` asks for the weights that the library takes by itself."""
+    return weights is True or (isinstance(weights, str) and weights.lower() in ("true", "default"))
