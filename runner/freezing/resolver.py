@@ -45,7 +45,7 @@ class PatternResolver(ModelNames):
         """Yield a note that names the head, if one of the patterns is `@head` and the user does not name it."""
         for pattern in patterns:
             if pattern.text == HEAD and self.evidence.head is None:
-                head = listed([each.text for each in self.patterns_of(pattern)])
+                head = listed([each.text for each in self.patterns_of(pattern)], most=4)
                 is_guess = self.evidence.trial is None
                 yield self.words.guessed_head.format(head) if is_guess else self.words.found_head.format(head)
 
