@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
@@ -24,21 +24,20 @@ from typing import Any
 
 from benchmarks.zoo_models import Entry, timm_entries, torchvision_entries
 from benchmarks.zoo_transformers import peft_entries, transformers_entries
-from runner.freezing.words import FOR_CONFIG
 
 LIBRARIES = ("torchvision", "timm", "transformers", "peft")
 METHODS = ("requires_grad", "zero_lr")
 COMMON = ("freeze=backbone", "batches=1", "threads=1", "device=cpu")
 SHARES = ("flops_share", "saved_bytes_share", "gradient_bytes_share", "optimizer_state_bytes_share")
-# `heads`: the modules that were found to be the head. `trained`: how many parameters trained. `idle`: tensors that were to
+# `heads`: the modules that are not frozen: the head that was found, and in what peft adapts also what it adds; names that
+# differ in one number are one name with a `*`. `trained`: how many parameters trained. `idle`: tensors that were to
 # train, and did not move. A share is relative to training everything. `same_bits`: whether the head has the same bits after
-# both methods.
+# both methods. `reason`: why there is no verdict, or no share.
 COLUMNS = (
     *("library", "model", "parameters", "heads", "method", "verdict", "trained", "idle"),
     *(*SHARES, "same_bits", "reason"),
 )
 Row = dict[str, str]
-NAMED = re.compile(re.escape(FOR_CONFIG.found_head).replace(re.escape("{}"), "(.+)"))
 
 
 def entries() -> list[Entry]:
@@ -81,8 +80,8 @@ def run_method(entry: Entry, method: str) -> tuple[Row, str]:
     }
     cost = result.record["cost"]
     shares = {key: "" if cost.get(key) is None else f"{cost[key]:.4g}" for key in SHARES}
-    heads = "|".join(heads_in(result.record["notes"]))
-    verdict = {"heads": heads, "verdict": str(result.verdict), "reason": ""}
+    why_no_share = [note for note in result.record["notes"] if note.startswith("cost: ")] if "" in shares.values() else []
+    verdict = {"heads": "|".join(not_frozen(parameters)), "verdict": str(result.verdict), "reason": "; ".join(why_no_share)}
     return {**row, **verdict, **shares, **{key: str(count) for key, count in counts.items()}}, _digest(result.record)
 
 
@@ -91,10 +90,19 @@ def _digest(record: Any) -> str:
     return record["trained_digest"] or ""
 
 
-def heads_in(notes: Iterable[str]) -> list[str]:
-    """Return the names of the head that the notes of a run say; none if they name no head."""
-    found = [match[1] for match in map(NAMED.match, notes) if match]
-    return sorted(name for text in found for name in re.split(r", | and ", text))
+def not_frozen(parameters: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the modules whose parameters are not frozen; several that differ in a number are one with a `*`.
+
+    A tied parameter counts to the last module that has it: the head, where an embedding is tied to it.
+    """
+    names = [(row["aliases"] or row["name"]).split("|")[-1] for row in parameters if not row["frozen"]]
+    modules = {name.rpartition(".")[0] or name for name in names}
+    alike: dict[str, list[list[str]]] = {}
+    for name in sorted(modules):
+        alike.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(name.split("."))
+    return sorted(
+        ".".join(min(part) if len({*part}) == 1 else "*" for part in zip(*each, strict=True)) for each in alike.values()
+    )
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
@@ -115,7 +123,7 @@ def read(path: Path) -> dict[str, list[Row]]:
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             rows.setdefault(f"{row['library']}/{row['model']}", []).append(dict(row))
-    return {name: each for name, each in rows.items() if not any(row["reason"] for row in each)}
+    return {name: each for name, each in rows.items() if all(row["verdict"] for row in each)}
 
 
 def chosen(every: Sequence[Entry], pattern: str, sample: int | None, seed: int) -> list[Entry]:
@@ -142,7 +150,7 @@ def main() -> None:
             rows[entry.name] = run_entry(entry)
             write(args.out, chain.from_iterable(rows[each.name] for each in every if each.name in rows))
         for row in rows[entry.name]:
-            said = row.get("reason") or f"{row['verdict']}  {row['flops_share']:>6}  {row['heads']}"
+            said = f"{row['verdict']}  {row['flops_share']:>6}  {row['heads']}" if row.get("verdict") else row["reason"]
             print(f"{entry.name:<50} {row['method']:<14} {said}", flush=True)
 
 

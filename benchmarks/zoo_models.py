@@ -20,7 +20,7 @@ class Entry:
         library: where it comes from: torchvision, timm, transformers or peft.
         model: its name in the table, distinct within the library.
         overrides: what builds it, its data and its task.
-        heads: the modules that a person would call its head; empty where the library itself tells (timm).
+        heads: the modules that a person would call its head, a `*` for each number; empty where the library tells (timm).
     """
 
     library: str
@@ -61,7 +61,7 @@ TORCHVISION = {
 }
 RPN, BOXES = "rpn.head.cls_logits|rpn.head.bbox_pred|", "roi_heads.box_predictor.cls_score|roi_heads.box_predictor.bbox_pred"
 ANCHORS = "head.classification_head.cls_logits|head.regression_head.bbox_reg"
-SSD = "|".join(f"head.{kind}_head.module_list.{n}" for kind in ("classification", "regression") for n in range(6))
+SSD = "head.classification_head.module_list.*|head.regression_head.module_list.*"
 # By `KIND/NAME`; the last that matches.
 TORCHVISION_HEADS = {
     "models/*": "fc",
@@ -91,7 +91,7 @@ TORCHVISION_HEADS = {
     "detection/fcos_*": f"{ANCHORS}|head.regression_head.bbox_ctrness",
     "detection/retinanet_*": ANCHORS,
     "detection/ssd300_*": SSD,
-    "detection/ssdlite320_*": "|".join(f"{name}.1" for name in SSD.split("|")),
+    "detection/ssdlite320_*": SSD.replace("*", "*.1"),
 }
 
 # A hundred architectures, the smallest of nearly every file in timm.models. (size of the pictures, argument of the builder)
