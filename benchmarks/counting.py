@@ -17,6 +17,7 @@ from torchvision.models import resnet18
 from benchmarks.timing import print_ratios, read_clocks
 from runner import select
 from runner.cost.meter import CountingMeter
+from runner.tensors import tensor_entries
 
 
 class Norms(nn.Sequential):
@@ -54,7 +55,7 @@ def time_pair(model: nn.Module, batch: Tensor, head: str) -> tuple[float, float]
         meter.wrap_task(task, optimizer, undo)
         meter.on_phase_prepared(model)
         meter.on_batch(batch)
-        meter.read_costs(model, optimizer, selection, list(model.parameters()), {})
+        meter.read_costs(model, optimizer, selection, tensor_entries(model), {})
     counting += read_clocks() - begin
     begin = read_clocks()
     model.train()

@@ -133,7 +133,8 @@ class TrainingRecord(TypedDict):
     `loss_not_finite_at`: the first step whose loss was NaN or infinite; None if there was none.
     `looks`: the steps after which the bits of the tensors were compared. `batches`: the number of batches of a pass over the
     data. `trained_digest`: a sha256 of all parameters that
-    were not frozen. `couplings`: how gradients of frozen parameters changed the updates of the others. `cost`: see `Cost`.
+    were not frozen. `nothing_frozen`: why nothing was, although the flags of the model as built were to say what is; else
+    empty. `couplings`: how gradients of frozen parameters changed the updates of the others. `cost`: see `Cost`.
     `evaluation`: the values on held-out data (`loss`, `accuracy`, each metric) under `before` and `after`, and a list of
     such values after each pass under `passes`; empty without evaluation.
     """
@@ -148,6 +149,7 @@ class TrainingRecord(TypedDict):
     threads: int | None
     device: str
     trained_digest: str | None
+    nothing_frozen: str
     couplings: list[Coupling]
     evaluation: dict[str, Any]
     cost: Cost

@@ -73,6 +73,7 @@ def write_run(
         "threads": 1,
         "device": "cpu",
         "trained_digest": "same",
+        "nothing_frozen": "",
         "couplings": [],
         "evaluation": {},
         "cost": {},

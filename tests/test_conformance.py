@@ -114,6 +114,26 @@ def test_frozen_tensors_are_held_and_all_other_parameters_are_trained(method, fr
     assert bool(frozen_buffers) == (buffers == "frozen" and freeze in ("backbone", "batchnorm", "all"))
 
 
+class HalfFrozen(MLP):
+    """An MLP whose builder froze its first layers."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        for layer in (self.body, self.norm):
+            layer.requires_grad_(False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_the_builder_froze_is_held_as_built_whatever_the_method_and_the_rest_is_trained(method):
+    model = f"model.build={{_target_: {__name__}.HalfFrozen, features: [8], width: 4, classes: 2}}"
+    options = ("model.input=[8]", "model.classes=2", "freeze.patterns=['@as_built']", "freeze.keep=[]")
+    result = run_experiment(model, *options, f"method={method}")
+    verdicts = {row["name"]: row["verdict"] for row in result.rows if row["kind"] == "parameter"}
+    frozen = {name for name, parameter in HalfFrozen(features=[8]).named_parameters() if not parameter.requires_grad}
+    assert {name for name, verdict in verdicts.items() if verdict in ("held", "returned")} == frozen
+    assert {verdict for name, verdict in verdicts.items() if name not in frozen} == {"trained"}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_closing_undo_restores_everything_that_a_method_changed(name):
     model = MLP([8])

@@ -71,7 +71,7 @@ PRIVATE_NAMES = {
     "runner/cost/flops.py": {"torch._subclasses.fake_tensor.FakeTensorMode"},
     "runner/foresight/effects.py": {"_backward_hooks", "_post_accumulate_grad_hooks"},
     "runner/foresight/rehearsal.py": {"_buffers", "_parameters"},
-    "runner/freezing/names.py": {"_modules", "_orig_mod", "_parameters"},
+    "runner/freezing/matching.py": {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_modules", "_orig_mod"},
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},
     "runner/proof/audit.py": {"_optimizer_step_post_hooks"},
     "runner/proof/following.py": {"_modules"},
@@ -93,6 +93,9 @@ PRIVATE_NAMES = {
         "torch.optim.optimizer._global_optimizer_pre_hooks",
     },
     "runner/runs/job.py": {"torch._dynamo"},
+    "runner/training/pretrained/checkpoint.py": {"_extra_state"},
+    "runner/training/pretrained/loading.py": {"_metadata"},
+    "runner/training/pretrained/prefixes.py": {"_metadata"},
     "runner/sweep/launch.py": {"_return_value"},
     "runner/kept_state.py": {"_buffers", "_parameters"},
     "runner/tensors.py": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,35 +49,46 @@ def called_after(model: nn.Module, then: Sequence[Any]) -> nn.Module:
     """Return the model after the calls that `then` lists, in order.
 
     An item is the name of a method of the model, `{name: {argument: value}}`, or a node with a `_target_`, which is called
-    with the model as its first argument. What such a target returns is the model from then on, unless it is None; so is a
-    module that a method returns. Raises ConfigError if an item is none of these, or is refused.
+    with the model as its first argument. What such a target returns is the model from then on, unless it is None; what a
+    method returns is not used. Raises ConfigError if an item is none of these, or is refused.
     """
     for index, item in enumerate(then):
         key = f"model.then[{index}]"
-        if isinstance(item, Mapping) and "_target_" in item:
-            result = build_converted(item, key, lambda built: built.model if isinstance(built, Loaded) else built, model)
-            if result is not None and not isinstance(result, nn.Module):
-                raise ConfigError(
-                    f"{key}: {item['_target_']} gives a {type(result).__name__}; it must give a module, or None"
-                )
-        else:
-            result = _method_called(model, item, key)
+        if not isinstance(item, Mapping) or "_target_" not in item:
+            _call_method(model, item, key)
+            continue
+        try:
+            result = build_converted(item, key, _module_of, model)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{_near_modules(str(error), model)}") from error
+        if result is not None and not isinstance(result, nn.Module):
+            raise ConfigError(f"{key}: {item['_target_']} gives a {type(result).__name__}; it must give a module or None")
         model = result if isinstance(result, nn.Module) else model
     return model
 
 
-def _method_called(model: nn.Module, item: Any, key: str) -> Any:
-    """Call the method of the model that an item of `model.then` names, and return what it returns."""
+def _module_of(built: Any) -> Any:
+    """Return the model of a Loaded; anything else is returned unchanged."""
+    return built.model if isinstance(built, Loaded) else built
+
+
+def _near_modules(message: str, model: nn.Module) -> str:
+    """Return the end of an error message: modules with nearly the name that the message quotes; "" if there are none."""
+    modules = {part for name, _ in model.named_modules() for part in name.split(".")} - {""}
+    quoted = [name for name in re.findall(r"'([^']+)'", message) if name not in modules]
+    return next(filter(None, (did_you_mean(name, sorted(modules)) for name in quoted)), "")
+
+
+def _call_method(model: nn.Module, item: Any, key: str) -> None:
+    """Call the method of the model that an item of `model.then` names."""
     item = {item: {}} if isinstance(item, str) else item
     if not isinstance(item, Mapping) or len(item) != 1:
         raise ConfigError(f"{key} is {short_repr(item)}; give {EXAMPLES}")
     ((name, arguments),) = item.items()
     if not isinstance(arguments, Mapping):
         raise ConfigError(f"{key}.{name} is {short_repr(arguments)}; give its arguments by name, {{ARGUMENT: VALUE}}")
-    method = getattr(model, str(name), None)
-    if not callable(method):
-        methods = [each for each in dir(model) if not each.startswith("_") and callable(getattr(model, each, None))]
-        near = did_you_mean(str(name), methods)
-        raise ConfigError(f"{key}: {type(model).__name__} has no method {name}{near}")
-    arguments = build_nested(dict(arguments), key)
-    return call(method, f"{type(model).__name__}.{name}", key, kwargs=arguments)
+    if not callable(getattr(type(model), str(name), None)):
+        methods = [each for each in dir(type(model)) if not each.startswith("_")]
+        raise ConfigError(f"{key}: {type(model).__name__} has no method {name}{did_you_mean(str(name), methods)}")
+    arguments = build_nested(dict(arguments), key, _module_of)
+    call(getattr(model, str(name)), f"{type(model).__name__}.{name}", key, kwargs=arguments)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from runner.assemble.calls_after import build_loaded, called_after
-from runner.assemble.new_parts import NEW, frozen_at_random, head_of_new, parts_of
+from runner.assemble.new_parts import NEW, frozen_new_parts, head_of_new
 from runner.config.build import locate_targets
 from runner.config.schema import Config, Model
 from runner.contract import Note
@@ -44,12 +44,19 @@ class BuiltModel:
     trainable: frozenset[str]
 
 
-def build_model(config: Config, device: torch.device | None, note: Note) -> BuiltModel:
-    """Return the model that the config declares, on the device (None: where its builder puts it).
+def build_model(config: Config, device: torch.device, note: Note) -> BuiltModel:
+    """Return the model that the config declares, on the device.
 
     `note` is called with messages about its weights. Raises ConfigError if its checkpoint does not fit, if it has no
     parameters, or if its tensors cannot be compared.
     """
+    built = build_as_declared(config, device, note)
+    refuse_unless_dense(built.model)
+    return built
+
+
+def build_as_declared(config: Config, device: torch.device | None, note: Note) -> BuiltModel:
+    """Return the model of `build_model`, whatever its tensors are; `device` None: where its builder puts it."""
     loaded = build_loaded(config.model.build, "model.build")
     if config.model.checkpoint is not None:
         loaded = with_checkpoint(loaded, config.model)
@@ -61,7 +68,6 @@ def build_model(config: Config, device: torch.device | None, note: Note) -> Buil
     if not any(True for _ in model.parameters()):
         raise ConfigError(f"model: {type(model).__name__} has no parameters: there is nothing to freeze or to train")
     model = model.to(device, dtype_of(config))
-    refuse_unless_dense(model)
     names = [name for entry in tensor_entries(model).values() if new and id(entry.tensor) in new for name in entry.names]
     return BuiltModel(model, None if new is None else frozenset(names), trainable_names(model))
 
@@ -84,7 +90,7 @@ def build_on_meta(config: Config, note: Note) -> BuiltModel:
     locate_targets(config.model.build, "model.build")  # what a module makes when it is imported has values
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about weights that a builder loads: they stay without values
-        return build_model(config, None, note)
+        return build_as_declared(config, None, note)
 
 
 def dtype_of(config: Config) -> torch.dtype | None:
@@ -115,8 +121,12 @@ def declared_selection(
     )
     for text in selection.notes:
         note(text)
-    if names := parts_of(built.model, (built.new or frozenset()) & {*selection.parameters}):
-        note(frozen_at_random(names), urgent=True)
+    if names := frozen_new_parts(built.model, selection, built.new or frozenset()):
+        note(
+            f"frozen although no weights supplied it, so it stays at its random start: {listed(names, most=4)}; "
+            "freeze=backbone model.head=new keeps it trainable",
+            urgent=True,
+        )
     return selection
 
 

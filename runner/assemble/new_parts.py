@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from torch import nn
 
-from runner.errors import ConfigError, listed
+from runner.errors import ConfigError
+from runner.freezing.selection import Selection
 
 NEW = "new"  # the value of `model.head` that stands for these parts
 
@@ -48,12 +49,10 @@ def modules_above(name: str) -> Iterator[str]:
         yield ".".join(parts[:count])
 
 
-def frozen_at_random(names: Sequence[str]) -> str:
-    """Return the note about parts of the model that are frozen although no weights supplied them."""
-    return (
-        f"frozen although no weights supplied it, so it stays at its random start: {listed(names, most=4)}; "
-        "freeze=backbone model.head=new keeps it trainable"
-    )
+def frozen_new_parts(model: nn.Module, selection: Selection, new: Collection[str]) -> list[str]:
+    """Return the names of the parts, as `parts_of` does, that are new and frozen, so that they stay as they were built."""
+    trainable = {name for name, each in model.named_parameters(remove_duplicate=False) if each not in selection}
+    return parts_of(model, {*new} - trainable)
 
 
 def _topmost(name: str, partly_old: Collection[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from runner.assemble.models import build_model, declared_selection
+from runner.assemble.models import build_as_declared, declared_selection
 from runner.config.build import build, build_instance
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
@@ -28,7 +28,7 @@ def check_patterns(configs: Sequence[Config]) -> None:
     """Raise the ConfigError of the first config if none has patterns that fit the model, which must be the same in all."""
     with machine_settings(configs[0].threads, configs[0].deterministic):
         seed_all(configs[0].seed)
-        built = build_model(configs[0], None, ignore_note)
+        built = build_as_declared(configs[0], None, ignore_note)
         errors = []
         for config in configs:
             try:

@@ -74,7 +74,7 @@ def call(target: Callable[..., Any], path: str, key: str, *, args: Sequence[Any]
         if place_in_user_code(error):  # a bug in the user's own code
             raise
         if isinstance(error, TypeError):
-            refuse_unexpected(error, path=path, key=key, given=kwargs)
+            refuse_unexpected(error, key=key, given=kwargs)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{key}: {path} refused its arguments: {reason}") from error
 

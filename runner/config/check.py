@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config.build import check_node, refuse_malformed_path
 from runner.config.machine import (
     LAUNCHERS_HERE,
+    check_checkpoint,
     check_data_folder,
     check_device,
     check_input_of_images,
@@ -23,7 +24,6 @@ from runner.config.messages import choices_of, omegaconf_message, wrong_value_me
 from runner.config.metrics import check_evaluation
 from runner.config.numbers import check_numbers
 from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, Model, values_by_key
-from runner.config.signature import argument_key
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse, parse_all, refuse_patterns_in_both
 
@@ -50,9 +50,7 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
         _drop_options_of_another_method(typed, method)
     values = dict(values_by_key(OmegaConf.to_container(typed)))
     for key in sorted(key for key, value in values.items() if value == MISSING):  # before another key refers to it
-        key = (
-            argument_key("model.build", name) if (name := key.removeprefix("model.build.")) in composed.model.keys() else key
-        )
+        key = _key_as_given(key, composed)
         raise ConfigError(f"{key} is missing; give {key}=...")
     for key, value in values.items():
         if key.endswith("._target_"):
@@ -122,6 +120,12 @@ def _with_builder_arguments(model: DictConfig) -> DictConfig:
             )
         own["checkpoint"], moved["weights"] = moved["weights"], None
     return OmegaConf.create({**own, "build": {**build, **moved}})
+
+
+def _key_as_given(key: str, composed: DictConfig) -> str:
+    """Return a key of the checked config as it stands in the composed one, where builder arguments are beside `build`."""
+    name = key.removeprefix("model.build.")
+    return f"model.{name}" if name != key and name in list(composed.model) else key
 
 
 def _check_lr_items(groups: DictConfig) -> None:
@@ -236,7 +240,7 @@ def check_folders(hydra: DictConfig) -> None:
 
 
 def _check_machine(config: Config, launcher: str) -> None:
-    """Raise ConfigError if this machine lacks what the config needs: a package, the device, the data folder.
+    """Raise ConfigError if this machine lacks what the config needs: a package, the device, a file or folder.
 
     `launcher`: Hydra's name of the launcher. With one that carries out the runs elsewhere, only packages are checked.
     """
@@ -244,6 +248,7 @@ def _check_machine(config: Config, launcher: str) -> None:
     check_input_of_images(config)
     if launcher in LAUNCHERS_HERE:
         check_data_folder(config.data)
+        check_checkpoint(config.model.checkpoint)
         check_device(config.device.value)
 
 

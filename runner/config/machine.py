@@ -94,6 +94,15 @@ def check_data_folder(data: Mapping[str, Any]) -> None:
             raise ConfigError(f"data.root is {root!r}, which is not a folder{advice[data['_target_']]}")
 
 
+def check_checkpoint(path: str | None) -> None:
+    """Raise ConfigError if the file or folder of the config's `model.checkpoint` does not exist.
+
+    Reading the checkpoint raises the same; here it is found before a run has a folder.
+    """
+    if path is not None and not (path and Path(path).expanduser().exists()):
+        raise ConfigError(f"model.checkpoint is {path!r}, which does not exist; give a file or a folder with weights")
+
+
 def check_input_of_images(config: Config) -> None:
     """Raise ConfigError if the config's data are images and `model.input` is not the shape of one.
 

@@ -102,7 +102,8 @@ def unknown_key_message(key: str) -> str:
         return f"{key!r}: no such key; write {key.strip()!r}, without a space around it"
     if key.count(".") > 1 and key.rpartition(".")[0] in keys:  # a node of a user's own, or one that is null as yet
         return f"{key}: no such key; to add it, write ++{key}=..."
-    return f"{key}: no such key{did_you_mean(key, keys)}"
+    advice = f"; an argument of the model's builder is given as ++{key}=..." if key.startswith("model.") else ""
+    return f"{key}: no such key{did_you_mean(key, keys)}{advice}"
 
 
 def unknown_resolver_message(name: str) -> str:

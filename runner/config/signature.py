@@ -67,7 +67,7 @@ def refuse_text_for_numbers(*, target: Callable[..., Any], path: str, key: str, 
             )
 
 
-def refuse_unexpected(error: TypeError, *, path: str, key: str, given: Mapping[str, Any]) -> None:
+def refuse_unexpected(error: TypeError, *, key: str, given: Mapping[str, Any]) -> None:
     """Raise ConfigError if a target passed an argument of the config on to a function that does not take it.
 
     `error`: what the call raised. The message suggests names of the function's parameters. The function is looked for in the
@@ -77,13 +77,13 @@ def refuse_unexpected(error: TypeError, *, path: str, key: str, given: Mapping[s
     if not found or found[2] not in given:
         return
     *_, (frame, _) = walk_tb(error.__traceback__)
-    there = [*frame.f_locals.values(), *frame.f_globals.values()]
-    called = next((each for each in there if getattr(each, "__qualname__", "") == found[1].removesuffix(".__init__")), None)
+    callee, there = found[1].removesuffix(".__init__"), [*frame.f_locals.values(), *frame.f_globals.values()]
+    called = next((each for each in there if getattr(each, "__qualname__", "") == callee), None)
     try:
         parameters = [*_signature(called).parameters] if callable(called) else []
     except (TypeError, ValueError):
         parameters = []
-    raise _takes_no(path, key, found[2], parameters) from error
+    raise _takes_no(callee, key, found[2], parameters) from error
 
 
 def _takes_no(path: str, key: str, name: str, parameters: Iterable[str]) -> ConfigError:

@@ -103,6 +103,12 @@ class ModelCopy:
         require_gradients(copied.model)
         return copied
 
+    def with_values(self, tensors: Mapping[str, Tensor]) -> ModelCopy:
+        """Return a copy of this copy that has the values of tensors of the same names."""
+        entries = tensor_entries(self.model)
+        real = {id(entry.tensor): _valued(entry.tensor, tensors[name]) for name, entry in entries.items()}
+        return ModelCopy(copy.deepcopy(self.model, real))
+
     def count(self, task: Task, batch: Any) -> StepCount:
         """Return the FLOPs and memory of one forward and backward pass of this copy.
 
@@ -160,6 +166,12 @@ def _fake_of(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     with mode:
         fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
         return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+def _valued(fake: Tensor, tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor, a parameter if the fake one is, with its `requires_grad`."""
+    values = tensor.detach().clone()
+    return nn.Parameter(values, fake.requires_grad) if isinstance(fake, nn.Parameter) else values
 
 
 def require_gradients(model: nn.Module) -> None:

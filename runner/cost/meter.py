@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from runner.contract import COSTS, Cost, Note
@@ -22,6 +22,7 @@ from runner.cost.batches import FedBatches, count_notes
 from runner.cost.flops import REAL, ModelCopy, StepCount, count_step
 from runner.cost.shares import Shares, bytes_held, costs_of_count, explain_small_saving, shares_of_unfrozen, total_bytes
 from runner.freezing.selection import Selection
+from runner.tensors import TensorEntry
 from runner.training.loop import Task, needs_closure
 
 FREEZING_SETTINGS = ("method", "freeze", "schedule")  # config keys that do not matter when nothing is frozen
@@ -29,6 +30,7 @@ PEAK_COUNTED = "tensors of forward and backward counted, without the scratch mem
 
 
 _count_cache: dict[tuple[Any, ...], StepCount] = {}  # so that a sweep counts once for equal model, input and frozen layers
+Entries = Mapping[str, TensorEntry]  # {name of a tensor: its entry}
 
 
 @dataclass
@@ -86,13 +88,13 @@ class Meter:
         yield
 
     def read_costs(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, entries: Entries, skipped: Shares
     ) -> Cost:
         """Return {name of a cost: its value}, here an empty dict; called after the last step of a run.
 
-        `model`: the trained model. `selection`: what is frozen in the model. `parameters`: all parameters that the model had
-        before the freezing method changed it. `skipped`: {module name: share from 0 to 1}, the share of the steps in which
-        the method skipped the module; only steps since the set of frozen layers last changed count.
+        `model`: the trained model. `selection`: what is frozen in the model. `entries`: {name: entry} of all tensors that
+        the model had before the freezing method changed it. `skipped`: {module name: share from 0 to 1}, the share of the
+        steps in which the method skipped the module; only steps since the set of frozen layers last changed count.
         """
         return {}
 
@@ -158,7 +160,7 @@ class CountingMeter(Meter):
         self.fed.add(batch)
 
     def read_costs(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, entries: Entries, skipped: Shares
     ) -> Cost:
         """Return {name of a cost: its value}; the value is None if the cost is not known.
 
@@ -168,6 +170,7 @@ class CountingMeter(Meter):
         """
         cost: Cost = dict.fromkeys(COSTS)
         with self.note_errors("bytes of gradients and optimizer state are not known"):
+            parameters = [entry.tensor for entry in entries.values() if entry.kind == "parameter"]
             cost |= bytes_held(parameters, optimizer, selection)
         if self.device.type == "cuda":
             cost["peak_memory_bytes"] = max(self.peak_so_far, torch.cuda.max_memory_allocated(self.device))
@@ -180,7 +183,7 @@ class CountingMeter(Meter):
             cost |= costs_of_count(counted, skipped)
             if None not in (cost["parameter_bytes"], cost["saved_bytes"]) and cost["peak_memory_bytes"] is None:
                 cost["peak_memory_bytes"], cost["peak_memory_by"] = self.peak_bytes(cost, counted, model), PEAK_COUNTED
-            baseline = self.count_unfrozen(counted)
+            baseline = self.count_unfrozen(counted, entries)
             if baseline is not None:
                 cost |= shares_of_unfrozen(cost, baseline, optimizer)
                 cost["why_small"] = explain_small_saving(cost, counted, selection)
@@ -223,19 +226,23 @@ class CountingMeter(Meter):
 
         return self.fed.mean(count_once, self.device)
 
-    def count_unfrozen(self, counted: StepCount) -> StepCount | None:
-        """Return the FLOPs and memory of a step with nothing frozen, counted on the copy of the unfrozen model.
+    def count_unfrozen(self, counted: StepCount, entries: Entries) -> StepCount | None:
+        """Return the FLOPs and memory of a step with nothing frozen; None if there is no copy of the unfrozen model.
 
-        `counted`: the count of this run's own step. Returns None if there is no copy of the unfrozen model, or if it has no
-        values and that count needed them.
+        `counted`, `entries`: see `copy_like`.
         """
-        if self.unfrozen is None:
-            return None
-        if counted.counted_on == REAL and self.unfrozen.mode is not None:
-            self.note("cost: the forward pass needs values, which the copy of the unfrozen model lacks: no share is known")
-            return None
+        copied = self.copy_like(counted, entries)
         settings = {key: value for key, value in self.settings.items() if key not in FREEZING_SETTINGS}
-        return self.count(self.unfrozen, settings)
+        return self.count(copied, settings) if copied else None
+
+    def copy_like(self, counted: StepCount, entries: Entries) -> ModelCopy | None:
+        """Return the copy of the unfrozen model, with values if a count of the run's own step needed them; None without one.
+
+        `counted`: the count. `entries`: {name: entry} of the tensors whose values the copy is given.
+        """
+        if self.unfrozen is None or self.unfrozen.mode is None or counted.counted_on != REAL:
+            return self.unfrozen
+        return self.unfrozen.with_values({name: entry.tensor for name, entry in entries.items()})
 
     def peak_bytes(self, cost: Cost, counted: StepCount, model: nn.Module) -> int:
         """Return the peak memory on a CPU: the bytes of model and optimizer state, plus the peak of a step with its batch.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from statistics import median, quantiles
 from time import perf_counter
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import SECONDS, Cost
-from runner.cost.meter import CountingMeter
+from runner.cost.meter import CountingMeter, Entries
 from runner.cost.shares import Shares
 from runner.freezing.selection import Selection
 from runner.training.loop import Task
@@ -66,7 +65,7 @@ class TimingMeter(CountingMeter):
             undo.callback(optimizer.register_step_post_hook(after_step).remove)
 
     def read_costs(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, parameters: Sequence[Tensor], skipped: Shares
+        self, model: nn.Module, optimizer: Optimizer, selection: Selection, entries: Entries, skipped: Shares
     ) -> Cost:
         """Return the costs of `cost=count`, and the seconds of forward, backward and optimizer step.
 
@@ -74,7 +73,7 @@ class TimingMeter(CountingMeter):
         name that ends in `_spread`. The median is None if no step was timed,
         the range if fewer than two were.
         """
-        cost = super().read_costs(model, optimizer, selection, parameters=parameters, skipped=skipped)
+        cost = super().read_costs(model, optimizer, selection, entries=entries, skipped=skipped)
         # Without the warm-up, and without steps 1, 2, 4, 8, ..., which include the audit's comparison.
         timed = [
             seconds

@@ -66,7 +66,8 @@ def plan_costs(setup: Setup, batch: Any) -> PlannedCosts | None:
         setup.model.train()
         frozen |= {id(parameter) for parameter in phase.selection.parameters.values()}
         phases.append((phase.first, phase.first + steps - 1, count_step(setup.model, task, batch)))
-    unfrozen = count_step(setup.meter.unfrozen, task, batch) if setup.meter.unfrozen else None
+    copied = setup.meter.copy_like(phases[-1][2], setup.before.entries)
+    unfrozen = count_step(copied, task, batch) if copied else None
     return PlannedCosts(
         phases=tuple(phases),
         unfrozen=unfrozen,

@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from runner.freezing.patterns import Pattern, with_parents
+from runner.tensors import names_and_tensors
 
 Matcher = Callable[[str], bool]
 # What wrappers call the module that they contain and pass on to: DataParallel, torch.compile, FSDP, checkpoints, peft.
@@ -51,7 +52,7 @@ class Matching:
         return self.spellings(name)[-1]
 
     def spellings(self, name: str) -> tuple[str, ...]:
-        """Return all ways to write a name: with each part that a wrapper adds, or without; first the name, last the shortest."""
+        """Return all ways to write a name, with and without each part of a wrapper: first the name, last the shortest."""
         if name not in self._spellings:
             parent, _, last = name.rpartition(".")
             longer = [f"{each}.{last}".lstrip(".") for each in self.spellings(parent)] if name else [""]
@@ -62,8 +63,7 @@ class Matching:
     @cached_property
     def _names(self) -> set[str]:
         """All names of modules, parameters and buffers of the model, tied ones included."""
-        tensors = (self.model.named_parameters(remove_duplicate=False), self.model.named_buffers(remove_duplicate=False))
-        return {*self.modules, *(name for each in tensors for name, _ in each)}
+        return {*self.modules, *names_and_tensors(self.model)[0]}
 
     @cached_property
     def _wrapped_names(self) -> set[str]:
@@ -78,10 +78,10 @@ class Matching:
 def _wrapped_child(children: Mapping[str, nn.Module | None], module: nn.Module) -> str | None:
     """Return the name of the child that a module wraps; None if it is no wrapper.
 
-    A wrapper has no parameters of its own, and one child, with a name that wrappers give; a class that looks up missing
-    attributes elsewhere, as wrappers do in their child, may call it as it likes. The name alone proves nothing, because users
-    may call a child `module`, too. A layer with adapters has other children beside `base_layer`, and a model with trained
-    prompts beside `base_model`, if it passes attributes on to that.
+    A wrapper has no parameters of its own, and one child, with a name that wrappers give; if its class looks up missing
+    attributes elsewhere (in the child), with any name. The name alone proves nothing, because users may call a child
+    `module`, too. A layer with adapters has other children beside `base_layer`, and so has a model with trained prompts
+    beside `base_model`, if its class looks up attributes there.
     """
     if any(True for _ in module.parameters(recurse=False)):
         return None

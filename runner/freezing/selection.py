@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from runner.errors import ConfigError, short_repr
+from runner.freezing.parts import PARTS
 from runner.freezing.parts.evidence import Evidence
 from runner.freezing.parts.trial import try_model
 from runner.freezing.patterns import Pattern, needs_trial, parse_all, parse_both
@@ -74,8 +75,7 @@ def select(
     `words`: what messages call these arguments.
 
     Raises ConfigError (a ValueError) if an argument has a wrong type, or if a pattern is empty or malformed, matches
-    nothing, or is in both `patterns` and `keep`. Raises it too if `keep` leaves out everything that a pattern matches, or if
-    a `keep` pattern leaves out nothing.
+    nothing, is in both `patterns` and `keep`, or has no effect: all that it matches is kept, or it keeps nothing.
     """
     _check_model_and_head(model, head, words)
     _check_buffers(buffers)
@@ -106,9 +106,7 @@ def select_by_evidence(
     _refuse_patterns_without_effect(names_of_pattern, names_of_keep, kept, words)
     modules = {name: module for name, module in resolver.modules.items() if f"{name}/" in matched - kept}
     frozen = [entry for entry in resolver.entries.values() if entry.name in matched - kept]
-    held = [
-        entry for entry in frozen if entry.kind == "buffer" and not modules.keys().isdisjoint(map(owner_of, entry.names))
-    ]
+    held = [e for e in frozen if e.kind == "buffer" and not modules.keys().isdisjoint(map(owner_of, e.names))]
     names = resolver.matched_names(frozen, patterns).union(*(entry.names for entry in held))
     ties = (*resolver.tie_notes(patterns, keep, matched & kept), *forced_tie_note(frozen, names))
     return Selection(
@@ -117,8 +115,13 @@ def select_by_evidence(
         modules=modules,
         names=names,
         evidence=evidence,
-        notes=(*resolver.head_notes([*patterns, *keep]), *ties),
+        notes=(*resolver.head_notes([*patterns, *keep]), *_absent_notes(names_of_pattern), *ties),
     )
+
+
+def _absent_notes(names_of_pattern: Mapping[str, set[str]]) -> list[str]:
+    """Return a note for each named part that the model may lack and does; `names_of_pattern`: {pattern: what it matches}."""
+    return [f"{text} freezes nothing: {PARTS[text].absent}" for text, names in names_of_pattern.items() if not names]
 
 
 def trainable_names(model: nn.Module) -> frozenset[str]:
@@ -132,7 +135,8 @@ def _refuse_patterns_without_effect(
     """Raise ConfigError if removing one of the patterns or exceptions would change nothing.
 
     An exception is refused if it matches no name that a pattern matches. A pattern is refused if all names that it matches
-    are in `kept`. `names_of_pattern`: {pattern: names that it matches}. `names_of_keep`: the same for the exceptions.
+    are in `kept`; a part that the model may lack matches none.
+    `names_of_pattern`: {pattern: names that it matches}. `names_of_keep`: the same for the exceptions.
     `kept`: all names that the exceptions match. `words`: what messages call the two lists.
     """
     matched = set[str]().union(*names_of_pattern.values())
@@ -140,7 +144,7 @@ def _refuse_patterns_without_effect(
         if not names & matched:
             raise ConfigError(f"{words.keep}: {text!r} exempts nothing that {words.patterns} matches; remove it")
     for text, names in names_of_pattern.items():
-        if not names - kept:
+        if names and not names - kept:
             raise ConfigError(f"{words.patterns}: {text!r} freezes nothing: {words.keep} exempts all of it; remove it")
 
 

@@ -17,6 +17,9 @@ class Words:
         without_tensors: what to do for modules that have neither parameters nor buffers.
         found_head: what a note says of the head that a trial found; `{}` stands for its name.
         guessed_head: what a note says of the head where no trial was made.
+        freeze_head: what freezes the head, a clause.
+        keep_head: what freezes everything but the head, a clause.
+        example: how to give a single pattern; `{}` stands for the pattern.
         all_but_head: how to freeze everything but the classifier; `{}` stands for the pattern as written.
     """
 
@@ -27,6 +30,9 @@ class Words:
     without_tensors: str = 'buffers="frozen" would select them'
     found_head: str = "@head is {}: the loss of the batch is made there"
     guessed_head: str = "@head is taken to be {}, the last layer with an output size: a guess; give batch=... to find it"
+    freeze_head: str = "@head is its head"
+    keep_head: str = "@head is its head"
+    example: str = 'as in select(model, ["{}"])'
     all_but_head: str = 'select(model, ["**"], keep=["@head"]) for all the rest'
 
 
@@ -39,6 +45,9 @@ FOR_CONFIG = Words(
     without_tensors="freeze.buffers=frozen would keep them in eval mode",
     found_head="model.head=auto found {}: the loss of the first batch is made there",
     guessed_head="model.head=auto takes {} for the head, the last layer with an output size: a guess",
+    freeze_head="freeze=head freezes its head",
+    keep_head="freeze=backbone freezes all but its head",
+    example="as in freeze.patterns=[{}]",
     all_but_head="freeze={}",
 )
 # `audit` takes patterns, but no exceptions.

@@ -153,7 +153,7 @@ def strict_problems(record: TrainingRecord, rows: Iterable[Row] = ()) -> list[st
         names.get(row["verdict"], []).append(row["name"])
     problems = [
         f"{problem} ({listed(names[word], most=4)})" if names.get(word) else problem
-        for word, problem in problems_of(record["counts"]).items()
+        for word, problem in problems_of(record["counts"], bool(record.get("nothing_frozen"))).items()
     ]
     not_finite = defects_of(record).get("loss not finite")
     return [*problems, f"the loss became {not_finite}"] if not_finite else problems

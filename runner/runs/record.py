@@ -56,6 +56,7 @@ def new_record(
         "threads": None,
         "device": device,
         "trained_digest": None,
+        "nothing_frozen": "",
         "couplings": [],
         "evaluation": {},
         "cost": {},

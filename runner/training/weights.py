@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from runner.errors import ConfigError
+
+BUILDERS = "runner.training.pretrained."  # each module there that builds a library's models has a function `transforms`
 
 
 def transforms_of(build: Mapping[str, Any]) -> Callable[[Any], Any]:
     """Return the transforms of the weights that a config node `model.build` names, which make an input of a picture.
 
-    `build`: a node whose `_target_` is a builder of torchvision, and whose `weights` names weights, such as DEFAULT.
-    Raises ConfigError if the builder has no such weights.
+    `build`: a node whose `_target_` is a builder of torchvision, or ours for a library, and whose `weights` names weights,
+    such as DEFAULT. Raises ConfigError if there are no such weights.
     Source: https://docs.pytorch.org/vision/stable/models.html#using-the-pre-trained-models
     """
-    from torchvision import models
+    path, weights = str(build.get("_target_")), build.get("weights")
+    if weights in (None, False):
+        key = "model.weights" if path.startswith(BUILDERS) else "model.build.weights"
+        raise ConfigError(f"data.transform=weights needs weights; give {key}=DEFAULT, or another transform")
+    if path.startswith(BUILDERS):
+        return import_module(path.rpartition(".")[0]).transforms(build.get("name"), weights)
+    from torchvision.models import list_models
 
-    path, name = str(build.get("_target_")), build.get("weights")
-    if name is None:
-        raise ConfigError("data.transform=weights needs weights; give model.build.weights=DEFAULT, or another transform")
-    try:
-        weights = models.get_model_weights(path.rpartition(".")[2])
-    except ValueError as error:
-        raise ConfigError(
-            f"data.transform=weights knows torchvision's weights, and {path} is none of its builders"
-        ) from error
-    choices = {each.name: each for each in weights} | {"DEFAULT": weights.DEFAULT}
-    key = str(name).rpartition(".")[2]
-    if key not in choices:
-        raise ConfigError(f"model.build.weights is {name!r}; {path} has {', '.join(choices)}")
-    return choices[key].transforms()
+    from runner.training.pretrained import torchvision_models
+
+    name = path.rpartition(".")[2]
+    if not path.startswith("torchvision.") or name not in list_models():
+        raise ConfigError(f"data.transform=weights knows torchvision's weights, and {path} is none of its builders")
+    return torchvision_models.transforms(name, weights)

@@ -142,6 +142,24 @@ def test_a_model_that_cannot_be_counted_trains_and_a_note_says_why(line, on, cli
         assert "note: cost: FLOPs and saved bytes are not known: " in out
 
 
+@pytest.mark.parametrize("method", ["requires_grad", "detach", "to_buffer"])
+def test_a_large_model_that_needs_values_has_the_shares_of_one_that_does_not(method, cli):
+    Path("mine.py").write_text(
+        "import runner.training.models\n"
+        "class Plain(runner.training.models.MLP): pass\n"
+        "class NeedsValues(runner.training.models.MLP):\n"
+        "    def forward(self, x): return super().forward(x) if x.sum().item() < 1e9 else None\n"
+    )
+    costs = []
+    for name in ("Plain", "NeedsValues"):
+        grid = (f"method={method}", "freeze=backbone", "model=mlp", f"model.build._target_=mine.{name}", "batches=2")
+        assert cli(*grid, "model.build.width=2100", f"hydra.run.dir={name}")[0] == 0
+        costs.append(json.loads(Path(name, "run.json").read_text())["cost"])
+    assert [cost.pop("flops_counted_on") for cost in costs] == [META, REAL]
+    assert costs[0] == costs[1]
+    assert 0 < costs[1]["flops_share"] < 0.5
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -88,6 +88,36 @@ def test_after_the_children_of_a_module_come_what_is_deeper_in_it_and_then_the_o
     assert suggestions(resnet18(), "layer1.0.conv3")[2].endswith("conv2")
 
 
+def test_a_name_at_the_end_of_a_longer_one_is_suggested_first_if_there_are_few():
+    model = nn.ModuleDict({"f": nn.Linear(2, 2), "head": nn.ModuleDict({"fc": nn.Linear(2, 2)})})
+    assert suggestions(model, "fc") == ["head.fc", "f"]
+    assert suggestions(resnet18(), "conv2")[0] == "conv1"  # `conv2` is in each of eight blocks
+
+
+# What fits other models
+
+
+@pytest.mark.parametrize("layer", ["fc", "conv1", "classifier.weight", "lm_head", "score"])
+def test_a_layer_that_other_models_have_is_answered_with_the_head_in_the_words_of_the_caller(layer):
+    model = nn.Sequential(nn.Linear(2, 2))
+    problem = f"{layer!r} matches no parameter or module of the model"
+    assert message(model, layer).startswith(f"patterns: {problem}; @head is its head")
+    assert message(model, layer, words=FOR_CONFIG).startswith(f"freeze.patterns: {problem}; freeze=head freezes its head")
+    with pytest.raises(ConfigError, match=r"^freeze\.keep: .*; freeze=backbone freezes all but its head"):
+        select(model, ["**"], keep=[layer], words=FOR_CONFIG)
+
+
+def test_a_wrong_name_in_a_layer_that_the_model_has_is_not_answered_with_the_head():
+    assert "head" not in message(nn.ModuleDict({"fc": nn.Linear(2, 2)}), "fc.wait")
+
+
+def test_a_class_of_norms_that_the_model_lacks_is_answered_with_its_norms_if_it_has_some():
+    assert message(nn.Sequential(nn.LayerNorm(2)), "type:_BatchNorm").endswith(
+        '; @norms are its norm layers, as in select(model, ["@norms"])'
+    )
+    assert message(nn.Sequential(nn.Linear(2, 2)), "type:_BatchNorm").endswith("; it has Linear and Sequential")
+
+
 # Names that are computed from parameters
 
 

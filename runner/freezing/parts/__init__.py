@@ -14,7 +14,7 @@ from runner.freezing.parts.vision import find_vision
 PARTS = {
     "@head": Part(find_head, "it has no head"),
     "@embeddings": Part(
-        find_embeddings, "it has no Embedding and no bare parameter, such as a class token, before its blocks"
+        find_embeddings, "no Embedding and no bare parameter, such as a class token, comes before its blocks"
     ),
     "@norms": Part(find_norms, "it has no norm layer with parameters"),
     "@adapters": Part(find_adapters, "its builder froze nothing, or left nothing trainable beside the head"),

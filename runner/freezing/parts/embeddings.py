@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -11,6 +12,8 @@ from runner.freezing.parts.evidence import Evidence
 from runner.freezing.parts.norms import is_norm
 from runner.freezing.patterns import with_parents
 from runner.freezing.words import Words
+
+EMBEDDING_CLASS = re.compile("embed|encoding|position|token")
 
 
 def find_embeddings(model: nn.Module, evidence: Evidence, words: Words) -> Sequence[str]:
@@ -48,10 +51,13 @@ def _is_within(name: str, part: str) -> bool:
 def _bare_parameters(module: nn.Module) -> Iterator[str]:
     """Yield the names of the parameters of a module that are not those of a layer: none if it is a layer itself.
 
-    A scalar (CLIP's `logit_scale`), and what is called weight or bias (`in_proj_weight`), are those of a layer.
+    A module without children is a layer, unless its class is a list of parameters or called after embeddings (torchvision's
+    PositionalEncoding). A scalar (CLIP's `logit_scale`), and what is called weight or bias (`in_proj_weight`), are those of
+    a layer.
     """
-    is_list = isinstance(module, (nn.ParameterList, nn.ParameterDict))
-    if is_norm(module) or isinstance(module, CONTAINERS) or (is_leaf(module) and not is_list):
+    is_list = isinstance(module, nn.ParameterList)
+    is_layer = is_leaf(module) and not is_list and not EMBEDDING_CLASS.search(type(module).__name__.lower())
+    if is_layer or is_norm(module) or isinstance(module, CONTAINERS):
         return
     for key, parameter in module.named_parameters(recurse=False):
         if parameter.numel() > 1 and not key.endswith(("weight", "bias")):

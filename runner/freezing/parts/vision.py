@@ -24,6 +24,8 @@ def find_vision(model: nn.Module, evidence: Evidence, words: Words) -> Sequence[
     By what a trial showed; without one it is a guess by the names of the arguments of `forward`, such as `pixel_values` and
     `input_ids`. None if no module does. Raises ConfigError if the picture is the model's only input.
     """
+    takes_picture: Sequence[str]
+    takes_other: Sequence[str]
     if evidence.trial:
         takes_picture, takes_other = evidence.trial.takes_picture, evidence.trial.takes_other
     else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,16 @@ def _quiet() -> Iterator[None]:
         log.set_verbosity(level)
         if had_bars:
             log.enable_progress_bar()
+
+
+def transforms(name: str | None, weights: str | bool) -> Callable[[Any], Any]:
+    """Return the function that makes an input of a picture, by the image processor that is saved with the weights."""
+    source = str(name if is_default(weights) else weights)
+    with _quiet(), reading_from_hub(f"data.transform=weights of {source}", "another transform"):
+        processor = transformers.AutoImageProcessor.from_pretrained(source)
+    return partial(_pixel_values, processor)
+
+
+def _pixel_values(processor: Any, picture: Any) -> Any:
+    """Return a picture as the tensor (channels, height, width) that the processor makes of it."""
+    return processor(picture, return_tensors="pt")["pixel_values"][0]

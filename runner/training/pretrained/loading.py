@@ -97,12 +97,12 @@ def _load(model: nn.Module, tensors: Tensors, key: str) -> Comparison:
         if name in state and shape_of(each) != shape_of(state[name])
     }
     try:
-        result = model.load_state_dict(tensors, strict=False)
+        result = _load_state_dict(model, tensors, key)
         mismatched = {}
-    except RuntimeError as error:
+    except ConfigError:
         if not mismatched:
-            raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
-        result = model.load_state_dict(_without(tensors, mismatched), strict=False)
+            raise
+        result = _load_state_dict(model, _without(tensors, mismatched), key)
     not_in_file = {*result.missing_keys} - mismatched.keys()
     fitting = frozenset(tensors.keys() - {*result.unexpected_keys} - mismatched.keys())
     new = _new_entries(model, {*result.missing_keys}, fitting)
@@ -118,6 +118,17 @@ def _load(model: nn.Module, tensors: Tensors, key: str) -> Comparison:
     )
 
 
+def _load_state_dict(model: nn.Module, tensors: Tensors, key: str) -> Any:
+    """Return what `load_state_dict(strict=False)` does: the names that are missing and unexpected.
+
+    Raises ConfigError if that refuses the tensors, of which it then has loaded those that fit.
+    """
+    try:
+        return model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
+
+
 def _without(tensors: Tensors, names: Iterable[str]) -> Tensors:
     """Return a copy of the tensors without some names; the versions that a `state_dict` has for its modules are kept."""
     result = tensors.copy()
@@ -129,11 +140,13 @@ def _without(tensors: Tensors, names: Iterable[str]) -> Tensors:
 
 
 def _new_entries(model: nn.Module, missing: set[str], fitting: frozenset[str]) -> list[TensorEntry]:
-    """Return the parameters and buffers that have got no values: `missing` has a name of each, `fitting` has none.
+    """Return the parameters and buffers that have got no values from the tensors with the names `fitting`.
 
-    One that lies in the memory of another that got values has got them too.
+    They are those that `missing` names, and what else is in a module that got nothing: BatchNorm does not miss its counter.
+    A tensor that is tied to another that got values, or lies in its memory, has got them too.
     """
-    entries = tensor_entries(model).values()
+    entries, in_file = tensor_entries(model).values(), model.state_dict().keys()
+    lacking = {*map(_owner, missing)} - {*map(_owner, fitting)}
     by_memory: dict[int, list[Tensor]] = {}
     for entry in entries:
         if fitting & {*entry.names} and not entry.tensor.is_meta:
@@ -141,10 +154,15 @@ def _new_entries(model: nn.Module, missing: set[str], fitting: frozenset[str]) -
     return [
         entry
         for entry in entries
-        if missing & {*entry.names}
+        if any(name in missing or (name in in_file and _owner(name) in lacking) for name in entry.names)
         and not fitting & {*entry.names}
         and not any(memory_overlaps(entry.tensor, each) for each in _at_memory_of(entry.tensor, by_memory))
     ]
+
+
+def _owner(name: str) -> str:
+    """Return the name of the module that a parameter or buffer is in."""
+    return name.rpartition(".")[0]
 
 
 def _at_memory_of(tensor: Tensor, by_memory: Mapping[int, list[Tensor]]) -> list[Tensor]:

@@ -20,7 +20,7 @@ def with_names_of_model(tensors: Tensors, model: nn.Module, key: str) -> tuple[T
     A wrapper such as `DataParallel`, or a model that contains another one, gives names a beginning, such as `module.` or
     `bert.`. Tried are removing what all names begin with, removing the first part of a name, and adding the name of a child
     of the model; kept is that with which most names and shapes are those of the model. The names stay as they are if that is
-    as good, or if it is not clear what to do.
+    as good, if few of them are found, or if two changes are equally good.
     """
     wanted = {name: shape_of(each) for name, each in model.state_dict().items()}
     given = {name: shape_of(each) for name, each in tensors.items()}
@@ -29,7 +29,8 @@ def with_names_of_model(tensors: Tensors, model: nn.Module, key: str) -> tuple[T
     fits = {change: _fitting(given, wanted, change) for change in changes}
     most = max(fits.values())
     best = sorted((change for change in changes if fits[change] == most), key=_size)
-    if not _size(best[0]) or (len(best) > 1 and _size(best[0]) == _size(best[1])):
+    is_clear = 2 * most[1] > len(tensors) and [_size(change) for change in best].count(_size(best[0])) == 1
+    if not is_clear or not _size(best[0]):
         return tensors, []
     removed, added = best[0]
     said = [f"without {removed}" if removed else "", f"below {added.removesuffix('.')}" if added else ""]

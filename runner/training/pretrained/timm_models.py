@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import timm
+import timm.data
 from torch import nn
 
 from runner.errors import ConfigError, did_you_mean, listed
@@ -77,3 +79,12 @@ def _reset_by_timm(model: nn.Module) -> frozenset[str]:
 def _shown(weights: str | bool) -> str:
     """Return the value of `model.weights` as a user writes it."""
     return str(weights).lower() if isinstance(weights, bool) else weights
+
+
+def transforms(name: str, weights: str | bool) -> Callable[[Any], Any]:
+    """Return the function that makes an input of the model `name` of a picture, as its weights need it.
+
+    Raises ConfigError if there is no such architecture, or no such tag of it.
+    """
+    of_weights: Any = timm.get_pretrained_cfg(name_with_tag(name, weights))
+    return timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=of_weights.to_dict()))

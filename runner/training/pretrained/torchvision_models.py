@@ -12,7 +12,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from runner.errors import ConfigError, did_you_mean
+from runner.errors import ConfigError, did_you_mean, listed
 from runner.training.pretrained.loaded import Loaded
 from runner.training.pretrained.take_over import take_over_layers
 from runner.training.pretrained.wording import FILE_OR_NULL, is_default, not_downloaded, note_of_new
@@ -31,7 +31,7 @@ def torchvision_model(name: str, weights: str | bool | None = None, classes: int
     wanted = {"num_classes": classes} if classes is not None else {}
     of_parts: dict[str, Any] = {key: None for key in taken if key.startswith("weights")} | {"progress": False}
     if chosen is None:
-        return Loaded(builder(**of_parts | wanted | arguments))
+        return Loaded(_built(builder, **of_parts | wanted | arguments))
     if "aux_loss" in taken:  # the weights of a segmentation model have its auxiliary classifier
         arguments = {"aux_loss": True, **arguments}
     try:
@@ -74,8 +74,28 @@ def weights_of(name: str, weights: str | bool | None) -> WeightsEnum | None:
     return choices[key]
 
 
+def _built(builder: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    """Return what the builder returns. Raises ConfigError if weights among its arguments cannot be downloaded."""
+    try:
+        return builder(**arguments)
+    except URLError as error:
+        given = [f"{key}={value}" for key, value in arguments.items() if key.startswith("weights") and value]
+        raise ConfigError(not_downloaded(f"model.{listed(given)}", FILE_OR_NULL)) from error
+
+
 def _without_warnings(builder: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
     """Return what the builder returns; its warnings, about values that are not used, are dropped."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return builder(**arguments)
+
+
+def transforms(name: str, weights: str | bool) -> Callable[[Any], Any]:
+    """Return the function that makes an input of the model `name` of a picture, as its weights need it.
+
+    Raises ConfigError if there is no such model, or no such weights.
+    """
+    builder_of(name)
+    chosen = weights_of(name, weights)
+    assert chosen is not None
+    return chosen.transforms()
