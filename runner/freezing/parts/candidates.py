@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from runner.errors import listed
 from runner.freezing.parts.graph import Ending, by_weight, endings, reached
@@ -122,9 +123,13 @@ def _fed_by(layer: str, model: nn.Module, modules: Mapping[str, nn.Module], call
 def _independent(layers: Mapping[str, Sequence[Ending]], fed_by: Mapping[str, Sequence[Any]]) -> set[str]:
     """Return the layers that no other one was computed from; two that were computed from each other stay.
 
-    `layers`: {name: where paths end at its weights}. `fed_by`: {name: the nodes that made its inputs}.
+    `layers`: {name: where paths end at its weights}. `fed_by`: {name: the nodes that made its inputs}. The paths may end at
+    a penalty on a weight, which no layer was computed from; then the weight itself tells.
     """
     layer_of = {ending.node: name for name, ends in layers.items() for ending in ends}
+    for name, ends in layers.items():
+        if not any(ending.others for ending in ends):
+            layer_of |= {get_gradient_edge(weight).node: name for ending in ends for weight in ending.weights}
     uses = {}
     for name, ends in layers.items():
         starts = [*fed_by[name], *(node for ending in ends for node in ending.others)]

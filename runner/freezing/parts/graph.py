@@ -77,8 +77,11 @@ def _inputs(node: Node) -> Iterator[Node]:
 def _weight_behind(node: Node, weights: Collection[int]) -> Tensor | None:
     """Return the weight that alone leads to a node, such as through a transpose or its own norm; None if none does.
 
-    A node that looks something up, or takes a tensor without a gradient, makes an output of a layer, not a weight.
+    A node that looks something up, or takes a tensor without a gradient, makes an output of a layer, not a weight; one that
+    gives a single number, such as a penalty on a weight, makes a part of a loss.
     """
+    if not any(each.shape for each in node._input_metadata):  # of what the node gave in the forward pass
+        return None
     waiting, leaves, count = [node], dict[int, Tensor](), 0
     while waiting:
         node = waiting.pop()

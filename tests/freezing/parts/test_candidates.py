@@ -1,4 +1,4 @@
-"""Which layers are refused as the head because they lie in a block like others."""
+"""Which layers are the head where the loss has penalties on weights, and which ones lie in a block like others."""
 
 from __future__ import annotations
 
@@ -47,3 +47,27 @@ def test_a_layer_with_as_many_outputs_as_there_are_classes_is_the_head_in_any_bl
 
 def test_a_block_that_is_never_called_is_not_one_of_several():
     assert try_model(nn.Sequential(nn.Linear(8, 8), Kept()), X).heads == ("1.used.linear",)
+
+
+PENALTIES = {
+    "the norm of the first": lambda model: 0.1 * model[0].weight.norm(),
+    "the size of the second": lambda model: model[2].weight.abs().mean(),
+    "the square of the head": lambda model: model[4].weight.pow(2).sum(),
+    "squares": lambda model: 0.01 * sum(each.pow(2).sum() for each in model.parameters()),
+    "distance from the start": lambda model: sum((each - each.detach()).pow(2).sum() for each in model.parameters()),
+    "orthogonal rows": lambda model: sum(
+        (each.weight @ each.weight.T - torch.eye(len(each.weight))).norm() for each in model[::2]
+    ),
+}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
+@pytest.mark.parametrize("in_parts", [False, True], ids=["summed", "in parts"])
+def test_a_penalty_on_weights_in_the_loss_does_not_make_a_layer_the_head(penalty, in_parts):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def task(model, batch):
+        parts = {"main": nn.functional.cross_entropy(model(batch), torch.tensor([0, 1])), "penalty": penalty(model)}
+        return parts if in_parts else sum(parts.values())
+
+    assert try_model(model, X, task).heads == ("4",)
