@@ -297,7 +297,7 @@ REFUSED_ARGUMENTS = {
     ("++groups.cut.nams=[a]",): "groups.cut.nams: runner.freezing.groups.by_role takes no nams",
     ("++task.smoothing=1",): "task.smoothing: runner.training.tasks.task.BatchTask takes no",
     ("++data.batchsize=1",): "data.synthetic.Synthetic takes no batchsize; did you mean batch_size?",
-    ("model=mlp", "++model.build.widht=3"): "takes no widht; did you mean width?",
+    ("model=mlp", "++model.build.widht=3"): "model.widht: runner.training.models.MLP takes no widht; did you mean model.w",
     ("-m", "method=zero_lr", "++method.gaurd=true,false"): "did you mean guard?",
     # keys that exist only within files of `conf` are not suggested
     ("method.input=3",): "method.input: no such key; did you mean model.input",

@@ -17,9 +17,9 @@ from runner.config.schema import Config, Model
 from runner.contract import Note
 from runner.errors import ConfigError, listed
 from runner.freezing.parts.evidence import Evidence, Trial
-from runner.freezing.parts.trial import try_model
 from runner.freezing.patterns import HEAD, needs_trial, parse_all, parse_both
 from runner.freezing.selection import Selection, select_by_evidence, trainable_names
+from runner.freezing.trial.run import try_model
 from runner.freezing.words import FOR_CONFIG
 from runner.tensors import map_tensors, refuse_unless_dense, tensor_entries
 from runner.training.pretrained.checkpoint import read_checkpoint

@@ -14,7 +14,6 @@ from typing import Any, TypeGuard, TypeVar
 
 from runner.config.schema import values_by_key
 from runner.config.signature import (
-    argument_key,
     check_arguments,
     lacks_arguments,
     refuse_text_for_numbers,
@@ -48,7 +47,7 @@ def build_converted(node: Mapping[str, Any], key: str, convert: Callable[[Any], 
     path: Any = node.get("_target_")
     target = locate(path, f"{key}._target_")
     given = {name: value for name, value in node.items() if name not in DIRECTIVES}
-    arguments = {name: build_nested(value, argument_key(key, name), convert) for name, value in given.items()}
+    arguments = {name: build_nested(value, f"{key}.{name}", convert) for name, value in given.items()}
     args = (*args, *(build_nested(value, f"{key}._args_", convert) for value in node.get("_args_", ())))
     arguments.update(kwargs)
     if node.get("_partial_"):
@@ -98,14 +97,21 @@ def build_function(node: Mapping[str, Any] | str, key: str) -> Any:
         node = {**node, "_partial_": True}
     try:
         return build(node, key)
-    except (TypeError, LookupError) as error:
-        if isinstance(target, type) or given or node.get("_args_") or not takes_anything(target):
+    except (TypeError, LookupError, ConfigError) as error:
+        reason = error.__cause__ if isinstance(error, ConfigError) else error
+        if (
+            not isinstance(reason, (TypeError, LookupError))
+            or isinstance(target, type)
+            or given
+            or node.get("_args_")
+            or not takes_anything(target)
+        ):
             raise
         path = node["_target_"]
         advice = f"{key}={{_target_: {path}, _partial_: true}}" if is_path else f"++{key}._partial_=true"
         raise ConfigError(
-            f"{key}: {path} takes any arguments and fails without ({error}); give {advice} if it is the function itself, or "
-            "decorate it with functools.wraps"
+            f"{key}: {path} takes any arguments and fails without ({reason}); give {advice} if it is the function itself, "
+            "or decorate it with functools.wraps"
         ) from error
 
 

@@ -12,7 +12,6 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config.build import check_node, refuse_malformed_path
 from runner.config.machine import (
     LAUNCHERS_HERE,
-    check_checkpoint,
     check_data_folder,
     check_device,
     check_input_of_images,
@@ -123,7 +122,7 @@ def _with_builder_arguments(model: DictConfig) -> DictConfig:
 
 
 def _key_as_given(key: str, composed: DictConfig) -> str:
-    """Return a key of the checked config as it stands in the composed one, where builder arguments are beside `build`."""
+    """Return a key of the checked config as the composed one has it: there a builder's arguments are beside `build`."""
     name = key.removeprefix("model.build.")
     return f"model.{name}" if name != key and name in list(composed.model) else key
 
@@ -240,7 +239,7 @@ def check_folders(hydra: DictConfig) -> None:
 
 
 def _check_machine(config: Config, launcher: str) -> None:
-    """Raise ConfigError if this machine lacks what the config needs: a package, the device, a file or folder.
+    """Raise ConfigError if this machine lacks what the config needs: a package, the device, the data folder.
 
     `launcher`: Hydra's name of the launcher. With one that carries out the runs elsewhere, only packages are checked.
     """
@@ -248,7 +247,6 @@ def _check_machine(config: Config, launcher: str) -> None:
     check_input_of_images(config)
     if launcher in LAUNCHERS_HERE:
         check_data_folder(config.data)
-        check_checkpoint(config.model.checkpoint)
         check_device(config.device.value)
 
 
@@ -256,7 +254,7 @@ def _check_patterns(config: Config) -> None:
     """Raise ConfigError if a pattern in the config is malformed, or if a list of patterns is wrong.
 
     Wrong are a pattern that is in both `freeze.patterns` and `freeze.keep`, no `groups.names` with `groups=module`, and a
-    `model.head` that is neither a pattern, a list of patterns, `auto`, nor `new`.
+    `model.head` that is neither a pattern, a list of patterns, nor `auto`.
     """
     parse_all(config.freeze.patterns, "freeze.patterns")
     parse_all(config.freeze.keep, "freeze.keep")
@@ -264,8 +262,8 @@ def _check_patterns(config: Config) -> None:
     parse_all(config.groups.names, "groups.names")
     if config.groups.cut.get("_target_") == "runner.freezing.groups.by_module" and not config.groups.names:
         raise ConfigError("groups=module needs the modules' names, e.g. 'groups.names=[conv1,fc]'")
-    if config.model.head not in ("auto", "new"):
+    if config.model.head != "auto":
         heads = [config.model.head] if isinstance(config.model.head, str) else config.model.head
         if not heads or not isinstance(heads, list):
-            raise ConfigError(f"model.head is {config.model.head!r}; give a pattern, a list of patterns, auto, or new")
+            raise ConfigError(f"model.head is {config.model.head!r}; give a pattern, a list of patterns, or auto")
         parse_all(heads, "model.head")

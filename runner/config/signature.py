@@ -14,11 +14,12 @@ from typing import Any
 from runner.config.schema import Model
 from runner.errors import ConfigError, did_you_mean
 
+_cached_signature = lru_cache(maxsize=256)(inspect.signature)
 
-@lru_cache(maxsize=256)
+
 def _signature(target: Callable[..., Any]) -> inspect.Signature:
-    """Return `inspect.signature(target)`, from a cache if the target was seen before."""
-    return inspect.signature(target)
+    """Return `inspect.signature(target)`, from a cache if the target was seen before; the cache keeps no object alive."""
+    return inspect.signature(target) if inspect.ismethod(target) else _cached_signature(target)
 
 
 def argument_key(key: str, name: str) -> str:

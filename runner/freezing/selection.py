@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from runner.errors import ConfigError, short_repr
 from runner.freezing.parts import PARTS
 from runner.freezing.parts.evidence import Evidence
-from runner.freezing.parts.trial import try_model
 from runner.freezing.patterns import Pattern, needs_trial, parse_all, parse_both
 from runner.freezing.resolver import PatternResolver, forced_tie_note, owner_of
+from runner.freezing.trial.run import try_model
 from runner.freezing.words import FOR_PYTHON, Words
 from runner.tensors import tensor_entries
 

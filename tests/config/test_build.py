@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import re
+import weakref
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from runner.config.build import build, build_instance, locate
+from runner.config.build import build, build_converted, build_instance, call, locate
 from runner.errors import ConfigError, SkippedError
 
 
@@ -244,3 +246,70 @@ def test_an_object_of_another_class_than_expected_is_an_error(other_class):
 def test_for_a_wrong_path_of_this_project_the_error_suggests_where_the_name_is(path, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         build({"_target_": path}, "model.build")
+
+
+# The call decides
+
+
+def lying(**kwargs):
+    """Take what the signature of `must_not_be_called` does not have."""
+    return kwargs
+
+
+lying.__signature__ = inspect.signature(must_not_be_called)
+
+
+def passing_on(**kwargs):
+    """Pass the arguments on, as the builders of libraries do; here it is the user's own code."""
+    return must_not_be_called(**kwargs)
+
+
+def test_a_call_that_succeeds_is_right_whatever_the_signature_says():
+    assert build({"_target_": path_of("lying"), "num_labels": 7}, "task") == {"num_labels": 7}
+
+
+def test_a_text_is_accepted_for_a_number_if_the_annotation_says_so():
+    layer = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 3, "padding": "same"}
+    assert build(layer, "task").padding == "same"
+
+
+def test_a_type_error_within_a_users_code_is_passed_on_unchanged():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
+        build({"_target_": path_of("passing_on"), "size": 1, "stepz": 2}, "task")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("zero_init_residua", r"model.zero_init_residua: ResNet takes no .*; did you mean model.zero_init_residual\?"),
+        ("heads", r"model.heads: ResNet takes no heads; did you mean model.head\?"),
+        ("xyzzy", r"model.xyzzy: ResNet takes no xyzzy$"),
+    ],
+)
+def test_an_argument_that_a_library_passes_on_in_vain_is_named_with_the_nearest_names(name, message):
+    with torch.device("meta"), pytest.raises(ConfigError, match=rf"^{message}"):
+        build({"_target_": "torchvision.models.resnet18", name: 1}, "model.build")
+
+
+def test_the_error_of_any_installed_library_is_a_config_error_in_one_line():
+    config = {"_target_": "transformers.GPT2Config", "summary_type": 3}
+    with pytest.raises(
+        ConfigError, match=r"^task: transformers.GPT2Config refused its arguments: .*'summary_type'"
+    ) as caught:
+        build(config, "task")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_object_that_nested_nodes_give_is_converted():
+    inner = {"_target_": "builtins.int", "_args_": [3]}
+    node = {"_target_": path_of("Recorder"), "_args_": [inner], "deep": [{"a": inner}]}
+    recorder = build_converted(node, "task", lambda built: -built if isinstance(built, int) else built)
+    assert (recorder.args, recorder.kwargs) == ((-3,), {"deep": [{"a": -3}]})
+
+
+def test_a_method_that_was_called_keeps_no_model_alive():
+    model = nn.Linear(2, 2)
+    call(model.float, "Linear.float", "model.then[0]", kwargs={})
+    alive = weakref.ref(model)
+    del model
+    assert alive() is None

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 import runner
 from runner.config.check import check
 from runner.config.compose import hydra_initialized
+from runner.config.messages import unknown_key_message
 from runner.config.naming import NOT_HASHED, config_hash
 from runner.config.schema import CONF, Config, known_keys
 from runner.errors import ConfigError
@@ -75,6 +76,47 @@ def test_check_does_not_change_the_config(default):
 def test_an_unknown_key_is_an_error_at_every_level_even_with_a_plus(level):
     with pytest.raises(ConfigError, match=rf"{level}typo: no such key"):
         check(compose_config(f"+{level}typo=1"))
+
+
+def test_other_keys_of_the_model_are_arguments_of_its_builder():
+    assert check(compose_config("++model.drop_rate=0.5")).model.build["drop_rate"] == 0.5
+    assert check(compose_config("model=timm", "model.name=vit")).model.build["name"] == "vit"
+
+
+def test_a_key_of_the_model_that_is_not_there_yet_is_answered_with_how_to_add_it():
+    assert unknown_key_message("model.xyzzy").endswith("an argument of the model's builder is given as ++model.xyzzy=...")
+
+
+@pytest.mark.parametrize("model", ["torchvision", "timm", "huggingface"])
+def test_weights_that_are_a_file_are_the_checkpoint_of_the_model_without_weights(model):
+    Path("weights.pth").write_bytes(b"")
+    model = check(compose_config(f"model={model}", "model.name=a", "model.weights=weights.pth")).model
+    assert (model.checkpoint, model.build["weights"]) == ("weights.pth", None)
+    model = check(compose_config("++model.weights=weights.pth")).model  # another builder takes what it takes
+    assert (model.checkpoint, model.build["weights"]) == (None, "weights.pth")
+
+
+def test_two_files_of_weights_are_refused():
+    Path("weights.pth").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"model.weights is the file .* and model.checkpoint is b; give one of them"):
+        check(compose_config("model=timm", "model.name=a", "model.weights=weights.pth", "model.checkpoint=b"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=timm", "model.name=a"], r"model=timm needs timm; install it with: pip install 'freeze-runner\[timm\]'"),
+        (["model=huggingface"], "model=huggingface needs transformers; install it with: .*freeze-runner.huggingface.'"),
+        (
+            ["model.then=[{_target_: peft.get_peft_model}]"],
+            r"model.then\[0\]._target_=peft.get_peft_model needs peft; install it with: .*huggingface",
+        ),
+    ],
+)
+def test_a_library_that_is_not_installed_is_refused_with_the_extra_that_has_it(overrides, message, monkeypatch):
+    monkeypatch.setattr("runner.config.machine.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=message):
+        check(compose_config(*overrides))
 
 
 @pytest.mark.parametrize("directive", ["_convert_=all", "_recursive_=false", "_recursive_=[1]", "_convert_={}"])

@@ -116,6 +116,16 @@ def test_a_module_with_other_children_or_parameters_is_no_wrapper(child):
             select(model, [pattern])
 
 
+@pytest.mark.parametrize("names", [("model", "module"), ("inner", "head")])
+def test_a_module_with_two_children_is_no_wrapper_even_if_it_looks_up_attributes_elsewhere(names):
+    model = Forwarding(nn.Linear(2, 2))
+    model._modules.clear()
+    for name in names:
+        model.add_module(name, nn.ModuleDict({"layer": nn.Linear(2, 2)}))
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        select(model, ["layer"])
+
+
 def test_an_exact_name_means_itself_and_nothing_that_is_called_so_without_wrappers():
     nested = Lightning(Lightning(nn.Sequential(OrderedDict(model=nn.Linear(2, 2), fc=nn.Linear(2, 2)))))
     assert frozen(nested, "model.model.model") == ["model.model.model.weight", "model.model.model.bias"]

@@ -38,7 +38,7 @@ class Experts:
         rows, columns = matrix.shape
         says_so = any(word in name.lower() for word in ROUTER_WORDS)
         if self.is_stacked:
-            return says_so and rows > 1 and self.count % rows == 0 and columns in self.sizes
+            return says_so and self.count % rows == 0 and columns in self.sizes
         return rows == self.count and columns in self.sizes and (self.is_sure or says_so or "expert" in self.name.lower())
 
 
@@ -93,9 +93,20 @@ def _last_matrices(module: nn.Module, prefix: str, without: str) -> Iterator[tup
     """
     before = f"{prefix}." if prefix else ""
     for key, parameter in module.named_parameters(recurse=False):
-        if parameter.dim() == 2:
+        if _is_matrix(parameter):
             yield before + key, parameter
     for key, child in module.named_children():
-        matrices = [(name, matrix) for name, matrix in child.named_parameters() if matrix.dim() == 2]
+        matrices = [
+            (f"{before}{key}.{name}.{own}".replace("..", "."), parameter)
+            for name, part in child.named_modules()
+            if not isinstance(part, (nn.Embedding, nn.EmbeddingBag))  # tables are looked up, and multiply nothing
+            for own, parameter in part.named_parameters(recurse=False)
+            if _is_matrix(parameter)
+        ]
         if matrices and before + key not in with_parents(without):
-            yield f"{before}{key}.{matrices[-1][0]}", matrices[-1][1]
+            yield matrices[-1]
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    """Return whether a parameter is a matrix of several rows."""
+    return parameter.dim() == 2 and len(parameter) > 1

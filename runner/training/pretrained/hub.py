@@ -33,7 +33,7 @@ def reading_from_hub(asked: str, instead: str) -> Iterator[None]:
         yield
     except OSError as error:
         if is_offline and _has_cause(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
-            raise ConfigError(not_downloaded(asked, instead)) from error
+            raise ConfigError(not_downloaded(asked, f"{constants.ENDPOINT} cannot be reached", instead)) from error
         raise
     finally:
         constants.HF_HUB_OFFLINE = was_offline

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from runner.errors import ConfigError, did_you_mean
+from runner.errors import ConfigError, did_you_mean, listed
 from runner.training.pretrained.hub import reading_from_hub
 from runner.training.pretrained.loaded import Loaded
 from runner.training.pretrained.wording import is_default, note_of_new
@@ -43,10 +43,8 @@ def huggingface_model(
             "model=huggingface needs a model; give model.name=NAME, a folder or a name on the hub, or without weights "
             "'model.config={model_type: gpt2, n_layer: 2}'"
         )
-    asked = "model.name" if source in (None, name) else "model.weights"
-    for key, folder in (("model.name", name), (asked, source)):
-        _refuse_missing_folder(key, folder)
-    with _quiet(), reading_from_hub(f"{asked}={source or name}", INSTEAD):
+    asked = {"model.name": name} if source in (None, name) else {"model.name": name, "model.weights": source}
+    with _quiet(), _reading(asked):
         of_model = _config_of(name or source, changes, arguments)
         if source is None:
             return Loaded(auto_class.from_config(of_model, **arguments))
@@ -76,12 +74,18 @@ def _config_of(name: Any, changes: dict[str, Any], arguments: dict[str, Any]) ->
     return config
 
 
-def _refuse_missing_folder(key: str, folder: Any) -> None:
-    """Raise ConfigError if the value of a key can only be a folder, and there is none: the hub's names have one slash."""
-    if isinstance(folder, str) and not Path(folder).exists() and (folder.count("/") > 1 or folder[:1] in "/.~"):
-        raise ConfigError(
-            f"{key} is {folder!r}, which is no folder; give one that save_pretrained wrote, or a name on the hub"
-        )
+def _reading(asked: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Return the context in which folders, or names on the hub, are read. `asked`: they, by the settings that ask for them.
+
+    Raises ConfigError if one can only be a folder, and there is none: the names on the hub have at most one slash.
+    """
+    names = {key: source for key, source in asked.items() if source is not None and not Path(source).is_dir()}
+    for key, source in names.items():
+        if source.count("/") > 1 or source.startswith(("/", ".", "~")):
+            raise ConfigError(f"{key} is {source!r}, which is no folder; give one that save_pretrained wrote, or a hub name")
+    return (
+        reading_from_hub(listed([f"{key}={source}" for key, source in names.items()]), INSTEAD) if names else nullcontext()
+    )
 
 
 def _auto_class(auto: str) -> Any:
@@ -110,7 +114,7 @@ def _quiet() -> Iterator[None]:
 def transforms(name: str | None, weights: str | bool) -> Callable[[Any], Any]:
     """Return the function that makes an input of a picture, by the image processor that is saved with the weights."""
     source = str(name if is_default(weights) else weights)
-    with _quiet(), reading_from_hub(f"data.transform=weights of {source}", "another transform"):
+    with _quiet(), _reading({"model.name" if is_default(weights) else "model.weights": source}):
         processor = transformers.AutoImageProcessor.from_pretrained(source)
     return partial(_pixel_values, processor)
 

@@ -34,10 +34,7 @@ def torchvision_model(name: str, weights: str | bool | None = None, classes: int
         return Loaded(_built(builder, **of_parts | wanted | arguments))
     if "aux_loss" in taken:  # the weights of a segmentation model have its auxiliary classifier
         arguments = {"aux_loss": True, **arguments}
-    try:
-        model = builder(**of_parts | arguments | {"weights": chosen})
-    except URLError as error:
-        raise ConfigError(not_downloaded(f"model.weights={chosen.name} of {name} ({chosen.url})", FILE_OR_NULL)) from error
+    model = _built(builder, **of_parts | arguments | {"weights": chosen})
     if classes is None or classes == len(chosen.meta["categories"]):
         return Loaded(model, frozenset())
     new = take_over_layers(model, _without_warnings(builder, **of_parts | wanted | arguments))
@@ -80,7 +77,7 @@ def _built(builder: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
         return builder(**arguments)
     except URLError as error:
         given = [f"{key}={value}" for key, value in arguments.items() if key.startswith("weights") and value]
-        raise ConfigError(not_downloaded(f"model.{listed(given)}", FILE_OR_NULL)) from error
+        raise ConfigError(not_downloaded(f"model.{listed(given)}", error.reason, FILE_OR_NULL)) from error
 
 
 def _without_warnings(builder: Callable[..., nn.Module], **arguments: Any) -> nn.Module:

@@ -23,13 +23,13 @@ def note_of_new(new: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def not_downloaded(asked: str, instead: str) -> str:
+def not_downloaded(asked: str, reason: object, instead: str) -> str:
     """Return the message for what cannot be downloaded.
 
-    `asked`: the setting that asks for it, such as `model.weights=DEFAULT of resnet18`. `instead`: what to give without a
-    network.
+    `asked`: the setting that asks for it, such as `model.weights=DEFAULT`. `reason`: why it cannot be. `instead`: what to
+    give without a network.
     """
-    return f"{asked} must be downloaded, and its server cannot be reached from here; give {instead}"
+    return f"{asked} must be downloaded, which is not possible here ({reason}); give {instead}"
 
 
 def is_default(weights: object) -> bool:

@@ -7,7 +7,9 @@ from torch import nn
 
 from runner.errors import ConfigError
 from runner.freezing.parts.evidence import Evidence, Trial
-from runner.freezing.selection import select, select_by_flags, trainable_names
+from runner.freezing.patterns import parse
+from runner.freezing.selection import select, select_by_evidence, select_by_flags, trainable_names
+from runner.freezing.words import FOR_PYTHON
 from tests.freezing.parts.peft_models import BLOCK, peft_model
 
 LORA = [f"{BLOCK.format(number)}.attn.c_attn.{part}.default.weight" for number in (0, 1) for part in ("lora_A", "lora_B")]
@@ -20,6 +22,12 @@ IA3 = [f"{BLOCK.format(number)}.{layer}.ia3_l.default" for number in (0, 1) for 
 ADAPTERS = {"lora": LORA, "dora": DORA, "ia3": IA3, "prompt": ["prompt_encoder.default.embedding.weight"], "lora_head": LORA}
 
 
+def by_evidence(model, text, evidence):
+    """Return the Selection of one pattern, with parts found by this evidence."""
+    pattern = parse(text, "patterns")
+    return select_by_evidence(model, [pattern], [], with_modules=False, evidence=evidence, words=FOR_PYTHON)
+
+
 @pytest.mark.parametrize(("kind", "expected"), ADAPTERS.items())
 def test_the_adapters_of_peft_are_found_without_the_head(kind, expected):
     assert list(select(peft_model(kind), ["@adapters"]).parameters) == expected
@@ -30,13 +38,13 @@ def test_the_head_that_is_left_out_is_given_as_any_pattern_or_shown_by_a_trial(h
     model = peft_model("lora_head")
     assert list(select(model, ["@adapters"], head=head).parameters) == LORA
     evidence = Evidence(trial=Trial(heads=(head,)), trainable=trainable_names(model))
-    assert list(select(model, ["@adapters"], evidence=evidence).parameters) == LORA
+    assert list(by_evidence(model, "@adapters", evidence).parameters) == LORA
 
 
 def test_where_the_head_is_not_known_nothing_is_left_out():
     model = peft_model("lora_head")
     evidence = Evidence(trial=Trial(problem="nobody knows"), trainable=trainable_names(model))
-    found = list(select(model, ["@adapters"], evidence=evidence).parameters)
+    found = list(by_evidence(model, "@adapters", evidence).parameters)
     assert found == [*LORA, "base_model.model.score.modules_to_save.default.weight"]
 
 
@@ -56,8 +64,8 @@ def test_flags_that_were_set_after_the_build_do_not_matter():
     model = bottleneck()
     evidence = Evidence(trainable=trainable_names(model))
     model.requires_grad_(True)
-    assert len(select(model, ["@adapters"], evidence=evidence).parameters) == 4
-    assert list(select(model, ["@as_built"], evidence=evidence).parameters) == ["0.weight", "0.bias"]
+    assert len(by_evidence(model, "@adapters", evidence).parameters) == 4
+    assert list(by_evidence(model, "@as_built", evidence).parameters) == ["0.weight", "0.bias"]
 
 
 @pytest.mark.parametrize("trains", [True, False])

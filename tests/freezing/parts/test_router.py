@@ -23,6 +23,7 @@ def found(model: nn.Module) -> list[str]:
 
 MIXTURES = {
     "deepseek": ["model.layers.1.mlp.gate"],
+    "ernie": ["model.layers.1.mlp.gate"],  # it has statistics of one row too
     "gpt_oss": ["model.layers.0.mlp.router", "model.layers.1.mlp.router"],
     "granite": ["model.layers.0.block_sparse_moe.router", "model.layers.1.block_sparse_moe.router"],
     "jetmoe": [
@@ -85,8 +86,31 @@ class Packed(nn.Module):
         (module(experts=nn.ModuleList([expert() for _ in range(4)]), gate=nn.Linear(5, 4)), []),
         (module(experts=module(mlp=Packed()), router=module(layer=nn.Linear(6, 4))), ["router.layer"]),
         (module(layers=nn.ModuleList([nn.Linear(6, 6) for _ in range(4)]), out=nn.Linear(6, 4)), []),
-        (module(conv=nn.Conv1d(4, 4, 6), dt=nn.Linear(6, 4)), []),
+        (module(conv=nn.Conv1d(4, 4, 6), gate=nn.Linear(6, 4)), []),
     ],
 )
 def test_a_router_has_as_many_rows_as_there_are_experts_and_takes_what_they_take(model, expected):
     assert found(model) == expected
+
+
+class Mixed(nn.Module):
+    """A block of modules in a list and one more layer, in names that say nothing; with a table of as many rows."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts, self.last = nn.ModuleList(parts), nn.Linear(6, len(parts))
+        self.table = nn.ModuleDict({"kinds": nn.Embedding(len(parts), 6)})
+
+
+def test_in_a_block_modules_with_children_are_experts_but_layers_may_follow_each_other():
+    mixtures = [Mixed(*(expert() for _ in range(4))) for _ in range(2)]
+    assert found(nn.Sequential(*mixtures)) == ["0.last", "1.last"]
+    assert found(mixtures[0]) == []
+    assert found(nn.Sequential(*(Mixed(*(nn.Linear(6, 6) for _ in range(4))) for _ in range(2)))) == []
+
+
+def test_a_router_that_is_a_parameter_of_the_mixture_is_named_alone():
+    mixture = Mixed(*(expert() for _ in range(4)))
+    mixture.last, mixture.gate = nn.Identity(), nn.Parameter(torch.ones(4, 6))
+    assert found(mixture) == ["gate"]
+    assert list(select(mixture, ["@router"]).parameters) == ["gate"]

@@ -7,13 +7,21 @@ from torch import nn
 
 from runner.errors import ConfigError
 from runner.freezing.parts.evidence import Evidence, Trial
-from runner.freezing.selection import select
+from runner.freezing.patterns import parse
+from runner.freezing.selection import select, select_by_evidence
+from runner.freezing.words import FOR_PYTHON
 from tests.freezing.parts.tiny_models import tiny
+
+
+def by_evidence(model, text, evidence):
+    """Return the Selection of one pattern, with parts found by this evidence."""
+    pattern = parse(text, "patterns")
+    return select_by_evidence(model, [pattern], [], with_modules=False, evidence=evidence, words=FOR_PYTHON)
 
 
 def modules_found(model: nn.Module, trial: Trial | None) -> set[str]:
     """Return the names of the modules that have a parameter which `@vision` selects."""
-    return {name.rpartition(".")[0] for name in select(model, ["@vision"], evidence=Evidence(trial=trial)).parameters}
+    return {name.rpartition(".")[0] for name in by_evidence(model, "@vision", Evidence(trial=trial)).parameters}
 
 
 def two_towers() -> nn.Module:

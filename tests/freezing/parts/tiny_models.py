@@ -24,6 +24,11 @@ CONFIGS = {
     "convnext": ("ConvNextForImageClassification", "ConvNextConfig", {"depths": [1] * 4, "hidden_sizes": [8] * 4}),
     "deberta": ("DebertaV2ForMaskedLM", "DebertaV2Config", {**TEXT, "relative_attention": True, "pos_att_type": ["p2c"]}),
     "deepseek": ("DeepseekV3ForCausalLM", "DeepseekV3Config", {**MIXTURE, **DEEPSEEK}),
+    "ernie": (
+        "Ernie4_5_MoeForCausalLM",
+        "Ernie4_5_MoeConfig",
+        {**MIXTURE, "moe_num_experts": 4, "moe_intermediate_size": 8},
+    ),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", {**MIXTURE, "num_local_experts": 4, "head_dim": 8}),
     "granite": ("GraniteMoeForCausalLM", "GraniteMoeConfig", {**MIXTURE, "num_local_experts": 4}),

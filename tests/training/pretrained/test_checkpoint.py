@@ -86,6 +86,11 @@ def test_a_path_may_begin_with_the_home_folder(monkeypatch, tmp_path):
     assert is_state(read_checkpoint("~/model.pt"))
 
 
+def test_of_several_wrapped_models_the_one_under_the_name_of_a_state_dict_is_taken():
+    other = {name: each + 1 for name, each in STATE.items()}
+    assert is_state(read_checkpoint(saved({"model": other, "ema": other, "state_dict": STATE})))
+
+
 FIRST, REST = dict([*STATE.items()][:1]), dict([*STATE.items()][1:])
 
 
@@ -190,6 +195,7 @@ def test_a_file_that_is_truncated_or_no_checkpoint_is_refused(file, write):
         ({"epoch": 3, "optimizer": {}}, "a.pt holds a dict of epoch and optimizer; expected"),
         ({}, "a.pt holds {}; expected"),
         ({"generator": STATE, "critic": STATE}, "a.pt holds a dict of generator and critic; expected"),
+        ({"critic": {}, "generator": 3}, "a.pt holds a dict of critic and generator; expected"),
         ({0: torch.ones(2)}, "a.pt holds a dict of 0; expected"),
         ({"weight": torch.ones(2), "epoch": 3}, "a.pt holds a dict of weight and epoch; expected"),
     ],

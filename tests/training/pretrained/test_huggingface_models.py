@@ -47,7 +47,8 @@ def test_what_the_weights_did_not_supply_is_new_and_noted(base, capfd):
         "model.head=new trains exactly these",
     )
     values = AutoModel.from_pretrained(base).state_dict()
-    assert all(torch.equal(v, values[k.removeprefix("roberta.")]) for k, v in loaded.model.state_dict().items() - HEAD)
+    now = {name: value for name, value in loaded.model.state_dict().items() if name not in HEAD}
+    assert all(torch.equal(value, values[name.removeprefix("roberta.")]) for name, value in now.items())
     assert "LOAD REPORT" not in capfd.readouterr().err
 
 
@@ -85,3 +86,9 @@ def test_an_option_of_the_config_may_be_given_in_it_or_beside_it(weights, base):
 def test_what_does_not_exist_is_refused_with_the_nearest_names(options, message):
     with pytest.raises(ConfigError, match=message):
         huggingface_model(**options)
+
+
+def test_neither_a_config_alone_nor_a_folder_asks_the_hub(base, monkeypatch):
+    monkeypatch.setattr("socket.create_connection", lambda *args, **kwargs: pytest.fail("the hub was asked"))
+    huggingface_model(config=ROBERTA)
+    huggingface_model(base)

@@ -200,6 +200,34 @@ def test_of_tied_weights_one_name_is_enough_and_of_memory_that_is_shared_too():
         assert is_equal(model, source)
 
 
+def test_a_loader_may_fill_what_the_file_lacks_in_a_module_that_the_file_knows():
+    class Fills(nn.Linear):
+        def _load_from_state_dict(self, state_dict, prefix, *args):
+            state_dict.setdefault(f"{prefix}bias", torch.zeros(2))
+            state_dict.pop(f"{prefix}weight", None)
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    model = nn.Sequential(Fills(2, 2), nn.Linear(2, 2))
+    tensors = {f"1.{name}": each for name, each in model[1].state_dict().items()} | {"0.scale": torch.ones(1)}
+    assert load_into(model, tensors, strict=False).new == {"0.weight", "0.bias"}
+    tensors = {f"1.{name}": each for name, each in model[1].state_dict().items()} | {"0.weight": torch.ones(2, 2)}
+    model = nn.Sequential(Versioned(), nn.Linear(2, 2))
+    assert load_into(model, {**tensors, "0.shift": torch.ones(2)}).new == frozenset()
+
+
+def test_where_another_shape_is_left_out_the_versions_of_the_rest_still_count():
+    source, model = trained(nn.Sequential(Versioned(), nn.Linear(2, 5))), nn.Sequential(Versioned(), nn.Linear(2, 3))
+    load_into(model, source.state_dict(), classes=3)
+    assert same_bits(model[0].weight, source[0].weight)
+
+
+def test_few_names_alike_are_no_reason_to_read_the_others_differently():
+    model = nn.ModuleDict({"norm": nn.BatchNorm1d(2), "body": nn.Linear(2, 2)})
+    assert "0 of its 10 tensors fit" in refusal(model, {f"{name}.weight": torch.ones(2) for name in "abcdefghij"})
+    tensors = {**{f"layer.{number}": torch.ones(2) for number in range(9)}, "weight": torch.ones(2)}
+    assert "not in the model: layer.0, " in refusal(model, tensors)
+
+
 def test_a_tied_weight_that_is_missing_is_new_under_all_its_names():
     model = nn.ModuleDict({"tied": Tied(), "rest": nn.Linear(2, 2)})
     tensors = {name: each for name, each in model.state_dict().items() if name.startswith("rest")}
@@ -301,6 +329,9 @@ def test_another_number_of_classes_replaces_the_head_and_nothing_else(build, hea
         (nn.ModuleList([nn.Linear(2, 6), nn.Linear(2, 4)]), nn.ModuleList([nn.Linear(2, 3), nn.Linear(2, 3)]), 3),
         (nn.ModuleList([nn.Linear(2, 3), nn.Linear(2, 3)]), nn.ModuleList([nn.Linear(2, 6), nn.Linear(2, 2)]), 2),
         (nn.Embedding(50, 4), nn.Embedding(60, 4), None),
+        (nn.Linear(4, 10), nn.Linear(5, 5), 5),  # more than the first dimension differs
+        (nn.Linear(4, 10, bias=False), nn.Linear(4, 6, bias=False), 5),  # 6 is no multiple of the number of classes
+        (nn.Linear(4, 12, bias=False), nn.Linear(4, 9, bias=False), 6),
     ],
 )
 def test_shapes_that_differ_for_another_reason_than_the_number_of_classes_are_refused(given, model, classes):
@@ -325,6 +356,9 @@ def test_on_the_meta_device_names_and_shapes_are_checked():
     assert loaded.new == {"head.weight", "head.bias"}
     assert all(each.is_meta for each in model.parameters())
     assert "of another shape" in refusal(wrong, MLP([5]).state_dict())
+    with torch.device("meta"):
+        tied = Tied()
+    assert load_into(tied, {"out.weight": torch.ones(5, 3)}).new == frozenset()
 
 
 def test_a_refusal_by_the_models_own_loader_is_one_message():

@@ -122,7 +122,7 @@ def test_weights_that_cannot_be_downloaded_are_refused_with_what_works_without_a
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     weights = get_model_weights("resnet18").DEFAULT
     monkeypatch.setattr(type(weights), "url", "http://127.0.0.1:9/resnet18-00000000.pth")
-    with pytest.raises(ConfigError, match=r"must be downloaded.* be reached .*model.weights=FILE, or model.weights=null"):
+    with pytest.raises(ConfigError, match=r"must be downloaded, .*refused.*model.weights=FILE, or model.weights=null"):
         torchvision_model("resnet18", "DEFAULT")
 
 

@@ -14,7 +14,7 @@ from torchvision import models
 
 from runner import select
 from runner.errors import ConfigError
-from runner.freezing.parts.trial import try_model
+from runner.freezing.trial.run import try_model
 from runner.training.models import MLP, TokenMLP
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))

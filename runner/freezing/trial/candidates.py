@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from runner.errors import listed
-from runner.freezing.parts.graph import Ending, by_weight, endings, reached
+from runner.freezing.trial.graph import Ending, by_weight, endings, reached
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PARAMETRIZATIONS = "parametrizations"  # torch's name of the child that computes a parametrized tensor

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.freezing.parts.candidates import Calls, find_heads
 from runner.freezing.parts.evidence import Trial
+from runner.freezing.trial.candidates import Calls, find_heads
 from runner.kept_state import state_kept
 from runner.seeding import preserve_random_state, preserve_settings
 from runner.tensors import tensors_in
