@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -61,11 +61,11 @@ def reached(starts: Iterable[Node], targets: Collection[Node]) -> set[Node]:
 
 
 def by_weight(found: Iterable[Ending]) -> Mapping[int, list[Ending]]:
-    """Return {id of a weight: where paths end at it}."""
+    """Return {id of a weight: where paths end at it, without the other weights that are taken there}."""
     grouped: dict[int, list[Ending]] = {}
     for ending in found:
         for weight in ending.weights:
-            grouped.setdefault(id(weight), []).append(ending)
+            grouped.setdefault(id(weight), []).append(replace(ending, weights=(weight,)))
     return grouped
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.freezing.parts.trial import try_model
+from runner.freezing.trial.run import try_model
 
 
 class Block(nn.Module):
