@@ -31,7 +31,23 @@ class Kept(nn.Module):
         return self.used(x)
 
 
+class Product(nn.Module):
+    """A model whose head is the product of two matrices of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+        self.up, self.down = nn.Parameter(torch.rand(8, 2)), nn.Parameter(torch.rand(2, 3))
+
+    def forward(self, x):
+        return self.body(x) @ (self.up @ self.down)
+
+
 X = torch.ones(2, 8)
+
+
+def test_a_head_may_be_made_of_several_parameters():
+    assert try_model(Product(), X).heads == ("up", "down")
 
 
 def test_the_last_of_several_blocks_is_no_head():
