@@ -32,7 +32,8 @@ SHARES = ("flops_share", "saved_bytes_share", "gradient_bytes_share", "optimizer
 # `heads`: the modules that are not frozen: the head that was found, and in what peft adapts also what it adds; names that
 # differ in one number are one name with a `*`. `trained`: how many parameters trained. `idle`: tensors that were to
 # train, and did not move. A share is relative to training everything. `same_bits`: whether the head has the same bits after
-# both methods. `reason`: why there is no verdict, or no share.
+# both methods; it has not where attention has a trained mask, such as a relative position bias: once that is frozen, torch
+# takes another kernel, which rounds differently. `reason`: why there is no verdict, or no share.
 COLUMNS = (
     *("library", "model", "parameters", "heads", "method", "verdict", "trained", "idle"),
     *(*SHARES, "same_bits", "reason"),
@@ -70,6 +71,8 @@ def run_method(entry: Entry, method: str) -> tuple[Row, str]:
             return {**row, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:400]}, ""
         finally:
             gc.collect()
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
     if result.status != "finished":
         return {**row, "reason": f"{result.status}: {result.record['reason']}"}, ""
     parameters = [each for each in result.rows if each["kind"] == "parameter"]
@@ -155,4 +158,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -118,6 +118,7 @@ TIMM = {
     (224, ""): "efficientformer_l1",
     (256, ""): "halonet_h1",
 }
+TIMM_HEADS = {"volo_d1_224": ("aux_head", "head")}  # `get_classifier` names the main one alone; in training both are used
 
 
 def torchvision_entries() -> Iterator[Entry]:
@@ -139,4 +140,4 @@ def timm_entries() -> Iterator[Entry]:
     for (size, argument), names in TIMM.items():
         for name in names.split():
             options = (f"model.name={name}", "model.classes=10", f"model.input=[3,{size},{size}]", "data.batch_size=2")
-            yield Entry("timm", name, ("model=timm", *options, *filter(None, [argument])))
+            yield Entry("timm", name, ("model=timm", *options, *filter(None, [argument])), TIMM_HEADS.get(name, ()))
