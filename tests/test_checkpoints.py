@@ -20,6 +20,7 @@ MINE = """
 import os
 import torch
 from torch import nn
+from runner.training.pretrained.loaded import Loaded
 
 class Encoder(nn.Module):
     def __init__(self):
@@ -36,6 +37,9 @@ class Classifier(nn.Module):
 
     def forward(self, x):
         return self.out(self.dense(self.encoder(x)).relu())
+
+def with_weights():
+    return Loaded(Classifier(), frozenset({"out.weight", "out.bias"}))
 
 class Code:
     def __reduce__(self):
@@ -118,6 +122,14 @@ def test_the_head_is_what_the_checkpoint_of_a_base_model_lacks(cli):
     assert "@head is what no weights supplied: dense and out" in notes_in("out")
     assert frozen_in("out") == {"encoder.body.weight", "encoder.body.bias", "encoder.norm.weight", "encoder.norm.bias"}
     assert not [note for note in notes_in("out") if note.startswith("frozen although")]
+
+
+@pytest.mark.usefixtures("_encoder")
+@pytest.mark.parametrize("checkpoint", ["encoder.pt", "null"])
+def test_what_the_weights_of_the_builder_supplied_is_not_new_either(cli, checkpoint):
+    builder = ("model.build._target_=mine.with_weights", f"model.checkpoint={checkpoint}")
+    assert cli(*OWN, *builder, "model.strict=false", "model.head=new")[0] == 0
+    assert "@head is what no weights supplied: out" in notes_in("out")
 
 
 @pytest.mark.usefixtures("_encoder")

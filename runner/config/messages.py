@@ -134,5 +134,5 @@ def _all_keys() -> list[str]:
     files = [(path.parent.name, path) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "launch")]
     nodes: list[tuple[str, Any]] = [(group, OmegaConf.to_container(OmegaConf.load(path))) for group, path in files]
     items = [(group, key, value) for group, node in nodes for key, value in node.items()]
-    options = {f"{group}.{key}" for group, key, value in items if not str(value).endswith(f".{key}}}")}
+    options = {f"{group}.{key}" for group, key, value in items if not str(value).endswith((f".{key}}}", f".{key}:}}"))}
     return [*known_keys(), *config_groups(), *sorted(options)]

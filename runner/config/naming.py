@@ -11,7 +11,7 @@ from typing import Any
 import omegaconf
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config.schema import CONF, epochs_of, steps_of, vocab_size_of
+from runner.config.schema import CONF, classes_of, epochs_of, steps_of, vocab_size_of
 from runner.contract import NOT_HASHED, method_name
 
 CUSTOM = "custom"  # the name of patterns that are not those of a file in conf/freeze
@@ -96,6 +96,7 @@ RESOLVERS: dict[str, Callable[[DictConfig], Any]] = {
     "steps": steps_of,
     "epochs": epochs_of,
     "vocab_size": vocab_size_of,
+    "classes": classes_of,
     "config_hash": config_hash,
     "run_name": run_name,
 }

@@ -15,6 +15,7 @@ from runner.errors import is_integer
 SYNTHETIC = "runner.training.data.synthetic."  # the targets in this module give data without an end
 ENDLESS_BATCHES = 10  # of a pass with `batches=auto`, where the data have no length
 VOCAB_SIZE = 32  # of synthetic tokens, where the model does not say it
+CLASSES = 2  # of synthetic labels, where the model does not say it
 RUNNERS_DATA_KEYS = ("epochs", "test")  # keys of the node `data` that are not arguments of its target
 STEPS = "<number of steps>"  # stands for it in a config until the data are open
 
@@ -225,6 +226,12 @@ def steps_of(composed: DictConfig) -> Any:
 def vocab_size_of(composed: DictConfig) -> Any:
     """Return the number of tokens of the model: `model.config.vocab_size` where it is set, else VOCAB_SIZE."""
     return OmegaConf.select(composed, "model.config.vocab_size") or VOCAB_SIZE
+
+
+def classes_of(composed: DictConfig) -> Any:
+    """Return the number of classes of the model: `model.classes`, or that of its config, where it is set, else CLASSES."""
+    keys = ("model.classes", "model.config.num_labels")
+    return next(filter(None, (OmegaConf.select(composed, key) for key in keys)), CLASSES)
 
 
 def values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -81,6 +81,7 @@ def test_a_new_tied_tensor_that_is_frozen_is_found():
     model = MLP([4])
     new = names_below(model, "there.", "back.")
     assert frozen_new_parts(model, select(model, ["there.weight"]), new) == ["there.weight", "back.weight"]
+    assert frozen_new_parts(model, select(model, ["there.bias"]), new) == ["there.bias"]
 
 
 SMALL = {

@@ -80,11 +80,13 @@ def test_other_classes_than_the_weights_have_new_layers_and_all_else_has_the_wei
     assert "model.head=new" in loaded.notes[0]
 
 
-@pytest.mark.parametrize("classes", [None, 1000])
-@pytest.mark.parametrize("weights", ["DEFAULT", "default", True, "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1"])
+@pytest.mark.parametrize(
+    ("weights", "classes"),
+    [("DEFAULT", None), ("default", 1000), (True, None), ("IMAGENET1K_V1", 1000), ("SqueezeNet1_1_Weights.DEFAULT", None)],
+)
 def test_with_the_classes_of_the_weights_everything_has_their_values(weights, classes, weights_file):
-    values = weights_file("resnet18")
-    loaded = torchvision_model("resnet18", weights, classes)
+    values = weights_file("squeezenet1_1")
+    loaded = torchvision_model("squeezenet1_1", weights, classes)
     assert (loaded.new, loaded.notes) == (frozenset(), ())
     assert all(torch.equal(value, values[name]) for name, value in loaded.model.state_dict().items())
 
