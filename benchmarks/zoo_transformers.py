@@ -129,7 +129,7 @@ PEFT: tuple[tuple[str, Config, str, str], ...] = (
         *("VeraConfig", {"r": 4, "target_modules": ["query", "value"], **KEPT}, "roberta"),
         "classifier.modules_to_save.default.out_proj",
     ),
-    ("PromptTuningConfig", {"num_virtual_tokens": 4, **PREDICTS}, "gpt2", "lm_head"),
+    ("PromptTuningConfig", {"num_virtual_tokens": 4, **PREDICTS}, "gpt_neox", "lm_head"),
 )
 
 
@@ -151,5 +151,5 @@ def peft_entries() -> Iterator[Entry]:
         own_loss = ("task=model_loss",) if name == "PromptTuningConfig" else ()  # its scores begin with those of the prompt
         overrides = (*adapted[kind].overrides, f"model.then={written([node])}", *own_loss)
         keep = "freeze.keep=['@head', '@adapters']"
-        prefix = "" if name == "PromptTuningConfig" else "base_model.model."
+        prefix = "base_model." if name == "PromptTuningConfig" else "base_model.model."
         yield Entry("peft", f"{name.removesuffix('Config')} {kind}", (*overrides, keep), (prefix + head,))
