@@ -72,6 +72,7 @@ PRIVATE_NAMES = {
     "runner/foresight/effects.py": {"_backward_hooks", "_post_accumulate_grad_hooks"},
     "runner/foresight/rehearsal.py": {"_buffers", "_parameters"},
     "runner/freezing/matching.py": {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_modules", "_orig_mod"},
+    "runner/freezing/trial/graph.py": {"_input_metadata"},
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},
     "runner/proof/audit.py": {"_optimizer_step_post_hooks"},
     "runner/proof/following.py": {"_modules"},

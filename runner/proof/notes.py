@@ -58,8 +58,11 @@ def flag_notes(model: nn.Module) -> list[str]:
 
 
 def _flags_in(attributes: dict[str, Any]) -> list[str]:
-    """Return the attributes that are False and have the name of the flag, or one that is nearly the same."""
-    names = [name for name, value in attributes.items() if value is False]
+    """Return the attributes that are False and have the name of the flag, or one that is nearly the same.
+
+    An attribute with an underscore in front is one of the module's own: those of wav2vec 2.0 have `_requires_grad`.
+    """
+    names = [name for name, value in attributes.items() if value is False and not name.startswith("_")]
     return get_close_matches(FLAG, names, n=2, cutoff=0.9)
 
 

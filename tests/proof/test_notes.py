@@ -76,6 +76,12 @@ def test_an_attribute_with_another_name_or_value_is_no_mistyped_flag():
     assert notes_of(model) == []
 
 
+def test_an_attribute_of_the_modules_own_is_no_mistyped_flag():
+    model = net()
+    model[0]._requires_grad = False  # as modules of transformers have, which freeze their parameters besides
+    assert notes_of(model) == []
+
+
 def test_a_flag_set_in_the_block_is_named_too():
     model = net()
     with audit(model, []) as report:

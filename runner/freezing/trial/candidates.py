@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from runner.errors import listed
 from runner.freezing.trial.graph import Ending, by_weight, endings, reached
@@ -49,7 +50,7 @@ def find_heads(model: nn.Module, calls: Calls, roots: Iterable[Tensor], classes:
         return Heads(problem="the loss depends on no parameter of two or more dimensions")
     independent = _independent(layers, {name: _fed_by(name, model, modules, calls) for name in layers})
     names = tuple(name for name in _all_names(model) if name in independent)
-    problem = _problem_of_blocks(names, modules) or _problem_of_unfed(names, modules, calls, classes)
+    problem = _problem_of_blocks(names, modules, calls, classes) or _problem_of_unfed(names, modules, calls, classes)
     return Heads(problem=f"{problem}; the loss is made by {listed(names)}") if problem else Heads(names)
 
 
@@ -122,9 +123,13 @@ def _fed_by(layer: str, model: nn.Module, modules: Mapping[str, nn.Module], call
 def _independent(layers: Mapping[str, Sequence[Ending]], fed_by: Mapping[str, Sequence[Any]]) -> set[str]:
     """Return the layers that no other one was computed from; two that were computed from each other stay.
 
-    `layers`: {name: where paths end at its weights}. `fed_by`: {name: the nodes that made its inputs}.
+    `layers`: {name: where paths end at its weights}. `fed_by`: {name: the nodes that made its inputs}. The paths may end at
+    a penalty on a weight, which no layer was computed from; then the weight itself tells.
     """
     layer_of = {ending.node: name for name, ends in layers.items() for ending in ends}
+    for name, ends in layers.items():
+        if not any(ending.others for ending in ends):
+            layer_of |= {get_gradient_edge(weight).node: name for ending in ends for weight in ending.weights}
     uses = {}
     for name, ends in layers.items():
         starts = [*fed_by[name], *(node for ending in ends for node in ending.others)]
@@ -132,16 +137,20 @@ def _independent(layers: Mapping[str, Sequence[Ending]], fed_by: Mapping[str, Se
     return {name for name in layers if not any(name in uses[other] and other not in uses[name] for other in layers)}
 
 
-def _problem_of_blocks(names: Sequence[str], modules: Mapping[str, nn.Module]) -> str:
+def _problem_of_blocks(names: Sequence[str], modules: Mapping[str, nn.Module], calls: Calls, classes: int | None) -> str:
     """Return a clause if a layer lies in a block whose class also stands elsewhere, with no such layer in it; else "".
 
-    The block of a layer is the nearest module around it that is no container and not the model.
+    The block of a layer is the nearest module around it that is no container and not the model. A layer with `classes`
+    outputs is the head wherever it lies, and what is never called, such as a copy kept for later, is no other block.
     """
     holders = {id(modules[around]) for name in names for around in _around(name)}
     for name in names:
+        if classes is not None and name in modules and _outputs(modules[name]) == classes:
+            continue
         block = next((each for each in _around(name) if not isinstance(modules[each], CONTAINERS)), "")
         kind = type(modules[block])
-        others = [other for other, each in modules.items() if type(each) is kind and id(each) not in holders]
+        alike = [other for other, each in modules.items() if type(each) is kind and id(each) not in holders]
+        others = [other for other in alike if other in calls.order]
         if block and others:
             return f"there is no head: {name} is in {block}, a {kind.__name__} like {listed(others, most=3)}"
     return ""

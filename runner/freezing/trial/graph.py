@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Node = Any  # of an autograd graph; torch's own type for it has no public name
 # Nodes that take some rows of their one input. A row of a weight is no weight but what a layer gives.
@@ -40,10 +40,10 @@ def endings(roots: Iterable[Tensor], weights: Collection[int]) -> list[Ending]:
         if node in seen:
             continue
         seen[node] = None
-        taken = {child: _weight_behind(child, weights) for child in _inputs(node)}
-        if any(weight is not None for weight in taken.values()):
-            mine = tuple(weight for weight in taken.values() if weight is not None)
-            found.append(Ending(node, mine, tuple(child for child, weight in taken.items() if weight is None)))
+        taken = {child: _weights_behind(child, weights) for child in _inputs(node)}
+        if any(taken.values()):
+            mine = tuple(weight for behind in taken.values() for weight in behind)
+            found.append(Ending(node, mine, tuple(child for child, behind in taken.items() if not behind)))
         else:
             waiting.extend(taken)
     return found
@@ -61,11 +61,11 @@ def reached(starts: Iterable[Node], targets: Collection[Node]) -> set[Node]:
 
 
 def by_weight(found: Iterable[Ending]) -> Mapping[int, list[Ending]]:
-    """Return {id of a weight: where paths end at it}."""
+    """Return {id of a weight: where paths end at it, without the other weights that are taken there}."""
     grouped: dict[int, list[Ending]] = {}
     for ending in found:
         for weight in ending.weights:
-            grouped.setdefault(id(weight), []).append(ending)
+            grouped.setdefault(id(weight), []).append(replace(ending, weights=(weight,)))
     return grouped
 
 
@@ -74,11 +74,14 @@ def _inputs(node: Node) -> Iterator[Node]:
     return (child for child, _ in node.next_functions if child is not None)
 
 
-def _weight_behind(node: Node, weights: Collection[int]) -> Tensor | None:
-    """Return the weight that alone leads to a node, such as through a transpose or its own norm; None if none does.
+def _weights_behind(node: Node, weights: Collection[int]) -> tuple[Tensor, ...]:
+    """Return the weights if nothing but parameters leads to a node, such as by a transpose, or two by their product.
 
-    A node that looks something up, or takes a tensor without a gradient, makes an output of a layer, not a weight.
+    A node that looks something up, or takes a tensor without a gradient, makes an output of a layer, not a weight; one that
+    gives a single number, such as a penalty on a weight, makes a part of a loss.
     """
+    if not any(each.shape for each in node._input_metadata):  # of what the node gave in the forward pass
+        return ()
     waiting, leaves, count = [node], dict[int, Tensor](), 0
     while waiting:
         node = waiting.pop()
@@ -88,7 +91,8 @@ def _weight_behind(node: Node, weights: Collection[int]) -> Tensor | None:
         before = [child for child, _ in node.next_functions]
         count += 1
         if not before or None in before or type(node).__name__ in LOOK_UPS or count > MOST_NODES:
-            return None
+            return ()
         waiting.extend(before)
-    (leaf, *more) = leaves.values()
-    return leaf if not more and id(leaf) in weights else None
+    if not all(isinstance(leaf, nn.Parameter) for leaf in leaves.values()):
+        return ()
+    return tuple(leaf for key, leaf in leaves.items() if key in weights)

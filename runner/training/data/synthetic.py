@@ -100,32 +100,59 @@ class Boxes(Synthetic):
     """Random pictures with random boxes for models that detect: a batch is a list of pictures and a list of targets.
 
     A target is `{boxes: (count, 4) float32, labels: (count,) int64}` with boxes as x1, y1, x2, y2 in pixels and labels from
-    1 to `classes` - 1 (0 is the background). `input`: [channels, height, width] of a picture.
+    1 to `classes` - 1 (0 is the background). `input`: [channels, height, width] of a picture. With `masks` a target also has
+    `masks: (count, height, width) uint8`, which are 1 within the box, and with `keypoints` that many visible points in each
+    box, `keypoints: (count, keypoints, 3) float32` as x, y, 1. Raises ConfigError if an argument is missing or wrong.
     """
 
     def __init__(
-        self, input: Sequence[int] | None = None, classes: int | None = None, batch_size: int = 2, count: int = 2
+        self,
+        input: Sequence[int] | None = None,
+        classes: int | None = None,
+        batch_size: int = 2,
+        count: int = 2,
+        masks: bool = False,
+        keypoints: int = 0,
     ) -> None:
         if input is None or len(input) != 3 or classes is None or classes < 2:
             raise ConfigError(
                 "data=boxes needs model.input=[3,height,width] and model.classes of 2 or more; "
                 f"they are {input} and {classes}"
             )
+        if not isinstance(masks, bool):
+            raise ConfigError(f"data.masks is {masks!r}; give true or false")
+        if not is_integer(keypoints) or keypoints < 0:
+            raise ConfigError(f"data.keypoints is {keypoints!r}; give a whole number of 0 or more")
         super().__init__(batch_size, [{"shape": list(input)}])
         self.input, self.classes, self.count = list(input), classes, count
+        self.masks, self.keypoints = masks, keypoints
 
     def draw(self, generator: Generator) -> Any:
         """Return one batch (pictures, targets), drawn from the generator."""
-        size = torch.tensor([self.input[2], self.input[1]])
         pictures, targets = [], []
         for _ in range(self.batch_size):
             pictures.append(torch.rand(self.input, generator=generator))
-            corners = torch.rand(self.count, 2, generator=generator) * 0.5
-            extents = 0.25 + torch.rand(self.count, 2, generator=generator) * 0.25
-            boxes = torch.cat([corners * size, (corners + extents) * size], dim=1)
-            labels = torch.randint(1, self.classes, (self.count,), generator=generator)
-            targets.append({"boxes": boxes, "labels": labels})
+            targets.append(self._draw_target(generator))
         return pictures, targets
+
+    def _draw_target(self, generator: Generator) -> dict[str, Tensor]:
+        """Return the target of one picture."""
+        height, width = self.input[1:]
+        size = torch.tensor([width, height])
+        corners = torch.rand(self.count, 2, generator=generator) * 0.5
+        extents = 0.25 + torch.rand(self.count, 2, generator=generator) * 0.25
+        boxes = torch.cat([corners * size, (corners + extents) * size], dim=1)
+        target = {"boxes": boxes, "labels": torch.randint(1, self.classes, (self.count,), generator=generator)}
+        if self.masks:
+            x, y = torch.arange(width), torch.arange(height)
+            left, top, right, bottom = boxes.T[:, :, None]
+            rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
+            target["masks"] = (rows[:, :, None] & columns[:, None, :]).to(torch.uint8)
+        if self.keypoints:
+            within = torch.rand(self.count, self.keypoints, 2, generator=generator)
+            points = (corners[:, None] + within * extents[:, None]) * size
+            target["keypoints"] = torch.cat([points, torch.ones(self.count, self.keypoints, 1)], dim=2)
+        return target
 
 
 def _drawn(draw: Callable[[Generator], Any], seed: int, count: int) -> Iterator[Any]:

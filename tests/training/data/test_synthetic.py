@@ -18,6 +18,7 @@ SOURCES = {
     "pairs": Synthetic(5, input=[3, 8, 8], classes=10),
     "tokens": Synthetic(5, TOKENS),
     "boxes": Boxes([3, 32, 24], 4, 5),
+    "boxes with masks and keypoints": Boxes([3, 32, 24], 4, 5, masks=True, keypoints=17),
 }
 every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 
@@ -121,3 +122,25 @@ def test_what_the_model_does_not_say_is_asked_for():
         Boxes([64], 4)
     with pytest.raises(ConfigError, match=r"data=boxes needs"):
         Boxes(None, None)
+    with pytest.raises(ConfigError, match=r"data.masks is 1; give true or false"):
+        Boxes([3, 8, 8], 4, masks=1)
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ConfigError, match=rf"data.keypoints is {wrong}; give a whole number of 0 or more"):
+            Boxes([3, 8, 8], 4, keypoints=wrong)
+
+
+def test_masks_and_keypoints_lie_in_their_boxes_which_are_the_same_without_them():
+    ((pictures, targets),) = Boxes([3, 32, 24], 4, 5, masks=True, keypoints=17).read(0, 0, 1)
+    assert {picture.shape for picture in pictures} == {(3, 32, 24)}
+    for target in targets:
+        assert (target["masks"].shape, target["masks"].dtype) == ((2, 32, 24), torch.uint8)
+        assert (target["keypoints"].shape, target["keypoints"].dtype) == ((2, 17, 3), torch.float32)
+        for (left, top, right, bottom), mask, points in zip(
+            target["boxes"].tolist(), target["masks"], target["keypoints"], strict=True
+        ):
+            rows, columns = mask.nonzero().T.tolist()
+            assert set(columns) == {x for x in range(24) if left <= x < right}
+            assert set(rows) == {y for y in range(32) if top <= y < bottom}
+            assert all(left <= x <= right and top <= y <= bottom and seen == 1 for x, y, seen in points.tolist())
+    ((_, plain),) = Boxes([3, 32, 24], 4, 5).read(0, 0, 1)
+    assert same_bits(plain[0]["boxes"], targets[0]["boxes"])
