@@ -1,6 +1,8 @@
-"""The recipes of `conf/experiment`, which reproduce an article about freezing: what each one freezes and trains."""
+"""The recipes of `conf/experiment`, most of which reproduce an article about freezing: what each one freezes and trains."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
@@ -82,6 +84,14 @@ def test_zero_lr_fc_has_one_group_for_each_parameter_and_fc_weight_keeps_every_b
     assert names_where(result, lr=0.0) == names_where(result, verdict="held") == ["fc.weight"]
     assert len(names_where(result, lr=0.1, verdict="trained")) == 61
     assert unchanged_parameters(result) == ["fc.weight"]
+
+
+def test_digits_trains_the_head_of_a_resnet_on_half_of_the_digits_and_tests_it_on_the_others(run_recipe):
+    result = run_recipe("digits", "model.input=[3,8,8]", "cost=off")
+    assert names_where(result, verdict="trained") == ["fc.weight", "fc.bias"]
+    assert len(names_where(result, verdict="held")) == 60
+    record = json.loads((result.folder / "run.json").read_text())
+    assert set(record["evaluation"]) == {"before", "after"}
 
 
 def parameter_names(result):
