@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,18 +25,19 @@ def in_eval_mode(model: nn.Module) -> Iterator[list[str]]:
 
 
 @contextmanager
-def state_kept(model: nn.Module) -> Iterator[list[str]]:
+def state_kept(model: nn.Module, copies: Mapping[str, Tensor] | None = None) -> Iterator[list[str]]:
     """On leaving the block, give back the modes, parameters, buffers and `requires_grad` flags that the model had.
 
-    Yields a list; on leaving, it is filled with the names of the tensors that the block has written, replaced, added or
-    removed.
+    `copies`: {name: copy} of tensors as they are now, so that they need not be copied again. Yields a list; on leaving, it
+    is filled with the names of the tensors that the block has written, replaced, added or removed.
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     registries = [(registry, dict(registry.items())) for module in model.modules() for registry in _registries(module)]
     standing = dict(zip(*names_and_tensors(model), strict=True))
     # By id, so that a tied tensor is copied once. The detached tensor has the same memory, also after `p.data = other`.
-    kept = {id(tensor): (tensor, tensor.detach(), copy_of(tensor)) for tensor in standing.values()}
+    copied = {id(standing[name]): copy for name, copy in (copies or {}).items() if name in standing}
+    kept = {id(t): (t, t.detach(), copied[id(t)] if id(t) in copied else copy_of(t)) for t in standing.values()}
     written: list[str] = []
     try:
         yield written

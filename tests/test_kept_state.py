@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from runner.kept_state import in_eval_mode
+from runner.kept_state import in_eval_mode, state_kept
 from runner.tensors import same_bits
 
 
@@ -171,3 +171,16 @@ def test_a_scripted_model_gets_its_bits_back():
     with in_eval_mode(model) as written:
         model(torch.ones(1))
     assert (written, model.calls.item()) == (["calls"], 0)
+
+
+def test_copies_that_are_given_are_used_in_place_of_new_ones():
+    model = nn.Linear(2, 2)
+    weight = model.weight.detach().clone()
+    with state_kept(model, {"weight": weight}), torch.no_grad():
+        model.weight += 1
+        model.bias += 1
+        weight += 2
+    assert torch.equal(model.weight, weight)
+    with state_kept(model, {"no such name": weight}), torch.no_grad():
+        model.weight += 1
+    assert torch.equal(model.weight, weight)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,14 +18,11 @@ from runner.errors import ConfigError, listed
 from runner.freezing.parts.evidence import Evidence, Trial
 from runner.freezing.patterns import HEAD, needs_trial, parse_all, parse_both
 from runner.freezing.selection import Selection, select_by_evidence, trainable_names
-from runner.freezing.trial.run import try_model
 from runner.freezing.words import FOR_CONFIG
-from runner.tensors import map_tensors, refuse_unless_dense, tensor_entries
+from runner.tensors import refuse_unless_dense, tensor_entries
 from runner.training.pretrained.checkpoint import read_checkpoint
 from runner.training.pretrained.loaded import Loaded
 from runner.training.pretrained.loading import load_into
-
-Task = Callable[[nn.Module, Any], Any]  # (model, batch) -> loss
 
 
 @dataclass(frozen=True)
@@ -99,18 +95,17 @@ def dtype_of(config: Config) -> torch.dtype | None:
 
 
 def declared_selection(
-    config: Config, built: BuiltModel, note: Note, *, batch: Any = None, task: Task | None = None
+    config: Config, built: BuiltModel, note: Note, make_trial: Callable[[], Trial | None] = lambda: None
 ) -> Selection:
     """Return the parameters, buffers and modules that the config declares frozen.
 
-    `batch`, `task`: a first batch and the task, by which parts of the model are found; without them, they are a guess.
-    `note` is called with each message in the `notes` of the returned Selection, one of which names the head.
+    `make_trial` is called if a pattern names a part that a forward pass shows; without a trial, the part is a guess. `note`
+    is called with each message in the `notes` of the returned Selection, one of which names the head.
     """
     freeze, groups, head = config.freeze, config.groups, _named_head(config, built, note)
     patterns, keep = parse_both(freeze.patterns, freeze.keep, FOR_CONFIG)
     others = parse_all([*groups.names, *(each.pattern for each in groups.lr)], "groups")
-    wanted = batch is not None and needs_trial((*patterns, *keep, *others), head)
-    trial = _trial(built.model, batch, task, config.model.classes) if wanted else None
+    trial = make_trial() if needs_trial((*patterns, *keep, *others), head) else None
     selection = select_by_evidence(
         built.model,
         patterns,
@@ -128,13 +123,6 @@ def declared_selection(
             urgent=True,
         )
     return selection
-
-
-def _trial(model: nn.Module, batch: Any, task: Task | None, classes: int | None) -> Trial:
-    """Return what a forward pass on the first batch shows of the model; the batch is moved to the meta device if it is."""
-    if any(parameter.is_meta for parameter in model.parameters()):
-        batch = map_tensors(batch, lambda tensor: tensor.to("meta"))
-    return try_model(model, batch, task, classes=classes)
 
 
 def _named_head(config: Config, built: BuiltModel, note: Note) -> str | Sequence[str] | None:

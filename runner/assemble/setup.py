@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from runner.freezing.eval_mode import force_eval_mode
 from runner.freezing.groups import Group, drop_empty_groups, groups_for_all_phases, regroup
 from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection
+from runner.freezing.trial.run import try_model
 from runner.methods.base import Example, FreezingMethod
 from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import machine_settings, pick_device, seed_all
@@ -102,9 +104,11 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(built_model)
         task = build_task(config, device)
-        selection = declared_selection(config, built, note, batch=feed.first, task=task)
+        example = example_for(built_model, task, feed)
+        trial = partial(try_model, built_model, example.batch, task, classes=config.model.classes, copies=before.values)
+        selection = declared_selection(config, built, note, trial)
         note_fields_left_out(task, built_model, feed.first, note)
-        method = build_method(config, Example(task, feed.first, feed.reread), built_model, selection)
+        method = build_method(config, example, built_model, selection)
         phases = build_phases(config, selection)
         force_eval_mode(phases[0].selection, undo)
         declared_groups = build_groups(config, built_model, selection)
@@ -138,14 +142,17 @@ def note_fields_left_out(task: TrainedTask, model: nn.Module, batch: object, not
         note(f"the model does not take {fields} of a batch: {are} left out")
 
 
-def build_method(config: Config, example: Example, model: nn.Module, selection: Selection) -> FreezingMethod:
-    """Return the freezing method that the config declares. Raises SkippedError with its reason if it does not work here.
-
-    The example's batch is moved to the meta device if the model is there.
-    """
-    method = build_instance(FreezingMethod, config.method, "method")
+def example_for(model: nn.Module, task: TrainedTask, feed: Feed) -> Example:
+    """Return the first batch with its task; the batch is moved to the meta device if the model is there."""
+    example = Example(task, feed.first, feed.reread)
     if any(parameter.is_meta for parameter in model.parameters()):
-        example = replace(example, batch=map_tensors(example.batch, lambda tensor: tensor.to("meta")))
+        return replace(example, batch=map_tensors(example.batch, lambda tensor: tensor.to("meta")))
+    return example
+
+
+def build_method(config: Config, example: Example, model: nn.Module, selection: Selection) -> FreezingMethod:
+    """Return the freezing method that the config declares. Raises SkippedError with its reason if it does not work here."""
+    method = build_instance(FreezingMethod, config.method, "method")
     method.example = example
     if reason := method.skip(model, selection):
         raise SkippedError(reason)

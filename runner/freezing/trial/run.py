@@ -27,12 +27,14 @@ def try_model(
     task: Callable[[nn.Module, Any], Any] | None = None,
     *,
     classes: int | None = None,
+    copies: Mapping[str, Tensor] | None = None,
 ) -> Trial:
     """Run a task once in train mode, with gradients for all parameters, and return what that showed of the model.
 
     `batch`: a batch on the model's device. `task`: a function (model, batch) -> loss; without one, the loss is made of all
-    tensors that the model returns. `classes`: the number of outputs of the head, where it is known. Afterwards parameters,
-    buffers, flags, modes and random states are what they were. Raises what the model or the task raises.
+    tensors that the model returns. `classes`: the number of outputs of the head, where it is known. `copies`: those of the
+    tensors as they are now, if there are any. Afterwards parameters, buffers, flags, modes and random states are what they
+    were. Raises what the model or the task raises.
     """
     calls, takes, numbers = Calls(), dict[str, set[int]](), count()
 
@@ -42,7 +44,7 @@ def try_model(
         calls.fed_by.setdefault(name, []).extend(each.grad_fn for each in tensors if each.grad_fn is not None)
         takes.setdefault(name, set()).update(map(_place, tensors))
 
-    with preserve_settings(), preserve_random_state(), state_kept(model), torch.enable_grad():
+    with preserve_settings(), preserve_random_state(), state_kept(model, copies), torch.enable_grad():
         model.train()
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
