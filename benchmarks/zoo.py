@@ -33,7 +33,8 @@ SHARES = ("flops_share", "saved_bytes_share", "gradient_bytes_share", "optimizer
 # differ in one number are one name with a `*`. `trained`: how many parameters trained. `idle`: tensors that were to
 # train, and did not move. A share is relative to training everything. `same_bits`: whether the head has the same bits after
 # both methods; it has not where torch takes another kernel, which rounds differently, once a layer is frozen: in attention
-# with a trained mask, such as a relative position bias, and in a linear layer whose input is transposed. `reason`: why there is no verdict, or no share.
+# with a trained mask, such as a relative position bias, and in a linear layer whose input is transposed. `reason`: why
+# there is no verdict, or no share.
 COLUMNS = (
     *("library", "model", "parameters", "heads", "method", "verdict", "trained", "idle"),
     *(*SHARES, "same_bits", "reason"),
