@@ -32,8 +32,9 @@ SHARES = ("flops_share", "saved_bytes_share", "gradient_bytes_share", "optimizer
 # `heads`: the modules that are not frozen: the head that was found, and in what peft adapts also what it adds; names that
 # differ in one number are one name with a `*`. `trained`: how many parameters trained. `idle`: tensors that were to
 # train, and did not move. A share is relative to training everything. `same_bits`: whether the head has the same bits after
-# both methods; it has not where attention has a trained mask, such as a relative position bias: once that is frozen, torch
-# takes another kernel, which rounds differently. `reason`: why there is no verdict, or no share.
+# both methods; it has not where torch takes another kernel, which rounds differently, once a layer is frozen: in attention
+# with a trained mask, such as a relative position bias, and in a linear layer whose input is transposed. `reason`: why
+# there is no verdict, or no share.
 COLUMNS = (
     *("library", "model", "parameters", "heads", "method", "verdict", "trained", "idle"),
     *(*SHARES, "same_bits", "reason"),
