@@ -23,8 +23,6 @@ from runner.assemble.setup import Setup, assembled, begin_phase
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
-from runner.freezing.parts import PARTS
-from runner.freezing.patterns import AS_BUILT
 from runner.freezing.schedule import reached_phases
 from runner.freezing.selection import Selection
 from runner.methods.base import PhaseContext
@@ -145,17 +143,11 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "threads": torch.get_num_threads(),
         "device": str(setup.device),
         "trained_digest": trained_digest(setup.before, setup.selection),
-        "nothing_frozen": why_nothing_is_frozen(setup),
+        "nothing_frozen": setup.selection.nothing_frozen,
         "couplings": couplings(setup, state.forecast),
         "evaluation": state.evaluation.record,
         "cost": read_costs(setup, state),
     }
-
-
-def why_nothing_is_frozen(setup: Setup) -> str:
-    """Return why nothing was frozen, although the flags of the model as built were to say what is; "" if that is not so."""
-    selection, patterns = setup.selection, setup.config.freeze.patterns
-    return PARTS[AS_BUILT].absent if AS_BUILT in patterns and not (selection.parameters or selection.buffers) else ""
 
 
 def note_interrupt(state: TrainingState, on_note: Note, *, within_step: bool) -> None:

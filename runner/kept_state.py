@@ -26,13 +26,13 @@ def in_eval_mode(model: nn.Module) -> Iterator[list[str]]:
 
 @contextmanager
 def state_kept(model: nn.Module, copies: Mapping[str, Tensor] | None = None) -> Iterator[list[str]]:
-    """On leaving the block, give back the modes, parameters, buffers and `requires_grad` flags that the model had.
+    """On leaving the block, give back modes, parameters, buffers, gradients and `requires_grad` flags.
 
     `copies`: {name: copy} of tensors as they are now, so that they need not be copied again. Yields a list; on leaving, it
     is filled with the names of the tensors that the block has written, replaced, added or removed.
     """
     modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     registries = [(registry, dict(registry.items())) for module in model.modules() for registry in _registries(module)]
     standing = dict(zip(*names_and_tensors(model), strict=True))
     # By id, so that a tied tensor is copied once. The detached tensor has the same memory, also after `p.data = other`.
@@ -44,8 +44,10 @@ def state_kept(model: nn.Module, copies: Mapping[str, Tensor] | None = None) -> 
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, requires_grad in flags:
+        for parameter, requires_grad, grad in flags:
             parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
         now = dict(zip(*names_and_tensors(model), strict=True))
         for registry, before in registries:
             _restore_registry(registry, before)

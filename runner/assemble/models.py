@@ -102,10 +102,9 @@ def declared_selection(
     `make_trial` is called if a pattern names a part that a forward pass shows; without a trial, the part is a guess. `note`
     is called with each message in the `notes` of the returned Selection, one of which names the head.
     """
-    freeze, groups, head = config.freeze, config.groups, _named_head(config, built, note)
+    freeze, head = config.freeze, _named_head(config, built, note)
     patterns, keep = parse_both(freeze.patterns, freeze.keep, FOR_CONFIG)
-    others = parse_all([*groups.names, *(each.pattern for each in groups.lr)], "groups")
-    trial = make_trial() if needs_trial((*patterns, *keep, *others), head) else None
+    trial = make_trial() if wants_trial(config) else None
     selection = select_by_evidence(
         built.model,
         patterns,
@@ -123,6 +122,13 @@ def declared_selection(
             urgent=True,
         )
     return selection
+
+
+def wants_trial(config: Config) -> bool:
+    """Return whether a pattern in the config names a part that is found by a forward pass."""
+    freeze, groups = config.freeze, config.groups
+    texts = [*freeze.patterns, *freeze.keep, *groups.names, *(each.pattern for each in groups.lr)]
+    return needs_trial(parse_all(texts, "patterns"), None if config.model.head == "auto" else config.model.head)
 
 
 def _named_head(config: Config, built: BuiltModel, note: Note) -> str | Sequence[str] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from runner.assemble.models import build_as_declared, declared_selection
+from runner.assemble.models import build_as_declared, declared_selection, wants_trial
 from runner.config.build import build, build_instance
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
@@ -31,6 +31,8 @@ def check_patterns(configs: Sequence[Config]) -> None:
         built = build_as_declared(configs[0], None, ignore_note)
         errors = []
         for config in configs:
+            if wants_trial(config):  # what its patterns name is known once there is a batch
+                return
             try:
                 build_groups(config, built.model, declared_selection(config, built, ignore_note))
                 return

@@ -103,8 +103,7 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         for module in built_model.modules():
             undo.callback(setattr, module, "training", module.training)
         before = snapshot(built_model)
-        task = build_task(config, device)
-        example = example_for(built_model, task, feed)
+        example = example_for(built_model, (task := build_task(config, device)), feed)
         trial = partial(try_model, built_model, example.batch, task, classes=config.model.classes, copies=before.values)
         selection = declared_selection(config, built, note, trial)
         note_fields_left_out(task, built_model, feed.first, note)

@@ -41,6 +41,8 @@ class Matching:
             return below({name for name, module in self.modules.items() if _is_instance(module, class_name)})
         if self.is_exact(pattern):
             return below({pattern.text})
+        if pattern.kind == "regex" and any(map(pattern.matches, self._names)):  # it was written for names as they are
+            return pattern.matches
         return lambda name: any(map(pattern.matches, self.spellings(name)))
 
     def is_exact(self, pattern: Pattern) -> bool:

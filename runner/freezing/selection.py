@@ -36,6 +36,7 @@ class Selection:
             which another tensor may be put. Empty: all names of the parameters and buffers.
         evidence: what the named parts of the model, such as `@head`, were found by.
         notes: messages for the user.
+        nothing_frozen: why nothing is frozen, although the flags of the model were to say what is; "" if that is not so.
     """
 
     parameters: Mapping[str, Tensor]
@@ -44,6 +45,7 @@ class Selection:
     names: frozenset[str] = frozenset()
     evidence: Evidence = field(default_factory=Evidence)
     notes: tuple[str, ...] = ()
+    nothing_frozen: str = ""
 
     def __contains__(self, tensor: object) -> bool:
         return id(tensor) in self._tensor_ids
@@ -108,6 +110,7 @@ def select_by_evidence(
     frozen = [entry for entry in resolver.entries.values() if entry.name in matched - kept]
     held = [e for e in frozen if e.kind == "buffer" and not modules.keys().isdisjoint(map(owner_of, e.names))]
     names = resolver.matched_names(frozen, patterns).union(*(entry.names for entry in held))
+    absent = [(text, PARTS[text].absent) for text, matched_names in names_of_pattern.items() if not matched_names]
     ties = (*resolver.tie_notes(patterns, keep, matched & kept), *forced_tie_note(frozen, names))
     return Selection(
         parameters={entry.name: entry.tensor for entry in frozen if entry.kind == "parameter"},
@@ -115,13 +118,9 @@ def select_by_evidence(
         modules=modules,
         names=names,
         evidence=evidence,
-        notes=(*resolver.head_notes([*patterns, *keep]), *_absent_notes(names_of_pattern), *ties),
+        notes=(*resolver.head_notes([*patterns, *keep]), *(f"{text} freezes nothing: {why}" for text, why in absent), *ties),
+        nothing_frozen="" if frozen or not absent else absent[0][1],
     )
-
-
-def _absent_notes(names_of_pattern: Mapping[str, set[str]]) -> list[str]:
-    """Return a note for each named part that the model may lack and does; `names_of_pattern`: {pattern: what it matches}."""
-    return [f"{text} freezes nothing: {PARTS[text].absent}" for text, names in names_of_pattern.items() if not names]
 
 
 def trainable_names(model: nn.Module) -> frozenset[str]:

@@ -60,5 +60,5 @@ def _bare_parameters(module: nn.Module) -> Iterator[str]:
     if is_layer or is_norm(module) or isinstance(module, CONTAINERS):
         return
     for key, parameter in module.named_parameters(recurse=False):
-        if parameter.numel() > 1 and not key.endswith(("weight", "bias")):
+        if parameter.numel() > 1 and not key.endswith(("weight", "weights", "bias")):
             yield key

@@ -32,7 +32,7 @@ def find_vision(model: nn.Module, evidence: Evidence, words: Words) -> Sequence[
         takes_picture, takes_other = _by_signature(model, PICTURE), _by_signature(model, OTHER)
     if takes_picture and not takes_other:
         raise ConfigError("@vision: the picture is the model's only input, so all of the model is for it; write **")
-    return _outermost([name for name in takes_picture if name not in takes_other])
+    return _outermost([name for name in takes_picture if name and name not in takes_other])
 
 
 def _by_signature(model: nn.Module, wanted: re.Pattern[str]) -> list[str]:

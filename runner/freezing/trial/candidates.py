@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from runner.errors import listed
-from runner.freezing.trial.graph import Ending, by_weight, endings, reached
+from runner.freezing.parts.blocks import CONTAINERS
+from runner.freezing.trial.graph import Ending, by_weight, endings, parameters_reached, reached
 
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PARAMETRIZATIONS = "parametrizations"  # torch's name of the child that computes a parametrized tensor
 WRAPPED = "base_layer"  # the usual name of the layer that an adapter wraps
 
@@ -41,16 +41,21 @@ class Heads:
 def find_heads(model: nn.Module, calls: Calls, roots: Iterable[Tensor], classes: int | None) -> Heads:
     """Return the head of a model: the layers at which the paths back from the roots, which make the loss, end first.
 
-    A layer that another one of them depends on is left out. No head is known if no path ends at a weight, if a layer lies in
-    a block like others without one, or if no layer has `classes` outputs but a layer that is never called has.
+    A layer that another one of them depends on is left out. No head is known if no path ends at a weight, if one ends where
+    the graph hides what it took, if a layer lies in a block like others without one, or if no layer has `classes` outputs
+    but one that is never called has.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    layers = _last_layers(model, modules, calls, roots)
+    modules, roots = dict(model.named_modules(remove_duplicate=False)), list(roots)
+    ended = endings(roots, {id(each) for each in model.parameters() if each.dim() > 1})
+    if not all(ending.weights for ending in ended):
+        return Heads(problem="a reentrant checkpoint hides which layer makes the loss; use_reentrant=False does not")
+    layers = _last_layers(model, modules, calls, by_weight(ended))
     if not layers:
         return Heads(problem="the loss depends on no parameter of two or more dimensions")
     independent = _independent(layers, {name: _fed_by(name, model, modules, calls) for name in layers})
     names = tuple(name for name in _all_names(model) if name in independent)
-    problem = _problem_of_blocks(names, modules, calls, classes) or _problem_of_unfed(names, modules, calls, classes)
+    blocks = _problem_of_blocks(names, modules, parameters_reached(roots), classes)
+    problem = blocks or _problem_of_unfed(names, modules, calls, classes)
     return Heads(problem=f"{problem}; the loss is made by {listed(names)}") if problem else Heads(names)
 
 
@@ -64,18 +69,20 @@ def _all_names(model: nn.Module) -> list[str]:
 
 
 def _last_layers(
-    model: nn.Module, modules: Mapping[str, nn.Module], calls: Calls, roots: Iterable[Tensor]
+    model: nn.Module, modules: Mapping[str, nn.Module], calls: Calls, ended: Mapping[int, list[Ending]]
 ) -> dict[str, list[Ending]]:
-    """Return {name of a layer: where paths end at its weights}; a tied weight belongs to the layer that was called last."""
+    """Return {name of a layer: where paths end at its weights}; a tied weight belongs to the layer that was called last.
+
+    `ended`: {id of a weight: where paths end at it}.
+    """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.dim() > 1:
-            names.setdefault(id(parameter), []).append(name)
+        names.setdefault(id(parameter), []).append(name)
     first_name = {id(module): name for name, module in model.named_modules()}
     layers: dict[str, list[Ending]] = {}
-    for weight, ends in by_weight(endings(roots, names)).items():
+    for weight, ends in ended.items():
         called = {name: calls.order.get(first_name[id(modules[_owner(name)])], -1) for name in names[weight]}
-        layers.setdefault(_layer_of(max(called, key=lambda name: called[name]), modules), []).extend(ends)
+        layers.setdefault(_layer_of(max(called, key=lambda name: called[name]), modules, ended), []).extend(ends)
     return layers
 
 
@@ -85,15 +92,18 @@ def _owner(parameter: str) -> str:
     return ".".join(parts[: parts.index(PARAMETRIZATIONS)] if PARAMETRIZATIONS in parts else parts)
 
 
-def _layer_of(parameter: str, modules: Mapping[str, nn.Module]) -> str:
+def _layer_of(parameter: str, modules: Mapping[str, nn.Module], ended: Collection[int]) -> str:
     """Return the name of the layer that a parameter belongs to: a layer with an adapter around it, else its module.
 
-    Where that has modules in it, or is the model, it is more than a layer: then the parameter's own name is returned.
+    Where that has modules in it, is the model, or has weights at which no path ends, it is more than a layer: then the
+    parameter's own name is returned. `ended`: the ids of the weights at which paths end.
     """
     owner = _owner(parameter)
-    adapted = [name for name in (*reversed(_around(owner)), owner) if name and _is_adapted(modules[name])]
+    adapted = [name for name in (*reversed(_around(owner)), owner) if name and _is_adapted(modules[name], ended)]
     children = {name for name, _ in modules[owner].named_children()} - {PARAMETRIZATIONS}
-    return adapted[0] if adapted else parameter if children or not owner else owner
+    ends_here = [id(weight) in ended for weight in modules[owner].parameters() if weight.dim() > 1]
+    is_one = owner and not children and (all(ends_here) or isinstance(modules[owner], nn.RNNBase))
+    return adapted[0] if adapted else owner if is_one else parameter
 
 
 def _around(name: str) -> list[str]:
@@ -102,14 +112,17 @@ def _around(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
 
 
-def _is_adapted(module: nn.Module) -> bool:
-    """Return whether a module is one layer with an adapter: it wraps a layer, or adds the product of two thin matrices."""
+def _is_adapted(module: nn.Module, ended: Collection[int]) -> bool:
+    """Return whether a module is one layer with an adapter: it wraps a layer, or adds the product of two thin matrices.
+
+    Then paths end at two of its three matrices: at that of the layer, and at the second of the thin ones.
+    """
     if WRAPPED in dict(module.named_children()):
         return True
-    shapes = [parameter.shape for parameter in module.parameters() if parameter.dim() > 1]
-    if len(shapes) != 3 or any(len(shape) != 2 for shape in shapes):
+    matrices = [parameter for parameter in module.parameters() if parameter.dim() > 1]
+    if len(matrices) != 3 or any(each.dim() != 2 for each in matrices) or sum(id(each) in ended for each in matrices) != 2:
         return False
-    one, other, weight = sorted(shapes, key=lambda shape: shape.numel())
+    one, other, weight = sorted((each.shape for each in matrices), key=lambda shape: shape.numel())
     products = {(x[0], y[1]) for x, y in ((one, other), (other, one)) if x[1] == y[0] < min(weight)}
     return bool(products & {(weight[0], weight[1]), (weight[1], weight[0])})
 
@@ -132,28 +145,39 @@ def _independent(layers: Mapping[str, Sequence[Ending]], fed_by: Mapping[str, Se
             layer_of |= {get_gradient_edge(weight).node: name for ending in ends for weight in ending.weights}
     uses = {}
     for name, ends in layers.items():
-        starts = [*fed_by[name], *(node for ending in ends for node in ending.others)]
+        starts = [node for ending in ends if not ending.is_term for node in (*ending.others, *fed_by[name])]
         uses[name] = {layer_of[node] for node in reached(starts, layer_of)}
     return {name for name in layers if not any(name in uses[other] and other not in uses[name] for other in layers)}
 
 
-def _problem_of_blocks(names: Sequence[str], modules: Mapping[str, nn.Module], calls: Calls, classes: int | None) -> str:
-    """Return a clause if a layer lies in a block whose class also stands elsewhere, with no such layer in it; else "".
+def _problem_of_blocks(
+    names: Sequence[str], modules: Mapping[str, nn.Module], reached: Collection[int], classes: int | None
+) -> str:
+    """Return a clause if a layer lies in a block that stands beside others of its class, with no such layer in it; else "".
 
-    The block of a layer is the nearest module around it that is no container and not the model. A layer with `classes`
-    outputs is the head wherever it lies, and what is never called, such as a copy kept for later, is no other block.
+    A block is any module around a layer that is no container and not the model; containers do not separate it from what
+    stands beside it. What the loss does not reach, such as a copy kept for later, is no other block; neither is what has no
+    layer of `classes` outputs, if this layer has. `reached`: the ids of the parameters that the loss reaches.
     """
     holders = {id(modules[around]) for name in names for around in _around(name)}
+    beside: dict[tuple[str, type], list[str]] = {}
+    for name, module in modules.items():
+        if id(module) not in holders and any(id(each) in reached for each in module.parameters()):
+            beside.setdefault((_parent(name, modules), type(module)), []).append(name)
     for name in names:
-        if classes is not None and name in modules and _outputs(modules[name]) == classes:
-            continue
-        block = next((each for each in _around(name) if not isinstance(modules[each], CONTAINERS)), "")
-        kind = type(modules[block])
-        alike = [other for other, each in modules.items() if type(each) is kind and id(each) not in holders]
-        others = [other for other in alike if other in calls.order]
-        if block and others:
-            return f"there is no head: {name} is in {block}, a {kind.__name__} like {listed(others, most=3)}"
+        for block in _around(name):
+            others = beside.get((_parent(block, modules), type(modules[block])), [])
+            if classes is not None and name in modules and _outputs(modules[name]) == classes:
+                others = [other for other in others if classes in map(_outputs, modules[other].modules())]
+            if others and not isinstance(modules[block], CONTAINERS):
+                kind = type(modules[block]).__name__
+                return f"the head is not clear: {name} is in {block}, a {kind} like {listed(others, most=3)}"
     return ""
+
+
+def _parent(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """Return the name of the nearest module around another that is no container; "" for the model."""
+    return next((each for each in _around(name) if not isinstance(modules[each], CONTAINERS)), "")
 
 
 def _problem_of_unfed(names: Sequence[str], modules: Mapping[str, nn.Module], calls: Calls, classes: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 Node = Any  # of an autograd graph; torch's own type for it has no public name
-# Nodes that take some rows of their one input. A row of a weight is no weight but what a layer gives.
 MOST_NODES = 16  # that make a weight of a parameter; more make an output
+# Nodes that mix the elements of what they take. Others take element by element: a vector there is a scale or a bias.
+PRODUCTS = re.compile("mm|mv|dot|conv|linear|embedding|rnn|lstm|gru|attention", re.I)
+HIDING = "CheckpointFunctionBackward"  # a reentrant checkpoint: what it computed is not in the graph
+# Nodes that take some rows of their one input. A row of a weight is no weight but what a layer gives.
 LOOK_UPS = {"EmbeddingBackward0", "GatherBackward0", "IndexBackward0", "IndexSelectBackward0", "TakeBackward0"}
 
 
@@ -19,20 +23,23 @@ class Ending:
     """The end of a path from the loss back through the graph.
 
     Attributes:
-        node: the first node on the path that takes a weight.
-        weights: the weights that it takes, each itself or through nodes that take nothing else, such as a transpose.
+        node: the first node on the path that takes a weight, or that hides what it took.
+        weights: the weights that it takes, each itself or through nodes that take nothing else, such as a transpose; none if
+            the node hides them.
         others: the nodes of its other inputs.
+        is_term: whether it takes a matrix element by element with what a layer gives, such as one that is added to that.
     """
 
     node: Node
     weights: tuple[Tensor, ...]
     others: tuple[Node, ...]
+    is_term: bool = False
 
 
 def endings(roots: Iterable[Tensor], weights: Collection[int]) -> list[Ending]:
     """Return where each path back from the roots ends: at the first nodes that take a weight.
 
-    `weights`: the ids of the weights.
+    `weights`: the ids of the weights. A path goes on where a node takes a matrix element by element with a layer's output.
     """
     found, waiting, seen = [], [root.grad_fn for root in roots if root.grad_fn is not None], dict[Node, None]()
     while waiting:
@@ -40,24 +47,44 @@ def endings(roots: Iterable[Tensor], weights: Collection[int]) -> list[Ending]:
         if node in seen:
             continue
         seen[node] = None
-        taken = {child: _weights_behind(child, weights) for child in _inputs(node)}
-        if any(taken.values()):
-            mine = tuple(weight for behind in taken.values() for weight in behind)
-            found.append(Ending(node, mine, tuple(child for child, behind in taken.items() if not behind)))
-        else:
-            waiting.extend(taken)
+        taken = {child: _taken_from(child, node, weights) for child in _inputs(node)}
+        mine = tuple(weight for behind in taken.values() for weight in behind)
+        others = tuple(child for child, behind in taken.items() if not behind)
+        if type(node).__name__ == HIDING:
+            found.append(Ending(node, (), ()))
+        elif mine:
+            is_term = not PRODUCTS.search(type(node).__name__) and bool(_leaves(others) - {*map(id, mine)})
+            found.append(Ending(node, mine, others, is_term))
+        if not mine or found[-1].is_term:
+            waiting.extend(others)
     return found
+
+
+def parameters_reached(roots: Iterable[Tensor]) -> set[int]:
+    """Return the ids of the parameters, and of other tensors without a history, that the roots were computed from."""
+    return _leaves([root.grad_fn for root in roots if root.grad_fn is not None])
+
+
+def _leaves(starts: Iterable[Node]) -> set[int]:
+    """Return the ids of the tensors without a history to which the graph leads back from the starts."""
+    return {id(node.variable) for node in _all_reached(starts) if hasattr(node, "variable")}
 
 
 def reached(starts: Iterable[Node], targets: Collection[Node]) -> set[Node]:
     """Return those of the targets to which the graph leads back from the starts; a start may be one of them itself."""
+    seen = _all_reached(starts)
+    return {node for node in targets if node in seen}
+
+
+def _all_reached(starts: Iterable[Node]) -> dict[Node, None]:
+    """Return the nodes to which the graph leads back from the starts, and these, as the keys of a dict."""
     waiting, seen = list(starts), dict[Node, None]()
     while waiting:
         node = waiting.pop()
         if node not in seen:
             seen[node] = None
             waiting.extend(_inputs(node))
-    return {node for node in targets if node in seen}
+    return seen
 
 
 def by_weight(found: Iterable[Ending]) -> Mapping[int, list[Ending]]:
@@ -72,6 +99,14 @@ def by_weight(found: Iterable[Ending]) -> Mapping[int, list[Ending]]:
 def _inputs(node: Node) -> Iterator[Node]:
     """Yield the nodes that made the inputs of a node."""
     return (child for child, _ in node.next_functions if child is not None)
+
+
+def _taken_from(child: Node, node: Node, weights: Collection[int]) -> tuple[Tensor, ...]:
+    """Return the weights that a node takes from one of its inputs; a scale of the shape (1, channels, 1, 1) is none."""
+    behind = _weights_behind(child, weights)
+    if PRODUCTS.search(type(node).__name__):
+        return behind
+    return tuple(weight for weight in behind if weight.numel() > max(weight.shape))
 
 
 def _weights_behind(node: Node, weights: Collection[int]) -> tuple[Tensor, ...]:

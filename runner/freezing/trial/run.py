@@ -15,7 +15,7 @@ from runner.freezing.parts.evidence import Trial
 from runner.freezing.trial.candidates import Calls, find_heads
 from runner.kept_state import state_kept
 from runner.seeding import preserve_random_state, preserve_settings
-from runner.tensors import tensors_in
+from runner.tensors import map_tensors, tensors_in
 from runner.tracing import tracing
 
 PICTURE = re.compile("pixel|image|picture", re.I)  # in the names of fields that hold pictures
@@ -36,6 +36,7 @@ def try_model(
     tensors as they are now, if there are any. Afterwards parameters, buffers, flags, modes and random states are what they
     were. Raises what the model or the task raises.
     """
+    batch = map_tensors(batch, Tensor.clone)  # the model may write to it
     calls, takes, numbers = Calls(), dict[str, set[int]](), count()
 
     def begin(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -45,7 +46,8 @@ def try_model(
         takes.setdefault(name, set()).update(map(_place, tensors))
 
     with preserve_settings(), preserve_random_state(), state_kept(model, copies), torch.enable_grad():
-        model.train()
+        for module in model.modules():  # a model's own `train` may do more, such as merge an adapter into its layer
+            module.training = True
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
         with tracing(model, begin=begin):

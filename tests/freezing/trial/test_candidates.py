@@ -53,7 +53,7 @@ def test_a_head_may_be_made_of_several_parameters():
 def test_the_last_of_several_blocks_is_no_head():
     trial = try_model(nn.Sequential(Block(8, 8), Block(8, 8)), X)
     assert trial.heads == ()
-    assert trial.problem.startswith("there is no head: 1.linear is in 1, a Block like 0; ")
+    assert trial.problem.startswith("the head is not clear: 1.linear is in 1, a Block like 0; ")
 
 
 @pytest.mark.parametrize(("classes", "heads"), [(3, ("1.linear",)), (8, ()), (None, ())])

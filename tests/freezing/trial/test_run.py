@@ -237,10 +237,10 @@ def test_features_of_a_backbone_have_no_head_and_the_block_that_makes_them_is_na
     model = models.resnet18()
     model.fc = nn.Identity()
     assert problem(model, pictures(32)) == (
-        "there is no head: layer4.1.conv2 is in layer4.1, a BasicBlock like layer1.0, layer1.1 and 5 more; "
+        "the head is not clear: layer4.1.conv2 is in layer4.1, a BasicBlock like layer1.0, layer1.1 and 5 more; "
         "the loss is made by layer4.1.conv2"
     )
-    with pytest.raises(ConfigError, match=r"^head: there is no head: layer4.1.conv2 .*; name the head with head=NAME$"):
+    with pytest.raises(ConfigError, match=r"^head: the head is not clear: layer4.1.conv2 .*; name the head with head=NAME$"):
         select(model, ["@head"], batch=pictures(32))
     assert select(model, ["layer4"], batch=pictures(32)).parameters
 
@@ -367,3 +367,172 @@ def test_a_trial_says_which_modules_take_the_picture_and_which_take_something_el
     assert trial.heads == ("head",)
     assert trial.takes_picture == ("", "see", "see.0")
     assert trial.takes_other == ("read",)
+
+
+class Scaled(nn.Module):
+    """A head whose output is scaled, or moved, by a learned tensor that has the shape of a broadcast vector or a matrix."""
+
+    def __init__(self, combine, *shape):
+        super().__init__()
+        self.body, self.fc, self.extra = body(), nn.Linear(8, 4), nn.Parameter(torch.rand(shape))
+        self.combine = combine
+
+    def forward(self, x):
+        return self.combine(self.fc(self.body(x)), self.extra)
+
+
+@pytest.mark.parametrize(
+    ("combine", "shape", "expected"),
+    [
+        (lambda x, extra: x * extra, (1, 4), ["fc"]),
+        (lambda x, extra: x / extra.exp(), (1, 1), ["fc"]),
+        (lambda x, extra: x + extra, (1, 4), ["fc"]),
+        (lambda x, extra: x[:, :, None, None] * extra, (1, 4, 1, 1), ["fc"]),
+        (lambda x, extra: x + extra, (4, 4), ["extra", "fc"]),  # a matrix that is added to the output is trained with it
+        (lambda x, extra: x @ extra.T, (1, 4), ["extra"]),  # in a product of matrices it is a layer
+        (lambda x, extra: torch.logsumexp(x[:, :, None] + extra, 1), (4, 4), ["extra", "fc"]),  # as in a CRF
+    ],
+)
+def test_a_learned_scale_or_bias_after_the_head_does_not_hide_it(combine, shape, expected):
+    assert sorted(heads(Scaled(combine, *shape))) == expected
+
+
+def test_what_writes_to_its_batch_changes_a_copy():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(x.sub_(1))
+
+    batch = X.clone()
+    assert heads(Writes(), batch) == ["head"]
+    assert torch.equal(batch, X)
+
+
+def test_a_models_own_train_is_not_called_for_it_may_do_more_than_set_a_mode():
+    class Merged(nn.Linear):
+        def train(self, mode=True):
+            raise AssertionError("merges or unmerges an adapter")
+
+    model = nn.Sequential(nn.Linear(8, 8), Merged(8, 3))
+    assert heads(model) == ["1"]
+
+
+def test_a_task_that_runs_backward_itself_leaves_no_gradients():
+    def task(model, batch):
+        model(batch).sum().backward()
+        return model(batch).sum()
+
+    model = with_head(nn.Linear(8, 3))
+    model.head.bias.grad = torch.ones(3)
+    kept = model.head.bias.grad
+    assert heads(model, X, task) == ["head"]
+    assert model.head.bias.grad is kept
+    assert all(each.grad is None for name, each in model.named_parameters() if name != "head.bias")
+
+
+def test_a_head_in_a_reentrant_checkpoint_is_not_known():
+    model = with_head(nn.Linear(8, 3))
+    found = problem(model, X, lambda model, x: checkpoint(model, x.clone().requires_grad_(), use_reentrant=True).sum())
+    assert found.startswith("a reentrant checkpoint hides which layer makes the loss")
+
+
+class Teacher(nn.Module):
+    """A student and a teacher of the same class; the loss reaches the student alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = Tower(), Tower()
+
+    def forward(self, x):
+        with torch.no_grad():
+            target = self.teacher(x)
+        return (self.student(x) - target).square().mean()
+
+
+class Tower(nn.Module):
+    """A body and a projection."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.out = body(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.body(x))
+
+
+class Pooled(nn.Module):
+    """A model that ends in a pooling head with an MLP, of a class that its blocks have too, as in SigLIP."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Holder() for _ in range(2))
+        self.pool = Holder()
+        self.pool.__class__ = type("Pool", (Holder,), {})
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return self.pool(x)
+
+
+class Holder(nn.Module):
+    """A module with a tower in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp, self.up = Tower(), nn.Linear(3, 8)
+        self.up.requires_grad_(False)
+
+    def forward(self, x):
+        return F.pad(self.mlp(x), (0, 5))
+
+
+def test_a_block_is_compared_with_what_stands_beside_it_and_takes_part():
+    assert heads(Teacher()) == ["student.out"]
+    assert heads(Pooled()) == ["pool.mlp.out"]
+    assert problem(nn.Sequential(Tower(), nn.Linear(3, 8), Tower())).startswith(
+        "the head is not clear: 2.out is in 2, a Tower"
+    )
+
+
+class Bottleneck(nn.Module):
+    """Three layers, two of which have the shapes of a low-rank pair."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up, self.out = nn.Linear(8, 2), nn.Linear(2, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.out(self.up(self.down(x).relu()).relu())
+
+
+def test_a_bottleneck_is_no_adapter_and_a_list_of_weights_no_layer():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ws = nn.ParameterList(torch.randn(8, 8) for _ in range(3))
+
+        def forward(self, x):
+            for weight in self.ws:
+                x = (x @ weight).relu()
+            return x
+
+    assert heads(with_head(Bottleneck())) == ["head.out"]
+    assert heads(Listed()) == ["ws.2"]
+    assert heads(nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 3, num_layers=2))) == ["1"]
+
+
+def test_vision_is_found_by_a_trial():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.see, self.read, self.head = nn.Linear(5, 4), nn.Embedding(7, 4), nn.Linear(4, 3)
+
+        def forward(self, image, text):
+            return self.head(self.see(image) + self.read(text).mean(1))
+
+    found = select(Pair(), ["@vision"], batch={"image": torch.randn(2, 5), "text": TOKENS})
+    assert [*found.parameters] == ["see.weight", "see.bias"]
