@@ -100,8 +100,7 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         feed = open_feed(config, device, note, undo)
         config = feed.config
         (meter := build_meter(config, device, note)).on_model_built(built_model)
-        for module in built_model.modules():
-            undo.callback(setattr, module, "training", module.training)
+        keep_modes(built_model, undo)
         before = snapshot(built_model)
         example = example_for(built_model, (task := build_task(config, device)), feed)
         trial = partial(try_model, built_model, example.batch, task, classes=config.model.classes, copies=before.values)
@@ -139,6 +138,12 @@ def note_fields_left_out(task: TrainedTask, model: nn.Module, batch: object, not
         fields = f"the field {names[0]}" if len(names) == 1 else f"the fields {listed(names)}"
         are = "it is" if len(names) == 1 else "they are"
         note(f"the model does not take {fields} of a batch: {are} left out")
+
+
+def keep_modes(model: nn.Module, undo: ExitStack) -> None:
+    """Give each module the mode that it has now, when `undo` is closed."""
+    for module in model.modules():
+        undo.callback(setattr, module, "training", module.training)
 
 
 def example_for(model: nn.Module, task: TrainedTask, feed: Feed) -> Example:
