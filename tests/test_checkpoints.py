@@ -92,6 +92,26 @@ def test_a_run_continues_from_the_weights_that_another_run_saved_to_the_last_bit
     assert float(first["norm.running_mean"]["initial_l2"]) == pytest.approx(float(mean.double().norm()), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning", "ignore::FutureWarning")
+def test_a_run_with_adapters_continues_from_the_weights_that_it_saved_to_the_last_bit(cli):
+    lora = "peft_config: {_target_: peft.LoraConfig, r: 4, target_modules: [c_attn], fan_in_fan_out: true}"
+    run_it = (
+        *("model=huggingface", "model.auto=AutoModelForCausalLM", "data=tokens", "task=causal_lm", "batches=2", "cost=off"),
+        "model.config={model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 2, vocab_size: 64}",
+        *(f"model.then=[{{_target_: peft.get_peft_model, {lora}}}]", "freeze=as_built", "save=true"),
+    )
+    assert cli(*run_it, "hydra.run.dir=first")[0] == 0
+    saved = load_file("first/model.safetensors")
+    assert any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
+    result = run(*run_it, "seed=3", "optimizer.lr=0", "model.checkpoint=first", "hydra.run.dir=second")
+    assert any(note == "model.checkpoint is loaded after model.then, whose model it fits" for note in notes_in("second"))
+    assert not any("stays at its random start" in note for note in notes_in("second"))
+    now = result.model.state_dict()
+    assert saved.keys() <= now.keys()
+    assert all(same_bits(saved[name], now[name]) for name in saved)
+    assert cli(*run_it, "model.checkpoint=first", "plan=true")[0] == 0
+
+
 def test_two_runs_from_one_checkpoint_give_the_same_bytes_and_another_checkpoint_gives_others(cli):
     for seed, file in ((1, "a.pt"), (2, "b.pt")):
         torch.manual_seed(seed)

@@ -9,20 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from runner.assemble.calls_after import build_loaded, called_after
+from runner.assemble.calls_after import build_loaded
+from runner.assemble.checkpoints import loaded_and_called
 from runner.assemble.new_parts import NEW, frozen_new_parts, head_of_new
 from runner.config.build import locate_targets
-from runner.config.schema import Config, Model
+from runner.config.schema import Config
 from runner.contract import Note
 from runner.errors import ConfigError, listed
 from runner.freezing.parts.evidence import Evidence, Trial
 from runner.freezing.patterns import HEAD, needs_trial, parse_all, parse_both
 from runner.freezing.selection import Selection, select_by_evidence, trainable_names
 from runner.freezing.words import FOR_CONFIG
-from runner.tensors import refuse_unless_dense, tensor_entries
-from runner.training.pretrained.checkpoint import read_checkpoint
-from runner.training.pretrained.loaded import Loaded
-from runner.training.pretrained.loading import load_into
+from runner.tensors import refuse_unless_dense
 
 
 @dataclass(frozen=True)
@@ -53,32 +51,13 @@ def build_model(config: Config, device: torch.device, note: Note) -> BuiltModel:
 
 def build_as_declared(config: Config, device: torch.device | None, note: Note) -> BuiltModel:
     """Return the model of `build_model`, whatever its tensors are; `device` None: where its builder puts it."""
-    loaded = build_loaded(config.model.build, "model.build")
-    if config.model.checkpoint is not None:
-        loaded = with_checkpoint(loaded, config.model)
+    loaded = loaded_and_called(build_loaded(config.model.build, "model.build"), config.model)
     for text in loaded.notes:
         note(text)
-    entries = tensor_entries(loaded.model).values()
-    new = None if loaded.new is None else {id(entry.tensor) for entry in entries if loaded.new & {*entry.names}}
-    model = called_after(loaded.model, config.model.then)
+    model = loaded.model
     if not any(True for _ in model.parameters()):
         raise ConfigError(f"model: {type(model).__name__} has no parameters: there is nothing to freeze or to train")
-    model = model.to(device, dtype_of(config))
-    names = [name for entry in tensor_entries(model).values() if new and id(entry.tensor) in new for name in entry.names]
-    return BuiltModel(model, None if new is None else frozenset(names), trainable_names(model))
-
-
-def with_checkpoint(loaded: Loaded, model: Model) -> Loaded:
-    """Return the model with the tensors of `model.checkpoint` in it; what its builder's weights supplied is not new either.
-
-    `model`: the config's node. Raises ConfigError if the checkpoint cannot be read or does not fit.
-    """
-    assert model.checkpoint is not None
-    tensors = read_checkpoint(model.checkpoint)
-    read = load_into(loaded.model, tensors, classes=model.classes, strict=model.strict)
-    assert read.new is not None
-    new = read.new if loaded.new is None else read.new & loaded.new
-    return Loaded(loaded.model, new, (*loaded.notes, *read.notes))
+    return BuiltModel(model.to(device, dtype_of(config)), loaded.new, trainable_names(model))
 
 
 def build_on_meta(config: Config, note: Note) -> BuiltModel:

@@ -1,0 +1,76 @@
+"""Load the checkpoint of a run into its model, before the calls that `model.then` lists, or after them."""
+
+from __future__ import annotations
+
+from torch.nn.parameter import is_lazy
+
+from runner.assemble.calls_after import called_after
+from runner.config.schema import Model
+from runner.errors import ConfigError
+from runner.tensors import copy_of, tensor_entries
+from runner.training.pretrained.checkpoint import Tensors, read_checkpoint
+from runner.training.pretrained.loaded import Loaded
+from runner.training.pretrained.loading import load_into
+
+
+def loaded_and_called(loaded: Loaded, node: Model) -> Loaded:
+    """Return the model with the tensors of `model.checkpoint` in it, after the calls that `model.then` lists.
+
+    `node`: the config's node `model`. A checkpoint may be one of the model as it is built, or as it is after these calls: a
+    run that puts adapters into its model saves both. So the checkpoint is loaded before the calls or, where it does not fit
+    then, after them. Raises ConfigError if it cannot be read, if a call is refused, or if it fits neither of the two models:
+    the message is about the model as it is built.
+    """
+    if node.checkpoint is None:
+        return _called(loaded, node)
+    tensors = read_checkpoint(node.checkpoint)
+    if not node.then:
+        return with_checkpoint(loaded, tensors, node)
+    tensors_before = [entry.tensor for entry in tensor_entries(loaded.model).values()]
+    values = [(tensor, copy_of(tensor)) for tensor in tensors_before if not is_lazy(tensor)]
+    try:
+        fitted = with_checkpoint(loaded, tensors, node)
+    except ConfigError as refused:
+        for tensor, value in values:  # some were loaded before the refusal
+            tensor.data.copy_(value)
+        return _with_checkpoint_of_called(loaded, tensors, node, refused)
+    return _called(fitted, node)
+
+
+def with_checkpoint(loaded: Loaded, tensors: Tensors, node: Model) -> Loaded:
+    """Return the model with these tensors in it; what the weights of its builder supplied is not new either.
+
+    Raises ConfigError if the tensors do not fit.
+    """
+    read = load_into(loaded.model, tensors, classes=node.classes, strict=node.strict)
+    assert read.new is not None
+    new = read.new if loaded.new is None else read.new & loaded.new
+    return Loaded(loaded.model, new, (*loaded.notes, *read.notes))
+
+
+def _called(loaded: Loaded, node: Model) -> Loaded:
+    """Return the model after the calls; the tensors that were new are known by identity, under the names they then have."""
+    if loaded.new is None:
+        return Loaded(called_after(loaded.model, node.then), None, loaded.notes)
+    before = tensor_entries(loaded.model)
+    new = {id(entry.tensor) for entry in before.values() if loaded.new & {*entry.names}}
+    model = called_after(loaded.model, node.then)
+    names = [name for entry in tensor_entries(model).values() if id(entry.tensor) in new for name in entry.names]
+    return Loaded(model, frozenset(names), loaded.notes)
+
+
+def _with_checkpoint_of_called(loaded: Loaded, tensors: Tensors, node: Model, refused: ConfigError) -> Loaded:
+    """Return the model after the calls, and then with these tensors in it. Raises `refused` if they do not fit it either.
+
+    What the calls add, such as adapters, no weights of the builder supplied: it is new unless the tensors have it.
+    """
+    before, of_builder = tensor_entries(loaded.model), loaded.new
+    supplied = {id(e.tensor) for e in before.values() if of_builder is not None and not of_builder & {*e.names}}
+    model = called_after(loaded.model, node.then)
+    entries = tensor_entries(model).values()
+    others = frozenset(name for entry in entries if id(entry.tensor) not in supplied for name in entry.names)
+    try:
+        fitted = with_checkpoint(Loaded(model, others, loaded.notes), tensors, node)
+    except ConfigError:
+        raise refused from None
+    return Loaded(model, fitted.new, (*fitted.notes, "model.checkpoint is loaded after model.then, whose model it fits"))
