@@ -41,7 +41,7 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
 
     `method` is the choice of the config group `method`, such as `zero_lr`. If the config has a node `hydra`, the choice is
     read from there and the argument is ignored. Raises ConfigError for unknown keys, wrong types, missing values, numbers
-    out of range, malformed patterns, and what the config needs and this machine lacks: a package, a device, a file or folder.
+    out of range, malformed patterns, and a package, device, file or folder that the config needs and this machine lacks.
     """
     if "hydra" in composed:
         _check_hydra(composed)
