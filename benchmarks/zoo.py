@@ -1,6 +1,6 @@
 """Freeze the backbone of every model of the zoo for one batch: was the head found, did it hold, and what was saved?
 
-Run from the project's root: `python benchmarks/zoo.py [--only 'timm/*'] [--sample N --seed S] [-o FILE]`. The file is
+Run from the project's root: `python -m benchmarks.zoo [--only 'timm/*'] [--sample N --seed S] [-o FILE]`. The file is
 written anew after each model, and a file that exists is continued: only models that are not in it, or failed there, are
 run. The table is the same for the same versions: it has no times.
 """

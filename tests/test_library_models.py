@@ -40,6 +40,12 @@ def test_a_model_of_transformers_trains_from_a_config_alone(cli):
     assert rows["transformer.wte.weight"]["verdict"] == "trained"  # it is the head's
 
 
+@pytest.mark.parametrize("vocab_size", [16, 64])
+def test_the_tokens_of_a_run_are_those_that_the_model_has(cli, vocab_size):
+    rows = rows_of(cli, *GPT2, f"++model.config.vocab_size={vocab_size}", "freeze=none")
+    assert rows["transformer.wte.weight"]["shape"] == f"{vocab_size}x32"
+
+
 def test_the_config_of_a_model_may_be_given_without_a_plus(cli):
     overrides = [each.removeprefix("++") for each in GPT2]
     assert rows_of(cli, *overrides, "freeze=none")["transformer.wte.weight"]["shape"] == "64x32"
@@ -76,6 +82,16 @@ def test_a_model_of_another_library_is_a_file_of_the_users_own(cli):
     )
     rows = rows_of(cli, "--config-dir", "mine", "model=tiny", "freeze=head", "batches=1", "cost=off")
     assert (rows["head.bias"]["shape"], rows["head.bias"]["verdict"]) == ("6", "held")
+
+
+def test_a_file_of_the_users_own_may_have_a_key_that_another_refers_to(cli):
+    Path("mine/model").mkdir(parents=True)
+    Path("mine/net.py").write_text("def make(size, arch):\n    import torch\n    return torch.nn.Linear(size, arch)\n")
+    Path("mine/model/own.yaml").write_text(
+        "build:\n  _target_: mine.net.make\n  size: ${model.arch}\narch: 4\ninput: [4]\nclasses: 4\n"
+    )
+    rows = rows_of(cli, "--config-dir", "mine", "model=own", "freeze=none", "batches=1", "cost=off")
+    assert rows["weight"]["shape"] == "4x4"
 
 
 def test_a_plan_shows_the_parameters_of_a_librarys_model(cli):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config.build import check_node, refuse_malformed_path
 from runner.config.machine import (
     LAUNCHERS_HERE,
+    check_checkpoint,
     check_data_folder,
     check_device,
     check_input_of_images,
@@ -32,6 +33,7 @@ UNSUPPORTED_DIRECTIVES = {"_convert_", "_recursive_"}  # Hydra has them, this pr
 GIVEN = {"model.build": 0, "method": 0, "groups.cut": 2, "optimizer": 1, "scheduler": 1, "schedule": 1, "task": 0, "data": 0}
 DEFAULTS = "defaults: [config, _self_]"  # the first line of a user's own primary config
 _SCHEMA = OmegaConf.structured(Config)
+OmegaConf.set_struct(_SCHEMA.model, False)  # any other key in it is an argument of the builder
 
 
 def check(composed: DictConfig, method: str | None = None) -> Config:
@@ -39,7 +41,7 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
 
     `method` is the choice of the config group `method`, such as `zero_lr`. If the config has a node `hydra`, the choice is
     read from there and the argument is ignored. Raises ConfigError for unknown keys, wrong types, missing values, numbers
-    out of range, malformed patterns, and a package, device or data folder that the config needs and this machine lacks.
+    out of range, malformed patterns, and a package, device, file or folder that the config needs and this machine lacks.
     """
     if "hydra" in composed:
         _check_hydra(composed)
@@ -47,23 +49,13 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
     typed = _typed(composed)
     if method is not None:
         _drop_options_of_another_method(typed, method)
-    values = dict(values_by_key(OmegaConf.to_container(typed)))
-    for key in sorted(key for key, value in values.items() if value == MISSING):  # before another key refers to it
-        key = _key_as_given(key, composed)
-        raise ConfigError(f"{key} is missing; give {key}=...")
-    for key, value in values.items():
-        if key.endswith("._target_"):
-            refuse_malformed_path(value, key)
-        if key.rpartition(".")[2] in UNSUPPORTED_DIRECTIVES:
-            raise ConfigError(
-                f"{key} is not supported; remove it (nested `_target_`s are always built, "
-                "lists and dicts are passed as plain Python objects)"
-            )
+    _check_values(dict(values_by_key(OmegaConf.to_container(typed))))
     try:
         config = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
         raise ConfigError(omegaconf_message(error, typed)) from error
     assert isinstance(config, Config)
+    config = replace(config, model=_with_builder_arguments(config.model))
     check_numbers(config)
     check_evaluation(config)
     if "hydra" in composed:
@@ -71,7 +63,7 @@ def check(composed: DictConfig, method: str | None = None) -> Config:
     _check_patterns(config)
     _check_machine(config, composed.hydra.runtime.choices["hydra/launcher"] if "hydra" in composed else "basic")
     if "hydra" in composed:
-        _check_signatures(values, composed.hydra.runtime.choices)
+        _check_signatures(config, composed.hydra.runtime.choices)
     return config
 
 
@@ -84,8 +76,6 @@ def _typed(composed: DictConfig) -> DictConfig:
     nodes: dict[str, Any] = {str(key): composed._get_node(key) for key in composed if key != "hydra"}
     if OmegaConf.is_config(composed) and composed.get("cost") is False:
         nodes["cost"] = "off"  # which YAML reads as False
-    if OmegaConf.is_dict(nodes.get("model")):
-        nodes["model"] = _with_builder_arguments(nodes["model"])
     for each in fields(Config):
         if is_dataclass(each.default_factory) and not OmegaConf.is_dict(nodes.get(each.name, OmegaConf.create())):
             raise ConfigError(wrong_value_message(each.name, nodes[each.name]))
@@ -100,31 +90,38 @@ def _typed(composed: DictConfig) -> DictConfig:
     return typed  # type: ignore[return-value]
 
 
-def _with_builder_arguments(model: DictConfig) -> DictConfig:
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a value is missing, a `_target_` is malformed, or a directive of Hydra is used that is not ours.
+
+    `values`: {dotted key: value} of the whole config, interpolations not resolved.
+    """
+    for key in sorted(key for key, value in values.items() if value == MISSING):  # before another key refers to it
+        raise ConfigError(f"{key} is missing; give {key}=...")
+    for key, value in values.items():
+        if key.endswith("._target_"):
+            refuse_malformed_path(value, key)
+        if key.rpartition(".")[2] in UNSUPPORTED_DIRECTIVES:
+            raise ConfigError(
+                f"{key} is not supported; remove it (nested `_target_`s are always built, "
+                "lists and dicts are passed as plain Python objects)"
+            )
+
+
+def _with_builder_arguments(model: Model) -> Model:
     """Return the node `model` in which the keys that the schema does not have, such as `name`, are moved into `build`.
 
-    For a library's builder of ours, `weights` may be a file: it is the checkpoint of the model without weights.
+    Interpolations are resolved before, so each refers to a key where the user wrote it. For a library's builder of ours,
+    `weights` may be a file: it is the checkpoint of the model without weights.
     """
-    known, values = {each.name for each in fields(Model)}, OmegaConf.to_container(model)
-    assert isinstance(values, dict)
-    build = values.get("build")
-    if not isinstance(build, dict):
-        return model
-    own = {key: value for key, value in values.items() if key in known}
-    moved = {key: value for key, value in values.items() if key not in known}
-    if str(build.get("_target_")).startswith(LIBRARY_BUILDERS) and is_file(moved.get("weights")):
-        if own.get("checkpoint") is not None:
+    known = {each.name for each in fields(Model)}
+    checkpoint, moved = model.checkpoint, {key: value for key, value in vars(model).items() if key not in known}
+    if str(model.build.get("_target_")).startswith(LIBRARY_BUILDERS) and is_file(moved.get("weights")):
+        if checkpoint is not None:
             raise ConfigError(
-                f"model.weights is the file {moved['weights']} and model.checkpoint is {own['checkpoint']}; give one of them"
+                f"model.weights is the file {moved['weights']} and model.checkpoint is {checkpoint}; give one of them"
             )
-        own["checkpoint"], moved["weights"] = moved["weights"], None
-    return OmegaConf.create({**own, "build": {**build, **moved}})
-
-
-def _key_as_given(key: str, composed: DictConfig) -> str:
-    """Return a key of the checked config as the composed one has it: there a builder's arguments are beside `build`."""
-    name = key.removeprefix("model.build.")
-    return f"model.{name}" if name != key and name in list(composed.model) else key
+        checkpoint, moved["weights"] = moved["weights"], None
+    return replace(model, build={**model.build, **moved}, checkpoint=checkpoint)
 
 
 def _check_lr_items(groups: DictConfig) -> None:
@@ -187,12 +184,13 @@ def _check_options(config: Config, choices: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{group}.{name} is {value!r}; expected a number, such as {default}")
 
 
-def _check_signatures(values: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+def _check_signatures(config: Config, choices: Mapping[str, Any]) -> None:
     """Raise ConfigError if a target of ours or of torch's does not take the arguments of its node, by its signature.
 
-    `values`: {dotted key: value} of the whole config. `choices`: {config group: chosen file}. Reading a signature imports
+    `choices`: {config group: chosen file}. Reading a signature imports
     torch, which takes seconds; so a node that has the same target and keys as its file in `conf` is not looked at.
     """
+    values = dict(values_by_key(config))
     for key, given in GIVEN.items():
         group, _, inner = key.partition(".")
         node, file = values[key], CONF / group / f"{choices.get(group)}.yaml"
@@ -239,13 +237,14 @@ def check_folders(hydra: DictConfig) -> None:
 
 
 def _check_machine(config: Config, launcher: str) -> None:
-    """Raise ConfigError if this machine lacks what the config needs: a package, the device, the data folder.
+    """Raise ConfigError if this machine lacks what the config needs: a package, the device, a file or folder.
 
     `launcher`: Hydra's name of the launcher. With one that carries out the runs elsewhere, only packages are checked.
     """
     check_packages(config)
     check_input_of_images(config)
     if launcher in LAUNCHERS_HERE:
+        check_checkpoint(config.model.checkpoint)
         check_data_folder(config.data)
         check_device(config.device.value)
 

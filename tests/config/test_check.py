@@ -96,6 +96,38 @@ def test_weights_that_are_a_file_are_the_checkpoint_of_the_model_without_weights
     assert (model.checkpoint, model.build["weights"]) == (None, "weights.pth")
 
 
+@pytest.mark.parametrize("vocab_size", [16, 64])
+def test_synthetic_tokens_are_below_the_vocabulary_of_the_models_config(vocab_size):
+    gpt2 = f"model.config={{model_type: gpt2, vocab_size: {vocab_size}}}"
+    config = check(compose_config("model=huggingface", "data=tokens", gpt2))
+    assert config.data["fields"]["input_ids"]["below"] == config.model.build["config"]["vocab_size"] == vocab_size
+
+
+def test_synthetic_labels_are_below_the_number_of_labels_of_the_models_config():
+    bert = "model.config={model_type: bert, num_labels: 7}"
+    assert check(compose_config("model=huggingface", "data=masks", bert)).data["fields"][1]["below"] == 7
+
+
+def test_a_value_may_refer_to_a_key_of_the_users_own_in_the_model(monkeypatch):
+    monkeypatch.setenv("WEIGHTS", "weights.pth")
+    Path("weights.pth").write_bytes(b"")
+    own = (
+        "++model.arch=resnet18",
+        "++model.build.model_name=${model.arch}",
+        "++model.depth=${model.width}",
+        "++model.width=3",
+    )
+    build = check(compose_config("model=custom", "model.build._target_=my.Net", *own)).model.build
+    assert build == {"_target_": "my.Net", "model_name": "resnet18", "arch": "resnet18", "depth": 3, "width": 3}
+    model = check(compose_config("model=timm", "model.name=a", "model.weights=${oc.env:WEIGHTS}")).model
+    assert (model.checkpoint, model.build["weights"]) == ("weights.pth", None)
+
+
+def test_a_wrong_reference_names_the_key_where_the_user_wrote_it():
+    with pytest.raises(ConfigError, match=r"^model.name: Interpolation key 'model.nothing' not found$"):
+        check(compose_config("model=timm", "model.name=${model.nothing}"))
+
+
 def test_two_files_of_weights_are_refused():
     Path("weights.pth").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"model.weights is the file .* and model.checkpoint is b; give one of them"):

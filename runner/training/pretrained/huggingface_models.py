@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import transformers
+from torch import nn
 
 from runner.errors import ConfigError, did_you_mean, listed
 from runner.training.pretrained.hub import reading_from_hub
 from runner.training.pretrained.loaded import Loaded
+from runner.training.pretrained.other_classes import Shapes, makes_other_classes
 from runner.training.pretrained.wording import is_default, note_of_new
 
 INSTEAD = "a folder that save_pretrained wrote, or without weights model.config={model_type: ...} in place of model.name"
@@ -32,8 +35,8 @@ def huggingface_model(
     `name`: a folder or a name on the hub, whose config is taken. `weights`: True for those of `name`, another folder or
     name, or None for random values. `auto`: the Auto class that builds it. `config`: what differs from the config of `name`;
     without a name, the whole config with its `model_type`. `classes`: the `num_labels` of the config, where it is given.
-    `arguments`: what `from_pretrained` takes besides. Raises ConfigError if there is no such class or type of model, or if
-    it cannot be downloaded.
+    `arguments`: what `from_pretrained` takes besides. Raises ConfigError if there is no such class, type of model or key of
+    its config, if the weights have other shapes for another reason than `classes`, or if it cannot be downloaded.
     """
     auto_class = _auto_class(auto)
     changes = {**(config or {}), **({} if classes is None else {"num_labels": classes})}
@@ -49,29 +52,78 @@ def huggingface_model(
         if source is None:
             return Loaded(auto_class.from_config(of_model, **arguments))
         model, info = auto_class.from_pretrained(
-            source, config=of_model, output_loading_info=True, ignore_mismatched_sizes=classes is not None, **arguments
+            source, config=of_model, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
-    new = frozenset([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
+    differing = {name: (tuple(given), tuple(wanted)) for name, given, wanted in info["mismatched_keys"]}
+    _refuse_other_shapes(model, differing, changes.get("num_labels"))
+    new = frozenset([*info["missing_keys"], *differing])
     return Loaded(model, new, note_of_new(new))
+
+
+def _refuse_other_shapes(model: nn.Module, differing: Shapes, classes: int | None) -> None:
+    """Raise ConfigError if weights have other shapes than the model, except in layers that make another number of classes.
+
+    `differing`: {name: shape in the weights, shape in the model}. A detector's layer may make one more, for no object.
+    """
+    if not differing:
+        return
+    if classes is not None and any(makes_other_classes(model, differing, number) for number in (classes, classes + 1)):
+        return
+    shapes = [
+        f"{name} ({'x'.join(map(str, g))} in them, {'x'.join(map(str, w))} in the model)"
+        for name, (g, w) in differing.items()
+    ]
+    raise ConfigError(
+        f"model.weights: {len(shapes)} tensors are of another shape: {listed(shapes, most=2)}; give the model.config of the "
+        "weights, or model.weights=null for random values"
+    )
 
 
 def _config_of(name: Any, changes: dict[str, Any], arguments: dict[str, Any]) -> Any:
     """Return the config of the model: that of `name` with changes, or one of the `model_type` among the changes.
 
-    What the config has of `arguments` is moved into it, as `from_pretrained` does.
+    What the config has of `arguments` is moved into it, as `from_pretrained` does. Raises ConfigError if there is no such
+    type of model, or if its config has no such key.
     """
     changes = dict(changes)
     if name is not None and "model_type" not in changes:
-        config = transformers.AutoConfig.from_pretrained(name, **changes)
+        config, unused = transformers.AutoConfig.from_pretrained(name, return_unused_kwargs=True, **changes)
+        _refuse_unused(config, [key for key in changes if key in unused], "model.config")
     else:
         kind = changes.pop("model_type")
         if kind not in transformers.CONFIG_MAPPING:
             near = did_you_mean(str(kind), transformers.CONFIG_MAPPING)
             raise ConfigError(f"model.config.model_type is {kind!r}: transformers has no such type of model{near}")
         config = transformers.AutoConfig.for_model(kind, **changes)
+        _refuse_unused(config, _kept_only(config, changes), "model.config")
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(inner := getattr(config, key, None), transformers.PretrainedConfig):
+            _refuse_unused(inner, _kept_only(inner, value), f"model.config.{key}")
     for key in [key for key in arguments if hasattr(config, key)]:
         setattr(config, key, arguments.pop(key))
     return config
+
+
+def _kept_only(config: Any, given: Mapping[str, Any]) -> list[str]:
+    """Return the given keys that a config keeps, as it keeps any key, although its class does not have them."""
+    return [key for key in given if key in vars(config) and key not in _keys_of(config)]
+
+
+def _keys_of(config: Any) -> list[str]:
+    """Return what the class of a config takes: its arguments, its other names for them, and its attributes."""
+    kind = type(config)
+    return [
+        *signature(kind.__init__).parameters,
+        *kind.attribute_map,
+        *(key for key in dir(kind) if not key.startswith("_")),
+    ]
+
+
+def _refuse_unused(config: Any, keys: Sequence[str], where: str) -> None:
+    """Raise ConfigError with the nearest names if there are keys that a config does not have. `where`: its own key."""
+    if keys:
+        near = did_you_mean(keys[0], _keys_of(config))
+        raise ConfigError(f"{where}.{keys[0]}: {type(config).__name__} of transformers has no {keys[0]}{near}")
 
 
 def _reading(asked: Mapping[str, Any]) -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ from runner.errors import ConfigError, listed
 from runner.tensors import TensorEntry, memory_overlaps, tensor_entries
 from runner.training.pretrained.checkpoint import Tensors
 from runner.training.pretrained.loaded import Loaded
+from runner.training.pretrained.other_classes import makes_other_classes
 from runner.training.pretrained.prefixes import shape_of, with_names_of_model
 
 MAX_PROBLEM = 270  # characters of what does not fit, in a message
@@ -176,18 +177,11 @@ def _not_persistent(model: nn.Module) -> set[str]:
 
 
 def _replaced_head(compared: Comparison, tensors: Tensors, model: nn.Module, classes: int | None) -> set[str]:
-    """Return the names of the tensors of another shape if they make another number of classes, else an empty set.
-
-    They do if all differ in their first dimension alone, which is a multiple of `classes` in the model and the same multiple
-    of one other number in the checkpoint: a detector has several numbers for each class.
-    """
-    state, numbers = model.state_dict(), set()
-    for name in compared.mismatched:
-        given, wanted = shape_of(tensors[name]), shape_of(state[name])
-        if not (given and wanted and classes) or given[1:] != wanted[1:] or wanted[0] % classes:
-            return set()
-        numbers.add(given[0] * classes / wanted[0])
-    return {*compared.mismatched} if len(numbers) == 1 and numbers.pop().is_integer() else set()
+    """Return the names of the tensors of another shape if they make another number of classes, else an empty set."""
+    state = model.state_dict()
+    differing = {name: (shape_of(tensors[name]) or (), shape_of(state[name]) or ()) for name in compared.mismatched}
+    is_head = classes is not None and makes_other_classes(model, differing, classes)
+    return {*differing} if is_head else set()
 
 
 def _cast_notes(tensors: Tensors, model: nn.Module, key: str) -> list[str]:

@@ -20,12 +20,13 @@ def with_names_of_model(tensors: Tensors, model: nn.Module, key: str) -> tuple[T
     A wrapper such as `DataParallel`, or a model that contains another one, gives names a beginning, such as `module.` or
     `bert.`. Tried are removing what all names begin with, removing the first part of a name, and adding the name of a child
     of the model; kept is that with which most names and shapes are those of the model. The names stay as they are if that is
-    as good, if few of them are found, or if two changes are equally good.
+    as good, if few of them are found, or if two changes are equally good; a change that gives two tensors one name is none.
     """
     wanted = {name: shape_of(each) for name, each in model.state_dict().items()}
     given = {name: shape_of(each) for name, each in tensors.items()}
     children = ["", *(f"{name}." for name, _ in model.named_children())]
     changes = [(removed, added) for removed in _beginnings([*given]) for added in children]
+    changes = [change for change in changes if len({renamed(name, *change) for name in given}) == len(given)]
     fits = {change: _fitting(given, wanted, change) for change in changes}
     most = max(fits.values())
     best = sorted((change for change in changes if fits[change] == most), key=_size)

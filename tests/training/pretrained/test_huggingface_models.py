@@ -32,6 +32,17 @@ def classifier():
     return "classifier"
 
 
+@pytest.fixture
+def detr():
+    """Save a tiny detector of four classes that loads no backbone, and return its folder."""
+    from transformers import AutoModelForObjectDetection
+
+    yolos = {"model_type": "yolos", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 4}
+    sizes = {"intermediate_size": 16, "image_size": [32, 32], "patch_size": 16, "num_detection_tokens": 5}
+    AutoModelForObjectDetection.from_config(AutoConfig.for_model(**yolos, **sizes)).save_pretrained("detector")
+    return "detector"
+
+
 def test_a_config_alone_gives_a_model_with_random_values():
     loaded = huggingface_model(auto=CLASSIFIER, config=ROBERTA, classes=3)
     assert type(loaded.model).__name__ == "RobertaForSequenceClassification"
@@ -54,9 +65,50 @@ def test_what_the_weights_did_not_supply_is_new_and_noted(base, capfd):
 
 def test_other_classes_than_the_weights_have_a_new_last_layer(classifier):
     assert huggingface_model(classifier, auto=CLASSIFIER).new == frozenset()
-    loaded = huggingface_model(classifier, auto=CLASSIFIER, classes=7)
-    assert loaded.new == {"classifier.out_proj.weight", "classifier.out_proj.bias"}
+    for given in ({"classes": 7}, {"config": {"num_labels": 7}}):
+        loaded = huggingface_model(classifier, auto=CLASSIFIER, **given)
+        assert loaded.new == {"classifier.out_proj.weight", "classifier.out_proj.bias"}
     assert loaded.model.classifier.out_proj.out_features == 7
+
+
+def test_a_detector_may_make_one_number_more_than_its_classes(detr):
+    from transformers import AutoModelForObjectDetection
+
+    loaded = huggingface_model(detr, auto=AutoModelForObjectDetection.__name__, classes=3)
+    assert loaded.new == {f"class_labels_classifier.layers.2.{part}" for part in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("classes", [3, 5, None])
+@pytest.mark.parametrize("config", [{"hidden_size": 8}, {"max_position_embeddings": 3}, {"vocab_size": 10}])
+def test_weights_of_other_shapes_than_the_config_are_refused(classifier, config, classes):
+    with pytest.raises(ConfigError, match=r"^model.weights: \d+ tensors are of another shape: .* in them, ") as refused:
+        huggingface_model(classifier, auto=CLASSIFIER, config=config, classes=classes)
+    assert len(str(refused.value)) <= 390
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("typo", [{"num_lables": 7}, {"num_lables": 7, "num_labels": 7}])
+def test_a_key_that_the_config_does_not_have_is_refused_with_the_nearest_names(base, typo, is_named):
+    name, config = (base, {}) if is_named else (None, ROBERTA)
+    with pytest.raises(ConfigError, match=r"^model.config.num_lables: RobertaConfig of .* did you mean num_labels\?$"):
+        huggingface_model(name, auto=CLASSIFIER, config={**config, **typo})
+
+
+def test_a_key_within_a_config_of_a_part_is_checked_too():
+    with pytest.raises(ConfigError, match=r"^model.config.text_config.hiden_size: CLIPTextConfig .* mean hidden_size "):
+        huggingface_model(config={"model_type": "clip", "text_config": {"hiden_size": 3}})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**ROBERTA, "num_labels": 7, "attn_implementation": "eager", "output_attentions": True, "dtype": "float32"},
+        {"model_type": "gpt2", "hidden_size": 8, "n_layer": 1, "n_head": 1, "vocab_size": 5},  # another name for n_embd
+        {"model_type": "llama", "rope_theta": 500.0, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
+    ],
+)
+def test_keys_that_a_signature_does_not_list_are_taken(config):
+    huggingface_model(config=config)
 
 
 def test_the_config_of_a_name_can_be_taken_without_its_weights_or_with_those_of_another(base, classifier):

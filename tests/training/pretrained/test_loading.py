@@ -324,6 +324,8 @@ def test_another_number_of_classes_replaces_the_head_and_nothing_else(build, hea
         (nn.ModuleList([nn.Linear(2, 6), nn.Linear(2, 4)]), nn.ModuleList([nn.Linear(2, 3), nn.Linear(2, 3)]), 3),
         (nn.ModuleList([nn.Linear(2, 3), nn.Linear(2, 3)]), nn.ModuleList([nn.Linear(2, 6), nn.Linear(2, 2)]), 2),
         (nn.Embedding(50, 4), nn.Embedding(60, 4), None),
+        (nn.Embedding(16, 4), nn.Embedding(8, 4), 2),  # no layer that makes classes
+        (nn.LayerNorm(4), nn.LayerNorm(2), 2),
         (nn.Linear(4, 10), nn.Linear(5, 5), 5),  # more than the first dimension differs
         (nn.Linear(4, 10, bias=False), nn.Linear(4, 6, bias=False), 5),  # 6 is no multiple of the number of classes
         (nn.Linear(4, 12, bias=False), nn.Linear(4, 9, bias=False), 6),
@@ -331,6 +333,20 @@ def test_another_number_of_classes_replaces_the_head_and_nothing_else(build, hea
 )
 def test_shapes_that_differ_for_another_reason_than_the_number_of_classes_are_refused(given, model, classes):
     assert "of another shape" in refusal(model, given.state_dict(), classes=classes)
+
+
+def test_a_layer_with_a_parametrization_may_make_another_number_of_classes():
+    source, model = (parametrizations.weight_norm(nn.Linear(4, classes)) for classes in (7, 3))
+    assert load_into(model, source.state_dict(), classes=3).new == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("added", ["", "body."])
+def test_two_tensors_are_never_read_under_one_name(added):
+    model = nn.ModuleDict({"body": nn.Linear(2, 2)}) if added else nn.Linear(2, 2)
+    own, other = nn.Linear(2, 2).state_dict(), nn.Linear(2, 2).state_dict()
+    tensors = {**{f"x.{name}": each for name, each in other.items()}, **own}
+    assert "2 not in the model: x.weight and x.bias" in refusal(nn.Linear(2, 2), tensors)
+    assert "fit the model" in refusal(model, {**tensors, "x.x.weight": own["weight"]})
 
 
 def test_values_are_cast_to_the_dtype_of_the_model_and_a_note_says_so():
