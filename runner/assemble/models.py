@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from runner.assemble.calls_after import build_loaded, called_after
+from runner.assemble.following_new import names_of_new, new_entries
 from runner.assemble.new_parts import NEW, frozen_new_parts, head_of_new
 from runner.config.build import locate_targets
 from runner.config.schema import Config, Model
@@ -58,14 +59,13 @@ def build_as_declared(config: Config, device: torch.device | None, note: Note) -
         loaded = with_checkpoint(loaded, config.model)
     for text in loaded.notes:
         note(text)
-    entries = tensor_entries(loaded.model).values()
-    new = None if loaded.new is None else {id(entry.tensor) for entry in entries if loaded.new & {*entry.names}}
+    new, known = new_entries(loaded), {id(each.tensor): each.tensor for each in tensor_entries(loaded.model).values()}
     model = called_after(loaded.model, config.model.then)
+    names = None if loaded.new is None else names_of_new(model, new, known)
     if not any(True for _ in model.parameters()):
         raise ConfigError(f"model: {type(model).__name__} has no parameters: there is nothing to freeze or to train")
     model = model.to(device, dtype_of(config))
-    names = [name for entry in tensor_entries(model).values() if new and id(entry.tensor) in new for name in entry.names]
-    return BuiltModel(model, None if new is None else frozenset(names), trainable_names(model))
+    return BuiltModel(model, names, trainable_names(model))
 
 
 def with_checkpoint(loaded: Loaded, model: Model) -> Loaded:
