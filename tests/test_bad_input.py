@@ -313,7 +313,7 @@ REFUSED_ARGUMENTS = {
     ("freeze.patterns=null",): "freeze.patterns is None; expected a list",
     ("groups=module", "groups.names=head"): "expected a list, such as groups.names=[head]",
     ("groups=module",): "groups=module needs the modules' names",
-    ("model.head=[]",): "give a pattern, a list of patterns, or auto",
+    ("model.head=[]",): "give a pattern, a list of patterns, auto, or new",
     # what this machine lacks
     ("data=image_folder", "data.root=nosuch"): "data.root is 'nosuch', which is not a folder",
     ("data=image_folder", "data.root=mine", "model.input=[64]"): "model.input is [64]; give [1 or 3,height,width]",

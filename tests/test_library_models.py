@@ -74,6 +74,36 @@ def test_adapters_may_be_put_around_a_model_in_a_node(cli):
     assert any("lora_B" in name and row["verdict"] == "trained" for name, row in rows.items())
 
 
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+LABELS = "data.fields={input_ids: {shape: [8], below: 32}, labels: {shape: [], below: 3}}"
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bert"])
+@pytest.mark.parametrize("head", ["new", "auto"])
+def test_of_a_new_head_that_an_adapter_copies_the_copy_is_trained(cli, kind, head):
+    from transformers import AutoConfig, AutoModel
+
+    AutoModel.from_config(AutoConfig.for_model(kind, **TINY)).save_pretrained("base")
+    model = ("model=huggingface", "model.auto=AutoModelForSequenceClassification", "model.name=base", "model.classes=3")
+    lora = "{_target_: peft.LoraConfig, task_type: SEQ_CLS, r: 2, target_modules: [query], modules_to_save: [classifier]}"
+    then = f"model.then=[{{_target_: peft.get_peft_model, peft_config: {lora}}}]"
+    data = ("data=synthetic", LABELS, "data.batch_size=2", "task=model_loss", "batches=2", "cost=off")
+    rows = rows_of(cli, *model, then, *data, f"model.head={head}", "freeze=backbone", "strict=true")
+    frozen = ".dense." if (kind, head) == ("roberta", "auto") else "nothing"  # auto takes RoBERTa's last layer alone
+    copied = {name for name in rows if ".modules_to_save." in name and frozen not in name}
+    assert copied
+    assert {name for name, row in rows.items() if row["verdict"] == "trained"} == copied
+    notes = json.loads(Path("out/run.json").read_text())["notes"]
+    said = [note for note in notes if note.startswith("frozen although")]
+    assert len(said) == (frozen == ".dense.")
+    assert all(": base_model.model.classifier.modules_to_save.default.dense; " in note for note in said)
+
+
+def test_methods_may_be_called_on_a_model_with_adapters(cli):
+    then = f"model.then=[{{_target_: peft.get_peft_model, {LORA}}}, gradient_checkpointing_enable]"
+    assert rows_of(cli, *GPT2, "freeze=none", then)
+
+
 def test_a_model_of_another_library_is_a_file_of_the_users_own(cli):
     Path("mine/model").mkdir(parents=True)
     Path("mine/model/tiny.yaml").write_text(
@@ -86,9 +116,9 @@ def test_a_model_of_another_library_is_a_file_of_the_users_own(cli):
 
 def test_a_file_of_the_users_own_may_have_a_key_that_another_refers_to(cli):
     Path("mine/model").mkdir(parents=True)
-    Path("mine/net.py").write_text("def make(size, arch):\n    import torch\n    return torch.nn.Linear(size, arch)\n")
+    Path("own_net.py").write_text("def make(size, arch):\n    import torch\n    return torch.nn.Linear(size, arch)\n")
     Path("mine/model/own.yaml").write_text(
-        "build:\n  _target_: mine.net.make\n  size: ${model.arch}\narch: 4\ninput: [4]\nclasses: 4\n"
+        "build:\n  _target_: own_net.make\n  size: ${model.arch}\narch: 4\ninput: [4]\nclasses: 4\n"
     )
     rows = rows_of(cli, "--config-dir", "mine", "model=own", "freeze=none", "batches=1", "cost=off")
     assert rows["weight"]["shape"] == "4x4"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from inspect import isfunction
 from typing import Any
 
 from torch import Tensor, nn
 
+from runner.assemble.following_new import names_of_new, new_entries
 from runner.config.build import build_converted, build_nested, call
 from runner.errors import ConfigError, did_you_mean, short_repr
-from runner.tensors import tensor_entries
+from runner.tensors import TensorEntry, tensor_entries
 from runner.training.pretrained.loaded import Loaded
 
 EXAMPLES = "a method's name, {NAME: {ARGUMENT: VALUE}}, or a node with a _target_ that takes the model"
@@ -19,30 +21,27 @@ EXAMPLES = "a method's name, {NAME: {ARGUMENT: VALUE}}, or a node with a _target
 def build_loaded(node: Mapping[str, Any], key: str) -> Loaded:
     """Return the model that a config node describes, with what weights did not supply in it and the notes about them.
 
-    A model within the node, which another target wraps, may have weights too: its new tensors are known by identity.
+    A model within the node, which another target wraps, may have weights too: its new tensors are followed into the result.
     Raises ConfigError if the node does not describe a module.
     """
-    notes: list[str] = []
-    new: list[Tensor] | None = None
+    inner: list[Loaded] = []
+    new: list[TensorEntry] = []
+    known: dict[int, Tensor] = {}  # the tensors are kept, so that no later one has the same id
 
     def module_of(built: Any) -> Any:
-        nonlocal new
         if not isinstance(built, Loaded):
             return built
-        notes.extend(built.notes)
-        if built.new is not None:
-            entries = tensor_entries(built.model).values()
-            new = [*(new or ()), *(entry.tensor for entry in entries if built.new & {*entry.names})]
+        inner.append(built)
+        new.extend(new_entries(built))
+        known.update((id(entry.tensor), entry.tensor) for entry in tensor_entries(built.model).values())
         return built.model
 
     model = build_converted(node, key, module_of)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{key}._target_ gives a {type(model).__name__}; it must give an instance of torch.nn.Module")
-    if new is None:
-        return Loaded(model, None, tuple(notes))
-    ids, entries = {*map(id, new)}, tensor_entries(model).values()
-    names = frozenset(name for entry in entries if id(entry.tensor) in ids for name in entry.names)
-    return Loaded(model, names, tuple(notes))
+    notes = tuple(note for loaded in inner for note in loaded.notes)
+    has_weights = any(loaded.new is not None for loaded in inner)
+    return Loaded(model, names_of_new(model, new, known) if has_weights else None, notes)
 
 
 def called_after(model: nn.Module, then: Sequence[Any]) -> nn.Module:
@@ -87,8 +86,16 @@ def _call_method(model: nn.Module, item: Any, key: str) -> None:
     ((name, arguments),) = item.items()
     if not isinstance(arguments, Mapping):
         raise ConfigError(f"{key}.{name} is {short_repr(arguments)}; give its arguments by name, {{ARGUMENT: VALUE}}")
-    if not callable(getattr(type(model), str(name), None)):
-        methods = [each for each in dir(type(model)) if not each.startswith("_")]
-        raise ConfigError(f"{key}: {type(model).__name__} has no method {name}{did_you_mean(str(name), methods)}")
+    method = getattr(model, str(name), None)  # of the model itself: a wrapper may pass on what it does not have
+    if isinstance(method, nn.Module) or not callable(method):
+        near = did_you_mean(str(name), _methods(model))
+        raise ConfigError(f"{key}: {type(model).__name__} has no method {name}{near}")
     arguments = build_nested(dict(arguments), key, _module_of)
-    call(getattr(model, str(name)), f"{type(model).__name__}.{name}", key, kwargs=arguments)
+    call(method, f"{type(model).__name__}.{name}", key, kwargs=arguments)
+
+
+def _methods(model: nn.Module) -> list[str]:
+    """Return the public methods that a model has, those of a model that it wraps and passes on included."""
+    kinds = dict.fromkeys(map(type, model.modules()))
+    names = dict.fromkeys(name for kind in kinds for name in dir(kind) if isfunction(getattr(kind, name, None)))
+    return [name for name in names if not name.startswith("_") and hasattr(model, name)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.nn.parameter import is_lazy
 
 from runner.assemble.calls_after import called_after
+from runner.assemble.following_new import names_of_new, new_entries
 from runner.config.schema import Model
 from runner.errors import ConfigError
 from runner.tensors import copy_of, tensor_entries
@@ -49,14 +50,10 @@ def with_checkpoint(loaded: Loaded, tensors: Tensors, node: Model) -> Loaded:
 
 
 def _called(loaded: Loaded, node: Model) -> Loaded:
-    """Return the model after the calls; the tensors that were new are known by identity, under the names they then have."""
-    if loaded.new is None:
-        return Loaded(called_after(loaded.model, node.then), None, loaded.notes)
-    before = tensor_entries(loaded.model)
-    new = {id(entry.tensor) for entry in before.values() if loaded.new & {*entry.names}}
+    """Return the model after the calls; what was new is followed into what wraps it, and into copies."""
+    new, known = new_entries(loaded), {id(each.tensor): each.tensor for each in tensor_entries(loaded.model).values()}
     model = called_after(loaded.model, node.then)
-    names = [name for entry in tensor_entries(model).values() if id(entry.tensor) in new for name in entry.names]
-    return Loaded(model, frozenset(names), loaded.notes)
+    return Loaded(model, None if loaded.new is None else names_of_new(model, new, known), loaded.notes)
 
 
 def _with_checkpoint_of_called(loaded: Loaded, tensors: Tensors, node: Model, refused: ConfigError) -> Loaded:

@@ -253,7 +253,7 @@ def _check_patterns(config: Config) -> None:
     """Raise ConfigError if a pattern in the config is malformed, or if a list of patterns is wrong.
 
     Wrong are a pattern that is in both `freeze.patterns` and `freeze.keep`, no `groups.names` with `groups=module`, and a
-    `model.head` that is neither a pattern, a list of patterns, nor `auto`.
+    `model.head` that is neither a pattern, a list of patterns, `auto`, nor `new`.
     """
     parse_all(config.freeze.patterns, "freeze.patterns")
     parse_all(config.freeze.keep, "freeze.keep")
@@ -264,5 +264,5 @@ def _check_patterns(config: Config) -> None:
     if config.model.head != "auto":
         heads = [config.model.head] if isinstance(config.model.head, str) else config.model.head
         if not heads or not isinstance(heads, list):
-            raise ConfigError(f"model.head is {config.model.head!r}; give a pattern, a list of patterns, or auto")
+            raise ConfigError(f"model.head is {config.model.head!r}; give a pattern, a list of patterns, auto, or new")
         parse_all(heads, "model.head")

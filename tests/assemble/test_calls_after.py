@@ -90,6 +90,18 @@ def test_what_cannot_be_called_is_refused(item, message):
         called_after(Net(), [item])
 
 
+def test_a_method_that_a_wrapper_passes_on_is_called():
+    model = Net()
+    config = {"_target_": "peft.LoraConfig", "r": 2, "target_modules": ["body"]}
+    adapters = {"_target_": "peft.get_peft_model", "peft_config": config}
+    called_after(model, [adapters, {"mark": {"text": "after"}}])
+    assert model.calls == ["after"]
+    with pytest.raises(ConfigError, match=r"^model.then\[1\]: PeftModel has no method first_layr; did you mean first_layer"):
+        called_after(Net(), [adapters, "first_layr"])
+    with pytest.raises(ConfigError, match=r"^model.then\[1\]: PeftModel has no method body"):
+        called_after(Net(), [adapters, "body"])
+
+
 def test_an_error_of_a_users_method_is_passed_on_unchanged():
     with pytest.raises(KeyError, match="a bug of the user"):
         called_after(Net(), ["fail"])
