@@ -83,7 +83,7 @@ def _refuser(path: str, key: str) -> str:
     """Return what refused its arguments, for a message: a target, or the library whose models a target of ours builds."""
     if not path.startswith(LIBRARY_BUILDERS):
         return f"{key}: {path} refused its arguments"
-    library = path.rpartition(".")[2].removesuffix("_model")
+    library = path.rpartition(".")[2].rpartition("_")[0]
     return f"model={library} refused" if key == "model.build" else f"{key}: {library} refused"
 
 
