@@ -158,7 +158,25 @@ def test_what_weights_did_not_supply_is_noted(cli):
         ((*GPT2, "model.auto=AutoModelForCausalML"), "no such Auto class; did you mean AutoModelForCausalLM"),
         ((*GPT2, "++model.config.n_head=5"), "must be divisible by num_heads"),
         ((*GPT2, "++model.config.model_type=gtp2"), "transformers has no such type of model; did you mean gpt2"),
-        ((*GPT2, "model.auto=AutoModelForImageClassification"), "Unrecognized configuration class"),
+        (
+            (*GPT2, "model.auto=AutoModelForImageClassification"),
+            "of the type gpt2; it has AutoModel, AutoModelForCausalLM, ",
+        ),
+        (
+            (*GPT2, "++model.attn_implementation=eagr"),
+            'model=huggingface refused: Specified `attn_implementation="eagr"` is',
+        ),
+        ((*GPT2[:-1], "model.name=."), "model=huggingface refused: Unrecognized model in ."),
+        (
+            ("model=timm", "model.name=test_vit", "++model.drop_rate=abc"),
+            "failed: model=timm refused: '<' not supported between instances of 'str' and 'int'",
+        ),
+        ((*TIMM, "++model.num_classes=7"), "model.num_classes is 7; give model.classes in place of model.num_classes"),
+        ((*TIMM, "++model.pretrained=true"), "model.pretrained is True; give model.weights in place of model.pretrained"),
+        (
+            ("model=torchvision", "model.name=resnet18", "++model.num_classes=7"),
+            "model.num_classes is 7; give model.classes in place of model.num_classes",
+        ),
         ((*GPT2, "model.then=[gradient_checkpointing_enabel]"), "did you mean gradient_checkpointing_enable"),
         (("model=torchvision", "model.name=resnet81"), "torchvision has no such model; did you mean resnet18"),
         (("model=torchvision", "model.name=resnet18", "model.weights=V9"), "it has DEFAULT, IMAGENET1K_V1"),

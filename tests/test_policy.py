@@ -94,6 +94,7 @@ PRIVATE_NAMES = {
         "torch.optim.optimizer._global_optimizer_pre_hooks",
     },
     "runner/runs/job.py": {"torch._dynamo"},
+    "runner/training/pretrained/auto_classes.py": {"_model_mapping"},
     "runner/training/pretrained/checkpoint.py": {"_extra_state"},
     "runner/training/pretrained/loading.py": {"_metadata"},
     "runner/training/pretrained/prefixes.py": {"_metadata"},

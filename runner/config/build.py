@@ -23,6 +23,7 @@ from runner.config.signature import (
 from runner.errors import ConfigError, SkippedError, did_you_mean, place_in_user_code
 
 T = TypeVar("T")
+LIBRARY_BUILDERS = "runner.training.pretrained."  # the functions `NAME_model` there build the models of the library NAME
 DIRECTIVES = ("_target_", "_args_", "_partial_")
 NEVER_IN_THE_CURRENT_FOLDER = ("runner", "torch", "torchvision")
 
@@ -75,7 +76,15 @@ def call(target: Callable[..., Any], path: str, key: str, *, args: Sequence[Any]
         if isinstance(error, TypeError):
             refuse_unexpected(error, key=key, given=kwargs)
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{key}: {path} refused its arguments: {reason}") from error
+        raise ConfigError(f"{_refuser(path, key)}: {reason}") from error
+
+
+def _refuser(path: str, key: str) -> str:
+    """Return what refused its arguments, for a message: a target, or the library whose models a target of ours builds."""
+    if not path.startswith(LIBRARY_BUILDERS):
+        return f"{key}: {path} refused its arguments"
+    library = path.rpartition(".")[2].rpartition("_")[0]
+    return f"model={library} refused" if key == "model.build" else f"{key}: {library} refused"
 
 
 def _unchanged(built: Any) -> Any:

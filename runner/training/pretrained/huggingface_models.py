@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 from runner.errors import ConfigError, did_you_mean, listed
+from runner.training.pretrained.auto_classes import refuse_adapters, refuse_other_class
 from runner.training.pretrained.hub import reading_from_hub
 from runner.training.pretrained.loaded import Loaded
 from runner.training.pretrained.other_classes import Shapes, makes_other_classes
@@ -47,8 +48,10 @@ def huggingface_model(
             "'model.config={model_type: gpt2, n_layer: 2}'"
         )
     asked = {"model.name": name} if source in (None, name) else {"model.name": name, "model.weights": source}
+    refuse_adapters(asked)
     with _quiet(), _reading(asked):
         of_model = _config_of(name or source, changes, arguments)
+        refuse_other_class(auto_class, of_model)
         if source is None:
             return Loaded(auto_class.from_config(of_model, **arguments))
         model, info = auto_class.from_pretrained(

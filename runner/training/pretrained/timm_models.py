@@ -12,8 +12,14 @@ from torch import nn
 from runner.errors import ConfigError, did_you_mean, listed
 from runner.training.pretrained.hub import reading_from_hub
 from runner.training.pretrained.loaded import Loaded
-from runner.training.pretrained.wording import FILE_OR_NULL, is_default, note_of_new
+from runner.training.pretrained.wording import FILE_OR_NULL, is_default, note_of_new, refuse_other_names
 
+KEY_OF = {
+    "num_classes": "model.classes",
+    "pretrained": "model.weights",
+    "checkpoint_path": "model.checkpoint",
+    "model_name": "model.name",
+}
 SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")  # with which a name begins that timm does not list
 
 
@@ -22,8 +28,10 @@ def timm_model(name: str, weights: str | bool | None = None, classes: int | None
 
     `name`: an architecture, with or without a tag. `weights`: a tag; True or `default` for that of the name, else the first
     of the architecture; None or False for random values. `classes`: None for as many as timm gives. `arguments`: what
-    `timm.create_model` takes besides. Raises ConfigError if there is no such model or tag, or if it cannot be downloaded.
+    `timm.create_model` takes besides. Raises ConfigError if there is no such model or tag, if it cannot be downloaded, or if
+    one of KEY_OF is given.
     """
+    refuse_other_names(arguments, KEY_OF)
     full_name = name_with_tag(name, weights)
     wanted: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     if weights in (None, False):

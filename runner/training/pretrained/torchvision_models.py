@@ -15,7 +15,15 @@ from torchvision.models import WeightsEnum
 from runner.errors import ConfigError, did_you_mean, listed
 from runner.training.pretrained.loaded import Loaded
 from runner.training.pretrained.take_over import take_over_layers
-from runner.training.pretrained.wording import FILE_OR_NULL, is_default, not_downloaded, note_of_new
+from runner.training.pretrained.wording import (
+    FILE_OR_NULL,
+    is_default,
+    not_downloaded,
+    note_of_new,
+    refuse_other_names,
+)
+
+KEY_OF = {"num_classes": "model.classes", "pretrained": "model.weights"}
 
 
 def torchvision_model(name: str, weights: str | bool | None = None, classes: int | None = None, **arguments: Any) -> Loaded:
@@ -23,8 +31,10 @@ def torchvision_model(name: str, weights: str | bool | None = None, classes: int
 
     `name`: one of `torchvision.models.list_models()`. `weights`: None for random values, also in a backbone that the builder
     would load. `classes`: None for as many as the builder gives. `arguments`: what the builder takes besides.
-    Raises ConfigError if there is no such model or no such weights, or if they cannot be downloaded.
+    Raises ConfigError if there is no such model or no such weights, if they cannot be downloaded, or if one of KEY_OF is
+    given.
     """
+    refuse_other_names(arguments, KEY_OF)
     builder = builder_of(name)
     chosen = weights_of(name, weights)
     taken = signature(builder).parameters

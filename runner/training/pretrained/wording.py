@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from runner.errors import listed
+from runner.errors import ConfigError, listed, short_repr
 
 FILE_OR_NULL = "a file that has them, model.weights=FILE, or model.weights=null for random values"
 
@@ -35,3 +36,12 @@ def not_downloaded(asked: str, reason: object, instead: str) -> str:
 def is_default(weights: object) -> bool:
     """Return whether a value of `model.weights` asks for the weights that the library takes by itself."""
     return weights is True or (isinstance(weights, str) and weights.lower() in ("true", "default"))
+
+
+def refuse_other_names(arguments: Mapping[str, Any], key_of: Mapping[str, str]) -> None:
+    """Raise ConfigError if an argument is the library's own name of something for which the node `model` has a key.
+
+    `key_of`: {name: key}, such as {"num_classes": "model.classes"}. Of the two values, one would have no effect.
+    """
+    for name in arguments.keys() & key_of.keys():
+        raise ConfigError(f"model.{name} is {short_repr(arguments[name])}; give {key_of[name]} in place of model.{name}")

@@ -9,13 +9,14 @@ from inspect import Signature, signature
 from types import FunctionType, MethodType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, listed
 from runner.tensors import tensors_in
 from runner.training.tasks.wording import described, short_signature
 
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")  # of a field that is the target if the model does not take it
+CLASS_A_SAMPLE = "data=synthetic '++data.fields={input_ids: {shape: [16], below: 32}, labels: {shape: [], below: 2}}'"
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ def call_model(model: nn.Module, call: Call) -> Any:
     """Return the output of the model for the arguments.
 
     Raises ConfigError if its forward does not take such arguments, if an input or target is outside an embedding or the
-    classes (on a CPU), if BatchNorm cannot normalise a single sample, or if the dtype of an input is not that of the model.
-    Other errors are passed on.
+    classes (on a CPU), if the target has another size than its loss takes, if BatchNorm cannot normalise a single sample, or
+    if the dtype of an input is not that of the model. Other errors are passed on.
     """
     try:
         return model(*call.args, **call.kwargs)
@@ -80,6 +81,12 @@ def _meaning(error: Exception, model: nn.Module, call: Call) -> str:
         return f"data: an input is outside an embedding of the model, such as a token that its vocabulary lacks ({words})"
     if isinstance(error, IndexError) and words.startswith("Target "):
         return f"data: a target is outside the classes of the model ({words}){_place_of_target(words, call)}"
+    if isinstance(error, (ValueError, RuntimeError)) and re.match(r"Expected input batch_size|Expected target size", words):
+        shapes = listed([described(each) for each in _targets(call)]) or "this"
+        return (
+            f"data: the loss of the model does not take {shapes} as the target ({words.rstrip('.')}); give one of another "
+            f"shape, such as {CLASS_A_SAMPLE} for one class a sample"
+        )
     if isinstance(error, ValueError) and "more than 1 value per channel" in words:
         return (
             "a batch has one sample: BatchNorm cannot normalise one value per channel; give another data.batch_size or "
@@ -91,10 +98,15 @@ def _meaning(error: Exception, model: nn.Module, call: Call) -> str:
 def _place_of_target(words: str, call: Call) -> str:
     """Return which sample of the batch has the target that torch's error names, such as `, in sample 3`; "" if unknown."""
     value = re.match(r"Target (-?\d+)", words)
-    named = [call.kwargs[name] for name in TARGET_NAMES if name in call.kwargs]
-    targets = [each for each in tensors_in(named or list(call.args[1:])) if each.dim() and not each.is_floating_point()]
+    targets = [each for each in _targets(call) if each.dim() and not each.is_floating_point()]
     places = [(target == int(value[1])).nonzero() for target in targets] if value else []
     return next((f", in sample {int(place[0, 0])} of the batch" for place in places if len(place)), "")
+
+
+def _targets(call: Call) -> list[Tensor]:
+    """Return the tensors among the arguments that may be a target: those with such a name, else all but the first."""
+    named = [call.kwargs[name] for name in TARGET_NAMES if name in call.kwargs]
+    return list(tensors_in(named or list(call.args[1:])))
 
 
 def _other_dtype(words: str, model: nn.Module, call: Call) -> str:

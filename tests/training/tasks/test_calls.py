@@ -190,6 +190,24 @@ def test_a_target_outside_the_classes_of_a_models_own_loss_is_one_message():
         call_model(OwnLoss(), Call((), {"x": torch.ones(3, 3), "labels": torch.tensor([0, 1, 7])}))
 
 
+@pytest.mark.parametrize(
+    ("scores", "target", "shape"),
+    [((3, 4), (3, 5), r"\(3, 5\)"), ((3, 4, 5), (3, 4), r"\(3, 4\)"), ((3, 4), (2,), r"\(2,\)")],
+)
+def test_a_target_of_another_size_than_the_models_own_loss_takes_is_one_message(scores, target, shape):
+    class OwnLoss(nn.Module):
+        def forward(self, x, labels):
+            return nn.functional.cross_entropy(x, labels if x.dim() == 3 else labels.view(-1))
+
+    x, labels = torch.ones(scores), torch.zeros(target, dtype=torch.long)
+    for call in (Call((x, labels), {}), Call((), {"x": x, "labels": labels})):
+        with pytest.raises(
+            ConfigError, match=rf"does not take a tensor of shape {shape} as the target .*data\.fields=\{{"
+        ) as e:
+            call_model(OwnLoss(), call)
+        assert len(str(e.value)) < 350
+
+
 def test_a_batch_of_one_that_batchnorm_cannot_normalise_is_one_message():
     model, call = nn.BatchNorm1d(3), Call((torch.ones(1, 3),), {})
     with pytest.raises(
