@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -17,8 +18,9 @@ from runner.training.pretrained.auto_classes import refuse_adapters, refuse_othe
 from runner.training.pretrained.hub import reading_from_hub
 from runner.training.pretrained.loaded import Loaded
 from runner.training.pretrained.other_classes import Shapes, makes_other_classes
-from runner.training.pretrained.wording import is_default, note_of_new
+from runner.training.pretrained.wording import is_default, note_of_new, refuse_other_names
 
+NEARLY = 0.85  # of 1: how alike a key is to one that is taken for what was meant
 INSTEAD = "a folder that save_pretrained wrote, or without weights model.config={model_type: ...} in place of model.name"
 
 
@@ -39,6 +41,7 @@ def huggingface_model(
     `arguments`: what `from_pretrained` takes besides. Raises ConfigError if there is no such class, type of model or key of
     its config, if the weights have other shapes for another reason than `classes`, or if it cannot be downloaded.
     """
+    refuse_other_names(arguments, {"num_labels": "model.classes"})
     auto_class = _auto_class(auto)
     changes = {**(config or {}), **({} if classes is None else {"num_labels": classes})}
     source = name if is_default(weights) else weights or None
@@ -50,17 +53,19 @@ def huggingface_model(
     asked = {"model.name": name} if source in (None, name) else {"model.name": name, "model.weights": source}
     refuse_adapters(asked)
     with _quiet(), _reading(asked):
-        of_model = _config_of(name or source, changes, arguments)
+        of_model = _config_of(name or source, changes, arguments, notes := list[str]())
         refuse_other_class(auto_class, of_model)
         if source is None:
-            return Loaded(auto_class.from_config(of_model, **arguments))
+            return Loaded(auto_class.from_config(of_model, **arguments), notes=tuple(notes))
         model, info = auto_class.from_pretrained(
             source, config=of_model, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
     differing = {name: (tuple(given), tuple(wanted)) for name, given, wanted in info["mismatched_keys"]}
     _refuse_other_shapes(model, differing, changes.get("num_labels"))
     new = frozenset([*info["missing_keys"], *differing])
-    return Loaded(model, new, note_of_new(new))
+    if surplus := sorted(info["unexpected_keys"]):
+        notes.append(f"model.weights have {len(surplus)} tensors that the model has not: {listed(surplus, most=3)}")
+    return Loaded(model, new, (*note_of_new(new), *notes))
 
 
 def _refuse_other_shapes(model: nn.Module, differing: Shapes, classes: int | None) -> None:
@@ -82,26 +87,28 @@ def _refuse_other_shapes(model: nn.Module, differing: Shapes, classes: int | Non
     )
 
 
-def _config_of(name: Any, changes: dict[str, Any], arguments: dict[str, Any]) -> Any:
+def _config_of(name: Any, changes: dict[str, Any], arguments: dict[str, Any], notes: list[str]) -> Any:
     """Return the config of the model: that of `name` with changes, or one of the `model_type` among the changes.
 
-    What the config has of `arguments` is moved into it, as `from_pretrained` does. Raises ConfigError if there is no such
-    type of model, or if its config has no such key.
+    What the config has of `arguments` is moved into it, as `from_pretrained` does. A message about keys that its class does
+    not have is added to `notes`. Raises ConfigError if there is no such type of model, or if a key is nearly one of its.
     """
     changes = dict(changes)
     if name is not None and "model_type" not in changes:
         config, unused = transformers.AutoConfig.from_pretrained(name, return_unused_kwargs=True, **changes)
-        _refuse_unused(config, [key for key in changes if key in unused], "model.config")
+        for key in (unknown := [key for key in changes if key in unused]):
+            setattr(config, key, changes[key])
     else:
         kind = changes.pop("model_type")
         if kind not in transformers.CONFIG_MAPPING:
             near = did_you_mean(str(kind), transformers.CONFIG_MAPPING)
             raise ConfigError(f"model.config.model_type is {kind!r}: transformers has no such type of model{near}")
         config = transformers.AutoConfig.for_model(kind, **changes)
-        _refuse_unused(config, _kept_only(config, changes), "model.config")
+        unknown = _kept_only(config, changes)
+    notes += _notes_of_unknown(config, unknown, "model.config")
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(inner := getattr(config, key, None), transformers.PretrainedConfig):
-            _refuse_unused(inner, _kept_only(inner, value), f"model.config.{key}")
+            notes += _notes_of_unknown(inner, _kept_only(inner, value), f"model.config.{key}")
     for key in [key for key in arguments if hasattr(config, key)]:
         setattr(config, key, arguments.pop(key))
     return config
@@ -122,11 +129,17 @@ def _keys_of(config: Any) -> list[str]:
     ]
 
 
-def _refuse_unused(config: Any, keys: Sequence[str], where: str) -> None:
-    """Raise ConfigError with the nearest names if there are keys that a config does not have. `where`: its own key."""
-    if keys:
-        near = did_you_mean(keys[0], _keys_of(config))
-        raise ConfigError(f"{where}.{keys[0]}: {type(config).__name__} of transformers has no {keys[0]}{near}")
+def _notes_of_unknown(config: Any, keys: Sequence[str], where: str) -> list[str]:
+    """Return a message about keys that the class of a config does not have, as a list; the config keeps them all the same.
+
+    Some are of use, such as `decoder_start_token_id`. Raises ConfigError if one is nearly a key that the class has. `where`:
+    the config's own key.
+    """
+    for key in keys:
+        if get_close_matches(key, _keys_of(config), n=1, cutoff=NEARLY):
+            near = did_you_mean(key, _keys_of(config))
+            raise ConfigError(f"{where}.{key}: {type(config).__name__} of transformers has no {key}{near}")
+    return [f"{where}: {type(config).__name__} of transformers has no {listed(keys)}; it is kept"] if keys else []
 
 
 def _reading(asked: Mapping[str, Any]) -> AbstractContextManager[None]:

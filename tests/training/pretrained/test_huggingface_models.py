@@ -56,6 +56,7 @@ def test_what_the_weights_did_not_supply_is_new_and_noted(base, capfd):
     assert loaded.notes == (
         "model.weights did not supply classifier.dense and classifier.out_proj: they begin with random values; "
         "model.head=new trains exactly these",
+        "model.weights have 2 tensors that the model has not: pooler.dense.bias and pooler.dense.weight",
     )
     values = AutoModel.from_pretrained(base).state_dict()
     now = {name: value for name, value in loaded.model.state_dict().items() if name not in HEAD}
@@ -92,6 +93,19 @@ def test_a_key_that_the_config_does_not_have_is_refused_with_the_nearest_names(b
     name, config = (base, {}) if is_named else (None, ROBERTA)
     with pytest.raises(ConfigError, match=r"^model.config.num_lables: RobertaConfig of .* did you mean num_labels\?$"):
         huggingface_model(name, auto=CLASSIFIER, config={**config, **typo})
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_key_of_no_known_name_is_kept_and_noted(base, is_named):
+    name, config = (base, {}) if is_named else (None, ROBERTA)
+    loaded = huggingface_model(name, auto=CLASSIFIER, config={**config, "decoder_start_token_id": 3})
+    assert loaded.model.config.decoder_start_token_id == 3
+    assert "model.config: RobertaConfig of transformers has no decoder_start_token_id; it is kept" in loaded.notes
+
+
+def test_the_librarys_own_name_of_the_number_of_classes_is_refused(base):
+    with pytest.raises(ConfigError, match=r"num_labels.*model\.classes"):
+        huggingface_model(base, auto=CLASSIFIER, num_labels=7)
 
 
 def test_a_key_within_a_config_of_a_part_is_checked_too():
