@@ -103,7 +103,8 @@ def _typed(composed: DictConfig) -> DictConfig:
 def _with_builder_arguments(model: DictConfig) -> DictConfig:
     """Return the node `model` in which the keys that the schema does not have, such as `name`, are moved into `build`.
 
-    For a library's builder of ours, `weights` may be a file: it is the checkpoint of the model without weights.
+    For a library's builder of ours, `weights` may be a file: it is the checkpoint of the model without weights, which
+    then are false: so messages can say with which key the file was given.
     """
     known, values = {each.name for each in fields(Model)}, OmegaConf.to_container(model)
     assert isinstance(values, dict)
@@ -117,7 +118,7 @@ def _with_builder_arguments(model: DictConfig) -> DictConfig:
             raise ConfigError(
                 f"model.weights is the file {moved['weights']} and model.checkpoint is {own['checkpoint']}; give one of them"
             )
-        own["checkpoint"], moved["weights"] = moved["weights"], None
+        own["checkpoint"], moved["weights"] = moved["weights"], False
     return OmegaConf.create({**own, "build": {**build, **moved}})
 
 
