@@ -152,6 +152,25 @@ def test_what_the_weights_of_the_builder_supplied_is_not_new_either(cli, checkpo
     assert "@head is what no weights supplied: out" in notes_in("out")
 
 
+@pytest.mark.parametrize(("key", "other"), [("model.weights", "model.checkpoint"), ("model.checkpoint", "model.weights")])
+def test_a_file_of_weights_is_called_by_the_key_that_it_was_given_with(cli, key, other):
+    torch.save({"model": MLP([4], 3).state_dict(), "model_ema": MLP([4], 3).state_dict()}, "mlp.pt")
+    run_it = ("model=timm", "model.name=test_resnet", "model.input=[3,32,32]", "freeze=none", "batches=1", "cost=off")
+    code, _, err = cli(*run_it, f"{key}=mlp.pt", "hydra.run.dir=out")
+    assert code == 2
+    assert f"failed: {key}: 0 of its " in err
+    assert other not in err
+
+
+def test_a_note_says_which_of_several_weights_in_a_file_are_loaded(cli):
+    assert cli(*MLP_RUN, "save=true", "hydra.run.dir=first")[0] == 0
+    saved = load_file("first/model.safetensors")  # of tied weights, it has one
+    torch.save({"model": saved, "model_ema": saved}, "both.pt")
+    code, _, err = cli(*MLP_RUN, "model.checkpoint=both.pt", "hydra.run.dir=out")
+    assert code == 0, err
+    assert any("of the weights in both.pt, model are loaded and model_ema are not" in note for note in notes_in("out"))
+
+
 @pytest.mark.usefixtures("_encoder")
 def test_with_another_head_a_note_says_what_stays_frozen_at_its_random_start(cli):
     assert cli(*OWN, "model.strict=false", "model.head=out")[0] == 0
@@ -182,6 +201,10 @@ def test_a_plan_checks_the_names_and_shapes_of_a_checkpoint_and_names_the_new_he
         (("model.checkpoint=code.pt", "model.strict=false"), "reading it would run the code of "),
         (("model.checkpoint=whole.pt",), "reading it would run the code of mine.Classifier, so it is refused"),
         (("model.checkpoint=encoder.pt",), "7 of its 7 tensors fit the model; 4 missing in it: dense.weight"),
+        (
+            ("model.checkpoint=encoder.pt", "model.strict=false", "model.head=nwe"),
+            "nwe, is not in the model; did you mean new?",
+        ),
         (("model.checkpoint=mine.py",), "mine.py cannot be read (not a file of torch.save)"),
         (("model.checkpoint=null", "model.head=new"), "model.head=new stands for what the weights do not supply"),
         (("model.head=new", "model.checkpoint=all.pt"), "model.head=new: the weights supply every parameter"),

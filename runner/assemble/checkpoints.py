@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch.nn.parameter import is_lazy
 
 from runner.assemble.calls_after import called_after
@@ -24,7 +26,9 @@ def loaded_and_called(loaded: Loaded, node: Model) -> Loaded:
     """
     if node.checkpoint is None:
         return _called(loaded, node)
-    tensors = read_checkpoint(node.checkpoint)
+    notes: list[str] = []
+    tensors = read_checkpoint(node.checkpoint, _key(node), notes.append)
+    loaded = replace(loaded, notes=(*loaded.notes, *notes))
     if not node.then:
         return with_checkpoint(loaded, tensors, node)
     tensors_before = [entry.tensor for entry in tensor_entries(loaded.model).values()]
@@ -43,7 +47,7 @@ def with_checkpoint(loaded: Loaded, tensors: Tensors, node: Model) -> Loaded:
 
     Raises ConfigError if the tensors do not fit.
     """
-    read = load_into(loaded.model, tensors, classes=node.classes, strict=node.strict)
+    read = load_into(loaded.model, tensors, classes=node.classes, strict=node.strict, key=_key(node))
     assert read.new is not None
     new = read.new if loaded.new is None else read.new & loaded.new
     return Loaded(loaded.model, new, (*loaded.notes, *read.notes))
@@ -70,4 +74,9 @@ def _with_checkpoint_of_called(loaded: Loaded, tensors: Tensors, node: Model, re
         fitted = with_checkpoint(Loaded(model, others, loaded.notes), tensors, node)
     except ConfigError:
         raise refused from None
-    return Loaded(model, fitted.new, (*fitted.notes, "model.checkpoint is loaded after model.then, whose model it fits"))
+    return Loaded(model, fitted.new, (*fitted.notes, f"{_key(node)} is loaded after model.then, whose model it fits"))
+
+
+def _key(node: Model) -> str:
+    """Return the key with which the user gave the checkpoint: `model.weights` may be a file too, and is then false here."""
+    return "model.weights" if node.build.get("weights") is False else "model.checkpoint"

@@ -111,7 +111,8 @@ def _with_builder_arguments(model: Model) -> Model:
     """Return the node `model` in which the keys that the schema does not have, such as `name`, are moved into `build`.
 
     Interpolations are resolved before, so each refers to a key where the user wrote it. For a library's builder of ours,
-    `weights` may be a file: it is the checkpoint of the model without weights.
+    `weights` may be a file: it is the checkpoint of the model without weights, which then are false: so messages can say
+    with which key the file was given.
     """
     known = {each.name for each in fields(Model)}
     checkpoint, moved = model.checkpoint, {key: value for key, value in vars(model).items() if key not in known}
@@ -120,7 +121,7 @@ def _with_builder_arguments(model: Model) -> Model:
             raise ConfigError(
                 f"model.weights is the file {moved['weights']} and model.checkpoint is {checkpoint}; give one of them"
             )
-        checkpoint, moved["weights"] = moved["weights"], None
+        checkpoint, moved["weights"] = moved["weights"], False
     return replace(model, build={**model.build, **moved}, checkpoint=checkpoint)
 
 

@@ -31,7 +31,8 @@ def no_match_message(names: ModelNames, pattern: Pattern, key: str) -> str:
         head = ",".join(each.text for each in names.patterns_of(pattern))
         if pattern.text != HEAD or not head:
             return f"{problem}: {PARTS[pattern.text].absent}"
-        return f"{problem}: the classifier, {names.words.head}={head}, is not in the model{near_names(names, head)}"
+        near = near_names(names, head) or did_you_mean(head, names.words.head_words)
+        return f"{problem}: the classifier, {names.words.head}={head}, is not in the model{near}"
     if computed := {name: behind for name, behind in names.computed().items() if matches(name)}:
         behind = listed([parameter for parameters in computed.values() for parameter in parameters])
         subject = f"{key}: {pattern.text!r}" if [*computed] == [pattern.text] else f"{problem}: {next(iter(computed))}"

@@ -13,6 +13,7 @@ class Words:
         patterns: the list of patterns that say what to freeze.
         keep: the list of exceptions.
         head: the patterns that `@head` stands for.
+        head_words: what may be given for `head` besides patterns.
         frozen_buffers: how to freeze the buffers of modules too.
         without_tensors: what to do for modules that have neither parameters nor buffers.
         found_head: what a note says of the head that a trial found; `{}` stands for its name.
@@ -26,6 +27,7 @@ class Words:
     patterns: str = "patterns"
     keep: str = "keep"
     head: str = "head"
+    head_words: tuple[str, ...] = ()
     frozen_buffers: str = 'buffers="frozen"'
     without_tensors: str = 'buffers="frozen" would select them'
     found_head: str = "@head is {}: the loss of the batch is made there"
@@ -41,6 +43,7 @@ FOR_CONFIG = Words(
     patterns="freeze.patterns",
     keep="freeze.keep",
     head="model.head",
+    head_words=("auto", "new"),
     frozen_buffers="freeze.buffers=frozen",
     without_tensors="freeze.buffers=frozen would keep them in eval mode",
     found_head="model.head=auto found {}: the loss of the first batch is made there",

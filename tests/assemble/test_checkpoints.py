@@ -37,7 +37,7 @@ def shifted(model: nn.Module) -> nn.Module:
 
 def node(**options: object) -> Model:
     """Return the config's node of a model with the checkpoint `model.pt` and one call after the build."""
-    return Model(checkpoint="model.pt", **{"then": [{"_target_": f"{HERE}.adapted"}], **options})
+    return Model(build={}, checkpoint="model.pt", **{"then": [{"_target_": f"{HERE}.adapted"}], **options})
 
 
 def saved(model: nn.Module) -> dict[str, torch.Tensor]:

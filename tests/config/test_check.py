@@ -91,7 +91,7 @@ def test_a_key_of_the_model_that_is_not_there_yet_is_answered_with_how_to_add_it
 def test_weights_that_are_a_file_are_the_checkpoint_of_the_model_without_weights(model):
     Path("weights.pth").write_bytes(b"")
     model = check(compose_config(f"model={model}", "model.name=a", "model.weights=weights.pth")).model
-    assert (model.checkpoint, model.build["weights"]) == ("weights.pth", None)
+    assert (model.checkpoint, model.build["weights"]) == ("weights.pth", False)
     model = check(compose_config("++model.weights=weights.pth")).model  # another builder takes what it takes
     assert (model.checkpoint, model.build["weights"]) == (None, "weights.pth")
 

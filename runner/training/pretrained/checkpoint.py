@@ -22,29 +22,38 @@ SAFETENSORS = ".safetensors"
 TORCH_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAIN_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 EXTRA_STATE = "_extra_state"  # the end of a name in a state_dict whose value need not be a tensor
+Note = Callable[[str], None]
 Tensors = dict[str, Any]  # what a `state_dict` is: a tensor for each name, any object for a name with EXTRA_STATE
 
 
-def read_checkpoint(path: str, key: str = "model.checkpoint") -> Tensors:
+MAGIC_NUMBER = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)[2:-1]  # near the beginning of an older file of torch.save
+
+
+def _no_note(text: str) -> None:
+    """Ignore a note."""
+
+
+def read_checkpoint(path: str, key: str = "model.checkpoint", note: Note = _no_note) -> Tensors:
     """Return what a checkpoint holds, as a `state_dict` on the CPU: of a file, or of all files of a folder together.
 
     `path`: a safetensors file, a file of `torch.save`, or a folder with such files; a `~` is expanded. `key`: what messages
-    call it. A `state_dict` that is saved within a dict, such as Lightning's, is taken out of it. Raises ConfigError if there
-    is none, if a file is truncated, or if reading it would run code.
+    call it. A `state_dict` that is saved within a dict, such as Lightning's, is taken out of it; `note` is called with a
+    message where it was one of several. Raises ConfigError if there is none, if a file is truncated, or if reading it would
+    run code.
     """
     place = Path(path).expanduser()
     if not path or not place.exists():
         raise ConfigError(f"{key} is {path!r}, which does not exist; give a file or a folder with weights")
     if place.is_dir():
-        return _read_folder(place, key)
-    return _state_dict_in(_read_file(place, key), place, key)
+        return _read_folder(place, key, note)
+    return _state_dict_in(_read_file(place, key), place, key, note)
 
 
-def _read_folder(folder: Path, key: str) -> Tensors:
+def _read_folder(folder: Path, key: str, note: Note) -> Tensors:
     """Return the tensors of all files with weights in a folder. Raises ConfigError if two files have one of a name."""
     tensors: Tensors = {}
     for file in _files_of(folder, key):
-        read = _state_dict_in(_read_file(file, key), file, key)
+        read = _state_dict_in(_read_file(file, key), file, key, note)
         if twice := sorted(tensors.keys() & read.keys()):
             raise ConfigError(
                 f"{key}: {folder} has {listed(twice, most=2)} in several files, {file.name} is one; give one of the files"
@@ -91,8 +100,8 @@ def _read_file(file: Path, key: str) -> object:
     """Return what a safetensors file or a file of `torch.save` holds. Raises ConfigError if that cannot be read."""
     try:
         with file.open("rb") as opened:
-            begin = opened.read(9)
-        if file.suffix == SAFETENSORS or begin[8:] == b"{":  # after the size of the header, in 8 bytes
+            begin = opened.read(64)
+        if file.suffix == SAFETENSORS or begin[8:9] == b"{":  # after the size of the header, in 8 bytes
             return _safetensors_reader(file, key)(file)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the protocol of a pickle
@@ -105,6 +114,11 @@ def _read_file(file: Path, key: str) -> object:
             raise ConfigError(
                 f"{key}: {file} holds more than tensors: reading it would run the code of {code[1]}, so it is refused; save "
                 "the weights alone, torch.save(model.state_dict(), FILE)"
+            ) from error
+        if begin[:1] == pickle.PROTO and MAGIC_NUMBER not in begin:
+            raise ConfigError(
+                f"{key}: {file} is a plain pickle, not a file of torch.save, and is not read; load it yourself if you "
+                "trust it, and save its tensors by name, torch.save({NAME: TENSOR}, FILE)"
             ) from error
         why = "not a file of torch.save" if isinstance(error, pickle.UnpicklingError) else str(error).split("\n")[0]
         why = why or type(error).__name__
@@ -122,13 +136,21 @@ def _safetensors_reader(file: Path, key: str) -> Callable[[Path], Tensors]:
     return load_file
 
 
-def _state_dict_in(value: object, file: Path, key: str) -> Tensors:
-    """Return the `state_dict` that a file's content is or contains. Raises ConfigError if there is none, or several."""
+def _state_dict_in(value: object, file: Path, key: str, note: Note) -> Tensors:
+    """Return the `state_dict` that a file's content is or contains. Raises ConfigError if there is none, or several.
+
+    Of several, one under a name in WRAPPINGS is taken; `note` is called with that.
+    """
     if _is_state_dict(value):
         return value  # type: ignore[return-value]
     inner = {str(name): each for name, each in value.items() if _is_state_dict(each)} if isinstance(value, Mapping) else {}
     named = [name for name in WRAPPINGS if name in inner] or [*inner]
     if named and (len(inner) == 1 or named[0] in WRAPPINGS):
+        if len(inner) > 1:
+            others = listed([name for name in inner if name != named[0]], most=3)
+            note(
+                f"{key}: of the weights in {file}, {named[0]} are loaded and {others} are not; save those alone to load them"
+            )
         return inner[named[0]]
     what = f"a dict of {listed([*map(str, value)], most=4)}" if isinstance(value, Mapping) and value else short_repr(value)
     raise ConfigError(

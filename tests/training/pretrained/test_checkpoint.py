@@ -178,13 +178,32 @@ def halved(file: str) -> None:
         ("a.safetensors", lambda file: Path(file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00")),
         ("a.pth", lambda file: Path(file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00")),
         ("a.ckpt", lambda file: Path(file).write_bytes(bytes(range(256)) * 9)),
-        ("a.pkl", lambda file: Path(file).write_bytes(pickle.dumps(Code()))),
     ],
 )
 def test_a_file_that_is_truncated_or_no_checkpoint_is_refused(file, write):
     write(file)
     assert refusal(file).startswith(f"model.checkpoint: {file} cannot be read (")
     assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("value", [{"weight": [1.0, 2.0]}, ["a"] * 99, 3])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_plain_pickle_is_refused_as_what_it_is(value, protocol):
+    Path("a.pkl").write_bytes(pickle.dumps(value, protocol))
+    assert refusal("a.pkl").startswith(
+        "model.checkpoint: a.pkl is a plain pickle, not a file of torch.save, and is not read"
+    )
+    assert not Path("executed").exists()
+
+
+def test_of_several_weights_in_a_file_a_note_says_which_are_loaded():
+    notes: list[str] = []
+    other = {name: torch.zeros_like(each) for name, each in STATE.items()}
+    assert is_state(read_checkpoint(saved({"model_ema": other, "model": STATE}, "a.pt"), note=notes.append))
+    text = "model.checkpoint: of the weights in a.pt, model are loaded and model_ema are not; save those alone to load them"
+    assert notes == [text]
+    read_checkpoint(saved({"model": STATE, "epoch": 3}, "a.pt"), note=notes.append)
+    assert notes == [text]
 
 
 @pytest.mark.parametrize(
