@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 Begin = Callable[[str, nn.Module, Any, Any], None]  # name, module, args, kwargs
@@ -22,11 +23,13 @@ def tracing(model: nn.Module, begin: Begin = ignore_call, end: End = ignore_call
     """Within the `with` block, call `begin` before and `end` after each forward pass of each module of the model.
 
     `begin` is called with (name, module, args, kwargs), `end` with (name, module, args, kwargs, output). `name` is the name
-    of the module in `named_modules()`, "" for the model itself. If `begin` or `end` raises an exception, the forward pass
-    ends with this exception.
+    of the module in `named_modules()`, "" for the model itself. Scripted modules are left out. If `begin` or `end` raises an
+    exception, the forward pass ends with this exception.
     """
     handles = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
+            continue
         handles.append(module.register_forward_pre_hook(partial(begin, name), with_kwargs=True))
         handles.append(module.register_forward_hook(partial(end, name), with_kwargs=True))
     try:

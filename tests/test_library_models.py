@@ -105,22 +105,22 @@ def test_methods_may_be_called_on_a_model_with_adapters(cli):
 
 
 def test_a_model_of_another_library_is_a_file_of_the_users_own(cli):
-    Path("mine/model").mkdir(parents=True)
-    Path("mine/model/tiny.yaml").write_text(
+    Path("files/model").mkdir(parents=True)
+    Path("files/model/tiny.yaml").write_text(
         "build:\n  _target_: timm.create_model\n  model_name: test_vit\n  num_classes: ${model.classes}\n"
         "img_size: 32\ninput: [3, 32, 32]\nclasses: 6\nhead: head\n"
     )
-    rows = rows_of(cli, "--config-dir", "mine", "model=tiny", "freeze=head", "batches=1", "cost=off")
+    rows = rows_of(cli, "--config-dir", "files", "model=tiny", "freeze=head", "batches=1", "cost=off")
     assert (rows["head.bias"]["shape"], rows["head.bias"]["verdict"]) == ("6", "held")
 
 
 def test_a_file_of_the_users_own_may_have_a_key_that_another_refers_to(cli):
-    Path("mine/model").mkdir(parents=True)
+    Path("files/model").mkdir(parents=True)
     Path("own_net.py").write_text("def make(size, arch):\n    import torch\n    return torch.nn.Linear(size, arch)\n")
-    Path("mine/model/own.yaml").write_text(
+    Path("files/model/own.yaml").write_text(
         "build:\n  _target_: own_net.make\n  size: ${model.arch}\narch: 4\ninput: [4]\nclasses: 4\n"
     )
-    rows = rows_of(cli, "--config-dir", "mine", "model=own", "freeze=none", "batches=1", "cost=off")
+    rows = rows_of(cli, "--config-dir", "files", "model=own", "freeze=none", "batches=1", "cost=off")
     assert rows["weight"]["shape"] == "4x4"
 
 

@@ -127,7 +127,7 @@ def test_a_metric_that_does_not_exist_is_refused_with_the_nearest_names(metric, 
         (
             {"_target_": "torchmetrics.F1Score", "task": "multiclass"},
             classified(8),
-            "metrics: F1Score cannot be built for scores of shape (8, 5) and targets of shape (8,): ",
+            "metrics[0]: torchmetrics.F1Score refused its arguments: `num_classes` is expected to be `int`",
         ),
         (
             {"_target_": "torch.nn.ReLU"},

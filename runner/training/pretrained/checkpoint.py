@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runner.contract import RECORD, WEIGHTS
 from runner.errors import ConfigError, listed, short_repr
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts save a state_dict
 SAFETENSORS = ".safetensors"
 TORCH_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-MAIN_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+MAIN_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 EXTRA_STATE = "_extra_state"  # the end of a name in a state_dict whose value need not be a tensor
 Note = Callable[[str], None]
 Tensors = dict[str, Any]  # what a `state_dict` is: a tensor for each name, any object for a name with EXTRA_STATE
@@ -77,7 +78,7 @@ def _files_of(folder: Path, key: str) -> list[Path]:
         return files
     files = sorted(file for pattern in TORCH_FILES for file in folder.glob(pattern))
     if not files:
-        advice = "a run writes them with save=true" if (folder / "run.json").is_file() else "give a file, or its folder"
+        advice = "a run writes them with save=true" if (folder / RECORD).is_file() else "give a file, or its folder"
         raise ConfigError(f"{key}: {folder} has no weights, neither *{SAFETENSORS} nor {', '.join(TORCH_FILES)}; {advice}")
     if len(files) > 1:
         raise ConfigError(f"{key}: {folder} has {listed([file.name for file in files], most=4)}; give one of the files")
