@@ -11,7 +11,7 @@ from torch import nn
 
 from runner.assemble.calls_after import build_loaded
 from runner.assemble.checkpoints import loaded_and_called
-from runner.assemble.new_parts import NEW, frozen_new_parts, head_of_new
+from runner.assemble.new_parts import NEW, frozen_at_random, frozen_new_parts, head_of_new
 from runner.config.build import locate_targets
 from runner.config.schema import Config
 from runner.contract import Note
@@ -95,11 +95,7 @@ def declared_selection(
     for text in selection.notes:
         note(text)
     if names := frozen_new_parts(built.model, selection, built.new or frozenset()):
-        note(
-            f"frozen although no weights supplied it, so it stays at its random start: {listed(names, most=4)}; "
-            "freeze=backbone model.head=new keeps it trainable",
-            urgent=True,
-        )
+        note(frozen_at_random(names, built.trainable), urgent=True)
     return selection
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, listed
 from runner.freezing.selection import Selection
 
+KEEP_NEW = "freeze=backbone model.head=new keeps it trainable"
 NEW = "new"  # the value of `model.head` that stands for these parts
 
 
@@ -53,6 +54,16 @@ def frozen_new_parts(model: nn.Module, selection: Selection, new: Collection[str
     """Return the names of the parts, as `parts_of` does, that are new and frozen, so that they stay as they were built."""
     trainable = {name for name, each in model.named_parameters(remove_duplicate=False) if each not in selection}
     return parts_of(model, {*new} - trainable)
+
+
+def frozen_at_random(names: Sequence[str], trainable: Collection[str]) -> str:
+    """Return the message that parts which are new are frozen, and what to do.
+
+    `trainable`: the names of the parameters that had `requires_grad` when the model was built. A run sets no flag to True.
+    """
+    is_built_frozen = not any(name == part or name.startswith(f"{part}.") for name in trainable for part in names)
+    advice = "its builder set requires_grad=False, so have it built trainable" if is_built_frozen else KEEP_NEW
+    return f"frozen although no weights supplied it, so it stays at its random start: {listed(names, most=4)}; {advice}"
 
 
 def _topmost(name: str, partly_old: Collection[str]) -> str:

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from runner.assemble.new_parts import frozen_new_parts, head_of_new, parts_of
+from runner.assemble.new_parts import frozen_at_random, frozen_new_parts, head_of_new, parts_of
 from runner.errors import ConfigError
 from runner.freezing.selection import select
 from runner.training.models import MLP
@@ -167,3 +167,10 @@ def test_a_tied_gpt2_takes_the_files_of_its_whole_and_of_its_base(tmp_path):
         model = transformers.GPT2LMHeadModel(config)
         assert load_into(model, read_checkpoint(str(tmp_path / folder))).new == frozenset()
         assert all(torch.equal(each, source.state_dict()[name]) for name, each in model.state_dict().items())
+
+
+def test_the_advice_on_new_parts_that_are_frozen_is_one_that_can_help():
+    text = "frozen although no weights supplied it, so it stays at its random start: head; "
+    assert frozen_at_random(["head"], {"head.weight"}) == f"{text}freeze=backbone model.head=new keeps it trainable"
+    built_frozen = "its builder set requires_grad=False, so have it built trainable"
+    assert frozen_at_random(["head"], {"header.weight", "body.weight"}) == f"{text}{built_frozen}"
