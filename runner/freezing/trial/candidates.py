@@ -101,8 +101,9 @@ def _layer_of(parameter: str, modules: Mapping[str, nn.Module], ended: Collectio
     owner = _owner(parameter)
     adapted = [name for name in (*reversed(_around(owner)), owner) if name and _is_adapted(modules[name], ended)]
     children = {name for name, _ in modules[owner].named_children()} - {PARAMETRIZATIONS}
-    ends_here = [id(weight) in ended for weight in modules[owner].parameters() if weight.dim() > 1]
-    is_one = owner and not children and (all(ends_here) or isinstance(modules[owner], nn.RNNBase))
+    matrices = [each for each in modules[owner].parameters() if each.dim() > 1 and each.numel() > max(each.shape)]
+    is_whole = all(id(each) in ended for each in matrices) or isinstance(modules[owner], nn.RNNBase)
+    is_one = owner and not children and is_whole
     return adapted[0] if adapted else owner if is_one else parameter
 
 

@@ -524,6 +524,18 @@ def test_a_bottleneck_is_no_adapter_and_a_list_of_weights_no_layer():
     assert heads(nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 3, num_layers=2))) == ["1"]
 
 
+def test_a_layer_with_a_scale_of_its_own_is_one_layer():
+    class ScaledLinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.scale = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.ones(1, 3))
+
+        def forward(self, x):
+            return x @ self.weight * self.scale
+
+    assert heads(with_head(ScaledLinear())) == ["head"]
+
+
 def test_vision_is_found_by_a_trial():
     class Pair(nn.Module):
         def __init__(self):
