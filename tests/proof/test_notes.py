@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from runner import audit
+from runner import audit, select
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 
@@ -272,3 +272,15 @@ def test_a_tensor_that_a_model_keeps_as_an_attribute_does_not_make_statistics_pa
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model.features = torch.zeros(3)
     assert not [note for note in notes_of(model, "0") if "computed" in note]
+
+
+def test_a_head_that_is_a_guess_is_said_to_be_one():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    with audit(model, ["@head"]) as report:
+        pass
+    assert report.notes[0] == (
+        "@head is taken to be 1, the last layer with an output size: a guess; give select(..., batch=...) to find it"
+    )
+    with audit(model, select(model, ["@head"], batch=torch.ones(1, 2))) as report:
+        pass
+    assert not any("guess" in note for note in report.notes)
