@@ -59,5 +59,5 @@ FOR_AUDIT = Words(
     head="select's head",
     frozen_buffers='buffers="frozen"',
     without_tensors="give modules with parameters or buffers",
-    guessed_head="@head is taken to be {}, the last layer with an output size: a guess; give select(..., batch=...) to find it",
+    guessed_head="@head is taken to be {}, the last layer with an output size: a guess; give select(..., batch=...)",
 )

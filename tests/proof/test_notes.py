@@ -279,7 +279,7 @@ def test_a_head_that_is_a_guess_is_said_to_be_one():
     with audit(model, ["@head"]) as report:
         pass
     assert report.notes[0] == (
-        "@head is taken to be 1, the last layer with an output size: a guess; give select(..., batch=...) to find it"
+        "@head is taken to be 1, the last layer with an output size: a guess; give select(..., batch=...)"
     )
     with audit(model, select(model, ["@head"], batch=torch.ones(1, 2))) as report:
         pass
