@@ -120,7 +120,7 @@ def test_a_value_may_refer_to_a_key_of_the_users_own_in_the_model(monkeypatch):
     build = check(compose_config("model=custom", "model.build._target_=my.Net", *own)).model.build
     assert build == {"_target_": "my.Net", "model_name": "resnet18", "arch": "resnet18", "depth": 3, "width": 3}
     model = check(compose_config("model=timm", "model.name=a", "model.weights=${oc.env:WEIGHTS}")).model
-    assert (model.checkpoint, model.build["weights"]) == ("weights.pth", None)
+    assert (model.checkpoint, model.build["weights"]) == ("weights.pth", False)
 
 
 def test_a_wrong_reference_names_the_key_where_the_user_wrote_it():
