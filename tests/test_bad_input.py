@@ -425,6 +425,7 @@ def test_an_error_during_the_run_prints_its_reason_in_the_last_line_and_no_trace
     assert err.splitlines()[-1].startswith("freeze-runner: failed: ")
 
 
+@pytest.mark.long
 def test_a_sweep_has_a_row_for_each_optimizer_and_method_also_for_skipped_runs(cli):
     grid = "optimizer=lbfgs,muon,sparse_adam", "method=requires_grad,zero_lr"
     code, _, err = cli("-m", *QUICK, "hydra.sweep.dir=sweep", "groups=one", *grid)

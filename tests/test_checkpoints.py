@@ -122,6 +122,7 @@ def test_two_runs_from_one_checkpoint_give_the_same_bytes_and_another_checkpoint
     assert one == two != other
 
 
+@pytest.mark.long
 def test_resnet18_takes_a_checkpoint_of_other_classes_and_the_head_is_said_to_be_new(cli):
     import torchvision
 

@@ -145,6 +145,7 @@ class TrainsOnly(nn.Linear):
         return super().forward(x.flatten(1))
 
 
+@pytest.mark.long
 def test_a_model_that_fails_in_eval_mode_ends_with_1_and_one_line_that_says_where(cli):
     build = "model.build._target_=tests.test_held_out.TrainsOnly"
     given = ("model=custom", build, "model.input=[64]", "model.classes=10", *DATA[1:5], "freeze=none", "evaluate=true")
@@ -171,6 +172,7 @@ def test_a_run_says_how_well_it_learned_in_the_terminal_in_its_record_and_on_its
     assert f"accuracy {before:.4g} -&gt; {after:.4g}, loss " in Path("it/report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_sweep_ranks_frozen_sets_by_accuracy_over_seeds_in_the_terminal_and_on_its_page(cli):
     given = (*DATA[:4], "data.epochs=1", "optimizer.lr=0.1", "evaluate=true", "seed=0,1", "freeze=head,all")
     code, out, _ = cli("-m", *given, "hydra.sweep.dir=sweep")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 HEAVY = {"omegaconf", "hydra", "pandas", "matplotlib", "rich", "jinja2"}
@@ -43,6 +45,7 @@ def test_importing_audit_and_select_imports_none_of_the_large_libraries():
     )
 
 
+@pytest.mark.long
 def test_an_audit_imports_none_of_the_large_libraries():
     run_python(
         "import torch\nfrom runner import audit, select\nmodel = torch.nn.Linear(2, 2)\n"
@@ -54,6 +57,7 @@ def test_an_audit_imports_none_of_the_large_libraries():
     )
 
 
+@pytest.mark.long
 def test_importing_the_public_names_changes_no_global_state():
     run_python(
         f"{STATE}\nfrom runner import audit, select, run, FreezingMethod\n"
@@ -61,6 +65,7 @@ def test_importing_the_public_names_changes_no_global_state():
     )
 
 
+@pytest.mark.long
 def test_a_run_does_not_change_the_resolvers_of_the_user(tmp_path):
     run_python(
         f"{STATE}\nfrom runner import run\n"

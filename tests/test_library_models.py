@@ -130,6 +130,7 @@ def test_a_plan_shows_the_parameters_of_a_librarys_model(cli):
     assert "2 of 47 parameters would be frozen" in out
 
 
+@pytest.mark.long
 def test_a_sweep_compares_models_and_their_weights(cli):
     overrides = [each for each in TIMM if "name" not in each]
     code, _, err = cli("-m", *overrides, "model.name=test_resnet,test_efficientnet", "freeze=none", "hydra.sweep.dir=sweep")

@@ -42,6 +42,7 @@ def draw_shapes(root, count):
             picture.save(root / name / f"{number}.png")
 
 
+@pytest.mark.long
 def test_a_folder_of_pictures_is_learned_and_the_accuracy_stands_in_the_record_and_the_table(cli):
     draw_shapes(Path("shapes"), 100)
     Path("mine.py").write_text(SHAPES)
@@ -112,6 +113,7 @@ CAUSAL = ("task=causal_lm", "data=dataset", "data.dataset._target_=mine.Text", "
 ADAM = ("optimizer=adam", "optimizer.lr=0.003", "evaluate=true", "data.holdout=0.1", "cost=off", "hydra.run.dir=run")
 
 
+@pytest.mark.long
 def test_a_causal_model_learns_the_next_byte_of_real_text_while_its_embeddings_are_frozen(cli):
     Path("mine.py").write_text(TEXT)
     model = ("model=custom", "model.build._target_=mine.CausalModel", "model.head=lm_head")
@@ -155,6 +157,7 @@ def net():
 """
 
 
+@pytest.mark.long
 def test_a_regression_is_refused_by_auto_and_learned_with_the_loss_that_its_message_names(cli):
     Path("mine.py").write_text(DIABETES)
     model = (

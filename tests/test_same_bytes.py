@@ -36,6 +36,7 @@ def test_a_run_restores_the_random_state_and_the_number_of_threads():
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("data", ["synthetic", "digits"])
 def test_the_data_do_not_depend_on_method_and_groups(data):
     Path("saves_batches.py").write_text(

@@ -33,6 +33,7 @@ def test_a_folder_without_an_init_file_hides_nothing(cli_process):
     assert "batches is 0" in cli_process("batches=0").stderr
 
 
+@pytest.mark.long
 def test_the_console_script_works_beside_files_that_have_the_names_of_this_package_and_of_libraries():
     for name in ("runner", "torch", "hydra"):
         Path(f"{name}.py").write_text("raise SystemExit('the wrong file')")

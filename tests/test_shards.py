@@ -32,6 +32,7 @@ def sharded(tensor: Tensor, mesh, dim: int = 0) -> Tensor:
     return distribute_tensor(tensor.clone(), mesh, [Shard(dim)])
 
 
+@pytest.mark.long
 def test_an_audit_of_a_plain_model_imports_nothing_of_torch_distributed_that_torch_does_not():
     run_python(
         "import torch\nmodel = torch.nn.Linear(2, 2)\noptimizer = torch.optim.SGD(model.parameters(), 0.1)\n"

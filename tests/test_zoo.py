@@ -55,6 +55,7 @@ def test_every_rule_is_for_a_model_that_torchvision_has():
         assert any(fnmatchcase(path, pattern) for path in paths), pattern
 
 
+@pytest.mark.long
 def test_the_overrides_of_every_model_compose():
     parser = OverridesParser.create()
     kinds = {}
@@ -118,6 +119,7 @@ def test_modules_that_differ_in_a_number_have_one_name_and_a_tied_one_is_the_las
     assert zoo.not_frozen(rows) == ["a.*.1", "c.1.head", "scale"]
 
 
+@pytest.mark.long
 def test_a_model_that_cannot_be_built_is_a_row_with_its_reason():
     rows = zoo.run_entry(Entry("timm", "none", ("model=custom", "model.build._target_=torch.nn.Identityy")))
     assert [row["method"] for row in rows] == [*zoo.METHODS]

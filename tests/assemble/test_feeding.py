@@ -51,6 +51,7 @@ def run_here(cli):
 # Steps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "batches", "steps", "notes"),
     [

@@ -41,6 +41,7 @@ def test_the_fields_of_a_batch_that_nobody_takes_are_noted_once(cli, names, said
     assert [note for note in notes if "of a batch" in note] == said
 
 
+@pytest.mark.long
 def test_a_field_with_nearly_the_name_of_an_argument_ends_with_2_and_the_keys_to_set(cli):
     Path("mine.py").write_text(MINE)
     code, _, err = cli(*RUN.format("[features,attn_mask]").split())

@@ -61,6 +61,7 @@ MODELS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_a_fake_copy_gives_the_same_counts_as_a_real_step(name):
     build, one = MODELS[name]

@@ -142,6 +142,7 @@ def test_a_model_that_cannot_be_counted_trains_and_a_note_says_why(line, on, cli
         assert "note: cost: FLOPs and saved bytes are not known: " in out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["requires_grad", "detach", "to_buffer"])
 def test_a_large_model_that_needs_values_has_the_shares_of_one_that_does_not(method, cli):
     Path("mine.py").write_text(
@@ -205,6 +206,7 @@ def test_a_sweep_with_an_unfrozen_run_has_measured_shares_and_a_single_run_has_p
     assert alone["seconds_step_share"] is None
 
 
+@pytest.mark.long
 def test_a_sweep_counts_once_per_model_input_and_frozen_set(cli):
     Path("mine.py").write_text(
         "from pathlib import Path\nimport torch, runner.training.models\n"
@@ -222,6 +224,7 @@ def test_a_sweep_counts_once_per_model_input_and_frozen_set(cli):
     assert Path("counted").read_text() == "x" * 3  # two methods and the unfrozen baseline, once for all three seeds
 
 
+@pytest.mark.long
 def test_the_baseline_trains_what_a_builder_has_frozen_too(cli):
     Path("mine.py").write_text(
         "import runner.training.models\nclass Halved(runner.training.models.MLP):\n"
@@ -272,6 +275,7 @@ AWKWARD = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", AWKWARD.values(), ids=AWKWARD)
 def test_no_meter_changes_a_bit_even_if_the_forward_pass_has_side_effects(line, cli):
     Path("mine.py").write_text(
@@ -366,6 +370,7 @@ def test_a_run_that_freezes_nothing_costs_as_much_as_training_everything(kind, l
     assert cost["flops_counted_on"] == (META if large else REAL)
 
 
+@pytest.mark.long
 def test_flops_that_depend_on_values_do_not_depend_on_the_order_of_a_sweep_and_a_note_says_so(cli):
     Path("mine.py").write_text(
         "import torch, runner.training.models\n"

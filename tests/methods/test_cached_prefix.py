@@ -215,6 +215,7 @@ def test_same_bits_at_every_batch_size(data, size):
     assert_same_bits(*run_both(*model("Conv"), data, f"data.batch_size={size}"))
 
 
+@pytest.mark.long
 def test_with_two_threads_the_bits_are_the_same_or_a_note_gives_the_difference():
     plain, cached = run_both(*SMALL["resnet18"], "threads=2", "data.batch_size=8")
     if not notes_of_method(cached):

@@ -326,6 +326,7 @@ def peak_bytes(work) -> int:
     return peak
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("layout", "value"), [("channels_last", 0.5), ("contiguous", 1e30)])  # huge: in float64
 def test_snapshot_and_norms_take_at_most_a_twentieth_more_memory_than_the_parameters(layout, value):
     model = nn.ParameterList(LAYOUTS[layout](torch.full((512, 512, 3, 3), value)) for _ in range(5))  # resnet18's size

@@ -42,6 +42,7 @@ def hooks_on(optimizer):
     return [len(hooks) for hooks in (*own, *shared)]
 
 
+@pytest.mark.long
 def test_after_the_last_watched_step_no_hook_and_no_copy_is_left():
     model = nn.Sequential(nn.Linear(4, 777), nn.Linear(777, 4))
     model[0].requires_grad_(False)

@@ -250,6 +250,7 @@ def test_a_frozen_name_that_is_tied_to_a_trained_tensor_was_replaced(every):
     assert rows_of(report)["enc.weight"] == (True, "leaked", "replaced")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every", [None, 1])
 def test_a_live_buffer_that_is_assigned_a_new_tensor_in_each_forward_pass_drifted_and_no_old_tensor_is_kept(every):
     class Averages(nn.Module):

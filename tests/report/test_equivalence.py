@@ -32,6 +32,7 @@ def sweep_trained_parts(cli, tmp_path, *arguments: str) -> dict[str, tuple[str, 
     return found
 
 
+@pytest.mark.long
 def test_without_clipping_every_method_that_holds_trains_the_same_bits_as_requires_grad(cli, tmp_path):
     found = sweep_trained_parts(cli, tmp_path, "method=glob(*)")
     assert found.pop("none") == ("differs", "the frozen part leaked")
@@ -39,6 +40,7 @@ def test_without_clipping_every_method_that_holds_trains_the_same_bits_as_requir
     assert len(found) == 9
 
 
+@pytest.mark.long
 def test_with_clipping_methods_that_keep_frozen_gradients_train_other_bits(cli, tmp_path):
     found = sweep_trained_parts(
         cli, tmp_path, "method=requires_grad,zero_lr,exclude,restore,grad_none,detach,to_buffer", "clip=0.5"
@@ -48,6 +50,7 @@ def test_with_clipping_methods_that_keep_frozen_gradients_train_other_bits(cli, 
     assert {result for name, result in found.items() if name not in ("zero_lr", "exclude", "restore")} == {("identical", "")}
 
 
+@pytest.mark.long
 def test_an_optimizer_that_looks_across_tensors_trains_other_bits_where_it_has_frozen_gradients(cli, tmp_path):
     found = sweep_trained_parts(cli, tmp_path, "method=requires_grad,restore,exclude", "optimizer=lbfgs", "groups=one")
     assert found["restore"] == (
@@ -96,6 +99,7 @@ def test_a_run_records_how_frozen_gradients_influenced_the_trainable_part(method
     )
 
 
+@pytest.mark.long
 def test_a_sweep_over_a_recipe_with_zero_lr_has_no_baseline_to_compare_with(cli, tmp_path):
     recipe = ("experiment=zero_lr_fc", "model.input=[3,64,64]", "batches=1", "seed=0,1", "hydra.sweep.dir=here")
     assert cli("-m", *recipe)[0] == 0

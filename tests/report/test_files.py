@@ -170,6 +170,7 @@ def test_a_single_run_gets_a_page_of_its_own(report):
     assert Path("report.html").read_text() == html
 
 
+@pytest.mark.long
 def test_the_pages_of_a_real_sweep_and_a_real_run(cli, report):
     methods = "method=requires_grad,zero_lr,none"
     assert cli("-m", methods, "freeze=head", "model=mlp", "batches=2", "hydra.sweep.dir=sweep")[0] == 0

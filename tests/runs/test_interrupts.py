@@ -88,6 +88,7 @@ def run_with_time_limit(body: str, end: str) -> subprocess.CompletedProcess[byte
     return subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sleeps_on", [True, False])
 def test_what_ends_a_step_that_hangs_may_take_longer_than_the_step_had_left(sleeps_on):
     body = f"signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGALRM}}); time.sleep({60 if sleeps_on else 0.7})"
@@ -140,6 +141,7 @@ def test_an_interrupt_before_the_training_is_raised_when_it_would_begin():
             pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.1, 1, 2])
 def test_an_interrupt_while_a_command_starts_exits_with_130_and_no_traceback(number, seconds):

@@ -79,6 +79,7 @@ def test_what_would_fail_in_every_run_is_refused_once_before_the_first(wrong, me
     assert not SWEEP.exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("behavior", ["raise KeyError('oh')", "os._exit(0)", "sys.exit(0)", "raise GeneratorExit"])
 def test_a_constructor_that_fails_in_every_run_gives_failed_rows(behavior, cli):
     Path("mine.py").write_text(f"import os, sys\nclass Net:\n    def __init__(self, **options):\n        {behavior}\n")
@@ -94,6 +95,7 @@ def test_a_config_that_cannot_be_composed_is_refused_before_any_run(cli, bad):
     assert not SWEEP.exists()
 
 
+@pytest.mark.long
 def test_duplicate_runs_are_dropped_with_a_message(cli):
     code, out, _ = cli("-m", "seed=0,0,1", "freeze.patterns=[head],['@head']", *QUICK)
     assert code == 0
@@ -109,6 +111,7 @@ def test_the_exit_code_of_a_sweep_is_that_of_its_worst_run(cli):
     assert cli("-m", "method=none", "freeze=head,fc", "strict=true", "model=mlp", "hydra.sweep.dir=other")[0] == 1
 
 
+@pytest.mark.long
 def test_a_second_start_does_not_change_finished_runs(cli):
     cli("-m", "freeze=head", *QUICK)
     (first,) = SWEEP.rglob("run.json")
@@ -153,6 +156,7 @@ def test_an_interrupted_sweep_writes_its_table_and_exits_with_130(cli):
 LONG_FOLDERS = [pytest.param(name, marks=pytest.mark.long) for name in ("sweep", "../other")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("folder", [*LONG_FOLDERS, 'it\'s \\ a "sweep" $HOME'])
 @pytest.mark.parametrize("ends", ["raise KeyboardInterrupt", "raise KeyError('oh')"])
 def test_the_command_that_goes_on_carries_out_what_is_left(ends, folder, cli):
@@ -229,6 +233,7 @@ def test_a_run_that_was_interrupted_and_fails_when_resumed_has_no_rows(cli):
     assert (SWEEP / "changes.csv").read_text() == ""
 
 
+@pytest.mark.long
 def test_a_run_with_a_corrupt_record_is_run_again(cli):
     cli("-m", "freeze=head", *QUICK)
     (record,) = SWEEP.rglob("run.json")
@@ -243,6 +248,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_a_run_is_found_by_its_config_whatever_its_overrides_or_folder_name(cli):
     cli("-m", "freeze.patterns=[head]", *QUICK)
     (folder,) = SWEEP.glob("*__custom__*")
@@ -270,6 +276,7 @@ def test_a_finished_run_whose_table_is_missing_is_run_again(cli):
     assert table.read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("died", "said"), [(1, "during 1 run,"), (2, "during 2 runs,")])
 def test_runs_during_which_an_earlier_start_died_are_counted_and_run_last(died, said, cli):
     arguments = ("-m", "seed=0,1,2", *QUICK)
@@ -294,6 +301,7 @@ def test_a_folder_with_files_of_another_project_is_refused_and_not_changed(cli, 
     assert files(SWEEP) == before
 
 
+@pytest.mark.long
 def test_on_error_stop_begins_no_more_runs_and_resuming_carries_out_the_others(cli):
     code, _, _ = cli("-m", "freeze=head,fc,bias", "on_error=stop", *QUICK)
     assert code == 1
@@ -307,6 +315,7 @@ def test_on_error_stop_begins_no_more_runs_and_resuming_carries_out_the_others(c
     }
 
 
+@pytest.mark.long
 def test_a_run_that_exceeds_its_timeout_fails_and_the_others_finish(cli):
     cli("model=mlp", "batches=1")  # the first run of a process imports more than it computes
     code, out, _ = cli("-m", "batches=2,1000000", "timeout=2", "model=mlp", "threads=1", "hydra.sweep.dir=sweep")

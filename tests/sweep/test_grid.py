@@ -38,6 +38,7 @@ def test_more_runs_than_the_limit_are_refused_before_anything_is_composed(grid, 
     assert not Path("sweep").exists()
 
 
+@pytest.mark.long
 def test_the_limit_is_a_key_of_the_config_and_does_not_change_a_run(cli):
     arguments = ("-m", "model=mlp", "batches=1", "cost=off", "seed=range(0,3)", "hydra.sweep.dir=sweep")
     assert cli(*arguments, "sweep.max_runs=2")[0] == 2

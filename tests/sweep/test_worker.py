@@ -79,6 +79,7 @@ def launch_everything_twice(monkeypatch, meanwhile) -> list[int]:
     return calls
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flag", ["", ".stop", ".interrupt"])
 def test_a_run_that_is_launched_again_after_it_ended_does_not_change(cli, monkeypatch, flag):
     seen = []

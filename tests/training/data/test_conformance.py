@@ -73,6 +73,7 @@ def test_every_file_gives_tensors_on_the_device_that_are_the_same_each_time(data
     assert all(same_bits(*pair) for pair in zip(tensors_in(one), tensors_in(again), strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("data", FILES)
 def test_a_fitting_model_is_trained_on_what_a_file_gives_and_its_loss_changes(data):
     outcome = experiment(config_of(data, *FITTING.get(data, [])))

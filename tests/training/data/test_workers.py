@@ -55,12 +55,14 @@ def tables(tmp_path, cli):
     return tables_of
 
 
+@pytest.mark.long
 def test_random_transforms_collate_and_dropout_give_the_same_bits_with_0_1_and_2_workers(tables):
     none, one, two = (tables(*NOISY, f"data.workers={workers}") for workers in (0, 1, 2))
     assert none == one == two
     assert len(set(none[1])) == 9
 
 
+@pytest.mark.long
 def test_an_iterable_that_is_shared_out_in_turn_gives_the_same_bits_with_0_1_and_2_workers(tables):
     stream = [*data_here("Stream", "is_noisy=true", "has_length=true"), *NOISY_BATCHES, "batches=all"]
     none, one, two = (tables(*stream, f"data.workers={workers}") for workers in (0, 1, 2))
@@ -145,6 +147,7 @@ def children():
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads the processes of Linux")
 
 
+@pytest.mark.long
 @needs_proc
 @pytest.mark.parametrize("batches", ["auto", "2"])
 def test_after_a_run_its_worker_processes_and_file_descriptors_are_gone(batches, cli):

@@ -275,6 +275,7 @@ def test_with_strict_false_what_fits_is_loaded_and_the_rest_is_new_and_noted():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_checkpoint_of_another_model_is_refused_and_the_message_counts_what_fits(strict):
     text = refusal(torchvision.models.vgg11(), torchvision.models.resnet18().state_dict(), strict=strict)
@@ -287,6 +288,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_the_message_counts_what_fi
 NO_WEIGHTS = {"weights": None, "weights_backbone": None}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("build", "head"),
     [
