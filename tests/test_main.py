@@ -422,6 +422,7 @@ def test_a_run_whose_tensors_moved_and_returned_does_not_print_that_they_kept_ev
     assert "HELD  2 frozen tensors; 2 of them moved and returned" in out
 
 
+@pytest.mark.long
 def test_an_override_takes_precedence_over_the_recipe(cli):
     _, out, _ = cli("plan=true", "experiment=freeze_one", "freeze=conv1", "model.input=[3,64,64]")
     frozen = [line.split()[0] for line in out.splitlines() if line.endswith("frozen") and line.startswith(("conv", "fc"))]

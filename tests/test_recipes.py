@@ -42,6 +42,7 @@ def test_freeze_one_freezes_one_weight_and_trains_all_others(run_recipe):
     assert unchanged_parameters(result) == ["fc.weight"]
 
 
+@pytest.mark.long
 def test_freeze_all_trains_nothing_and_writes_a_note(run_recipe):
     result = run_recipe("freeze_all", "model.input=[3,64,64]")
     assert len(names_where(result, verdict="held", requires_grad=False)) == 62

@@ -62,6 +62,7 @@ def test_norms_are_exact_if_every_element_moves_by_the_same_as_in_the_first_step
     assert_close(measure_change(before, after), slow_norms(before, after), 1e-6)
 
 
+@pytest.mark.long
 @HYPOTHESIS_SETTINGS
 @given(
     st.sampled_from(FLOAT32_AND_SMALLER),

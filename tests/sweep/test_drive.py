@@ -353,6 +353,7 @@ def test_strict_does_not_rerun_a_finished_run_of_an_older_version(cli):
     assert cli("-m", "freeze=head", "strict=true", *QUICK)[0] == 0
 
 
+@pytest.mark.long
 def test_temporary_files_of_a_killed_sweep_are_removed(cli):
     cli("-m", "freeze=head", *QUICK)
     (folder,) = (path.parent for path in SWEEP.glob("*/run.json"))
