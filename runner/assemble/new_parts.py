@@ -35,6 +35,8 @@ def parts_of(model: nn.Module, new: Collection[str]) -> list[str]:
     `new`: the names of the tensors that are new. New parameters that are in no such module come with their own names; the
     model itself, and modules without parameters, are not returned. The list is empty if no parameter is new.
     """
+    if not new:  # a model's own `state_dict` is not called for nothing
+        return []
     persistent, parameters = model.state_dict().keys(), dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     old = [name for name in (*parameters, *(buffers.keys() & persistent)) if name not in new]
