@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
 from runner.errors import ConfigError, listed
+from runner.freezing.patterns import with_parents
 from runner.freezing.selection import Selection
 
 KEEP_NEW = "freeze=backbone model.head=new keeps it trainable"
@@ -40,16 +41,9 @@ def parts_of(model: nn.Module, new: Collection[str]) -> list[str]:
     persistent, parameters = model.state_dict().keys(), dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     old = [name for name in (*parameters, *(buffers.keys() & persistent)) if name not in new]
-    partly_old = {module for name in old for module in modules_above(name)}
+    partly_old = {module for name in old for module in with_parents(name)[1:-1]}
     parts = (_topmost(name, partly_old) for name in parameters if name in new)
     return [*dict.fromkeys(parts)]
-
-
-def modules_above(name: str) -> Iterator[str]:
-    """Yield the names of the modules that contain a parameter or buffer, outermost first, without the model itself."""
-    parts = name.split(".")
-    for count in range(1, len(parts)):
-        yield ".".join(parts[:count])
 
 
 def frozen_new_parts(model: nn.Module, selection: Selection, new: Collection[str]) -> list[str]:
@@ -70,4 +64,4 @@ def frozen_at_random(names: Sequence[str], trainable: Collection[str]) -> str:
 
 def _topmost(name: str, partly_old: Collection[str]) -> str:
     """Return the outermost module above a parameter that is not in `partly_old`; the parameter's own name if all are."""
-    return next((module for module in modules_above(name) if module not in partly_old), name)
+    return next((module for module in with_parents(name)[1:-1] if module not in partly_old), name)

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.build import check_node, refuse_malformed_path
+from runner.config.build import LIBRARY_BUILDERS, check_node, refuse_malformed_path
 from runner.config.machine import (
     LAUNCHERS_HERE,
     check_checkpoint,
@@ -27,7 +27,6 @@ from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, Model, 
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse, parse_all, refuse_patterns_in_both
 
-LIBRARY_BUILDERS = "runner.training.pretrained."  # the targets in this package build a library's models
 UNSUPPORTED_DIRECTIVES = {"_convert_", "_recursive_"}  # Hydra has them, this project does not
 # How many positional arguments a run passes to the targets of these nodes, such as the parameter groups to an optimizer.
 GIVEN = {"model.build": 0, "method": 0, "groups.cut": 2, "optimizer": 1, "scheduler": 1, "schedule": 1, "task": 0, "data": 0}

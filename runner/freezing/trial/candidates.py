@@ -11,6 +11,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from runner.errors import listed
 from runner.freezing.parts.blocks import CONTAINERS
+from runner.freezing.patterns import with_parents
 from runner.freezing.trial.graph import Ending, by_weight, endings, parameters_reached, reached
 
 PARAMETRIZATIONS = "parametrizations"  # torch's name of the child that computes a parametrized tensor
@@ -109,8 +110,7 @@ def _layer_of(parameter: str, modules: Mapping[str, nn.Module], ended: Collectio
 
 def _around(name: str) -> list[str]:
     """Return the names of the modules around a module or parameter, the nearest first, without the model."""
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+    return with_parents(name)[-2:0:-1]
 
 
 def _is_adapted(module: nn.Module, ended: Collection[int]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from runner.errors import ConfigError, listed
+from runner.freezing.resolver import owner_of
 from runner.tensors import TensorEntry, memory_overlaps, tensor_entries
 from runner.training.pretrained.checkpoint import Tensors
 from runner.training.pretrained.loaded import Loaded
@@ -147,7 +148,7 @@ def _new_entries(model: nn.Module, missing: set[str], fitting: frozenset[str]) -
     A tensor that is tied to another that got values, or lies in its memory, has got them too.
     """
     entries, in_file = tensor_entries(model).values(), model.state_dict().keys()
-    lacking = {*map(_owner, missing)} - {*map(_owner, fitting)}
+    lacking = {*map(owner_of, missing)} - {*map(owner_of, fitting)}
     by_memory: dict[int, list[Tensor]] = {}
     for entry in entries:
         if fitting & {*entry.names} and not entry.tensor.is_meta:
@@ -155,15 +156,10 @@ def _new_entries(model: nn.Module, missing: set[str], fitting: frozenset[str]) -
     return [
         entry
         for entry in entries
-        if any(name in missing or (name in in_file and _owner(name) in lacking) for name in entry.names)
+        if any(name in missing or (name in in_file and owner_of(name) in lacking) for name in entry.names)
         and not fitting & {*entry.names}
         and not any(memory_overlaps(entry.tensor, each) for each in _at_memory_of(entry.tensor, by_memory))
     ]
-
-
-def _owner(name: str) -> str:
-    """Return the name of the module that a parameter or buffer is in."""
-    return name.rpartition(".")[0]
 
 
 def _at_memory_of(tensor: Tensor, by_memory: Mapping[int, list[Tensor]]) -> list[Tensor]:
