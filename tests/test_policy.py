@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 ENTRY_POINTS = {"__main__", "hydra_callback", "truth_table", "hydra_plugins"}
 # Packages and top-level modules. Each may import those of earlier rows, and from its own row only what SIDEWAYS allows.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "contract", "tensors", "shards", "seeding", "tracing", "kept_state", "units"},
+    {"errors", "contract", "tensors", "shards", "seeding", "tracing", "kept_state", "display"},
     {"freezing"},
     {"proof", "training", "cost", "methods", "config"},
     {"assemble"},
@@ -54,7 +54,7 @@ IMPORTED_ONLY_IN = {
 }
 IMPORTED_AT_THE_TOP_IN = {"pandas": {"report"}, "torchmetrics": set()}  # other modules import it inside functions
 # These do not import torch at the top of a file.
-WITHOUT_TORCH = {"__init__", "contract", "errors", "units", "config", "runs", "report", "sweep", *ENTRY_POINTS}
+WITHOUT_TORCH = {"__init__", "contract", "errors", "display", "config", "runs", "report", "sweep", *ENTRY_POINTS}
 # The private names of torch, Hydra and OmegaConf that a module uses because there is no public one. Avoid adding more.
 PRIVATE_NAMES = {
     "hydra_plugins/freeze_sweeper.py": {"_parse_config", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},

@@ -9,9 +9,9 @@ from typing import Any
 from runner.assemble.setup import Setup, begin_phase
 from runner.cost.flops import StepCount, count_step
 from runner.cost.meter import CountingMeter
+from runner.display.units import in_gflop, in_mib, in_percent
 from runner.errors import listed
 from runner.freezing.schedule import reached_phases
-from runner.units import in_gflop, in_mib, in_percent
 
 Cells = tuple[str, ...]
 HEADINGS = ("steps", "GFLOP a step", "of training everything", "saved for backward", "gradients of backward")

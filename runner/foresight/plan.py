@@ -13,6 +13,7 @@ from rich.table import Table
 
 from runner.assemble.setup import Setup, assembled, begin_phase
 from runner.config.schema import Config, Device
+from runner.display.units import in_mib
 from runner.errors import ConfigError, SkippedError
 from runner.foresight.costs import HEADINGS, plan_costs
 from runner.foresight.effects import effect_of_batch
@@ -23,7 +24,6 @@ from runner.freezing.groups import group_lr, groups_by_tensor
 from runner.methods.base import FreezingMethod
 from runner.seeding import pick_device
 from runner.tensors import tensor_entries, tensor_resolver
-from runner.units import in_mib
 
 MODEL_COPIES = 3  # that foreseeing hazards holds at once: the model, its values as built, and their gradients
 

@@ -23,6 +23,7 @@ from runner.contract import (
     TEST,
     VERDICTS,
 )
+from runner.display.units import in_digits
 from runner.report.costs import COST_TEXTS, costs_by_run, total_flops
 from runner.report.equivalence import compare_trained_parts
 from runner.report.grouping import overrides_by_key, sort_runs, swept_keys
@@ -31,7 +32,6 @@ from runner.runs.console import COLOURS
 from runner.runs.read import Run
 from runner.runs.tables import read_rows
 from runner.runs.text import MAX_CELL, shortened
-from runner.units import in_digits
 
 MAX_PRINTED_RUNS = 200
 

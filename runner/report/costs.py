@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runner.contract import COSTS, COSTS_WITH_SHARE, Cost
+from runner.display.units import in_digits, in_gflop, in_mib, in_percent
 from runner.report.grouping import overrides_by_key
 from runner.runs.read import Run
-from runner.units import in_digits, in_gflop, in_mib, in_percent
 
 FLOPS_KEYS, BYTES_KEYS = ("flops_forward", "flops_backward"), ("saved_bytes", "gradient_bytes", "optimizer_state_bytes")
 ALWAYS_LISTED = (*COSTS_WITH_SHARE, "parameter_bytes")  # columns that are there even if no run has a value

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from runner.display.units import in_digits, in_gflop
 from runner.errors import listed
 from runner.proof.verdict import defects_of
 from runner.report.costs import UNFROZEN_TARGET, total_flops
@@ -13,7 +14,6 @@ from runner.report.equivalence import BASELINE_TARGET
 from runner.report.findings import has_frozen
 from runner.report.grouping import SeedGroup, seed_groups, swept_keys
 from runner.runs.read import Run
-from runner.units import in_digits, in_gflop
 
 MAX_LINES = 8  # of the ranking in words
 # Keys of `data` and `task` that change what is trained on, but not what is held out, or how it is measured.

@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from runner.contract import COSTS, DEFECTS, Cost, Record, Row
+from runner.display.units import in_digits, in_gflop, in_mib, in_percent
 from runner.errors import listed
 from runner.proof.verdict import defects_of, outcome_of
 from runner.runs.text import changed_buffers, counted
-from runner.units import in_digits, in_gflop, in_mib, in_percent
 
 COLOURS: dict[str, str] = {
     "held": "green",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runner.display.units import in_digits, in_gflop
 from runner.report.page.tables import MAX_TABLE_ROWS, Column, PageTable, TableCell
 from runner.report.ranking import rank
 from runner.runs.read import Run
 from runner.runs.text import counted
-from runner.units import in_digits, in_gflop
 
 
 def accuracy_table(runs: Sequence[Run]) -> PageTable | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from runner.contract import DEFECTS, STATUSES_WITH_TABLES, VERDICTS, is_hashed
+from runner.display.units import in_digits
 from runner.errors import listed
 from runner.report.costs import COST_TEXTS, costs_by_run
 from runner.report.equivalence import compare_trained_parts
@@ -19,7 +20,6 @@ from runner.runs.hydra_files import read_config
 from runner.runs.read import Run
 from runner.runs.tables import TensorRow
 from runner.runs.text import MAX_CELL, counted, shortened
-from runner.units import in_digits
 
 MAX_TABLE_ROWS, MAX_TENSOR_ROWS, MAX_LEAK_ROWS = 1000, 5000, 40
 

@@ -1,0 +1,1 @@
+"""What people see, in the terminal and on the page alike: numbers with units, and tables that fit a terminal."""
