@@ -26,7 +26,7 @@ def test_flops_are_given_in_the_unit_that_fits(flops, text):
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (512, "512 B"), (1024, "1 KiB"), (64_980, "63.46 KiB"), (1.5 * 2**30, "1.5 GiB"), (1023.9, "1024 B")],
+    [(0, "0 B"), (512, "512 B"), (1024, "1 KiB"), (64_980, "63.46 KiB"), (1.5 * 2**30, "1.5 GiB"), (2**20 - 7, "1 MiB")],
 )
 def test_bytes_are_given_in_the_unit_that_fits(size, text):
     assert bytes_text(size) == text
