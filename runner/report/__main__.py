@@ -70,10 +70,10 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         places = ", ".join(map(str, folders)) + (f"; {foreign}" if foreign else "")
         raise ConfigError(f"no run found below {places}; give a folder that holds run.json, or one above it")
     # Imported only now: pandas is slow to import, and an error should not wait for it.
+    from runner.display.console import create_console
     from runner.report.comparison import comparison_table, print_comparison
     from runner.report.files import build_page
     from runner.report.page.render import problem_lines
-    from runner.runs.console import create_console
     from runner.runs.read import read_run
 
     runs = [read_run(folder, label) for label, folder in found.folders.items()]

@@ -12,9 +12,10 @@ from typing import NoReturn
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP
+from runner.display.console import create_console
 from runner.errors import listed
 from runner.proof.verdict import strict_problems
-from runner.runs.console import create_console, display_path
+from runner.runs.console import display_path
 from runner.runs.folder import remove_files
 from runner.runs.text import counted, error_line
 from runner.sweep.grid import SweepRun
