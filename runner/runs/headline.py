@@ -101,7 +101,7 @@ def _reasons(idle: Sequence[Row]) -> str:
 def loss_rose(record: Record) -> bool:
     """Return whether the last loss of a run is above its first one; False if one of them is not known or not finite."""
     first, last = record["loss_first"], record["loss_last"]
-    return first is not None and last is not None and last > first and record["loss_not_finite_at"] is None
+    return first is not None and last is not None and last > first and "loss not finite" not in defects_of(record)
 
 
 def told_apart(first: float | None, last: float | None) -> tuple[str, str]:
