@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP
 from runner.errors import listed
 from runner.proof.verdict import strict_problems
-from runner.runs.console import create_console, display_path
+from runner.runs.console import display_path
 from runner.runs.folder import remove_files
 from runner.runs.text import counted, error_line
 from runner.sweep.grid import SweepRun
@@ -78,11 +78,10 @@ def write_sweep_results(folder: Path) -> bool:
 
     Returns True, or False if a file could not be written.
     """
-    from runner.report.comparison import print_comparison
     from runner.report.files import write_sweep_files
 
     try:
-        print_comparison(write_sweep_files(folder), create_console())
+        write_sweep_files(folder)
     except OSError as error:
         print(error_line(f"the sweep's tables cannot be written: {error}"), file=sys.stderr)
         return False

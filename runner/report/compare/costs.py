@@ -7,7 +7,6 @@ from typing import Any
 
 from runner.contract import COSTS, COSTS_WITH_SHARE, Cost
 from runner.display.units import in_digits, in_gflop, in_mib, in_percent
-from runner.report.grouping import overrides_by_key
 from runner.runs.read import Run
 
 FLOPS_KEYS, BYTES_KEYS = ("flops_forward", "flops_backward"), ("saved_bytes", "gradient_bytes", "optimizer_state_bytes")
@@ -52,50 +51,6 @@ def _is_unfrozen(run: Run) -> bool:
     """Return whether a run finished and trained everything: `method=none`, and a model that is built with nothing frozen."""
     is_none = run.finished and run.record["method"].get("_target_") == UNFROZEN_TARGET
     return is_none and run.record["cost"].get("flops_share") in (None, 1)
-
-
-def cheapest_methods(methods: Mapping[str, Sequence[Run]]) -> tuple[list[str], str] | None:
-    """Return (names of the cheapest methods, their cost as a text), or None if the methods cannot be compared.
-
-    `methods`: {method name: its runs}. A run is only compared if its FLOPs were counted, and if every other method has such
-    a run with the same command-line overrides (apart from the method's own).
-
-    The costs of a training step are averaged over the compared runs of each method. The methods with the fewest FLOPs are
-    the cheapest. If several have equally few, the bytes saved for backward decide, then the bytes of gradients, then the
-    bytes of optimizer state. Several names are returned if methods are equal in all four costs.
-    """
-    costs = {method: _costs_by_overrides(runs) for method, runs in methods.items()}
-    shared = set.intersection(*(set(by_setting) for by_setting in costs.values())) if costs else set()
-    if not shared:
-        return None
-    means = {
-        method: tuple(
-            sum(by_setting[setting][part] for setting in shared) / len(shared) for part in range(len(BYTES_KEYS) + 1)
-        )
-        for method, by_setting in costs.items()
-    }
-    least = min(means.values())
-    cheapest = [method for method in means if means[method] == least]
-    return cheapest, f"{in_gflop(least[0])} GFLOP and {in_mib(least[1])} MiB saved for backward a step"
-
-
-def _costs_by_overrides(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[float, ...]]:
-    """Return {overrides: costs} for the runs of one method whose FLOPs were counted.
-
-    Overrides: a sorted tuple of `key=value` texts from the command line, without those that choose or configure the method,
-    so that runs of two methods can be matched. Costs: a tuple of four numbers per training step, which are the FLOPs, the
-    bytes saved for backward, the bytes of gradients and the bytes of optimizer state. Bytes that were not measured are 0.
-    """
-    found = {}
-    for run in runs:
-        cost = run.record["cost"]
-        flops = total_flops(cost)
-        if flops is not None:
-            setting = sorted(
-                f"{key}={value}" for key, value in overrides_by_key(run).items() if not key.startswith("method")
-            )
-            found[tuple(setting)] = (flops, *(cost.get(key) or 0.0 for key in BYTES_KEYS))
-    return found
 
 
 # {column heading: function that takes the costs of a run and returns one of them as a text, "" if it is unknown}.
