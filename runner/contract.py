@@ -12,8 +12,11 @@ CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "
 RUNNING = ".running"  # in a sweep: exists while the run is in progress
 HYDRA = ".hydra"  # the composed config and the overrides, as Hydra writes them
 # Files in the folder of a sweep, besides the `changes.csv` of all its runs.
-COMPARISON, FAILURES, HEATMAP_SVG, HEATMAP_PNG = "comparison.csv", "failures.csv", "heatmap.svg", "heatmap.png"
+COMPARISON, COMPARISON_JSON = "comparison.csv", "comparison.json"
+COMPARISON_SCHEMA = "freeze-runner/comparison/1"  # names the form of `comparison.json`
+FAILURES, HEATMAP_SVG, HEATMAP_PNG = "failures.csv", "heatmap.svg", "heatmap.png"
 SWEEP_CONFIG = "multirun.yaml"  # the config with which the sweep was started
+SWEEP_PLAN = "sweep.json"  # the names of its runs, and the command that goes on with what is not done
 STOP = ".stop"  # while it exists, no further run begins
 INTERRUPT = ".interrupt"  # while it exists, the runs in progress end too
 LOCKS = ".locks"  # the folder of a lock file for each run

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, PAGE
 from runner.errors import ConfigError
-from runner.report.discover import find_runs
+from runner.report.compare.discover import find_runs
 from runner.report.ownership import may_overwrite
 from runner.runs.folder import write_text
 from runner.runs.text import counted, error_line, printable
@@ -70,19 +70,17 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         places = ", ".join(map(str, folders)) + (f"; {foreign}" if foreign else "")
         raise ConfigError(f"no run found below {places}; give a folder that holds run.json, or one above it")
     # Imported only now: pandas is slow to import, and an error should not wait for it.
-    from runner.display.console import create_console
-    from runner.report.comparison import comparison_table, print_comparison
-    from runner.report.files import build_page
-    from runner.report.page.render import problem_lines
+    from runner.report.compare.run_set import RunSet
+    from runner.report.page.render import problem_lines, render_page
     from runner.runs.read import read_run
 
     runs = [read_run(folder, label) for label, folder in found.folders.items()]
     problems = [printable(problem) for problem in found.problems] + ([foreign] if foreign else [])
-    print_comparison(comparison_table(runs), create_console())
-    for line in problem_lines(runs, problems):
-        print(f"could not be read: {line}")
     title = printable(", ".join(folder.resolve().name for folder in folders)) or PAGE
-    html = build_page(runs, title, problems=problems)
+    run_set = RunSet.of(runs, title, out.parent, problems=problems)
+    for line in problem_lines(run_set):
+        print(f"could not be read: {line}")
+    html = render_page(run_set)
     try:
         write_text(out, html)
     except OSError as error:

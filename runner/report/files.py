@@ -2,77 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from runner.contract import CHANGES, COMPARISON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
+from runner.contract import CHANGES, COMPARISON, COMPARISON_JSON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
+from runner.report.compare.run_set import RunSet, read_planned
 from runner.report.figures import draw
-from runner.report.figures.curves import loss_curves
-from runner.report.figures.heatmap import MARKS, Heatmap, build_heatmap
+from runner.report.figures.heatmap import build_heatmap, heatmap_texts
 from runner.report.ownership import may_overwrite
-from runner.report.page.render import Picture, render_page
+from runner.report.page.render import render_page
 from runner.runs.folder import write_atomically
-from runner.runs.read import Run, read_run, run_folders
+from runner.runs.read import read_run, run_folders
 from runner.runs.text import error_line, printable
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
-
-def write_sweep_files(sweep: Path) -> DataFrame:
-    """Write the CSV tables, HTML page and heatmap into the folder `sweep`; return the content of `comparison.csv`.
+def write_sweep_files(sweep: Path, reload_seconds: float | None = None) -> RunSet:
+    """Write the tables, the HTML page and the heatmap into the folder `sweep`; return what they were made from.
 
     All data are read from the run folders in `sweep`. A file that freeze-runner did not write is not overwritten; a line on
-    stderr says so.
+    stderr says so. `reload_seconds`: see `render_page`.
     """
-    from runner.report.comparison import comparison_table, failures_table, write_joined_changes  # imports pandas
+    from runner.report.comparison import (  # imports pandas
+        comparison_csv,
+        comparison_json,
+        failures_csv,
+        write_joined_changes,
+    )
 
     runs = [read_run(folder) for folder in run_folders(sweep)]
-    comparison, failures = comparison_table(runs), failures_table(runs)
-    _write(sweep / COMPARISON, lambda path: _write_text(path, comparison.to_csv(index=False, lineterminator="\n")))
-    _write(sweep / CHANGES, lambda path: write_joined_changes(runs, path))
-    _write(sweep / FAILURES, lambda path: _write_text(path, failures.to_csv(index=False, lineterminator="\n")))
-    if heatmap := build_heatmap(runs):
+    run_set = RunSet.of(runs, printable(sweep.resolve().name), sweep, planned=read_planned(sweep))
+    texts = {
+        COMPARISON: comparison_csv(run_set),
+        COMPARISON_JSON: json.dumps(comparison_json(run_set), indent=1) + "\n",
+        FAILURES: failures_csv(run_set.runs),
+    }
+    if heatmap := build_heatmap(run_set.runs):
         figure = draw.draw_heatmap(heatmap)
-        svg, png = draw.as_svg(figure, *heatmap_texts(heatmap)), draw.as_png(figure)
-        _write(sweep / HEATMAP_SVG, lambda path: _write_text(path, svg))
+        texts[HEATMAP_SVG], png = draw.as_svg(figure, *heatmap_texts(heatmap)), draw.as_png(figure)
         _write(sweep / HEATMAP_PNG, lambda path: path.write_bytes(png))
-    html = build_page(runs, printable(sweep.resolve().name), svg if heatmap else None, heatmap)
-    _write(sweep / PAGE, lambda path: _write_text(path, html))
-    return comparison
+    for name, text in (texts | {PAGE: render_page(run_set, reload_seconds)}).items():
+        _write(sweep / name, partial(_write_text, text=text))
+    _write(sweep / CHANGES, lambda path: write_joined_changes(run_set.runs, path))
+    return run_set
 
 
 def write_run_page(folder: Path) -> None:
     """Write the HTML page of the run in `folder` into that folder."""
-    html = build_page([read_run(folder)], printable(folder.resolve().name))
-    _write(folder / PAGE, lambda path: _write_text(path, html))
-
-
-def build_page(
-    runs: Sequence[Run], title: str, svg: str | None = None, heatmap: Heatmap | None = None, problems: Sequence[str] = ()
-) -> str:
-    """Return the HTML page about `runs`, with the loss curves and, for several runs, a heatmap.
-
-    `svg`: the heatmap as the text of an SVG. `heatmap`: the heatmap's data. Each of the two is made here if it is None.
-    `problems`: lines about folders that could not be read.
-    """
-    pictures = {}
-    if len(runs) > 1 and (heatmap := heatmap or build_heatmap(runs)):
-        svg = svg or draw.as_svg(draw.draw_heatmap(heatmap), *heatmap_texts(heatmap))
-        pictures["heatmap"] = Picture(draw.svg_for_page(svg, "heatmap"), heatmap.caption)
-    curves, caption = loss_curves(runs)
-    if curves:
-        line = draw.as_svg(draw.draw_losses(curves), "Losses", f"The loss after each step. {caption}")
-        pictures["losses"] = Picture(draw.svg_for_page(line, "losses"), caption)
-    return render_page(runs, title, pictures, problems)
-
-
-def heatmap_texts(heatmap: Heatmap) -> tuple[str, str]:
-    """Return a title and a description of the heatmap, for readers who cannot see the picture."""
-    size = f"{len(heatmap.rows)} rows of parameters and buffers, {len(heatmap.columns)} columns of runs"
-    return "How far each parameter moved in each run", f"{size}. {heatmap.caption} Marks: {', '.join(MARKS.values())}."
+    html = render_page(RunSet.of([read_run(folder)], printable(folder.resolve().name), folder))
+    _write(folder / PAGE, partial(_write_text, text=html))
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -52,6 +52,7 @@ class Run:
         tensors: the rows of its `changes.csv`, one for each parameter and buffer.
         losses: the losses of its `steps.csv`, one for each step.
         problems: a line of text for each thing that could not be read.
+        origin: {name: value} of what tells apart runs of several folders, machines or versions; mostly empty.
     """
 
     label: str
@@ -60,6 +61,7 @@ class Run:
     tensors: list[TensorRow] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    origin: dict[str, str] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
@@ -70,6 +72,11 @@ class Run:
     def held_out(self) -> dict[str, float | None]:
         """What was measured on held-out data after the training, such as {"loss": 0.4, "accuracy": 0.9}; mostly empty."""
         return dict(self.record["evaluation"].get("after", {}))
+
+    @property
+    def state(self) -> str:
+        """The run's status, such as `finished`; `running` if it left no record yet and may be in progress."""
+        return "running" if self.record["reason"] == IN_PROGRESS else self.record["status"]
 
     @property
     def finished(self) -> bool:

@@ -79,11 +79,10 @@ def write_sweep_results(folder: Path) -> bool:
 
     Returns True, or False if a file could not be written.
     """
-    from runner.report.comparison import print_comparison
     from runner.report.files import write_sweep_files
 
     try:
-        print_comparison(write_sweep_files(folder), create_console())
+        write_sweep_files(folder)
     except OSError as error:
         print(error_line(f"the sweep's tables cannot be written: {error}"), file=sys.stderr)
         return False

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from runner.report.grouping import group_by_method, seed_groups, short_names
+from runner.report.compare.grouping import group_by_method, short_names
+from runner.report.compare.settings import build_settings
 from runner.runs.read import Run
 from runner.runs.tables import TensorRow
 from runner.runs.text import counted
@@ -80,6 +81,12 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
     )
 
 
+def heatmap_texts(heatmap: Heatmap) -> tuple[str, str]:
+    """Return a title and a description of the heatmap, for readers who cannot see the picture."""
+    size = f"{len(heatmap.rows)} rows of parameters and buffers, {len(heatmap.columns)} columns of runs"
+    return "How far each parameter moved in each run", f"{size}. {heatmap.caption} Marks: {', '.join(MARKS.values())}."
+
+
 def _group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
     """Return ({column name: its runs}, caption of the figure).
 
@@ -91,7 +98,7 @@ def _group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
     if len(by_run) <= MAX_COLUMNS:
         return by_run, "A column is a run; its colour is how far a tensor moved, relative to its norm at the start."
     by_group: dict[str, list[Run]] = {}
-    for group in seed_groups(runs):
+    for group in build_settings(runs, {run.label: {} for run in runs}):
         by_group.setdefault(group.name, []).extend(group.runs)
     shows = f"of {counted(len(runs), 'run')}: a cell shows their largest change and worst mark."
     if len(by_group) <= MAX_COLUMNS:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.report.costs import UNFROZEN_TARGET, costs_by_run
+from runner.report.compare.costs import UNFROZEN_TARGET, costs_by_run
 from runner.runs.read import read_run, run_folders
 from tests.run_folders import LEAKED_ROWS, write_run
 

@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from runner.report.equivalence import compare_trained_parts
+from runner.report.compare.equivalence import compare_trained_parts
 from tests.in_memory import run_experiment
 
 QUICK = ("model=mlp", "batches=3", "data.batch_size=4", "freeze=backbone")

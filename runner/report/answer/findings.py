@@ -4,83 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from runner.contract import DEFECTS, Defect
 from runner.errors import listed
 from runner.proof.verdict import defects_of
-from runner.report.equivalence import BASELINE_TARGET
-from runner.report.grouping import overrides_by_key, swept_keys
+from runner.report.compare.grouping import overrides_by_key, swept_keys
+from runner.report.compare.methods import MethodResults
 from runner.runs.read import Run
 from runner.runs.text import counted
 
 Findings = list[tuple[str, list[str]]]
 """Pairs (heading, the lines below it), in the order of the page."""
-
-
-@dataclass(frozen=True)
-class MethodResults:
-    """The runs of one method; `trained_parts` is what `compare_trained_parts` returns for all runs of the report."""
-
-    method: str
-    runs: list[Run]
-    trained_parts: dict[str, tuple[str, str]]
-
-    @property
-    def finished(self) -> list[Run]:
-        """The runs that finished and in which something was declared frozen."""
-        return [run for run in self.runs if run.finished and has_frozen(run)]
-
-    @property
-    def leaked(self) -> list[Run]:
-        """The finished runs that ended with a changed bit in a frozen tensor."""
-        return self.with_outcome("leaked")
-
-    @property
-    def proven(self) -> list[Run]:
-        """The finished runs that are evidence for the method: every frozen bit held, and the run has no defect.
-
-        A run with a defect, such as `nothing trained` or `loss not finite`, proves nothing about the method.
-        """
-        return self.with_outcome("held")
-
-    @property
-    def held(self) -> bool:
-        """Whether at least one run is evidence that the frozen tensors held, and in no finished run they leaked."""
-        return bool(self.proven) and not self.leaked
-
-    @property
-    def complete(self) -> bool:
-        """Whether every run of the method finished without a defect."""
-        return all(run.finished and not defects_of(run.record) for run in self.runs)
-
-    @property
-    def returned(self) -> bool:
-        """Whether in some finished run a frozen tensor changed for a while and then got its old bits back."""
-        return any(run.record["counts"]["returned"] for run in self.proven)
-
-    @property
-    def is_baseline(self) -> bool:
-        """Whether the method is `requires_grad`; the runs of all other methods are compared with its runs."""
-        return bool(self.runs[0].record["method"].get("_target_") == BASELINE_TARGET)
-
-    def with_outcome(self, outcome: str) -> list[Run]:
-        """Return the finished runs with this outcome, such as `held` or `loss not finite`."""
-        return [run for run in self.finished if run.outcome == outcome]
-
-    def with_trained_part(self, word: str) -> list[Run]:
-        """Return the finished runs whose trainable parameters compare in a given way with those under `requires_grad`.
-
-        `word`: `identical` for runs in which these parameters end with the same bits, `differs` for runs in which they do
-        not.
-        """
-        return [run for run in self.finished if self.trained_parts[run.label][0] == word]
-
-
-def has_frozen(run: Run) -> bool:
-    """Return whether anything was declared frozen in a run; True if `run.json` does not give the numbers of tensors."""
-    counts = run.record["counts"]
-    return any(counts[verdict] for verdict in ("held", "returned", "leaked")) or not any(counts.values())
 
 
 def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findings:
@@ -95,9 +29,7 @@ def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findi
         ("Leaked", [_leaked_line(result) for result in results if result.leaked]),
         *((word.capitalize(), [line for result in results for line in _defect_lines(result, word)]) for word in DEFECTS),
         ("Trained part", _trained_part_lines(results)),
-        ("Saves little", [line for result in results for line in _saves_little_lines(result)]),
         ("Idle", [idle_line] if idle else []),
-        ("Unfinished", [line for result in results for line in _unfinished_lines(result)]),
     ]
     return [(heading, lines) for heading, lines in findings if lines]
 
@@ -176,23 +108,3 @@ def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
             runs_text = f"{len(differing)} of {counted(compared, 'run')}"
             lines.append(f"other bits: {result.method}, in {runs_text} ({listed(list(reasons))})")
     return lines
-
-
-def _saves_little_lines(result: MethodResults) -> list[str]:
-    """Return a line for each reason why freezing saves little with this method.
-
-    The list is empty if the method changed frozen bits.
-    """
-    by_reason: dict[str, list[Run]] = {}
-    for run in result.finished:
-        if (reason := run.record["cost"].get("why_small")) and not result.leaked:
-            by_reason.setdefault(str(reason), []).append(run)
-    overrides = {reason: distinguishing_overrides(runs, result.finished) for reason, runs in by_reason.items()}
-    return [f"{result.method}: {reason}{'; with ' + text if text else ''}" for reason, text in overrides.items()]
-
-
-def _unfinished_lines(result: MethodResults) -> list[str]:
-    """Return a line for each status other than `finished`: how many runs of the method have this status."""
-    by_status = Counter(run.record["status"] for run in result.runs if not run.finished)
-    total = counted(len(result.runs), "run")
-    return [f"{result.method}: {number} of {total} {status}" for status, number in by_status.items()]

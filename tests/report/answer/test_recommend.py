@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 
 import pytest
-
-from runner.report.costs import cheapest_methods
-from runner.report.grouping import group_by_method, seed_groups
 from runner.report.page.tables import commands_table, machines_table, seed_groups_table
-from runner.report.recommendation import summarize_run, summarize_runs
+
+from runner.report.answer.recommend import summarize_run, summarize_runs
+from runner.report.compare.costs import cheapest_methods
+from runner.report.compare.grouping import group_by_method, seed_groups
 from runner.runs.read import read_run, run_folders
 from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
 

@@ -2,101 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from shutil import which
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from runner.report.files import write_run_page, write_sweep_files
-from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
+from tests.report.page.browser.reading import HOSTILE, column, heading, luminance, texts
+from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run
 
 pytestmark = pytest.mark.long
-
-CHROMIUM, CHROMEDRIVER = which("chromium"), which("chromedriver")
-ARGUMENTS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1280,1000",
-)
-HOSTILE = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(2)>',
-    "</style><svg onload=alert(3)>",
-    "$\\frac{a}{b}$ & &lt;b&gt; _x_ {{ 7 * 7 }}",
-    "]]><!--",
-)
-
-
-def start_browser(profile: Path) -> webdriver.Chrome:
-    """Start headless Chromium with a profile of its own."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    return webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    driver = start_browser(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """A function that opens a page of the test's folder, and checks that the browser logs nothing and loads nothing else."""
-
-    def open_page(path: Path):
-        browser.get_log("browser"), browser.get_log("performance")
-        browser.get((tmp_path / path).as_uri())
-        assert browser.get_log("browser") == []
-        events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-        requested = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        assert [url for url in requested if not url.startswith("data:")] == [(tmp_path / path).as_uri()]
-        return browser
-
-    yield open_page
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [], "media": ""})
-
-
-@pytest.fixture
-def sweep() -> Path:
-    write_sweep(Path("sweep"))
-    write_sweep_files(Path("sweep"))
-    return Path("sweep") / "report.html"
-
-
-def texts(browser, table: str, column: int) -> list[str]:
-    """The texts of the visible cells in a column, counted from 1."""
-    cells = browser.find_elements(By.CSS_SELECTOR, f"#{table} tbody tr:not([hidden]) > :nth-child({column})")
-    return [cell.text for cell in cells]
-
-
-def heading(browser, table: str, name: str):
-    """The heading of the column whose name begins with `name`."""
-    found = browser.find_elements(By.CSS_SELECTOR, f"#{table} thead th")
-    return next(element for element in found if element.text.startswith(name))
-
-
-def column(browser, table: str, name: str) -> int:
-    """The number of the column whose name begins with `name`, from 1."""
-    found = browser.find_elements(By.CSS_SELECTOR, f"#{table} thead th")
-    return 1 + next(number for number, element in enumerate(found) if element.text.startswith(name))
 
 
 def test_the_page_opens_without_errors_and_without_requests(opened, sweep):
@@ -257,13 +174,6 @@ def test_a_defect_has_the_colour_of_a_leak_in_the_headline_and_in_the_tables(ope
     assert red != {cells["zero_lr"]}
     assert {*colours(leaked / "report.html", "h1").values()} == red
     assert colours(untrained / "report.html", "h1") == {"Nothing trained: no trainable parameter changed": red.pop()}
-
-
-def luminance(colour: str) -> float:
-    """The relative luminance of a CSS colour, as WCAG 2 defines it."""
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_a_printed_page_has_no_controls_and_no_cut_columns(opened, sweep):

@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from runner.contract import DEFECTS, is_hashed, method_name
+from runner.contract import is_hashed, method_name
 from runner.runs.read import Run
-
-OUTCOMES = ("leaked", *DEFECTS, "failed", "interrupted", "skipped", "finished", "held")  # the worst first
-
-
-@dataclass(frozen=True)
-class SeedGroup:
-    """Runs that differ only in the seed.
-
-    `name` consists of the group's values of those overrides that are not the same in all groups, such as `zero_lr fc`. If
-    there are none, it is the label of the first run.
-    """
-
-    name: str
-    runs: list[Run]
-
-    @property
-    def outcome(self) -> str:
-        """The worst outcome of the group's runs; OUTCOMES lists the outcomes, the worst first."""
-        found = {run.outcome for run in self.runs}
-        return next((outcome for outcome in OUTCOMES if outcome in found), "finished")
 
 
 def overrides_by_key(run: Run) -> dict[str, str]:
-    """Return a run's command-line overrides as {key: value}.
+    """Return a run's command-line overrides as {key: value}, then its `origin`, where the runs have several.
 
     Keys that only say where and how the run is carried out, such as `timeout`, are left out. `contract.NOT_HASHED` lists
     these keys.
     """
     overrides = (text.partition("=") for text in run.record["overrides"])
-    return {key: value for key, _, value in overrides if is_hashed(key.lstrip("+~"))}
+    return {key: value for key, _, value in overrides if is_hashed(key.lstrip("+~"))} | run.origin
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
@@ -78,24 +57,6 @@ def short_names(runs: Sequence[Run]) -> dict[str, str]:
     for name in short.values():
         uses[name] = uses.get(name, 0) + 1
     return {label: name if len(runs) > 1 and name and uses[name] == 1 else label for label, name in short.items()}
-
-
-def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
-    """Return groups of runs whose overrides are equal except for the seed.
-
-    A run without any override besides the seed is a group of its own.
-    """
-    keys = [key for key in swept_keys(runs) if key != "seed"]
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        overrides = sorted(f"{key}={value}" for key, value in overrides_by_key(run).items() if key != "seed")
-        groups.setdefault(tuple(overrides) or ("", run.label), []).append(run)
-    return [
-        SeedGroup(
-            " ".join(filter(None, (overrides_by_key(members[0]).get(key, "") for key in keys))) or members[0].label, members
-        )
-        for members in groups.values()
-    ]
 
 
 def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:

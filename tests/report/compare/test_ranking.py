@@ -6,12 +6,12 @@ import csv
 from pathlib import Path
 
 import pytest
-
-from runner.report.files import write_run_page, write_sweep_files
-from runner.report.grouping import SeedGroup
 from runner.report.page.accuracy import accuracy_table
-from runner.report.ranking import ONE_SEED, Ranked, rank, ranking_lines
-from runner.report.recommendation import summarize_run, summarize_runs
+
+from runner.report.answer.recommend import summarize_run, summarize_runs
+from runner.report.compare.grouping import SeedGroup
+from runner.report.compare.ranking import ONE_SEED, Ranked, rank, ranking_lines
+from runner.report.files import write_run_page, write_sweep_files
 from runner.runs.read import read_run, run_folders
 from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run
 
