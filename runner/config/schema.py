@@ -162,6 +162,7 @@ class Config:
     save: bool = False
     strict: bool = False
     plan: bool = False
+    verbose: bool = False  # print everything about a run in the terminal
     resume: Resume | None = None
     on_error: OnError = OnError["continue"]
     timeout: float | None = None  # the most seconds that a run may take
