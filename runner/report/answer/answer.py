@@ -40,7 +40,7 @@ def answer(run_set: RunSet) -> Answer:
     left = left_text(run_set.left, run_set.total)
     if run_set.single and not run_set.left.get("not begun"):
         headline, sentence, findings, is_bad = describe_run(run_set.single)
-        return Answer(headline, sentence, "", findings, is_bad)
+        return Answer(headline, sentence, findings=findings, is_bad=is_bad)
     results = run_set.methods
     accuracy = [("Held-out accuracy", ranking_lines(run_set.ranked))] if run_set.has_accuracies else []
     findings = [*accuracy, *all_findings(results, run_set.runs)]
@@ -50,6 +50,8 @@ def answer(run_set: RunSet) -> Answer:
         return Answer(f"{finished:,} of {counted(run_set.total, 'run')} finished", sentence, left, findings)
     best = best_setting(run_set.ranked) if run_set.has_accuracies else None
     headline, sentence = best or recommend(results, run_set.settings)
+    if run_set.has_accuracies and not best and all(len(each.accuracies) < 2 for each in run_set.settings):
+        sentence += " There is one seed for each accuracy, so they do not say which is better."
     return Answer(headline, sentence, left, findings, is_bad=not any(result.held for result in results))
 
 

@@ -13,9 +13,10 @@ from runner.report.compare.costs import BYTES_KEYS, total_flops
 from runner.report.compare.methods import MethodResults, has_frozen
 from runner.report.compare.settings import Setting
 from runner.runs.read import Run
-from runner.runs.text import counted
+from runner.runs.text import counted, shortened
 
 MAX_COSTS = 3  # settings whose costs are named one by one
+MAX_NAME = 60  # characters of a method in a sentence
 ENDS = {  # outcome of a run: how it ended, as part of a sentence
     "leaked": "leaked",
     "no step": "made no step",
@@ -41,21 +42,21 @@ def recommend(results: Sequence[MethodResults], settings: Sequence[Setting]) -> 
     if not held:
         return _no_method_held(results)
     if not any(map(_trains, held)):
-        methods = listed([result.method for result in held])
+        methods = _names([result.method for result in held])
         return "Held, but nothing was trained", f"{methods} kept every frozen bit, in runs that trained no parameter."
     best = best_methods(held)
     chosen = cheapest_method(settings, best)
     others = [result.method for result in best if result is not chosen]
     parts = [f"held in {_finished_text(chosen)}"]
     if others and all(result.with_trained_part("identical") for result in best if result.method in others):
-        parts.append(f"trained the rest to the same bits as {listed(others, most=6)}")
+        parts.append(f"trained the rest to the same bits as {_names(others)}")
     if cost := cost_text(settings, chosen.method):
         parts.append(f"costs {cost}")
     sentence = f"It {listed(parts)}."
     if others:
-        return f"Use {chosen.method}", f"{sentence} {_against_others(settings, chosen.method, others)}"
+        return f"Use {_names([chosen.method])}", f"{sentence} {_against_others(settings, chosen.method, others)}"
     worse = [result for result in results if result.finished and not result.leaked and result is not chosen]
-    return f"Use {chosen.method}", f"{sentence} {_capitalized(_why_others_are_worse(worse))}."
+    return f"Use {_names([chosen.method])}", f"{sentence} {_capitalized(_why_others_are_worse(worse))}."
 
 
 def _against_others(settings: Sequence[Setting], chosen: str, others: Sequence[str]) -> str:
@@ -70,7 +71,7 @@ def _against_others(settings: Sequence[Setting], chosen: str, others: Sequence[s
         "mixed": "cheaper in one setting and dearer in another",
         "unknown": "with no cost to compare",
     }
-    parts = [f"{listed(by_relation[key], most=6)}, {text}" for key, text in texts.items() if key in by_relation]
+    parts = [f"{_names(by_relation[key])}, {text}" for key, text in texts.items() if key in by_relation]
     return f"Held too: {'; '.join(parts)}."
 
 
@@ -212,3 +213,8 @@ def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
 def _capitalized(text: str) -> str:
     """Return a text that is part of a sentence with a capital letter, unless it begins with the name of a method."""
     return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
+
+
+def _names(methods: Sequence[str]) -> str:
+    """Return names of methods as part of a sentence; long names are shortened in their middle."""
+    return listed([shortened(method, MAX_NAME) for method in methods], most=6)
