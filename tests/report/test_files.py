@@ -145,8 +145,8 @@ def test_the_command_reads_any_folders_and_writes_only_the_page(report):
     before = set(Path().rglob("*"))
     code, out, err = report("one", "two")
     assert (code, err) == (0, "")
-    assert set(Path().rglob("*")) - before == {Path("report.html")}
-    assert out.splitlines()[-1] == "page: report.html"
+    assert set(Path().rglob("*")) - before == {Path("report.html")}  # in the folder that holds both
+    assert out.splitlines()[-1] == f"page: {Path('report.html').absolute()}"
     assert "deep/down/named by someone" in Path("report.html").read_text()
 
 
@@ -166,8 +166,9 @@ def test_a_single_run_gets_a_page_of_its_own(report):
     assert "Leaked: 1 of 1 frozen tensor" in html
     assert "body.weight (gradient)" in html
     assert "python -m runner method=none" in html
+    (folder / "report.html").unlink()
     assert report(str(folder))[0] == 0
-    assert Path("report.html").read_text() == html
+    assert (folder / "report.html").read_text() == html
 
 
 @pytest.mark.long
@@ -181,7 +182,7 @@ def test_the_pages_of_a_real_sweep_and_a_real_run(cli, report):
     assert "So did zero_lr, and trained the other parameters to the same bits" in html
     assert cli("model=mlp", "freeze=head", "batches=2", "hydra.run.dir=alone")[0] == 0
     assert report("alone")[0] == 0
-    assert "Held: 2 frozen tensors kept every bit" in Path("report.html").read_text()
+    assert "Held: 2 frozen tensors kept every bit" in Path("alone/report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,21 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(report, arguments, message
     assert (code, out) == (2, "")
     assert re.fullmatch(rf"freeze-runner: {re.escape(message)}.*\n", err)
     assert (SWEEP / "file").read_text() == "mine"
-    assert not Path("report.html").exists()
+    assert not list(Path().rglob("report.html"))
+
+
+def test_the_page_is_written_beside_the_runs_and_never_over_a_file_of_someone_else(report):
+    write_run(SWEEP / "a")
+    write_run(SWEEP / "b" / "deep")
+    assert report("sweep/a", "sweep/b/deep")[0] == 0
+    assert [str(path) for path in Path().rglob("report.html")] == ["sweep/report.html"]
+    Path("sweep/a/report.html").write_text("mine")
+    code, _, err = report("sweep/a")
+    message = "sweep/a/report.html was not written by freeze-runner, and is left as it is; give -o another file"
+    assert (code, err) == (2, f"freeze-runner: {message}\n")
+    assert Path("sweep/a/report.html").read_text() == "mine"
+    assert report("sweep/a", "-o", "other.html")[0] == 0
+    assert Path("other.html").is_file()
 
 
 def test_a_full_disk_gives_a_one_line_error_and_no_partial_page(report, monkeypatch):
@@ -218,7 +233,7 @@ def test_a_full_disk_gives_a_one_line_error_and_no_partial_page(report, monkeypa
 
     monkeypatch.setattr(Path, "write_bytes", full)
     code, _, err = report("sweep")
-    assert (code, err) == (2, "freeze-runner: cannot write report.html: No space left on device\n")
+    assert (code, err) == (2, "freeze-runner: cannot write sweep/report.html: No space left on device\n")
     assert [path.name for path in Path().iterdir()] == ["sweep"]
 
 
