@@ -50,6 +50,8 @@ def answer(run_set: RunSet) -> Answer:
         return Answer(f"{finished:,} of {counted(run_set.total, 'run')} finished", sentence, left, findings)
     best = best_setting(run_set.ranked) if run_set.has_accuracies else None
     headline, sentence = best or recommend(results, run_set.settings)
+    if run_set.has_accuracies and not best and all(len(each.accuracies) < 2 for each in run_set.settings):
+        sentence += " There is one seed for each accuracy, so they do not say which is better."
     return Answer(headline, sentence, left, findings, is_bad=not any(result.held for result in results))
 
 

@@ -29,9 +29,7 @@ def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findi
         ("Leaked", [_leaked_line(result) for result in results if result.leaked]),
         *((word.capitalize(), [line for result in results for line in _defect_lines(result, word)]) for word in DEFECTS),
         ("Trained part", _trained_part_lines(results)),
-        ("Saves little", [line for result in results for line in _saves_little_lines(result)]),
         ("Idle", [idle_line] if idle else []),
-        ("Unfinished", [line for result in results for line in _unfinished_lines(result)]),
     ]
     return [(heading, lines) for heading, lines in findings if lines]
 
@@ -110,23 +108,3 @@ def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
             runs_text = f"{len(differing)} of {counted(compared, 'run')}"
             lines.append(f"other bits: {result.method}, in {runs_text} ({listed(list(reasons))})")
     return lines
-
-
-def _saves_little_lines(result: MethodResults) -> list[str]:
-    """Return a line for each reason why freezing saves little with this method.
-
-    The list is empty if the method changed frozen bits.
-    """
-    by_reason: dict[str, list[Run]] = {}
-    for run in result.finished:
-        if (reason := run.record["cost"].get("why_small")) and not result.leaked:
-            by_reason.setdefault(str(reason), []).append(run)
-    overrides = {reason: distinguishing_overrides(runs, result.finished) for reason, runs in by_reason.items()}
-    return [f"{result.method}: {reason}{'; with ' + text if text else ''}" for reason, text in overrides.items()]
-
-
-def _unfinished_lines(result: MethodResults) -> list[str]:
-    """Return a line for each status other than `finished`: how many runs of the method have this status."""
-    by_status = Counter(run.record["status"] for run in result.runs if not run.finished)
-    total = counted(len(result.runs), "run")
-    return [f"{result.method}: {number} of {total} {status}" for status, number in by_status.items()]

@@ -13,9 +13,10 @@ from runner.report.compare.costs import BYTES_KEYS, total_flops
 from runner.report.compare.methods import MethodResults, has_frozen
 from runner.report.compare.settings import Setting
 from runner.runs.read import Run
-from runner.runs.text import counted
+from runner.runs.text import counted, shortened
 
 MAX_COSTS = 3  # settings whose costs are named one by one
+MAX_NAME = 60  # characters of a method in a sentence
 ENDS = {  # outcome of a run: how it ended, as part of a sentence
     "leaked": "leaked",
     "no step": "made no step",
@@ -41,64 +42,66 @@ def recommend(results: Sequence[MethodResults], settings: Sequence[Setting]) -> 
     if not held:
         return _no_method_held(results)
     if not any(map(_trains, held)):
-        methods = listed([result.method for result in held])
+        methods = _names([result.method for result in held])
         return "Held, but nothing was trained", f"{methods} kept every frozen bit, in runs that trained no parameter."
     best = best_methods(held)
-    names = [result.method for result in best]
-    cheapest = cheapest_methods(settings, names)
-    candidates = cheapest or names
-    baselines = [result.method for result in best if result.is_baseline]
-    chosen = next((name for name in candidates if name in baselines), candidates[0])
-    others = [name for name in names if name != chosen]
-    parts = [f"held in {_finished_text(best[names.index(chosen)])}"]
+    chosen = cheapest_method(settings, best)
+    others = [result.method for result in best if result is not chosen]
+    parts = [f"held in {_finished_text(chosen)}"]
     if others and all(result.with_trained_part("identical") for result in best if result.method in others):
-        parts.append(f"trained the rest to the same bits as {listed(others)}")
-    if cost := cost_text(settings, chosen):
+        parts.append(f"trained the rest to the same bits as {_names(others)}")
+    if cost := cost_text(settings, chosen.method):
         parts.append(f"costs {cost}")
     sentence = f"It {listed(parts)}."
-    if not others:
-        worse = [result for result in results if result.finished and not result.leaked and result.method != chosen]
-        return f"Use {chosen}", f"{sentence} {_capitalized(_why_others_are_worse(worse))}."
-    return f"Use {chosen}", " ".join(
-        filter(None, (sentence, _against_others(chosen, others, cheapest, chosen in baselines)))
-    )
+    if others:
+        return f"Use {_names([chosen.method])}", f"{sentence} {_against_others(settings, chosen.method, others)}"
+    worse = [result for result in results if result.finished and not result.leaked and result is not chosen]
+    return f"Use {_names([chosen.method])}", f"{sentence} {_capitalized(_why_others_are_worse(worse))}."
 
 
-def _against_others(chosen: str, others: Sequence[str], cheapest: Sequence[str] | None, is_baseline: bool) -> str:
-    """Return a sentence that compares the cost of the chosen method with that of others that did as well.
-
-    `cheapest`: what `cheapest_methods` returned. `is_baseline`: whether the chosen method is `requires_grad`.
-    """
-    if cheapest is None:
-        own = f"{chosen} is PyTorch’s own way" if is_baseline else "any of them will do"
-        return f"{listed(others)} held too, and the costs are not known: {own}."
-    if not cheapest:
-        return f"{listed(others)} held too; which is the cheapest depends on the setting, as the costs below show."
-    equal = [name for name in cheapest if name != chosen]
-    dearer = [name for name in others if name not in cheapest]
-    return " ".join(
-        [f"{listed(equal)} held too, at the same cost."] * bool(equal)
-        + [f"{listed(dearer)} held too, and {'cost' if len(dearer) > 1 else 'costs'} more."] * bool(dearer)
-    )
+def _against_others(settings: Sequence[Setting], chosen: str, others: Sequence[str]) -> str:
+    """Return a sentence on the methods that did as well as the chosen one, with what they cost compared with it."""
+    by_relation: dict[str, list[str]] = {}
+    for other in others:
+        by_relation.setdefault(compare_costs(settings, other, chosen), []).append(other)
+    texts = {
+        "same": "at the same cost",
+        "dearer": "at a higher cost",
+        "cheaper": "at a lower cost",
+        "mixed": "cheaper in one setting and dearer in another",
+        "unknown": "with no cost to compare",
+    }
+    parts = [f"{_names(by_relation[key])}, {text}" for key, text in texts.items() if key in by_relation]
+    return f"Held too: {'; '.join(parts)}."
 
 
-def cheapest_methods(settings: Sequence[Setting], methods: Sequence[str]) -> list[str] | None:
-    """Return those of `methods` that are the cheapest in each setting; None if there is no setting to compare them in.
+def cheapest_method(settings: Sequence[Setting], best: Sequence[MethodResults]) -> MethodResults:
+    """Return that method of `best` than which none is cheaper; of several `requires_grad`, else the first."""
+    cheapest = [
+        result
+        for result in best
+        if not any(compare_costs(settings, other.method, result.method) == "cheaper" for other in best)
+    ]
+    return next((result for result in cheapest if result.is_baseline), (cheapest or list(best))[0])
 
-    Compared is only where the method alone differs, and all of `methods` have a cost: the FLOPs of a step, then the bytes
-    saved for backward, those of gradients, and those of optimizer state. Nothing is averaged. The list is empty if one
-    method is cheaper in one setting and another in another.
+
+def compare_costs(settings: Sequence[Setting], method: str, other: str) -> str:
+    """Return whether a method is `cheaper` than another, `dearer`, the `same`, `mixed`, or `unknown`.
+
+    Compared is only where the method alone differs and both costs are known, setting by setting, and nothing is averaged:
+    the FLOPs of a step, then the bytes saved for backward, those of gradients, and those of optimizer state. `mixed`: it is
+    cheaper in one setting and dearer in another.
     """
     costs: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {}
     for setting in settings:
-        flops = total_flops(setting.cost)
-        if setting.method in methods and flops is not None:
+        if (flops := total_flops(setting.cost)) is not None:
             cost = (flops, *(setting.cost.get(key) or 0.0 for key in BYTES_KEYS))
             costs.setdefault((setting.frozen_set, setting.context), {})[setting.method] = cost
-    compared = [by_method for by_method in costs.values() if len(by_method) == len(methods)]
-    if not compared:
-        return None
-    return [name for name in methods if all(cost[name] == min(cost.values()) for cost in compared)]
+    pairs = [(known[method], known[other]) for known in costs.values() if method in known and other in known]
+    signs = {(own > its) - (own < its) for own, its in pairs} - {0}
+    if len(signs) == 2:
+        return "mixed"
+    return {1: "dearer", -1: "cheaper", 0: "same"}[signs.pop() if signs else 0] if pairs else "unknown"
 
 
 def cost_text(settings: Sequence[Setting], method: str) -> str:
@@ -210,3 +213,8 @@ def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
 def _capitalized(text: str) -> str:
     """Return a text that is part of a sentence with a capital letter, unless it begins with the name of a method."""
     return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
+
+
+def _names(methods: Sequence[str]) -> str:
+    """Return names of methods as part of a sentence; long names are shortened in their middle."""
+    return listed([shortened(method, MAX_NAME) for method in methods], most=6)

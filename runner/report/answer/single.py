@@ -8,7 +8,7 @@ from runner.errors import listed
 from runner.proof.verdict import defects_of
 from runner.report.answer.findings import Findings
 from runner.report.compare.methods import has_frozen
-from runner.runs.console import cost_lines, evaluation_lines, listed_steps
+from runner.runs.console import evaluation_lines, listed_steps
 from runner.runs.read import Run
 from runner.runs.text import changed_buffers, counted
 
@@ -30,7 +30,6 @@ def describe_run(run: Run) -> tuple[str, str, Findings, bool]:
         ("Drifted", [changed_buffers(counts["drifted"])] if counts["drifted"] else []),
         ("Held-out data", list(evaluation_lines(record["evaluation"]))),
         ("Bits compared", [f"after {listed_steps(record['looks'])}"] if record["looks"] else []),
-        ("Cost", list(cost_lines(record["cost"]))),
         ("Notes", notes[:MAX_NOTES] + ([f"and {len(notes) - MAX_NOTES} more"] if len(notes) > MAX_NOTES else [])),
     ]
     return headline, lead, [(heading, lines) for heading, lines in findings if lines], is_bad

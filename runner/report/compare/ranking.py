@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from runner.display.units import digits_text, flops_text, percent_text
 from runner.report.compare.equivalence import BASELINE_TARGET
 from runner.report.compare.grouping import swept_keys
+from runner.report.compare.methods import has_frozen
 from runner.report.compare.settings import OUTCOMES, Setting, names_of
 from runner.runs.read import Run
 
@@ -116,8 +117,9 @@ def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:
         lead += f" {names_of(others)} {verb} not told apart from it: the ranges overlap{how}."
     else:
         lead += f" That is above the whole range of {names_of(compared[1:])}."
+    freezes = not chosen.trains_everything and any(map(has_frozen, chosen.runs))
     held = f" It kept every frozen bit in all of its {len(chosen.runs)} runs."
-    return f"Use {chosen.name}", lead + (" It freezes nothing." if chosen.trains_everything else held)
+    return f"Use {chosen.name}", lead + (held if freezes else " It freezes nothing.")
 
 
 def _costs(setting: Setting) -> tuple[float, ...]:

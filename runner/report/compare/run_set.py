@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 from runner.contract import SWEEP_PLAN, Cost
 from runner.report.compare.costs import costs_by_run
@@ -57,6 +59,14 @@ class RunSet:
     def single(self) -> Run | None:
         """The run, if there is only one."""
         return self.runs[0] if len(self.runs) == 1 else None
+
+    def link(self, run: Run, name: str = "") -> str:
+        """Return the address of a run's folder, or of the file `name` in it, relative to the page; "" if there is none."""
+        try:
+            path = os.path.relpath(run.folder, self.folder)
+        except ValueError:  # on another drive
+            return ""
+        return quote(Path(path, name).as_posix(), safe="/") + ("" if name else "/")
 
     @cached_property
     def costs(self) -> dict[str, Cost]:

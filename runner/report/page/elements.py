@@ -35,7 +35,7 @@ class TableCell(NamedTuple):
 class PageTable:
     """A table of the page; `key` is its id, and the first cell of each row is the row's heading.
 
-    `ids`: the id of each row, so that links reach it; empty for none.
+    `ids`: an id for each row, so that links reach it; empty for none.
     """
 
     key: str

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runner.contract import VERDICTS
-from runner.display.units import in_digits
-from runner.report.compare.costs import COST_TEXTS, costs_by_run
-from runner.report.compare.equivalence import compare_trained_parts
+from runner.contract import VERDICTS, Cost
+from runner.display.units import digits_text
+from runner.report.compare.costs import COST_COLUMNS, CostColumn
 from runner.report.compare.grouping import overrides_by_key, swept_keys
 from runner.report.compare.run_set import RunSet
 from runner.report.page.elements import Column, PageTable, Section, TableCell, outcome_cell, table_section
@@ -18,48 +17,56 @@ MAX_TABLE_ROWS = 1000
 
 
 def runs_section(run_set: RunSet) -> Section | None:
-    """Return the section with a row for each run."""
-    return table_section("The run" if run_set.single else "The runs", runs_table(run_set.runs))
+    """Return the section with a row for each run; for one run its costs and counts stand in other sections: None."""
+    return None if run_set.single else table_section("The runs", runs_table(run_set))
 
 
-def runs_table(runs: Sequence[Run]) -> PageTable:
-    """Return a table with a row per run: how the run was configured, and how it ended.
+def runs_table(run_set: RunSet) -> PageTable:
+    """Return a table with a row per run: how the run was configured, and how it ended. Runs of a setting stand together.
 
     Columns: the run's label; a column for each command-line override that is not the same in all runs; the outcome; the
     number of tensors with each verdict (`held`, `leaked`, ...); the first and the last loss; whether the trainable
     parameters end with the same bits as under `requires_grad`; the costs of a training step. At most MAX_TABLE_ROWS runs are
-    shown.
+    shown. The first row of each setting has the id `setting-N`, where N is its place in `run_set.settings`.
     """
-    keys, trained_parts = swept_keys(runs), compare_trained_parts({run.label: run.record for run in runs})
+    runs, keys, costs = run_set.runs, swept_keys(run_set.runs), run_set.costs
     verdicts = [verdict for verdict in VERDICTS if any(run.record["counts"][verdict] for run in runs)]
-    costs = costs_by_run(runs)
-    cost_columns = [(name, text_of) for name, text_of in COST_TEXTS.items() if any(map(text_of, costs.values()))]
-    has_trained_part = any(word for word, _ in trained_parts.values())
+    cost_columns = [each for each in COST_COLUMNS if any(each.number(cost) is not None for cost in costs.values())]
+    has_trained_part = any(word for word, _ in run_set.trained_parts.values())
+    measured = dict.fromkeys(key for run in runs for key in run.held_out)
     columns = [Column("run"), *map(Column, keys), Column("outcome"), *(Column(verdict, True) for verdict in verdicts)]
     columns += [Column("first loss", True), Column("last loss", True)]
-    measured = dict.fromkeys(key for run in runs for key in run.held_out)
     columns += [Column(f"held-out {key}", True) for key in measured]
-    columns += [Column("trained_part")] if has_trained_part else []
-    columns += [Column(name, True) for name, _ in cost_columns]
-    rows, picked = [], pick_runs(runs)
-    for run in picked:
-        record, overrides = run.record, overrides_by_key(run)
-        row = [
-            TableCell(run.label),
-            *(TableCell(shortened(overrides.get(key, ""), MAX_CELL)) for key in keys),
-            outcome_cell(run.outcome),
-        ]
-        row += [TableCell(str(record["counts"][verdict])) for verdict in verdicts]
-        row += [TableCell(_loss_text(run, loss)) for loss in (record["loss_first"], record["loss_last"])]
-        row += [TableCell(in_digits(run.held_out.get(key))) for key in measured]
-        row += [TableCell(": ".join(filter(None, trained_parts[run.label])), "why")] if has_trained_part else []
-        rows.append(row + [TableCell(text_of(costs[run.label])) for _, text_of in cost_columns])
-    caption = (
-        f"{'How the runs differ' if len(runs) > 1 else 'The settings'}, the outcome, and how many tensors have each verdict"
-    )
-    if len(picked) < len(runs):
-        caption += f"; {len(picked):,} of {len(runs):,} runs, those that did not hold before the others"
-    return PageTable("runs", caption, columns, rows)
+    columns += [Column("trained part")] if has_trained_part else []
+    columns += [Column(each.heading, True) for each in cost_columns]
+    picked = {run.label for run in pick_runs(runs)}
+    rows, ids = [], []
+    for number, setting in enumerate(run_set.settings):
+        for run in (run for run in setting.runs if run.label in picked):
+            ids.append(f"setting-{number}" if run is setting.runs[0] else "")
+            row = [TableCell(run.label, link=run_set.link(run)), *_value_cells(run, keys), outcome_cell(run.outcome)]
+            row += [TableCell(str(run.record["counts"][verdict])) for verdict in verdicts]
+            row += [TableCell(_loss_text(run, run.record[key])) for key in ("loss_first", "loss_last")]  # type: ignore[literal-required]
+            row += [TableCell(digits_text(run.held_out.get(key))) for key in measured]
+            trained_part = ": ".join(filter(None, run_set.trained_parts[run.label]))
+            row += [TableCell(trained_part, "why")] if has_trained_part else []
+            rows.append(row + [_cost_cell(each, costs[run.label]) for each in cost_columns])
+    caption = "How the runs differ, the outcome, and how many tensors have each verdict"
+    if len(rows) < len(runs):
+        caption += f"; {len(rows):,} of {len(runs):,} runs, those that did not hold before the others"
+    return PageTable("runs", caption, columns, rows, ids)
+
+
+def _value_cells(run: Run, keys: Sequence[str]) -> list[TableCell]:
+    """Return a cell for each override key, with the run's value."""
+    overrides = overrides_by_key(run)
+    return [TableCell(shortened(overrides.get(key, ""), MAX_CELL)) for key in keys]
+
+
+def _cost_cell(column: CostColumn, cost: Cost) -> TableCell:
+    """Return the cell of one cost of a run, which is sorted by its number and not by its text."""
+    number = column.number(cost)
+    return TableCell(column.text(number), sort=number)
 
 
 def pick_runs(runs: Sequence[Run]) -> list[Run]:
@@ -79,5 +86,5 @@ def _loss_text(run: Run, loss: float | None) -> str:
     If `loss` is None, the text is `not finite` for a run that made steps, and empty for a run that made none.
     """
     if loss is not None:
-        return in_digits(loss)
+        return digits_text(loss)
     return "not finite" if run.record["looks"] else ""

@@ -6,12 +6,12 @@ import csv
 from pathlib import Path
 
 import pytest
-from runner.report.page.accuracy import accuracy_table
 
-from runner.report.answer.recommend import summarize_run, summarize_runs
-from runner.report.compare.grouping import SeedGroup
-from runner.report.compare.ranking import ONE_SEED, Ranked, rank, ranking_lines
+from runner.report.answer.answer import Answer, answer
+from runner.report.compare.ranking import ONE_SEED, ranking_lines, told_apart
+from runner.report.compare.run_set import RunSet
 from runner.report.files import write_run_page, write_sweep_files
+from runner.report.page.matrix import ranking_table
 from runner.runs.read import read_run, run_folders
 from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run
 
@@ -28,26 +28,30 @@ def write_setting(method, freeze, /, *accuracies, flops=None, rows=HELD_ROWS, **
         write_run(SWEEP, method, f"freeze={freeze}", f"seed={seed}", **options)
 
 
-def runs():
-    return [read_run(folder) for folder in run_folders(SWEEP)]
+def run_set() -> RunSet:
+    return RunSet.of([read_run(folder) for folder in run_folders(SWEEP)], "sweep", SWEEP)
+
+
+def summarize() -> Answer:
+    return answer(run_set())
 
 
 def test_a_setting_whose_range_lies_above_all_others_is_recommended_with_its_spread_and_cost():
     write_setting("requires_grad", "backbone", 0.90, 0.92, flops=1e9)
     write_setting("requires_grad", "head", 0.70, 0.74, flops=3e9)
     write_setting("requires_grad", "all", 0.10, 0.12, flops=2e9)
-    summary = summarize_runs(runs())
-    assert (summary.headline, summary.is_bad) == ("Use backbone", False)
-    assert summary.lead == (
+    summary = summarize()
+    assert (summary.headline, summary.is_bad) == ("Use requires_grad backbone", False)
+    assert summary.sentence == (
         "Its accuracy on held-out data is 0.91 (0.9 to 0.92, 2 seeds), 1 GFLOP a step. That is above the whole range of "
-        "head and all. It kept every frozen bit in all of its runs."
+        "requires_grad head and requires_grad all. It kept every frozen bit in all of its 2 runs."
     )
     assert summary.findings[0] == (
         "Held-out accuracy",
         [
-            "backbone: 0.91 (0.9 to 0.92, 2 seeds), 1 GFLOP a step",
-            "head: 0.72 (0.7 to 0.74, 2 seeds), 3 GFLOP a step",
-            "all: 0.11 (0.1 to 0.12, 2 seeds), 2 GFLOP a step",
+            "requires_grad backbone: 0.91 (0.9 to 0.92, 2 seeds), 1 GFLOP a step",
+            "requires_grad head: 0.72 (0.7 to 0.74, 2 seeds), 3 GFLOP a step",
+            "requires_grad all: 0.11 (0.1 to 0.12, 2 seeds), 2 GFLOP a step",
         ],
     )
 
@@ -56,33 +60,35 @@ def test_of_settings_whose_ranges_overlap_the_cheapest_is_recommended():
     write_setting("zero_lr", "backbone", 0.90, 0.92, flops=3e9)
     write_setting("detach", "backbone", 0.88, 0.905, flops=1e9)
     write_setting("detach", "head", 0.5, 0.6, flops=1e8)
-    summary = summarize_runs(runs())
+    summary = summarize()
     assert summary.headline == "Use detach backbone"
-    assert "zero_lr backbone is not told apart from it; it is the cheapest of them." in summary.lead
-    assert ranking_lines(rank(runs()))[-1] == "not told apart from the first, because the ranges overlap: detach backbone"
+    assert "zero_lr backbone is not told apart from it: the ranges overlap; it is the cheapest of them." in summary.sentence
+    assert (
+        ranking_lines(run_set().ranked)[-1] == "not told apart from the first, because the ranges overlap: detach backbone"
+    )
 
 
 def test_of_equally_good_and_cheap_settings_requires_grad_is_recommended():
     for method in ("exclude", "requires_grad", "zero_lr"):
         write_setting(method, "backbone", 0.90, 0.92, flops=1e9)
-    summary = summarize_runs(runs())
+    summary = summarize()
     assert summary.headline == "Use requires_grad"
-    assert "exclude and zero_lr are not told apart from it." in summary.lead
+    assert "exclude and zero_lr are not told apart from it: the ranges overlap." in summary.sentence
 
 
 def test_without_costs_of_every_setting_none_is_called_the_cheapest():
     write_setting("exclude", "backbone", 0.90, 0.92)
     write_setting("zero_lr", "backbone", 0.91, 0.93, flops=1e9)
-    assert summarize_runs(runs()).headline == "Use zero_lr"
-    assert "cheap" not in summarize_runs(runs()).lead
+    assert summarize().headline == "Use zero_lr"
+    assert "cheap" not in summarize().sentence
 
 
 def test_the_cost_of_a_setting_is_the_mean_over_its_seeds_and_not_known_unless_each_has_one():
     write_setting("detach", "backbone", 0.5, flops=1e9)
     write_run(SWEEP, "detach", "freeze=backbone", "seed=1", cost={"flops_forward": 3e9, "flops_backward": 0})
-    assert rank(runs())[0].flops == 2e9
+    assert run_set().ranked[0].flops == 2e9
     write_run(SWEEP, "detach", "freeze=backbone", "seed=2")
-    assert rank(runs())[0].flops is None
+    assert run_set().ranked[0].flops is None
 
 
 @pytest.mark.parametrize(
@@ -95,15 +101,17 @@ def test_the_cost_of_a_setting_is_the_mean_over_its_seeds_and_not_known_unless_e
     ],
 )
 def test_two_settings_are_told_apart_either_way_round_only_if_their_ranges_do_not_overlap(one, other, apart):
-    first, second = (Ranked(SeedGroup("", []), list(values), None) for values in (one, other))
-    assert first.is_told_apart_from(second) == second.is_told_apart_from(first) == apart
+    assert told_apart(one, other) == told_apart(other, one) == apart
 
 
 def test_one_seed_each_claims_nothing_and_a_method_is_recommended_as_without_accuracy():
     write_setting("requires_grad", "backbone", 0.9)
     write_setting("zero_lr", "backbone", 0.5)
-    summary = summarize_runs(runs())
-    assert summary.lead.startswith("requires_grad kept every frozen bit in its one run. So did zero_lr")
+    summary = summarize()
+    assert summary.sentence == (
+        "It held in 1 of 1 run and trained the rest to the same bits as zero_lr. Held too: zero_lr, with no cost to "
+        "compare. There is one seed for each accuracy, so they do not say which is better."
+    )
     assert summary.findings[0] == (
         "Held-out accuracy",
         [
@@ -112,7 +120,6 @@ def test_one_seed_each_claims_nothing_and_a_method_is_recommended_as_without_acc
             ONE_SEED,
         ],
     )
-    assert not rank(runs())[0].is_told_apart_from(rank(runs())[1])
 
 
 @pytest.mark.parametrize(
@@ -127,22 +134,22 @@ def test_a_setting_that_leaked_or_proves_nothing_is_ranked_and_never_recommended
     write_setting("zero_lr", "backbone", 0.98, 0.99, **record)
     write_setting("requires_grad", "backbone", 0.90, 0.92)
     write_setting("requires_grad", "head", 0.70, 0.72)
-    assert summarize_runs(runs()).headline == "Use requires_grad backbone"
-    assert rank(runs())[0].name == "zero_lr backbone"
-    outcome = rank(runs())[0].group.outcome
-    assert ranking_lines(rank(runs()))[0] == f"zero_lr backbone: 0.985 (0.98 to 0.99, 2 seeds); {outcome}"
+    assert summarize().headline == "Use requires_grad backbone"
+    assert run_set().ranked[0].name == "zero_lr backbone"
+    outcome = run_set().ranked[0].outcome
+    assert ranking_lines(run_set().ranked)[0] == f"zero_lr backbone: 0.985 (0.98 to 0.99, 2 seeds); {outcome}"
 
 
 def test_training_everything_may_be_the_best_and_is_said_to_freeze_nothing():
     none = {"_target_": "runner.methods.none.NoMethod"}
     write_setting("none", "backbone", 0.95, 0.96, rows=LEAKED_ROWS, method=none)
     write_setting("requires_grad", "backbone", 0.90, 0.92)
-    assert summarize_runs(runs()).headline == "Use none"
-    assert summarize_runs(runs()).lead.endswith("It freezes nothing.")
+    assert summarize().headline == "Use none"
+    assert summarize().sentence.endswith("It freezes nothing.")
     write_setting("requires_grad", "none", 0.97, 0.98, rows=NOTHING_FROZEN)
     write_setting("none", "head", 0.99, 0.995, rows=LEAKED_ROWS, method=none, loss_not_finite_at=1)
-    assert summarize_runs(runs()).headline == "Use requires_grad none"
-    assert summarize_runs(runs()).lead.endswith("It freezes nothing.")
+    assert summarize().headline == "Use requires_grad none"
+    assert summarize().sentence.endswith("It freezes nothing.")
 
 
 def test_a_run_that_did_not_finish_has_no_part_in_the_ranking_and_its_setting_is_not_recommended():
@@ -151,8 +158,8 @@ def test_a_run_that_did_not_finish_has_no_part_in_the_ranking_and_its_setting_is
     write_run(SWEEP, "zero_lr", "freeze=backbone", "seed=2", **failed)
     write_setting("requires_grad", "backbone", 0.90, 0.92)
     write_setting("requires_grad", "head", 0.70, 0.72)
-    assert rank(runs())[0].values == [0.98, 0.99]
-    assert summarize_runs(runs()).headline == "Use requires_grad backbone"
+    assert run_set().ranked[0].accuracies == [0.98, 0.99]
+    assert summarize().headline == "Use requires_grad backbone"
 
 
 @pytest.mark.parametrize(
@@ -162,16 +169,14 @@ def test_a_run_that_did_not_finish_has_no_part_in_the_ranking_and_its_setting_is
 def test_settings_are_ranked_only_where_they_are_measured_on_the_same_held_out_data(key, is_ranked):
     for value in ("1", "2"):
         write_run(SWEEP, "requires_grad", f"{key}={value}", evaluation={"after": {"accuracy": 0.5}})
-    assert bool(rank(runs())) == is_ranked
-    assert (accuracy_table(runs()) is not None) == is_ranked
+    assert run_set().has_accuracies == is_ranked
 
 
 def test_without_accuracy_nothing_is_ranked_and_the_summary_is_as_before():
     for method in ("requires_grad", "zero_lr"):
         write_run(SWEEP, method, evaluation={"after": {"loss": 0.5}})
-    assert rank(runs()) == []
-    assert accuracy_table(runs()) is None
-    assert "accuracy" not in str(summarize_runs(runs()))
+    assert not run_set().has_accuracies
+    assert "accuracy" not in str(summarize())
 
 
 def comparison_rows():
@@ -198,8 +203,7 @@ def test_the_page_of_a_sweep_has_a_table_of_accuracies_and_that_of_a_run_what_wa
     write_setting("detach", "fc", 0.7, 0.78)
     write_sweep_files(SWEEP)
     page = (SWEEP / "report.html").read_text()
-    assert "How well each setting learned" in page
-    table = accuracy_table(runs())
+    table = ranking_table(run_set().ranked)
     cells = [[cell.text for cell in row] for row in table.rows]
     assert [(row[0], row[1], row[4], row[-1]) for row in cells] == [
         ("zero_lr fc", "0.775", "2", ""),
@@ -211,18 +215,6 @@ def test_the_page_of_a_sweep_has_a_table_of_accuracies_and_that_of_a_run_what_wa
     write_run_page(folder)
     line = f"accuracy 0.1 -&gt; {read_run(folder).held_out['accuracy']:.4g}, loss 2 -&gt; "
     assert line in (folder / "report.html").read_text()
-    assert ("Held-out data", [line.replace("&gt;", ">")]) not in summarize_run(read_run(folder)).findings
-
-
-def test_the_terminal_shows_the_accuracy_of_each_run_and_the_ranking(capsys):
-    from runner.report.__main__ import main
-
-    write_setting("zero_lr", "fc", 0.75, 0.8)
-    write_setting("zero_lr", "backbone", 0.5, 0.6)
-    assert main([str(SWEEP)]) == 0
-    out = capsys.readouterr().out
-    assert "held-out accuracy" in out.splitlines()[0]
-    assert "held-out accuracy, the best first:\n  fc: 0.775 (0.75 to 0.8, 2 seeds)\n  backbone: 0.55" in out
 
 
 def test_a_damaged_evaluation_breaks_no_report_and_brings_no_markup_into_it():
@@ -233,6 +225,6 @@ def test_a_damaged_evaluation_breaks_no_report_and_brings_no_markup_into_it():
     page = (SWEEP / "report.html").read_text()
     assert "<script>x</script>" not in page
     assert "&lt;script&gt;x&lt;/script&gt;" in page
-    assert rank(runs()) == []
+    assert not run_set().has_accuracies
     for folder in run_folders(SWEEP):
         write_run_page(folder)

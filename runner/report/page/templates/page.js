@@ -1,6 +1,7 @@
 "use strict";
-// Adds sorting to tables with 2 rows or more, and a filter to those with 6 or more. Without this script the tables are complete.
-for (const table of document.querySelectorAll("table")) {
+// Adds sorting to tables with 2 rows or more, and a filter to those with 6 or more; `plain` tables stay as they are.
+// Without this script the tables are complete.
+for (const table of document.querySelectorAll("table:not(.plain)")) {
   const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
   if (rows.length < 2) continue;
   heads.forEach((head, column) => {
@@ -13,8 +14,8 @@ for (const table of document.querySelectorAll("table")) {
       const descending = head.getAttribute("aria-sort") === "ascending", numeric = head.classList.contains("n");
       for (const other of heads) other.setAttribute("aria-sort", "none");
       head.setAttribute("aria-sort", descending ? "descending" : "ascending");
-      const textOf = row => row.cells[column].textContent.trim();
-      const keys = new Map(rows.map(row => [row, numeric ? parseFloat(textOf(row)) : textOf(row)]));
+      const keyOf = cell => numeric ? parseFloat(cell.dataset.sort ?? cell.textContent) : cell.textContent.trim();
+      const keys = new Map(rows.map(row => [row, keyOf(row.cells[column])]));
       const missing = value => value === "" || Number.isNaN(value);
       body.append(...rows.sort((one, two) => {
         const [a, b] = [keys.get(one), keys.get(two)];
