@@ -132,6 +132,13 @@ class Sweep:
 
 
 @dataclass
+class Report:
+    """The config node `report`: when the tables and the page of a sweep are written."""
+
+    every: float | None = None  # while the sweep runs: at most every that many seconds; None: only at its end
+
+
+@dataclass
 class Config:
     """The config of one run: every key of `conf/config.yaml`, with its type and default.
 
@@ -167,6 +174,7 @@ class Config:
     on_error: OnError = OnError["continue"]
     timeout: float | None = None  # the most seconds that a run may take
     sweep: Sweep = field(default_factory=Sweep)
+    report: Report = field(default_factory=Report)
 
     @property
     def epochs(self) -> int:
