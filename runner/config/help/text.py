@@ -70,30 +70,29 @@ def _choices_by_group() -> dict[str, list[str]]:
 
 def _blocks(config: Mapping[str, Any]) -> Iterator[list[tuple[str, str]]]:
     """Yield a list of (key and value, sentence) for each node of a config, then one for the other keys."""
-    top = [key for key in known_keys() if "." not in key]
-    for node in (key for key in top if isinstance(config.get(key), Mapping)):
-        block = [(_head(key, value), sentence) for key, value, sentence in _keys_of(node, config[node])]
-        block += [
-            (key, sentences()[key])
-            for key in OPTIONS
-            if key.startswith(f"{node}.") and key[len(node) + 1 :] not in config[node]
-        ]
+    top = [key for key in known_keys() if key in config]
+    nodes = {key: config[key] for key in top if isinstance(config[key], Mapping)}
+    for node, content in nodes.items():
+        others = [name for name in _options_of(node) if name not in content]
+        block = [*_keys_of(node, content), *((f"{node}.{name}", sentences()[f"{node}.{name}"]) for name in others)]
         if block:
             yield block
-    yield [
-        (_head(key, config[key]), sentences()[key]) for key in top if key in config and not isinstance(config[key], Mapping)
-    ]
+    yield [(_head(key, config[key]), sentences()[key]) for key in top if key not in nodes]
 
 
-def _keys_of(node: str, content: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Yield (key, value, sentence) for the keys in a node: those that have a sentence first, in the order of the schema."""
+def _options_of(node: str) -> list[str]:
+    """Return the names of the keys in a node that only some choices of its group have."""
+    return [key.removeprefix(f"{node}.") for key in OPTIONS if key.startswith(f"{node}.")]
+
+
+def _keys_of(node: str, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (key and value, sentence) for the keys in a node: first those with a sentence, in the order of the schema."""
     order = list(sentences())
     target = str(content.get("build", content).get("_target_", "")).rpartition(".")[2]
-    keys = {
-        f"{node}.{name}": value for name, value in content.items() if name != "_target_" and not is_passed_on(name, value)
-    }
+    own = {name: value for name, value in content.items() if name != "_target_" and not is_passed_on(name, value)}
+    keys = {f"{node}.{name}": value for name, value in own.items()}
     for key in sorted(keys, key=lambda key: order.index(key) if key in order else len(order)):
-        yield key, keys[key], sentences().get(key, f"Argument of {target}.")
+        yield _head(key, keys[key]), sentences().get(key, f"Argument of {target}.")
 
 
 def _head(key: str, value: Any) -> str:
@@ -105,11 +104,9 @@ def _head(key: str, value: Any) -> str:
 
 def _shown(value: Any) -> str:
     """Return a value of a config in one line of YAML."""
-    return (
-        value
-        if isinstance(value, str)
-        else yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).split("\n")[0]
-    )
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).split("\n")[0]
 
 
 def _explained(head: str, sentence: str) -> list[str]:
