@@ -12,7 +12,6 @@ from typing import NoReturn
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP
-from runner.display.console import create_console
 from runner.errors import listed
 from runner.proof.verdict import strict_problems
 from runner.runs.console import display_path
