@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ def comparison_json(run_set: RunSet) -> dict[str, Any]:
         "schema": COMPARISON_SCHEMA,
         "runs": [{key: value for key, value in row.items() if value not in (None, "")} for row in rows],
     }
+
+
+def comparison_json_text(run_set: RunSet) -> str:
+    """Return the text of `comparison.json`."""
+    return json.dumps(comparison_json(run_set), indent=1, allow_nan=False) + "\n"
 
 
 def failures_csv(runs: Sequence[Run]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -24,7 +25,7 @@ from runner.contract import (
 )
 from runner.proof.verdict import finite_or_none, outcome_of
 from runner.runs.folder import RUN_NAME
-from runner.runs.hydra_files import MAX_OVERRIDE, read_overrides
+from runner.runs.hydra_files import MAX_OVERRIDE, read_config, read_overrides
 from runner.runs.tables import TensorRow, read_losses, read_tensors
 from runner.runs.text import MAX_CELL, MAX_ITEMS, MAX_TEXT, is_too_long, printable, printable_values
 
@@ -77,6 +78,16 @@ class Run:
     def state(self) -> str:
         """The run's status, such as `finished`; `running` if it left no record yet and may be in progress."""
         return "running" if self.record["reason"] == IN_PROGRESS else self.record["status"]
+
+    @property
+    def ended(self) -> bool:
+        """True if the run left a `run.json` that can be read, so that its files do not change any more."""
+        return self.record["reason"] not in (IN_PROGRESS, KILLED)
+
+    @cached_property
+    def config(self) -> dict[str, str]:
+        """Its composed config as {dotted key: value as text}, read once; empty if it cannot be read."""
+        return read_config(self.folder)
 
     @property
     def finished(self) -> bool:

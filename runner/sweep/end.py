@@ -17,18 +17,21 @@ from runner.errors import listed
 from runner.proof.verdict import strict_problems
 from runner.runs.console import display_path
 from runner.runs.folder import remove_files
+from runner.runs.read import Run
 from runner.runs.text import error_line
 from runner.sweep.grid import SweepRun
 from runner.sweep.launch import record_end
+from runner.sweep.live import LiveReport
 from runner.sweep.lock import detect_death, is_locked, remove_if_unused, wait_until_free
 
 
-def end_with_process(runs: list[SweepRun], folder: Path, reason: str) -> None:
+def end_with_process(runs: list[SweepRun], live: LiveReport, reason: str) -> None:
     """Print why a run ends the sweep's process, write the sweep's tables and page, and print what is left to run."""
     print(error_line(f"failed: {reason}"), file=sys.stderr)
-    write_sweep_results(folder)
-    print_what_is_left(runs, folder)
-    remove_files(folder, STOP, INTERRUPT)
+    live.stop()
+    write_sweep_results(live.sweep, live.kept)
+    print_what_is_left(runs, live.sweep)
+    remove_files(live.sweep, STOP, INTERRUPT)
     sys.stdout.flush()
 
 
@@ -74,16 +77,16 @@ def remove_marks(runs: list[SweepRun], folder: Path) -> None:
         remove_files(folder, STOP, INTERRUPT)
 
 
-def write_sweep_results(folder: Path) -> bool:
+def write_sweep_results(folder: Path, kept: dict[Path, Run]) -> bool:
     """Write a sweep's tables and report page from its runs' folders; print the ranking, the answer and the page's path.
 
-    Returns True, or False if a file could not be written.
+    Returns True, or False if a file could not be written. `kept`: the runs that were read before; see `read_sweep`.
     """
     from runner.report.files import write_sweep_files
     from runner.report.terminal import print_report
 
     try:
-        run_set = write_sweep_files(folder)
+        run_set = write_sweep_files(folder, kept)
     except OSError as error:
         print(error_line(f"the sweep's tables cannot be written: {error}"), file=sys.stderr)
         return False

@@ -345,7 +345,7 @@ def test_each_broken_file_is_a_line_and_everything_else_is_reported(report, what
     code, out, err = report("sweep")
     assert (code, err) == (0, "")
     assert problems_in(out) == [f"{folder.name}: {line}" for line in BROKEN[what][1]]
-    html = Path("report.html").read_text()
+    html = (SWEEP / "report.html").read_text()
     assert good.name in html
     assert folder.name in html
     assert ("What could not be read" in html) == bool(BROKEN[what][1])
@@ -378,7 +378,7 @@ def test_a_record_of_an_old_version_lacks_keys_and_is_no_problem(report):
     (folder / "run.json").write_text(json.dumps(old))
     code, out, _ = report("sweep")
     assert (code, problems_in(out)) == (0, [])
-    html = Path("report.html").read_text()
+    html = (SWEEP / "report.html").read_text()
     assert "zero_lr" in html
     assert read_run(folder).record["counts"]["held"] == 0
 
@@ -390,7 +390,7 @@ def test_an_override_of_thousands_of_characters_is_whole_in_the_command_and_shor
     code, out, _ = report("sweep")
     assert (code, problems_in(out)) == (0, [])
     assert max(map(len, out.splitlines())) < 1000
-    html = Path("report.html").read_text()
+    html = (SWEEP / "report.html").read_text()
     assert f"freeze.patterns=[{names}]" in html
     assert html.count("layer250.weight") == 1
 
@@ -451,15 +451,7 @@ def test_nothing_in_a_config_is_executed_and_nested_yaml_aliases_are_not_expande
         config.write_text(text)
         assert report("sweep")[0] == 0
     assert not Path("executed").exists()
-    assert Path("report.html").stat().st_size < 1_000_000
-
-
-def test_of_many_runs_only_those_that_did_not_hold_are_printed(report):
-    for seed in range(250):
-        write_run(SWEEP, "none" if seed == 7 else "zero_lr", f"seed={seed}", rows=LEAKED_ROWS if seed == 7 else HELD_ROWS)
-    _, out, _ = report("sweep")
-    assert "250 runs, 249 of them held; above: 1 that did not hold" in out
-    assert len(out.splitlines()) < 10
+    assert (SWEEP / "report.html").stat().st_size < 1_000_000
 
 
 def rows_122(verdict: str) -> list[dict]:

@@ -11,7 +11,6 @@ from runner.errors import listed
 from runner.proof.verdict import defects_of
 from runner.report.compare.costs import UNFROZEN_TARGET, total_flops
 from runner.report.compare.grouping import group_by_method, overrides_by_key, swept_keys
-from runner.runs.hydra_files import read_config
 from runner.runs.read import Run
 
 OUTCOMES = ("leaked", *DEFECTS, "failed", "interrupted", "skipped", "finished", "held")  # the worst first
@@ -137,8 +136,7 @@ def frozen_set_of(run: Run, keys: Sequence[str] = ()) -> str:
     values = {key.lstrip("+"): value for key, value in overrides_by_key(run).items()}
     patterns = values.get("freeze.patterns", "")
     if not (base := patterns.strip("[]") or values.get("freeze", "")):
-        config = read_config(run.folder)
-        patterns, kept = config.get("freeze.patterns", ""), config.get("freeze.keep", "")
+        patterns, kept = run.config.get("freeze.patterns", ""), run.config.get("freeze.keep", "")
         base = f"{patterns} without {kept}" if kept not in ("", "[]") else patterns
     options = [
         f"{key.lstrip('+').removeprefix('freeze.')}={values[key.lstrip('+')]}"

@@ -11,7 +11,6 @@ from runner.contract import STATUSES_WITH_TABLES, is_hashed
 from runner.report.compare.run_set import RunSet
 from runner.report.page.elements import Column, PageTable, Section, TableCell, table_section
 from runner.report.page.runs import pick_runs
-from runner.runs.hydra_files import read_config
 from runner.runs.read import Run
 
 MAX_TABLE_ROWS = 1000
@@ -32,7 +31,7 @@ def machines_section(run_set: RunSet) -> Section:
 def commands_table(runs: Sequence[Run]) -> PageTable:
     """Return a table with a row per run: the command that repeats it, and the config values in which the runs differ."""
     runs = pick_runs(runs)
-    configs = {run.label: read_config(run.folder) for run in runs}
+    configs = {run.label: run.config for run in runs}
     keys = dict.fromkeys(key for config in configs.values() for key in config if is_hashed(key))
     differing = [key for key in keys if len({config.get(key) for config in configs.values() if config}) > 1]
     rows = []
