@@ -167,8 +167,8 @@ def test_a_plan_lists_every_parameter_and_writes_nothing(cli):
     code, out, _ = cli("plan=true", "model=mlp", "freeze=bias", "method=zero_lr", "groups=one")
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
-    assert ["body.weight", "32x64", "all", "0.1", "True"] in lines
-    assert ["head.bias", "10", "all/frozen", "0.0", "True", "frozen"] in lines
+    assert ["body.weight", "1", "2,048", "32x64", "all", "0.1", "True"] in lines
+    assert ["head.bias", "1", "10", "10", "all/frozen", "0", "True", "frozen"] in lines
     assert "there.weight = back.weight" in out
     assert "5 of 9 parameters would be frozen" in out
     assert not Path("outputs").exists()
@@ -412,7 +412,7 @@ def test_a_plan_in_which_an_exception_occurs_exits_with_code_1_and_creates_no_fo
 def test_a_plan_lists_parameters_that_the_method_turns_into_buffers(cli):
     _, out, _ = cli("plan=true", "method=to_buffer", "freeze=backbone", "model=mlp")
     assert "7 of 9 parameters would be frozen" in out
-    assert ["body.weight", "32x64", "(none)", "False", "frozen"] in [line.split() for line in out.splitlines()]
+    assert ["body", "2", "2,080", "(none)", "False", "frozen"] in [line.split() for line in out.splitlines()]
 
 
 def test_a_run_whose_tensors_moved_and_returned_does_not_print_that_they_kept_every_bit(cli):

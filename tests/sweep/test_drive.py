@@ -128,8 +128,13 @@ def test_a_plan_of_a_sweep_lists_the_runs_and_writes_nothing(cli):
     before = sorted(SWEEP.rglob("*"))
     code, out, _ = cli("-m", "freeze=head,bias", "plan=true", *QUICK)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["finished", "to"]
-    assert "freeze=bias" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["2", "runs:", "1", "finished,", "1", "to", "run"]
+    assert lines[1][:2] == ["all", "with"]
+    assert lines[2:4] == [["state", "freeze", "folder"], ["finished", "head", lines[3][-1]]]
+    assert lines[4][:3] == ["to", "run", "bias"]
+    assert lines[5] == ["in", str(SWEEP)]
+    assert (SWEEP / lines[3][-1]).is_dir()
     assert sorted(SWEEP.rglob("*")) == before
 
 
