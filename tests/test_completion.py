@@ -16,9 +16,8 @@ from tests.conftest import ROOT
 
 (INSTALL,) = re.findall(r'^(eval "\$\(freeze-runner -sc install=bash\)")', (ROOT / "docs" / "config.md").read_text(), re.M)
 SCRIPT = Path(sys.executable).parent / "freeze-runner"
-pytestmark = pytest.mark.skipif(
-    not (which("bash") and SCRIPT.is_file()), reason="needs bash and the installed console script"
-)
+NEEDED = which("bash") and SCRIPT.is_file()
+pytestmark = pytest.mark.skipif(not NEEDED, reason="needs bash, and the console script that an installation makes")
 
 
 @pytest.fixture

@@ -108,10 +108,10 @@ def files_with(option: str) -> str:
     """Return the choices of a group whose files have a key, such as `model.weights`, as a cell of a table."""
     group, _, name = option.partition(".")
     files = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))}
-    lacking = [f"`{choice}`" for choice in files if name not in files[choice]]
-    if len(lacking) < 3:
-        return " ".join(["all", *("but" for _ in lacking[:1]), ", ".join(lacking)]).strip()
-    return ", ".join(f"`{choice}`" for choice in files if name in files[choice])
+    having, lacking = ([f"`{each}`" for each in files if (name in files[each]) is has] for has in (True, False))
+    if len(having) < len(lacking):
+        return ", ".join(having)
+    return f"all but {', '.join(lacking)}" if lacking else "all"
 
 
 def test_the_tables_of_the_docs_have_every_key_with_its_default_and_its_sentence():
