@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from runner.display.units import short_change_text
+from runner.report.compare.changes import LIVE
 from runner.report.compare.costs import trains_everything
 from runner.report.compare.modules import build_tree, divide
 from runner.report.compare.run_set import RunSet
@@ -115,7 +116,7 @@ def without_live_buffers(rows_of: dict[str, list[list[TensorRow]]], names: Seque
     `rows_of`: {tensor name: its rows in each column}. `names`: the names of the tensors. `place`: the column.
     """
     rows = [row for name in names for row in rows_of[name][place]]
-    return [row for row in rows if row.verdict not in ("drifted", "still")] or rows
+    return [row for row in rows if row.verdict not in LIVE] or rows
 
 
 def heatmap_cell(rows: Sequence[TensorRow]) -> HeatmapCell:

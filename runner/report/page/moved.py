@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from runner.display.units import change_text, digits_text
+from runner.report.compare.changes import LIVE, SMALLEST, change_words, largest
 from runner.report.compare.modules import Module, build_tree
 from runner.report.compare.run_set import RunSet
 from runner.report.page.elements import Section
@@ -17,7 +17,6 @@ from runner.runs.text import counted
 
 MAX_TENSOR_ROWS = 2000
 ORDER = ("leaked", "idle", "held", "returned", "trained", "drifted", "still")  # of tensors and of modules
-SMALLEST = 1e-5  # the relative change at which a bar begins; at 1 it is full
 LEGEND = (0.0001, 0.001, 0.01, 0.1, 1.0)  # the relative changes whose bars explain the others
 
 
@@ -56,8 +55,7 @@ class Sums:
         self.tensors += other.tensors
         self.elements = None if self.elements is None or other.elements is None else self.elements + other.elements
         self.verdicts.update(other.verdicts)
-        changes = [change for change in (self.change, other.change) if change is not None]
-        self.change = next((change for change in changes if math.isnan(change)), max(changes, default=None))
+        self.change = largest((self.change, other.change))
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def moved_section(run_set: RunSet) -> Section | None:
 def bar_share(change: float | None) -> float | None:
     """Return the length of a relative change's bar, from 0 to 1 on a logarithmic scale; None if there is no change.
 
-    The bar begins at SMALLEST and is full from 1 (100%) on.
+    The bar begins at `changes.SMALLEST` and is full from 1 (100%) on.
     """
     if change is None or math.isnan(change) or change <= 0:
         return None
@@ -113,21 +111,15 @@ def bar_share(change: float | None) -> float | None:
 
 
 def tensor_line(name: str, row: TensorRow) -> TensorLine:
-    """Return the line of a tensor, whose change is `from 0` where it started at exactly 0, and `?` where it is unknown."""
-    change, norm = row.change_rel, row.change_l2
-    if change is not None:
-        text = _strange(change) or ("<0.001%" if 0 < change < SMALLEST else change_text(change))
-    elif norm is not None and not math.isfinite(norm):
-        text = _strange(norm)
-    else:
-        text = "0%" if not row.moved else "from 0" if norm is not None else "?"
+    """Return the line of a tensor; `name` is the last part of its name."""
+    norm = row.change_l2
     return TensorLine(
         name=name,
         form=" ".join(filter(None, (row.shape or "scalar", row.dtype if row.dtype != "float32" else ""))),
         verdict=row.verdict,
         cause=row.cause.replace("|", " with "),
-        change=text,
-        share=bar_share(change),
+        change=change_words([row]),
+        share=bar_share(row.change_rel),
         norm=digits_text(norm) if norm and math.isfinite(norm) else "",
     )
 
@@ -168,7 +160,7 @@ def _lines_of(module: Module[tuple[int, TensorRow]], shown: set[int], parent: st
         is_open=bool(sums.verdicts["leaked"]),
         size=counted(sums.tensors, "tensor") + elements,
         verdicts=_ordered(sums.verdicts),
-        change="" if sums.change is None else _strange(sums.change) or change_text(sums.change),
+        change=("NaN" if sums.change and math.isnan(sums.change) else change_text(sums.change)),
         share=bar_share(sums.change),
         parameters=parameters,
         buffers=buffers,
@@ -181,7 +173,7 @@ def _lines_of(module: Module[tuple[int, TensorRow]], shown: set[int], parent: st
 
 def _sums_of(row: TensorRow) -> Sums:
     """Return the sums over a single tensor."""
-    change = None if row.verdict in ("drifted", "still") else row.change_rel
+    change = None if row.verdict in LIVE else row.change_rel
     return Sums(1, row.numel, Counter([row.verdict]), change)
 
 
@@ -198,8 +190,3 @@ def _ordered(verdicts: Counter[str]) -> list[tuple[str, int]]:
 def _verdicts_text(verdicts: Counter[str]) -> str:
     """Return how many tensors have each verdict, such as `2 leaked, 3 held`."""
     return ", ".join(f"{number:,} {verdict}" for verdict, number in _ordered(verdicts))
-
-
-def _strange(value: float) -> str:
-    """Return `NaN` or `infinite` for a number that is not finite, and an empty text for any other."""
-    return "" if math.isfinite(value) else "NaN" if math.isnan(value) else "infinite"
