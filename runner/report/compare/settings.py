@@ -9,7 +9,7 @@ from statistics import fmean
 from runner.contract import DEFECTS, Cost
 from runner.errors import listed
 from runner.proof.verdict import defects_of
-from runner.report.compare.costs import UNFROZEN_TARGET, total_flops
+from runner.report.compare.costs import total_flops, trains_everything
 from runner.report.compare.grouping import group_by_method, overrides_by_key, swept_keys
 from runner.runs.read import Run
 
@@ -71,7 +71,7 @@ class Setting:
     @property
     def trains_everything(self) -> bool:
         """Whether its method is `none`, under which what is declared frozen leaks by design."""
-        return str(self.runs[0].record["method"].get("_target_", "")) == UNFROZEN_TARGET
+        return trains_everything(self.runs[0])
 
     @property
     def is_sound(self) -> bool:
