@@ -70,14 +70,14 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         places = ", ".join(map(str, folders)) + (f"; {foreign}" if foreign else "")
         raise ConfigError(f"no run found below {places}; give a folder that holds run.json, or one above it")
     # Imported only now: pandas is slow to import, and an error should not wait for it.
-    from runner.report.compare.run_set import RunSet
+    from runner.report.compare.run_set import RunSet, planned_in
     from runner.report.page.render import problem_lines, render_page
     from runner.runs.read import read_run
 
     runs = [read_run(folder, label) for label, folder in found.folders.items()]
     problems = [printable(problem) for problem in found.problems] + ([foreign] if foreign else [])
     title = printable(", ".join(folder.resolve().name for folder in folders)) or PAGE
-    run_set = RunSet.of(runs, title, out.parent, problems=problems)
+    run_set = RunSet.of(runs, title, out.parent, problems=problems, planned=planned_in(found.sweeps))
     for line in problem_lines(run_set):
         print(f"could not be read: {line}")
     html = render_page(run_set)

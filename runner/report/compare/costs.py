@@ -22,12 +22,12 @@ def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
 
     A cost whose name ends in `_share` is a ratio: the cost of this run divided by that of training everything. If the run's
     `run.json` does not have it, as with seconds, it is taken from the run with nothing frozen (`method=none`) and otherwise
-    the same config, unless that run did not train everything either.
+    the same config and origin, unless that run did not train everything either.
     """
-    unfrozen = {(run.record["setting"], run.record["buffers"]): run.record["cost"] for run in runs if _is_unfrozen(run)}
+    unfrozen = {_all_but_method(run): run.record["cost"] for run in runs if _is_unfrozen(run)}
     found: dict[str, Cost] = {}
     for run in runs:
-        cost, baseline = run.record["cost"], unfrozen.get((run.record["setting"], run.record["buffers"]), {})
+        cost, baseline = run.record["cost"], unfrozen.get(_all_but_method(run), {})
         shares = {
             f"{key}_share": cost[key] / baseline[key]
             for key in COSTS_WITH_SHARE
@@ -45,6 +45,11 @@ def total_flops(cost: Mapping[str, Any]) -> float | None:
     """Return the FLOPs of the forward and the backward pass added up, or None if `cost` lacks one of the two numbers."""
     parts = [cost.get(key) for key in FLOPS_KEYS]
     return sum(parts) if all(isinstance(part, (int, float)) for part in parts) else None  # type: ignore[arg-type]
+
+
+def _all_but_method(run: Run) -> tuple[object, ...]:
+    """Return what is equal for runs that differ only in the method: the config, and what they ran on."""
+    return run.record["setting"], run.record["buffers"], *sorted(run.origin.items())
 
 
 def _is_unfrozen(run: Run) -> bool:
