@@ -57,8 +57,8 @@ EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, EXIT_STRICT, EXIT_INTERRUPTED = 0, 1, 2, 3
 
 # Config keys that only say where and how a run is carried out: configs that differ only in these have the same hash.
 NOT_HASHED = (
-    *("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost", "sweep", "report"),
-    "data.workers",
+    *("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost", "sweep"),
+    *("verbose", "checkpoint", "report", "data.workers"),
 )
 
 

@@ -45,7 +45,7 @@ SIDEWAYS = {
 }
 # The packages and modules that may import a library.
 IMPORTED_ONLY_IN = {
-    "hydra": {"config.compose", "config.hydra_errors", "runs.job", "sweep", *ENTRY_POINTS},
+    "hydra": {"config.compose", "config.help.text", "config.hydra_errors", "runs.job", "sweep", *ENTRY_POINTS},
     "omegaconf": {"config", "runs.job", "sweep", *ENTRY_POINTS},
     "pandas": {"report", "proof.audit_report"},
     "matplotlib": {"report"},
@@ -250,7 +250,7 @@ def test_every_name_in_a_text_that_begins_with_runner_exists():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and re.fullmatch(r"runner(\.\w+)+", str(node.value)):
                 name = str(node.value)
-                if name.removeprefix("runner.") not in ("steps", "epochs", "config_hash", "run_name", "log"):
+                if name.removeprefix("runner.") not in ("steps", "epochs", "config_hash", "run_name", "help", "log"):
                     assert find_spec(name) if is_module(name) else locate(name, str(path)), name
 
 

@@ -17,6 +17,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.arguments import refuse_key_within_a_value, unreadable_message
+from runner.config.help.keys import known_keys
 from runner.config.messages import (
     choices_of,
     config_groups,
@@ -25,7 +26,6 @@ from runner.config.messages import (
     unknown_key_message,
     unknown_resolver_message,
 )
-from runner.config.schema import known_keys
 from runner.errors import ConfigError, did_you_mean
 
 LAUNCHERS = {  # by Hydra's name of the launcher: the package that provides it, and the extra that installs it

@@ -10,8 +10,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
+from runner.config.help.keys import is_passed_on, known_keys
 from runner.config.naming import RESOLVERS
-from runner.config.schema import CONF, Config, known_keys
+from runner.config.schema import CONF, Config
 from runner.errors import did_you_mean, listed
 
 UNKNOWN_RESOLVER = "Unsupported interpolation type "  # the beginning of OmegaConf's message
@@ -134,5 +135,5 @@ def _all_keys() -> list[str]:
     files = [(path.parent.name, path) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "launch")]
     nodes: list[tuple[str, Any]] = [(group, OmegaConf.to_container(OmegaConf.load(path))) for group, path in files]
     items = [(group, key, value) for group, node in nodes for key, value in node.items()]
-    options = {f"{group}.{key}" for group, key, value in items if not str(value).endswith((f".{key}}}", f".{key}:}}"))}
+    options = {f"{group}.{key}" for group, key, value in items if not is_passed_on(key, value)}
     return [*known_keys(), *config_groups(), *sorted(options)]

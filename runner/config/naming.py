@@ -1,4 +1,4 @@
-"""The hash of a run's config, and the names of its folder, method and patterns. Does not import torch."""
+"""The hash of a run's config, the names of its folder, method and patterns, and the resolvers of `conf`. No torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Any
 import omegaconf
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config.schema import CONF, classes_of, epochs_of, steps_of, vocab_size_of
+from runner.config.help.text import help_text
+from runner.config.schema import CONF, epochs_of, steps_of
 from runner.contract import NOT_HASHED, method_name
 
+VOCAB_SIZE = 32  # of synthetic tokens, where the model does not say it
+CLASSES = 2  # of synthetic labels, where the model does not say it
 CUSTOM = "custom"  # the name of patterns that are not those of a file in conf/freeze
 
 
@@ -92,6 +95,17 @@ def freeze_name(freeze: DictConfig, choice: str) -> str:
     return choice.replace("/", "-")
 
 
+def vocab_size_of(composed: DictConfig) -> Any:
+    """Return the number of tokens of the model: `model.config.vocab_size` where it is set, else VOCAB_SIZE."""
+    return OmegaConf.select(composed, "model.config.vocab_size") or VOCAB_SIZE
+
+
+def classes_of(composed: DictConfig) -> Any:
+    """Return the number of classes of the model: `model.classes`, or that of its config, where it is set, else CLASSES."""
+    keys = ("model.classes", "model.config.num_labels")
+    return next(filter(None, (OmegaConf.select(composed, key) for key in keys)), CLASSES)
+
+
 RESOLVERS: dict[str, Callable[[DictConfig], Any]] = {
     "steps": steps_of,
     "epochs": epochs_of,
@@ -99,6 +113,7 @@ RESOLVERS: dict[str, Callable[[DictConfig], Any]] = {
     "classes": classes_of,
     "config_hash": config_hash,
     "run_name": run_name,
+    "help": help_text,
 }
 
 

@@ -1,4 +1,7 @@
-"""The schema of the config: every key of `conf/config.yaml` with its type. Does not import torch."""
+"""The schema of the config: every key of `conf/config.yaml` with its type. Does not import torch.
+
+The first line of the docstring beneath a key is its half line in `--help` and in `docs/config.md`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,6 @@ from runner.errors import is_integer
 
 SYNTHETIC = "runner.training.data.synthetic."  # the targets in this module give data without an end
 ENDLESS_BATCHES = 10  # of a pass with `batches=auto`, where the data have no length
-VOCAB_SIZE = 32  # of synthetic tokens, where the model does not say it
-CLASSES = 2  # of synthetic labels, where the model does not say it
 RUNNERS_DATA_KEYS = ("epochs", "test")  # keys of the node `data` that are not arguments of its target
 STEPS = "<number of steps>"  # stands for it in a config until the data are open
 
@@ -81,27 +82,37 @@ class Model:
     Any other key in the node, such as `name`, is an argument of the target of `build`.
     """
 
-    build: dict[str, Any] = MISSING  # a node with a `_target_`
-    head: Any = "auto"  # a pattern, a list of patterns, auto, or new: what the weights did not supply
-    input: list[int] | None = None  # the shape of one sample, without the batch, where the data ask for it
+    build: dict[str, Any] = MISSING
+    """What builds it: a `_target_` and its arguments."""
+    head: Any = "auto"
+    """Its head: patterns, auto, or new.
+
+    `auto` finds it by one forward pass, `new` is what no weights supplied.
+    """
+    input: list[int] | None = None
+    """Shape of one sample, without the batch."""
     classes: int | None = None
-    dtype: DType | None = None  # of the weights and of the real numbers in batches; None: as they are
-    checkpoint: str | None = None  # a file or a folder with the values of the model's tensors
-    strict: bool = True  # whether the checkpoint must fit the model exactly
-    then: list[Any] = field(default_factory=list)  # what is called after the build: names of methods, or nodes
+    """Number of outputs."""
+    dtype: DType | None = None
+    """Dtype of weights and inputs; null: as is."""
+    checkpoint: str | None = None
+    """File or folder of weights to load."""
+    strict: bool = True
+    """If false, loads what fits of the checkpoint."""
+    then: list[Any] = field(default_factory=list)
+    """Calls after the build, such as adapters."""
 
 
 @dataclass
 class Freeze:
-    """The config node `freeze`: which modules and parameters are frozen.
-
-    `patterns`: what they match is frozen. `keep`: patterns of exceptions; what they match is not frozen. `buffers`: see
-    `Buffers`.
-    """
+    """The config node `freeze`: which modules and parameters are frozen."""
 
     patterns: list[str] = MISSING
+    """What one of them matches is frozen."""
     keep: list[str] = field(default_factory=list)
+    """Exceptions: what they match is not frozen."""
     buffers: Buffers = Buffers.live
+    """If frozen, matched modules are in eval mode."""
 
 
 @dataclass
@@ -109,33 +120,37 @@ class PatternLr:
     """An item of the list `groups.lr`: the learning rate of the parameters whose names match a pattern."""
 
     pattern: str = MISSING
+    """Which parameters have this rate."""
     lr: float = MISSING
+    """Their learning rate."""
 
 
 @dataclass
 class Groups:
-    """The config node `groups`: the optimizer's parameter groups.
+    """The config node `groups`: the optimizer's parameter groups."""
 
-    `cut` builds the groups, `names` lists modules that get a group of their own, `lr` sets learning rates.
-    """
-
-    cut: dict[str, Any] = MISSING  # a node with a `_target_` that returns the groups
-    names: list[str] = field(default_factory=list)  # the modules that `groups=module` makes groups of
+    cut: dict[str, Any] = MISSING
+    """What makes the groups: a `_target_`."""
+    names: list[str] = field(default_factory=list)
+    """Modules that groups=module makes groups of."""
     lr: list[PatternLr] = field(default_factory=list)
+    """Learning rates: [{pattern: fc, lr: 0.1}]."""
 
 
 @dataclass
 class Sweep:
     """The config node `sweep`: what concerns a whole sweep."""
 
-    max_runs: int = 10_000  # a sweep of more runs is refused
+    max_runs: int = 10_000
+    """A sweep of more runs is refused."""
 
 
 @dataclass
 class Report:
     """The config node `report`: when the tables and the page of a sweep are written."""
 
-    every: float | None = None  # while the sweep runs: at most every that many seconds; None: only at its end
+    every: float | None = None
+    """Rewrites the page while a sweep runs."""
 
 
 @dataclass
@@ -146,34 +161,71 @@ class Config:
     """
 
     model: Model = field(default_factory=Model)
+    """How the model is built, and what its head is."""
     method: dict[str, Any] = MISSING
+    """How frozen parameters are kept unchanged."""
     freeze: Freeze = field(default_factory=Freeze)
+    """Which parameters are frozen."""
     groups: Groups = field(default_factory=Groups)
+    """The optimizer's parameter groups."""
     optimizer: dict[str, Any] = MISSING
+    """The optimizer, with its arguments."""
     scheduler: dict[str, Any] = MISSING
+    """What changes the learning rate, or none."""
     schedule: dict[str, Any] = MISSING
+    """When the freezing begins."""
     task: dict[str, Any] = MISSING
+    """How a batch becomes a loss."""
     data: dict[str, Any] = MISSING
-    batches: Any = "auto"  # of a pass: a number, auto or all
-    accumulate: int = 1  # batches whose gradients are averaged for one step
-    evaluate: Any = False  # true: on held-out data before and after the training; epoch: after each pass too
-    metrics: list[Any] = field(default_factory=list)  # names of torchmetrics, or nodes with a `_target_`
+    """Where the batches come from."""
+    batches: Any = "auto"
+    """Batches a pass: a number, auto, or all.
+
+    `auto` is every sample once where the data have a length, and ENDLESS_BATCHES where they have none; `all` refuses these.
+    """
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    evaluate: Any = False
+    """On held-out data: false, true, or epoch.
+
+    `true`: before and after the training. `epoch`: after each pass too.
+    """
+    metrics: list[Any] = field(default_factory=list)
+    """Metrics of torchmetrics, such as [F1Score]."""
     seed: int = 0
+    """Of initial weights, data and dropout."""
     device: Device = Device.auto
-    threads: Any = "auto"  # a number, or auto
+    """One of auto, cpu, cuda, mps."""
+    threads: Any = "auto"
+    """Threads of PyTorch: a number, or auto."""
     deterministic: bool = False
+    """Only deterministic algorithms of PyTorch."""
     clip: float | None = None
+    """Greatest norm of all gradients together."""
     zero_grad_to_none: bool = True
-    autocast: bool = False  # run the forward pass in bfloat16
+    """If false, zeros gradients and keeps them."""
+    autocast: bool = False
+    """Forward pass in bfloat16."""
     cost: CostLevel = CostLevel.count
+    """Costs of a step: off, count, or time as well."""
     save: bool = False
+    """Writes model.safetensors (extra `save`)."""
     strict: bool = False
+    """Exit code 3 if it leaked or did not train."""
     plan: bool = False
+    """Trains nothing, shows what a run would do."""
+    verbose: bool = False
+    """Prints everything about a run."""
     resume: Resume | None = None
+    """If last, finishes the newest sweep (with -m)."""
     on_error: OnError = OnError["continue"]
-    timeout: float | None = None  # the most seconds that a run may take
+    """After a failed run: continue, or stop."""
+    timeout: float | None = None
+    """The most seconds that a run may take."""
     sweep: Sweep = field(default_factory=Sweep)
+    """What concerns a whole sweep."""
     report: Report = field(default_factory=Report)
+    """The tables and the page of a sweep."""
 
     @property
     def epochs(self) -> int:
@@ -231,17 +283,6 @@ def steps_of(composed: DictConfig) -> Any:
     return -(-batches // accumulate) * epochs
 
 
-def vocab_size_of(composed: DictConfig) -> Any:
-    """Return the number of tokens of the model: `model.config.vocab_size` where it is set, else VOCAB_SIZE."""
-    return OmegaConf.select(composed, "model.config.vocab_size") or VOCAB_SIZE
-
-
-def classes_of(composed: DictConfig) -> Any:
-    """Return the number of classes of the model: `model.classes`, or that of its config, where it is set, else CLASSES."""
-    keys = ("model.classes", "model.config.num_labels")
-    return next(filter(None, (OmegaConf.select(composed, key) for key in keys)), CLASSES)
-
-
 def values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) for each value in nested dicts, lists and nodes of the schema; inner ones are yielded too.
 
@@ -258,20 +299,3 @@ def values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from values_by_key(inner, f"{key}[{index}]")
-
-
-def known_keys() -> list[str]:
-    """Return every key of the schema in dotted form, such as `seed` and `freeze.keep`.
-
-    A node with a `_target_` counts as one key, because the keys in it depend on its target.
-    """
-
-    def keys_of(schema: type, prefix: str) -> list[str]:
-        keys = []
-        for each in fields(schema):
-            keys.append(prefix + each.name)
-            if isinstance(each.default_factory, type) and is_dataclass(each.default_factory):
-                keys += keys_of(each.default_factory, f"{prefix}{each.name}.")
-        return keys
-
-    return keys_of(Config, "")

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from runner.config.check import check, check_folders
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG, SWEEP_PLAN
+from runner.display.console import create_console
 from runner.errors import ConfigError
-from runner.runs.console import create_console, display_path
+from runner.runs.console import display_path
 from runner.runs.exits import end_once, guard_process
 from runner.runs.folder import remove_files, write_atomically, write_text
 from runner.runs.interrupts import delay_interrupts, handle_interrupts, time_limit

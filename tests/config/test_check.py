@@ -20,9 +20,10 @@ from omegaconf import OmegaConf
 import runner
 from runner.config.check import check
 from runner.config.compose import hydra_initialized
+from runner.config.help.keys import known_keys
 from runner.config.messages import unknown_key_message
 from runner.config.naming import NOT_HASHED, config_hash
-from runner.config.schema import CONF, Config, known_keys
+from runner.config.schema import CONF, Config
 from runner.errors import ConfigError
 from tests.conftest import ROOT
 

@@ -40,7 +40,7 @@ def answer(run_set: RunSet) -> Answer:
     left = left_text(run_set.left, run_set.total)
     if run_set.single and not run_set.left.get("not begun"):
         headline, sentence, findings, is_bad = describe_run(run_set.single)
-        return Answer(headline, sentence, "", findings, is_bad)
+        return Answer(headline, sentence, findings=findings, is_bad=is_bad)
     results = run_set.methods
     accuracy = [("Held-out accuracy", ranking_lines(run_set.ranked))] if run_set.has_accuracies else []
     findings = [*accuracy, *all_findings(results, run_set.runs)]

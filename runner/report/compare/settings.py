@@ -101,7 +101,16 @@ def build_settings(runs: Sequence[Run], costs: dict[str, Cost]) -> list[Setting]
         context = _context_of(first, keys) if len(runs) > 1 else ""
         name = " ".join(filter(None, (methods[first.label], frozen_set if several_sets else "", context)))
         cost = mean_cost([costs[run.label] for run in members if run.finished])
-        settings.append(Setting(methods[first.label], frozen_set, context, tuple(members), name, cost))
+        settings.append(
+            Setting(
+                method=methods[first.label],
+                frozen_set=frozen_set,
+                context=context,
+                runs=tuple(members),
+                name=name,
+                cost=cost,
+            )
+        )
     return settings
 
 
