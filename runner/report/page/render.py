@@ -32,8 +32,8 @@ from runner.runs.text import counted
 MAX_PROBLEMS = 200
 SECTIONS = (
     matrix_section,
-    leaks_section,
     costs_section,
+    leaks_section,
     moved_section,
     heatmap_section,
     losses_section,
