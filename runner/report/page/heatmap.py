@@ -71,7 +71,7 @@ def heatmap_section(run_set: RunSet) -> Section | None:
     columns = dict(list(columns.items())[:MAX_COLUMNS])
     modules, shown, total = build_modules(columns)
     if shown < total:
-        caption += f" Tensors that leaked or stayed idle are listed first, {shown:,} of {total:,}; a module’s row is about all of them."
+        caption += f" Listed are {shown:,} of {total:,} tensors, those that leaked or stayed idle first."
     texts = {cell.text for module in modules for cells in (module.cells, *_cells_below(module)) for cell in cells}
     data = {
         "caption": caption,
