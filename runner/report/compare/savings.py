@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from runner.contract import WhySmall
 from runner.display.units import bytes_text, percent_text
@@ -16,6 +17,13 @@ from runner.report.compare.settings import Setting
 from runner.runs.tables import TensorRow
 
 PLAIN_NAME = re.compile(r"[A-Za-z_][\w.]*")  # what needs no quotes in a list of patterns
+BACKWARD_AT_END: Final[WhySmall] = "the frozen part is at the end: backward still runs through it"
+BACKWARD_BETWEEN: Final[WhySmall] = "what trains begins before the frozen part: backward still runs through it"
+COMPUTES_LITTLE: Final[WhySmall] = "the frozen part computes little"
+MORE_FROZEN: Mapping[str, str] = {
+    BACKWARD_AT_END: "Freeze what runs first instead of what runs last",
+    BACKWARD_BETWEEN: "Freeze what comes before it too",
+}
 NOT_MEASURED = "Not measured here."
 CACHED = "method=cached_prefix freeze.buffers=frozen data.epochs=10"
 
@@ -45,8 +53,9 @@ def opportunity_of(setting: Setting, settings: Sequence[Setting]) -> Opportunity
     """
     if setting.trains_everything or not (finding := _finding(setting)):
         return None
-    better = _cheapest([each for each in settings if _is_comparable(each, setting) and _saves_more(each, setting)])
-    fixes = tuple(_fixes(setting, setting.cost.get("why_small", "")))
+    same_place = [each for each in settings if _same_place(each, setting)]
+    better = _cheapest([each for each in same_place if _saves_more(each, setting)])
+    fixes = tuple(_fixes(setting, setting.cost.get("why_small", ""), same_place))
     return Opportunity(finding, _saving(setting, better, settings), fixes)
 
 
@@ -86,9 +95,9 @@ def _saving(setting: Setting, better: Setting | None, settings: Sequence[Setting
     )
 
 
-def _is_comparable(other: Setting, setting: Setting) -> bool:
-    """Return whether two settings differ in the method alone."""
-    return other is not setting and (other.frozen_set, other.context) == (setting.frozen_set, setting.context)
+def _same_place(other: Setting, setting: Setting) -> bool:
+    """Return whether two settings differ at most in the method."""
+    return (other.frozen_set, other.context) == (setting.frozen_set, setting.context)
 
 
 def _saves_more(other: Setting, setting: Setting) -> bool:
@@ -100,8 +109,15 @@ def _saves_more(other: Setting, setting: Setting) -> bool:
 
 
 def _cheapest(settings: Sequence[Setting]) -> Setting | None:
-    """Return the setting that takes the smallest share of the FLOPs, the first of several; None if there is none."""
-    return min(settings, key=lambda each: each.cost["flops_share"], default=None)
+    """Return the setting of the smallest cost, of several `requires_grad`, else the first; None if there is none."""
+    return min(
+        settings, key=lambda each: (each.cost["flops_share"], _kept_bytes(each) or 0, not _is_baseline(each)), default=None
+    )
+
+
+def _is_baseline(setting: Setting) -> bool:
+    """Return whether a setting's method is `requires_grad`."""
+    return setting.runs[0].record["method"].get("_target_") == BASELINE_TARGET
 
 
 def _kept_bytes(setting: Setting) -> float | None:
@@ -110,34 +126,38 @@ def _kept_bytes(setting: Setting) -> float | None:
     return None if None in parts else sum(parts)  # type: ignore[arg-type]
 
 
-def _fixes(setting: Setting, why: WhySmall | str) -> Iterator[Fix]:
-    """Yield what to run to save more, as the reason asks for it."""
+def _fixes(setting: Setting, why: WhySmall | str, same_place: Sequence[Setting]) -> Iterator[Fix]:
+    """Yield what to run to save more, as the reason asks for it.
+
+    `same_place`: the settings with the same frozen set and context. Where `requires_grad` leaked there, `method.clean` is
+    asked for, with which it drops gradients and optimizer state of earlier steps.
+    """
     tensors = next((run.tensors for run in setting.runs if run.tensors), [])
+    if why in (BACKWARD_AT_END, BACKWARD_BETWEEN, COMPUTES_LITTLE):
+        if override := _other_patterns(tensors, why):
+            yield Fix(MORE_FROZEN[why], override)
+        if setting.frozen_set.split(" ")[0] != "backbone":
+            yield Fix("Freeze everything but the head", "freeze=backbone")
+        return
+    leaked = any(_is_baseline(each) and not each.is_sound for each in same_place)
+    if not _is_baseline(setting):
+        override = "method=requires_grad method.clean=true" if leaked else "method=requires_grad"
+        yield Fix("Compute no gradient of what is frozen", override)
+    elif not setting.runs[0].record["method"].get("clean"):
+        yield Fix("Drop gradients and state of earlier steps when the freezing begins", "method.clean=true")
+    if _is_prefix(tensors):
+        yield Fix("Over several passes, run the frozen first layers once for each sample", CACHED)
+
+
+def _other_patterns(tensors: Sequence[TensorRow], why: str) -> str:
+    """Return the override that freezes the first half of the model, or all up to its last frozen module; may be empty."""
     modules = top_modules(tensors)
     frozen = [number for number, module in enumerate(modules) if any(row.frozen for row in module.items())]
-    held = setting.cost.get("frozen_gradient_bytes") or setting.cost.get("frozen_optimizer_state_bytes")
-    if why == "the gradients of what is frozen are computed all the same" or (held and not why):
-        node = setting.runs[0].record["method"]
-        if node.get("_target_") != BASELINE_TARGET:
-            yield Fix("Compute no gradient of what is frozen", "method=requires_grad")
-        elif held and not node.get("clean"):
-            yield Fix("Drop gradients and state of earlier steps when the freezing begins", "method.clean=true")
-        if _is_prefix(tensors):
-            yield Fix("Over several passes, run the frozen first layers once for each sample", CACHED)
-    elif why == "the frozen part is at the end: backward still runs through it":
-        first = _patterns(modules[: len(modules) // 2])
-        if first:
-            yield Fix("Freeze what runs first instead of what runs last", first)
-    elif why == "what trains begins before the frozen part: backward still runs through it":
-        before = _patterns(modules[: frozen[-1] + 1]) if frozen and frozen[-1] + 1 < len(modules) else ""
-        if before:
-            yield Fix("Freeze what comes before it too", before)
-    if (
-        why
-        and why != "the gradients of what is frozen are computed all the same"
-        and setting.frozen_set.split(" ")[0] != "backbone"
-    ):
-        yield Fix("Freeze everything but the head", "freeze=backbone")
+    if why == BACKWARD_AT_END:
+        return _patterns(modules[: len(modules) // 2])
+    if why == BACKWARD_BETWEEN and frozen and frozen[-1] + 1 < len(modules):
+        return _patterns(modules[: frozen[-1] + 1])
+    return ""
 
 
 def top_modules(tensors: Sequence[TensorRow]) -> list[Module[TensorRow]]:
