@@ -60,7 +60,7 @@ def change_text(change: float | None) -> str:
 
 
 def short_change_text(change: float) -> str:
-    """Return a relative change in at most five characters: `32%`, `3.2%`, `<.1%` below a thousandth, `>999%` above tenfold."""
+    """Return a relative change in at most five characters, such as `32%`, `3.2%`, `<.1%` or `>999%`."""
     if 0 < change < 0.001:
         return "<.1%"
     return ">999%" if change >= 9.995 else percent_text(change) if change < 0.995 else f"{change:.0%}"

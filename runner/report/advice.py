@@ -66,15 +66,15 @@ ADVICE: Final[Mapping[LeakCause, Advice]] = {
         ("freeze.buffers=frozen",),
     ),
     "outside_write": Advice(
-        "Code outside of the forward pass and of the optimizer’s step wrote to it, such as a hook, a callback or an average.",
+        "Code outside of the forward pass and of the optimizer’s step wrote to it, such as a hook or an average.",
         "Find that code: no method of freezing prevents it.",
     ),
     "replaced": Advice(
-        "Another tensor with other values was put in its place, as `load_state_dict(assign=True)` does.",
+        "Another tensor with other values was put in its place, as load_state_dict(assign=True) does.",
         "Find the code that assigns it, and let it copy the values before the training instead.",
     ),
     "dtype_changed": Advice(
-        "It was converted to another dtype during the training, as `model.half()` does.",
+        "It was converted to another dtype during the training, as model.half() does.",
         "Convert the model before the training begins.",
     ),
     "shared_tensor": Advice(
@@ -87,11 +87,11 @@ ADVICE: Final[Mapping[LeakCause, Advice]] = {
     ),
 }
 WRITTEN_PARAMETER = Advice(
-    "The forward pass of its module wrote to it, as `Embedding(max_norm=...)` does to its rows.",
+    "The forward pass of its module wrote to it, as Embedding(max_norm=...) does to its rows.",
     "Change the module: no method of freezing prevents what its own forward pass writes.",
 )
 BY_DESIGN = Advice(
-    "`method=none` does nothing about what is declared frozen: it is the baseline that trains everything.",
+    "method=none does nothing about what is declared frozen: it is the baseline that trains everything.",
     "Nothing is to be done.",
 )
 IDLE_ADVICE: Final[Mapping[IdleCause, Advice]] = {
@@ -101,7 +101,7 @@ IDLE_ADVICE: Final[Mapping[IdleCause, Advice]] = {
         ("groups=role",),
     ),
     "no_gradient": Advice(
-        "It got no gradient in any step: the loss does not depend on it, or its `requires_grad` was off from the start.",
+        "It got no gradient in any step: the loss does not depend on it, or its requires_grad was off from the start.",
         "If the model was built with it frozen, declare that; else find where the graph is cut.",
         ("freeze=as_built",),
     ),
@@ -111,7 +111,7 @@ IDLE_ADVICE: Final[Mapping[IdleCause, Advice]] = {
     ),
     "lr_zero": Advice(
         "The learning rate of its group was 0 in every step.",
-        "Raise it (`optimizer.lr`, `groups.lr`), or train on beyond the warm-up of the scheduler.",
+        "Raise it (optimizer.lr, groups.lr), or train on beyond the warm-up of the scheduler.",
     ),
     "rounded_away": Advice(
         "Each update was smaller than its dtype can hold, so that it was rounded away.",

@@ -49,8 +49,9 @@ def build_tree(named: Iterable[tuple[str, Item]]) -> Module[Item]:
 def divide(root: Module[Item], size: int, most: int) -> list[tuple[str, list[Item]]]:
     """Return (name, items) of modules that together have all tensors of a model, in the model's order.
 
-    The module with the most tensors is divided into its own tensors and the modules in it, then the next, as long as it has
-    more than `size` tensors and that makes at most `most` parts. What is left of its own tensors is a part under its name.
+    The model is divided into its own tensors and the modules in it; then the module with the most tensors is, and the next,
+    as long as it has more than `size` tensors. No division makes more than `most` parts. The own tensors of what was divided
+    are a part under its name.
     """
     order = {id(module): number for number, module in enumerate(_walk(root))}
 
@@ -62,7 +63,7 @@ def divide(root: Module[Item], size: int, most: int) -> list[tuple[str, list[Ite
     while pending:
         tensors, number, module = heappop(pending)
         after = len(parts) + len(pending) + len(module.modules) + bool(module.tensors)
-        if -tensors <= size or not module.modules or after > most:
+        if (-tensors <= size and module is not root) or not module.modules or after > most:
             parts.append((number, module.name, list(module.items())))
             continue
         if module.tensors:

@@ -71,7 +71,7 @@ def heatmap_section(run_set: RunSet) -> Section | None:
     columns = dict(list(columns.items())[:MAX_COLUMNS])
     modules, shown, total = build_modules(columns)
     if shown < total:
-        caption += f" Tensors that leaked or stayed idle are listed first, {shown:,} of {total:,}; a module’s row is about all of them."
+        caption += f" Listed are {shown:,} of {total:,} tensors, those that leaked or stayed idle first."
     texts = {cell.text for module in modules for cells in (module.cells, *_cells_below(module)) for cell in cells}
     data = {
         "caption": caption,
@@ -106,7 +106,8 @@ def build_modules(columns: dict[str, list[Run]]) -> tuple[list[HeatmapModule], i
         cells = [heatmap_cell(without_live_buffers(rows_of, names, place)) for place in range(len(columns))]
         tensors = [(each, [heatmap_cell(rows) for rows in rows_of[each]]) for each in names if each in is_listed]
         leaked = min(rank[each] for each in names) == 0
-        modules.append(HeatmapModule(name or "the model", counted(len(names), "tensor"), leaked, cells, tensors))
+        count = counted(len(names), "tensor")
+        modules.append(HeatmapModule(name or "the model", count, is_open=leaked, cells=cells, tensors=tensors))
     return sorted(modules, key=lambda module: not module.is_open), len(listed), len(rows_of)
 
 
