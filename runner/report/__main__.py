@@ -73,7 +73,7 @@ def write_report(folders: Sequence[Path], out: Path | None) -> None:
     check_page_path(page)
     # Imported only now: they are slow to import, and an error should not wait for them.
     from runner.display.console import create_console
-    from runner.report.compare.run_set import RunSet, read_planned
+    from runner.report.compare.run_set import RunSet, planned_in
     from runner.report.page.render import problem_lines, render_page
     from runner.report.terminal import print_left, print_report
     from runner.runs.read import read_run
@@ -81,8 +81,7 @@ def write_report(folders: Sequence[Path], out: Path | None) -> None:
     runs = [read_run(folder, label) for label, folder in found.folders.items()]
     problems = [printable(problem) for problem in found.problems] + ([foreign] if foreign else [])
     title = printable(", ".join(folder.resolve().name for folder in folders)) or PAGE
-    planned = {"planned": read_planned(folders[0])} if len(folders) == 1 else {}
-    run_set = RunSet.of(runs, title, page.parent, problems=problems, **planned)
+    run_set = RunSet.of(runs, title, page.parent, problems=problems, planned=planned_in(found.sweeps))
     try:
         write_text(page, render_page(run_set))
     except OSError as error:

@@ -35,7 +35,7 @@ def write_sweep_files(sweep: Path, kept: dict[Path, Run] | None = None) -> RunSe
         refused += _write(sweep / HEATMAP_PNG, lambda path: path.write_bytes(png))
     refused += _write(sweep / CHANGES, lambda path: write_joined_changes(run_set.runs, path))
     for line in refused:
-        print(line, file=sys.stderr)
+        print(error_line(line), file=sys.stderr)
     return run_set
 
 
@@ -73,7 +73,7 @@ def write_run_page(folder: Path) -> None:
     """Write the HTML page of the run in `folder` into that folder."""
     html = render_page(RunSet.of([read_run(folder)], printable(folder.resolve().name), folder))
     for line in _write(folder / PAGE, partial(_write_text, text=html)):
-        print(line, file=sys.stderr)
+        print(error_line(line), file=sys.stderr)
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> list[str]:
@@ -82,7 +82,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> list[str]:
     `write` is called with the path of a temporary file, which it fills. The temporary file is then renamed to `path`.
     """
     if not may_overwrite(path, path.name):
-        return [error_line(f"{path} was not written by freeze-runner, and is left as it is")]
+        return [f"{path} was not written by freeze-runner, and is left as it is"]
     write_atomically(path, write)
     return []
 

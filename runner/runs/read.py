@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -53,6 +52,7 @@ class Run:
         tensors: the rows of its `changes.csv`, one for each parameter and buffer.
         losses: the losses of its `steps.csv`, one for each step.
         problems: a line of text for each thing that could not be read.
+        config: its composed config as {dotted key: value as text}; empty if it cannot be read.
         origin: {name: value} of what tells apart runs of several folders, machines or versions; mostly empty.
     """
 
@@ -62,6 +62,7 @@ class Run:
     tensors: list[TensorRow] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    config: dict[str, str] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -83,11 +84,6 @@ class Run:
     def ended(self) -> bool:
         """True if the run left a `run.json` that can be read, so that its files do not change any more."""
         return self.record["reason"] not in (IN_PROGRESS, KILLED)
-
-    @cached_property
-    def config(self) -> dict[str, str]:
-        """Its composed config as {dotted key: value as text}, read once; empty if it cannot be read."""
-        return read_config(self.folder)
 
     @property
     def finished(self) -> bool:
@@ -140,7 +136,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     if raw_record is None and (folder / RECORD).is_file():
         problems.append(f"{RECORD} cannot be read: it is incomplete, too large, or not the record of a run")
     record["overrides"] = record["overrides"] or read_overrides(folder)
-    run = Run(printable(label or folder.name), folder, record, problems=problems)
+    run = Run(printable(label or folder.name), folder, record, problems=problems, config=read_config(folder))
     if record["status"] in STATUSES_WITH_TABLES:
         run.tensors.extend(read_tensors(folder / CHANGES, problems))
         run.losses.extend(read_losses(folder / STEPS, problems))

@@ -57,11 +57,11 @@ class LiveReport:
             run_set = replace(found, runs=[run for run in found.runs if run.record["reason"] != KILLED])
             problems = write_page_and_tables(run_set, max(1, ceil(self.every or 1)))
         except Exception as error:
-            problems = [error_line(f"the page of the running sweep cannot be written: {type(error).__name__}: {error}")]
+            problems = [f"the page of the running sweep cannot be written: {type(error).__name__}: {error}"]
         for line in problems:
             if line not in self._printed:
                 self._printed.add(line)
-                print(line, file=sys.stderr)
+                print(error_line(line), file=sys.stderr)
 
     def _watch(self) -> None:
         """Write the page again after each pause in which a run began or ended."""

@@ -22,12 +22,12 @@ def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
 
     A cost whose name ends in `_share` is a ratio: the cost of this run divided by that of training everything. If the run's
     `run.json` does not have it, as with seconds, it is taken from the run with nothing frozen (`method=none`) and otherwise
-    the same config, unless that run did not train everything either.
+    the same config and origin, unless that run did not train everything either.
     """
-    unfrozen = {(run.record["setting"], run.record["buffers"]): run.record["cost"] for run in runs if _is_unfrozen(run)}
+    unfrozen = {_all_but_method(run): run.record["cost"] for run in runs if _is_unfrozen(run)}
     found: dict[str, Cost] = {}
     for run in runs:
-        cost, baseline = run.record["cost"], unfrozen.get((run.record["setting"], run.record["buffers"]), {})
+        cost, baseline = run.record["cost"], unfrozen.get(_all_but_method(run), {})
         shares = {
             f"{key}_share": cost[key] / baseline[key]
             for key in COSTS_WITH_SHARE
@@ -47,10 +47,19 @@ def total_flops(cost: Mapping[str, Any]) -> float | None:
     return sum(parts) if all(isinstance(part, (int, float)) for part in parts) else None  # type: ignore[arg-type]
 
 
+def trains_everything(run: Run) -> bool:
+    """Return whether a run's method is `none`, under which what is declared frozen trains like the rest."""
+    return run.record["method"].get("_target_") == UNFROZEN_TARGET
+
+
+def _all_but_method(run: Run) -> tuple[object, ...]:
+    """Return what is equal for runs that differ only in the method: the config, and what they ran on."""
+    return run.record["setting"], run.record["buffers"], *sorted(run.origin.items())
+
+
 def _is_unfrozen(run: Run) -> bool:
     """Return whether a run finished and trained everything: `method=none`, and a model that is built with nothing frozen."""
-    is_none = run.finished and run.record["method"].get("_target_") == UNFROZEN_TARGET
-    return is_none and run.record["cost"].get("flops_share") in (None, 1)
+    return run.finished and trains_everything(run) and run.record["cost"].get("flops_share") in (None, 1)
 
 
 def _number(key: str) -> Callable[[Mapping[str, Any]], float | None]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.contract import HYDRA
+from runner.contract import HYDRA, SWEEP_PLAN
 from runner.errors import ConfigError
 from runner.runs.read import is_run_folder
 
@@ -19,11 +19,13 @@ class FoundRuns:
     Attributes:
         folders: {run label: folder of the run}.
         foreign: the number of folders that Hydra made for other projects.
+        sweeps: the folders of sweeps.
         problems: a line of text for each folder that could not be read.
     """
 
     folders: dict[str, Path] = field(default_factory=dict)
     foreign: int = 0
+    sweeps: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -42,6 +44,8 @@ def find_runs(tops: Sequence[Path]) -> FoundRuns:
             if real_path in seen:
                 continue
             seen.add(real_path)
+            if (folder / SWEEP_PLAN).is_file():
+                found.sweeps.append(folder)
             if is_run_folder(folder):
                 found.folders[_label(folder, top, found)] = folder
             elif (folder / HYDRA).is_dir():

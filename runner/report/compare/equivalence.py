@@ -14,25 +14,27 @@ COUPLING_TEXTS = {
 }
 
 
-def compare_trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str, str]]:
+def compare_trained_parts(
+    records: Mapping[str, Record], origins: Mapping[str, Mapping[str, str]] | None = None
+) -> dict[str, tuple[str, str]]:
     """Return {run label: (word, reason)}: do the run's trainable parameters end with the same bits as under `requires_grad`?
 
     The word is `identical` or `differs`. The reason says why the bits differ. Both are empty if the run cannot be compared,
     as where nothing trained or the loss became NaN.
-    `records`: {run label: the content of its `run.json`}.
+    `records`: {run label: the content of its `run.json`}. `origins`: {run label: what tells it from runs of other machines}.
 
-    A run is compared with the finished run of `method=requires_grad` that has otherwise the same config. If there is no such
-    run, it is compared with one that also has another value of `freeze.buffers`.
+    A run is compared with the finished run of `method=requires_grad` that has otherwise the same config and origin. If there
+    is no such run, it is compared with one of another origin, or else with another value of `freeze.buffers`.
     """
-    baselines: dict[tuple[str, str], Record] = {}
-    for record in records.values():
+    baselines: dict[tuple[object, ...], Record] = {}
+    for label, record in records.items():
         if _is_baseline(record):
-            baselines[record["setting"], record["buffers"]] = record
-            baselines.setdefault((record["setting"], "any"), record)
+            for key in _from_near_to_far(record, (origins or {}).get(label, {})):
+                baselines.setdefault(key, record)
     compared = {}
     for label, record in records.items():
-        setting = record.get("setting", "")
-        baseline = baselines.get((setting, record.get("buffers", "")), baselines.get((setting, "any")))
+        near = _from_near_to_far(record, (origins or {}).get(label, {}))
+        baseline = next((baselines[key] for key in near if key in baselines), None)
         if baseline is None or not _is_comparable(record):
             compared[label] = ("", "")
         elif record["trained_digest"] == baseline["trained_digest"]:
@@ -40,6 +42,12 @@ def compare_trained_parts(records: Mapping[str, Record]) -> dict[str, tuple[str,
         else:
             compared[label] = ("differs", _why_different(record, baseline))
     return compared
+
+
+def _from_near_to_far(record: Record, origin: Mapping[str, str]) -> list[tuple[object, ...]]:
+    """Return the keys under which a run is found as one to compare with, that of the run most like it first."""
+    setting, buffers, where = record.get("setting", ""), record.get("buffers", ""), tuple(sorted(origin.items()))
+    return [(setting, buffers, where), (setting, buffers), (setting, "any", where), (setting, "any")]
 
 
 def _is_baseline(record: Record) -> bool:

@@ -16,6 +16,7 @@ from runner.report.compare.costs import costs_by_run
 from runner.report.compare.equivalence import compare_trained_parts
 from runner.report.compare.grouping import group_by_method, sort_runs
 from runner.report.compare.methods import MethodResults
+from runner.report.compare.origin import with_origins
 from runner.report.compare.ranking import can_compare_accuracies, rank
 from runner.report.compare.settings import Setting, build_settings
 from runner.runs.read import Run
@@ -53,7 +54,7 @@ class RunSet:
     @classmethod
     def of(cls, runs: Sequence[Run], title: str, folder: Path, **others: object) -> RunSet:
         """Return a RunSet of runs in any order; `others` are further attributes."""
-        return cls(sort_runs(runs), title, folder, **others)  # type: ignore[arg-type]
+        return cls(sort_runs(with_origins(runs)), title, folder, **others)  # type: ignore[arg-type]
 
     @property
     def single(self) -> Run | None:
@@ -76,7 +77,8 @@ class RunSet:
     @cached_property
     def trained_parts(self) -> dict[str, tuple[str, str]]:
         """{run label: (`identical` or `differs`, reason)}; see `compare_trained_parts`."""
-        return compare_trained_parts({run.label: run.record for run in self.runs})
+        origins = {run.label: run.origin for run in self.runs}
+        return compare_trained_parts({run.label: run.record for run in self.runs}, origins)
 
     @cached_property
     def settings(self) -> list[Setting]:
@@ -126,3 +128,12 @@ def read_planned(sweep: Path) -> Planned:
     if not isinstance(names, list) or not isinstance(command, str):
         return Planned()
     return Planned(tuple(printable(name) for name in names if isinstance(name, str)), printable(command, MAX_COMMAND))
+
+
+def planned_in(sweeps: Sequence[Path]) -> Planned:
+    """Return what several sweeps were to run and has no folder yet; with the command that goes on if one sweep has any."""
+    plans = [(sweep, read_planned(sweep)) for sweep in sweeps]
+    left = {sweep: [name for name in plan.runs if not (sweep / name).is_dir()] for sweep, plan in plans}
+    commands = [plan.command for sweep, plan in plans if left[sweep]]
+    names = [f"{number}/{name}" for number, each in enumerate(left.values()) for name in each]
+    return Planned(tuple(names), commands[0] if len(commands) == 1 else "")
