@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from rich.text import Text
 
@@ -26,12 +27,11 @@ class Treatment:
 
 @dataclass(frozen=True)
 class Planned:
-    """A parameter of a plan: its name, the other names of a tied one, its shape, its elements, and its treatment."""
+    """A parameter of a plan: its name, the other names of a tied one, its shape, and its treatment."""
 
     name: str
     aliases: tuple[str, ...]
     shape: tuple[int, ...]
-    numel: int
     treatment: Treatment
 
 
@@ -56,8 +56,7 @@ def planned_parameters(setup: Setup) -> list[Planned]:
             requires_grad=tensor is not None and tensor.requires_grad,
             frozen="" if entry.tensor not in setup.selection else "frozen" if first == 1 else f"from step {first} on",
         )
-        shape, numel = tuple(entry.tensor.shape), entry.tensor.numel()
-        planned.append(Planned(entry.name, tuple(entry.aliases), shape, numel, treatment))
+        planned.append(Planned(entry.name, tuple(entry.aliases), tuple(entry.tensor.shape), treatment))
     return planned
 
 
@@ -89,6 +88,6 @@ def parameter_table(parameters: Sequence[Planned], width: int) -> list[Text]:
             label, shape = " = ".join([members[0].name, *members[0].aliases]), "x".join(map(str, members[0].shape))
         else:
             label, shape = f"{branch.name} ({tied} tied)" if tied else branch.name, ""
-        sizes = [str(len(members)), f"{sum(each.numel for each in members):,}", shape]
+        sizes = [str(len(members)), f"{sum(prod(each.shape) for each in members):,}", shape]
         rows.append([label, *sizes, treatment.group, treatment.lr, str(treatment.requires_grad), treatment.frozen])
     return table_lines(columns, rows, width)

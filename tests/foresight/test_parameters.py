@@ -10,7 +10,7 @@ FROZEN, TRAINED = Treatment("frozen", "0", True, "frozen"), Treatment("trainable
 
 
 def planned(name: str, treatment: Treatment, *aliases: str) -> Planned:
-    return Planned(name, aliases, (3, 5), 15, treatment)
+    return Planned(name, aliases, (3, 5), treatment)
 
 
 PARAMETERS = [
