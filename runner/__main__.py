@@ -34,7 +34,7 @@ from runner.runs.text import error_line
 
 
 def main() -> int:
-    """Do what the command line asks for, and return the process's exit code; the README lists the exit codes.
+    """Do what the command line asks for, and return the process's exit code; docs/files.md lists the exit codes.
 
     Errors are printed to stderr: a user's mistake as one line, any other one with its traceback.
     """
