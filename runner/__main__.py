@@ -24,7 +24,7 @@ from runner.config.arguments import with_added_targets
 from runner.config.compose import VERSION_BASE, allow_any_target
 from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_arguments, short_message
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
-from runner.config.schema import CONF, steps_of
+from runner.config.schema import CONF
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_STRICT, LOG, STATUSES_WITH_TABLES
 from runner.errors import ConfigError, Refused
 from runner.proof.verdict import strict_problems
@@ -105,9 +105,10 @@ def run_and_report(config: DictConfig) -> int:
     `config`: the composed config. A progress bar is shown during the run. If the run was interrupted (Ctrl-C, SIGTERM), all
     files are written, and then KeyboardInterrupt is raised. A failed or skipped run prints only the reason, to stderr.
     """
+    from runner.display.console import create_console
     from runner.runs import console, job
 
-    terminal = console.create_console()
+    terminal = create_console()
     printed_notes: list[str] = []
 
     def on_note(text: str, *, urgent: bool = False) -> None:
@@ -119,12 +120,14 @@ def run_and_report(config: DictConfig) -> int:
         log = Path(HydraConfig.get().runtime.output_dir) / LOG
         print_error(f"{status}: {reason}", end=f" (log: {console.display_path(log)})")
 
-    with console.progress_bar(steps_of(config), terminal) as on_step:
+    at_the_end = console.after_training(config.get("evaluate"), str(config.get("cost")))
+    with console.progress_bar(terminal, at_the_end) as on_step:
         result = job.execute_run(config, on_step, on_note=on_note, before_exit=partial(print_end, "failed"))
     if result.status in STATUSES_WITH_TABLES:
         from runner.report.files import write_run_page
 
-        console.print_summary(result, run_title(config), terminal, printed_notes)
+        verbose = config.get("verbose", False)
+        console.print_summary(result, run_title(config), terminal, printed_notes=printed_notes, verbose=verbose)
         write_run_page(result.folder)
         if result.exit_code == EXIT_STRICT:
             print_error(f"strict: {'; '.join(strict_problems(result.record, result.rows))}")

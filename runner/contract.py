@@ -12,8 +12,11 @@ CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "
 RUNNING = ".running"  # in a sweep: exists while the run is in progress
 HYDRA = ".hydra"  # the composed config and the overrides, as Hydra writes them
 # Files in the folder of a sweep, besides the `changes.csv` of all its runs.
-COMPARISON, FAILURES, HEATMAP_SVG, HEATMAP_PNG = "comparison.csv", "failures.csv", "heatmap.svg", "heatmap.png"
+COMPARISON, COMPARISON_JSON = "comparison.csv", "comparison.json"
+COMPARISON_SCHEMA = "freeze-runner/comparison/1"  # names the form of `comparison.json`
+FAILURES, HEATMAP_SVG, HEATMAP_PNG = "failures.csv", "heatmap.svg", "heatmap.png"
 SWEEP_CONFIG = "multirun.yaml"  # the config with which the sweep was started
+SWEEP_PLAN = "sweep.json"  # the names of its runs, and the command that goes on with what is not done
 STOP = ".stop"  # while it exists, no further run begins
 INTERRUPT = ".interrupt"  # while it exists, the runs in progress end too
 LOCKS = ".locks"  # the folder of a lock file for each run
@@ -42,6 +45,12 @@ LeakCause = Literal[
 IdleCause = Literal["not_in_optimizer", "no_gradient", "zero_gradient", "lr_zero", "rounded_away", "unknown"]
 Cause = Literal[LeakCause, IdleCause, ""]
 Coupling = Literal["clip", "optimizer"]
+WhySmall = Literal[
+    "the gradients of what is frozen are computed all the same",
+    "the frozen part computes little",
+    "the frozen part is at the end: backward still runs through it",
+    "what trains begins before the frozen part: backward still runs through it",
+]  # why freezing saves few FLOPs
 Defect = Literal["no step", "nothing trained", "loss not finite"]  # why a finished run proves nothing, the worst first
 
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
@@ -55,7 +64,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, EXIT_STRICT, EXIT_INTERRUPTED = 0, 1, 2, 3
 # Config keys that only say where and how a run is carried out: configs that differ only in these have the same hash.
 NOT_HASHED = (
     *("hydra", "launch", "tracker", "plan", "resume", "on_error", "timeout", "strict", "save", "cost", "sweep"),
-    "data.workers",
+    *("verbose", "checkpoint", "report", "data.workers"),
 )
 
 

@@ -201,7 +201,7 @@ def training_steps(
             first=phase.first,
             batches_in_step=partial(batches_in_step, sizes),
         ):
-            step = replace(step, parts=setup.task.take_parts(batches_in_step(sizes, step.number)))
+            step = replace(step, planned=config.steps, parts=setup.task.take_parts(batches_in_step(sizes, step.number)))
             state.steps.append(step)
             yield step
         phase_steps = len(state.steps) - phase.first + 1

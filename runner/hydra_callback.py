@@ -27,8 +27,8 @@ register_resolvers()  # here, because every process of a sweep imports this modu
 
 def print_plan(config: Config) -> int:
     """Print what training would change, and return an exit code: 1 if the user's code ended the process, otherwise 0."""
+    from runner.display.console import create_console
     from runner.foresight.plan import show_plan
-    from runner.runs.console import create_console
 
     def fail(reason: str) -> int:
         print(error_line(f"failed: {reason}"), file=sys.stderr)

@@ -24,9 +24,9 @@ from runner.config.check import check
 from runner.config.compose import compose_config
 from runner.config.schema import CONF, Config
 from runner.contract import EXIT_DONE, Row
+from runner.display.console import create_console
 from runner.errors import SkippedError
 from runner.report.truth_page import TRUTH_COLUMNS, write_truth_table
-from runner.runs.console import create_console
 
 if TYPE_CHECKING:
     from runner.experiment import Outcome

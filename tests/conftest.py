@@ -25,11 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIRED_LIBRARIES = {
     "test_wheel.py": ("build", "hatchling"),
     "test_notebook.py": ("nbclient", "ipykernel"),
-    "report/page/test_browser.py": ("selenium",),
+    "report/page/browser": ("selenium",),
 }
 collect_ignore = [name for name, libraries in REQUIRED_LIBRARIES.items() if not all(map(find_spec, libraries))]
 if not (which("chromium") and which("chromedriver")):
-    collect_ignore.append("report/page/test_browser.py")
+    collect_ignore.append("report/page/browser")
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ def check_numbers(config: Config) -> None:
         raise ConfigError(
             f"timeout is {config.timeout}; give the most seconds of a run, above 0 and at most {MAX_TIMEOUT:g}, or null"
         )
+    _check_seconds_between_reports(config.report.every)
     if config.clip is not None and not (config.clip > 0 and isfinite(config.clip)):
         raise ConfigError(
             f"clip is {config.clip}; give the maximum total norm of the gradients, above 0, or null for no clipping"
@@ -70,6 +71,15 @@ def _check_counts(config: Config) -> None:
     sizes = config.model.input
     if sizes is not None and (not sizes or not all(is_integer(size) and 1 <= size <= MAX_COUNT for size in sizes)):
         raise ConfigError(f"model.input is {sizes}; give the shape of one sample, e.g. [3,224,224]")
+
+
+def _check_seconds_between_reports(every: float | None) -> None:
+    """Raise ConfigError if `report.every` is not None and no number of seconds that a clock can wait for."""
+    if every is not None and not 0 < every <= MAX_TIMEOUT:
+        raise ConfigError(
+            f"report.every is {every}; give after how many seconds the page of a sweep is written again, "
+            f"above 0 and at most {MAX_TIMEOUT:g}, or null to write it at the end alone"
+        )
 
 
 def _check_loading(data: Mapping[str, Any]) -> None:

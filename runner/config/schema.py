@@ -146,6 +146,14 @@ class Sweep:
 
 
 @dataclass
+class Report:
+    """The config node `report`: when the tables and the page of a sweep are written."""
+
+    every: float | None = None
+    """Rewrites the page while a sweep runs."""
+
+
+@dataclass
 class Config:
     """The config of one run: every key of `conf/config.yaml`, with its type and default.
 
@@ -206,6 +214,8 @@ class Config:
     """Exit code 3 if it leaked or did not train."""
     plan: bool = False
     """Trains nothing, shows what a run would do."""
+    verbose: bool = False
+    """Prints everything about a run."""
     resume: Resume | None = None
     """If last, finishes the newest sweep (with -m)."""
     on_error: OnError = OnError["continue"]
@@ -214,6 +224,8 @@ class Config:
     """The most seconds that a run may take."""
     sweep: Sweep = field(default_factory=Sweep)
     """What concerns a whole sweep."""
+    report: Report = field(default_factory=Report)
+    """The tables and the page of a sweep."""
 
     @property
     def epochs(self) -> int:

@@ -3,87 +3,88 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from runner.contract import CHANGES, COMPARISON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
+from runner.contract import CHANGES, COMPARISON, COMPARISON_JSON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
+from runner.report.compare.run_set import RunSet, read_planned
 from runner.report.figures import draw
-from runner.report.figures.curves import loss_curves
-from runner.report.figures.heatmap import MARKS, Heatmap, build_heatmap
+from runner.report.figures.heatmap import build_heatmap, heatmap_texts
 from runner.report.ownership import may_overwrite
-from runner.report.page.render import Picture, render_page
+from runner.report.page.render import render_page
 from runner.runs.folder import write_atomically
 from runner.runs.read import Run, read_run, run_folders
 from runner.runs.text import error_line, printable
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
+def write_sweep_files(sweep: Path, kept: dict[Path, Run] | None = None) -> RunSet:
+    """Write all tables, the HTML page and the heatmap into the folder `sweep`; return what they were made from.
 
-def write_sweep_files(sweep: Path) -> DataFrame:
-    """Write the CSV tables, HTML page and heatmap into the folder `sweep`; return the content of `comparison.csv`.
-
-    All data are read from the run folders in `sweep`. A file that freeze-runner did not write is not overwritten; a line on
-    stderr says so.
+    A file that freeze-runner did not write is not overwritten; a line on stderr says so. `kept`: see `read_sweep`. Raises
+    OSError if a file cannot be written.
     """
-    from runner.report.comparison import comparison_table, failures_table, write_joined_changes  # imports pandas
+    from runner.report.comparison import write_joined_changes  # imports pandas
 
-    runs = [read_run(folder) for folder in run_folders(sweep)]
-    comparison, failures = comparison_table(runs), failures_table(runs)
-    _write(sweep / COMPARISON, lambda path: _write_text(path, comparison.to_csv(index=False, lineterminator="\n")))
-    _write(sweep / CHANGES, lambda path: write_joined_changes(runs, path))
-    _write(sweep / FAILURES, lambda path: _write_text(path, failures.to_csv(index=False, lineterminator="\n")))
-    if heatmap := build_heatmap(runs):
+    run_set = read_sweep(sweep, kept)
+    refused = write_page_and_tables(run_set)
+    if heatmap := build_heatmap(run_set.runs):
         figure = draw.draw_heatmap(heatmap)
         svg, png = draw.as_svg(figure, *heatmap_texts(heatmap)), draw.as_png(figure)
-        _write(sweep / HEATMAP_SVG, lambda path: _write_text(path, svg))
-        _write(sweep / HEATMAP_PNG, lambda path: path.write_bytes(png))
-    html = build_page(runs, printable(sweep.resolve().name), svg if heatmap else None, heatmap)
-    _write(sweep / PAGE, lambda path: _write_text(path, html))
-    return comparison
+        refused += _write(sweep / HEATMAP_SVG, partial(_write_text, text=svg))
+        refused += _write(sweep / HEATMAP_PNG, lambda path: path.write_bytes(png))
+    refused += _write(sweep / CHANGES, lambda path: write_joined_changes(run_set.runs, path))
+    for line in refused:
+        print(error_line(line), file=sys.stderr)
+    return run_set
+
+
+def read_sweep(sweep: Path, kept: dict[Path, Run] | None = None) -> RunSet:
+    """Read the runs in a sweep's folder, and what it was to run.
+
+    `kept`: {folder: run} of runs that were read before. Those that have ended are not read again, and the dict gets those
+    that have ended since.
+    """
+    kept = {} if kept is None else kept
+    runs = [kept.get(folder) or read_run(folder) for folder in run_folders(sweep)]
+    kept |= {run.folder: run for run in runs if run.ended}
+    return RunSet.of(runs, printable(sweep.resolve().name), sweep, planned=read_planned(sweep))
+
+
+def write_page_and_tables(run_set: RunSet, reload_seconds: int | None = None) -> list[str]:
+    """Write what needs no more than the runs as they were read: the page, and the tables that have a row for each run.
+
+    Returns a line for each file that was not overwritten, because freeze-runner did not write it. `reload_seconds`: see
+    `render_page`. Raises OSError if a file cannot be written.
+    """
+    from runner.report.comparison import comparison_csv, comparison_json_text, failures_csv  # imports pandas
+
+    texts = {
+        COMPARISON: comparison_csv(run_set),
+        COMPARISON_JSON: comparison_json_text(run_set),
+        FAILURES: failures_csv(run_set.runs),
+        PAGE: render_page(run_set, reload_seconds),
+    }
+    lines = (_write(run_set.folder / name, partial(_write_text, text=text)) for name, text in texts.items())
+    return [line for each in lines for line in each]
 
 
 def write_run_page(folder: Path) -> None:
     """Write the HTML page of the run in `folder` into that folder."""
-    html = build_page([read_run(folder)], printable(folder.resolve().name))
-    _write(folder / PAGE, lambda path: _write_text(path, html))
+    html = render_page(RunSet.of([read_run(folder)], printable(folder.resolve().name), folder))
+    for line in _write(folder / PAGE, partial(_write_text, text=html)):
+        print(error_line(line), file=sys.stderr)
 
 
-def build_page(
-    runs: Sequence[Run], title: str, svg: str | None = None, heatmap: Heatmap | None = None, problems: Sequence[str] = ()
-) -> str:
-    """Return the HTML page about `runs`, with the loss curves and, for several runs, a heatmap.
-
-    `svg`: the heatmap as the text of an SVG. `heatmap`: the heatmap's data. Each of the two is made here if it is None.
-    `problems`: lines about folders that could not be read.
-    """
-    pictures = {}
-    if len(runs) > 1 and (heatmap := heatmap or build_heatmap(runs)):
-        svg = svg or draw.as_svg(draw.draw_heatmap(heatmap), *heatmap_texts(heatmap))
-        pictures["heatmap"] = Picture(draw.svg_for_page(svg, "heatmap"), heatmap.caption)
-    curves, caption = loss_curves(runs)
-    if curves:
-        line = draw.as_svg(draw.draw_losses(curves), "Losses", f"The loss after each step. {caption}")
-        pictures["losses"] = Picture(draw.svg_for_page(line, "losses"), caption)
-    return render_page(runs, title, pictures, problems)
-
-
-def heatmap_texts(heatmap: Heatmap) -> tuple[str, str]:
-    """Return a title and a description of the heatmap, for readers who cannot see the picture."""
-    size = f"{len(heatmap.rows)} rows of parameters and buffers, {len(heatmap.columns)} columns of runs"
-    return "How far each parameter moved in each run", f"{size}. {heatmap.caption} Marks: {', '.join(MARKS.values())}."
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write the file `path`, unless a file is there that freeze-runner did not write; then print a line on stderr instead.
+def _write(path: Path, write: Callable[[Path], object]) -> list[str]:
+    """Write the file `path`; if a file is there that freeze-runner did not write, return a line that says so instead.
 
     `write` is called with the path of a temporary file, which it fills. The temporary file is then renamed to `path`.
     """
-    if may_overwrite(path, path.name):
-        write_atomically(path, write)
-    else:
-        print(error_line(f"{path} was not written by freeze-runner, and is left as it is"), file=sys.stderr)
+    if not may_overwrite(path, path.name):
+        return [f"{path} was not written by freeze-runner, and is left as it is"]
+    write_atomically(path, write)
+    return []
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -8,6 +8,8 @@ from runner.contract import (
     CHANGE_COLUMNS,
     CHANGES,
     COMPARISON,
+    COMPARISON_JSON,
+    COMPARISON_SCHEMA,
     FAILURE_COLUMNS,
     FAILURES,
     HEATMAP_PNG,
@@ -21,6 +23,7 @@ GENERATOR_TAG = '<meta name="generator" content="freeze-runner '
 # the first 2000 bytes of any other file.
 SIGNATURES = {
     COMPARISON: ",".join(("", *OUTCOME_COLUMNS[:3], "")),
+    COMPARISON_JSON: COMPARISON_SCHEMA,
     CHANGES: ",".join(("run", CHANGE_COLUMNS[0], "")),
     FAILURES: ",".join(FAILURE_COLUMNS),
     PAGE: GENERATOR_TAG,

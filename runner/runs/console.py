@@ -1,27 +1,28 @@
-"""What the terminal shows of a run: a progress bar, and a summary when the run has ended.
-
-A parameter that was declared frozen is `held` if every bit of it stayed equal, `leaked` if it changed, and `returned` if it
-changed and then had its first bits again.
-"""
+"""What the terminal shows of a run: a progress bar, and a summary when the run has ended."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
-from runner.contract import COSTS, DEFECTS, Cost, Record, Row
-from runner.display.units import in_digits, in_gflop, in_mib, in_percent
+from runner.contract import COSTS, DEFECTS, PAGE, Cost, Record, Row
+from runner.display.console import hanging, labelled, print_unbroken
+from runner.display.table import Column, number, table_lines
+from runner.display.units import bytes_text, change_text, digits_text, flops_text, percent_text, seconds_text
 from runner.errors import listed
-from runner.proof.verdict import defects_of, outcome_of
-from runner.runs.text import changed_buffers, counted
+from runner.proof.verdict import outcome_of
+from runner.runs.headline import STYLES, change_key, headline, moved_lines, told_apart
+from runner.runs.text import counted
+
+if TYPE_CHECKING:
+    from runner.training.loop import Step
 
 COLOURS: dict[str, str] = {
     "held": "green",
@@ -33,7 +34,10 @@ COLOURS: dict[str, str] = {
     "skipped": "yellow",
 }
 
+LABEL_WIDTH = 9  # of the labels in front of the lines of a summary, such as `trained`
 MAX_STEPS = 40  # of a list of steps
+# How notes begin that do not change how the headline is read: about what was measured, and how the model was loaded.
+QUIET_NOTES = ("cost:", "evaluate:", "metrics:", "model.", "the loss became", "every parameter is declared frozen")
 BYTE_COSTS = {
     "saved_bytes": "saved for backward",
     "gradient_bytes": "of gradients",
@@ -52,112 +56,88 @@ class EndedRun(Protocol):
     rows: list[Row]
 
 
-def create_console() -> Console:
-    """Return a rich Console that writes to stdout.
-
-    If stdout is not a terminal, the console is 400 columns wide, so that no table cell is cut.
-    """
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
-
-
 @contextmanager
-def progress_bar(batches: int, console: Console) -> Iterator[Any]:
-    """Show a progress bar for `batches` training steps inside the block; show none if stdout is not a terminal.
+def progress_bar(console: Console, at_the_end: str) -> Iterator[Callable[[Step], None]]:
+    """Show a progress bar for the training steps of a run inside the block; show none if stdout is not a terminal.
 
-    Yields a function to call after each step. The function takes one argument, which it ignores.
+    Yields a function to call with each step when it is finished. `at_the_end`: what takes time after the last step, which is
+    then shown, such as `counting costs`.
     """
     if not sys.stdout.isatty():
         yield lambda step: None
         return
-    columns = TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("train", total=batches)
-        yield lambda step: bar.advance(task)
+    bar = BarColumn(bar_width=min(40, max(8, console.width - 48)))
+    columns = TextColumn("{task.description}"), bar, MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("building", total=None)
+
+        def on_step(step: Step) -> None:
+            what = "training" if step.number < step.planned else at_the_end
+            progress.update(task, description=what, completed=step.number, total=step.planned)
+
+        yield on_step
 
 
-def print_summary(result: EndedRun, title: str, console: Console, printed_notes: Sequence[str] = ()) -> None:
-    """Print the results of a run that trained: whether frozen tensors changed, losses, costs, notes and the folder.
+def after_training(evaluate: Any, cost: str) -> str:
+    """Return what takes time after the last step of a run, in words; the arguments are the values of these config keys."""
+    words = ["evaluating"] * bool(evaluate) + ["counting costs"] * (cost != "off")
+    return ", ".join(words) or "comparing"
 
-    The results contain a table with one line for each verdict, such as `leaked`: the number of tensors with that verdict,
-    and the one of them that changed most.
+
+def print_summary(
+    result: EndedRun, title: str, console: Console, *, printed_notes: Sequence[str] = (), verbose: bool = False
+) -> None:
+    """Print the results of a run that trained: a headline, what moved, losses, costs, and where the page is.
 
     `title`: the first line that is printed. `printed_notes`: notes to leave out, because they were printed during the run.
+    `verbose`: also print a table of the verdicts, all costs, and the notes that do not change how the headline is read.
     """
     record, rows = result.record, result.rows
-    console.print(f"[bold]{escape(title)}[/]")
-    if record["status"] != "finished":
-        console.print(f"[yellow]{record['status'].upper()}[/]  {escape(record['reason'])}")
-    for line in defect_lines(record, rows):
+    first = headline(record, rows)
+    lines = hanging(Text(title, style="dim"), console)
+    lines += hanging(Text.assemble((first.label, STYLES[first.colour]), f"  {first.text}"), console)
+    for label, text in (*moved_lines(record, rows), *loss_lines(record), *cost_summary(record["cost"])):
+        lines += labelled(label, text, console, LABEL_WIDTH)
+    if verbose:
+        lines += [*verdict_table(record, rows, console.width), *detail_lines(record, console)]
+    notes = [note for note in record["notes"] if note not in printed_notes]
+    shown = [note for note in notes if verbose or not note.startswith(QUIET_NOTES)]
+    for note in shown:
+        lines += hanging(Text.assemble(("note:", "yellow"), f" {note}"), console)
+    for line in lines:
         console.print(line)
-    made_steps = bool(record["looks"]) or record["loss_first"] is not None  # steps of some optimizers cannot be seen
-    if made_steps:
-        console.print(verdict_line(record, rows))
-    table = Table("verdict", "count", "most changed", "change", "relative", "cause", box=None, pad_edge=False)
-    for verdict, count in record["counts"].items():
-        if count:
-            colour = "" if verdict == "held" != outcome_of(record) else COLOURS.get(verdict, "")
-            table.add_row(*_verdict_cells(verdict, [row for row in rows if row["verdict"] == verdict], colour))
-    console.print(table)
-    if made_steps:
-        first, last = ("not finite" if x is None else f"{x:.4g}" for x in (record["loss_first"], record["loss_last"]))
-        looks = listed_steps(record["looks"]) if record["looks"] else "the last step alone"
-        console.print(f"loss {first} -> {last}, bits compared after {looks}")
-    for line in evaluation_lines(record["evaluation"]):
-        console.print(escape(f"held-out: {line}"))
-    for line in cost_lines(record["cost"]):
-        console.print(escape(line))
-    for note in (note for note in record["notes"] if note not in printed_notes):
-        console.print(f"[yellow]note:[/] {escape(note)}")
-    console.print(f"files: {escape(display_path(result.folder))}")
+    print_unbroken(console, f"{'page'.ljust(LABEL_WIDTH)}{display_path(result.folder / PAGE)}")
+    if others := len(notes) - len(shown):
+        console.print(f"{counted(others, 'more note' if shown else 'note')}: verbose=true, or the page", style="dim")
+
+
+def loss_lines(record: Record) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) for the losses of a run's first and last step, with what was measured on held-out data."""
+    held_out = [f"held-out: {line}" for line in list(evaluation_lines(record["evaluation"]))[:1]]
+    if record["looks"] or record["loss_first"] is not None:  # steps of some optimizers cannot be seen
+        yield "loss", "; ".join([" -> ".join(told_apart(record["loss_first"], record["loss_last"])), *held_out])
+    elif held_out:
+        yield "loss", held_out[0]
+
+
+def cost_summary(cost: Cost) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) for what a training step costs, if that was measured."""
+    for line in list(cost_lines(cost))[:1]:
+        yield "a step", line.removeprefix("a step: ")
+
+
+def detail_lines(record: Record, console: Console) -> Iterator[Text]:
+    """Yield the lines that only `verbose=true` shows, after the table: when bits were compared, and all costs."""
+    looks = listed_steps(record["looks"]) if record["looks"] else "the last step alone"
+    passes = [f"held-out: {line}" for line in list(evaluation_lines(record["evaluation"]))[1:]]
+    for text in (f"bits compared after {looks}", *passes, *list(cost_lines(record["cost"]))[1:]):
+        yield from hanging(Text(text), console)
 
 
 def listed_steps(steps: Sequence[int]) -> str:
     """Return the step numbers as text: `step 1` or `steps 1, 2, 4`; of more than MAX_STEPS, only how many there are more."""
     more = f" and {len(steps) - MAX_STEPS:,} more" if len(steps) > MAX_STEPS else ""
     return f"step{'' if len(steps) == 1 else 's'} {', '.join(map(str, steps[:MAX_STEPS]))}{more}"
-
-
-def defect_lines(record: Record, rows: list[Row]) -> Iterator[str]:
-    """Yield a line, with rich markup, for each defect of a run (see `defects_of`), such as NOTHING TRAINED.
-
-    `rows`: the rows of `changes.csv`.
-    """
-    for word, text in defects_of(record).items():
-        idle = [row for row in rows if row["verdict"] == "idle"] if word == "nothing trained" else []
-        causes = ", ".join(sorted({row["cause"] or "unknown" for row in idle}))
-        names = f": {listed([row['name'] for row in idle], most=4)} ({causes})" if idle else ""
-        yield f"[{COLOURS[word]}]{word.upper()}[/]  {text}{escape(names)}"
-
-
-def verdict_line(record: Record, rows: list[Row]) -> str:
-    """Return one line, with rich markup, that says whether the frozen tensors changed.
-
-    `rows`: the rows of `changes.csv`, one for each parameter and buffer. The line begins with LEAKED if the bits of at least
-    one frozen tensor differ at the end of the run, with HELD if those of none do, and with NOTHING FROZEN if no tensor was
-    declared frozen. HELD is green only if the run finished and has no defect. After it, the frozen tensors that differed
-    only in between are counted. The line ends with the numbers of trainable parameters that did not change and of buffers
-    that changed and were not frozen, if there are any.
-    """
-    frozen = [row for row in rows if row["frozen"]]
-    drifted = [row["module_type"] for row in rows if row["verdict"] == "drifted"]
-    buffers = f"; {changed_buffers(len(drifted), drifted)}" if drifted else ""
-    idle, trainable = record["counts"]["idle"], sum(row["kind"] == "parameter" and not row["frozen"] for row in rows)
-    if idle and "nothing trained" not in defects_of(record):
-        buffers = f"; [yellow]{idle} of {counted(trainable, 'trainable parameter')} did not change[/]{buffers}"
-    if not frozen:
-        return f"[bold]NOTHING FROZEN[/]  no parameter was declared frozen{buffers}"
-    leaks = [row for row in frozen if row["verdict"] == "leaked"]
-    if leaks:
-        worst = max(leaks, key=_change_key)
-        return (
-            f"[bold red]LEAKED[/]  {len(leaks)} of {len(frozen)} frozen tensors changed, most of all "
-            f"{escape(worst['name'])}{buffers}"
-        )
-    held = "[bold green]HELD[/]" if outcome_of(record) == "held" else "[bold]HELD[/]"
-    returned = sum(row["verdict"] == "returned" for row in frozen)
-    if returned:
-        return f"{held}  {counted(len(frozen), 'frozen tensor')}; {returned} of them moved and returned{buffers}"
-    return f"{held}  {len(frozen)} of {counted(len(frozen), 'frozen tensor')} kept every bit{buffers}"
 
 
 def cost_lines(cost: Cost) -> Iterator[str]:
@@ -169,19 +149,21 @@ def cost_lines(cost: Cost) -> Iterator[str]:
     if not cost:
         return
     cost = {**dict.fromkeys(COSTS), **cost}  # records of older versions have fewer keys
-    parts = []
-    if None not in (flops := [cost["flops_forward"], cost["flops_backward"]]):
-        parts.append(f"{in_gflop(sum(flops))} GFLOP{_percentage(cost['flops_share'])}")
+    flops = [cost["flops_forward"], cost["flops_backward"]]
+    figures = [("" if None in flops else flops_text(sum(flops)), cost["flops_share"])]
     for key, what in BYTE_COSTS.items():
-        if cost[key] is not None:
-            parts.append(f"{in_mib(cost[key])} MiB {what}{_percentage(cost[f'{key}_share'])}")
-    has_shares = any(cost[key] is not None for key in ("flops_share", *(f"{key}_share" for key in BYTE_COSTS)))
-    yield f"a step: {', '.join(parts)}{' (percentages: compared with training everything)' if has_shares else ''}"
+        figures.append(("" if cost[key] is None else f"{bytes_text(cost[key])} {what}", cost[f"{key}_share"]))
+    texts, meaning = [], " of training everything"  # said once
+    for text, share in figures:
+        if text and percent_text(share):
+            text, meaning = f"{text} ({percent_text(share)}{meaning})", ""
+        texts.append(text)
+    yield f"a step: {', '.join(filter(None, texts))}"
     if cost["seconds_step"] is not None:
-        seconds = ", ".join(f"{word} {cost[f'seconds_{word}']:.3g} s" for word in ("forward", "backward", "step"))
+        seconds = ", ".join(f"{word} {seconds_text(cost[f'seconds_{word}'])}" for word in ("forward", "backward", "step"))
         yield f"a step, median: {seconds}"
     if cost["peak_memory_bytes"] is not None:
-        yield f"peak memory: {in_mib(cost['peak_memory_bytes'])} MiB ({cost['peak_memory_by']})"
+        yield f"peak memory: {bytes_text(cost['peak_memory_bytes'])} ({cost['peak_memory_by']})"
     if cost["why_small"]:
         yield f"little is saved: {cost['why_small']}"
 
@@ -197,7 +179,7 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> Iterator[str]:
         return
 
     def text(values: Mapping[str, Any], key: str) -> str:
-        return in_digits(values[key]) or "not finite"
+        return digits_text(values[key]) or "not finite"
 
     parts = [f"{key} {' -> '.join(text(values, key) for values in (before, after) if key in values)}" for key in keys]
     yield ", ".join(parts) + ("" if after else " before the training")
@@ -206,44 +188,25 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> Iterator[str]:
         yield f"{keys[0]} after each pass: {', '.join(passes[:MAX_STEPS])}{' ...' if len(passes) > MAX_STEPS else ''}"
 
 
-def _percentage(share: float | None) -> str:
-    """Return a share as text in parentheses: 0.25 gives ` (25%)`; "" for None."""
-    return "" if share is None else f" ({in_percent(share)})"
-
-
 def display_path(path: Path) -> str:
     """Return a path as text, relative to the current folder if the path is below that folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _verdict_cells(verdict: str, rows: list[Row], colour: str) -> list[str]:
-    """Return the cells of one line of the summary's table, which is about all tensors with the same verdict.
+def verdict_table(record: Record, rows: Sequence[Row], width: int) -> list[Text]:
+    """Return a table with a line for each verdict: the number of its tensors, the one that changed most, and the causes.
 
-    `verdict`: this verdict, such as `leaked`. `rows`: the rows of these tensors in `changes.csv`. The cells are: the
-    verdict, the number of tensors, the name of the tensor that changed most, its change (L2 norm), the same change relative
-    to the initial norm, and the causes of all the tensors.
-
-    If no tensor differs at the end, the cells of the name and of both changes are empty. For the verdict `idle` (trainable,
-    but unchanged) the cell of the name then lists the names of the tensors.
+    For the verdict `idle` (trainable, but unchanged) the names of tensors stand in place of the one that changed most.
     """
-    most_changed = max(rows, key=_change_key)
-    causes = ", ".join(sorted({row["cause"] for row in rows if row["cause"]}))
-    label = f"[{colour}]{verdict}[/]" if colour else verdict
-    if not most_changed["moved"]:
-        names = listed([row["name"] for row in rows], most=4)
-        return [label, str(len(rows)), escape(names) if verdict == "idle" else "", "", "", causes]
-    absolute, relative = most_changed["change_l2"], most_changed["change_rel"]
-    changes = ["" if absolute is None else f"{absolute:.4g}", "" if relative is None else f"{relative:.2%}"]
-    return [label, str(len(rows)), escape(most_changed["name"]), *changes, causes]
-
-
-def _change_key(row: Row) -> tuple[bool, bool, float]:
-    """Return a sort key for a row of `changes.csv` that puts the tensor that changed most last.
-
-    Unchanged tensors come first, then integer tensors, then floating-point tensors. Tensors of the same kind are sorted by
-    their relative change, or by the L2 norm of the change if there is no relative change. NaN and a missing norm count as
-    infinite.
-    """
-    change = row["change_rel"] if row["change_rel"] is not None else row["change_l2"]
-    is_integer = row["dtype"].startswith(("int", "uint", "bool"))  # such as num_batches_tracked, which says little
-    return row["moved"], not is_integer, float("inf") if change is None or change != change else change
+    columns = [Column("verdict"), number("count"), Column("most changed", least=16), number("change", 2)]
+    columns += [number("relative", 1), Column("cause", 1, least=12)]
+    cells: list[list[str | Text]] = []
+    for verdict in (verdict for verdict, count in record["counts"].items() if count):
+        mine = [row for row in rows if row["verdict"] == verdict]
+        most = max(mine, key=change_key)
+        named = most["name"] if most["moved"] else listed([row["name"] for row in mine], 4) if verdict == "idle" else ""
+        changes = [digits_text(most["change_l2"]), change_text(most["change_rel"])] if most["moved"] else ["", ""]
+        causes = ", ".join(sorted({row["cause"] for row in mine if row["cause"]}))
+        colour = "" if verdict == "held" != outcome_of(record) else COLOURS.get(verdict, "")
+        cells.append([Text(verdict, style=colour), str(len(mine)), named, *changes, causes])
+    return table_lines(columns, cells, width)

@@ -24,7 +24,7 @@ from runner.contract import (
 )
 from runner.proof.verdict import finite_or_none, outcome_of
 from runner.runs.folder import RUN_NAME
-from runner.runs.hydra_files import MAX_OVERRIDE, read_overrides
+from runner.runs.hydra_files import MAX_OVERRIDE, read_config, read_overrides
 from runner.runs.tables import TensorRow, read_losses, read_tensors
 from runner.runs.text import MAX_CELL, MAX_ITEMS, MAX_TEXT, is_too_long, printable, printable_values
 
@@ -52,6 +52,8 @@ class Run:
         tensors: the rows of its `changes.csv`, one for each parameter and buffer.
         losses: the losses of its `steps.csv`, one for each step.
         problems: a line of text for each thing that could not be read.
+        config: its composed config as {dotted key: value as text}; empty if it cannot be read.
+        origin: {name: value} of what tells apart runs of several folders, machines or versions; mostly empty.
     """
 
     label: str
@@ -60,6 +62,8 @@ class Run:
     tensors: list[TensorRow] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    config: dict[str, str] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
@@ -70,6 +74,16 @@ class Run:
     def held_out(self) -> dict[str, float | None]:
         """What was measured on held-out data after the training, such as {"loss": 0.4, "accuracy": 0.9}; mostly empty."""
         return dict(self.record["evaluation"].get("after", {}))
+
+    @property
+    def state(self) -> str:
+        """The run's status, such as `finished`; `running` if it left no record yet and may be in progress."""
+        return "running" if self.record["reason"] == IN_PROGRESS else self.record["status"]
+
+    @property
+    def ended(self) -> bool:
+        """True if the run left a `run.json` that can be read, so that its files do not change any more."""
+        return self.record["reason"] not in (IN_PROGRESS, KILLED)
 
     @property
     def finished(self) -> bool:
@@ -122,7 +136,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     if raw_record is None and (folder / RECORD).is_file():
         problems.append(f"{RECORD} cannot be read: it is incomplete, too large, or not the record of a run")
     record["overrides"] = record["overrides"] or read_overrides(folder)
-    run = Run(printable(label or folder.name), folder, record, problems=problems)
+    run = Run(printable(label or folder.name), folder, record, problems=problems, config=read_config(folder))
     if record["status"] in STATUSES_WITH_TABLES:
         run.tensors.extend(read_tensors(folder / CHANGES, problems))
         run.losses.extend(read_losses(folder / STEPS, problems))

@@ -15,7 +15,7 @@ from runner.proof.verdict import count_verdicts
 
 # The advice for an error of CUDA that does not say what was wrong, nor in which call.
 OUT_OF_RANGE = "; most likely a target is outside the classes, or an index outside an embedding: device=cpu says which"
-COMMAND_KEYS = ("resume", "plan")  # overrides that concern one command, not the run, and are not recorded
+COMMAND_KEYS = ("resume", "plan", "verbose", "report.every")  # overrides of one command, which are not recorded with a run
 _LIBRARIES = ("freeze-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy")  # whose versions are recorded
 
 
@@ -66,7 +66,7 @@ def new_record(
 
 
 def persistent_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides without `resume=...` and `plan=...` (COMMAND_KEYS), which are not part of the run."""
+    """Return the overrides without those of COMMAND_KEYS, such as `plan=...`, which are not part of the run."""
     return [text for text in overrides if text.split("=")[0].lstrip("+") not in COMMAND_KEYS]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -14,16 +15,18 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from runner.config.check import check, check_folders
-from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG, SWEEP_PLAN
+from runner.display.console import create_console
 from runner.errors import ConfigError
-from runner.runs.console import create_console, display_path
+from runner.runs.console import display_path
 from runner.runs.exits import end_once, guard_process
-from runner.runs.folder import remove_files, write_atomically
+from runner.runs.folder import remove_files, write_atomically, write_text
 from runner.runs.interrupts import delay_interrupts, handle_interrupts, time_limit
 from runner.runs.read import is_run_folder
 from runner.runs.record import persistent_overrides
 from runner.runs.text import counted, error_line
 from runner.sweep.end import (
+    command_to_go_on,
     end_running,
     end_with_code,
     end_with_process,
@@ -34,6 +37,7 @@ from runner.sweep.end import (
 )
 from runner.sweep.grid import ComposedConfigLoader, SweepRun, compose_runs, has_run_name
 from runner.sweep.launch import DiskFullError, check_reachable, launch
+from runner.sweep.live import LiveReport
 from runner.sweep.lock import check_locks_work, clear_folder, detect_death
 from runner.sweep.progress import show_progress
 from runner.sweep.worker import Worker
@@ -65,17 +69,20 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
         print(f"{len(runs) - len(unfinished)} of {len(runs)} runs are finished already and kept")
     if unfinished:
         check_before_first(config, unfinished)
-    interrupted = False
+    interrupted, live = False, LiveReport(folder, config.report.every)
     try:
         with handle_interrupts(signal.default_int_handler):
-            worker = Worker.from_this_process(folder, partial(end_with_process, runs, folder))
+            prepare_folder(config, runs, folder)
+            live.start()
+            worker = Worker.from_this_process(folder, partial(end_with_process, runs, live))
             launch_runs(config, context, launcher, unfinished, worker=worker)
     except KeyboardInterrupt:
         interrupted = True
         end_running(unfinished, folder)
     finally:
         with delay_interrupts():
-            written = not any(run.ended for run in runs) or write_sweep_results(folder)
+            live.stop()
+            written = not any(run.ended for run in runs) or write_sweep_results(folder, live.kept)
             remove_marks(runs, folder)
     print_what_is_left(runs, folder)
     code = EXIT_INTERRUPTED if interrupted else exit_code(runs) or (EXIT_DONE if written else EXIT_FAILED)
@@ -173,21 +180,30 @@ def is_own_run_folder(path: Path) -> bool:
     return has_run_name(path) and (is_run_folder(path) or not any(path.iterdir()))
 
 
-def launch_runs(
-    config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, worker: Worker
-) -> None:
-    """Create the sweep's folder, start the runs in `runs`, show their progress, and return when all of them have ended.
+def prepare_folder(config: DictConfig, runs: list[SweepRun], folder: Path) -> None:
+    """Create a sweep's folder with the sweep's config and the names of its runs; remove what an earlier start left in it.
 
-    `config`, `context` and `launcher` are Hydra's. `worker` carries out each run, in any process. If a run was started
-    before, its old `run.json` and `.running` are removed first. If its process died then, it is started after the others.
+    `config`: Hydra's config of the sweep. `runs`: all runs, those that are finished too. Raises ConfigError if files in the
+    folder cannot be locked.
     """
-    folder = Path(worker.sweep)
     folder.mkdir(parents=True, exist_ok=True)
     check_locks_work(folder)
     for temporary in folder.glob(".*.part"):
         remove_files(folder, temporary.name)
     remove_files(folder, STOP, INTERRUPT)
     write_atomically(folder / SWEEP_CONFIG, lambda temporary: OmegaConf.save(config, temporary))
+    plan = {"command": command_to_go_on(sys.argv[1:], folder), "runs": [run.folder.name for run in runs]}
+    write_text(folder / SWEEP_PLAN, json.dumps(plan, indent=1) + "\n")
+
+
+def launch_runs(
+    config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, worker: Worker
+) -> None:
+    """Start the runs in `runs`, show their progress, and return when all of them have ended.
+
+    `config`, `context` and `launcher` are Hydra's. `worker` carries out each run, in any process. If a run was started
+    before, its old `run.json` and `.running` are removed first. If its process died then, it is started after the others.
+    """
     if not runs:
         return
     died = [run for run in runs if detect_death(run.folder)]
@@ -203,7 +219,7 @@ def launch_runs(
     launcher.setup(hydra_context=context, task_function=worker, config=config)
     with show_progress(runs, create_console()):
         try:
-            launch(launcher, batches, folder, config.on_error == "stop")
+            launch(launcher, batches, Path(worker.sweep), config.on_error == "stop")
         except DiskFullError as error:
             print(error_line(f"failed: {error}"), file=sys.stderr)
 

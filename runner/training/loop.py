@@ -29,6 +29,7 @@ class Step:
         parts: {name: summand of the loss}, empty where the loss has one part alone.
         lrs: {name of the parameter group, or its index in `optimizer.param_groups` if it has no name: learning rate in this
             step}.
+        planned: how many steps the run is to make; 0 if that is not known.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Step:
     seconds: float
     lrs: dict[str, float]
     parts: dict[str, Tensor] = field(default_factory=dict)
+    planned: int = 0
 
 
 def train(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runner.errors import listed
-from runner.report.grouping import short_names
+from runner.report.compare.grouping import short_names
 from runner.runs.read import Run
 from runner.runs.text import counted
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from runner.report.grouping import group_by_method, seed_groups, short_names
+from runner.report.compare.grouping import group_by_method, short_names
+from runner.report.compare.settings import build_settings
 from runner.runs.read import Run
 from runner.runs.tables import TensorRow
 from runner.runs.text import counted
@@ -53,7 +54,7 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
     with_tensors = [run for run in runs if run.tensors]
     if not with_tensors:
         return None
-    columns, caption = _group_columns(with_tensors)
+    columns, caption = group_columns(with_tensors)
     columns = dict(list(columns.items())[:MAX_COLUMNS])
     kinds = {row.name: row.kind for members in columns.values() for run in members for row in run.tensors}
     names = sorted(kinds, key=lambda name: kinds[name] == "buffer")
@@ -68,7 +69,7 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
         caption += " Tensors are grouped by module: a cell shows the largest change and the worst mark of its tensors."
     if len(all_rows) > MAX_ROWS:
         caption += f" Shown are the first {MAX_ROWS} of {len(all_rows):,} rows."
-    cells = {key: (_log10_change(tensors), _worst_mark(tensors)) for key, tensors in tensors_of.items()}
+    cells = {key: (_log10_change(tensors), worst_mark(tensors)) for key, tensors in tensors_of.items()}
     cell_rows = [[cells.get((row, column), (None, "")) for column in columns] for row in rows]
     return Heatmap(
         rows=rows,
@@ -80,7 +81,13 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
     )
 
 
-def _group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
+def heatmap_texts(heatmap: Heatmap) -> tuple[str, str]:
+    """Return a title and a description of the heatmap, for readers who cannot see the picture."""
+    size = f"{len(heatmap.rows)} rows of parameters and buffers, {len(heatmap.columns)} columns of runs"
+    return "How far each parameter moved in each run", f"{size}. {heatmap.caption} Marks: {', '.join(MARKS.values())}."
+
+
+def group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
     """Return ({column name: its runs}, caption of the figure).
 
     A column is one run. If that makes more than MAX_COLUMNS, runs that differ only in the seed share a column. If there are
@@ -91,7 +98,7 @@ def _group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
     if len(by_run) <= MAX_COLUMNS:
         return by_run, "A column is a run; its colour is how far a tensor moved, relative to its norm at the start."
     by_group: dict[str, list[Run]] = {}
-    for group in seed_groups(runs):
+    for group in build_settings(runs, {run.label: {} for run in runs}):
         by_group.setdefault(group.name, []).extend(group.runs)
     shows = f"of {counted(len(runs), 'run')}: a cell shows their largest change and worst mark."
     if len(by_group) <= MAX_COLUMNS:
@@ -125,7 +132,7 @@ def _log10_change(tensors: Sequence[TensorRow]) -> float | None:
     return math.log10(max(ratios)) if ratios else None
 
 
-def _worst_mark(tensors: Sequence[TensorRow]) -> str:
+def worst_mark(tensors: Sequence[TensorRow]) -> str:
     """Return the mark of a cell: the worst mark of its tensors, or an empty text if no tensor has a mark.
 
     Marks such as `leaked` stand for what the colour of a cell cannot show; they are the keys of MARKS, the worst first.

@@ -2,84 +2,102 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from runner import __version__
-from runner.report.grouping import sort_runs
+from runner.report.answer.answer import answer
+from runner.report.compare.run_set import RunSet
+from runner.report.comparison import comparison_json
 from runner.report.ownership import GENERATOR_TAG
-from runner.report.page import tables
-from runner.report.page.accuracy import accuracy_table
-from runner.report.recommendation import summarize_run, summarize_runs
-from runner.runs.read import Run
+from runner.report.page.costs import costs_section
+from runner.report.page.elements import Section
+from runner.report.page.failures import failures_section
+from runner.report.page.heatmap import heatmap_section
+from runner.report.page.leaks import leaks_section
+from runner.report.page.losses import losses_section
+from runner.report.page.matrix import matrix_section
+from runner.report.page.moved import moved_section
+from runner.report.page.phases import phases_section
+from runner.report.page.runs import runs_section
+from runner.report.page.settings import commands_section, machines_section
 from runner.runs.text import counted
 
 MAX_PROBLEMS = 200
+SECTIONS = (
+    matrix_section,
+    costs_section,
+    leaks_section,
+    moved_section,
+    heatmap_section,
+    losses_section,
+    phases_section,
+    failures_section,
+    runs_section,
+    commands_section,
+    machines_section,
+)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the page: the SVG as a text, and the caption below it."""
-
-    svg: str
-    caption: str
-
-
-def render_page(runs: Sequence[Run], title: str, pictures: Mapping[str, Picture], problems: Sequence[str] = ()) -> str:
+def render_page(run_set: RunSet, reload_seconds: float | None = None) -> str:
     """Return the HTML page about one or several runs.
 
-    `pictures`: {name: figure}, where a name is `heatmap` or `losses`. `problems`: lines about folders that could not be
-    read.
+    `reload_seconds`: after how many seconds the page loads itself again, while a sweep is running; None: never.
     """
-    runs = sort_runs(runs)
-    single = runs[0] if len(runs) == 1 else None
-    common_facts, machines = tables.machines_table(runs)
-    page_tables = [
-        accuracy_table(runs) if not single else None,
-        tables.seed_groups_table(runs),
-        tables.tensors_table(single.tensors) if single and single.tensors else None,
-        tables.runs_table(runs),
-        tables.leaks_table(runs) if not single else None,
-        tables.failures_table(runs),
-        tables.commands_table(runs),
-        machines,
-    ]
-    environment = Environment(
-        loader=PackageLoader("runner.report.page", "."),
+    sections = [section for build in SECTIONS if (section := build(run_set))]
+    if problems := problem_lines(run_set):
+        sections.append(Section("problems", "What could not be read", "lines", {"lines": problems}))
+    context: dict[str, Any] = {
+        "generator": Markup(f'{GENERATOR_TAG}{__version__}">'),
+        "title": run_set.title,
+        "subtitle": subtitle(run_set),
+        "answer": answer(run_set),
+        "command": run_set.planned.command,
+        "sections": sections,
+        "styles": Markup(styles()),
+        "reload_seconds": reload_seconds,
+        "comparison": Markup(json.dumps(comparison_json(run_set)).replace("<", "\\u003c")),
+    }
+    return environment().get_template("page.html.jinja").render(context)
+
+
+@cache
+def environment() -> Environment:
+    """Return the environment of the page's templates, which escapes every text."""
+    return Environment(
+        loader=PackageLoader("runner.report.page", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    context: dict[str, Any] = {
-        "generator": Markup(f'{GENERATOR_TAG}{__version__}">'),
-        "title": title,
-        "subtitle": subtitle(runs),
-        "summary": summarize_run(single) if single else summarize_runs(runs),
-        "tables": {table.key: table for table in page_tables if table and table.rows},
-        "pictures": {key: {"svg": Markup(picture.svg), "caption": picture.caption} for key, picture in pictures.items()},
-        "many": not single,
-        "common_facts": common_facts,
-        "problems": problem_lines(runs, problems),
-    }
-    return environment.get_template("page.html.jinja").render(context)
 
 
-def subtitle(runs: Sequence[Run]) -> str:
+@cache
+def styles() -> str:
+    """Return the CSS of the page: `styles/base.css`, then the file of each section."""
+    folder = files("runner.report.page").joinpath("styles")
+    sheets = sorted((sheet for sheet in folder.iterdir()), key=lambda sheet: (sheet.name != "base.css", sheet.name))
+    return "".join(sheet.read_text(encoding="utf-8") for sheet in sheets if sheet.name.endswith(".css"))
+
+
+def subtitle(run_set: RunSet) -> str:
     """Return how many runs have each status, as a text such as `7 runs: 6 finished, 1 failed`."""
-    statuses = Counter(run.record["status"] for run in runs)
-    return f"{counted(len(runs), 'run')}: {', '.join(f'{number:,} {status}' for status, number in statuses.items())}"
+    states = Counter(run.state for run in run_set.runs)
+    states.update({"not begun": run_set.left["not begun"]} if "not begun" in run_set.left else {})
+    return f"{counted(run_set.total, 'run')}: {', '.join(f'{number:,} {state}' for state, number in states.items())}"
 
 
-def problem_lines(runs: Sequence[Run], problems: Sequence[str] = ()) -> list[str]:
-    """Return the lines `problems`, then a line for each file of a run that could not be read.
+def problem_lines(run_set: RunSet) -> list[str]:
+    """Return the problems of the report, then a line for each file of a run that could not be read.
 
     At most MAX_PROBLEMS lines are returned. If there are more, one further line gives the number of lines left out.
     """
-    lines = [*problems, *(f"{run.label}: {problem}" for run in runs for problem in run.problems)]
+    lines = [*run_set.problems, *(f"{run.label}: {problem}" for run in run_set.runs for problem in run.problems)]
     return lines if len(lines) <= MAX_PROBLEMS else [*lines[:MAX_PROBLEMS], f"and {len(lines) - MAX_PROBLEMS:,} more"]

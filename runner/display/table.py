@@ -1,0 +1,110 @@
+"""A table for the terminal that fits any width: columns are dropped by rank, texts are folded, and numbers are never cut."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, chop_cells
+from rich.text import Text
+
+GAP = 2  # spaces between two columns
+MAX_LINES = 3  # of a folded cell; a longer text loses its middle
+# What a text may be broken after; a number such as 0.1 or 1e-05 is no two pieces.
+PIECES = re.compile(r"(?:\d(?:[.,]|e-)\d|[^\s./_=,:-])*[./_=,:-]?\s*")
+Cell = str | Text
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: the first line of the column, which is never cut.
+        rank: how soon the column is dropped where the table is too wide: that of the highest rank first, one of 0 never.
+        least: the width to which texts in it may be folded; None for numbers and single words, which are never folded.
+        on_right: whether its cells end at the same place, as numbers do.
+    """
+
+    heading: str
+    rank: int = 0
+    least: int | None = None
+    on_right: bool = False
+
+
+def number(heading: str, rank: int = 0) -> Column:
+    """Return a column of numbers, which are aligned at their ends."""
+    return Column(heading, rank, on_right=True)
+
+
+def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> list[Text]:
+    """Return a table as lines of at most `width` characters: the headings, then the rows.
+
+    What is empty in all rows is no column. Lines are longer than `width` only where even the columns of rank 0 do not fit.
+    """
+    filled = [i for i in range(len(columns)) if any(str(row[i]) for row in rows)]
+    columns, rows = [columns[i] for i in filled], [[row[i] for i in filled] for row in rows]
+    widths = column_widths(columns, rows, width)
+    headings = [Text(column.heading, style="dim") for column in columns]
+    return [line for row in (headings, *rows) for line in _row_lines(columns, row, widths)]
+
+
+def column_widths(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> dict[int, int]:
+    """Return {number of a column: its width} for the columns that fit into `width`.
+
+    While they do not fit, though all texts are folded, the column with the highest rank is dropped; of several, the last.
+    """
+    wanted = [max(map(cell_len, (column.heading, *(str(row[i]) for row in rows)))) for i, column in enumerate(columns)]
+    least = [
+        size if column.least is None else min(size, max(column.least, cell_len(column.heading)))
+        for size, column in zip(wanted, columns, strict=True)
+    ]
+    shown = list(range(len(columns)))
+
+    def spare() -> int:
+        return width - sum(least[i] for i in shown) - GAP * (len(shown) - 1)
+
+    while spare() < 0 and any(columns[i].rank for i in shown):
+        shown.remove(max(shown, key=lambda i: (columns[i].rank, i)))
+    widths, left = {i: least[i] for i in shown}, max(spare(), 0)
+    growing = sorted((i for i in shown if wanted[i] > least[i]), key=lambda i: wanted[i])
+    for position, i in enumerate(growing):  # the shortest texts first, so that what they do not need goes to the others
+        given = min(wanted[i] - least[i], left // (len(growing) - position))
+        widths[i], left = widths[i] + given, left - given
+    return widths
+
+
+def folded(text: str, width: int) -> list[str]:
+    """Return a text as lines of at most `width` characters, broken at spaces, else after a sign such as `.`, else anywhere.
+
+    Of a text of more than MAX_LINES lines, the middle is replaced by `…`.
+    """
+    lines = [""]
+    for piece in PIECES.findall(text):
+        for part in chop_cells(piece.rstrip(), width) if cell_len(piece.rstrip()) > width else [piece]:
+            if cell_len(lines[-1] + part.rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    if len(lines) > MAX_LINES:
+        kept = (MAX_LINES * (width - 1) - 1) // (4 if cell_len(text) > len(text) else 2)  # wide characters take two cells
+        lines = chop_cells(f"{text[:kept]}…{text[-kept:]}", width)
+    return [line.rstrip() for line in lines]
+
+
+def _row_lines(columns: Sequence[Column], row: Sequence[Cell], widths: dict[int, int]) -> list[Text]:
+    """Return the lines of one row: as many as its cell with the most lines has."""
+    cells = []
+    for i, width in widths.items():
+        parts = [row[i]] if cell_len(str(row[i])) <= width else folded(str(row[i]), width)
+        cells.append([Text.assemble(part) for part in parts])
+    lines = []
+    for position in range(max(map(len, cells), default=0)):
+        line = Text()
+        for (i, width), texts in zip(widths.items(), cells, strict=True):
+            text = texts[position] if position < len(texts) else Text()
+            space = " " * (width - text.cell_len)
+            line.append_text(Text(space) + text if columns[i].on_right else text + Text(space)).append(" " * GAP)
+        line.rstrip()
+        lines.append(line)
+    return lines

@@ -1,0 +1,220 @@
+"""Recommend a method: of those that held, trained the rest to the same bits and finished, the cheapest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from runner.display.units import percent_text
+from runner.errors import listed
+from runner.proof.verdict import defects_of
+from runner.report.answer.findings import distinguishing_overrides
+from runner.report.compare.costs import BYTES_KEYS, total_flops
+from runner.report.compare.methods import MethodResults, has_frozen
+from runner.report.compare.settings import Setting
+from runner.runs.read import Run
+from runner.runs.text import counted, shortened
+
+MAX_COSTS = 3  # settings whose costs are named one by one
+MAX_NAME = 60  # characters of a method in a sentence
+ENDS = {  # outcome of a run: how it ended, as part of a sentence
+    "leaked": "leaked",
+    "no step": "made no step",
+    "nothing trained": "trained nothing",
+    "loss not finite": "got a loss that is NaN or infinite",
+    "held": "held",
+}
+
+
+def recommend(results: Sequence[MethodResults], settings: Sequence[Setting]) -> tuple[str, str]:
+    """Return (headline, explaining sentence) that say which method to use.
+
+    `results`: one for each method. The method to use is one of those that `best_methods` returns: the one that is the
+    cheapest of them in each setting. If several are, or none is, it is `requires_grad` if that is one of them, otherwise the
+    first. `settings`: all settings of the report; costs are compared where only the method differs.
+
+    A run with a defect, such as `nothing trained`, never counts in favour of a method. If there is only one method, if none
+    kept every frozen bit in all runs, or if those that did had nothing to train, the texts say how the methods did.
+    """
+    if len(results) == 1:
+        return _single_method(results[0], settings)
+    held = [result for result in results if result.held]
+    if not held:
+        return _no_method_held(results)
+    if not any(map(_trains, held)):
+        methods = _names([result.method for result in held])
+        return "Held, but nothing was trained", f"{methods} kept every frozen bit, in runs that trained no parameter."
+    best = best_methods(held)
+    chosen = cheapest_method(settings, best)
+    others = [result.method for result in best if result is not chosen]
+    parts = [f"held in {_finished_text(chosen)}"]
+    if others and all(result.with_trained_part("identical") for result in best if result.method in others):
+        parts.append(f"trained the rest to the same bits as {_names(others)}")
+    if cost := cost_text(settings, chosen.method):
+        parts.append(f"costs {cost}")
+    sentence = f"It {listed(parts)}."
+    if others:
+        return f"Use {_names([chosen.method])}", f"{sentence} {_against_others(settings, chosen.method, others)}"
+    worse = [result for result in results if result.finished and not result.leaked and result is not chosen]
+    return f"Use {_names([chosen.method])}", f"{sentence} {_capitalized(_why_others_are_worse(worse))}."
+
+
+def _against_others(settings: Sequence[Setting], chosen: str, others: Sequence[str]) -> str:
+    """Return a sentence on the methods that did as well as the chosen one, with what they cost compared with it."""
+    by_relation: dict[str, list[str]] = {}
+    for other in others:
+        by_relation.setdefault(compare_costs(settings, other, chosen), []).append(other)
+    texts = {
+        "same": "at the same cost",
+        "dearer": "at a higher cost",
+        "cheaper": "at a lower cost",
+        "mixed": "cheaper in one setting and dearer in another",
+        "unknown": "with no cost to compare",
+    }
+    parts = [f"{_names(by_relation[key])}, {text}" for key, text in texts.items() if key in by_relation]
+    return f"Held too: {'; '.join(parts)}."
+
+
+def cheapest_method(settings: Sequence[Setting], best: Sequence[MethodResults]) -> MethodResults:
+    """Return that method of `best` than which none is cheaper; of several `requires_grad`, else the first."""
+    cheapest = [
+        result
+        for result in best
+        if not any(compare_costs(settings, other.method, result.method) == "cheaper" for other in best)
+    ]
+    return next((result for result in cheapest if result.is_baseline), (cheapest or list(best))[0])
+
+
+def compare_costs(settings: Sequence[Setting], method: str, other: str) -> str:
+    """Return whether a method is `cheaper` than another, `dearer`, the `same`, `mixed`, or `unknown`.
+
+    Compared is only where the method alone differs and both costs are known, setting by setting, and nothing is averaged:
+    the FLOPs of a step, then the bytes saved for backward, those of gradients, and those of optimizer state. `mixed`: it is
+    cheaper in one setting and dearer in another.
+    """
+    costs: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {}
+    for setting in settings:
+        if (flops := total_flops(setting.cost)) is not None:
+            cost = (flops, *(setting.cost.get(key) or 0.0 for key in BYTES_KEYS))
+            costs.setdefault((setting.frozen_set, setting.context), {})[setting.method] = cost
+    pairs = [(known[method], known[other]) for known in costs.values() if method in known and other in known]
+    signs = {(own > its) - (own < its) for own, its in pairs} - {0}
+    if len(signs) == 2:
+        return "mixed"
+    return {1: "dearer", -1: "cheaper", 0: "same"}[signs.pop() if signs else 0] if pairs else "unknown"
+
+
+def cost_text(settings: Sequence[Setting], method: str) -> str:
+    """Return what a step costs under a method: `34% of training everything`, for each setting where they differ; or "".
+
+    With more than MAX_COSTS settings it is the range of the costs.
+    """
+    own = [each for each in settings if each.method == method]
+    shares = [(each, share) for each in own if (share := each.cost.get("flops_share")) is not None]
+    if not shares:
+        return ""
+    if len({percent_text(share) for _, share in shares}) == 1:
+        return f"{percent_text(shares[0][1])} of training everything"
+    if len(shares) > MAX_COSTS:
+        low, high = (percent_text(pick(share for _, share in shares)) for pick in (min, max))
+        return f"{low} to {high} of training everything, depending on the setting"
+    several_sets = len({each.frozen_set for each in own}) > 1
+    texts: list[str] = []
+    for each, share in shares:
+        name = " ".join(filter(None, (f"freeze={each.frozen_set}" * several_sets, each.context)))
+        texts.append(f"{percent_text(share)}{' of training everything' * (not texts)} with {name}")
+    return listed(texts)
+
+
+def best_methods(held: Sequence[MethodResults]) -> list[MethodResults]:
+    """Return the best of `held`, methods that kept every frozen bit in all finished runs.
+
+    Three conditions are checked: (a) all runs of the method finished without a defect; (b) in none of its finished runs do
+    the trainable parameters differ from those under `requires_grad`; (c) no frozen tensor changed for a while and got its
+    old bits back. The methods that meet a, b and c are returned; if there are none, those that meet a and b; else those that
+    meet b; else those that meet a; else all.
+    """
+    for condition in (
+        lambda result: result.complete and not result.with_trained_part("differs") and not result.returned,
+        lambda result: result.complete and not result.with_trained_part("differs"),
+        lambda result: not result.with_trained_part("differs"),
+        lambda result: result.complete,
+    ):
+        if found := [result for result in held if condition(result)]:
+            return found
+    return list(held)
+
+
+def _single_method(result: MethodResults, settings: Sequence[Setting]) -> tuple[str, str]:
+    """Return (headline, explaining sentence) about the only method in the report: whether it kept every frozen bit."""
+    proven, finished = len(result.proven), len(result.finished)
+    if result.held:
+        headline = "held" if proven == finished else f"held in {proven:,} of {counted(finished, 'run')}"
+        cost = cost_text(settings, result.method)
+        lead = f"It kept every frozen bit in {_finished_text(result)}{f', and costs {cost}' if cost else ''}."
+        return f"{result.method} {headline}", lead if _trains(result) else f"{lead} No parameter was trained."
+    if not result.leaked:
+        return f"{result.method} is not proven", f"Of {counted(finished, 'run')}, {_ends_text(result.finished)}."
+    overrides = distinguishing_overrides(result.leaked, result.finished)
+    runs_text = f"{len(result.leaked)} of {counted(len(result.finished), 'run')}"
+    return f"{result.method} leaked", f"It leaked in {runs_text}{', with ' + overrides if overrides else ''}."
+
+
+def _trains(result: MethodResults) -> bool:
+    """Return whether a parameter was trained in a run in which the method held, as far as `run.json` gives the counts."""
+    counts = [run.record["counts"] for run in result.proven]
+    return any(each["trained"] or not any(each.values()) for each in counts)
+
+
+def _no_method_held(results: Sequence[MethodResults]) -> tuple[str, str]:
+    """Return (headline, explaining sentence) for the case that no method kept every frozen bit in all its runs.
+
+    The sentence names the method that kept every frozen bit in the largest share of its runs; `none` does not count.
+    """
+    candidates = [result for result in results if result.method != "none"]
+    finished = [run for result in results for run in result.finished]
+    if all(run.outcome == "leaked" for run in finished):
+        return "No method held", "Each leaked in all of its runs; the causes are below."
+    if not any(result.proven for result in candidates):
+        return "No method held", f"Of {counted(len(finished), 'run')}, {_ends_text(finished)}."
+    nearest = max(candidates, key=lambda result: len(result.proven) / max(len(result.finished), 1))
+    runs_text = f"{len(nearest.proven)} of {counted(len(nearest.finished), 'run')}"
+    return "No method held", f"{nearest.method} came nearest: it held in {runs_text}."
+
+
+def _finished_text(result: MethodResults) -> str:
+    """Return in how many runs a method held: `6 of 6 runs`, or `5 of 6 runs (1 did not finish)`."""
+    proven, runs = len(result.proven), [run for run in result.runs if not run.finished or has_frozen(run)]
+    others = [run for run in runs if run.outcome != "held"]
+    return f"{proven:,} of {counted(len(runs), 'run')}{f' ({_ends_text(others)})' if others else ''}"
+
+
+def _ends_text(runs: Sequence[Run]) -> str:
+    """Return how runs ended, such as `1 leaked, 2 trained nothing and 1 did not finish`."""
+    count = Counter(ENDS.get(run.outcome, "did not finish" if not run.finished else "had no verdict") for run in runs)
+    return listed([f"{number:,} {end}" for end, number in count.most_common()])
+
+
+def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
+    """Return why the methods in `others` are not recommended, although in none of their runs something leaked."""
+    differing = [result.method for result in others if result.with_trained_part("differs")]
+    returned = [result.method for result in others if result.returned and not result.with_trained_part("differs")]
+    defective = [result.method for result in others if any(defects_of(run.record) for run in result.finished)]
+    incomplete = [result.method for result in others if result.method not in (*differing, *returned, *defective)]
+    reasons = [
+        f"{listed(differing)} held too, but trained the other parameters differently" if differing else "",
+        f"{listed(returned)} put back what had moved" if returned else "",
+        f"some runs of {listed(defective)} prove nothing" if defective else "",
+        f"{listed(incomplete)} did not finish all runs" if incomplete else "",
+    ]
+    return "; ".join(filter(None, reasons)) or "no other method held"
+
+
+def _capitalized(text: str) -> str:
+    """Return a text that is part of a sentence with a capital letter, unless it begins with the name of a method."""
+    return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
+
+
+def _names(methods: Sequence[str]) -> str:
+    """Return names of methods as part of a sentence; long names are shortened in their middle."""
+    return listed([shortened(method, MAX_NAME) for method in methods], most=6)

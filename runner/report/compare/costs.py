@@ -1,0 +1,88 @@
+"""Compare the costs of runs: each cost relative to the run with nothing frozen (`method=none`), and the cheapest methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from runner.contract import COSTS, COSTS_WITH_SHARE, Cost
+from runner.display.units import bytes_text, flops_text, percent_text, seconds_text
+from runner.runs.read import Run
+
+FLOPS_KEYS, BYTES_KEYS = ("flops_forward", "flops_backward"), ("saved_bytes", "gradient_bytes", "optimizer_state_bytes")
+ALWAYS_LISTED = (*COSTS_WITH_SHARE, "parameter_bytes")  # columns that are there even if no run has a value
+UNFROZEN_TARGET = "runner.methods.none.NoMethod"
+
+
+def costs_by_run(runs: Sequence[Run]) -> dict[str, Cost]:
+    """Return {run label: {cost name: value}}, with the same cost names for all runs.
+
+    The cost names are those in `contract.COSTS`. Names in ALWAYS_LISTED are always there; the others only if a run has a
+    value for them. If no run has any cost, there are no cost names.
+
+    A cost whose name ends in `_share` is a ratio: the cost of this run divided by that of training everything. If the run's
+    `run.json` does not have it, as with seconds, it is taken from the run with nothing frozen (`method=none`) and otherwise
+    the same config and origin, unless that run did not train everything either.
+    """
+    unfrozen = {_all_but_method(run): run.record["cost"] for run in runs if _is_unfrozen(run)}
+    found: dict[str, Cost] = {}
+    for run in runs:
+        cost, baseline = run.record["cost"], unfrozen.get(_all_but_method(run), {})
+        shares = {
+            f"{key}_share": cost[key] / baseline[key]
+            for key in COSTS_WITH_SHARE
+            if isinstance(cost.get(key), (int, float)) and isinstance(baseline.get(key), (int, float)) and baseline[key]
+        }
+        known = {key: value for key, value in cost.items() if value is not None}
+        found[run.label] = {**cost, **shares, **known}
+    if not any(run.record["cost"] for run in runs):
+        return {label: {} for label in found}
+    keys = [key for key in COSTS if key in ALWAYS_LISTED or any(cost.get(key) not in (None, "") for cost in found.values())]
+    return {label: {key: cost.get(key) for key in keys} for label, cost in found.items()}
+
+
+def total_flops(cost: Mapping[str, Any]) -> float | None:
+    """Return the FLOPs of the forward and the backward pass added up, or None if `cost` lacks one of the two numbers."""
+    parts = [cost.get(key) for key in FLOPS_KEYS]
+    return sum(parts) if all(isinstance(part, (int, float)) for part in parts) else None  # type: ignore[arg-type]
+
+
+def trains_everything(run: Run) -> bool:
+    """Return whether a run's method is `none`, under which what is declared frozen trains like the rest."""
+    return run.record["method"].get("_target_") == UNFROZEN_TARGET
+
+
+def _all_but_method(run: Run) -> tuple[object, ...]:
+    """Return what is equal for runs that differ only in the method: the config, and what they ran on."""
+    return run.record["setting"], run.record["buffers"], *sorted(run.origin.items())
+
+
+def _is_unfrozen(run: Run) -> bool:
+    """Return whether a run finished and trained everything: `method=none`, and a model that is built with nothing frozen."""
+    return run.finished and trains_everything(run) and run.record["cost"].get("flops_share") in (None, 1)
+
+
+def _number(key: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """Return a function that takes the costs of a run and returns the one named `key`; None if it is unknown."""
+    return lambda cost: cost.get(key)
+
+
+class CostColumn(NamedTuple):
+    """A cost as a column of a table: its heading, the number of a run (None if unknown), and that number as text."""
+
+    heading: str
+    number: Callable[[Mapping[str, Any]], float | None]
+    text: Callable[[float | None], str]
+
+
+COST_COLUMNS = (
+    CostColumn("FLOPs a step", total_flops, flops_text),
+    CostColumn("of training everything", _number("flops_share"), percent_text),
+    CostColumn("saved for backward", _number("saved_bytes"), bytes_text),
+    CostColumn("gradients", _number("gradient_bytes"), bytes_text),
+    CostColumn("optimizer state", _number("optimizer_state_bytes"), bytes_text),
+    CostColumn("peak memory", _number("peak_memory_bytes"), bytes_text),
+    CostColumn("forward", _number("seconds_forward"), seconds_text),
+    CostColumn("backward", _number("seconds_backward"), seconds_text),
+    CostColumn("step", _number("seconds_step"), seconds_text),
+)

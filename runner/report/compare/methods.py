@@ -1,0 +1,74 @@
+"""The runs of one method: in which it held, leaked or proves nothing, and how it trained the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runner.proof.verdict import defects_of
+from runner.report.compare.equivalence import BASELINE_TARGET
+from runner.runs.read import Run
+
+
+@dataclass(frozen=True)
+class MethodResults:
+    """The runs of one method; `trained_parts` is what `compare_trained_parts` returns for all runs of the report."""
+
+    method: str
+    runs: list[Run]
+    trained_parts: dict[str, tuple[str, str]]
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that finished and in which something was declared frozen."""
+        return [run for run in self.runs if run.finished and has_frozen(run)]
+
+    @property
+    def leaked(self) -> list[Run]:
+        """The finished runs that ended with a changed bit in a frozen tensor."""
+        return self.with_outcome("leaked")
+
+    @property
+    def proven(self) -> list[Run]:
+        """The finished runs that are evidence for the method: every frozen bit held, and the run has no defect.
+
+        A run with a defect, such as `nothing trained` or `loss not finite`, proves nothing about the method.
+        """
+        return self.with_outcome("held")
+
+    @property
+    def held(self) -> bool:
+        """Whether at least one run is evidence that the frozen tensors held, and in no finished run they leaked."""
+        return bool(self.proven) and not self.leaked
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run of the method finished without a defect."""
+        return all(run.finished and not defects_of(run.record) for run in self.runs)
+
+    @property
+    def returned(self) -> bool:
+        """Whether in some finished run a frozen tensor changed for a while and then got its old bits back."""
+        return any(run.record["counts"]["returned"] for run in self.proven)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the method is `requires_grad`; the runs of all other methods are compared with its runs."""
+        return bool(self.runs[0].record["method"].get("_target_") == BASELINE_TARGET)
+
+    def with_outcome(self, outcome: str) -> list[Run]:
+        """Return the finished runs with this outcome, such as `held` or `loss not finite`."""
+        return [run for run in self.finished if run.outcome == outcome]
+
+    def with_trained_part(self, word: str) -> list[Run]:
+        """Return the finished runs whose trainable parameters compare in a given way with those under `requires_grad`.
+
+        `word`: `identical` for runs in which these parameters end with the same bits, `differs` for runs in which they do
+        not.
+        """
+        return [run for run in self.finished if self.trained_parts[run.label][0] == word]
+
+
+def has_frozen(run: Run) -> bool:
+    """Return whether anything was declared frozen in a run; True if `run.json` does not give the numbers of tensors."""
+    counts = run.record["counts"]
+    return any(counts[verdict] for verdict in ("held", "returned", "leaked")) or not any(counts.values())

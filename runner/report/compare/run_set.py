@@ -1,0 +1,139 @@
+"""All runs of a report with what follows from them, computed once: settings, methods, costs, their ranking, what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import quote
+
+from runner.contract import SWEEP_PLAN, Cost
+from runner.report.compare.costs import costs_by_run
+from runner.report.compare.equivalence import compare_trained_parts
+from runner.report.compare.grouping import group_by_method, sort_runs
+from runner.report.compare.methods import MethodResults
+from runner.report.compare.origin import with_origins
+from runner.report.compare.ranking import can_compare_accuracies, rank
+from runner.report.compare.settings import Setting, build_settings
+from runner.runs.read import Run
+from runner.runs.text import printable
+
+MAX_COMMAND = 20_000  # characters
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a sweep was to run, as its `sweep.json` says: the names of its runs' folders, and the command that goes on."""
+
+    runs: tuple[str, ...] = ()
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """The runs of a report.
+
+    Attributes:
+        runs: the runs, sorted by the override values in which they differ.
+        title: the name of the report, such as that of the sweep's folder.
+        folder: the folder in which the report is written; links on the page are relative to it.
+        planned: what the sweep was to run; empty where that is not known.
+        problems: a line for each thing that could not be read.
+    """
+
+    runs: Sequence[Run]
+    title: str
+    folder: Path
+    planned: Planned = Planned()
+    problems: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, runs: Sequence[Run], title: str, folder: Path, **others: object) -> RunSet:
+        """Return a RunSet of runs in any order; `others` are further attributes."""
+        return cls(sort_runs(with_origins(runs)), title, folder, **others)  # type: ignore[arg-type]
+
+    @property
+    def single(self) -> Run | None:
+        """The run, if there is only one."""
+        return self.runs[0] if len(self.runs) == 1 else None
+
+    def link(self, run: Run, name: str = "") -> str:
+        """Return the address of a run's folder, or of the file `name` in it, relative to the page; "" if there is none."""
+        try:
+            path = os.path.relpath(run.folder, self.folder)
+        except ValueError:  # on another drive
+            return ""
+        return quote(Path(path, name).as_posix(), safe="/") + ("" if name else "/")
+
+    @cached_property
+    def costs(self) -> dict[str, Cost]:
+        """{run label: its costs, with the shares of training everything}; see `costs_by_run`."""
+        return costs_by_run(self.runs)
+
+    @cached_property
+    def trained_parts(self) -> dict[str, tuple[str, str]]:
+        """{run label: (`identical` or `differs`, reason)}; see `compare_trained_parts`."""
+        origins = {run.label: run.origin for run in self.runs}
+        return compare_trained_parts({run.label: run.record for run in self.runs}, origins)
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """The settings: runs that differ only in the seed, in the order of `runs`."""
+        return build_settings(self.runs, self.costs)
+
+    @cached_property
+    def has_accuracies(self) -> bool:
+        """Whether the settings can be compared by their accuracy on held-out data."""
+        return can_compare_accuracies(self.runs)
+
+    @cached_property
+    def ranked(self) -> list[Setting]:
+        """The settings, the best first; see `rank`."""
+        return rank(self.settings, self.has_accuracies)
+
+    @cached_property
+    def methods(self) -> list[MethodResults]:
+        """The runs of each method."""
+        return [MethodResults(name, runs, self.trained_parts) for name, runs in group_by_method(self.runs).items()]
+
+    @cached_property
+    def left(self) -> dict[str, int]:
+        """{state: number of runs} of the runs that are not done: `failed`, `interrupted`, `running`, `not begun`.
+
+        A run without a record in a folder of its own is `failed`, unless it may still be in progress (`running`).
+        """
+        names = {run.folder.name for run in self.runs}
+        found = Counter(run.state for run in self.runs if run.state not in ("finished", "skipped"))
+        found["not begun"] = sum(name not in names for name in self.planned.runs)
+        order = ("failed", "interrupted", "running", "not begun")
+        return {state: found[state] for state in order if found[state]}
+
+    @property
+    def total(self) -> int:
+        """The number of runs, those that have not begun included."""
+        return len(self.runs) + self.left.get("not begun", 0)
+
+
+def read_planned(sweep: Path) -> Planned:
+    """Return what `sweep.json` in a sweep's folder says; an empty Planned if there is none or it cannot be read."""
+    try:
+        content = json.loads((sweep / SWEEP_PLAN).read_text(encoding="utf-8"))
+        names, command = content["runs"], content["command"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Planned()
+    if not isinstance(names, list) or not isinstance(command, str):
+        return Planned()
+    return Planned(tuple(printable(name) for name in names if isinstance(name, str)), printable(command, MAX_COMMAND))
+
+
+def planned_in(sweeps: Sequence[Path]) -> Planned:
+    """Return what several sweeps were to run and has no folder yet; with the command that goes on if one sweep has any."""
+    plans = [(sweep, read_planned(sweep)) for sweep in sweeps]
+    left = {sweep: [name for name in plan.runs if not (sweep / name).is_dir()] for sweep, plan in plans}
+    commands = [plan.command for sweep, plan in plans if left[sweep]]
+    names = [f"{number}/{name}" for number, each in enumerate(left.values()) for name in each]
+    return Planned(tuple(names), commands[0] if len(commands) == 1 else "")

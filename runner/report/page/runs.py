@@ -1,0 +1,90 @@
+"""The runs, a row for each: how they were configured, how they ended, what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runner.contract import VERDICTS, Cost
+from runner.display.units import digits_text
+from runner.report.compare.costs import COST_COLUMNS, CostColumn
+from runner.report.compare.grouping import overrides_by_key, swept_keys
+from runner.report.compare.run_set import RunSet
+from runner.report.page.elements import Column, PageTable, Section, TableCell, outcome_cell, table_section
+from runner.runs.read import Run
+from runner.runs.text import MAX_CELL, shortened
+
+MAX_TABLE_ROWS = 1000
+
+
+def runs_section(run_set: RunSet) -> Section | None:
+    """Return the section with a row for each run; for one run its costs and counts stand in other sections: None."""
+    return None if run_set.single else table_section("The runs", runs_table(run_set))
+
+
+def runs_table(run_set: RunSet) -> PageTable:
+    """Return a table with a row per run: how the run was configured, and how it ended. Runs of a setting stand together.
+
+    Columns: the run's label; a column for each command-line override that is not the same in all runs; the outcome; the
+    number of tensors with each verdict (`held`, `leaked`, ...); the first and the last loss; whether the trainable
+    parameters end with the same bits as under `requires_grad`; the costs of a training step. At most MAX_TABLE_ROWS runs are
+    shown. The first row of each setting has the id `setting-N`, where N is its place in `run_set.settings`.
+    """
+    runs, keys, costs = run_set.runs, swept_keys(run_set.runs), run_set.costs
+    verdicts = [verdict for verdict in VERDICTS if any(run.record["counts"][verdict] for run in runs)]
+    cost_columns = [each for each in COST_COLUMNS if any(each.number(cost) is not None for cost in costs.values())]
+    has_trained_part = any(word for word, _ in run_set.trained_parts.values())
+    measured = dict.fromkeys(key for run in runs for key in run.held_out)
+    columns = [Column("run"), *map(Column, keys), Column("outcome"), *(Column(verdict, True) for verdict in verdicts)]
+    columns += [Column("first loss", True), Column("last loss", True)]
+    columns += [Column(f"held-out {key}", True) for key in measured]
+    columns += [Column("trained part")] if has_trained_part else []
+    columns += [Column(each.heading, True) for each in cost_columns]
+    picked = {run.label for run in pick_runs(runs)}
+    rows, ids = [], []
+    for number, setting in enumerate(run_set.settings):
+        for run in (run for run in setting.runs if run.label in picked):
+            ids.append(f"setting-{number}" if run is setting.runs[0] else "")
+            row = [TableCell(run.label, link=run_set.link(run)), *_value_cells(run, keys), outcome_cell(run.outcome)]
+            row += [TableCell(str(run.record["counts"][verdict])) for verdict in verdicts]
+            row += [TableCell(_loss_text(run, run.record[key])) for key in ("loss_first", "loss_last")]  # type: ignore[literal-required]
+            row += [TableCell(digits_text(run.held_out.get(key))) for key in measured]
+            trained_part = ": ".join(filter(None, run_set.trained_parts[run.label]))
+            row += [TableCell(trained_part, "why")] if has_trained_part else []
+            rows.append(row + [_cost_cell(each, costs[run.label]) for each in cost_columns])
+    caption = "How the runs differ, the outcome, and how many tensors have each verdict"
+    if len(rows) < len(runs):
+        caption += f"; {len(rows):,} of {len(runs):,} runs, those that did not hold before the others"
+    return PageTable("runs", caption, columns, rows, ids)
+
+
+def _value_cells(run: Run, keys: Sequence[str]) -> list[TableCell]:
+    """Return a cell for each override key, with the run's value."""
+    overrides = overrides_by_key(run)
+    return [TableCell(shortened(overrides.get(key, ""), MAX_CELL)) for key in keys]
+
+
+def _cost_cell(column: CostColumn, cost: Cost) -> TableCell:
+    """Return the cell of one cost of a run, which is sorted by its number and not by its text."""
+    number = column.number(cost)
+    return TableCell(column.text(number), sort=number)
+
+
+def pick_runs(runs: Sequence[Run]) -> list[Run]:
+    """Return at most MAX_TABLE_ROWS runs, in the given order.
+
+    If there are more, the first to be left out are runs whose frozen tensors all kept their bits.
+    """
+    if len(runs) <= MAX_TABLE_ROWS:
+        return list(runs)
+    picked = {run.label for run in sorted(runs, key=lambda run: run.outcome == "held")[:MAX_TABLE_ROWS]}
+    return [run for run in runs if run.label in picked]
+
+
+def _loss_text(run: Run, loss: float | None) -> str:
+    """Return a loss as a text with four significant digits.
+
+    If `loss` is None, the text is `not finite` for a run that made steps, and empty for a run that made none.
+    """
+    if loss is not None:
+        return digits_text(loss)
+    return "not finite" if run.record["looks"] else ""

@@ -1,0 +1,158 @@
+"""The first sentence about a run that trained: whether the frozen tensors held, and what else must be known with that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from runner.contract import Record, Row
+from runner.display.units import change_text, digits_text
+from runner.errors import listed
+from runner.proof.verdict import defects_of
+from runner.runs.text import changed_buffers, counted
+
+Colour = Literal["red", "yellow", "green", ""]
+STYLES: dict[Colour, str] = {"red": "bold red", "yellow": "bold yellow", "green": "bold green", "": "bold"}
+MAX_LEAKS = 3  # that are named
+MAX_DIGITS = 17  # with these, two different numbers are different texts
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What is said first about a run, or one part of it.
+
+    Attributes:
+        label: the words in capitals, such as `HELD` or `HELD, BUT LOSS ROSE`.
+        text: the sentence after them.
+        colour: that of the worst of what the label says; green only if the run held and nothing else must be known.
+    """
+
+    label: str
+    text: str
+    colour: Colour
+
+
+def headline(record: Record, rows: Sequence[Row]) -> Headline:
+    """Return the headline of a run that trained.
+
+    `record`: the content of its `run.json`. `rows`: the rows of its `changes.csv`. The label begins with LEAKED if a bit of
+    a frozen tensor differs at the end, with HELD if none does, with NOTHING FROZEN if no tensor was declared frozen, and
+    with NO STEP if no step was made. What makes the run worth less follows.
+    """
+    verdict, flaws = _verdict_part(record, rows), list(_flaws(record, rows))
+    if "no step" in defects_of(record):
+        verdict, *flaws = flaws
+    parts = [verdict, *flaws]
+    rest = " AND ".join(part.label for part in flaws)
+    label = verdict.label + (f", {'BUT ' * (verdict.label == 'HELD')}{rest}" if rest else "")
+    colours = [part.colour for part in parts]
+    colour = next((each for each in ("red", "yellow") if each in colours), "" if flaws else verdict.colour)
+    return Headline(label, "; ".join(part.text for part in parts if part.text), colour)
+
+
+def _verdict_part(record: Record, rows: Sequence[Row]) -> Headline:
+    """Return what the headline says about the frozen tensors."""
+    frozen = [row for row in rows if row["frozen"]]
+    if not frozen:
+        why = record["nothing_frozen"]
+        return Headline("NOTHING FROZEN", why or "no parameter was declared frozen", "yellow" if why else "")
+    leaks, returned = ([row for row in frozen if row["verdict"] == word] for word in ("leaked", "returned"))
+    if leaks:
+        return Headline("LEAKED", f"{len(leaks)} of {counted(len(frozen), 'frozen tensor')} changed", "red")
+    if returned:
+        return Headline(
+            "HELD", f"{counted(len(frozen), 'frozen tensor')}; {len(returned)} of them moved and returned", "green"
+        )
+    parameters = [row for row in rows if row["kind"] == "parameter"]
+    all_frozen = parameters and all(row["frozen"] for row in parameters)
+    alone = "; every parameter is frozen, so nothing trained" if all_frozen else ""
+    return Headline("HELD", f"{len(frozen)} of {counted(len(frozen), 'frozen tensor')} kept every bit{alone}", "green")
+
+
+def _flaws(record: Record, rows: Sequence[Row]) -> Iterator[Headline]:
+    """Yield what must be known besides the verdict, the worst first."""
+    defects = defects_of(record)
+    if "no step" in defects:
+        yield Headline("NO STEP", defects["no step"], "red")
+    if "loss not finite" in defects:
+        yield Headline("LOSS NOT FINITE", f"the loss became {defects['loss not finite']}", "red")
+    idle = [row for row in rows if row["verdict"] == "idle"]
+    if "nothing trained" in defects:
+        yield Headline("NOTHING TRAINED", f"{defects['nothing trained']}{_reasons(idle)}", "red")
+    elif idle and "no step" not in defects:
+        trainable = counted(sum(row["kind"] == "parameter" and not row["frozen"] for row in rows), "trainable parameter")
+        yield Headline(
+            f"{counted(len(idle), 'parameter').upper()} IDLE", f"{len(idle)} of {trainable} did not change", "yellow"
+        )
+    if loss_rose(record):
+        first, last = told_apart(record["loss_first"], record["loss_last"])
+        yield Headline("LOSS ROSE", f"the loss rose, {first} -> {last}", "yellow")
+    if record["status"] != "finished":
+        yield Headline(record["status"].upper(), record["reason"], "yellow")
+
+
+def _reasons(idle: Sequence[Row]) -> str:
+    """Return the names of idle parameters and why they are, such as `: head.weight (no_gradient)`."""
+    causes = ", ".join(sorted({row["cause"] or "unknown" for row in idle}))
+    return f": {listed([row['name'] for row in idle], most=4)} ({causes})" if idle else ""
+
+
+def loss_rose(record: Record) -> bool:
+    """Return whether the last loss of a run is above its first one; False if one of them is not known or not finite."""
+    first, last = record["loss_first"], record["loss_last"]
+    return first is not None and last is not None and last > first and "loss not finite" not in defects_of(record)
+
+
+def told_apart(first: float | None, last: float | None) -> tuple[str, str]:
+    """Return two numbers as texts, with as many digits as it takes to see that they differ; `not finite` for None."""
+    texts = [("not finite", "not finite")]
+    for digits in (4, 6, 9, MAX_DIGITS):
+        texts.append((digits_text(first, digits) or "not finite", digits_text(last, digits) or "not finite"))
+        if first == last or texts[-1][0] != texts[-1][1]:
+            break
+    return texts[-1]
+
+
+def moved_lines(record: Record, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) for what moved: the tensors that leaked, the worst first, those that are idle, and what trained.
+
+    `record`, `rows`: as in `headline`. Idle parameters that the headline names are left out.
+    """
+    leaks = sorted((row for row in rows if row["verdict"] == "leaked"), key=change_key, reverse=True)
+    if leaks:
+        texts = [f"{row['name']} {change_of(row)} ({row['cause'] or 'unknown'})" for row in leaks[:MAX_LEAKS]]
+        yield "leaked", ", ".join(texts) + (f" and {len(leaks) - MAX_LEAKS} more" if len(leaks) > MAX_LEAKS else "")
+    idle = [row for row in rows if row["verdict"] == "idle"]
+    if idle and not defects_of(record):
+        yield "idle", _reasons(idle).removeprefix(": ")
+    texts = []
+    if trained := [row for row in rows if row["verdict"] == "trained"]:
+        most = max(trained, key=change_key)
+        texts.append(f"{counted(len(trained), 'parameter')}, most of all {most['name']}, {change_of(most)}")
+    if drifted := [row["module_type"] for row in rows if row["verdict"] == "drifted"]:
+        texts.append(changed_buffers(len(drifted), drifted))
+    if texts:
+        yield "trained" if trained else "moved", "; ".join(texts)
+
+
+def change_of(row: Row) -> str:
+    """Return how far a tensor moved, relative to its initial norm, such as `by 32.1%`."""
+    relative, norm = row["change_rel"], row["change_l2"]
+    if relative is not None:
+        return f"by {change_text(relative)}" if abs(relative) < float("inf") else "to what is not finite"
+    if norm is None:
+        return "in bits"
+    return f"from 0 to a norm of {digits_text(norm)}" if abs(norm) < float("inf") else "to what is not finite"
+
+
+def change_key(row: Row) -> tuple[bool, bool, float]:
+    """Return a sort key for a row of `changes.csv` that puts the tensor that changed most last.
+
+    Unchanged tensors come first, then integer tensors, then floating-point tensors. Tensors of the same kind are sorted by
+    their relative change, or by the L2 norm of the change if there is no relative change. NaN and a missing norm count as
+    infinite.
+    """
+    change = row["change_rel"] if row["change_rel"] is not None else row["change_l2"]
+    is_integer = row["dtype"].startswith(("int", "uint", "bool"))  # such as num_batches_tracked, which says little
+    return row["moved"], not is_integer, float("inf") if change is None or change != change else change
