@@ -117,7 +117,7 @@ def _drawn(curve: Curve, x_axis: Axis, y_axis: Axis) -> DrawnCurve:
     if curve.lost is not None:
         before = [y for x, y in centres if x <= _x(x_axis, curve.lost)]
         lost = f"M{_x(x_axis, curve.lost):g},{before[-1] if before else TOP + 6:g}{LOST}"
-    return DrawnCurve(curve, "".join(lines), "".join(bands), markers, lost)
+    return DrawnCurve(curve, line="".join(lines), band="".join(bands), markers=markers, lost=lost)
 
 
 def _spans(curve: Curve) -> Iterator[list[tuple[float, float, float, float]]]:

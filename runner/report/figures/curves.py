@@ -18,7 +18,7 @@ MAX_POINTS = 6000  # of all curves of a figure together; longer curves are thinn
 
 def loss_figure(run_set: RunSet) -> Figure | None:
     """Return the figure of the loss after each step; None if no run has any."""
-    return _figure(run_set, "losses-steps", "Training loss", ("step", "loss"), lambda run: run.losses)
+    return _figure(run_set, "losses-steps", "Training loss", axes=("step", "loss"), values_of=lambda run: run.losses)
 
 
 def accuracy_figure(run_set: RunSet) -> Figure | None:
@@ -32,16 +32,16 @@ def accuracy_figure(run_set: RunSet) -> Figure | None:
         passes = run.record["evaluation"].get("passes", [])
         return [run.record["evaluation"].get("before", {}).get(key), *(each.get(key) for each in passes)] if passes else []
 
-    return _figure(run_set, "losses-passes", f"Held-out {key}", ("pass", key), values_of, first=0)
+    return _figure(run_set, "losses-passes", f"Held-out {key}", axes=("pass", key), values_of=values_of, first=0)
 
 
 def _figure(
     run_set: RunSet,
     key: str,
     name: str,
+    *,
     axes: tuple[str, str],
     values_of: Callable[[Run], Sequence[float | None]],
-    *,
     first: int = 1,
 ) -> Figure | None:
     """Return the figure of a value of each run over the steps or passes; None if no run has any.
@@ -76,4 +76,4 @@ def _series(setting: Setting, rows: Sequence[Sequence[float | None]], every: int
     columns = [(float(place + first), [row[place] for row in rows]) for place in places]
     bits = tuple(array("d", (nan if value is None else value for value in row)).tobytes() for row in rows)
     lost = first_lost(rows)
-    return Series(setting.name, setting.method, columns, bits, None if lost is None else float(lost + first))
+    return Series(setting.name, setting.method, columns, bits, lost=None if lost is None else float(lost + first))

@@ -64,7 +64,8 @@ def curves_of(series: Sequence[Series], methods: Iterable[str]) -> list[Curve]:
         dash = DASHES[used[first.method] % len(DASHES)]
         used[first.method] += 1
         points = [(x, *spread(values)) for x, values in first.columns]
-        curves.append(Curve(name, colours[first.method], markers[first.method], dash, points, first.lost))
+        colour, marker = colours[first.method], markers[first.method]
+        curves.append(Curve(name, colour=colour, marker=marker, dash=dash, points=points, lost=first.lost))
     return curves
 
 
