@@ -47,7 +47,7 @@ def measure(folder: Path, page: Path) -> None:
 
 
 def measure_files(folder: Path) -> None:
-    """Write the six files of a sweep once, in a new process, and print the CPU time and the size of the page."""
+    """Write the files of a sweep once, in a new process, and print the CPU time and the size of the page."""
     before = os.times()
     code = (
         "import sys; from pathlib import Path; from runner.report.files import write_sweep_files as w; w(Path(sys.argv[1]))"
@@ -60,7 +60,7 @@ def measure_files(folder: Path) -> None:
 
 def measure_opening(page: Path) -> None:
     """Open the page in headless Chromium three times, and print the time to load it."""
-    from tests.report.page.test_browser import start_browser
+    from tests.report.page.browser.conftest import start_browser
 
     with tempfile.TemporaryDirectory() as profile:
         driver = start_browser(Path(profile))

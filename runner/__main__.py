@@ -126,7 +126,8 @@ def run_and_report(config: DictConfig) -> int:
     if result.status in STATUSES_WITH_TABLES:
         from runner.report.files import write_run_page
 
-        console.print_summary(result, run_title(config), terminal, printed_notes, config.get("verbose", False))
+        verbose = config.get("verbose", False)
+        console.print_summary(result, run_title(config), terminal, printed_notes=printed_notes, verbose=verbose)
         write_run_page(result.folder)
         if result.exit_code == EXIT_STRICT:
             print_error(f"strict: {'; '.join(strict_problems(result.record, result.rows))}")

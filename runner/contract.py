@@ -45,6 +45,12 @@ LeakCause = Literal[
 IdleCause = Literal["not_in_optimizer", "no_gradient", "zero_gradient", "lr_zero", "rounded_away", "unknown"]
 Cause = Literal[LeakCause, IdleCause, ""]
 Coupling = Literal["clip", "optimizer"]
+WhySmall = Literal[
+    "the gradients of what is frozen are computed all the same",
+    "the frozen part computes little",
+    "the frozen part is at the end: backward still runs through it",
+    "what trains begins before the frozen part: backward still runs through it",
+]  # why freezing saves few FLOPs
 Defect = Literal["no step", "nothing trained", "loss not finite"]  # why a finished run proves nothing, the worst first
 
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)

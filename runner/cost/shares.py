@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from runner.contract import COUNTED, Cost
+from runner.contract import COUNTED, Cost, WhySmall
 from runner.cost.counter import storages_in
 from runner.cost.flops import StepCount
 from runner.freezing.selection import Selection
@@ -68,7 +68,7 @@ def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer) ->
     return found
 
 
-def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -> str:
+def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -> WhySmall | Literal[""]:
     """Return a clause that says why freezing saves few FLOPs.
 
     Returns "" if freezing saves more than 10% of the FLOPs, if the saving is not known, or if nothing is frozen. `cost`:

@@ -23,8 +23,11 @@ def create_console() -> Console:
 
 
 def print_unbroken(console: Console, text: str) -> None:
-    """Print a path or a command that a reader may copy: no line break is put into it, however long it is."""
-    console.print(Text(text), soft_wrap=True)
+    """Print a path or a command that a reader may copy: no line break is put into it, however long it is.
+
+    Bytes of a file name that are no text are shown as `?`.
+    """
+    console.print(Text(text.encode(errors="replace").decode()), soft_wrap=True)
 
 
 def hanging(text: Text, console: Console, indent: int = 2) -> list[Text]:

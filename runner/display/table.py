@@ -10,7 +10,7 @@ from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
 GAP = 2  # spaces between two columns
-MAX_LINES = 4  # of a folded cell; a longer text loses its middle
+MAX_LINES = 3  # of a folded cell; a longer text loses its middle
 # What a text may be broken after; a number such as 0.1 or 1e-05 is no two pieces.
 PIECES = re.compile(r"(?:\d(?:[.,]|e-)\d|[^\s./_=,:-])*[./_=,:-]?\s*")
 Cell = str | Text
@@ -80,15 +80,15 @@ def folded(text: str, width: int) -> list[str]:
 
     Of a text of more than MAX_LINES lines, the middle is replaced by `…`.
     """
-    if cell_len(text) > MAX_LINES * width:
-        half = (MAX_LINES * width - 1) // 2
-        text = f"{text[:half]}…{text[-half:]}"
     lines = [""]
     for piece in PIECES.findall(text):
         for part in chop_cells(piece.rstrip(), width) if cell_len(piece.rstrip()) > width else [piece]:
             if cell_len(lines[-1] + part.rstrip()) > width:
                 lines.append("")
             lines[-1] += part
+    if len(lines) > MAX_LINES:
+        kept = (MAX_LINES * (width - 1) - 1) // (4 if cell_len(text) > len(text) else 2)  # wide characters take two cells
+        lines = chop_cells(f"{text[:kept]}…{text[-kept:]}", width)
     return [line.rstrip() for line in lines]
 
 

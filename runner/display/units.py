@@ -49,8 +49,21 @@ def percent_text(share: float | None) -> str:
 
 
 def change_text(change: float | None) -> str:
-    """Return a relative change in percent, with three significant digits: 0.3207 gives `32.1%`; "" for None and NaN."""
-    return "" if change is None or math.isnan(change) else f"{100 * change:.3g}%"
+    """Return a relative change in percent, with three significant digits: 0.3207 gives `32.1%`; "" for None and NaN.
+
+    A change of tenfold to ten-million-fold is written in full, such as `23,300%`.
+    """
+    if change is None or math.isnan(change):
+        return ""
+    percent = float(f"{100 * change:.3g}")
+    return f"{percent:,.0f}%" if 1000 <= percent < 1e9 else f"{percent:.3g}%"
+
+
+def short_change_text(change: float) -> str:
+    """Return a relative change in at most five characters, such as `32%`, `3.2%`, `<.1%` or `>999%`."""
+    if 0 < change < 0.001:
+        return "<.1%"
+    return ">999%" if change >= 9.995 else percent_text(change) if change < 0.995 else f"{change:.0%}"
 
 
 def _scaled(value: float | None, base: int, units: tuple[str, ...] | list[str]) -> str:

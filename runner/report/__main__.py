@@ -26,14 +26,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of runs, write the HTML page, and return the exit code.
+    """Print the ranking of the runs and the answer, write the HTML page, and return the exit code.
 
     0: the page is written. 1: the process that reads stdout has closed the pipe. 2: an argument is wrong. 130: interrupted.
     `arguments`: the command-line arguments without the program's name; None stands for those of this process.
     """
     try:
         parsed = parse_arguments(arguments)
-        write_report([Path(text) for text in parsed.folders], Path(parsed.out))
+        write_report([Path(text) for text in parsed.folders], Path(parsed.out) if parsed.out else None)
     except ConfigError as error:
         print(error_line(str(error)), file=sys.stderr)
         return EXIT_REFUSED
@@ -47,45 +47,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed arguments: `folders` (the paths to search, a list of str) and `out` (the path of the page, a str).
+    """Return the parsed arguments: `folders` (the paths to search, a list of str) and `out` (that of the page, or None).
 
     `arguments`: as in `main`. Raises ConfigError if an argument is wrong.
     """
     parser = Parser(prog="python -m runner.report", description="One table and one page from any run folders.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, a sweep folder, or any folder above these")
-    parser.add_argument("-o", "--out", default=PAGE, metavar="FILE", help=f"where to write the page (default: ./{PAGE})")
+    parser.add_argument("-o", "--out", metavar="FILE", help=f"where to write the page (default: {PAGE} beside the runs)")
     return parser.parse_args(arguments)
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Find the runs in and below `folders`, print a table with a row per run, and write the HTML page to `out`.
+def write_report(folders: Sequence[Path], out: Path | None) -> None:
+    """Find the runs in and below `folders`, print a ranking with the answer, and write the HTML page to `out`.
 
-    Raises ConfigError if one of `folders` does not exist or is a file, if no run is found, if `out` cannot be written, or if
-    `out` is a file that freeze-runner did not write.
+    If `out` is None, the page is written beside the runs: into the folder, or the deepest one above several folders. Raises
+    ConfigError if one of `folders` does not exist or is a file, if no run is found, if the page cannot be written, or if
+    freeze-runner did not write the file that is there.
     """
-    check_page_path(out)
     found = find_runs(folders)
     foreign = f"{counted(found.foreign, 'folder')} of other Hydra projects skipped" if found.foreign else ""
     if not found.folders:
         places = ", ".join(map(str, folders)) + (f"; {foreign}" if foreign else "")
         raise ConfigError(f"no run found below {places}; give a folder that holds run.json, or one above it")
-    # Imported only now: pandas is slow to import, and an error should not wait for it.
+    page = out or folder_above(folders) / PAGE
+    check_page_path(page)
+    # Imported only now: they are slow to import, and an error should not wait for them.
+    from runner.display.console import create_console
     from runner.report.compare.run_set import RunSet, planned_in
     from runner.report.page.render import problem_lines, render_page
+    from runner.report.terminal import print_left, print_report
     from runner.runs.read import read_run
 
     runs = [read_run(folder, label) for label, folder in found.folders.items()]
     problems = [printable(problem) for problem in found.problems] + ([foreign] if foreign else [])
     title = printable(", ".join(folder.resolve().name for folder in folders)) or PAGE
-    run_set = RunSet.of(runs, title, out.parent, problems=problems, planned=planned_in(found.sweeps))
-    for line in problem_lines(run_set):
-        print(f"could not be read: {line}")
-    html = render_page(run_set)
+    run_set = RunSet.of(runs, title, page.parent, problems=problems, planned=planned_in(found.sweeps))
     try:
-        write_text(out, html)
+        write_text(page, render_page(run_set))
     except OSError as error:
-        raise ConfigError(f"cannot write {out}: {error.strerror}") from error
-    print(f"page: {out}")
+        raise ConfigError(f"cannot write {page}: {error.strerror}") from error
+    console = create_console()
+    print_report(run_set, page, console, problem_lines(run_set))
+    if run_set.left and run_set.planned.command:
+        print_left(sum(run_set.left.values()), run_set.total, run_set.planned.command, console)
+
+
+def folder_above(folders: Sequence[Path]) -> Path:
+    """Return the deepest folder that holds all of `folders`, or is the only one. Raises ConfigError if there is none."""
+    if len({folder.resolve() for folder in folders}) == 1:
+        return folders[0]
+    try:
+        return Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    except ValueError as error:  # on several drives
+        raise ConfigError(f"no folder holds all of {', '.join(map(str, folders))}; give -o a file") from error
 
 
 def check_page_path(out: Path) -> None:

@@ -85,7 +85,7 @@ def after_training(evaluate: Any, cost: str) -> str:
 
 
 def print_summary(
-    result: EndedRun, title: str, console: Console, printed_notes: Sequence[str] = (), verbose: bool = False
+    result: EndedRun, title: str, console: Console, *, printed_notes: Sequence[str] = (), verbose: bool = False
 ) -> None:
     """Print the results of a run that trained: a headline, what moved, losses, costs, and where the page is.
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from runner.runs.text import parse_number, printable
 
-MAX_NAME = 300  # characters of a name, kind, dtype, verdict or cause
+MAX_NAME = 300  # characters of a name, kind, shape, dtype, verdict or cause
+MAX_DIGITS = 18  # of a number of elements
 
 
 class TensorRow(NamedTuple):
@@ -20,11 +21,14 @@ class TensorRow(NamedTuple):
     `kind`: `parameter` or `buffer`. `frozen`: whether the tensor was declared frozen. `moved`: whether any bit differs at
     the end. `verdict`: one word for how the tensor changed, such as `held`. `cause`: why a frozen tensor changed, or why a
     trainable one did not. `change_l2`: the L2 norm of the change. `change_rel`: `change_l2` divided by the L2 norm of the
-    tensor's initial value. Both are None where the file has no number.
+    tensor's initial value. Both are None where the file has no number. `shape`: such as `64x3x7x7`, empty for a scalar.
+    `numel`: the number of elements; None where the file has no number.
     """
 
     name: str
     kind: str
+    shape: str
+    numel: int | None
     dtype: str
     frozen: bool
     moved: bool
@@ -88,6 +92,8 @@ def tensor_row(row: dict[str, str]) -> TensorRow:
     return TensorRow(
         name=text("name"),
         kind=text("kind"),
+        shape=text("shape"),
+        numel=_count(row.get("numel", "")),
         dtype=text("dtype"),
         frozen=row.get("frozen") == "True",
         moved=row.get("moved") == "True",
@@ -96,6 +102,11 @@ def tensor_row(row: dict[str, str]) -> TensorRow:
         change_l2=parse_number(row.get("change_l2", "")),
         change_rel=parse_number(row.get("change_rel", "")),
     )
+
+
+def _count(text: str) -> int | None:
+    """Return the number of something that a text gives; None if it gives none."""
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None
 
 
 def read_losses(path: Path, problems: list[str]) -> list[float]:

@@ -11,13 +11,14 @@ from typing import NoReturn
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, STOP
+from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, PAGE, STOP
+from runner.display.console import create_console
 from runner.errors import listed
 from runner.proof.verdict import strict_problems
 from runner.runs.console import display_path
 from runner.runs.folder import remove_files
 from runner.runs.read import Run
-from runner.runs.text import counted, error_line
+from runner.runs.text import error_line
 from runner.sweep.grid import SweepRun
 from runner.sweep.launch import record_end
 from runner.sweep.live import LiveReport
@@ -35,13 +36,13 @@ def end_with_process(runs: list[SweepRun], live: LiveReport, reason: str) -> Non
 
 
 def print_what_is_left(runs: list[SweepRun], folder: Path) -> None:
-    """Print how many runs of a sweep were interrupted or not begun, if any, and the command that goes on."""
+    """Print how many runs of a sweep are not done, if any, and the command that carries them out."""
+    from runner.report.terminal import print_left
+
     records = [run.record for run in runs]
-    interrupted = sum(record is not None and record["status"] == "interrupted" for record in records)
-    left = {"interrupted": interrupted, "not begun": records.count(None)}
-    if any(left.values()):
-        states = " and ".join(f"{number} {state}" for state, number in left.items() if number)
-        print(f"{states} of {counted(len(runs), 'run')}; this command goes on:\n  {command_to_go_on(sys.argv[1:], folder)}")
+    left = sum(record is None or record["status"] not in ("finished", "skipped") for record in records)
+    if left:
+        print_left(left, len(runs), command_to_go_on(sys.argv[1:], folder), create_console())
 
 
 def command_to_go_on(arguments: Sequence[str], folder: Path) -> str:
@@ -77,18 +78,19 @@ def remove_marks(runs: list[SweepRun], folder: Path) -> None:
 
 
 def write_sweep_results(folder: Path, kept: dict[Path, Run]) -> bool:
-    """Write a sweep's tables and report page from its runs' folders, and print the table that compares the runs.
+    """Write a sweep's tables and report page from its runs' folders; print the ranking, the answer and the page's path.
 
     Returns True, or False if a file could not be written. `kept`: the runs that were read before; see `read_sweep`.
     """
     from runner.report.files import write_sweep_files
+    from runner.report.terminal import print_report
 
     try:
-        write_sweep_files(folder, kept)
+        run_set = write_sweep_files(folder, kept)
     except OSError as error:
         print(error_line(f"the sweep's tables cannot be written: {error}"), file=sys.stderr)
         return False
-    print(f"files: {display_path(folder)}")
+    print_report(run_set, folder / PAGE, create_console())
     return True
 
 

@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import MISSING, OmegaConf
 
 from runner.config.help.keys import OPTIONS, docstrings_of_fields, is_passed_on, known_keys, sentences
 from runner.config.help.text import COLUMN, WIDTH
-from runner.config.schema import CONF
+from runner.config.schema import CONF, Config, values_by_key
+from tests.conftest import ROOT
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 ARGUMENTS_OF_TORCH = ("optimizer", "scheduler")  # what their files give beside lr, momentum and decay, torch explains
@@ -94,3 +96,29 @@ def test_help_fits_80_columns_whatever_is_chosen(cli, given):
 
 def test_a_dollar_sign_in_a_value_is_shown_as_it_is(cli):
     assert "model.checkpoint=a$b " in cli("--help", "model.checkpoint='a$b'")[1]
+
+
+def in_yaml(value: object) -> str:
+    """Return a default of the schema as a cell of a table; empty for what has none, and for a node."""
+    is_value = value != MISSING and not isinstance(value, dict)
+    return f"`{yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`" if is_value else ""
+
+
+def files_with(option: str) -> str:
+    """Return the choices of a group whose files have a key, such as `model.weights`, as a cell of a table."""
+    group, _, name = option.partition(".")
+    files = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))}
+    having, lacking = ([f"`{each}`" for each in files if (name in files[each]) is has] for has in (True, False))
+    if len(having) < len(lacking):
+        return ", ".join(having)
+    return f"all but {', '.join(lacking)}" if lacking else "all"
+
+
+def test_the_tables_of_the_docs_have_every_key_with_its_default_and_its_sentence():
+    text = (ROOT / "docs" / "config.md").read_text()
+    schema = OmegaConf.to_container(OmegaConf.structured(Config), enum_to_str=True)
+    defaults = {key: in_yaml(value) for key, value in values_by_key(schema)}
+    rows = [f"| `{key}` | {defaults[key]} | {sentences()[key]} |" for key in known_keys()]
+    assert "\n".join(["| key | default | is |", "|---|---|---|", *rows]) + "\n\n" in text
+    rows = [f"| `{key}` | {files_with(key)} | {OPTIONS[key]} |" for key in OPTIONS if "." in key]
+    assert "\n".join(["| key | in the files | is |", "|---|---|---|", *rows]) + "\n\n" in text

@@ -67,7 +67,8 @@ def test_a_colour_stays_with_its_cell():
         ("layer4.0.downsample.1.bias", 12, ["layer4.0.", "downsample.", "1.bias"]),
         ("lr=0.125 and 1e-05", 9, ["lr=0.125", "and 1e-05"]),
         ("abcdefghij", 4, ["abcd", "efgh", "ij"]),
-        ("a" * 50 + "b" * 50, 10, ["a" * 10, "a" * 9 + "…", "b" * 10, "b" * 9]),
+        ("a" * 50 + "b" * 50, 10, ["a" * 10, "aaa…bbbbbb", "b" * 7]),
+        ("a.b." * 50, 10, ["a.b.a.b.a.", "b.a….a.b.a", ".b.a.b."]),
         ("", 5, [""]),
     ],
 )

@@ -43,7 +43,7 @@ def summary(rows=HELD_ROWS, width=200, verbose=False, colours=False, printed_not
     system = {"force_terminal": True, "color_system": "standard"} if colours else {}
     console = Console(file=out, width=width, highlight=False, legacy_windows=False, **system)
     run = EndedRun(folder, json.loads((folder / "run.json").read_text()), rows)
-    print_summary(run, "method=zero_lr freeze=backbone", console, printed_notes, verbose)
+    print_summary(run, "method=zero_lr freeze=backbone", console, printed_notes=printed_notes, verbose=verbose)
     return out.getvalue().splitlines()
 
 

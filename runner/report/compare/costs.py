@@ -47,6 +47,11 @@ def total_flops(cost: Mapping[str, Any]) -> float | None:
     return sum(parts) if all(isinstance(part, (int, float)) for part in parts) else None  # type: ignore[arg-type]
 
 
+def trains_everything(run: Run) -> bool:
+    """Return whether a run's method is `none`, under which what is declared frozen trains like the rest."""
+    return run.record["method"].get("_target_") == UNFROZEN_TARGET
+
+
 def _all_but_method(run: Run) -> tuple[object, ...]:
     """Return what is equal for runs that differ only in the method: the config, and what they ran on."""
     return run.record["setting"], run.record["buffers"], *sorted(run.origin.items())
@@ -54,8 +59,7 @@ def _all_but_method(run: Run) -> tuple[object, ...]:
 
 def _is_unfrozen(run: Run) -> bool:
     """Return whether a run finished and trained everything: `method=none`, and a model that is built with nothing frozen."""
-    is_none = run.finished and run.record["method"].get("_target_") == UNFROZEN_TARGET
-    return is_none and run.record["cost"].get("flops_share") in (None, 1)
+    return run.finished and trains_everything(run) and run.record["cost"].get("flops_share") in (None, 1)
 
 
 def _number(key: str) -> Callable[[Mapping[str, Any]], float | None]:

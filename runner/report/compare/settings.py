@@ -9,7 +9,7 @@ from statistics import fmean
 from runner.contract import DEFECTS, Cost
 from runner.errors import listed
 from runner.proof.verdict import defects_of
-from runner.report.compare.costs import UNFROZEN_TARGET, total_flops
+from runner.report.compare.costs import total_flops, trains_everything
 from runner.report.compare.grouping import group_by_method, overrides_by_key, swept_keys
 from runner.runs.read import Run
 
@@ -54,14 +54,21 @@ class Setting:
         return [run for run in self.runs if run.outcome == "held"]
 
     @property
+    def one_per_seed(self) -> list[Run]:
+        """The first finished run of each seed: a run that was repeated is no second seed, and tells nothing of a spread."""
+        seeds = {run.label if run.record["seed"] is None else run.record["seed"]: run for run in reversed(self.finished)}
+        return list(reversed(seeds.values()))
+
+    @property
     def accuracies(self) -> list[float]:
-        """The accuracy on held-out data after the training, of each finished run that has one."""
-        return [value for run in self.finished if (value := run.held_out.get("accuracy")) is not None]
+        """The accuracy on held-out data after the training, for each seed that has one."""
+        return [value for run in self.one_per_seed if (value := run.held_out.get("accuracy")) is not None]
 
     @property
     def losses(self) -> list[float]:
-        """The last training loss of each finished run in which it is finite."""
-        return [value for run in self.finished if (value := run.record["loss_last"]) is not None]
+        """The last training loss for each seed, where it is finite and was so at every step."""
+        kept = (run for run in self.one_per_seed if run.record["loss_not_finite_at"] is None)
+        return [value for run in kept if (value := run.record["loss_last"]) is not None]
 
     @property
     def flops(self) -> float | None:
@@ -71,7 +78,7 @@ class Setting:
     @property
     def trains_everything(self) -> bool:
         """Whether its method is `none`, under which what is declared frozen leaks by design."""
-        return str(self.runs[0].record["method"].get("_target_", "")) == UNFROZEN_TARGET
+        return trains_everything(self.runs[0])
 
     @property
     def is_sound(self) -> bool:

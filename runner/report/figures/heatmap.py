@@ -54,7 +54,7 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
     with_tensors = [run for run in runs if run.tensors]
     if not with_tensors:
         return None
-    columns, caption = _group_columns(with_tensors)
+    columns, caption = group_columns(with_tensors)
     columns = dict(list(columns.items())[:MAX_COLUMNS])
     kinds = {row.name: row.kind for members in columns.values() for run in members for row in run.tensors}
     names = sorted(kinds, key=lambda name: kinds[name] == "buffer")
@@ -69,7 +69,7 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
         caption += " Tensors are grouped by module: a cell shows the largest change and the worst mark of its tensors."
     if len(all_rows) > MAX_ROWS:
         caption += f" Shown are the first {MAX_ROWS} of {len(all_rows):,} rows."
-    cells = {key: (_log10_change(tensors), _worst_mark(tensors)) for key, tensors in tensors_of.items()}
+    cells = {key: (_log10_change(tensors), worst_mark(tensors)) for key, tensors in tensors_of.items()}
     cell_rows = [[cells.get((row, column), (None, "")) for column in columns] for row in rows]
     return Heatmap(
         rows=rows,
@@ -87,7 +87,7 @@ def heatmap_texts(heatmap: Heatmap) -> tuple[str, str]:
     return "How far each parameter moved in each run", f"{size}. {heatmap.caption} Marks: {', '.join(MARKS.values())}."
 
 
-def _group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
+def group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
     """Return ({column name: its runs}, caption of the figure).
 
     A column is one run. If that makes more than MAX_COLUMNS, runs that differ only in the seed share a column. If there are
@@ -132,7 +132,7 @@ def _log10_change(tensors: Sequence[TensorRow]) -> float | None:
     return math.log10(max(ratios)) if ratios else None
 
 
-def _worst_mark(tensors: Sequence[TensorRow]) -> str:
+def worst_mark(tensors: Sequence[TensorRow]) -> str:
     """Return the mark of a cell: the worst mark of its tensors, or an empty text if no tensor has a mark.
 
     Marks such as `leaked` stand for what the colour of a cell cannot show; they are the keys of MARKS, the worst first.

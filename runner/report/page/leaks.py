@@ -1,65 +1,135 @@
-"""What leaked in the runs of a report: tensors, causes, and how far they moved."""
+"""What leaked and what stayed idle: for each cause what it means, what to do about it, and the tensors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from runner.display.units import in_digits
 from runner.errors import listed
-from runner.report.compare.grouping import group_by_method
+from runner.report.advice import BY_DESIGN, Advice, advice_on_idle, advice_on_leak
+from runner.report.compare.changes import change_words, largest
+from runner.report.compare.costs import trains_everything
+from runner.report.compare.modules import build_tree, divide
 from runner.report.compare.run_set import RunSet
-from runner.report.page.elements import Column, PageTable, Section, TableCell, first_rows_text, table_section
-from runner.runs.read import Run
+from runner.report.page.elements import Column, PageTable, Section, TableCell, first_rows_text
 from runner.runs.tables import TensorRow
-from runner.runs.text import counted
+from runner.runs.text import MAX_CELL, counted, shortened
 
-MAX_LEAK_ROWS = 40
+MAX_TENSOR_ROWS, MAX_MODULE_ROWS = 20, 40  # of a cause: with more tensors, a row stands for a module
+MODULE_SIZE = 20  # see `divide`
+MAX_OPEN = 8  # rows of a table that is unfolded at first
+BASELINE = "none, the baseline"
+
+
+@dataclass
+class Case:
+    """What leaked, or stayed idle, for one cause.
+
+    Attributes:
+        verdict, cause: what all its tensors have in common; the cause is BASELINE for all leaks under `method=none`.
+        found: {tensor name: (setting, row) for each run in which it did}.
+        runs: the labels of these runs.
+        advice: {setting: the advice for it}.
+    """
+
+    verdict: str
+    cause: str
+    found: dict[str, list[tuple[str, TensorRow]]] = field(default_factory=dict)
+    runs: set[str] = field(default_factory=set)
+    advice: dict[str, Advice] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> tuple[bool, bool, int]:
+        """A sort key: leaks first, those of the baseline after the others, those of many tensors before those of few."""
+        return self.verdict != "leaked", self.cause == BASELINE, -len(self.found)
 
 
 def leaks_section(run_set: RunSet) -> Section | None:
-    """Return the section about what leaked; None if nothing did."""
-    return table_section("What leaked", leaks_table(run_set.runs))
+    """Return the section about what leaked and what stayed idle; None if nothing did."""
+    cases = sorted(find_cases(run_set), key=lambda case: case.rank)
+    if not cases:
+        return None
+    verdicts = {case.verdict for case in cases}
+    heading = "What leaked" if "leaked" in verdicts else "What stayed idle"
+    heading += ", and what stayed idle" if len(verdicts) > 1 else ""
+    return Section("leaks", heading, "leaks", {"cases": [_case_data(case, number) for number, case in enumerate(cases)]})
 
 
-def leaks_table(runs: Sequence[Run]) -> PageTable:
-    """Return a table with a row for each combination of a leaked tensor (frozen, but changed) and a cause of its change.
-
-    A row has the methods and the number of runs in which the tensor leaked for this cause, and the tensor's largest relative
-    change in these runs. Rows are sorted by that change, the largest first. At most MAX_LEAK_ROWS rows are shown.
-    """
-    leaks: dict[tuple[str, str], list[tuple[float, str]]] = {}  # (tensor, cause) -> (change, method) of each run
-    for method, members in group_by_method(runs).items():
-        for run in members:
+def find_cases(run_set: RunSet) -> list[Case]:
+    """Return what leaked and what stayed idle, by cause; a buffer and a parameter written in the forward pass are two."""
+    cases: dict[tuple[str, ...], Case] = {}
+    for setting in run_set.settings:
+        for run in setting.runs:
+            by_design = trains_everything(run)
             for row in run.tensors:
-                if row.verdict == "leaked":
-                    leaks.setdefault((row.name, row.cause or "unknown"), []).append((_change(row), method))
-    columns = [
-        Column("tensor"),
-        Column("cause"),
-        Column("methods"),
-        Column("runs", True),
-        Column("largest relative change", True),
-    ]
+                if row.verdict not in ("leaked", "idle"):
+                    continue
+                cause = BASELINE if by_design and row.verdict == "leaked" else row.cause or "unknown"
+                kind = row.kind if cause == "forward_write" else ""
+                case = cases.setdefault((row.verdict, cause, kind), Case(row.verdict, cause))
+                case.found.setdefault(row.name, []).append((setting.name, row))
+                case.runs.add(run.label)
+                if setting.name not in case.advice:
+                    advice = advice_on_idle(cause) if row.verdict == "idle" else advice_on_leak(cause, row.kind, run.record)
+                    case.advice[setting.name] = BY_DESIGN if cause == BASELINE else advice
+    return list(cases.values())
+
+
+def _case_data(case: Case, number: int) -> dict[str, object]:
+    """Return what the template needs of a case; `number` makes its ids unique."""
+    advice = next(iter(case.advice.values()))
+    overrides: dict[str, list[str]] = {}
+    for setting, each in case.advice.items():
+        for override in each.overrides:
+            overrides.setdefault(override, []).append(setting)
+    table = _table(case, f"leaks-{number}")
+    return {
+        "verdict": case.verdict,
+        "is_bad": case.cause != BASELINE,
+        "title": case.cause.replace("|", " with "),
+        "count": f"{counted(len(case.found), 'tensor')} {'moved' if case.cause == BASELINE else case.verdict} "
+        f"in {counted(len(case.runs), 'run')}",
+        "meaning": advice.meaning,
+        "fix": advice.fix,
+        "overrides": [
+            (override, listed(names, most=4) if len(overrides) > 1 else "") for override, names in overrides.items()
+        ],
+        "table": table,
+        "is_open": len(table.rows) <= MAX_OPEN and case.cause != BASELINE,
+    }
+
+
+def _table(case: Case, key: str) -> PageTable:
+    """Return a table with a row for each tensor, or for each module where there are many: settings, runs, largest change."""
+    groups: list[tuple[str, list[str]]] = [(name, [name]) for name in case.found]
+    what = "tensor"
+    if len(groups) > MAX_TENSOR_ROWS:
+        groups = divide(build_tree((name, name) for name in case.found), MODULE_SIZE, MAX_MODULE_ROWS)
+        groups = [(f"{name or 'the model'}: {counted(len(names), 'tensor')}", names) for name, names in groups]
+        what = "module"
+    lines = [(name, [pair for each in names for pair in case.found[each]]) for name, names in groups]
+    lines.sort(key=lambda line: -_size(line[1]))
     rows = [
         [
             TableCell(name),
-            TableCell(cause.replace("|", " with ")),
-            TableCell(listed(list(dict.fromkeys(method for _, method in found)), most=4)),
-            TableCell(str(len(found))),
-            TableCell(in_digits(max(found)[0])),
+            TableCell(shortened(listed(list(dict.fromkeys(setting for setting, _ in pairs)), most=4), MAX_CELL)),
+            TableCell(f"{len(pairs):,}" if what == "tensor" else ""),
+            TableCell(change_words([row for _, row in pairs]), sort=_size(pairs)),
         ]
-        for (name, cause), found in sorted(leaks.items(), key=lambda item: -max(item[1])[0])
+        for name, pairs in lines[:MAX_MODULE_ROWS]
     ]
-    tensors = counted(len({name for name, _ in leaks}), "frozen tensor")
-    caption = f"{tensors} leaked, the largest change first{first_rows_text(len(rows), MAX_LEAK_ROWS)}"
-    return PageTable("leaks", caption, columns, rows[:MAX_LEAK_ROWS])
+    columns = [Column(what), Column("settings"), Column("runs", True), Column("largest relative change", True)]
+    if case.verdict == "idle":
+        columns, rows = columns[:3], [row[:3] for row in rows]
+    if what == "module":
+        columns, rows = [*columns[:2], *columns[3:]], [[*row[:2], *row[3:]] for row in rows]
+    order = ", the largest change first" if case.verdict == "leaked" else ""
+    caption = f"{counted(len(case.found), 'tensor')}{order}{first_rows_text(len(lines), MAX_MODULE_ROWS)}"
+    return PageTable(key, caption, columns, rows)
 
 
-def _change(row: TensorRow) -> float:
-    """Return a tensor's relative change, or its absolute change if it has no relative one (because it started at 0).
-
-    Infinity if the change is unknown or NaN.
-    """
-    change = row.change_l2 if row.change_rel is None else row.change_rel
-    return math.inf if change is None or math.isnan(change) else change
+def _size(pairs: Sequence[tuple[str, TensorRow]]) -> float:
+    """Return the largest relative change, by which rows are sorted; infinity for NaN, and 0 where it is not known."""
+    change = largest(row.change_rel for _, row in pairs)
+    return 0.0 if change is None else math.inf if math.isnan(change) else change

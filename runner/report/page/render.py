@@ -32,8 +32,8 @@ from runner.runs.text import counted
 MAX_PROBLEMS = 200
 SECTIONS = (
     matrix_section,
-    leaks_section,
     costs_section,
+    leaks_section,
     moved_section,
     heatmap_section,
     losses_section,
@@ -58,6 +58,7 @@ def render_page(run_set: RunSet, reload_seconds: float | None = None) -> str:
         "title": run_set.title,
         "subtitle": subtitle(run_set),
         "answer": answer(run_set),
+        "command": run_set.planned.command,
         "sections": sections,
         "styles": Markup(styles()),
         "reload_seconds": reload_seconds,

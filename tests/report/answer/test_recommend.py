@@ -76,7 +76,8 @@ def test_of_equally_good_methods_requires_grad_is_recommended_and_the_others_are
 def test_where_every_parameter_is_frozen_no_method_is_recommended_and_nothing_is_said_of_the_others():
     all_frozen = (change_row("body.weight", "held"), change_row("head.weight", "held"))
     write_run(SWEEP, "requires_grad", rows=all_frozen)
-    assert summarize_run(runs()[0]).headline == "Held: 2 frozen tensors kept every bit"
+    assert summarize_run(runs()[0]).headline == "Held"
+    assert summarize_run(runs()[0]).sentence.startswith("2 of 2 frozen tensors kept every bit; every parameter is frozen")
     write_run(SWEEP, "requires_grad", "seed=1", rows=all_frozen)
     assert (summary().headline, summary().sentence) == (
         "requires_grad held",
@@ -229,10 +230,8 @@ def test_runs_with_a_defect_are_not_compared_with_requires_grad():
 def test_a_leak_in_a_run_with_a_defect_is_still_a_leak():
     write_run(SWEEP, "zero_lr", rows=(LEAKED_ROWS[0], IDLE[1]), **NAN)
     (run,) = runs()
-    assert summarize_run(run).headline == (
-        "Leaked: 1 of 1 frozen tensor; nothing trained: no trainable parameter changed; "
-        "loss not finite: NaN or infinite at step 2"
-    )
+    assert summarize_run(run).headline == "Leaked, loss not finite and nothing trained"
+    assert summarize_run(run).is_bad
     write_run(SWEEP, "zero_lr", "seed=1", rows=(LEAKED_ROWS[0], IDLE[1]), **NAN)
     assert summary().headline == "zero_lr leaked"
     assert {"Leaked", "Nothing trained", "Loss not finite"} <= findings().keys()
@@ -246,13 +245,27 @@ def test_of_runs_that_differ_in_the_seed_a_defect_is_worse_than_held_and_better_
     assert [setting.outcome for setting in run_set().settings] == ["leaked"]
 
 
-def test_a_run_that_was_interrupted_says_so_before_it_says_what_held():
-    for rows, defect in ((HELD_ROWS, ""), (IDLE, "; nothing trained: no trainable parameter changed")):
+def test_a_run_that_was_interrupted_says_so_beside_what_held():
+    for rows, headline in ((HELD_ROWS, "Held, but interrupted"), (IDLE, "Held, but nothing trained and interrupted")):
         reason = "interrupted after step 2 of 9"
-        run = read_run(write_run(SWEEP, status="interrupted", reason=reason, rows=rows, name=f"run{len(defect)}"))
-        assert summarize_run(run).headline == f"Interrupted{defect}"
-        assert summarize_run(run).sentence.startswith("Interrupted after step 2 of 9. Held: 1 frozen tensor kept every bit.")
+        run = read_run(write_run(SWEEP, status="interrupted", reason=reason, rows=rows, name=headline))
+        assert summarize_run(run).headline == headline
+        assert "interrupted after step 2 of 9" in summarize_run(run).sentence
         assert run.outcome == "interrupted"
+
+
+def test_what_makes_a_run_worth_less_stands_in_its_headline():
+    run = read_run(write_run(SWEEP, losses=(1.0, 2.0)))
+    assert summarize_run(run).headline == "Held, but loss rose"
+    assert not summarize_run(run).is_bad
+
+
+def test_a_run_whose_rows_cannot_be_read_is_not_said_to_have_frozen_nothing():
+    folder = write_run(SWEEP, cost={"flops_share": 0.34})
+    (folder / "changes.csv").unlink()
+    found = summarize_run(read_run(folder))
+    assert (found.headline, found.is_bad) == ("Held", False)
+    assert found.sentence == "The rows of its tensors could not be read. A step costs 34% of training everything."
 
 
 def test_a_finished_run_whose_verdict_cannot_be_read_proves_nothing():
