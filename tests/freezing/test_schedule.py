@@ -21,7 +21,7 @@ from runner.config.schema import CONF, Config
 from runner.contract import CHANGE_COLUMNS
 from runner.errors import ConfigError, SkippedError
 from runner.experiment import Outcome, experiment
-from runner.freezing.schedule import Phase, after, constant, reached_phases
+from runner.freezing.schedule import Phase, after, constant, phase_records, reached_phases
 from runner.freezing.selection import Selection, select
 from runner.proof.changes import measure_change
 from runner.proof.verdict import run_verdict
