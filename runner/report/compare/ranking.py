@@ -112,9 +112,8 @@ def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:
     lead = f"Its accuracy on held-out data is {accuracy_text(chosen)}."
     others = [each for each in equal if each is not chosen]
     if others:
-        how = "; it is the cheapest of them" if least is not None and len(cheapest) == 1 else ""
-        verb = "is" if len(others) == 1 else "are"
-        lead += f" {names_of(others)} {verb} not told apart from it: the ranges overlap{how}."
+        lead += f" Not told apart from it, as the ranges overlap: {names_of(others)}."
+        lead += " It is the cheapest of these." if least is not None and len(cheapest) == 1 else ""
     else:
         lead += f" That is above the whole range of {names_of(compared[1:])}."
     freezes = not chosen.trains_everything and any(map(has_frozen, chosen.runs))

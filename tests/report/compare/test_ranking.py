@@ -62,7 +62,7 @@ def test_of_settings_whose_ranges_overlap_the_cheapest_is_recommended():
     write_setting("detach", "head", 0.5, 0.6, flops=1e8)
     summary = summarize()
     assert summary.headline == "Use detach backbone"
-    assert "zero_lr backbone is not told apart from it: the ranges overlap; it is the cheapest of them." in summary.sentence
+    assert "Not told apart from it, as the ranges overlap: zero_lr backbone. It is the cheapest of these." in summary.sentence
     assert (
         ranking_lines(run_set().ranked)[-1] == "not told apart from the first, because the ranges overlap: detach backbone"
     )
@@ -73,7 +73,7 @@ def test_of_equally_good_and_cheap_settings_requires_grad_is_recommended():
         write_setting(method, "backbone", 0.90, 0.92, flops=1e9)
     summary = summarize()
     assert summary.headline == "Use requires_grad"
-    assert "exclude and zero_lr are not told apart from it: the ranges overlap." in summary.sentence
+    assert "Not told apart from it, as the ranges overlap: exclude and zero_lr." in summary.sentence
 
 
 def test_without_costs_of_every_setting_none_is_called_the_cheapest():
