@@ -135,11 +135,21 @@ COSTS = (
 )
 
 
+class PhaseRecord(TypedDict):
+    """A span of steps in which the same was frozen: `frozen` tensors were, `trained` parameters (tensors) were not."""
+
+    first_step: int
+    last_step: int
+    frozen: int
+    trained: int
+
+
 class TrainingRecord(TypedDict):
     """The entries of `run.json` that a run has only if it trained.
 
     `verdict`: `leaked` if a frozen tensor changed, otherwise `held`. `counts`: {verdict: number of tensors that have it}.
     `loss_not_finite_at`: the first step whose loss was NaN or infinite; None if there was none.
+    `phases`: the spans of steps in which the same was frozen, as far as the run came; mostly one.
     `looks`: the steps after which the bits of the tensors were compared. `batches`: the number of batches of a pass over the
     data. `trained_digest`: a sha256 of all parameters that
     were not frozen. `nothing_frozen`: why nothing was, although the flags of the model as built were to say what is; else
@@ -153,6 +163,7 @@ class TrainingRecord(TypedDict):
     loss_first: float | None
     loss_last: float | None
     loss_not_finite_at: int | None
+    phases: list[PhaseRecord]
     looks: list[int]
     batches: int | None
     threads: int | None

@@ -23,7 +23,7 @@ from runner.assemble.setup import Setup, assembled, begin_phase
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
-from runner.freezing.schedule import reached_phases
+from runner.freezing.schedule import phase_records, reached_phases
 from runner.freezing.selection import Selection
 from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
@@ -138,6 +138,7 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "loss_first": finite_or_none(losses[0]) if losses else None,
         "loss_last": finite_or_none(losses[-1]) if losses else None,
         "loss_not_finite_at": first_not_finite(losses),
+        "phases": phase_records(setup.phases, len(state.steps), setup.parameters),
         "looks": report.looks,
         "batches": setup.feed.batches_a_pass,
         "threads": torch.get_num_threads(),

@@ -19,6 +19,7 @@ from runner.contract import (
     STEPS,
     TEXT_COSTS,
     VERDICTS,
+    PhaseRecord,
     Record,
     RunVerdict,
 )
@@ -173,6 +174,7 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     record["verdict"] = record["verdict"] if record["verdict"] in get_args(RunVerdict) else None
     record["trained_digest"] = record["trained_digest"] or None
     record["looks"] = [step for step in valid.get("looks", [])[:MAX_ITEMS] if _is_count(step)]
+    record["phases"] = [phase for item in valid.get("phases", [])[:MAX_ITEMS] if (phase := _checked_phase(item))]
     counts = valid.get("counts", {})
     record["counts"] = {word: n if _is_count(n := counts.get(word)) else 0 for word in VERDICTS}
     costs = list(valid.get("cost", {}).items())[:MAX_ITEMS]
@@ -192,10 +194,17 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys((*TEXT_KEYS, "status"), str),
-    **dict.fromkeys((*LIST_KEYS, "looks"), list),
+    **dict.fromkeys((*LIST_KEYS, "looks", "phases"), list),
     **dict.fromkeys((*MAPPING_KEYS, "counts", "cost", "evaluation"), dict),
     **dict.fromkeys(NUMBER_KEYS, (int, float)),
 }
+
+
+def _checked_phase(raw: Any) -> dict[str, int]:
+    """Return an item of the entry `phases` of a `run.json`; an empty dict if it is not whole, or no count can be shown."""
+    keys = PhaseRecord.__annotations__
+    whole = isinstance(raw, dict) and all(_is_count(number) or number == 0 for number in map(raw.get, keys))
+    return {key: int(raw[key]) for key in keys} if whole else {}
 
 
 def _checked_evaluation(raw: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def new_record(
         "loss_first": None,
         "loss_last": None,
         "loss_not_finite_at": None,
+        "phases": [],
         "looks": [],
         "batches": None,
         "notes": [],

@@ -21,7 +21,7 @@ from runner.config.schema import CONF, Config
 from runner.contract import CHANGE_COLUMNS
 from runner.errors import ConfigError, SkippedError
 from runner.experiment import Outcome, experiment
-from runner.freezing.schedule import Phase, after, constant, reached_phases
+from runner.freezing.schedule import Phase, after, constant, phase_records, reached_phases
 from runner.freezing.selection import Selection, select
 from runner.proof.changes import measure_change
 from runner.proof.verdict import run_verdict
@@ -695,3 +695,20 @@ def test_parameters_frozen_in_different_phases_stay_in_a_group_with_learning_rat
     with_scheduler = run_experiment("method=zero_lr", *overrides, "scheduler=lambda")
     leaked = [row["name"] for row in with_scheduler.rows if row["verdict"] == "leaked"]
     assert "body.weight" in leaked  # its group exists from the start, so a scheduler can raise its rate
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (0, []),
+        (1, [(1, 1, 0, 4)]),
+        (2, [(1, 2, 0, 4)]),
+        (3, [(1, 2, 0, 4), (3, 3, 3, 2)]),
+        (9, [(1, 2, 0, 4), (3, 9, 3, 2)]),
+    ],
+)
+def test_the_record_of_phases_counts_the_steps_made_and_each_tensor_once(steps, expected):
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    tied = Selection({"0.weight": model[0].weight, "again": model[0].weight, "0.bias": model[0].bias}, {"b": torch.ones(1)})
+    records = phase_records(after(tied, 3), steps, list(model.parameters()))
+    assert [tuple(record.values()) for record in records] == expected

@@ -13,10 +13,9 @@ from runner.report.compare.methods import has_frozen
 from runner.report.compare.settings import OUTCOMES, Setting, names_of
 from runner.runs.read import Run
 
-MAX_LINES = 8  # of the ranking in words
 # Keys of `data` and `task` that change what is trained on, but not what is held out, or how it is measured.
 SAME_HELD_OUT = ("data.epochs", "data.batch_size", "data.workers", "data.drop_last")
-ONE_SEED = "with one seed a difference proves nothing: give several, such as seed=0,1,2"
+ONE_SEED = "With one seed the accuracies do not say which is better: give several, such as seed=0,1,2."
 
 
 def can_compare_accuracies(runs: Sequence[Run]) -> bool:
@@ -77,24 +76,6 @@ def cost_text(setting: Setting) -> str:
     return f"{flops_text(setting.flops)} a step" if setting.flops is not None else ""
 
 
-def ranking_lines(ranked: Sequence[Setting]) -> list[str]:
-    """Return the ranking by accuracy in words: a line for each of the first settings, and what cannot be told apart."""
-    with_accuracy = [each for each in ranked if each.accuracies]
-    lines = []
-    for each in with_accuracy[:MAX_LINES]:
-        outcome = f"; {each.outcome}" if not each.is_sound else ""
-        lines.append(f"{each.name}: {accuracy_text(each)}{outcome}")
-    if len(with_accuracy) > MAX_LINES:
-        lines.append(f"and {len(with_accuracy) - MAX_LINES:,} more")
-    if len(with_accuracy) == 1:
-        return lines
-    if any(len(each.accuracies) == 1 for each in with_accuracy):
-        lines.append(ONE_SEED)
-    if tied := [each for each in ties(with_accuracy) if len(each.accuracies) > 1]:
-        lines.append(f"not told apart from the first, because the ranges overlap: {names_of(tied, most=12)}")
-    return lines
-
-
 def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:
     """Return (headline, explaining sentence) that say which setting to use; None if the accuracies do not tell.
 
@@ -112,9 +93,8 @@ def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:
     lead = f"Its accuracy on held-out data is {accuracy_text(chosen)}."
     others = [each for each in equal if each is not chosen]
     if others:
-        how = "; it is the cheapest of them" if least is not None and len(cheapest) == 1 else ""
-        verb = "is" if len(others) == 1 else "are"
-        lead += f" {names_of(others)} {verb} not told apart from it: the ranges overlap{how}."
+        lead += f" Not told apart from it, as the ranges overlap: {names_of(others)}."
+        lead += " It is the cheapest of these." if least is not None and len(cheapest) == 1 else ""
     else:
         lead += f" That is above the whole range of {names_of(compared[1:])}."
     freezes = not chosen.trains_everything and any(map(has_frozen, chosen.runs))

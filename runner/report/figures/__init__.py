@@ -1,1 +1,1 @@
-"""The report's figures: `heatmap` and `curves` make their data, `draw` draws them."""
+"""The report's figures: their data (`heatmap`; `curves`, `rates` over `series`), and their pictures (`draw`; `chart`)."""

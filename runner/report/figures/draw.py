@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -27,10 +27,7 @@ MARK_STYLES: dict[str, dict[str, Any]] = {  # marks differ in shape, and are vis
     "zero": {"marker": ".", "markersize": 3, "markerfacecolor": GREY, "markeredgecolor": "none"},
 }
 COLOUR_STOPS = ["#3d5a98", "#4f9ba8", "#a8c97f", "#f5d547"]
-LINE_STYLES = ["-", "--", "-.", ":"]
-MAX_POINTS = 10_000  # of all curves together; longer curves are thinned
 MAX_LABEL = 48  # characters
-MAX_LOSS = 1e100  # of a curve; matplotlib fails where the span of an axis is beyond floats
 CELL_INCHES = 0.24, 0.155  # width, height
 
 
@@ -71,40 +68,6 @@ def draw_heatmap(heatmap: Heatmap) -> Figure:
             figure.legend(
                 handles=handles, loc="lower left", bbox_to_anchor=corner, ncols=2, frameon=False, columnspacing=1.5
             )
-    return figure
-
-
-def draw_losses(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw the loss curves and return them as a matplotlib figure, with a legend if there are 2 to 8 curves.
-
-    `curves`: {curve label: the loss after each step}. Losses of MAX_LOSS and more are not drawn, like those that are NaN.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    legend_lines = len(curves) if 1 < len(curves) <= 8 else 0
-    height = 3.2 + 0.17 * legend_lines
-    with rc_context(RC_PARAMS):
-        figure = Figure(figsize=(8.6, height))
-        axes = figure.add_axes((0.07, (0.55 + 0.17 * legend_lines) / height, 0.91, 2.5 / height))
-        drawn = {label: [loss if abs(loss) < MAX_LOSS else math.nan for loss in curve] for label, curve in curves.items()}
-        for number, (label, curve) in enumerate(drawn.items()):
-            every = max(1, math.ceil(len(curve) * len(curves) / MAX_POINTS))
-            steps, line_style = range(1, len(curve) + 1, every), LINE_STYLES[number % len(LINE_STYLES)]
-            line: dict[str, Any] = {"linestyle": line_style, "linewidth": 1.3, "marker": "." if len(steps) < 30 else ""}
-            axes.plot(steps, curve[::every], label=shortened(label, 2 * MAX_LABEL), **line)
-        finite = [loss for curve in drawn.values() for loss in curve if math.isfinite(loss)]
-        if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
-            axes.set_yscale("log")
-        axes.set_facecolor("none")
-        axes.set_xlabel("step")
-        axes.set_ylabel("loss")
-        axes.locator_params(axis="x", integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GREY)
-        axes.tick_params(which="both", color=GREY)
-        if legend_lines:
-            figure.legend(loc="lower left", bbox_to_anchor=(0.06, 0), frameon=False, handlelength=3)
     return figure
 
 

@@ -1,19 +1,17 @@
-"""Losses and accuracy: the mean and the band over the seeds, coloured by method."""
+"""Losses and accuracy: the mean and the band over the runs of each setting, coloured by method."""
 
 from __future__ import annotations
 
-from markupsafe import Markup
-
 from runner.report.compare.run_set import RunSet
-from runner.report.figures import draw
-from runner.report.figures.curves import loss_curves
+from runner.report.figures.curves import accuracy_figure, loss_figure
+from runner.report.figures.rates import rate_figures
 from runner.report.page.elements import Section
 
 
 def losses_section(run_set: RunSet) -> Section | None:
-    """Return the section with the loss curves; None if there are none."""
-    curves, caption = loss_curves(run_set.runs)
-    if not curves:
+    """Return the section with the curves of losses, accuracy and learning rates; None if there are none."""
+    figures = [*rate_figures(run_set), *filter(None, (accuracy_figure(run_set), loss_figure(run_set)))]
+    if not figures:
         return None
-    svg = draw.as_svg(draw.draw_losses(curves), "Losses", f"The loss after each step. {caption}")
-    return Section("losses", "Losses", "picture", {"svg": Markup(draw.svg_for_page(svg, "losses")), "caption": caption})
+    heading = "Losses and accuracy" if accuracy_figure(run_set) or run_set.has_accuracies else "Losses"
+    return Section("losses", heading, "losses", {"figures": figures})
