@@ -26,7 +26,7 @@ from runner.report.page.matrix import matrix_section
 from runner.report.page.moved import moved_section
 from runner.report.page.phases import phases_section
 from runner.report.page.runs import runs_section
-from runner.report.page.settings import commands_section, machines_section
+from runner.report.page.settings import commands_section, machines_section, shared_section
 from runner.runs.text import counted
 
 MAX_PROBLEMS = 200
@@ -40,6 +40,7 @@ SECTIONS = (
     phases_section,
     failures_section,
     runs_section,
+    shared_section,
     commands_section,
     machines_section,
 )

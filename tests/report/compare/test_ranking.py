@@ -62,7 +62,9 @@ def test_of_settings_whose_ranges_overlap_the_cheapest_is_recommended():
     write_setting("detach", "head", 0.5, 0.6, flops=1e8)
     summary = summarize()
     assert summary.headline == "Use detach backbone"
-    assert "Not told apart from it, as the ranges overlap: zero_lr backbone. It is the cheapest of these." in summary.sentence
+    assert (
+        "Not told apart from it, as the ranges overlap: zero_lr backbone. It is the cheapest of these." in summary.sentence
+    )
     assert (
         ranking_lines(run_set().ranked)[-1] == "not told apart from the first, because the ranges overlap: detach backbone"
     )
