@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from runner.contract import LOG
@@ -11,7 +12,7 @@ from runner.report.page.elements import Column, PageTable, Section, TableCell, f
 from runner.runs.read import Run
 from runner.runs.text import counted
 
-MAX_TABLE_ROWS = 1000
+MAX_TABLE_ROWS, MAX_REASONS = 1000, 10
 PLACE = re.compile(r"([^:]+, line \d+): (.+)")  # begins a reason where the user's own code raised, see `error_line`
 
 
@@ -22,7 +23,15 @@ def failures_section(run_set: RunSet) -> Section | None:
     tables = [failures_table(run_set, failed)] if failed else []
     tables += [skipped_table(run_set, skipped)] if skipped else []
     heading = "What did not finish" if failed else "What was skipped"
-    return Section("failures", heading, "failures", {"tables": tables}) if tables else None
+    return Section("failures", heading, "failures", {"tables": tables, "reasons": reasons(failed)}) if tables else None
+
+
+def reasons(failed: Sequence[Run]) -> list[str]:
+    """Return a line for each reason that several runs share, the most frequent first; a reason alone stands in the table."""
+    counts = Counter(run.record["reason"] for run in failed if run.record["reason"])
+    repeated = [(reason, number) for reason, number in counts.most_common() if number > 1]
+    lines = [f"{counted(number, 'run')}: {reason}" for reason, number in repeated[:MAX_REASONS]]
+    return [*lines, f"and {len(repeated) - MAX_REASONS:,} more"] if len(repeated) > MAX_REASONS else lines
 
 
 def failures_table(run_set: RunSet, failed: Sequence[Run]) -> PageTable:

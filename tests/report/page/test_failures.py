@@ -93,3 +93,15 @@ def test_hostile_texts_stay_text():
     page = render_page(RunSet.of([read_run(folder) for folder in run_folders(SWEEP)], "sweep", SWEEP))
     assert hostile not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;.py, line 3" in page
+
+
+def test_reasons_that_several_runs_share_stand_before_the_table_the_most_frequent_first():
+    for number, reason in enumerate(
+        ["why", "mine.py, line 3: KeyError", "mine.py, line 3: KeyError", "alone", "why", "why"]
+    ):
+        write_run(SWEEP, "detach", f"seed={number}", reason=reason, **FAILED)
+    assert section().data["reasons"] == ["3 runs: why", "2 runs: mine.py, line 3: KeyError"]
+    for number in range(24):
+        write_run(SWEEP, "detach", f"seed={number + 6}", reason=f"reason {number // 2}", **FAILED)
+    assert len(section().data["reasons"]) == 11
+    assert section().data["reasons"][-1] == "and 4 more"
