@@ -9,6 +9,7 @@ refuse_shadowed_libraries()  # before a library is imported below
 import os
 import sys
 import traceback
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 import runner
 from runner.config.arguments import with_added_targets
 from runner.config.compose import VERSION_BASE, allow_any_target
+from runner.config.help.completion import is_query, readable_line
 from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_arguments, short_message
 from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
 from runner.config.schema import CONF
@@ -34,13 +36,15 @@ from runner.runs.text import error_line
 
 
 def main() -> int:
-    """Do what the command line asks for, and return the process's exit code; the README lists the exit codes.
+    """Do what the command line asks for, and return the process's exit code; docs/files.md lists the exit codes.
 
     Errors are printed to stderr: a user's mistake as one line, any other one with its traceback.
     """
     if sys.argv[1:] == ["--version"]:
         print(f"freeze-runner {runner.__version__}")
         return EXIT_DONE
+    if is_query(sys.argv[1:]):
+        return answer_shell()
     try:
         with handle_interrupts(exit_at_once), guard_process(sys.exit):
             refuse_wrong_arguments(sys.argv[1:])
@@ -67,6 +71,16 @@ def main() -> int:
             return print_error(short_message(error, sys.argv[1:]))
         traceback.print_exc()
         return EXIT_FAILED
+
+
+def answer_shell() -> int:
+    """Print how the line that is being typed can go on; an error is not printed, for it would stand in that line."""
+    os.environ["COMP_LINE"] = readable_line(os.environ.get("COMP_LINE", ""))
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        try:
+            return run_hydra()
+        except (Exception, SystemExit):
+            return EXIT_REFUSED
 
 
 def run_hydra() -> int:

@@ -35,6 +35,10 @@ def environment():
         ("freeze-runner data=image_folder data.ro", ["data.root="]),
         ("freeze-runner tim", ["timeout="]),
         ("freeze-runner plan=true sweep.", ["sweep.max_runs="]),
+        ("freeze-runner 'freeze.patterns=[\"layer1\"]' tim", ["timeout="]),
+        ("freeze-runner freeze.patterns=[a,b tim", ["timeout="]),  # an argument that is refused in the end
+        ("freeze-runner 'tim", []),
+        ("freeze-runner seed=1,2 -m tim", []),  # an option stands behind an argument
     ],
 )
 def test_bash_is_given_the_choices_and_keys_that_begin_as_the_typed_word(typed, completions, environment):

@@ -168,7 +168,7 @@ def test_a_run_says_how_well_it_learned_in_the_terminal_in_its_record_and_on_its
     assert list(evaluation) == ["before", "after"]
     assert list(evaluation["after"]) == ["loss", "accuracy", "f1_score"]
     before, after = (evaluation[key]["accuracy"] for key in ("before", "after"))
-    assert f"held-out: accuracy {before:.4g} -> {after:.4g}, loss " in out
+    assert f"; held-out: accuracy {before:.4g} -> {after:.4g}, loss " in out
     assert f"accuracy {before:.4g} -&gt; {after:.4g}, loss " in Path("it/report.html").read_text()
 
 
@@ -177,9 +177,11 @@ def test_a_sweep_ranks_frozen_sets_by_accuracy_over_seeds_in_the_terminal_and_on
     given = (*DATA[:4], "data.epochs=1", "optimizer.lr=0.1", "evaluate=true", "seed=0,1", "freeze=head,all")
     code, out, _ = cli("-m", *given, "hydra.sweep.dir=sweep")
     assert code == 0
-    first, second = out.partition("held-out accuracy, the best first:\n")[2].splitlines()[:2]
-    assert (first[:8], second[:7]) == ("  head: ", "  all: ")
-    assert "2 seeds), " in first
+    lines = out.splitlines()
+    heading = next(number for number, line in enumerate(lines) if line.startswith("method") and "accuracy" in line)
+    first, second = lines[heading + 1 : heading + 3]
+    assert (" head " in first, " all " in second) == (True, True)
+    assert "±" in first
     rows = read_table(Path("sweep/comparison.csv"))
     accuracies = {(row["freeze"], row["seed"]): float(row["test_accuracy"]) for row in rows}
     assert min(accuracies["head", seed] for seed in "01") > max(accuracies["all", seed] for seed in "01")

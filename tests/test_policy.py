@@ -45,7 +45,15 @@ SIDEWAYS = {
 }
 # The packages and modules that may import a library.
 IMPORTED_ONLY_IN = {
-    "hydra": {"config.compose", "config.help.text", "config.hydra_errors", "runs.job", "sweep", *ENTRY_POINTS},
+    "hydra": {
+        "config.compose",
+        "config.help.completion",
+        "config.help.text",
+        "config.hydra_errors",
+        "runs.job",
+        "sweep",
+        *ENTRY_POINTS,
+    },
     "omegaconf": {"config", "runs.job", "sweep", *ENTRY_POINTS},
     "pandas": {"report", "proof.audit_report"},
     "matplotlib": {"report"},

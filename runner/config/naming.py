@@ -12,8 +12,9 @@ import omegaconf
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.help.text import help_text
-from runner.config.schema import CONF, epochs_of, steps_of
+from runner.config.schema import CONF, ENDLESS_BATCHES, STEPS, SYNTHETIC
 from runner.contract import NOT_HASHED, method_name
+from runner.errors import is_integer
 
 VOCAB_SIZE = 32  # of synthetic tokens, where the model does not say it
 CLASSES = 2  # of synthetic labels, where the model does not say it
@@ -93,6 +94,30 @@ def freeze_name(freeze: DictConfig, choice: str) -> str:
         if any(list(from_file.get(key) or []) != list(freeze.get(key) or []) for key in ("patterns", "keep")):
             return CUSTOM
     return choice.replace("/", "-")
+
+
+def epochs_of(composed: DictConfig) -> Any:
+    """Return the number of epochs of a config that is not checked yet; what is returned may have a wrong type."""
+    return composed.get("data", {}).get("epochs", 1)
+
+
+def batches_of(composed: DictConfig) -> Any:
+    """Return the number of batches a pass of a config that is not checked yet; STEPS if only the opened data can tell."""
+    is_endless = str(OmegaConf.select(composed, "data._target_")).startswith(SYNTHETIC)
+    if composed.batches == "auto" and is_endless:
+        return ENDLESS_BATCHES
+    return STEPS if composed.batches in ("auto", "all") else composed.batches
+
+
+def steps_of(composed: DictConfig) -> Any:
+    """Return the number of training steps of a config that is not checked yet; STEPS if only the opened data can tell.
+
+    If a number is wrong, which `check` refuses later, the number of batches is returned.
+    """
+    batches, epochs, accumulate = batches_of(composed), epochs_of(composed), composed.get("accumulate", 1)
+    if not all(is_integer(number) and number > 0 for number in (batches, epochs, accumulate)):
+        return batches
+    return -(-batches // accumulate) * epochs
 
 
 def vocab_size_of(composed: DictConfig) -> Any:

@@ -11,9 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-
-from runner.errors import is_integer
+from omegaconf import MISSING
 
 SYNTHETIC = "runner.training.data.synthetic."  # the targets in this module give data without an end
 ENDLESS_BATCHES = 10  # of a pass with `batches=auto`, where the data have no length
@@ -150,7 +148,7 @@ class Report:
     """The config node `report`: when the tables and the page of a sweep are written."""
 
     every: float | None = None
-    """Rewrites the page while a sweep runs."""
+    """Seconds after which a sweep's page is rewritten."""
 
 
 @dataclass
@@ -215,7 +213,7 @@ class Config:
     plan: bool = False
     """Trains nothing, shows what a run would do."""
     verbose: bool = False
-    """Prints everything about a run."""
+    """Prints all that is known about a run."""
     resume: Resume | None = None
     """If last, finishes the newest sweep (with -m)."""
     on_error: OnError = OnError["continue"]
@@ -257,30 +255,6 @@ def _with_steps(value: Any, steps: int) -> Any:
     if isinstance(value, list):
         return [_with_steps(each, steps) for each in value]
     return steps if value == STEPS else value
-
-
-def epochs_of(composed: DictConfig) -> Any:
-    """Return the number of epochs of a config that is not checked yet; what is returned may have a wrong type."""
-    return composed.get("data", {}).get("epochs", 1)
-
-
-def batches_of(composed: DictConfig) -> Any:
-    """Return the number of batches a pass of a config that is not checked yet; STEPS if only the opened data can tell."""
-    is_endless = str(OmegaConf.select(composed, "data._target_")).startswith(SYNTHETIC)
-    if composed.batches == "auto" and is_endless:
-        return ENDLESS_BATCHES
-    return STEPS if composed.batches in ("auto", "all") else composed.batches
-
-
-def steps_of(composed: DictConfig) -> Any:
-    """Return the number of training steps of a config that is not checked yet; STEPS if only the opened data can tell.
-
-    If a number is wrong, which `check` refuses later, the number of batches is returned.
-    """
-    batches, epochs, accumulate = batches_of(composed), epochs_of(composed), composed.get("accumulate", 1)
-    if not all(is_integer(number) and number > 0 for number in (batches, epochs, accumulate)):
-        return batches
-    return -(-batches // accumulate) * epochs
 
 
 def values_by_key(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

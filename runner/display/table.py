@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len, chop_cells
@@ -11,7 +11,7 @@ from rich.text import Text
 
 GAP = 2  # spaces between two columns
 MAX_LINES = 3  # of a folded cell; a longer text loses its middle
-# What a text may be broken after; a number such as 0.1 or 1e-05 is no two pieces.
+# Where a long word may be broken: after a sign; a number such as 0.1 or 1e-05 is one piece.
 PIECES = re.compile(r"(?:\d(?:[.,]|e-)\d|[^\s./_=,:-])*[./_=,:-]?\s*")
 Cell = str | Text
 
@@ -81,15 +81,22 @@ def folded(text: str, width: int) -> list[str]:
     Of a text of more than MAX_LINES lines, the middle is replaced by `…`.
     """
     lines = [""]
-    for piece in PIECES.findall(text):
-        for part in chop_cells(piece.rstrip(), width) if cell_len(piece.rstrip()) > width else [piece]:
-            if cell_len(lines[-1] + part.rstrip()) > width:
-                lines.append("")
-            lines[-1] += part
+    for part in _parts(text, width):
+        if cell_len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
     if len(lines) > MAX_LINES:
         kept = (MAX_LINES * (width - 1) - 1) // (4 if cell_len(text) > len(text) else 2)  # wide characters take two cells
         lines = chop_cells(f"{text[:kept]}…{text[-kept:]}", width)
     return [line.rstrip() for line in lines]
+
+
+def _parts(text: str, width: int) -> Iterator[str]:
+    """Yield the parts of a text that fit a width: its words; of a longer word its pieces; of a longer piece what fits."""
+    for word in re.findall(r"\S+\s*", text):
+        pieces = [word] if cell_len(word.rstrip()) <= width else PIECES.findall(word)
+        for piece in pieces:
+            yield from [piece] if cell_len(piece.rstrip()) <= width else chop_cells(piece, width)
 
 
 def _row_lines(columns: Sequence[Column], row: Sequence[Cell], widths: dict[int, int]) -> list[Text]:

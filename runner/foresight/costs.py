@@ -9,12 +9,13 @@ from typing import Any
 from runner.assemble.setup import Setup, begin_phase
 from runner.cost.flops import StepCount, count_step
 from runner.cost.meter import CountingMeter
-from runner.display.units import in_gflop, in_mib, in_percent
+from runner.display.table import Column, number
+from runner.display.units import bytes_text, flops_text, percent_text
 from runner.errors import listed
 from runner.freezing.schedule import reached_phases
 
 Cells = tuple[str, ...]
-HEADINGS = ("steps", "GFLOP a step", "of training everything", "saved for backward", "gradients of backward")
+COLUMNS = (Column("steps"), number("FLOPs"), number("cost"), number("saved", 1), number("gradients", 2))
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,18 @@ class PlannedCosts:
     always_trained: int
 
     def rows(self) -> Iterator[Cells]:
-        """Yield the cells of a table with one row for each phase, in the order of HEADINGS."""
+        """Yield the cells of a table with one row for each phase, in the order of COLUMNS."""
         total = _total_flops(self.unfrozen)
         for first, last, counted in self.phases:
             flops = _total_flops(counted)
             share = flops / total if flops is not None and total else None
-            memory = (f"{in_mib(size)} MiB" for size in (counted.saved_bytes, counted.gradient_bytes))
-            yield (f"{first}-{last}", in_gflop(flops) or "unknown", in_percent(share), *memory)
+            memory = (bytes_text(counted.saved_bytes), bytes_text(counted.gradient_bytes))
+            yield (f"{first}-{last}", flops_text(flops) or "unknown", percent_text(share), *memory)
 
     def sentences(self) -> Iterator[str]:
-        """Yield sentences about what the table does not say: which weights always train, and what could not be counted."""
-        share = f"{self.always_trained / self.elements:.2%}" if self.elements else "none"
+        """Yield sentences: what the table shows, which weights always train, and what could not be counted."""
+        yield "cost: the FLOPs of a step, of those of training everything; saved: for backward"
+        share = percent_text(self.always_trained / self.elements) if self.elements else "none"
         yield f"{self.always_trained:,} of {self.elements:,} weights are trained in every step ({share})"
         counts = [*(counted for _, _, counted in self.phases), *([self.unfrozen] if self.unfrozen else [])]
         if unpriced := sorted({name for counted in counts for name in counted.unpriced}):
@@ -60,9 +62,9 @@ def plan_costs(setup: Setup, batch: Any) -> PlannedCosts | None:
         return None
     task, phases = setup.task, []
     frozen: set[int] = set()
-    for number, (phase, steps) in enumerate(reached_phases(setup.phases, setup.config.steps)):
-        if number:
-            begin_phase(setup, number)
+    for position, (phase, steps) in enumerate(reached_phases(setup.phases, setup.config.steps)):
+        if position:
+            begin_phase(setup, position)
         setup.model.train()
         frozen |= {id(parameter) for parameter in phase.selection.parameters.values()}
         phases.append((phase.first, phase.first + steps - 1, count_step(setup.model, task, batch)))

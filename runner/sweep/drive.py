@@ -13,10 +13,13 @@ from pathlib import Path
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from rich.console import Console
+from rich.text import Text
 
 from runner.config.check import check, check_folders
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG, SWEEP_PLAN
-from runner.display.console import create_console
+from runner.display.console import create_console, hanging, print_unbroken
+from runner.display.table import Column, table_lines
 from runner.errors import ConfigError
 from runner.runs.console import display_path
 from runner.runs.exits import end_once, guard_process
@@ -62,7 +65,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     if dropped:
         print(f"{dropped} of {dropped + len(runs)} runs dropped: the same config as another in the grid")
     if config.plan:
-        return print_plan(runs)
+        return print_plan(runs, folder, create_console())
     check_folder(folder)
     unfinished = [run for run in runs if not run.finished]
     if len(unfinished) < len(runs):
@@ -90,11 +93,25 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
         end_with_code(code, runs)
 
 
-def print_plan(runs: list[SweepRun]) -> None:
-    """Print a line for each run of a sweep: whether it is finished, its folder, and its overrides."""
-    for run in runs:
-        state = "finished" if run.finished else "to run  "
-        print(f"{state}  {display_path(run.folder)}  {' '.join(persistent_overrides(run.overrides))}")
+def print_plan(runs: list[SweepRun], folder: Path, console: Console) -> None:
+    """Print the runs of a sweep: which are finished, in what they differ, and the folder of each; and what they share."""
+    overrides = [dict(text.split("=", 1) for text in persistent_overrides(run.overrides) if "=" in text) for run in runs]
+    keys = dict.fromkeys(key for values in overrides for key in values)
+    swept = [key for key in keys if len(runs) == 1 or len({values.get(key) for values in overrides}) > 1]
+    shared = " ".join(f"{key}={overrides[0][key]}" for key in keys if key not in swept)
+    finished = [run.finished for run in runs]
+    lines = hanging(
+        Text(f"{counted(len(runs), 'run')}: {sum(finished):,} finished, {finished.count(False):,} to run"), console
+    )
+    lines += hanging(Text(f"all with {shared}"), console) if shared else []
+    columns = [Column("state"), *(Column(key, least=14) for key in swept), Column("folder", least=18)]
+    rows = [
+        ["finished" if is_finished else "to run", *(values.get(key, "") for key in swept), run.folder.name]
+        for run, values, is_finished in zip(runs, overrides, finished, strict=True)
+    ]
+    for line in (*lines, *table_lines(columns, rows, console.width)):
+        console.print(line)
+    print_unbroken(console, f"in {display_path(folder)}")
 
 
 def resolve_folder(config: DictConfig) -> Path:

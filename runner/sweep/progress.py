@@ -11,10 +11,11 @@ from time import monotonic
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from runner.contract import RECORD, Record
+from runner.display.console import hanging
 from runner.proof.verdict import outcome_of
 from runner.runs.console import COLOURS
 
@@ -39,7 +40,8 @@ def show_progress(runs: Sequence[RecordedRun], console: Console) -> Iterator[Non
 
     `runs`: the runs of the sweep. Every run that has ended by the end of the block gets its line.
     """
-    columns = TextColumn("runs"), BarColumn(), TextColumn("{task.fields[state]}")
+    bar_column = BarColumn(bar_width=min(40, max(8, console.width - 50)))
+    columns = TextColumn("runs"), bar_column, TextColumn("{task.fields[state]}")
     block_ended = threading.Event()
     bar = Progress(*columns, console=console, transient=True)
     with bar if console.is_terminal else nullcontext():
@@ -54,7 +56,8 @@ def show_progress(runs: Sequence[RecordedRun], console: Console) -> Iterator[Non
                     if (run.folder / RECORD).exists() and (record := run.record):
                         waiting.remove(run)
                         tally.add(record)
-                        bar.console.print(run_line(run.folder.name, record, tally, console.is_terminal))
+                        for line in hanging(run_line(run.folder.name, record, tally, console.is_terminal), console):
+                            bar.console.print(line)
                         bar.update(task, advance=1, state=str(tally))
                 if is_last_poll:
                     return
@@ -72,34 +75,37 @@ def show_progress(runs: Sequence[RecordedRun], console: Console) -> Iterator[Non
 class Tally:
     """Counts the runs of a sweep: how many are done (finished or skipped), failed, and not ended yet.
 
-    `total`: the number of all runs. `str(tally)` is a text with these counts and an estimate of the remaining time.
+    `total`: the number of all runs. `str(tally)` is a text with these counts and an estimate of the remaining time. It is
+    made from runs that ran, not from skipped ones, and once two of them have ended: the first alone says more about imports.
     """
 
     def __init__(self, total: int) -> None:
-        self.total, self.ended, self.done, self.failed, self.start = total, 0, 0, 0, monotonic()
+        self.total, self.ended, self.done, self.failed, self.ran = total, 0, 0, 0, 0
+        self.start = monotonic()
 
     def add(self, record: Record) -> None:
         """Count a run that has ended; `record` is the content of its `run.json`."""
         self.ended += 1
         self.done += record["status"] in ("finished", "skipped")
         self.failed += record["status"] == "failed"
+        self.ran += record["status"] != "skipped"
 
     def __str__(self) -> str:
         left = self.total - self.ended
         words = [f"{self.done} done", f"{self.failed} failed", f"{left} left"]
-        if left:
-            seconds = (monotonic() - self.start) / self.ended * left
+        if left and self.ran > 1:
+            seconds = (monotonic() - self.start) / self.ran * left
             words.append(f"{timedelta(seconds=round(seconds))} to go")
         return ", ".join(words)
 
 
-def run_line(name: str, record: Record, tally: Tally, on_terminal: bool) -> str:
+def run_line(name: str, record: Record, tally: Tally, on_terminal: bool) -> Text:
     """Return the line to print for a run that has ended: the run's name, how it ended, and the reason.
 
     `record`: the content of its `run.json`. `tally`: the counts for the whole sweep. They are part of the line unless
     `on_terminal`, because on a terminal the progress bar shows them.
     """
     outcome = outcome_of(record)
-    reason = f": {escape(record['reason'])}" if record["reason"] else ""
+    reason = f": {record['reason']}" if record["reason"] else ""
     state = "" if on_terminal else f"  ({tally})"
-    return f"{escape(name)}  [{COLOURS.get(outcome, 'default')}]{outcome}[/]{reason}{state}"
+    return Text.assemble(f"{name}  ", (outcome, COLOURS.get(outcome, "")), f"{reason}{state}")

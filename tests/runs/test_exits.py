@@ -148,7 +148,7 @@ def test_a_forked_child_writes_and_prints_nothing(leave, inside, cli):
     arguments = (*MODEL, f"+model.build.behavior=fork_{leave}", f"+model.build.inside={inside}")
     code, out, err = cli(*arguments, "hydra.run.dir=run", "freeze=none", "method=requires_grad")
     assert (code, err) == (0, "")
-    assert out.count("files: run") == 1
+    assert out.count("run/report.html") == 1
     assert json.loads(Path("run/run.json").read_text())["status"] == "finished"
     log = Path("run/runner.log").read_text()
     assert (log.count("finished"), "in the child" in log) == (1, False)
@@ -163,7 +163,7 @@ def test_a_thread_that_calls_exit_ends_a_sweep_with_1_a_table_and_the_command_th
     assert done.stderr.endswith(": the code of the run called os._exit(0)\n")
     (row,) = read_table(Path("sweep/comparison.csv"))
     assert (row["status"], row["reason"]) == ("failed", "the code of the run called os._exit(0)")
-    assert "3 not begun of 4 runs; this command goes on:\n  python -m runner -m model=mlp" in done.stdout
+    assert "\n4 of 4 are not done; go on with:\npython -m runner -m model=mlp" in done.stdout
     assert not list(Path("sweep").rglob(".running"))
     log = (Path("sweep") / row["run"] / "runner.log").read_text()
     assert ("refuse_exit" in log, " finished" in log) == (True, False)  # the stack trace shows who called os._exit

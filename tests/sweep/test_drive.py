@@ -128,8 +128,13 @@ def test_a_plan_of_a_sweep_lists_the_runs_and_writes_nothing(cli):
     before = sorted(SWEEP.rglob("*"))
     code, out, _ = cli("-m", "freeze=head,bias", "plan=true", *QUICK)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["finished", "to"]
-    assert "freeze=bias" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["2", "runs:", "1", "finished,", "1", "to", "run"]
+    assert lines[1][:2] == ["all", "with"]
+    assert lines[2:4] == [["state", "freeze", "folder"], ["finished", "head", lines[3][-1]]]
+    assert lines[4][:3] == ["to", "run", "bias"]
+    assert lines[5] == ["in", str(SWEEP)]
+    assert (SWEEP / lines[3][-1]).is_dir()
     assert sorted(SWEEP.rglob("*")) == before
 
 
@@ -169,13 +174,13 @@ def test_the_command_that_goes_on_carries_out_what_is_left(ends, folder, cli):
     arguments = ("-m", model, "model=mlp", "batches=2", "seed=0,1", "freeze.patterns=['re:he.d.*']", "on_error=stop")
     code, out, _ = cli(*arguments, f"hydra.sweep.dir='{quoted}'")
     assert code == (130 if "Interrupt" in ends else 1)
-    assert "1 not begun of 4 runs; this command goes on:\n  python -m runner -m " in out.replace("1 interrupted and ", "")
+    assert "\n2 of 4 are not done; go on with:\npython -m runner -m " in out
     assert not [path.name for path in Path(folder).glob(".*") if path.is_file()]  # neither .stop nor .interrupt
     Path("again").touch()
     command = shlex.split(out.splitlines()[-1])
     assert command[:4] == ["python", "-m", "runner", "-m"]
     code, out, _ = cli(*command[3:])
-    assert (code, "goes on" in out) == (0, False)
+    assert (code, "go on" in out) == (0, False)
     assert [row["status"] for row in read_table(Path(folder, "comparison.csv"))] == ["finished"] * 4
 
 

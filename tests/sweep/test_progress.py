@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from runner.sweep.progress import show_progress
+from runner.sweep.progress import Tally, show_progress
 
 LOSSES = {"loss_first": 2.0, "loss_last": 1.0}
 
@@ -45,8 +45,16 @@ def test_each_ended_run_is_a_line_with_its_outcome_reason_and_the_counts():
     lines = printed_lines(runs, ends)
     outcomes = ["a  held", "b  failed: KeyError: [x]", "c  leaked", "d  loss not finite"]
     assert [line.split("  (")[0] for line in lines] == outcomes
-    assert re.search(r"\(1 done, 0 failed, 3 left, \d:\d\d:\d\d to go\)$", lines[0])
+    assert lines[0].endswith("(1 done, 0 failed, 3 left)")  # after one run nobody knows how long the others take
+    assert re.search(r"\(1 done, 1 failed, 2 left, \d:\d\d:\d\d to go\)$", lines[1])
     assert lines[-1].endswith("(3 done, 1 failed, 0 left)")
+
+
+def test_a_skipped_run_tells_nothing_about_the_time_to_go():
+    tally = Tally(4)
+    for ended in (record("skipped", None, "no"), record("skipped", None, "no"), record()):
+        tally.add(ended)
+    assert str(tally) == "3 done, 0 failed, 1 left"
 
 
 def test_a_run_that_did_not_end_is_not_printed():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from runner.report.answer.findings import Findings, all_findings
 from runner.report.answer.recommend import recommend
 from runner.report.answer.single import describe_run
-from runner.report.compare.ranking import best_setting, ranking_lines
+from runner.report.compare.ranking import ONE_SEED, best_setting
 from runner.report.compare.run_set import RunSet
 from runner.runs.text import counted
 
@@ -42,8 +42,7 @@ def answer(run_set: RunSet) -> Answer:
         headline, sentence, findings, is_bad = describe_run(run_set.single)
         return Answer(headline, sentence, findings=findings, is_bad=is_bad)
     results = run_set.methods
-    accuracy = [("Held-out accuracy", ranking_lines(run_set.ranked))] if run_set.has_accuracies else []
-    findings = [*accuracy, *all_findings(results, run_set.runs)]
+    findings = all_findings(results, run_set.runs)
     if not any(result.finished for result in results):
         finished = sum(run.finished for run in run_set.runs)
         sentence = "Nothing was declared frozen." if finished else "The reasons are below."
@@ -51,7 +50,7 @@ def answer(run_set: RunSet) -> Answer:
     best = best_setting(run_set.ranked) if run_set.has_accuracies else None
     headline, sentence = best or recommend(results, run_set.settings)
     if run_set.has_accuracies and not best and all(len(each.accuracies) < 2 for each in run_set.settings):
-        sentence += " There is one seed for each accuracy, so they do not say which is better."
+        sentence += f" {ONE_SEED}"
     return Answer(headline, sentence, left, findings, is_bad=not any(result.held for result in results))
 
 

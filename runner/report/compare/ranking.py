@@ -13,10 +13,9 @@ from runner.report.compare.methods import has_frozen
 from runner.report.compare.settings import OUTCOMES, Setting, names_of
 from runner.runs.read import Run
 
-MAX_LINES = 8  # of the ranking in words
 # Keys of `data` and `task` that change what is trained on, but not what is held out, or how it is measured.
 SAME_HELD_OUT = ("data.epochs", "data.batch_size", "data.workers", "data.drop_last")
-ONE_SEED = "with one seed a difference proves nothing: give several, such as seed=0,1,2"
+ONE_SEED = "With one seed the accuracies do not say which is better: give several, such as seed=0,1,2."
 
 
 def can_compare_accuracies(runs: Sequence[Run]) -> bool:
@@ -75,24 +74,6 @@ def cost_text(setting: Setting) -> str:
     if share is not None:
         return f"{percent_text(share)} of training everything"
     return f"{flops_text(setting.flops)} a step" if setting.flops is not None else ""
-
-
-def ranking_lines(ranked: Sequence[Setting]) -> list[str]:
-    """Return the ranking by accuracy in words: a line for each of the first settings, and what cannot be told apart."""
-    with_accuracy = [each for each in ranked if each.accuracies]
-    lines = []
-    for each in with_accuracy[:MAX_LINES]:
-        outcome = f"; {each.outcome}" if not each.is_sound else ""
-        lines.append(f"{each.name}: {accuracy_text(each)}{outcome}")
-    if len(with_accuracy) > MAX_LINES:
-        lines.append(f"and {len(with_accuracy) - MAX_LINES:,} more")
-    if len(with_accuracy) == 1:
-        return lines
-    if any(len(each.accuracies) == 1 for each in with_accuracy):
-        lines.append(ONE_SEED)
-    if tied := [each for each in ties(with_accuracy) if len(each.accuracies) > 1]:
-        lines.append(f"not told apart from the first, because the ranges overlap: {names_of(tied, most=12)}")
-    return lines
 
 
 def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:

@@ -90,8 +90,8 @@ def _saving(setting: Setting, better: Setting | None, settings: Sequence[Setting
         return NOT_MEASURED
     share = percent_text(other.cost["flops_share"])
     return (
-        f"Not measured here with the same parameters frozen. With {other.frozen_set} frozen instead, which trains other parameters, "
-        f"{other.method} takes {share} of the FLOPs of training everything: measured here."
+        f"Not measured here with the same parameters frozen. With {other.frozen_set} frozen instead, which trains other "
+        f"parameters, {other.method} takes {share} of the FLOPs of training everything: measured here."
     )
 
 

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from runner.contract import DEFECTS
 from runner.display.units import digits_text, percent_text
-from runner.report.compare.ranking import cost_text, spread_text, told_apart
+from runner.report.compare.ranking import spread_text, told_apart
 from runner.report.compare.run_set import RunSet
 from runner.report.compare.settings import Setting
 from runner.report.page.elements import Column, PageTable, Section, TableCell, first_rows_text, outcome_cell
@@ -106,7 +106,12 @@ def ranking_table(ranked: Sequence[Setting]) -> PageTable:
     """
     with_accuracy = [each for each in ranked if each.accuracies]
     columns = [Column("setting"), Column("accuracy", True), Column("lowest", True), Column("highest", True)]
-    columns += [Column("seeds", True), Column("a step costs", True), Column("worst outcome"), Column("against the first")]
+    columns += [
+        Column("seeds", True),
+        Column("FLOPs, of training everything", True),
+        Column("worst outcome"),
+        Column("against the first"),
+    ]
     rows = []
     for each in with_accuracy[:MAX_ROWS]:
         values = each.accuracies
@@ -117,7 +122,7 @@ def ranking_table(ranked: Sequence[Setting]) -> PageTable:
                 TableCell(shortened(each.name, MAX_CELL)),
                 *(TableCell(digits_text(number)) for number in numbers),
                 TableCell(str(len(values))),
-                TableCell(cost_text(each), sort=each.flops),
+                TableCell(percent_text(each.cost.get("flops_share")), sort=each.cost.get("flops_share")),
                 outcome_cell(each.outcome),
                 TableCell(apart),
             ]
