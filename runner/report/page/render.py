@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from functools import cache
 from importlib.resources import files
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from runner import __version__
 from runner.report.answer.answer import answer
 from runner.report.compare.run_set import RunSet
-from runner.report.comparison import comparison_json
+from runner.report.comparison_json import comparison_json, json_text
 from runner.report.ownership import GENERATOR_TAG
 from runner.report.page.costs import costs_section
 from runner.report.page.elements import Section
@@ -63,7 +62,7 @@ def render_page(run_set: RunSet, reload_seconds: float | None = None) -> str:
         "sections": sections,
         "styles": Markup(styles()),
         "reload_seconds": reload_seconds,
-        "comparison": Markup(json.dumps(comparison_json(run_set)).replace("<", "\\u003c")),
+        "comparison": Markup(json_text(comparison_json(run_set)).replace("<", "\\u003c")),
     }
     return environment().get_template("page.html.jinja").render(context)
 
