@@ -25,7 +25,7 @@ class Treatment:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedParameter:
     """A parameter of a plan: its name, the other names of a tied one, its shape, its elements, and its treatment."""
 
     name: str
@@ -40,10 +40,10 @@ class Branch:
     """Parameters that are treated alike: all those of a module, or a single one. `name`: that of the module or parameter."""
 
     name: str
-    parameters: Sequence[Planned]
+    parameters: Sequence[PlannedParameter]
 
 
-def planned_parameters(setup: Setup) -> list[Planned]:
+def planned_parameters(setup: Setup) -> list[PlannedParameter]:
     """Return the parameters of a run with how they are treated in its last phase."""
     group_of, resolve = groups_by_tensor([setup.optimizer]), tensor_resolver(tensor_entries(setup.model))
     first, planned = setup.phases[-1].first, []
@@ -57,11 +57,11 @@ def planned_parameters(setup: Setup) -> list[Planned]:
             frozen="" if entry.tensor not in setup.selection else "frozen" if first == 1 else f"from step {first} on",
         )
         shape, numel = tuple(entry.tensor.shape), entry.tensor.numel()
-        planned.append(Planned(entry.name, tuple(entry.aliases), shape, numel, treatment))
+        planned.append(PlannedParameter(entry.name, tuple(entry.aliases), shape, numel=numel, treatment=treatment))
     return planned
 
 
-def branches(parameters: Sequence[Planned], module: str = "") -> Iterator[Branch]:
+def branches(parameters: Sequence[PlannedParameter], module: str = "") -> Iterator[Branch]:
     """Yield the fewest branches that have all parameters, in their order: modules, and their parts only where these differ.
 
     `module`: the name of the module that all of them are in; "" for the model.
@@ -69,7 +69,7 @@ def branches(parameters: Sequence[Planned], module: str = "") -> Iterator[Branch
     if len({each.treatment for each in parameters}) == 1:
         yield Branch(module or "the whole model", parameters)
         return
-    parts: dict[str, list[Planned]] = {}
+    parts: dict[str, list[PlannedParameter]] = {}
     for each in parameters:
         inner = each.name.removeprefix(f"{module}.") if module else each.name
         parts.setdefault(".".join(filter(None, (module, inner.split(".")[0]))), []).append(each)
@@ -77,7 +77,7 @@ def branches(parameters: Sequence[Planned], module: str = "") -> Iterator[Branch
         yield from branches(members, name)
 
 
-def parameter_table(parameters: Sequence[Planned], width: int) -> list[Text]:
+def parameter_table(parameters: Sequence[PlannedParameter], width: int) -> list[Text]:
     """Return a table with a line for each branch: its parameters and weights, group, learning rate, flag, and if frozen."""
     columns = [Column("parameters", least=16), number("count", 3), number("weights", 2), Column("shape", 5)]
     columns += [Column("group", 1, least=8), number("lr"), Column("requires_grad", 4), Column("frozen")]

@@ -372,7 +372,8 @@ def as_json(node):
 
 
 def test_the_keys_that_are_not_hashed_are_the_documented_ones():
-    documented = "hydra launch tracker plan resume on_error timeout strict save cost sweep data.workers"
+    documented = "hydra launch tracker plan resume on_error timeout strict save cost sweep verbose checkpoint report "
+    documented += "data.workers"
     assert sorted(NOT_HASHED) == sorted(documented.split())
 
 

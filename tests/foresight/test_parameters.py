@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from runner.foresight.parameters import Planned, Treatment, branches, parameter_table
+from runner.foresight.parameters import PlannedParameter, Treatment, branches, parameter_table
 
 FROZEN, TRAINED = Treatment("frozen", "0", True, "frozen"), Treatment("trainable", "0.1", True, "")
 
 
-def planned(name: str, treatment: Treatment, *aliases: str) -> Planned:
-    return Planned(name, aliases, (3, 5), 15, treatment)
+def planned(name: str, treatment: Treatment, *aliases: str) -> PlannedParameter:
+    return PlannedParameter(name, aliases, (3, 5), 15, treatment)
 
 
 PARAMETERS = [
