@@ -16,8 +16,12 @@ from runner.report.compare.grouping import overrides_by_key, swept_keys
 from runner.report.compare.run_set import RunSet
 from runner.report.compare.settings import Setting
 from runner.runs.read import Run
+from runner.runs.text import shortened
 
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][+-]?\d+)?")  # as JSON writes it, and no longer than floats can tell
+
+
+MAX_VALUE = 300  # characters of a value of the command line, and of what is made of several
 
 
 class ComparedRun(TypedDict, total=False):
@@ -121,17 +125,16 @@ def _compared_setting(setting: Setting) -> ComparedSetting:
         "losses": setting.losses,
         "cost": setting.cost,
     }
-    known: ComparedSetting = _known(compared)
+    texts = {key: shortened(compared[key], MAX_VALUE) for key in ("name", "frozen_set", "context")}  # type: ignore[literal-required]
+    known: ComparedSetting = _known(compared | texts)
     return known
 
 
 def number_or_text(text: str) -> int | float | str:
-    """Return a value of the command line as a number if it is one that JSON can write, else the text."""
-    if not NUMBER.fullmatch(text):
-        return text
-    number = float(text)
+    """Return a value of the command line as a number if it is one that JSON can write, else the text, cut if it is long."""
+    number = float(text) if NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(number):
-        return text
+        return shortened(text, MAX_VALUE)
     return int(text) if text.lstrip("-").isdigit() else number
 
 
