@@ -14,7 +14,7 @@ from runner.report.figures.palette import method_colours, method_markers
 from runner.runs.text import counted, shortened
 
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2")  # tell apart the settings of one method
-MAX_NAME = 300  # characters
+MAX_NAME = 400  # characters
 MOST_NAMES = 2  # of the settings that share a curve; the others are counted
 
 
