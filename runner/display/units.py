@@ -75,23 +75,3 @@ def _scaled(value: float | None, base: int, units: tuple[str, ...] | list[str]) 
             return f"{value:.4g} {unit}"
         value = max(value / base, 1)  # 999,999 is 1 M, not 1000 k
     return f"{value:.4g} {units[-1]}"
-
-
-def in_digits(value: float | None, unit: float = 1.0) -> str:
-    """Return the number as text; being replaced by the functions above."""
-    return "" if value is None or value != value else f"{value / unit:.4g}"
-
-
-def in_gflop(flops: float | None) -> str:
-    """Return the number as text; being replaced by the functions above."""
-    return in_digits(flops, 1e9)
-
-
-def in_mib(size: float | None) -> str:
-    """Return the number as text; being replaced by the functions above."""
-    return in_digits(size, 2**20)
-
-
-def in_percent(share: float | None) -> str:
-    """Return the number as text; being replaced by the functions above."""
-    return "" if share is None or share != share else f"{share:.0%}"

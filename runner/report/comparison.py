@@ -1,9 +1,8 @@
-"""Make the tables of a sweep: `comparison.csv` and `comparison.json`, `failures.csv`, and `changes.csv` of all runs."""
+"""Make the tables of a sweep: `comparison.csv`, `failures.csv`, and `changes.csv` of all runs."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from pandas import DataFrame
 from runner.contract import (
     CHANGE_COLUMNS,
     CHANGES,
-    COMPARISON_SCHEMA,
     FAILURE_COLUMNS,
     LOG,
     OUTCOME_COLUMNS,
@@ -53,20 +51,6 @@ def comparison_csv(run_set: RunSet) -> str:
     """Return the text of `comparison.csv`."""
     rows = comparison_rows(run_set)
     return DataFrame(rows, columns=None if rows else ["run", *OUTCOME_COLUMNS]).to_csv(index=False, lineterminator="\n")
-
-
-def comparison_json(run_set: RunSet) -> dict[str, Any]:
-    """Return the content of `comparison.json`: the name of its schema, and an object per run with what is known of it."""
-    rows = comparison_rows(run_set)
-    return {
-        "schema": COMPARISON_SCHEMA,
-        "runs": [{key: value for key, value in row.items() if value not in (None, "")} for row in rows],
-    }
-
-
-def comparison_json_text(run_set: RunSet) -> str:
-    """Return the text of `comparison.json`."""
-    return json.dumps(comparison_json(run_set), indent=1, allow_nan=False) + "\n"
 
 
 def failures_csv(runs: Sequence[Run]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runner.contract import CHANGES, COMPARISON, COMPARISON_JSON, FAILURES, HEATMAP_PNG, HEATMAP_SVG, PAGE
 from runner.report.compare.run_set import RunSet, read_planned
+from runner.report.comparison_json import comparison_json, json_text
 from runner.report.figures import draw
 from runner.report.figures.heatmap import build_heatmap, heatmap_texts
 from runner.report.ownership import may_overwrite
@@ -57,11 +58,11 @@ def write_page_and_tables(run_set: RunSet, reload_seconds: int | None = None) ->
     Returns a line for each file that was not overwritten, because freeze-runner did not write it. `reload_seconds`: see
     `render_page`. Raises OSError if a file cannot be written.
     """
-    from runner.report.comparison import comparison_csv, comparison_json_text, failures_csv  # imports pandas
+    from runner.report.comparison import comparison_csv, failures_csv  # imports pandas
 
     texts = {
         COMPARISON: comparison_csv(run_set),
-        COMPARISON_JSON: comparison_json_text(run_set),
+        COMPARISON_JSON: json_text(comparison_json(run_set), indent=1),
         FAILURES: failures_csv(run_set.runs),
         PAGE: render_page(run_set, reload_seconds),
     }

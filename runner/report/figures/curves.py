@@ -65,8 +65,8 @@ def _figure(
 
 
 def _rows(setting: Setting, values_of: Callable[[Run], Sequence[float | None]]) -> list[Sequence[float | None]]:
-    """Return the values of each finished run of a setting that has any; of all its runs if none finished."""
-    return [values for run in setting.finished or setting.runs if (values := values_of(run))]
+    """Return the values of a finished run of each seed of a setting that has any; of all its runs if none finished."""
+    return [values for run in setting.one_per_seed or setting.runs if (values := values_of(run))]
 
 
 def _series(setting: Setting, rows: Sequence[Sequence[float | None]], every: int, first: int) -> Series:

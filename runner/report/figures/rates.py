@@ -59,7 +59,7 @@ def _series(key: str, members: dict[float, Setting], by_accuracy: bool) -> Serie
     columns: list[tuple[float, list[float | None]]] = []
     for rate, setting in members.items():
         values = setting.accuracies if by_accuracy else setting.losses
-        whole = len(values) == len(setting.finished) > 0
+        whole = len(values) == len(setting.one_per_seed) > 0
         columns.append((rate, [*values] if whole else [None]))
     return Series(name or first.method, first.method, [*columns], repr(columns))
 

@@ -11,9 +11,10 @@ from runner.errors import listed
 from runner.report.figures.axis import can_draw
 from runner.report.figures.chart import Chart, Curve
 from runner.report.figures.palette import method_colours, method_markers
-from runner.runs.text import counted
+from runner.runs.text import counted, shortened
 
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2")  # tell apart the settings of one method
+MAX_NAME = 300  # characters
 MOST_NAMES = 2  # of the settings that share a curve; the others are counted
 
 
@@ -60,7 +61,9 @@ def curves_of(series: Sequence[Series], methods: Iterable[str]) -> list[Curve]:
         first = members[0]
         runs = max((len(values) for _, values in first.columns), default=0)
         same = " with the same bits" if len(members) > 1 else ""
-        name = f"{listed([each.name for each in members], most=MOST_NAMES)}{same} ({counted(runs, 'run')})"
+        name = (
+            f"{listed([shortened(each.name, MAX_NAME) for each in members], most=MOST_NAMES)}{same} ({counted(runs, 'run')})"
+        )
         dash = DASHES[used[first.method] % len(DASHES)]
         used[first.method] += 1
         points = [(x, *spread(values)) for x, values in first.columns]
@@ -87,7 +90,7 @@ def first_lost(rows: Iterable[Sequence[float | None]]) -> int | None:
 
 def lost_text(series: Sequence[Series], what: str) -> str:
     """Return a sentence that says which settings became NaN or infinite, and from which step (`what`) on; or ""."""
-    lost = [f"{each.name} from {what} {each.lost:g} on" for each in series if each.lost is not None]
+    lost = [f"{shortened(each.name, MAX_NAME)} from {what} {each.lost:g} on" for each in series if each.lost is not None]
     return f" NaN or infinite (marked by a cross): {listed(lost, most=6)}." if lost else ""
 
 

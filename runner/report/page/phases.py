@@ -31,9 +31,8 @@ def phases_section(run_set: RunSet) -> Section | None:
     if not settings:
         return None
     rows = [(names_of(members), phases) for phases, members in list(settings.items())[:MAX_ROWS]]
-    caption = (
-        f"What was frozen from which step on; a bar shows the share of tensors{first_rows_text(len(settings), MAX_ROWS)}"
-    )
+    cut = first_rows_text(len(settings), MAX_ROWS)
+    caption = f"What was frozen from which step on; the height of a bar is the share of tensors{cut}"
     return Section("phases", "Phases", "phases", {"caption": caption, "rows": rows})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from functools import cache
 from importlib.resources import files
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from runner import __version__
 from runner.report.answer.answer import answer
 from runner.report.compare.run_set import RunSet
-from runner.report.comparison import comparison_json
+from runner.report.comparison_json import comparison_json, json_text
 from runner.report.ownership import GENERATOR_TAG
 from runner.report.page.costs import costs_section
 from runner.report.page.elements import Section
@@ -26,7 +25,7 @@ from runner.report.page.matrix import matrix_section
 from runner.report.page.moved import moved_section
 from runner.report.page.phases import phases_section
 from runner.report.page.runs import runs_section
-from runner.report.page.settings import commands_section, machines_section
+from runner.report.page.settings import commands_section, machines_section, shared_section
 from runner.runs.text import counted
 
 MAX_PROBLEMS = 200
@@ -40,6 +39,7 @@ SECTIONS = (
     phases_section,
     failures_section,
     runs_section,
+    shared_section,
     commands_section,
     machines_section,
 )
@@ -62,7 +62,7 @@ def render_page(run_set: RunSet, reload_seconds: float | None = None) -> str:
         "sections": sections,
         "styles": Markup(styles()),
         "reload_seconds": reload_seconds,
-        "comparison": Markup(json.dumps(comparison_json(run_set)).replace("<", "\\u003c")),
+        "comparison": Markup(json_text(comparison_json(run_set)).replace("<", "\\u003c")),
     }
     return environment().get_template("page.html.jinja").render(context)
 

@@ -52,7 +52,7 @@ def test_the_comparison_inside_the_page_is_that_of_the_file_and_names_its_schema
     assert inside == json.loads((SWEEP / COMPARISON_JSON).read_text())
     assert inside["schema"] == COMPARISON_SCHEMA
     assert len(inside["runs"]) == 8
-    assert "</script><b>" in {run["method"] for run in inside["runs"]}
+    assert "</script><b>" in {run["values"]["method"] for run in inside["runs"]}
 
 
 def test_what_could_not_be_read_is_the_last_section():
