@@ -19,6 +19,7 @@ from runner.runs.tables import TensorRow
 from runner.runs.text import counted, shortened
 
 MODULE_SIZE, MAX_MODULES = 20, 200  # see `divide`
+MAX_UNFOLDED = 2  # modules with a leak that are unfolded at first
 MAX_CELLS = 40_000  # of the rows of tensors
 MAX_HEADING = 40  # characters of a column's heading
 LEVELS = (0.0, 0.001, 0.01, 0.1, 1.0)  # a relative change above the first has colour 1, from the second on colour 2, ...
@@ -49,7 +50,7 @@ class HeatmapModule:
     Attributes:
         name: its dotted name; `the model` for tensors that are in no module.
         count: how many tensors it has, as text.
-        is_open: whether its tensors are shown at first: one of them leaked, although the run's method was to freeze it.
+        has_leak: whether one of its tensors leaked, although the run's method was to freeze it.
         cells: for each column the largest change and the worst mark of its tensors, live buffers (such as the statistics of
             BatchNorm, which drift under every method) apart, unless it has nothing else.
         tensors: (name, cells) of each tensor that is listed.
@@ -57,7 +58,7 @@ class HeatmapModule:
 
     name: str
     count: str
-    is_open: bool
+    has_leak: bool
     cells: list[HeatmapCell]
     tensors: list[tuple[str, list[HeatmapCell]]]
 
@@ -78,6 +79,7 @@ def heatmap_section(run_set: RunSet) -> Section | None:
         "columns": [(shortened(name, MAX_HEADING), name) for name in columns],
         "in_full": list(columns) if any(len(name) > MAX_HEADING for name in columns) else [],
         "modules": modules,
+        "unfolded": MAX_UNFOLDED,
         "legend": list(enumerate(LEGEND)),
         "signs": [(sign, text) for sign, text in SIGN_LEGEND.items() if any(sign in each for each in texts)],
     }
@@ -107,8 +109,8 @@ def build_modules(columns: dict[str, list[Run]]) -> tuple[list[HeatmapModule], i
         tensors = [(each, [heatmap_cell(rows) for rows in rows_of[each]]) for each in names if each in is_listed]
         leaked = min(rank[each] for each in names) == 0
         count = counted(len(names), "tensor")
-        modules.append(HeatmapModule(name or "the model", count, is_open=leaked, cells=cells, tensors=tensors))
-    return sorted(modules, key=lambda module: not module.is_open), len(listed), len(rows_of)
+        modules.append(HeatmapModule(name or "the model", count, has_leak=leaked, cells=cells, tensors=tensors))
+    return sorted(modules, key=lambda module: not module.has_leak), len(listed), len(rows_of)
 
 
 def without_live_buffers(rows_of: dict[str, list[list[TensorRow]]], names: Sequence[str], place: int) -> list[TensorRow]:

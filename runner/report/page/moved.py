@@ -16,6 +16,7 @@ from runner.runs.tables import TensorRow
 from runner.runs.text import counted
 
 MAX_TENSOR_ROWS = 2000
+MAX_UNFOLDED = 12  # leaked tensors whose modules are unfolded at first
 ORDER = ("leaked", "idle", "held", "returned", "trained", "drifted", "still")  # of tensors and of modules
 LEGEND = (0.0001, 0.001, 0.01, 0.1, 1.0)  # the relative changes whose bars explain the others
 
@@ -64,7 +65,7 @@ class ModuleLines:
 
     Attributes:
         key, name, label: what makes its ids unique, its dotted name, and what its line shows: its name within the parent.
-        is_open: whether it is unfolded at first, because a frozen tensor in it leaked.
+        has_leak: whether a frozen tensor in it leaked.
         size: how many tensors and elements it has, as text.
         verdicts: (verdict, number of its tensors), the worst first.
         change, share: the largest relative change as text, and the length of its bar; "" and None if there is none.
@@ -77,7 +78,7 @@ class ModuleLines:
     key: str
     name: str
     label: str
-    is_open: bool
+    has_leak: bool
     size: str
     verdicts: list[tuple[str, int]]
     change: str
@@ -96,7 +97,9 @@ def moved_section(run_set: RunSet) -> Section | None:
         return None
     shown = sorted(range(len(run.tensors)), key=lambda number: _rank(run.tensors[number].verdict))[:MAX_TENSOR_ROWS]
     whole = _lines_of(build_tree((row.name, (number, row)) for number, row in enumerate(run.tensors)), set(shown))[0]
-    data = {"whole": whole, "legend": [(change_text(change), bar_share(change)) for change in LEGEND]}
+    few_leaks = sum(row.verdict == "leaked" for row in run.tensors) <= MAX_UNFOLDED
+    legend = [(change_text(change), bar_share(change)) for change in LEGEND]
+    data = {"whole": whole, "unfold_leaks": few_leaks, "legend": legend}
     return Section("moved", "What moved", "moved", data)
 
 
@@ -157,7 +160,7 @@ def _lines_of(module: Module[tuple[int, TensorRow]], shown: set[int], parent: st
         key=str(min(item[0] for item in module.items())),
         name=module.name,
         label=module.name.removeprefix(f"{parent}.") if parent else module.name,
-        is_open=bool(sums.verdicts["leaked"]),
+        has_leak=bool(sums.verdicts["leaked"]),
         size=counted(sums.tensors, "tensor") + elements,
         verdicts=_ordered(sums.verdicts),
         change=("NaN" if sums.change and math.isnan(sums.change) else change_text(sums.change)),
