@@ -99,9 +99,9 @@ def test_the_page_on_files_lists_the_files_and_columns_that_are_written():
         *(contract.CHANGES, contract.STEPS, contract.RECORD, contract.PAGE, contract.LOG, contract.WEIGHTS),
         f"{contract.HYDRA}/",
     }
-    tables = {contract.COMPARISON, contract.CHANGES, contract.FAILURES}
+    tables = {contract.COMPARISON, contract.COMPARISON_JSON, contract.CHANGES, contract.FAILURES}
     pictures = {contract.PAGE, contract.HEATMAP_SVG, contract.HEATMAP_PNG}
-    assert tables | pictures | {contract.SWEEP_CONFIG} <= set(sweep_files)
+    assert set(sweep_files) == tables | pictures | {contract.SWEEP_CONFIG, contract.SWEEP_PLAN}
     words = re.findall(r"`([\w]+)`", section("files.md", "Columns of `changes.csv`"))
     assert tuple(words) == contract.CHANGE_COLUMNS
     words = re.findall(r"`(\w+)`", section("files.md", "A sweep"))

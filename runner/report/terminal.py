@@ -22,6 +22,7 @@ from runner.runs.text import MAX_CELL, counted, shortened
 
 MAX_ROWS, MAX_FIRST = 40, 20  # of the ranking, where it is longer: in all, and of the best
 MAX_REASONS = 5
+WIDE = 100  # columns; in less, a setting of a method, a frozen set and more is named in one column
 
 
 def print_report(run_set: RunSet, page: Path, console: Console, problems: Iterable[str] = ()) -> None:
@@ -56,13 +57,15 @@ def shown_settings(ranked: Sequence[Setting]) -> list[Setting]:
 
 def ranking_lines(settings: Sequence[Setting], by_accuracy: bool, width: int) -> list[Text]:
     """Return a table with a row for each setting: how its runs ended, how well they learned, and what a step costs."""
-    columns = [Column("method", least=14), Column("freeze", least=8), Column("setting", least=12), Column("verdict")]
+    columns = [Column("method", least=14), Column("freeze", least=8), Column("setting", least=14), Column("verdict")]
     columns += [number("runs", 2), number("accuracy" if by_accuracy else "last loss"), number("cost", 1)]
     columns += [number("FLOPs", 4), number("saved", 5), Column("cause of the leak", 3, least=17)]
     several_sets = len({each.frozen_set for each in settings}) > 1
+    in_one = width < WIDE and several_sets and any(each.context for each in settings)  # three columns would not fit
     rows: list[list[Cell]] = []
     for each in settings:
         names = [each.method, each.frozen_set if several_sets else "", each.context]
+        names = ["", "", each.name] if in_one else names
         verdict = Text(verdict_text(each), style=COLOURS.get(each.outcome, "") if not each.is_sound or each.held else "")
         value = spread_text(each.accuracies if by_accuracy else each.losses)
         cost = [percent_text(each.cost.get("flops_share")), flops_text(each.flops), bytes_text(each.cost.get("saved_bytes"))]

@@ -133,6 +133,21 @@ def test_names_of_300_characters_are_folded_and_one_run_or_one_method_is_shown_t
     assert [number for number in ("0.5", "0.75") if not any(number in line.split() for line in lines)] == []
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_settings_that_differ_in_more_than_the_method_and_the_frozen_set_fit_too(width):
+    for freeze in ("fc", "backbone"):
+        for lr in (0.1, 0.01):
+            for seed in (0, 1, 2):
+                bad = NOT_FINITE if (lr, seed) == (0.1, 2) else {}
+                overrides = (f"freeze={freeze}", f"optimizer.lr={lr}", f"seed={seed}")
+                write("requires_grad", *overrides, accuracy=0.817 + seed / 1000, **bad)
+    lines = printed(width)
+    assert max(len(line) for line in lines if not line.startswith("page: ")) <= width
+    assert sum("loss not finite 1/3" in line for line in lines) == 2
+    assert sum("0.818 ± 0.001" in line for line in lines) == 4
+    assert ("method" in lines[0], "setting" in lines[0]) == (width == 120, True)
+
+
 def test_what_is_left_is_counted_and_the_command_is_one_unbroken_line():
     out = io.StringIO()
     command = f"python -m runner -m method=zero_lr 'hydra.sweep.dir=it is [red]{'x' * 90}'"

@@ -207,7 +207,7 @@ def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
         f"some runs of {listed(defective)} prove nothing" if defective else "",
         f"{listed(incomplete)} did not finish all runs" if incomplete else "",
     ]
-    return "; ".join(filter(None, reasons)) or "no other method held"
+    return "; ".join(filter(None, reasons)) or "no other method with finished runs held"
 
 
 def _capitalized(text: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from runner.contract import COSTS, COSTS_WITH_SHARE, Cost
-from runner.display.units import bytes_text, flops_text, percent_text, seconds_text
 from runner.runs.read import Run
 
 FLOPS_KEYS, BYTES_KEYS = ("flops_forward", "flops_backward"), ("saved_bytes", "gradient_bytes", "optimizer_state_bytes")
@@ -60,29 +59,3 @@ def _all_but_method(run: Run) -> tuple[object, ...]:
 def _is_unfrozen(run: Run) -> bool:
     """Return whether a run finished and trained everything: `method=none`, and a model that is built with nothing frozen."""
     return run.finished and trains_everything(run) and run.record["cost"].get("flops_share") in (None, 1)
-
-
-def _number(key: str) -> Callable[[Mapping[str, Any]], float | None]:
-    """Return a function that takes the costs of a run and returns the one named `key`; None if it is unknown."""
-    return lambda cost: cost.get(key)
-
-
-class CostColumn(NamedTuple):
-    """A cost as a column of a table: its heading, the number of a run (None if unknown), and that number as text."""
-
-    heading: str
-    number: Callable[[Mapping[str, Any]], float | None]
-    text: Callable[[float | None], str]
-
-
-COST_COLUMNS = (
-    CostColumn("FLOPs a step", total_flops, flops_text),
-    CostColumn("of training everything", _number("flops_share"), percent_text),
-    CostColumn("saved for backward", _number("saved_bytes"), bytes_text),
-    CostColumn("gradients", _number("gradient_bytes"), bytes_text),
-    CostColumn("optimizer state", _number("optimizer_state_bytes"), bytes_text),
-    CostColumn("peak memory", _number("peak_memory_bytes"), bytes_text),
-    CostColumn("forward", _number("seconds_forward"), seconds_text),
-    CostColumn("backward", _number("seconds_backward"), seconds_text),
-    CostColumn("step", _number("seconds_step"), seconds_text),
-)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runner.contract import VERDICTS, Cost
-from runner.display.units import digits_text
-from runner.report.compare.costs import COST_COLUMNS, CostColumn
+from runner.contract import Verdict
+from runner.display.units import digits_text, percent_text
 from runner.report.compare.grouping import overrides_by_key, swept_keys
 from runner.report.compare.run_set import RunSet
 from runner.report.page.elements import Column, PageTable, Section, TableCell, outcome_cell, table_section
@@ -14,6 +13,7 @@ from runner.runs.read import Run
 from runner.runs.text import MAX_CELL, shortened
 
 MAX_TABLE_ROWS = 1000
+SHOWN_VERDICTS: tuple[Verdict, ...] = ("held", "returned", "leaked", "trained", "idle")  # those of live buffers are not
 
 
 def runs_section(run_set: RunSet) -> Section | None:
@@ -25,20 +25,21 @@ def runs_table(run_set: RunSet) -> PageTable:
     """Return a table with a row per run: how the run was configured, and how it ended. Runs of a setting stand together.
 
     Columns: the run's label; a column for each command-line override that is not the same in all runs; the outcome; the
-    number of tensors with each verdict (`held`, `leaked`, ...); the first and the last loss; whether the trainable
-    parameters end with the same bits as under `requires_grad`; the costs of a training step. At most MAX_TABLE_ROWS runs are
+    number of tensors with each verdict (`held`, `leaked`, ...); the last loss; whether the trainable
+    parameters end with the same bits as under `requires_grad`; the FLOPs of a step. At most MAX_TABLE_ROWS runs are
     shown. The first row of each setting has the id `setting-N`, where N is its place in `run_set.settings`.
     """
     runs, keys, costs = run_set.runs, swept_keys(run_set.runs), run_set.costs
-    verdicts = [verdict for verdict in VERDICTS if any(run.record["counts"][verdict] for run in runs)]
-    cost_columns = [each for each in COST_COLUMNS if any(each.number(cost) is not None for cost in costs.values())]
+    verdicts = [verdict for verdict in SHOWN_VERDICTS if any(run.record["counts"][verdict] for run in runs)]
+    shares = {run.label: costs[run.label].get("flops_share") for run in runs}
+    has_shares = any(share is not None for share in shares.values())
     has_trained_part = any(word for word, _ in run_set.trained_parts.values())
     measured = dict.fromkeys(key for run in runs for key in run.held_out)
     columns = [Column("run"), *map(Column, keys), Column("outcome"), *(Column(verdict, True) for verdict in verdicts)]
-    columns += [Column("first loss", True), Column("last loss", True)]
+    columns += [Column("last loss", True)]
     columns += [Column(f"held-out {key}", True) for key in measured]
     columns += [Column("trained part")] if has_trained_part else []
-    columns += [Column(each.heading, True) for each in cost_columns]
+    columns += [Column("FLOPs, of training everything", True)] if has_shares else []
     picked = {run.label for run in pick_runs(runs)}
     rows, ids = [], []
     for number, setting in enumerate(run_set.settings):
@@ -46,11 +47,12 @@ def runs_table(run_set: RunSet) -> PageTable:
             ids.append(f"setting-{number}" if run is setting.runs[0] else "")
             row = [TableCell(run.label, link=run_set.link(run)), *_value_cells(run, keys), outcome_cell(run.outcome)]
             row += [TableCell(str(run.record["counts"][verdict])) for verdict in verdicts]
-            row += [TableCell(_loss_text(run, run.record[key])) for key in ("loss_first", "loss_last")]  # type: ignore[literal-required]
+            row.append(TableCell(_loss_text(run, run.record["loss_last"])))
             row += [TableCell(digits_text(run.held_out.get(key))) for key in measured]
             trained_part = ": ".join(filter(None, run_set.trained_parts[run.label]))
             row += [TableCell(trained_part, "why")] if has_trained_part else []
-            rows.append(row + [_cost_cell(each, costs[run.label]) for each in cost_columns])
+            share = shares[run.label]
+            rows.append(row + ([TableCell(percent_text(share), sort=share)] if has_shares else []))
     caption = "How the runs differ, the outcome, and how many tensors have each verdict"
     if len(rows) < len(runs):
         caption += f"; {len(rows):,} of {len(runs):,} runs, those that did not hold before the others"
@@ -61,12 +63,6 @@ def _value_cells(run: Run, keys: Sequence[str]) -> list[TableCell]:
     """Return a cell for each override key, with the run's value."""
     overrides = overrides_by_key(run)
     return [TableCell(shortened(overrides.get(key, ""), MAX_CELL)) for key in keys]
-
-
-def _cost_cell(column: CostColumn, cost: Cost) -> TableCell:
-    """Return the cell of one cost of a run, which is sorted by its number and not by its text."""
-    number = column.number(cost)
-    return TableCell(column.text(number), sort=number)
 
 
 def pick_runs(runs: Sequence[Run]) -> list[Run]:
