@@ -194,9 +194,9 @@ def test_a_thread_that_calls_exit_while_the_sweeps_files_are_written_ends_only_i
     code = (
         "import os, sys, threading, time; import runner.report.files as files; from runner.__main__ import main\n"
         "write = files.write_sweep_files\n"
-        "def late(folder):\n"
+        "def late(*given):\n"
         "    threading.Thread(target=lambda: os._exit(0)).start(); time.sleep(0.5)\n"
-        "    return write(folder)\n"
+        "    return write(*given)\n"
         "files.write_sweep_files = late\n"
         "sys.exit(main())"
     )

@@ -20,7 +20,7 @@ MAX_TABLE_ROWS = 1000
 def shared_section(run_set: RunSet) -> Section | None:
     """Return the section with the settings that all runs share, those that were given first; None if none is known."""
     given = shared(_given(run) for run in run_set.runs)
-    config = shared(run.config for run in run_set.runs if run.config)
+    config = shared(_hashed(run.config) for run in run_set.runs if run.config)
     if not given and not config:
         return None
     of_all = "" if run_set.single else " that all runs share"
@@ -99,6 +99,11 @@ def shared(mappings: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """Return the items that all mappings have; empty if there is no mapping."""
     first, *others = [*mappings] or [{}]
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+
+
+def _hashed(config: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings that a run's results depend on: those that do not only say where and how it is carried out."""
+    return {key: value for key, value in config.items() if is_hashed(key)}
 
 
 def _given(run: Run) -> dict[str, str]:

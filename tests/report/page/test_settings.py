@@ -28,7 +28,7 @@ def texts(table) -> list[list[str]]:
 def test_what_all_runs_were_given_stands_first_and_what_they_share_with_the_defaults_is_folded():
     for seed in (0, 1):
         folder = write_run(SWEEP, "zero_lr", "model=mlp", f"seed={seed}")
-        (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\nbatches: 3\nmodel:\n  width: 4\n")
+        (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\ntimeout: 9\nbatches: 3\nmodel:\n  width: 4\n")
     section = shared_section(run_set())
     assert section.heading == "Settings that all runs share"
     assert texts(section.data["given"]) == [["method", "zero_lr"], ["model", "mlp"]]
