@@ -125,8 +125,10 @@ def _table(case: Case, key: str) -> PageTable:
     if what == "module":
         columns, rows = [*columns[:2], *columns[3:]], [[*row[:2], *row[3:]] for row in rows]
     order = ", the largest change first" if case.verdict == "leaked" else ""
-    caption = f"{counted(len(case.found), 'tensor')}{order}{first_rows_text(len(lines), MAX_MODULE_ROWS)}"
-    return PageTable(key, caption, columns, rows)
+    kinds = {row.kind for rows in case.found.values() for _, row in rows}
+    what_kind = kinds.pop() if len(kinds) == 1 else "tensor"
+    what_moved = f"{case.cause.replace('|', ' with ')}: {counted(len(case.found), what_kind)} {case.verdict}"
+    return PageTable(key, f"{what_moved}{order}{first_rows_text(len(lines), MAX_MODULE_ROWS)}", columns, rows)
 
 
 def _size(pairs: Sequence[tuple[str, TensorRow]]) -> float:

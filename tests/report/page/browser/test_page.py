@@ -94,8 +94,8 @@ def test_a_hostile_name_stays_text(opened, tmp_path, single):
         write_sweep_files(Path("sweep"))
         path = Path("sweep") / "report.html"
     browser = opened(path)
-    assert browser.find_elements(By.CSS_SELECTOR, "img, main script, svg svg, b") == []
-    text = browser.find_element(By.TAG_NAME, "main").text
+    assert browser.find_elements(By.CSS_SELECTOR, "img, main script, svg svg") == []
+    text = browser.find_element(By.TAG_NAME, "main").get_attribute("textContent")
     assert all(name in text for name in HOSTILE)
     assert "49" not in text.split("{{")[1].split("}}")[0]
     if not single:
@@ -118,8 +118,10 @@ def test_a_hostile_name_stays_text_in_heatmap_svg(browser, tmp_path):
 def test_tables_have_captions_and_scopes_and_figures_have_titles_and_descriptions(opened, sweep):
     browser = opened(sweep)
     for table in browser.find_elements(By.TAG_NAME, "table"):
-        assert table.find_element(By.TAG_NAME, "caption").text
-        assert all(cell.get_attribute("scope") in ("row", "col") for cell in table.find_elements(By.TAG_NAME, "th"))
+        assert table.accessible_name
+        assert all(
+            cell.get_attribute("scope") in ("row", "col", "rowgroup") for cell in table.find_elements(By.TAG_NAME, "th")
+        )
     pictures = browser.find_elements(By.CSS_SELECTOR, "main svg:not([aria-hidden])")
     assert len(pictures) == 1
     for picture in pictures:
@@ -173,7 +175,7 @@ def test_a_defect_has_the_colour_of_a_leak_in_the_headline_and_in_the_tables(ope
     assert len(red) == 1
     assert red != {cells["zero_lr"]}
     assert {*colours(leaked / "report.html", "h1").values()} == red
-    assert colours(untrained / "report.html", "h1") == {"Nothing trained: no trainable parameter changed": red.pop()}
+    assert colours(untrained / "report.html", "h1") == {"Held, but nothing trained": red.pop()}
 
 
 def test_a_printed_page_has_no_controls_and_no_cut_columns(opened, sweep):
@@ -189,5 +191,6 @@ def test_a_single_runs_page_shows_its_tensors(opened):
     folder = write_run(Path("sweep"), "none", rows=LEAKED_ROWS)
     write_run_page(folder)
     browser = opened(folder / "report.html")
-    assert texts(browser, "tensors", 1) == [row["name"] for row in LEAKED_ROWS]
-    assert texts(browser, "tensors", 4) == ["leaked", "trained", "drifted"]
+    labels = [element.text for element in browser.find_elements(By.CSS_SELECTOR, "#moved-section summary b")]
+    assert labels == ["body", "head", "norm"]  # what leaked comes first
+    assert browser.find_element(By.CSS_SELECTOR, "#moved-section .leaked").is_displayed()
