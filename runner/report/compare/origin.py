@@ -20,7 +20,7 @@ def with_origins(runs: Sequence[Run]) -> list[Run]:
     The folder (of a sweep or a date) is in it only where runs with the same config and on the same machine, as far as is
     known, lie in several folders: they are repeats of one another, and not of several seeds.
     """
-    trained = [run for run in runs if run.record["status"] in STATUSES_WITH_TABLES]
+    trained = [run for run in runs if has_trained(run)]
     facts = {run.label: facts_of(run) for run in runs}
     keys = dict.fromkeys(key for run in trained for key in facts[run.label])
     differing = [key for key in keys if len({facts[run.label].get(key, "") for run in trained}) > 1]
@@ -39,10 +39,14 @@ def facts_of(run: Run) -> dict[str, str]:
     """
     record = run.record
     facts = {str(name): str(version) for name, version in record["versions"].items() if version}
-    if record["status"] in STATUSES_WITH_TABLES:
-        facts |= {"device": record["device"]} if record["device"] else {}
-        facts |= {"threads": f"{record['threads']:g}"} if record["threads"] is not None else {}
+    if has_trained(run):
+        facts |= {"device": record["device"], "threads": f"{record['threads']:g}"}
     return facts
+
+
+def has_trained(run: Run) -> bool:
+    """Return whether a run trained, so that its record says on what; one that was interrupted may never have begun to."""
+    return run.record["status"] in STATUSES_WITH_TABLES and run.record["threads"] is not None
 
 
 def repeated_places(runs: Sequence[Run], origins: dict[str, dict[str, str]]) -> dict[Path, str]:

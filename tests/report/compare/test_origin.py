@@ -95,6 +95,12 @@ def test_a_run_that_did_not_train_gives_no_fact_that_splits_and_has_no_device():
     assert "device" not in facts_of(read_run(next(TWO.iterdir())))
 
 
+def test_a_run_that_was_interrupted_before_it_trained_splits_nothing():
+    write_run(ONE, "zero_lr", "seed=0")
+    write_run(ONE, "zero_lr", "seed=1", status="interrupted", device="auto", threads=None, rows=(), losses=())
+    assert origins(ONE) == [{}, {}]
+
+
 def test_a_run_is_compared_with_those_of_its_own_machine():
     for folder, torch, digest, seconds in ((ONE, {}, "a", 1.0), (TWO, NEW, "b", 4.0)):
         for method in ("requires_grad", "none", "zero_lr"):
