@@ -64,7 +64,7 @@ class ModuleLines:
     """A module in the tree.
 
     Attributes:
-        key, name, label: what makes its ids unique, its dotted name, and what its line shows: its name within the parent.
+        name, label: its dotted name, and what its line shows: its name within the parent.
         has_leak: whether a frozen tensor in it leaked.
         size: how many tensors and elements it has, as text.
         verdicts: (verdict, number of its tensors), the worst first.
@@ -75,7 +75,6 @@ class ModuleLines:
         modules: the modules in it.
     """
 
-    key: str
     name: str
     label: str
     has_leak: bool
@@ -157,7 +156,6 @@ def _lines_of(module: Module[tuple[int, TensorRow]], shown: set[int], parent: st
     own_buffers = Counter(row.verdict for _, (_, row) in module.tensors if row.kind == "buffer")
     elements = "" if sums.elements is None else f", {counted(sums.elements, 'element')}"
     lines = ModuleLines(
-        key=str(min(item[0] for item in module.items())),
         name=module.name,
         label=module.name.removeprefix(f"{parent}.") if parent else module.name,
         has_leak=bool(sums.verdicts["leaked"]),
