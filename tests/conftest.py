@@ -42,8 +42,9 @@ def tmp_path(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _run_in_tmp_path(tmp_path, monkeypatch):
-    """Make the temporary folder of the test the current one."""
+    """Make the temporary folder of the test the current one; the width of a terminal is what a test says."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest's workers have it
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
