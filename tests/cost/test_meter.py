@@ -132,7 +132,7 @@ def test_a_model_that_cannot_be_counted_trains_and_a_note_says_why(line, on, cli
         "class Net(runner.training.models.MLP):\n"
         f"    def forward(self, x):\n        {line}\n        return super().forward(x)\n"
     )
-    code, out, _ = cli("model=mlp", "model.build._target_=mine.Net", "batches=3", "hydra.run.dir=run")
+    code, out, _ = cli("model=mlp", "model.build._target_=mine.Net", "batches=3", "hydra.run.dir=run", "verbose=true")
     record = json.loads(Path("run/run.json").read_text())
     assert (code, record["status"]) == (0, "finished")
     assert record["cost"]["flops_counted_on"] == on
@@ -178,7 +178,7 @@ def test_a_run_says_why_it_saves_little(overrides, message):
 
 
 def test_the_terminal_explains_a_small_saving(cli):
-    _, out, _ = cli("freeze=head", "model=mlp", "batches=2")
+    _, out, _ = cli("freeze=head", "model=mlp", "batches=2", "verbose=true")
     assert "little is saved: the frozen part is at the end: backward still runs through it" in out
     assert "(percentages: compared with training everything)" in out
     _, out, _ = cli("freeze=backbone", "model=mlp", "batches=2", "cost=off")
@@ -265,7 +265,7 @@ def test_modules_skipped_by_cached_prefix_are_not_counted_in_the_mean_step():
 
 def test_the_terminal_shows_the_cost_of_freezing_everything(cli):
     _, out, _ = cli("freeze=all", "model=mlp", "batches=2")
-    assert "GFLOP (39%)" in out
+    assert "FLOP (39% of training everything)" in out
 
 
 AWKWARD = {
@@ -332,7 +332,7 @@ def test_flops_are_not_known_if_an_operator_has_no_formula_and_a_note_names_it(c
         "import torch, runner.training.models\nclass Net(runner.training.models.MLP):\n    def forward(self, x):\n"
         "        return super().forward(x @ torch.linalg.matrix_exp(torch.eye(x.shape[1])))\n"
     )
-    code, out, _ = cli("model=mlp", "model.build._target_=mine.Net", "batches=2", "hydra.run.dir=run")
+    code, out, _ = cli("model=mlp", "model.build._target_=mine.Net", "batches=2", "hydra.run.dir=run", "verbose=true")
     cost = json.loads(Path("run/run.json").read_text())["cost"]
     assert code == 0
     assert [cost[key] for key in ("flops_forward", "flops_backward", "flops_share")] == [None, None, None]
