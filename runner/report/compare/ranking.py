@@ -29,12 +29,17 @@ def can_compare_accuracies(runs: Sequence[Run]) -> bool:
 def rank(settings: Sequence[Setting], by_accuracy: bool) -> list[Setting]:
     """Return the settings in order.
 
-    `by_accuracy`: the most accurate first, of equal ones the cheapest; those without an accuracy last. Otherwise settings
+    `by_accuracy`: the most accurate first, of equal ones the cheapest; those without an accuracy, and those that leaked or
+    prove nothing, stand behind the others. Otherwise settings
     with the same frozen parameters stand together, since a cost compares only there: first those that held, the cheapest
     first, then the others by how they ended.
     """
     if by_accuracy:
-        return sorted(settings, key=lambda each: (-fmean(each.accuracies) if each.accuracies else math.inf, *_costs(each)))
+
+        def merit(each: Setting) -> tuple[float, ...]:
+            return not each.is_sound, -fmean(each.accuracies) if each.accuracies else math.inf, *_costs(each)
+
+        return sorted(settings, key=merit)
     places = {(each.context, each.frozen_set): number for number, each in reversed(list(enumerate(settings)))}
 
     def place(each: Setting) -> tuple[float, ...]:
@@ -61,19 +66,16 @@ def spread_text(values: Sequence[float]) -> str:
 
 
 def accuracy_text(setting: Setting) -> str:
-    """Return a setting's accuracy, its range over the seeds, and its cost: `0.91 (0.9 to 0.92, 5 seeds), 34% of ...`."""
+    """Return a setting's accuracy with its range over the seeds, such as `0.91 (0.9 to 0.92, 5 seeds)`."""
     values = setting.accuracies
     low, high, count = digits_text(min(values)), digits_text(max(values)), len(values)
-    spread = f"({low} to {high}, {count} seeds)" if count > 1 else "(one seed)"
-    return ", ".join(filter(None, (f"{digits_text(fmean(values))} {spread}", cost_text(setting))))
+    return f"{digits_text(fmean(values))} {f'({low} to {high}, {count} seeds)' if count > 1 else '(one seed)'}"
 
 
 def cost_text(setting: Setting) -> str:
     """Return what a step of a setting costs: `34% of training everything`, else its FLOPs, else an empty text."""
     share = setting.cost.get("flops_share")
-    if share is not None:
-        return f"{percent_text(share)} of training everything"
-    return f"{flops_text(setting.flops)} a step" if setting.flops is not None else ""
+    return f"{percent_text(share)} of training everything" if share is not None else flops_text(setting.flops)
 
 
 def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:
@@ -90,7 +92,8 @@ def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:
     least = min(costs) if len(costs) == len(equal) else None
     cheapest = [each for each in equal if each.flops == least] if least is not None else equal
     chosen = next(filter(_is_baseline, cheapest), cheapest[0])
-    lead = f"Its accuracy on held-out data is {accuracy_text(chosen)}."
+    cost = f" and a step costs {cost_text(chosen)}" if cost_text(chosen) else ""
+    lead = f"Its accuracy on held-out data is {accuracy_text(chosen)}{cost}."
     others = [each for each in equal if each is not chosen]
     if others:
         lead += f" Not told apart from it, as the ranges overlap: {names_of(others)}."

@@ -127,7 +127,9 @@ def ranking_table(ranked: Sequence[Setting]) -> PageTable:
                 TableCell(apart),
             ]
         )
-    caption = f"Accuracy on held-out data of {counted(len(with_accuracy), 'setting')}, the best first"
+    caption = (
+        f"Accuracy on held-out data of {counted(len(with_accuracy), 'setting')}, the best first; what leaked comes last"
+    )
     return PageTable("ranking", caption + first_rows_text(len(with_accuracy), MAX_ROWS), columns, rows)
 
 
