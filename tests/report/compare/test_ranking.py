@@ -43,8 +43,8 @@ def test_a_setting_whose_range_lies_above_all_others_is_recommended_with_its_spr
     summary = summarize()
     assert (summary.headline, summary.is_bad) == ("Use requires_grad backbone", False)
     assert summary.sentence == (
-        "Its accuracy on held-out data is 0.91 (0.9 to 0.92, 2 seeds) and a step costs 1 GFLOP. That is above the whole range of "
-        "requires_grad head and requires_grad all. It kept every frozen bit in all of its 2 runs."
+        "Its accuracy on held-out data is 0.91 (0.9 to 0.92, 2 seeds) and a step costs 1 GFLOP. That is above the whole "
+        "range of requires_grad head and requires_grad all. It kept every frozen bit in all of its 2 runs."
     )
 
 
