@@ -104,11 +104,11 @@ def test_the_first_interrupt_ends_the_training_and_later_ones_do_not_end_the_wri
         with delay_interrupts() as raise_interrupts:
             try:
                 with raise_interrupts():
-                    os.kill(os.getpid(), number)
+                    signal.raise_signal(number)
                     time.sleep(1)
             except KeyboardInterrupt:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGTERM)
                 written.append("the tables")
         written.append("after the block")
     assert len(written) == 2
@@ -119,7 +119,7 @@ def test_an_interrupt_while_files_are_written_is_raised_afterwards():
     written = []
     with pytest.raises(KeyboardInterrupt), handle_interrupts(signal.default_int_handler):  # noqa: PT012
         with delay_interrupts():
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             written.append("the record")
         written.append("after the block")
     assert written == ["the record"]
@@ -129,14 +129,14 @@ def test_a_signal_handler_of_another_library_is_kept():
     original = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         with handle_interrupts(signal.default_int_handler), delay_interrupts():
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, original)
 
 
 def test_an_interrupt_before_the_training_is_raised_when_it_would_begin():
     with delay_interrupts() as raise_interrupts:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt), raise_interrupts():
             pass
 
