@@ -34,8 +34,9 @@ for (const table of document.querySelectorAll("table:not(.plain)")) {
   line.className = "filter";
   line.append(label, " ", matches);
   table.parentElement.before(line);
-  const texts = new Map(rows.map(row => [row, row.textContent.toLowerCase()]));
+  let texts;
   input.addEventListener("input", () => {
+    texts ??= new Map(rows.map(row => [row, row.textContent.toLowerCase()]));
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let count = 0;
     for (const row of rows) {
