@@ -77,6 +77,11 @@ class Run:
         return dict(self.record["evaluation"].get("after", {}))
 
     @property
+    def leaked(self) -> bool:
+        """True if a frozen tensor had changed when the run ended, also where it was interrupted."""
+        return bool(self.record["verdict"] == "leaked")
+
+    @property
     def state(self) -> str:
         """The run's status, such as `finished`; `running` if it left no record yet and may be in progress."""
         return "running" if self.record["reason"] == IN_PROGRESS else self.record["status"]

@@ -51,6 +51,8 @@ def answer(run_set: RunSet) -> Answer:
     headline, sentence = best or recommend(results, run_set.settings)
     if run_set.has_accuracies and not best and all(len(each.accuracies) < 2 for each in run_set.settings):
         sentence += f" {ONE_SEED}"
+    if run_set.left and headline.startswith("Use "):
+        headline = f"So far: {headline[:1].lower()}{headline[1:]}"
     return Answer(headline, sentence, left, findings, is_bad=not any(result.held for result in results))
 
 

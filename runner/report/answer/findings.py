@@ -17,6 +17,9 @@ Findings = list[tuple[str, list[str]]]
 """Pairs (heading, the lines below it), in the order of the page."""
 
 
+BASELINE_LINE = "method=none does nothing about what is declared frozen, and trains everything"
+
+
 def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findings:
     """Return the summary's findings about several runs as (heading, lines) pairs, such as (`Leaked`, a line per method).
 
@@ -26,10 +29,11 @@ def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findi
     idle_line = f"something trainable did not move in {counted(len(idle), 'run')}: {list_causes(idle, 'idle')}"
     findings: Findings = [
         ("Held", _held_lines(results)),
-        ("Leaked", [_leaked_line(result) for result in results if result.leaked]),
+        ("Leaked", [_leaked_line(result) for result in results if result.leaked and not result.trains_everything]),
         *((word.capitalize(), [line for result in results for line in _defect_lines(result, word)]) for word in DEFECTS),
         ("Trained part", _trained_part_lines(results)),
         ("Idle", [idle_line] if idle else []),
+        ("Baseline", [BASELINE_LINE] if any(result.trains_everything for result in results) else []),
     ]
     return [(heading, lines) for heading, lines in findings if lines]
 
@@ -71,8 +75,8 @@ def _held_lines(results: Sequence[MethodResults]) -> list[str]:
 
 def _leaked_line(result: MethodResults) -> str:
     """Return a line on a method that changed frozen bits: in how many runs, why, and with which overrides."""
-    overrides = distinguishing_overrides(result.leaked, result.finished)
-    runs_text = f"in {len(result.leaked)} of {counted(len(result.finished), 'run')}"
+    overrides = distinguishing_overrides(result.leaked, result.measured)
+    runs_text = f"in {len(result.leaked)} of {counted(len(result.measured), 'run')}"
     line = f"{result.method}: {runs_text}, cause: {list_causes(result.leaked, 'leaked')}"
     return f"{line}; with {overrides}" if overrides else line
 
@@ -94,6 +98,7 @@ def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
 
     One line lists the methods with the same bits. Each method with other bits has its own line, with the reasons.
     """
+    results = [result for result in results if not result.trains_everything]
     others = [result for result in results if not result.is_baseline]
     identical = [
         result.method

@@ -105,7 +105,9 @@ def compare_costs(settings: Sequence[Setting], method: str, other: str) -> str:
 
 
 def cost_text(settings: Sequence[Setting], method: str) -> str:
-    """Return what a step costs under a method: `34% of training everything`, for each setting where they differ; or "".
+    """Return what a step costs under a method, such as `34% of the FLOPs of training everything`; "" if it is not known.
+
+    Where settings differ, it is said for each.
 
     With more than MAX_COSTS settings it is the range of the costs.
     """
@@ -114,15 +116,15 @@ def cost_text(settings: Sequence[Setting], method: str) -> str:
     if not shares:
         return ""
     if len({percent_text(share) for _, share in shares}) == 1:
-        return f"{percent_text(shares[0][1])} of training everything"
+        return f"{percent_text(shares[0][1])} of the FLOPs of training everything"
     if len(shares) > MAX_COSTS:
         low, high = (percent_text(pick(share for _, share in shares)) for pick in (min, max))
-        return f"{low} to {high} of training everything, depending on the setting"
+        return f"{low} to {high} of the FLOPs of training everything, depending on the setting"
     several_sets = len({each.frozen_set for each in own}) > 1
     texts: list[str] = []
     for each, share in shares:
         name = " ".join(filter(None, (f"freeze={each.frozen_set}" * several_sets, each.context)))
-        texts.append(f"{percent_text(share)}{' of training everything' * (not texts)} with {name}")
+        texts.append(f"{percent_text(share)}{' of the FLOPs of training everything' * (not texts)} with {name}")
     return listed(texts)
 
 
@@ -155,8 +157,8 @@ def _single_method(result: MethodResults, settings: Sequence[Setting]) -> tuple[
         return f"{result.method} {headline}", lead if _trains(result) else f"{lead} No parameter was trained."
     if not result.leaked:
         return f"{result.method} is not proven", f"Of {counted(finished, 'run')}, {_ends_text(result.finished)}."
-    overrides = distinguishing_overrides(result.leaked, result.finished)
-    runs_text = f"{len(result.leaked)} of {counted(len(result.finished), 'run')}"
+    overrides = distinguishing_overrides(result.leaked, result.measured)
+    runs_text = f"{len(result.leaked)} of {counted(len(result.measured), 'run')}"
     return f"{result.method} leaked", f"It leaked in {runs_text}{', with ' + overrides if overrides else ''}."
 
 

@@ -42,7 +42,7 @@ def _headline_and_sentence(run: Run) -> tuple[str, str, bool]:
     """Return (headline, sentence, whether something is wrong) about a run that trained."""
     record = run.record
     share = percent_text(record["cost"].get("flops_share"))
-    cost = f" A step costs {share} of training everything." if share else ""
+    cost = f" A step costs {share} of the FLOPs of training everything." if share else ""
     if not run.tensors:  # its rows could not be read
         verdict = record["verdict"] if has_frozen(run) else "nothing frozen"
         return (verdict or "No verdict").capitalize(), f"The rows of its tensors could not be read.{cost}", verdict != "held"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from runner.proof.verdict import defects_of
+from runner.report.compare.costs import trains_everything
 from runner.report.compare.equivalence import BASELINE_TARGET
 from runner.runs.read import Run
 
@@ -23,9 +24,19 @@ class MethodResults:
         return [run for run in self.runs if run.finished and has_frozen(run)]
 
     @property
+    def measured(self) -> list[Run]:
+        """The finished runs, and those that were interrupted after something had leaked."""
+        return [run for run in self.runs if (run.finished and has_frozen(run)) or run.leaked]
+
+    @property
     def leaked(self) -> list[Run]:
-        """The finished runs that ended with a changed bit in a frozen tensor."""
-        return self.with_outcome("leaked")
+        """The runs that ended with a changed bit in a frozen tensor, interrupted ones too."""
+        return [run for run in self.measured if run.leaked]
+
+    @property
+    def trains_everything(self) -> bool:
+        """Whether the method is `none`, which does nothing about what is declared frozen."""
+        return trains_everything(self.runs[0])
 
     @property
     def proven(self) -> list[Run]:
@@ -37,7 +48,7 @@ class MethodResults:
 
     @property
     def held(self) -> bool:
-        """Whether at least one run is evidence that the frozen tensors held, and in no finished run they leaked."""
+        """Whether at least one run is evidence that the frozen tensors held, and in no run they leaked."""
         return bool(self.proven) and not self.leaked
 
     @property

@@ -73,9 +73,9 @@ def accuracy_text(setting: Setting) -> str:
 
 
 def cost_text(setting: Setting) -> str:
-    """Return what a step of a setting costs: `34% of training everything`, else its FLOPs, else an empty text."""
+    """Return what a step costs: `34% of the FLOPs of training everything`, else its FLOPs, else an empty text."""
     share = setting.cost.get("flops_share")
-    return f"{percent_text(share)} of training everything" if share is not None else flops_text(setting.flops)
+    return f"{percent_text(share)} of the FLOPs of training everything" if share is not None else flops_text(setting.flops)
 
 
 def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:

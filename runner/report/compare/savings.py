@@ -101,9 +101,9 @@ def _same_place(other: Setting, setting: Setting) -> bool:
 
 
 def _saves_more(other: Setting, setting: Setting) -> bool:
-    """Return whether a setting held in each run and takes fewer FLOPs than another, or as many and fewer bytes."""
+    """Return whether a setting held in each run that finished, and takes fewer FLOPs than another, or fewer bytes."""
     own, its = setting.cost.get("flops_share"), other.cost.get("flops_share")
-    if other.trains_everything or not other.is_sound or own is None or its is None:
+    if other.trains_everything or not other.held_in_all_finished or own is None or its is None:
         return False
     return (its, _kept_bytes(other) or 0) < (own, _kept_bytes(setting) or 0)
 

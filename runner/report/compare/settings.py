@@ -39,8 +39,8 @@ class Setting:
 
     @property
     def outcome(self) -> str:
-        """The worst outcome of the runs; OUTCOMES lists the outcomes, the worst first."""
-        found = {run.outcome for run in self.runs}
+        """The worst outcome of the runs, as OUTCOMES lists them; one that leaked before it was interrupted leaked."""
+        found = {"leaked" if run.leaked else run.outcome for run in self.runs}
         return next((outcome for outcome in OUTCOMES if outcome in found), "finished")
 
     @property
@@ -52,6 +52,11 @@ class Setting:
     def held(self) -> list[Run]:
         """The runs that are evidence: they finished without a defect, and every frozen bit held."""
         return [run for run in self.runs if run.outcome == "held"]
+
+    @property
+    def held_in_all_finished(self) -> bool:
+        """Whether it held in each run that finished, in at least one, and leaked in none."""
+        return bool(self.held) and len(self.held) == len(self.finished) and not any(run.leaked for run in self.runs)
 
     @property
     def one_per_seed(self) -> list[Run]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from runner.errors import listed
 from runner.report.compare.grouping import overrides_by_key, swept_keys
 from runner.report.compare.run_set import RunSet
 from runner.report.compare.settings import Setting
@@ -28,7 +29,8 @@ def rate_figures(run_set: RunSet) -> Iterator[Figure]:
             for members in _settings_by_rate(run_set, key)
             if len(members) >= LEAST_RATES
         ]
-        if not (series := [each for each in series if each.columns]):
+        series = [each for each in series if any(values != [None] for _, values in each.columns)]
+        if not series:
             continue
         name, shown = f"{what.capitalize()} by {key.lstrip('+')}", series[:MAX_CURVES]
         log = all(x > 0 for each in shown for x, _ in each.columns)
@@ -66,5 +68,5 @@ def _series(key: str, members: dict[float, Setting], by_accuracy: bool) -> Serie
 
 def _lost(series: list[Series]) -> str:
     """Return a sentence that lists the rates at which a run did not finish with a finite value; or ""."""
-    lost = {f"{x:g}": None for each in series for x, values in each.columns if None in values}
-    return f" Not drawn, because a run has no finite value there: {', '.join(lost)}." if lost else ""
+    lost = [f"{each.name} at {x:g}" for each in series for x, values in each.columns if None in values]
+    return f" Not drawn, because a run has no finite value there: {listed(lost, most=6)}." if lost else ""

@@ -13,5 +13,5 @@ def losses_section(run_set: RunSet) -> Section | None:
     figures = [*rate_figures(run_set), *filter(None, (accuracy_figure(run_set), loss_figure(run_set)))]
     if not figures:
         return None
-    heading = "Losses and accuracy" if accuracy_figure(run_set) or run_set.has_accuracies else "Losses"
+    heading = "Losses and accuracy" if accuracy_figure(run_set) else "Losses"
     return Section("losses", heading, "losses", {"figures": figures})

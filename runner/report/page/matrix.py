@@ -58,9 +58,10 @@ def matrix_section(run_set: RunSet) -> Section | None:
         name = " ".join(filter(None, (setting.method, setting.context)))
         rows.setdefault(name, {})[setting.frozen_set] = _cell(setting, numbers[id(setting)], run_set.has_accuracies)
     shown, what = columns[:MAX_COLUMNS], "accuracy on held-out data" if run_set.has_accuracies else "last training loss"
+    methods = {setting.method for setting in run_set.settings}
     caption = (
-        f"{counted(len(rows), 'method')} by what is frozen. Below the verdict: the {what}, as the mean ± standard deviation "
-        f"over the seeds where there are several; the bar is the FLOPs of a step, of those of training everything"
+        f"{counted(len(methods), 'method')} by what is frozen. Below the verdict: the {what}, as the mean ± standard "
+        f"deviation over the seeds where there are several; the bar is the FLOPs of a step, of those of training everything"
         f"{first_rows_text(len(rows), MAX_ROWS)}"
     )
     if len(columns) > MAX_COLUMNS:
@@ -80,17 +81,22 @@ def matrix_section(run_set: RunSet) -> Section | None:
 def _cell(setting: Setting, number: int, has_accuracies: bool) -> MatrixCell:
     """Return the cell of a setting; `number`: its place among the settings, which the ids of its runs have."""
     outcome, share = setting.outcome, setting.cost.get("flops_share")
+    sign = SIGNS.get(outcome, "?")
     good, total = sum(run.outcome == "held" for run in setting.runs), len(setting.runs)
-    if outcome == "held" or (good and outcome != "leaked"):
+    kind = "bad" if outcome in DEFECTS else outcome
+    if setting.trains_everything and outcome == "leaked":
+        sign, kind, verdict = "·", "quiet", "baseline"
+    elif outcome == "held" or (good and outcome != "leaked"):
+        kind = "held" if outcome == "held" else "interrupted"
         verdict = "held" if total == 1 else f"held in {good} of {total}"
     else:
-        same = sum(run.outcome == outcome for run in setting.runs)
+        same = sum(run.outcome == outcome or (outcome == "leaked" and run.leaked) for run in setting.runs)
         verdict = outcome if total == 1 else f"{outcome} in {same} of {total}"
     value = spread_text(setting.accuracies) if has_accuracies else spread_text(setting.losses)
     return MatrixCell(
         link=f"#setting-{number}",
-        kind="bad" if outcome in DEFECTS else outcome,
-        sign=SIGNS.get(outcome, "?"),
+        kind=kind,
+        sign=sign,
         verdict=verdict,
         value=value if has_accuracies or not value else f"loss {value}",
         cost=percent_text(share),
@@ -123,7 +129,7 @@ def ranking_table(ranked: Sequence[Setting]) -> PageTable:
                 *(TableCell(digits_text(number)) for number in numbers),
                 TableCell(str(len(values))),
                 TableCell(percent_text(each.cost.get("flops_share")), sort=each.cost.get("flops_share")),
-                outcome_cell(each.outcome),
+                TableCell("baseline") if each.trains_everything else outcome_cell(each.outcome),
                 TableCell(apart),
             ]
         )

@@ -38,7 +38,7 @@ def runs_table(run_set: RunSet) -> PageTable:
     columns = [Column("run"), *map(Column, keys), Column("outcome"), *(Column(verdict, True) for verdict in verdicts)]
     columns += [Column("last loss", True)]
     columns += [Column(f"held-out {key}", True) for key in measured]
-    columns += [Column("trained part")] if has_trained_part else []
+    columns += [Column("trained part, against requires_grad")] if has_trained_part else []
     columns += [Column("FLOPs, of training everything", True)] if has_shares else []
     picked = {run.label for run in pick_runs(runs)}
     rows, ids = [], []

@@ -46,7 +46,7 @@ def cost(forward: float, backward: float, saved: float) -> dict[str, float]:
 def test_the_method_that_held_and_trained_the_same_bits_is_recommended():
     write_sweep(SWEEP)
     assert (summary().headline, summary().sentence) == (
-        "Use requires_grad",
+        "So far: use requires_grad",
         "It held in 2 of 2 runs. zero_lr held too, but trained the other parameters differently.",
     )
 
@@ -144,10 +144,12 @@ def test_the_cost_is_told_for_each_setting_relative_to_training_everything():
     for freeze, share in (("fc", 1.0), ("backbone", 0.341)):
         for method in ("requires_grad", "exclude"):
             write_run(SWEEP, method, f"freeze={freeze}", cost=cost(1, 1, 1) | {"flops_share": share})
-    assert "costs 34% of training everything with freeze=backbone and 100% with freeze=fc." in summary().sentence
+    assert (
+        "costs 34% of the FLOPs of training everything with freeze=backbone and 100% with freeze=fc." in summary().sentence
+    )
     for number in range(3):
         write_run(SWEEP, "requires_grad", f"freeze=x{number}", cost=cost(1, 1, 1) | {"flops_share": 0.5})
-    assert "costs 34% to 100% of training everything, depending on the setting." in summary().sentence
+    assert "costs 34% to 100% of the FLOPs of training everything, depending on the setting." in summary().sentence
 
 
 def test_runs_that_have_not_begun_are_counted_as_not_done():
@@ -265,7 +267,9 @@ def test_a_run_whose_rows_cannot_be_read_is_not_said_to_have_frozen_nothing():
     (folder / "changes.csv").unlink()
     found = summarize_run(read_run(folder))
     assert (found.headline, found.is_bad) == ("Held", False)
-    assert found.sentence == "The rows of its tensors could not be read. A step costs 34% of training everything."
+    assert (
+        found.sentence == "The rows of its tensors could not be read. A step costs 34% of the FLOPs of training everything."
+    )
 
 
 def test_a_finished_run_whose_verdict_cannot_be_read_proves_nothing():
@@ -347,3 +351,21 @@ def test_a_users_method_is_named_by_its_class_and_one_without_a_record_by_its_ov
 def test_the_reason_of_a_failed_run_is_a_sentence_that_leaves_config_keys_as_they_are(reason, sentence):
     folder = write_run(SWEEP, status="failed", reason=reason, verdict=None, rows=(), losses=())
     assert summarize_run(read_run(folder)).sentence == sentence
+
+
+def test_a_run_that_leaked_before_it_was_interrupted_is_a_leak_of_its_method():
+    write_run(SWEEP, "zero_lr", "seed=0")
+    write_run(SWEEP, "zero_lr", "seed=1", rows=LEAKED_ROWS, status="interrupted", reason="interrupted after step 2 of 9")
+    assert summary().headline == "zero_lr leaked"
+    assert findings()["Leaked"] == ["zero_lr: in 1 of 2 runs, cause: gradient"]
+    assert [setting.outcome for setting in run_set().settings] == ["leaked"]
+    write_run(SWEEP, "exclude", "seed=0")
+    assert summary().headline == "So far: use exclude"
+
+
+def test_the_baseline_that_trains_everything_is_no_leak_and_no_nothing():
+    write_run(SWEEP, "requires_grad")
+    write_run(SWEEP, "none", rows=LEAKED_ROWS, method={"_target_": "runner.methods.none.NoMethod"}, trained_digest="other")
+    assert "Leaked" not in findings()
+    assert findings()["Baseline"] == ["method=none does nothing about what is declared frozen, and trains everything"]
+    assert "none" not in str(findings().get("Trained part"))

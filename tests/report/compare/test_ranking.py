@@ -140,7 +140,7 @@ def test_a_run_that_did_not_finish_has_no_part_in_the_ranking_and_its_setting_is
     write_setting("requires_grad", "backbone", 0.90, 0.92)
     write_setting("requires_grad", "head", 0.70, 0.72)
     assert {each.name: each.accuracies for each in run_set().ranked}["zero_lr backbone"] == [0.98, 0.99]
-    assert summarize().headline == "Use requires_grad backbone"
+    assert summarize().headline == "So far: use requires_grad backbone"
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_a_rate_at_which_a_run_became_nan_is_not_drawn_and_named():
         write_run(SWEEP, "zero_lr", f"optimizer.lr={rate}", losses=(2.0, loss), loss_last=last)
     figure = figures()["Last training loss by optimizer.lr"]
     assert [point[1] for point in figure.chart.curves[0].curve.points] == [1.0, 2.0, None]
-    assert "Not drawn, because a run has no finite value there: 10." in figure.caption
+    assert "Not drawn, because a run has no finite value there: zero_lr at 10." in figure.caption
 
 
 @pytest.mark.parametrize("rates", [("0.1", "1"), ("a", "b", "c"), ("nan", "1", "2")])
