@@ -70,7 +70,13 @@ def test_there_is_one_way_to_call_the_program_and_it_needs_an_activated_environm
         assert not re.findall(r"(?<!eval \"\$\()freeze-runner (?:-m |\w+=\w+ \w+=)", text), name
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(each, marks=pytest.mark.long if re.search(r"launch=(ray|slurm)", each) else ())  # needs an extra
+        for each in COMMANDS
+    ],
+)
 def test_the_arguments_of_every_command_of_the_docs_can_be_composed(command):
     arguments = shlex.split(command.split("python -m runner ")[1], comments=True)
     with hydra_initialized():

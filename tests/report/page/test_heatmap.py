@@ -11,7 +11,7 @@ from runner.report.compare.costs import UNFROZEN_TARGET
 from runner.report.page import heatmap
 from runner.report.page.heatmap import heatmap_cell, heatmap_section
 from runner.runs.tables import tensor_row
-from tests.report.page.browser.reading import contrast
+from tests.report.page.colours import contrast
 from tests.report.page.parsing import section_of, text_of
 from tests.report.page.reports import SWEEP, read_sweep
 from tests.run_folders import HELD_ROWS, change_row, write_run, write_sweep

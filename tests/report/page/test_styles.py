@@ -7,6 +7,7 @@ import re
 import pytest
 
 from runner.report.page.render import styles
+from tests.report.page.colours import contrast
 
 TEXT = ("ink", "quiet", "link", "good", "bad", "warn")
 GROUNDS = ("ground", "band")
@@ -21,21 +22,6 @@ def themes() -> dict[str, dict[str, str]]:
         blocks[theme] += block
     found = {theme: dict(re.findall(r"--([\w-]+):\s*(#[0-9a-fA-F]{3,8})", block)) for theme, block in blocks.items()}
     return {theme: found["light"] | values for theme, values in found.items()}
-
-
-def luminance(colour: str) -> float:
-    """Return the relative luminance of a hexadecimal colour, as WCAG 2 defines it."""
-    digits = colour.lstrip("#")
-    digits = "".join(digit * 2 for digit in digits) if len(digits) == 3 else digits
-    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
-    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one: str, other: str) -> float:
-    """Return the contrast of two colours, from 1 to 21, as WCAG 2 defines it."""
-    low, high = sorted([luminance(one), luminance(other)])
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark", "print"])

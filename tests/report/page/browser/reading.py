@@ -1,8 +1,6 @@
-"""What the browser tests read off a page: cells of its tables, and the contrast of its colours."""
+"""What the browser tests read off a page: cells of its tables; and how it is shown."""
 
 from __future__ import annotations
-
-import re
 
 from selenium.webdriver.common.by import By
 
@@ -31,19 +29,6 @@ def column(browser, table: str, name: str) -> int:
     """The number of the column whose name begins with `name`, from 1."""
     found = browser.find_elements(By.CSS_SELECTOR, f"#{table} thead th")
     return 1 + next(number for number, element in enumerate(found) if element.text.startswith(name))
-
-
-def luminance(colour: str) -> float:
-    """The relative luminance of a CSS colour, as WCAG 2 defines it."""
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one: str, other: str) -> float:
-    """The contrast of two CSS colours, from 1 to 21, as WCAG 2 defines it; text needs 4.5."""
-    low, high = sorted([luminance(one), luminance(other)])
-    return (high + 0.05) / (low + 0.05)
 
 
 def set_theme(browser, theme: str) -> None:

@@ -9,7 +9,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from runner.report.files import write_run_page, write_sweep_files
-from tests.report.page.browser.reading import contrast, set_size, set_theme
+from tests.report.page.browser.reading import set_size, set_theme
+from tests.report.page.colours import contrast
 from tests.report.page.test_costs import CHEAP, DEAR
 from tests.run_folders import change_row, write_run
 

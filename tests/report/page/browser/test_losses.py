@@ -12,7 +12,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from runner.report.files import write_sweep_files
 from runner.sweep.live import LiveReport
-from tests.report.page.browser.reading import HOSTILE, contrast, set_size, set_theme, texts
+from tests.report.page.browser.reading import HOSTILE, set_size, set_theme, texts
+from tests.report.page.colours import contrast
 from tests.run_folders import write_run
 
 pytestmark = pytest.mark.long

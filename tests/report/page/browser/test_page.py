@@ -10,14 +10,15 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from runner.report.files import write_run_page, write_sweep_files
-from tests.report.page.browser.reading import HOSTILE, column, heading, luminance, texts
+from tests.report.page.browser.reading import HOSTILE, column, heading, texts
+from tests.report.page.colours import luminance
 from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run
 
 pytestmark = pytest.mark.long
 
 
 def test_the_page_opens_without_errors_and_without_requests(opened, sweep):
-    assert opened(sweep).find_element(By.TAG_NAME, "h1").text == "Use requires_grad"
+    assert opened(sweep).find_element(By.TAG_NAME, "h1").text == "So far: use requires_grad"
 
 
 def test_the_page_contains_no_address_to_load(sweep):
