@@ -17,6 +17,8 @@ Findings = list[tuple[str, list[str]]]
 """Pairs (heading, the lines below it), in the order of the page."""
 
 
+DRIFTED = "buffers that were not frozen, such as the statistics of BatchNorm, changed"
+DRIFT_IS_NORMAL = "that is normal in train mode, and freeze.buffers=frozen stops it"
 BASELINE_LINE = "method=none does nothing about what is declared frozen, and trains everything"
 
 
@@ -27,12 +29,15 @@ def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findi
     """
     idle = [run for run in runs if run.finished and run.record["counts"]["idle"]]
     idle_line = f"something trainable did not move in {counted(len(idle), 'run')}: {list_causes(idle, 'idle')}"
+    drifted = [run for run in runs if run.finished and run.record["counts"]["drifted"]]
+    drifted_line = f"{DRIFTED} in {len(drifted):,} of {counted(sum(run.finished for run in runs), 'run')}; {DRIFT_IS_NORMAL}"
     findings: Findings = [
         ("Held", _held_lines(results)),
         ("Leaked", [_leaked_line(result) for result in results if result.leaked and not result.trains_everything]),
         *((word.capitalize(), [line for result in results for line in _defect_lines(result, word)]) for word in DEFECTS),
         ("Trained part", _trained_part_lines(results)),
         ("Idle", [idle_line] if idle else []),
+        ("Drifted", [drifted_line] if drifted else []),
         ("Baseline", [BASELINE_LINE] if any(result.trains_everything for result in results) else []),
     ]
     return [(heading, lines) for heading, lines in findings if lines]

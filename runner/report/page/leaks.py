@@ -40,6 +40,11 @@ class Case:
     advice: dict[str, Advice] = field(default_factory=dict)
 
     @property
+    def what_happened(self) -> str:
+        """What its tensors did, in a word: `leaked`, `idle`, or `moved` under the baseline."""
+        return "moved" if self.cause == BASELINE else self.verdict
+
+    @property
     def rank(self) -> tuple[bool, bool, int]:
         """A sort key: leaks first, those of the baseline after the others, those of many tensors before those of few."""
         return self.verdict != "leaked", self.cause == BASELINE, -len(self.found)
@@ -88,8 +93,7 @@ def _case_data(case: Case, number: int) -> dict[str, object]:
         "verdict": case.verdict,
         "is_bad": case.cause != BASELINE,
         "title": case.cause.replace("|", " with "),
-        "count": f"{counted(len(case.found), 'tensor')} {'moved' if case.cause == BASELINE else case.verdict} "
-        f"in {counted(len(case.runs), 'run')}",
+        "count": f"{counted(len(case.found), 'tensor')} {case.what_happened} in {counted(len(case.runs), 'run')}",
         "meaning": advice.meaning,
         "fix": advice.fix,
         "overrides": [
@@ -127,7 +131,7 @@ def _table(case: Case, key: str) -> PageTable:
     order = ", the largest change first" if case.verdict == "leaked" else ""
     kinds = {row.kind for rows in case.found.values() for _, row in rows}
     what_kind = kinds.pop() if len(kinds) == 1 else "tensor"
-    what_moved = f"{case.cause.replace('|', ' with ')}: {counted(len(case.found), what_kind)} {case.verdict}"
+    what_moved = f"{case.cause.replace('|', ' with ')}: {counted(len(case.found), what_kind)} {case.what_happened}"
     return PageTable(key, f"{what_moved}{order}{first_rows_text(len(lines), MAX_MODULE_ROWS)}", columns, rows)
 
 

@@ -60,6 +60,10 @@ def test_the_findings_list_which_methods_held_leaked_trained_other_bits_and_how_
             "other bits: none, in 2 of 2 runs (the frozen part leaked)",
             "other bits: zero_lr, in 2 of 2 runs (clipping: the frozen part's gradients enter the norm)",
         ],
+        "Drifted": [
+            "buffers that were not frozen, such as the statistics of BatchNorm, changed in 6 of 6 runs; that is normal in "
+            "train mode, and freeze.buffers=frozen stops it"
+        ],
     }
     assert summary().left == "1 of 7 runs is not done: 1 failed."
 
