@@ -43,12 +43,12 @@ def write_sweep_files(sweep: Path, kept: dict[Path, Run] | None = None) -> RunSe
 def read_sweep(sweep: Path, kept: dict[Path, Run] | None = None) -> RunSet:
     """Read the runs in a sweep's folder, and what it was to run.
 
-    `kept`: {folder: run} of runs that were read before. Those that have ended are not read again, and the dict gets those
-    that have ended since.
+    `kept`: {folder: run} of runs that were read before and had finished: they are not read again, and the dict gets those
+    that have finished since. Any other run is read again, since a sweep that is resumed may carry it out again.
     """
     kept = {} if kept is None else kept
     runs = [kept.get(folder) or read_run(folder) for folder in run_folders(sweep)]
-    kept |= {run.folder: run for run in runs if run.ended}
+    kept |= {run.folder: run for run in runs if run.finished and not run.problems}
     return RunSet.of(runs, printable(sweep.resolve().name), sweep, planned=read_planned(sweep))
 
 

@@ -87,11 +87,6 @@ class Run:
         return "running" if self.record["reason"] == IN_PROGRESS else self.record["status"]
 
     @property
-    def ended(self) -> bool:
-        """True if the run left a `run.json` that can be read, so that its files do not change any more."""
-        return self.record["reason"] not in (IN_PROGRESS, KILLED)
-
-    @property
     def finished(self) -> bool:
         """True if the run trained to its end, so that its status is `finished`."""
         return bool(self.record["status"] == "finished")

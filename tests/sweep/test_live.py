@@ -73,6 +73,19 @@ def test_a_run_that_was_read_in_progress_is_read_again_when_it_has_ended():
     assert set(live.kept) == {folder}
 
 
+@pytest.mark.parametrize("status", ["failed", "interrupted", "skipped"])
+def test_a_run_that_did_not_finish_is_read_again_since_a_resumed_sweep_carries_it_out_again(status):
+    first = write_run(SWEEP, "zero_lr", name="run", status=status, reason="boom", verdict=None, rows=(), losses=())
+    live = LiveReport(SWEEP, 1)
+    live.write()
+    shutil.rmtree(first)
+    write_run(SWEEP, "zero_lr", name="run")
+    write_sweep_files(SWEEP, live.kept)
+    (row,) = read_table(SWEEP / "comparison.csv")
+    assert (row["status"], row["reason"], row["outcome"]) == ("finished", "", "held")
+    assert "boom" not in PAGE.read_text()
+
+
 def test_a_folder_that_hydra_made_for_a_run_that_has_not_begun_is_not_a_failure():
     begun, waiting = write_run(SWEEP, "zero_lr"), write_run(SWEEP, "none")
     (waiting / "run.json").unlink()
