@@ -84,7 +84,9 @@ def write_run(
     (folder / RECORD).write_text(json.dumps(full_record))
     (folder / LOG).write_text("a log\n")
     target = full_record["method"].get("_target_")
-    (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\nmethod:\n  _target_: {target}\n")
+    given = (text.lstrip("+~").partition("=") for text in overrides if not text.startswith(("method=", "seed=")))
+    composed = "".join(f"{json.dumps(key)}: {json.dumps(value)}\n" for key, _, value in given)
+    (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\nmethod:\n  _target_: {target}\n{composed}")
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {json.dumps(text)}\n" for text in overrides))
     if full_record["status"] in ("finished", "interrupted"):
         (folder / CHANGES).write_text(csv_text(CHANGE_COLUMNS, rows))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from runner.report.answer.findings import Findings, all_findings
 from runner.report.answer.recommend import recommend
 from runner.report.answer.single import describe_run
-from runner.report.compare.ranking import ONE_SEED, best_setting
+from runner.report.compare.ranking import best_setting, caution
 from runner.report.compare.run_set import RunSet
 from runner.runs.text import counted
 
@@ -49,8 +49,8 @@ def answer(run_set: RunSet) -> Answer:
         return Answer(f"{finished:,} of {counted(run_set.total, 'run')} finished", sentence, left, findings)
     best = best_setting(run_set.ranked) if run_set.has_accuracies else None
     headline, sentence = best or recommend(results, run_set.settings)
-    if run_set.has_accuracies and not best and all(len(each.accuracies) < 2 for each in run_set.settings):
-        sentence += f" {ONE_SEED}"
+    if run_set.has_accuracies and not best and (text := caution(run_set.ranked)):
+        sentence += f" {text}"
     if run_set.left and headline.startswith("Use "):
         headline = f"So far: {headline[:1].lower()}{headline[1:]}"
     return Answer(headline, sentence, left, findings, is_bad=not any(result.held for result in results))

@@ -104,7 +104,7 @@ def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
     One line lists the methods with the same bits. Each method with other bits has its own line, with the reasons.
     """
     results = [result for result in results if not result.trains_everything]
-    others = [result for result in results if not result.is_baseline]
+    others = [result for result in results if not result.is_requires_grad]
     identical = [
         result.method
         for result in others

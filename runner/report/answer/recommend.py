@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from runner.display.units import percent_text
 from runner.errors import listed
 from runner.proof.verdict import defects_of
 from runner.report.answer.findings import distinguishing_overrides
 from runner.report.compare.costs import BYTES_KEYS, total_flops
-from runner.report.compare.methods import MethodResults, has_frozen
-from runner.report.compare.settings import Setting
+from runner.report.compare.methods import MethodResults, has_frozen, trains_something
+from runner.report.compare.settings import Place, Setting
 from runner.runs.read import Run
 from runner.runs.text import counted, shortened
 
@@ -25,6 +26,9 @@ ENDS = {  # outcome of a run: how it ended, as part of a sentence
     "held": "held",
 }
 
+CostTable: TypeAlias = "dict[str, dict[Place, tuple[float, ...]]]"
+"""{method: {place: the costs of a step}}"""
+
 
 def recommend(results: Sequence[MethodResults], settings: Sequence[Setting]) -> tuple[str, str]:
     """Return (headline, explaining sentence) that say which method to use.
@@ -34,7 +38,8 @@ def recommend(results: Sequence[MethodResults], settings: Sequence[Setting]) -> 
     first. `settings`: all settings of the report; costs are compared where only the method differs.
 
     A run with a defect, such as `nothing trained`, never counts in favour of a method. If there is only one method, if none
-    kept every frozen bit in all runs, or if those that did had nothing to train, the texts say how the methods did.
+    kept every frozen bit in all runs, or if those that did had nothing to train or prove it in fewer than half of their
+    runs, the texts say how the methods did.
     """
     if len(results) == 1:
         return _single_method(results[0], settings)
@@ -44,26 +49,26 @@ def recommend(results: Sequence[MethodResults], settings: Sequence[Setting]) -> 
     if not any(map(_trains, held)):
         methods = _names([result.method for result in held])
         return "Held, but nothing was trained", f"{methods} kept every frozen bit, in runs that trained no parameter."
-    best = best_methods(held)
-    chosen = cheapest_method(settings, best)
+    best = best_methods(held, settings)
+    if not best:
+        return "No method is proven", " ".join(f"{each.method} held in {_finished_text(each)}." for each in held[:MAX_COSTS])
+    costs = cost_table(settings)
+    chosen = cheapest_method(costs, best)
     others = [result.method for result in best if result is not chosen]
     parts = [f"held in {_finished_text(chosen)}"]
-    if others and all(result.with_trained_part("identical") for result in best if result.method in others):
+    if others and all(result.trained_same_bits for result in best):
         parts.append(f"trained the rest to the same bits as {_names(others)}")
     if cost := cost_text(settings, chosen.method):
         parts.append(f"costs {cost}")
-    sentence = f"It {listed(parts)}."
-    if others:
-        return f"Use {_names([chosen.method])}", f"{sentence} {_against_others(settings, chosen.method, others)}"
-    worse = [result for result in results if result.finished and not result.leaked and result is not chosen]
-    return f"Use {_names([chosen.method])}", f"{sentence} {_capitalized(_why_others_are_worse(worse))}."
+    against = _against_others(costs, chosen.method, others) if others else _why_others_are_worse(results, chosen)
+    return f"Use {_names([chosen.method])}", f"It {listed(parts)}. {against}".rstrip()
 
 
-def _against_others(settings: Sequence[Setting], chosen: str, others: Sequence[str]) -> str:
+def _against_others(costs: CostTable, chosen: str, others: Sequence[str]) -> str:
     """Return a sentence on the methods that did as well as the chosen one, with what they cost compared with it."""
     by_relation: dict[str, list[str]] = {}
     for other in others:
-        by_relation.setdefault(compare_costs(settings, other, chosen), []).append(other)
+        by_relation.setdefault(compare_costs(costs, other, chosen), []).append(other)
     texts = {
         "same": "at the same cost",
         "dearer": "at a higher cost",
@@ -75,33 +80,41 @@ def _against_others(settings: Sequence[Setting], chosen: str, others: Sequence[s
     return f"Held too: {'; '.join(parts)}."
 
 
-def cheapest_method(settings: Sequence[Setting], best: Sequence[MethodResults]) -> MethodResults:
+def cheapest_method(costs: CostTable, best: Sequence[MethodResults]) -> MethodResults:
     """Return that method of `best` than which none is cheaper; of several `requires_grad`, else the first."""
     cheapest = [
         result
         for result in best
-        if not any(compare_costs(settings, other.method, result.method) == "cheaper" for other in best)
+        if not any(compare_costs(costs, other.method, result.method) == "cheaper" for other in best)
     ]
-    return next((result for result in cheapest if result.is_baseline), (cheapest or list(best))[0])
+    return next((result for result in cheapest if result.is_requires_grad), (cheapest or list(best))[0])
 
 
-def compare_costs(settings: Sequence[Setting], method: str, other: str) -> str:
-    """Return whether a method is `cheaper` than another, `dearer`, the `same`, `mixed`, or `unknown`.
+def cost_table(settings: Sequence[Setting]) -> CostTable:
+    """Return {method: {place: the costs of a step}} of the settings whose FLOPs are known.
 
-    Compared is only where the method alone differs and both costs are known, setting by setting, and nothing is averaged:
-    the FLOPs of a step, then the bytes saved for backward, those of gradients, and those of optimizer state. `mixed`: it is
-    cheaper in one setting and dearer in another.
+    The costs are the FLOPs, then the bytes saved for backward, those of gradients, and those of optimizer state.
     """
-    costs: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {}
+    table: dict[str, dict[Place, tuple[float, ...]]] = {}
     for setting in settings:
         if (flops := total_flops(setting.cost)) is not None:
             cost = (flops, *(setting.cost.get(key) or 0.0 for key in BYTES_KEYS))
-            costs.setdefault((setting.frozen_set, setting.context), {})[setting.method] = cost
-    pairs = [(known[method], known[other]) for known in costs.values() if method in known and other in known]
-    signs = {(own > its) - (own < its) for own, its in pairs} - {0}
+            table.setdefault(setting.method, {})[setting.place] = cost
+    return table
+
+
+def compare_costs(costs: CostTable, method: str, other: str) -> str:
+    """Return whether a method is `cheaper` than another, `dearer`, the `same`, `mixed`, or `unknown`.
+
+    Compared is only where the method alone differs and both costs are known, setting by setting, and nothing is averaged.
+    `mixed`: it is cheaper in one setting and dearer in another.
+    """
+    own, its = costs.get(method, {}), costs.get(other, {})
+    places = own.keys() & its.keys()
+    signs = {(own[place] > its[place]) - (own[place] < its[place]) for place in places} - {0}
     if len(signs) == 2:
         return "mixed"
-    return {1: "dearer", -1: "cheaper", 0: "same"}[signs.pop() if signs else 0] if pairs else "unknown"
+    return {1: "dearer", -1: "cheaper", 0: "same"}[signs.pop() if signs else 0] if places else "unknown"
 
 
 def cost_text(settings: Sequence[Setting], method: str) -> str:
@@ -128,23 +141,31 @@ def cost_text(settings: Sequence[Setting], method: str) -> str:
     return listed(texts)
 
 
-def best_methods(held: Sequence[MethodResults]) -> list[MethodResults]:
-    """Return the best of `held`, methods that kept every frozen bit in all finished runs.
+def best_methods(held: Sequence[MethodResults], settings: Sequence[Setting]) -> list[MethodResults]:
+    """Return the best of `held`, methods that leaked in no run; none if each proves that in fewer than half of its runs.
 
-    Three conditions are checked: (a) all runs of the method finished without a defect; (b) in none of its finished runs do
+    Three conditions are checked: (a) the method did not fall short (`_falls_short`); (b) in none of its finished runs do
     the trainable parameters differ from those under `requires_grad`; (c) no frozen tensor changed for a while and got its
     old bits back. The methods that meet a, b and c are returned; if there are none, those that meet a and b; else those that
-    meet b; else those that meet a; else all.
+    meet a; else those that meet b; else all.
     """
-    for condition in (
-        lambda result: result.complete and not result.with_trained_part("differs") and not result.returned,
-        lambda result: result.complete and not result.with_trained_part("differs"),
-        lambda result: not result.with_trained_part("differs"),
-        lambda result: result.complete,
-    ):
-        if found := [result for result in held if condition(result)]:
-            return found
-    return list(held)
+    proven = [result for result in held if 2 * len(result.proven) >= len(result.finished)]
+    places = {run.label: (each.place, run.record["seed"]) for each in settings for run in each.runs}
+    sound = [result for result in proven if not _falls_short(result, held, places)]
+    same = [result for result in sound if not result.with_trained_part("differs")]
+    unmoved = [result for result in same if not result.returned]
+    return unmoved or same or sound or [result for result in proven if not result.with_trained_part("differs")] or proven
+
+
+def _falls_short(result: MethodResults, held: Sequence[MethodResults], places: Mapping[str, object]) -> bool:
+    """Return whether a run of a method failed, was skipped or has a defect where another method of `held` is proven.
+
+    What no other method was tried with, such as a learning rate, is not held against it. `places`: {run label: what the run
+    was told besides the method}.
+    """
+    proven = {places[run.label] for other in held if other is not result for run in other.proven}
+    unproven = (run for run in result.runs if run.outcome not in ("held", "interrupted") and run.state != "running")
+    return any(places[run.label] in proven for run in unproven)
 
 
 def _single_method(result: MethodResults, settings: Sequence[Setting]) -> tuple[str, str]:
@@ -163,9 +184,8 @@ def _single_method(result: MethodResults, settings: Sequence[Setting]) -> tuple[
 
 
 def _trains(result: MethodResults) -> bool:
-    """Return whether a parameter was trained in a run in which the method held, as far as `run.json` gives the counts."""
-    counts = [run.record["counts"] for run in result.proven]
-    return any(each["trained"] or not any(each.values()) for each in counts)
+    """Return whether a parameter was trained in a run in which the method held."""
+    return any(map(trains_something, result.proven))
 
 
 def _no_method_held(results: Sequence[MethodResults]) -> tuple[str, str]:
@@ -197,24 +217,29 @@ def _ends_text(runs: Sequence[Run]) -> str:
     return listed([f"{number:,} {end}" for end, number in count.most_common()])
 
 
-def _why_others_are_worse(others: Sequence[MethodResults]) -> str:
-    """Return why the methods in `others` are not recommended, although in none of their runs something leaked."""
-    differing = [result.method for result in others if result.with_trained_part("differs")]
-    returned = [result.method for result in others if result.returned and not result.with_trained_part("differs")]
-    defective = [result.method for result in others if any(defects_of(run.record) for run in result.finished)]
-    incomplete = [result.method for result in others if result.method not in (*differing, *returned, *defective)]
+def _why_others_are_worse(results: Sequence[MethodResults], chosen: MethodResults) -> str:
+    """Return a sentence that says why the other methods are not recommended; "" if there is none but the baseline."""
+    others = [each for each in results if each is not chosen and each.measured and not each.trains_everything]
+    leaked = [each.method for each in others if each.leaked]
+    kept = [each for each in others if not each.leaked]
+    differing = [each.method for each in kept if each.with_trained_part("differs")]
+    returned = [each.method for each in kept if each.returned and not each.with_trained_part("differs")]
+    defective = [each.method for each in kept if any(defects_of(run.record) for run in each.finished)]
+    incomplete = [each.method for each in kept if each.method not in (*differing, *returned, *defective)]
     reasons = [
-        f"{listed(differing)} held too, but trained the other parameters differently" if differing else "",
-        f"{listed(returned)} put back what had moved" if returned else "",
-        f"some runs of {listed(defective)} prove nothing" if defective else "",
-        f"{listed(incomplete)} did not finish all runs" if incomplete else "",
+        f"{_names(differing)} held too, but trained the other parameters differently" if differing else "",
+        f"{_names(returned)} put back what had moved" if returned else "",
+        f"some runs of {_names(defective)} prove nothing" if defective else "",
+        f"{_names(incomplete)} did not finish all runs" if incomplete else "",
+        f"{_names(leaked)} leaked" if leaked else "",
     ]
-    return "; ".join(filter(None, reasons)) or "no other method with finished runs held"
+    text = "; ".join(filter(None, reasons))
+    return f"{_capitalized(text)}." if text else ""
 
 
 def _capitalized(text: str) -> str:
     """Return a text that is part of a sentence with a capital letter, unless it begins with the name of a method."""
-    return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
+    return f"S{text[1:]}" if text.startswith("some runs") else text
 
 
 def _names(methods: Sequence[str]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from runner.contract import Record
 from runner.proof.verdict import defects_of
+from runner.runs.read import Run
 
-BASELINE_TARGET = "runner.methods.requires_grad.RequiresGrad"
+REQUIRES_GRAD_TARGET = "runner.methods.requires_grad.RequiresGrad"
 COUPLING_TEXTS = {
     "clip": "clipping: the frozen part's gradients enter the norm",
     "optimizer": "the optimizer's step looks across tensors, the frozen part's gradients among them",
@@ -26,21 +27,21 @@ def compare_trained_parts(
     A run is compared with the finished run of `method=requires_grad` that has otherwise the same config and origin. If there
     is no such run, it is compared with one of another origin, or else with another value of `freeze.buffers`.
     """
-    baselines: dict[tuple[object, ...], Record] = {}
+    references: dict[tuple[object, ...], Record] = {}
     for label, record in records.items():
-        if _is_baseline(record):
+        if _is_reference(record):
             for key in _from_near_to_far(record, (origins or {}).get(label, {})):
-                baselines.setdefault(key, record)
+                references.setdefault(key, record)
     compared = {}
     for label, record in records.items():
         near = _from_near_to_far(record, (origins or {}).get(label, {}))
-        baseline = next((baselines[key] for key in near if key in baselines), None)
-        if baseline is None or not _is_comparable(record):
+        reference = next((references[key] for key in near if key in references), None)
+        if reference is None or not _is_comparable(record):
             compared[label] = ("", "")
-        elif record["trained_digest"] == baseline["trained_digest"]:
+        elif record["trained_digest"] == reference["trained_digest"]:
             compared[label] = ("identical", "")
         else:
-            compared[label] = ("differs", _why_different(record, baseline))
+            compared[label] = ("differs", _why_different(record, reference))
     return compared
 
 
@@ -50,14 +51,19 @@ def _from_near_to_far(record: Record, origin: Mapping[str, str]) -> list[tuple[o
     return [(setting, buffers, where), (setting, buffers), (setting, "any", where), (setting, "any")]
 
 
-def _is_baseline(record: Record) -> bool:
+def is_requires_grad(run: Run) -> bool:
+    """Return whether a run's method is `requires_grad`, whose runs those of the other methods are compared with."""
+    return str(run.record["method"].get("_target_", "")) == REQUIRES_GRAD_TARGET
+
+
+def _is_reference(record: Record) -> bool:
     """Return whether a run is one that the runs of other methods are compared with.
 
     True if the run finished without a defect (`defects_of`), its method is `requires_grad` without the option `clean`, and
     its `run.json` has the hashes that the comparison needs. `record`: the content of that `run.json`.
     """
     method = record.get("method", {})
-    if method.get("_target_") != BASELINE_TARGET or method.get("clean"):
+    if method.get("_target_") != REQUIRES_GRAD_TARGET or method.get("clean"):
         return False
     return _is_comparable(record) and bool(record.get("setting"))  # records of old versions have no setting
 
@@ -69,19 +75,19 @@ def _is_comparable(record: Record) -> bool:
     return bool(finished and has_trained and record["trained_digest"] and not defects_of(record))
 
 
-def _why_different(record: Record, baseline: Record) -> str:
+def _why_different(record: Record, reference: Record) -> str:
     """Return why the trainable parameters of a run differ from those of its `requires_grad` run, or `unknown`.
 
-    `record`, `baseline`: the content of the `run.json` of the run and of its `requires_grad` run.
+    `record`, `reference`: the content of the `run.json` of the run and of its `requires_grad` run.
     """
     if record["verdict"] == "leaked":
         return "the frozen part leaked"
-    if baseline["verdict"] == "leaked":
+    if reference["verdict"] == "leaked":
         return "the frozen part leaked under requires_grad"
     for key in ("device", "threads", "versions"):
-        if record[key] != baseline[key]:
+        if record[key] != reference[key]:
             return f"run with other {key}"
-    if record["buffers"] != baseline["buffers"]:
+    if record["buffers"] != reference["buffers"]:
         return "BatchNorm and dropout in eval mode (freeze.buffers) in one of the two"
-    own_couplings = [word for word in record.get("couplings", ()) if word not in baseline.get("couplings", ())]
+    own_couplings = [word for word in record.get("couplings", ()) if word not in reference.get("couplings", ())]
     return "; ".join(COUPLING_TEXTS.get(word, word) for word in own_couplings) or "unknown"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from runner.proof.verdict import defects_of
 from runner.report.compare.costs import trains_everything
-from runner.report.compare.equivalence import BASELINE_TARGET
+from runner.report.compare.equivalence import is_requires_grad
 from runner.runs.read import Run
 
 
@@ -62,9 +62,14 @@ class MethodResults:
         return any(run.record["counts"]["returned"] for run in self.proven)
 
     @property
-    def is_baseline(self) -> bool:
+    def is_requires_grad(self) -> bool:
         """Whether the method is `requires_grad`; the runs of all other methods are compared with its runs."""
-        return bool(self.runs[0].record["method"].get("_target_") == BASELINE_TARGET)
+        return is_requires_grad(self.runs[0])
+
+    @property
+    def trained_same_bits(self) -> bool:
+        """Whether in each run that finished the trainable parameters end with the same bits as under `requires_grad`."""
+        return bool(self.finished) and len(self.with_trained_part("identical")) == len(self.finished)
 
     def with_outcome(self, outcome: str) -> list[Run]:
         """Return the finished runs with this outcome, such as `held` or `loss not finite`."""
@@ -77,6 +82,12 @@ class MethodResults:
         not.
         """
         return [run for run in self.finished if self.trained_parts[run.label][0] == word]
+
+
+def trains_something(run: Run) -> bool:
+    """Return whether a parameter was trained in a run; True if `run.json` does not give the numbers of tensors."""
+    counts = run.record["counts"]
+    return bool(counts["trained"]) or not any(counts.values())
 
 
 def has_frozen(run: Run) -> bool:

@@ -7,23 +7,29 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from runner.display.units import digits_text, flops_text, percent_text
-from runner.report.compare.equivalence import BASELINE_TARGET
-from runner.report.compare.grouping import swept_keys
-from runner.report.compare.methods import has_frozen
 from runner.report.compare.settings import OUTCOMES, Setting, names_of
-from runner.runs.read import Run
 
-# Keys of `data` and `task` that change what is trained on, but not what is held out, or how it is measured.
-SAME_HELD_OUT = ("data.epochs", "data.batch_size", "data.workers", "data.drop_last")
+HELD_OUT_NODES = ("data", "task")  # of the config: what is held out, and how it is measured
+HELD_OUT_KEYS = ("model.input", "model.classes")  # by which synthetic data is made
+# Keys of `data` that change what is trained on, but not what is held out.
+SAME_HELD_OUT = ("data.epochs", "data.batch_size", "data.workers", "data.drop_last", "data.shuffle")
+MAX_CHANCE = 0.1  # of two ranges that do not overlap although nothing differs
 ONE_SEED = "With one seed the accuracies do not say which is better: give several, such as seed=0,1,2."
+FEW_SEEDS = "With so few seeds the accuracies do not say which is better: give at least three, such as seed=0,1,2."
 
 
-def can_compare_accuracies(runs: Sequence[Run]) -> bool:
-    """Return whether some run has an accuracy, and all were measured on the same held-out data, as the overrides say."""
-    nodes = {key: key.lstrip("+~").split(".")[0] for key in swept_keys(runs)} if len(runs) > 1 else {}
-    if any(node in ("data", "task") and key.lstrip("+~") not in SAME_HELD_OUT for key, node in nodes.items()):
-        return False
-    return any(run.held_out.get("accuracy") is not None for run in runs if run.finished)
+def can_compare_accuracies(settings: Sequence[Setting]) -> bool:
+    """Return whether some setting has an accuracy, and all were measured on the same held-out data, as the configs say."""
+    return len({_held_out_key(each) for each in settings if each.accuracies}) == 1
+
+
+def _held_out_key(setting: Setting) -> frozenset[tuple[str, str]]:
+    """Return those items of a setting's config that say what is held out, and how it is measured."""
+    return frozenset(
+        (key, value)
+        for key, value in setting.place.context
+        if (key.split(".")[0] in HELD_OUT_NODES and key not in SAME_HELD_OUT) or key in HELD_OUT_KEYS
+    )
 
 
 def rank(settings: Sequence[Setting], by_accuracy: bool) -> list[Setting]:
@@ -40,17 +46,30 @@ def rank(settings: Sequence[Setting], by_accuracy: bool) -> list[Setting]:
             return not each.is_sound, -fmean(each.accuracies) if each.accuracies else math.inf, *_costs(each)
 
         return sorted(settings, key=merit)
-    places = {(each.context, each.frozen_set): number for number, each in reversed(list(enumerate(settings)))}
+    places = {each.place: number for number, each in reversed(list(enumerate(settings)))}
 
     def place(each: Setting) -> tuple[float, ...]:
-        return places[each.context, each.frozen_set], -OUTCOMES.index(each.outcome), *_costs(each), not _is_baseline(each)
+        return places[each.place], not each.is_sound, -OUTCOMES.index(each.outcome), *_costs(each), not each.is_requires_grad
 
     return sorted(settings, key=place)
 
 
 def told_apart(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Return whether both have several values, one for each seed, and their ranges do not overlap."""
-    return min(len(one), len(other)) > 1 and (min(one) > max(other) or max(one) < min(other))
+    """Return whether the ranges of two samples, one value for each seed, do not overlap, and there are enough values.
+
+    There are enough if such ranges would be apart by chance in at most one of ten cases, as with three and three seeds.
+    """
+    if not one or not other or chance_of_gap(len(one), len(other)) > MAX_CHANCE:
+        return False
+    return min(one) > max(other) or max(one) < min(other)
+
+
+def chance_of_gap(one: int, other: int) -> float:
+    """Return how probable it is that all of `one` values lie above or below all of `other` values of the same distribution.
+
+    Of the equally probable orders of all values, two have the two samples apart.
+    """
+    return min(1.0, 2 / math.comb(one + other, one))
 
 
 def ties(ranked: Sequence[Setting]) -> list[Setting]:
@@ -82,35 +101,67 @@ def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:
     """Return (headline, explaining sentence) that say which setting to use; None if the accuracies do not tell.
 
     Compared are the settings that have several seeds and that held. Of those that cannot be told apart from the most
-    accurate one, the cheapest is recommended; if costs are not known or equal, that of `requires_grad`, else the first.
+    accurate one, and differ from it at most in the method and in what is frozen, the cheapest is recommended; if costs are
+    not known or equal, that of `requires_grad`, else the first.
     """
     compared = [each for each in ranked if each.is_sound and len(each.accuracies) > 1]
     if len(compared) < 2:
         return None
-    equal = [compared[0], *ties(compared)]
-    costs = [each.flops for each in equal if each.flops is not None]
-    least = min(costs) if len(costs) == len(equal) else None
-    cheapest = [each for each in equal if each.flops == least] if least is not None else equal
-    chosen = next(filter(_is_baseline, cheapest), cheapest[0])
-    cost = f" and a step costs {cost_text(chosen)}" if cost_text(chosen) else ""
-    lead = f"Its accuracy on held-out data is {accuracy_text(chosen)}{cost}."
+    first = compared[0]
+    equal = [first, *ties(compared)]
+    if len(equal) == len(compared) and max(len(each.accuracies) for each in compared) < 3:
+        return None  # two seeds tell nothing apart
+    peers = [each for each in equal if each.place.context == first.place.context]
+    least = min((each.flops for each in peers if each.flops is not None), default=None)
+    cheapest = [each for each in peers if each.flops == least] if all(each.flops is not None for each in peers) else peers
+    chosen = next((each for each in cheapest if each.is_requires_grad), cheapest[0])
+    freezes = not chosen.trains_everything
+    held = f" It kept every frozen bit in all of its {len(chosen.runs)} runs." if freezes else " It freezes nothing."
+    is_cheapest = len(cheapest) == 1 < len(peers) == len(equal)
+    lead = " ".join(filter(None, (_accuracy_and_cost(chosen), _against_others(chosen, equal, compared))))
+    lead += " It is the cheapest of these." if is_cheapest else ""
+    return f"Use {chosen.name}", f"{lead}{held}{_one_seed_text(ranked)}"
+
+
+def caution(ranked: Sequence[Setting]) -> str:
+    """Return what to say where `best_setting` returns None although accuracies of several settings are known; else ""."""
+    seeds = [len(each.accuracies) for each in ranked if each.is_sound and each.accuracies]
+    if len(seeds) < 2:
+        return ""
+    return ONE_SEED if min(seeds) < 2 else FEW_SEEDS
+
+
+def _accuracy_and_cost(setting: Setting) -> str:
+    """Return a sentence with the accuracy of a setting, and what a step costs."""
+    cost = f" and a step costs {cost_text(setting)}" if cost_text(setting) else ""
+    return f"Its accuracy on held-out data is {accuracy_text(setting)}{cost}."
+
+
+def _against_others(chosen: Setting, equal: Sequence[Setting], compared: Sequence[Setting]) -> str:
+    """Return sentences on the settings that cannot be told apart from the most accurate one, and on those that can."""
     others = [each for each in equal if each is not chosen]
+    worse = [each for each in compared if each not in equal]
     if others:
-        lead += f" Not told apart from it, as the ranges overlap: {names_of(others)}."
-        lead += " It is the cheapest of these." if least is not None and len(cheapest) == 1 else ""
-    else:
-        lead += f" That is above the whole range of {names_of(compared[1:])}."
-    freezes = not chosen.trains_everything and any(map(has_frozen, chosen.runs))
-    held = f" It kept every frozen bit in all of its {len(chosen.runs)} runs."
-    return f"Use {chosen.name}", lead + (held if freezes else " It freezes nothing.")
+        text = f"Not told apart from it: {names_of(others)}."
+        if chosen is not equal[0]:
+            text += f" The highest mean is that of {equal[0].name}, {accuracy_text(equal[0])}."
+        return text
+    chance = max(chance_of_gap(len(chosen.accuracies), len(each.accuracies)) for each in worse)
+    return f"That is above the whole range of {names_of(worse)}{_chance_text(chance)}."
+
+
+def _chance_text(chance: float) -> str:
+    """Return how often chance alone would give such a gap; "" if in fewer than one of a hundred cases."""
+    return f"; with so few seeds, chance alone does that in 1 of {round(1 / chance)} comparisons" if chance >= 0.01 else ""
+
+
+def _one_seed_text(ranked: Sequence[Setting]) -> str:
+    """Return a sentence on the settings that were not compared, since they have one seed; "" if there is none."""
+    single = [each for each in ranked if each.is_sound and len(each.accuracies) == 1]
+    return f" Not compared, with one seed: {names_of(single)}." if single else ""
 
 
 def _costs(setting: Setting) -> tuple[float, ...]:
     """Return a setting's costs as a sort key: FLOPs, then what is saved for backward; infinity where not known."""
     saved = setting.cost.get("saved_bytes")
     return math.inf if setting.flops is None else setting.flops, math.inf if saved is None else saved
-
-
-def _is_baseline(setting: Setting) -> bool:
-    """Return whether the method of a setting is `requires_grad`."""
-    return str(setting.runs[0].record["method"].get("_target_", "")) == BASELINE_TARGET

@@ -88,7 +88,7 @@ class RunSet:
     @cached_property
     def has_accuracies(self) -> bool:
         """Whether the settings can be compared by their accuracy on held-out data."""
-        return can_compare_accuracies(self.runs)
+        return can_compare_accuracies(self.settings)
 
     @cached_property
     def ranked(self) -> list[Setting]:

@@ -11,9 +11,8 @@ from typing import Final
 from runner.contract import WhySmall
 from runner.display.units import bytes_text, percent_text
 from runner.errors import listed
-from runner.report.compare.equivalence import BASELINE_TARGET
 from runner.report.compare.modules import Module, build_tree
-from runner.report.compare.settings import Setting
+from runner.report.compare.settings import Place, Setting, Told
 from runner.runs.tables import TensorRow
 
 PLAIN_NAME = re.compile(r"[A-Za-z_][\w.]*")  # what needs no quotes in a list of patterns
@@ -45,18 +44,31 @@ class Opportunity:
     fixes: tuple[Fix, ...]
 
 
-def opportunity_of(setting: Setting, settings: Sequence[Setting]) -> Opportunity | None:
-    """Return what a setting could save; None if it saves much, its costs are not known, or it is to train everything.
+def opportunities(settings: Sequence[Setting]) -> list[Opportunity | None]:
+    """Return for each setting what it could save; None if it saves much, its costs are not known, or it is a baseline.
 
-    `settings`: all settings of the report. A saving is claimed only where one of them with the same frozen set and context
-    was measured, held, and cost less.
+    A saving is claimed only where a setting with the same frozen set and context was measured, held, and cost less.
     """
-    if setting.trains_everything or not (finding := _finding(setting)):
-        return None
-    same_place = [each for each in settings if _same_place(each, setting)]
-    better = _cheapest([each for each in same_place if _saves_more(each, setting)])
-    fixes = tuple(_fixes(setting, setting.cost.get("why_small", ""), same_place))
-    return Opportunity(finding, _saving(setting, better, settings), fixes)
+    cheapest = sorted(filter(_is_candidate, settings), key=_cost_key)
+    by_place: dict[Place, list[Setting]] = {}
+    by_context: dict[Told, list[Setting]] = {}
+    for each in cheapest:
+        by_place.setdefault(each.place, []).append(each)
+        by_context.setdefault(each.place.context, []).append(each)
+    leaked_places = {each.place for each in settings if each.is_requires_grad and any(run.leaked for run in each.runs)}
+    found: list[Opportunity | None] = []
+    for setting in settings:
+        finding = "" if setting.trains_everything else _finding(setting)
+        if not finding:
+            found.append(None)
+            continue
+        same = next(iter(by_place.get(setting.place, ())), None)
+        others = by_context.get(setting.place.context, ())
+        other = next((each for each in others if each.place.frozen != setting.place.frozen), None)
+        saving = _saving(setting, *(each if each and _costs_less(each, setting) else None for each in (same, other)))
+        fixes = tuple(_fixes(setting, setting.cost.get("why_small", ""), setting.place in leaked_places))
+        found.append(Opportunity(finding, saving, fixes))
+    return found
 
 
 def _finding(setting: Setting) -> str:
@@ -76,16 +88,14 @@ def _finding(setting: Setting) -> str:
     return " ".join(sentences)
 
 
-def _saving(setting: Setting, better: Setting | None, settings: Sequence[Setting]) -> str:
-    """Return what `better`, which freezes the same at less cost, saves; else what freezing something else saves."""
+def _saving(setting: Setting, better: Setting | None, other: Setting | None) -> str:
+    """Return what a cheaper setting saves: `better` freezes the same, `other` something else, which is the second choice."""
     if better:
         parts = [f"takes {percent_text(better.cost['flops_share'])} of the FLOPs of training everything"]
         less = _kept_bytes(setting), _kept_bytes(better)
         if less[0] is not None and less[1] is not None and less[0] > less[1]:
             parts.append(f"keeps {bytes_text(less[0] - less[1])} less of gradients and optimizer state")
         return f"{better.method} {listed(parts)}: measured here, with the same parameters frozen."
-    others = [each for each in settings if each.context == setting.context and each.frozen_set != setting.frozen_set]
-    other = _cheapest([each for each in others if _saves_more(each, setting)])
     if other is None or other.cost["flops_share"] > 0.9:
         return NOT_MEASURED
     share = percent_text(other.cost["flops_share"])
@@ -95,29 +105,20 @@ def _saving(setting: Setting, better: Setting | None, settings: Sequence[Setting
     )
 
 
-def _same_place(other: Setting, setting: Setting) -> bool:
-    """Return whether two settings differ at most in the method."""
-    return (other.frozen_set, other.context) == (setting.frozen_set, setting.context)
+def _is_candidate(setting: Setting) -> bool:
+    """Return whether a setting may be named as one that saves: it held in each run that finished, and trained something."""
+    known = setting.cost.get("flops_share") is not None
+    return known and setting.held_in_all_finished and not setting.trains_everything and not setting.trains_nothing
 
 
-def _saves_more(other: Setting, setting: Setting) -> bool:
-    """Return whether a setting held in each run that finished, and takes fewer FLOPs than another, or fewer bytes."""
-    own, its = setting.cost.get("flops_share"), other.cost.get("flops_share")
-    if other.trains_everything or not other.held_in_all_finished or own is None or its is None:
-        return False
-    return (its, _kept_bytes(other) or 0) < (own, _kept_bytes(setting) or 0)
+def _cost_key(setting: Setting) -> tuple[float, float, bool]:
+    """Return a sort key for settings: FLOPs, then bytes that are kept; of equal ones `requires_grad` is the first."""
+    return setting.cost["flops_share"], _kept_bytes(setting) or 0, not setting.is_requires_grad
 
 
-def _cheapest(settings: Sequence[Setting]) -> Setting | None:
-    """Return the setting of the smallest cost, of several `requires_grad`, else the first; None if there is none."""
-    return min(
-        settings, key=lambda each: (each.cost["flops_share"], _kept_bytes(each) or 0, not _is_baseline(each)), default=None
-    )
-
-
-def _is_baseline(setting: Setting) -> bool:
-    """Return whether a setting's method is `requires_grad`."""
-    return setting.runs[0].record["method"].get("_target_") == BASELINE_TARGET
+def _costs_less(other: Setting, setting: Setting) -> bool:
+    """Return whether a setting takes fewer FLOPs than another, or as many and fewer bytes."""
+    return "flops_share" in setting.cost and _cost_key(other)[:2] < _cost_key(setting)[:2]
 
 
 def _kept_bytes(setting: Setting) -> float | None:
@@ -126,11 +127,11 @@ def _kept_bytes(setting: Setting) -> float | None:
     return None if None in parts else sum(parts)  # type: ignore[arg-type]
 
 
-def _fixes(setting: Setting, why: WhySmall | str, same_place: Sequence[Setting]) -> Iterator[Fix]:
+def _fixes(setting: Setting, why: WhySmall | str, leaked: bool) -> Iterator[Fix]:
     """Yield what to run to save more, as the reason asks for it.
 
-    `same_place`: the settings with the same frozen set and context. Where `requires_grad` leaked there, `method.clean` is
-    asked for, with which it drops gradients and optimizer state of earlier steps.
+    `leaked`: whether `requires_grad` leaked with the same frozen set and context. Then `method.clean` is asked for, with
+    which it drops gradients and optimizer state of earlier steps.
     """
     tensors = next((run.tensors for run in setting.runs if run.tensors), [])
     if why in (BACKWARD_AT_END, BACKWARD_BETWEEN, COMPUTES_LITTLE):
@@ -139,8 +140,7 @@ def _fixes(setting: Setting, why: WhySmall | str, same_place: Sequence[Setting])
         if setting.frozen_set.split(" ")[0] != "backbone":
             yield Fix("Freeze everything but the head", "freeze=backbone")
         return
-    leaked = any(_is_baseline(each) and not each.is_sound for each in same_place)
-    if not _is_baseline(setting):
+    if not setting.is_requires_grad:
         override = "method=requires_grad method.clean=true" if leaked else "method=requires_grad"
         yield Fix("Compute no gradient of what is frozen", override)
     elif not setting.runs[0].record["method"].get("clean"):

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple, TypeAlias
 
-from runner.contract import DEFECTS, Cost
+from runner.contract import DEFECTS, Cost, is_hashed
 from runner.errors import listed
 from runner.proof.verdict import defects_of
 from runner.report.compare.costs import total_flops, trains_everything
+from runner.report.compare.equivalence import is_requires_grad
 from runner.report.compare.grouping import group_by_method, overrides_by_key, swept_keys
+from runner.report.compare.methods import has_frozen, trains_something
 from runner.runs.read import Run
 
 OUTCOMES = ("leaked", *DEFECTS, "failed", "interrupted", "skipped", "finished", "held")  # the worst first
+WHAT_IS_FROZEN = ("freeze", "freeze.patterns", "freeze.keep")  # keys; the others of `freeze` say how
+MAX_DIFFERENCES = 3  # that are named where two settings would have the same name
+
+Told: TypeAlias = "frozenset[tuple[str, str]]"
+"""Pairs (dotted config key, value as text)."""
+
+
+class Place(NamedTuple):
+    """What runs were told besides the method: what is frozen, and all else but the seed. Costs are compared within one."""
+
+    frozen: Told
+    context: Told
 
 
 @dataclass(frozen=True)
@@ -24,6 +39,8 @@ class Setting:
         method: the name of the freezing method, such as `zero_lr`, with its options where they differ between runs.
         frozen_set: what is declared frozen: the value of `freeze`, or its patterns.
         context: all else in which settings differ, such as `optimizer=adam lr=0.1`; mostly empty.
+        place: what is frozen and the context, as the composed config says; two settings with the same one differ in the
+            method alone.
         runs: the runs, in the order of the report.
         name: what tells the setting from the others of the report, such as `zero_lr fc`.
         cost: the costs of a step, with the shares of training everything: the mean over the finished runs, which mostly are
@@ -33,6 +50,7 @@ class Setting:
     method: str
     frozen_set: str
     context: str
+    place: Place
     runs: tuple[Run, ...]
     name: str
     cost: Cost
@@ -82,48 +100,121 @@ class Setting:
 
     @property
     def trains_everything(self) -> bool:
-        """Whether its method is `none`, under which what is declared frozen leaks by design."""
-        return trains_everything(self.runs[0])
+        """Whether it is a baseline: nothing is declared frozen, or its method is `none`, which lets it leak."""
+        return trains_everything(self.runs[0]) or (bool(self.finished) and not any(map(has_frozen, self.finished)))
+
+    @property
+    def trains_nothing(self) -> bool:
+        """Whether every parameter is frozen: each run that finished held, and trained none."""
+        return bool(self.held) and all(run.outcome == "held" and not trains_something(run) for run in self.finished)
 
     @property
     def is_sound(self) -> bool:
-        """Whether it may be recommended: each run held, or trained everything as declared, and has no defect."""
+        """Whether it may be recommended: each run held, or is a baseline; each trained, without a defect."""
         if self.trains_everything:
             return all(run.finished and not defects_of(run.record) for run in self.runs)
-        return all(run.outcome == "held" for run in self.runs)
+        return all(run.outcome == "held" and trains_something(run) for run in self.runs)
+
+    @property
+    def is_requires_grad(self) -> bool:
+        """Whether its method is `requires_grad`, the one that other methods are compared with."""
+        return is_requires_grad(self.runs[0])
 
 
 def build_settings(runs: Sequence[Run], costs: dict[str, Cost]) -> list[Setting]:
     """Return the settings of the runs, in the order in which their first runs stand in `runs`.
 
-    A run without any override besides the seed is a setting of its own. `costs`: {run label: its costs}, as `costs_by_run`
-    returns them.
+    Runs are of one setting if their composed configs differ in the seed alone, however that was given on the command line.
+    `costs`: {run label: its costs}, as `costs_by_run` returns them.
     """
-    groups: dict[tuple[str, ...], list[Run]] = {}
+    told = _told_by_label(runs)
+    groups: dict[Told, list[Run]] = {}
     for run in runs:
-        values = sorted(f"{key}={value}" for key, value in overrides_by_key(run).items() if key != "seed")
-        groups.setdefault(tuple(values) or ("", run.label), []).append(run)
+        groups.setdefault(told[run.label], []).append(run)
     methods = {run.label: method for method, members in group_by_method(runs).items() for run in members}
-    keys = [key for key in swept_keys(runs) if key != "seed"]
-    frozen_sets = {id(members): frozen_set_of(members[0], keys) for members in groups.values()}
-    several_sets = len(set(frozen_sets.values())) > 1
+    frozen_sets, contexts = _frozen_sets(groups), _contexts(groups, runs)
+    several_sets = len(frozen_sets) > 1
     settings = []
-    for members in groups.values():
-        first, frozen_set = members[0], frozen_sets[id(members)]
-        context = _context_of(first, keys) if len(runs) > 1 else ""
-        name = " ".join(filter(None, (methods[first.label], frozen_set if several_sets else "", context)))
-        cost = mean_cost([costs[run.label] for run in members if run.finished])
+    for key, members in groups.items():
+        place, method = place_of(key), methods[members[0].label]
+        frozen_set, context = frozen_sets[place.frozen], contexts[place.context]
         settings.append(
             Setting(
-                method=methods[first.label],
+                method=method,
                 frozen_set=frozen_set,
                 context=context,
+                place=place,
                 runs=tuple(members),
-                name=name,
-                cost=cost,
+                name=" ".join(filter(None, (method, frozen_set if several_sets else "", context))),
+                cost=mean_cost([costs[run.label] for run in members if run.finished]),
             )
         )
     return settings
+
+
+def place_of(told: Told) -> Place:
+    """Return the two parts of what runs were told besides the method."""
+    node_of = {item: item[0].split(".")[0] for item in told}
+    frozen = frozenset(item for item, node in node_of.items() if node == "freeze")
+    return Place(frozen, frozenset(item for item, node in node_of.items() if node not in ("freeze", "method")))
+
+
+def _told_by_label(runs: Sequence[Run]) -> dict[str, Told]:
+    """Return {run label: what the run was told but the seed, and what it ran on where the runs differ in that}.
+
+    That is its composed config; where that cannot be read, that of a run with the same overrides, else its overrides.
+    """
+    given = {
+        run.label: frozenset((key.lstrip("+~"), value) for key, value in overrides_by_key(run).items() if key != "seed")
+        for run in runs
+    }
+    composed = {run.label: frozenset(_composed(run).items()) for run in runs if run.config}
+    by_given = {given[label]: told for label, told in composed.items()}
+    return {
+        label: composed.get(label) or by_given.get(own) or own or frozenset({("run", label)}) for label, own in given.items()
+    }
+
+
+def _composed(run: Run) -> dict[str, str]:
+    """Return a run's composed config without the seed and what does not change a result; and its origin."""
+    return {key: value for key, value in run.config.items() if is_hashed(key) and key != "seed"} | run.origin
+
+
+def _frozen_sets(groups: Mapping[Told, Sequence[Run]]) -> dict[Told, str]:
+    """Return {what is frozen, as the config says: a text for it that no other has}; a choice of `freeze` before patterns."""
+    found: dict[Told, list[tuple[bool, int, str]]] = {}
+    for told, members in groups.items():
+        own = [
+            (text != overrides_by_key(run).get("freeze"), len(text), text) for run in members if (text := frozen_set_of(run))
+        ]
+        found.setdefault(place_of(told).frozen, []).extend(own)
+    shared = frozenset.intersection(*found) if found else frozenset()
+    texts: dict[Told, str] = {}
+    for key, ranked in found.items():
+        options = sorted((name, value) for name, value in key - shared if name not in WHAT_IS_FROZEN)
+        texts[key] = " ".join([min(ranked)[2], *(f"{name.removeprefix('freeze.')}={value}" for name, value in options)])
+    return _distinct(texts)
+
+
+def _contexts(groups: Mapping[Told, Sequence[Run]], runs: Sequence[Run]) -> dict[Told, str]:
+    """Return {what else runs were told: a text for it that no other has}; the text of a context that all share is empty."""
+    keys = [key for key in swept_keys(runs) if key != "seed"] if len(runs) > 1 else []
+    return _distinct({place_of(told).context: _context_of(members[0], keys) for told, members in groups.items()})
+
+
+def _distinct(texts: Mapping[Told, str]) -> dict[Told, str]:
+    """Return the texts, with what differs added to those that several have."""
+    by_text: dict[str, list[Told]] = {}
+    for told, text in texts.items():
+        by_text.setdefault(text, []).append(told)
+    found = dict(texts)
+    for text, several in by_text.items():
+        shared = frozenset.intersection(*several)
+        for number, told in enumerate(several if len(several) > 1 else (), 1):
+            own = [f"{key.removeprefix('freeze.')}={value}" for key, value in sorted(told - shared)]
+            own = [*own[:MAX_DIFFERENCES], f"variant {number}"] if not own or len(own) > MAX_DIFFERENCES else own
+            found[told] = " ".join(filter(None, (text, *own)))
+    return found
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:
@@ -140,29 +231,28 @@ def mean_cost(costs: Sequence[Cost]) -> Cost:
     return mean
 
 
-def frozen_set_of(run: Run, keys: Sequence[str] = ()) -> str:
-    """Return what a run declares frozen as a text: the choice of `freeze`, else its patterns, and the options in `keys`.
-
-    `keys`: the override keys whose values differ between runs.
-    """
-    values = {key.lstrip("+"): value for key, value in overrides_by_key(run).items()}
-    patterns = values.get("freeze.patterns", "")
-    if not (base := patterns.strip("[]") or values.get("freeze", "")):
-        patterns, kept = run.config.get("freeze.patterns", ""), run.config.get("freeze.keep", "")
-        base = f"{patterns} without {kept}" if kept not in ("", "[]") else patterns
-    options = [
-        f"{key.lstrip('+').removeprefix('freeze.')}={values[key.lstrip('+')]}"
-        for key in keys
-        if key.lstrip("+").startswith("freeze.") and key.lstrip("+") != "freeze.patterns" and key.lstrip("+") in values
-    ]
-    return " ".join(filter(None, (base, *options))) or "not recorded"
+def frozen_set_of(run: Run) -> str:
+    """Return what a run declares frozen as a text: the choice of `freeze`, or the patterns where these decide."""
+    given = {key.lstrip("+"): value for key, value in overrides_by_key(run).items()}
+    if "freeze" in given and not {"freeze.patterns", "freeze.keep"} & given.keys():
+        return given["freeze"]
+    patterns, kept = ((run.config.get(key) or given.get(key, "")).strip("[]") for key in ("freeze.patterns", "freeze.keep"))
+    text = f"{patterns} without {kept}" if patterns and kept else patterns
+    return text or given.get("freeze", "not recorded")
 
 
 def _context_of(run: Run, keys: Sequence[str]) -> str:
-    """Return a run's values of those override keys in `keys` that choose neither the method nor what is frozen."""
-    values = overrides_by_key(run)
-    others = [key for key in keys if key.lstrip("+~").split(".")[0] not in ("method", "freeze") and key in values]
-    return " ".join(f"{key.lstrip('+')}={values[key]}" for key in others)
+    """Return a run's values of those override keys in `keys` that choose neither the method nor what is frozen.
+
+    A value that was not given is that of the composed config; the choice of a file is not known then, and left out.
+    """
+    values, found = overrides_by_key(run), []
+    for key in keys:
+        name = key.lstrip("+~")
+        value = values.get(key, run.config.get(name))
+        if name.split(".")[0] not in ("method", "freeze") and value is not None:
+            found.append(f"{name}={value}")
+    return " ".join(dict.fromkeys(found))
 
 
 def names_of(settings: Sequence[Setting], most: int = 4) -> str:

@@ -11,8 +11,8 @@ from runner.display.units import bytes_text, flops_text, percent_text, seconds_t
 from runner.errors import listed
 from runner.report.compare.costs import total_flops
 from runner.report.compare.run_set import RunSet
-from runner.report.compare.savings import Opportunity, opportunity_of
-from runner.report.compare.settings import Setting
+from runner.report.compare.savings import Opportunity, opportunities
+from runner.report.compare.settings import Place, Setting
 from runner.report.page.elements import Section
 from runner.runs.text import MAX_CELL, shortened
 
@@ -82,29 +82,33 @@ def costs_section(run_set: RunSet) -> Section | None:
 
 def cost_groups(settings: Sequence[Setting]) -> list[CostGroup]:
     """Return the settings in groups of the same frozen set and context; contexts of the same costs share a group."""
-    by_place: dict[tuple[str, str], list[Setting]] = {}
+    cards = dict(zip(map(id, settings), opportunities(settings), strict=True))
+    by_place: dict[Place, list[Setting]] = {}
     for setting in settings:
-        by_place.setdefault((setting.frozen_set, setting.context), []).append(setting)
-    merged: dict[tuple[object, ...], list[tuple[str, list[Setting]]]] = {}
-    for (frozen_set, context), members in by_place.items():
+        by_place.setdefault(setting.place, []).append(setting)
+    merged: dict[tuple[object, ...], list[list[Setting]]] = {}
+    for place, members in by_place.items():
         members.sort(key=lambda each: (each.flops is None, each.flops))
         costs = tuple((each.method, tuple(cost_bar(one, each.cost) for one in MEASURES)) for each in members)
-        cards = tuple((each.method, opportunity_of(each, settings)) for each in members)
-        merged.setdefault((frozen_set, costs, cards), []).append((context, members))
-    return [_group([context for context, _ in places], places[0][1], settings) for places in merged.values()]
+        merged.setdefault((place.frozen, costs, tuple(cards[id(each)] for each in members)), []).append(members)
+    return [_group(places, cards) for places in merged.values()]
 
 
-def _group(contexts: Sequence[str], members: Sequence[Setting], settings: Sequence[Setting]) -> CostGroup:
-    """Return the group of some settings that stand for several contexts, in which the costs are all the same."""
+def _group(places: Sequence[Sequence[Setting]], cards_by_id: Mapping[int, Opportunity | None]) -> CostGroup:
+    """Return the group of the settings of several places, in which the costs are all the same.
+
+    `cards_by_id`: {id of a setting: what it could save}.
+    """
+    members = places[0]
     bars = {each.method: [cost_bar(one, each.cost) for one in MEASURES] for each in members}
     kept = [
         number for number, one in enumerate(MEASURES) if one.always or any(line[number].figure for line in bars.values())
     ]
     cards: dict[Opportunity, list[str]] = {}
     for setting in members:
-        if found := opportunity_of(setting, settings):
+        if found := cards_by_id[id(setting)]:
             cards.setdefault(found, []).append(setting.method)
-    where = listed([context for context in contexts if context], most=3)
+    where = listed([each[0].context for each in places if each[0].context], most=3)
     return CostGroup(
         title=shortened(f"Frozen: {members[0].frozen_set}" + (f", with {where}" if where else ""), MAX_CELL),
         measures=[MEASURES[number].heading for number in kept],

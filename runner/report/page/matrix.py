@@ -140,7 +140,9 @@ def ranking_table(ranked: Sequence[Setting]) -> PageTable:
 
 
 def _against(setting: Setting, first: Setting) -> str:
-    """Return how a setting's accuracies compare with those of the first: `lower`, `not told apart`, or that nobody knows."""
+    """Return how a setting's accuracies compare with those of the first: `lower`, `not told apart`, or not known."""
     if min(len(setting.accuracies), len(first.accuracies)) < 2:
         return "one seed: not known"
-    return "lower" if told_apart(setting.accuracies, first.accuracies) else "not told apart"
+    if not told_apart(setting.accuracies, first.accuracies):
+        return "not told apart"
+    return "lower" if fmean(setting.accuracies) < fmean(first.accuracies) else "higher"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runner.report.answer.answer import Answer, answer
-from runner.report.answer.recommend import compare_costs
+from runner.report.answer.recommend import compare_costs, cost_table
 from runner.report.compare.grouping import group_by_method
 from runner.report.compare.run_set import Planned, RunSet
 from runner.runs.read import read_run, run_folders
@@ -47,7 +47,7 @@ def test_the_method_that_held_and_trained_the_same_bits_is_recommended():
     write_sweep(SWEEP)
     assert (summary().headline, summary().sentence) == (
         "So far: use requires_grad",
-        "It held in 2 of 2 runs. zero_lr held too, but trained the other parameters differently.",
+        "It held in 2 of 2 runs. zero_lr held too, but trained the other parameters differently; none leaked.",
     )
 
 
@@ -104,6 +104,37 @@ def test_that_others_trained_the_same_bits_is_said_only_if_each_was_compared():
     assert summary().sentence == "It held in 1 of 1 run. Held too: zero_lr, with no cost to compare."
 
 
+def test_that_others_trained_the_same_bits_is_said_only_if_each_run_of_both_was_compared_and_identical():
+    for clip in ("1", "2"):
+        write_run(SWEEP, "detach", f"clip={clip}", cost=cost(1, 1, 1))
+        write_run(SWEEP, "zero_lr", f"clip={clip}", cost=cost(9, 9, 9))
+    write_run(SWEEP, "requires_grad", "clip=1", **NAN)
+    assert "same bits" not in summary().sentence  # nothing to compare with
+    write_run(SWEEP, "requires_grad", "clip=2")
+    assert "same bits" not in summary().sentence  # compared in one of two
+
+
+@pytest.mark.parametrize("defect", ["NaN", "failed"])
+def test_what_no_other_method_was_tried_with_is_not_held_against_a_method(defect):
+    more = NAN if defect == "NaN" else {"status": "failed", "reason": "it broke", "verdict": None, "rows": (), "losses": ()}
+    for method in ("requires_grad", "zero_lr"):
+        write_run(SWEEP, method, "optimizer.lr=0.1")
+    write_run(SWEEP, "requires_grad", "optimizer.lr=0.2")
+    write_run(SWEEP, "requires_grad", "optimizer.lr=1e9", **more)
+    assert summary().headline.casefold().endswith("use requires_grad")
+    write_run(SWEEP, "zero_lr", "optimizer.lr=1e9")
+    assert summary().headline.casefold().endswith("use zero_lr")
+
+
+def test_a_method_that_is_proven_in_fewer_than_half_of_its_runs_is_not_recommended():
+    for method in ("requires_grad", "zero_lr"):
+        write_run(SWEEP, method)
+        for clip in ("1", "2"):
+            write_run(SWEEP, method, f"clip={clip}", **NAN)
+    assert summary().headline == "No method is proven"
+    assert summary().sentence.startswith("requires_grad held in 1 of 3 runs (2 got a loss that is NaN or infinite).")
+
+
 def test_where_costs_are_known_the_cheapest_of_the_methods_that_held_is_recommended():
     write_run(SWEEP, "requires_grad", cost=cost(10, 20, 5))
     write_run(SWEEP, "detach", cost=cost(10, 5, 5))
@@ -128,12 +159,14 @@ def test_costs_are_compared_only_where_the_method_alone_differs_and_never_averag
     write_run(SWEEP, "one", "freeze=fc", cost=cost(1, 1, 9))
     write_run(SWEEP, "two", "freeze=fc", cost=cost(1, 1, 3))
     write_run(SWEEP, "two", "freeze=backbone", cost=cost(9, 9, 9))
-    assert compare_costs(run_set().settings, "two", "one") == "cheaper"  # by what is saved for backward, as FLOPs are equal
-    assert compare_costs(run_set().settings, "one", "two") == "dearer"
+    assert (
+        compare_costs(cost_table(run_set().settings), "two", "one") == "cheaper"
+    )  # by what is saved for backward, as FLOPs are equal
+    assert compare_costs(cost_table(run_set().settings), "one", "two") == "dearer"
     write_run(SWEEP, "one", "freeze=backbone", cost=cost(1, 1, 1))
-    assert compare_costs(run_set().settings, "two", "one") == "mixed"
+    assert compare_costs(cost_table(run_set().settings), "two", "one") == "mixed"
     write_run(SWEEP, "three", "freeze=head", cost=cost(1, 1, 1))
-    assert compare_costs(run_set().settings, "three", "one") == "unknown"
+    assert compare_costs(cost_table(run_set().settings), "three", "one") == "unknown"
 
 
 def test_where_the_cheapest_depends_on_the_setting_no_method_is_called_the_cheapest():
@@ -207,7 +240,7 @@ def test_a_run_with_a_defect_is_not_counted_for_its_method_and_is_listed_with_it
         write_run(SWEEP, method, "clip=2", **(defect if method == "detach" else {}))
     write_run(SWEEP, "zero_lr", "clip=1", rows=LEAKED_ROWS)
     assert summary().headline == "Use requires_grad"
-    assert summary().sentence.endswith(". Some runs of detach prove nothing.")
+    assert summary().sentence.endswith(". Some runs of detach prove nothing; zero_lr leaked.")
     assert findings()[heading] == ["detach: in 1 of 2 runs; with clip=2"]
     write_run(SWEEP, "requires_grad", "clip=3", **defect)
     assert summary().sentence.startswith(f"It held in 2 of 3 runs (1 {end})")

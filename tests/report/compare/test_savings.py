@@ -10,7 +10,8 @@ from runner.config.check import check
 from runner.config.compose import compose_config
 from runner.contract import WhySmall
 from runner.report.compare.costs import UNFROZEN_TARGET
-from runner.report.compare.savings import NOT_MEASURED, opportunity_of
+from runner.report.compare.savings import NOT_MEASURED
+from runner.report.compare.savings import opportunities as all_opportunities
 from tests.report.page.reports import SWEEP, read_sweep
 from tests.run_folders import LEAKED_ROWS, change_row, write_run
 
@@ -27,7 +28,7 @@ def costs(share: float, why: str = "", **others):
 
 def opportunities() -> dict[str, object]:
     settings = read_sweep().settings
-    return {setting.name: opportunity_of(setting, settings) for setting in settings}
+    return {each.name: found for each, found in zip(settings, all_opportunities(settings), strict=True)}
 
 
 def run(method, freeze, rows=BODY_FROZEN, **record):
@@ -66,6 +67,24 @@ def test_no_saving_is_claimed_that_was_not_measured_in_a_run_that_held_with_the_
     run("requires_grad", other.pop("freeze"), **other)
     name = next(name for name in opportunities() if name.startswith("zero_lr"))
     assert opportunities()[name].saving == NOT_MEASURED
+
+
+def test_what_another_frozen_set_saves_is_told_only_from_the_same_context():
+    def write(method, freeze, lr, **more):
+        write_run(SWEEP, method, f"freeze={freeze}", f"data.batch_size={lr}", **({"rows": BODY_FROZEN} | more))
+
+    write("zero_lr", "head", 4, rows=HEAD_FROZEN, cost=costs(1.0, COMPUTED))
+    write("requires_grad", "backbone", 64, cost=costs(0.34))
+    assert opportunities()["zero_lr head data.batch_size=4"].saving == NOT_MEASURED
+    write("requires_grad", "backbone", 4, cost=costs(0.5))
+    assert "With backbone frozen instead" in opportunities()["zero_lr head data.batch_size=4"].saving
+    assert "50%" in opportunities()["zero_lr head data.batch_size=4"].saving
+
+
+def test_freezing_everything_is_no_saving_to_advise():
+    run("zero_lr", "head", rows=HEAD_FROZEN, cost=costs(1.0, COMPUTED))
+    run("requires_grad", "all", rows=BODY_FROZEN[:3], cost=costs(0.33))
+    assert opportunities()["zero_lr head"].saving == NOT_MEASURED
 
 
 def test_a_method_that_leaked_here_with_the_same_frozen_is_not_advised_as_it_was():
