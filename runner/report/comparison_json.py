@@ -54,6 +54,7 @@ class ComparedSetting(TypedDict, total=False):
     frozen_set: str
     context: str
     outcome: str
+    no_evidence: str
     runs: list[str]
     accuracies: list[float]
     losses: list[float]
@@ -120,6 +121,7 @@ def _compared_setting(setting: Setting) -> ComparedSetting:
         "frozen_set": setting.frozen_set,
         "context": setting.context,
         "outcome": setting.outcome,
+        "no_evidence": setting.no_evidence,
         "runs": [run.label for run in setting.runs],
         "accuracies": setting.accuracies,
         "losses": setting.losses,
@@ -139,7 +141,7 @@ def number_or_text(text: str) -> int | float | str:
 
 
 def _known(values: Mapping[str, Any]) -> Any:
-    """Return the items that are known: not None, NaN, infinite or empty, within dicts too; whole floats become ints."""
+    """Return the items that are known: not None, NaN, infinite or empty; within dicts too."""
     found = {key: _known(value) if isinstance(value, dict) else _number(value) for key, value in values.items()}
     return {key: value for key, value in found.items() if value not in (None, "", {}, [])}
 

@@ -66,7 +66,7 @@ def ranking_lines(settings: Sequence[Setting], by_accuracy: bool, width: int) ->
     for each in settings:
         names = [each.method, each.frozen_set if several_sets else "", each.context]
         names = ["", "", each.name] if in_one else names
-        verdict = Text(verdict_text(each), style=COLOURS.get(each.outcome, "") if not each.is_sound or each.held else "")
+        verdict = Text(verdict_text(each), style="" if each.no_evidence else COLOURS.get(each.outcome, ""))
         value = spread_text(each.accuracies if by_accuracy else each.losses)
         cost = [percent_text(each.cost.get("flops_share")), flops_text(each.flops), bytes_text(each.cost.get("saved_bytes"))]
         leaked = [run for run in each.runs if run.outcome == "leaked"]
@@ -76,7 +76,12 @@ def ranking_lines(settings: Sequence[Setting], by_accuracy: bool, width: int) ->
 
 
 def verdict_text(setting: Setting) -> str:
-    """Return how the runs of a setting ended: `held`, or the worst end and how many ended so, such as `leaked 1/3`."""
+    """Return how the runs of a setting ended: `held`, or the worst end and how many ended so, such as `leaked 1/3`.
+
+    Where that says nothing about the method, it is why, such as `baseline`.
+    """
+    if setting.no_evidence:
+        return setting.no_evidence
     same, total = sum(run.outcome == setting.outcome for run in setting.runs), len(setting.runs)
     return setting.outcome if same == total else f"{setting.outcome} {same}/{total}"
 

@@ -109,6 +109,15 @@ class Setting:
         return bool(self.held) and all(run.outcome == "held" and not trains_something(run) for run in self.finished)
 
     @property
+    def no_evidence(self) -> str:
+        """Why the outcome says nothing about the method: `baseline`, `nothing frozen` or `all frozen`; mostly empty."""
+        if self.outcome not in ("held", "leaked"):
+            return ""
+        if trains_everything(self.runs[0]):
+            return "baseline"
+        return "nothing frozen" if self.trains_everything else "all frozen" if self.trains_nothing else ""
+
+    @property
     def is_sound(self) -> bool:
         """Whether it may be recommended: each run held, or is a baseline; each trained, without a defect."""
         if self.trains_everything:

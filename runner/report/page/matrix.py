@@ -84,8 +84,8 @@ def _cell(setting: Setting, number: int, has_accuracies: bool) -> MatrixCell:
     sign = SIGNS.get(outcome, "?")
     good, total = sum(run.outcome == "held" for run in setting.runs), len(setting.runs)
     kind = "bad" if outcome in DEFECTS else outcome
-    if setting.trains_everything and outcome == "leaked":
-        sign, kind, verdict = "·", "quiet", "baseline"
+    if setting.no_evidence:
+        sign, kind, verdict = "·", "quiet", setting.no_evidence
     elif outcome == "held" or (good and outcome != "leaked"):
         kind = "held" if outcome == "held" else "interrupted"
         verdict = "held" if total == 1 else f"held in {good} of {total}"
@@ -129,7 +129,7 @@ def ranking_table(ranked: Sequence[Setting]) -> PageTable:
                 *(TableCell(digits_text(number)) for number in numbers),
                 TableCell(str(len(values))),
                 TableCell(percent_text(each.cost.get("flops_share")), sort=each.cost.get("flops_share")),
-                TableCell("baseline") if each.trains_everything else outcome_cell(each.outcome),
+                TableCell(each.no_evidence) if each.no_evidence else outcome_cell(each.outcome),
                 TableCell(apart),
             ]
         )

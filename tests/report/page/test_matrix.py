@@ -6,8 +6,9 @@ from pathlib import Path
 
 from runner.report.compare.run_set import RunSet
 from runner.report.page.matrix import matrix_section
+from runner.report.terminal import verdict_text
 from runner.runs.read import read_run, run_folders
-from tests.run_folders import HELD_ROWS, LEAKED_ROWS, write_run
+from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run
 
 SWEEP = Path("sweep")
 
@@ -97,3 +98,20 @@ def test_a_run_links_to_its_folder_relative_to_the_page_and_a_name_is_quoted_for
     links = {run.label: run_set.link(run) for run in run_set.runs}
     assert links["50% #1?"] == "50%25%20%231%3F/"
     assert run_set.link(run_set.runs[0], "runner.log").endswith("/runner.log")
+
+
+def test_where_nothing_or_everything_is_frozen_a_cell_says_so_and_is_no_green_held():
+    rows = {
+        "none": [change_row("body.weight", "trained", 0.5)],
+        "all": [change_row("body.weight", "held")],
+        "fc": HELD_ROWS,
+    }
+    for freeze, its in rows.items():
+        write_run(SWEEP, "requires_grad", f"freeze={freeze}", rows=its)
+    assert {column: cell[0] for (_, column), cell in cells().items()} == {
+        "none": "· nothing frozen",
+        "all": "· all frozen",
+        "fc": "✓ held",
+    }
+    settings = RunSet.of([read_run(folder) for folder in run_folders(SWEEP)], "sweep", SWEEP).settings
+    assert {verdict_text(each) for each in settings} == {"nothing frozen", "all frozen", "held"}
