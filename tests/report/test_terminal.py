@@ -106,6 +106,26 @@ def test_of_many_settings_the_first_are_shown_and_those_that_leaked():
     assert "24 of 100 settings: the first 20 and 4 that leaked or did not finish; the page has all" in lines[explained]
 
 
+def test_a_setting_whose_loss_rose_is_marked_with_the_number_of_its_runs_and_the_sign_is_explained():
+    for seed, loss in enumerate((3.0, 1.0, 5.0)):
+        write("zero_lr", f"seed={seed}", losses=(2.0, loss))
+    write("exclude", losses=(2.0, 2.5))
+    write("restore", losses=(2.0, 1.0))
+    lines = printed()
+    assert any("3 ± 2 ↑2/3 " in line for line in lines)
+    assert any(" 2.5 ↑ " in line for line in lines)
+    assert sum("↑" in line for line in lines[1:4]) == 2
+    assert lines[4].endswith("; ↑: the training loss rose, in how many runs")
+
+
+def test_that_no_setting_beats_guessing_is_a_line_of_its_own():
+    for method in ("zero_lr", "exclude"):
+        write(method, accuracy=0.5)
+    for config in SWEEP.glob("*/.hydra/config.yaml"):
+        config.write_text("model: {build: {classes: '${model.classes}'}, classes: 2}")
+    assert "No run is better than guessing among 2 classes: an accuracy of 0.5." in printed()
+
+
 TEN = ("requires_grad", "zero_lr", "zero_grad", "none", "exclude", "restore", "detach", "to_buffer", "grad_none")
 
 
