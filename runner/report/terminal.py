@@ -22,7 +22,7 @@ from runner.runs.console import COLOURS
 from runner.runs.text import MAX_CELL, counted, shortened
 
 MAX_ROWS, MAX_FIRST = 40, 20  # of the ranking, where it is longer: in all, and of the best
-MAX_REASONS = 5
+MAX_REASONS, MAX_REASON = 5, 400  # how many, and characters of the one of a single run
 WIDE = 100  # columns; in less, a setting of a method, a frozen set and more is named in one column
 
 
@@ -134,4 +134,6 @@ def answer_lines(run_set: RunSet, console: Console) -> list[Text]:
     """Return the answer of the report as lines: its headline, and the sentence with the evidence for it."""
     found = answer(run_set)
     headline = (found.headline, "bold red" if found.is_bad else "bold")
-    return hanging(Text.assemble(headline, ". " if found.sentence else "", found.sentence), console)
+    failed = run_set.single and not run_set.single.finished
+    sentence = shortened(found.sentence, MAX_REASON) if failed else found.sentence  # the page has all of it
+    return hanging(Text.assemble(headline, ". " if sentence else "", sentence), console)

@@ -96,6 +96,16 @@ def test_equal_reasons_are_one_line_with_the_number_of_runs():
     assert line.endswith(" and 4 more)")
 
 
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_long_reason_takes_a_few_lines(runs):
+    for seed in range(runs):
+        write("zero_lr", f"seed={seed}", **FAILED | {"reason": "ValueError: " + "x" * 900 + " at the end"})
+    text = " ".join(printed(100))
+    assert "ValueError:" in text
+    assert "at the end" in text
+    assert text.count("x") < 450
+
+
 def test_of_many_settings_the_first_are_shown_and_those_that_leaked():
     for lr in range(100):
         write("zero_lr", f"optimizer.lr={lr}", rows=LEAKED_ROWS if lr % 20 == 7 else HELD_ROWS)

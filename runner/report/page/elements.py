@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from runner.contract import DEFECTS
 from runner.runs.text import MAX_CELL, shortened
 
+LONG = "long"
+
 
 class Column(NamedTuple):
     """A column of a table: its heading, and whether its cells are numbers (aligned right, sorted by size)."""
@@ -20,9 +22,9 @@ class Column(NamedTuple):
 class TableCell(NamedTuple):
     """A cell of a table.
 
-    `kind`: its CSS class, such as `code`, `why`, or an outcome such as `held`; mostly empty. `share`: the length of the bar
-    below the text, from 0 to 1; None for no bar. `link`: an address that the text links to, such as `#run-3`; empty for
-    none. `sort`: the number by which the cell is sorted; None: by its text.
+    `kind`: its CSS class, such as `code`, `why`, or an outcome such as `held`; mostly empty. Of the kind LONG, the end of a
+    long text unfolds. `share`: the length of the bar below the text, from 0 to 1; None for no bar. `link`: an address that
+    the text links to, such as `#run-3`; empty for none. `sort`: the number by which the cell is sorted; None: by its text.
     """
 
     text: str
