@@ -90,7 +90,8 @@ def legend(shown: Sequence[Setting], total: int, by_accuracy: bool) -> str:
     what = f"accuracy on held-out data{spread}" if by_accuracy else f"last training loss{spread}" if any(values) else ""
     cost = "cost: the FLOPs of a step, of those of training everything"
     texts = [what, cost if any(each.cost.get("flops_share") is not None for each in shown) else ""]
-    texts += [f"{ROSE}: the training loss rose, in how many runs"] if any(map(rose_in, shown)) else []
+    signs = {_rose_sign(each) for each in shown} - {""}
+    texts += [f"{ROSE}: the loss rose" + ("" if signs == {ROSE} else ", in how many runs")] if signs else []
     if len(shown) < total:
         others = len(shown) - MAX_FIRST
         texts.append(

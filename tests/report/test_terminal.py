@@ -125,7 +125,14 @@ def test_a_setting_whose_loss_rose_is_marked_with_the_number_of_its_runs_and_the
     assert any("3 ± 2 ↑2/3 " in line for line in lines)
     assert any(" 2.5 ↑ " in line for line in lines)
     assert sum("↑" in line for line in lines[1:4]) == 2
-    assert lines[4].endswith("; ↑: the training loss rose, in how many runs")
+    assert lines[4].endswith("; ↑: the loss rose, in how many runs")
+
+
+def test_the_sign_of_settings_whose_loss_rose_in_each_run_needs_no_number():
+    for seed in (0, 1):
+        write("exclude", f"seed={seed}", losses=(2.0, 2.5))
+        write("restore", f"seed={seed}", losses=(2.0, 1.0))
+    assert printed()[3].endswith("; ↑: the loss rose")
 
 
 def test_that_no_setting_beats_guessing_is_a_line_of_its_own():

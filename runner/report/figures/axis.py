@@ -74,7 +74,7 @@ def axis_for(values: Sequence[float], *, log: bool = False, whole: bool = False)
         low, high = (low / 2, high * 2) if log else (low - pad, high + pad)
     numbers = _log_ticks(low, high) if log else _linear_ticks(low, high, whole)
     ticks = *_labelled(numbers), *((value, digits_text(value, 2)) for value in edges)
-    return Axis(low, high, log, ticks, has_below, has_above)
+    return Axis(low, high, log, ticks, has_below=has_below, has_above=has_above)
 
 
 def ends_of(values: Sequence[float]) -> tuple[float, float]:
