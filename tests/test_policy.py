@@ -219,7 +219,7 @@ def test_every_line_on_stderr_is_made_by_error_line():
 
 LIBRARIES = ("torch", "hydra", "omegaconf")
 # Public names that begin with an underscore.
-PUBLIC_NAMES = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_", "_fields", "_asdict", "_root_"}
+PUBLIC_NAMES = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_", "_fields", "_asdict", "_replace", "_root_"}
 
 
 def is_private(name: str) -> bool:

@@ -14,6 +14,7 @@ from runner.display.units import bytes_text, flops_text, percent_text
 from runner.errors import listed
 from runner.report.answer.answer import answer
 from runner.report.answer.findings import list_causes
+from runner.report.answer.learning import ROSE, chance_text, rose_in
 from runner.report.compare.ranking import spread_text
 from runner.report.compare.run_set import RunSet
 from runner.report.compare.settings import Setting
@@ -21,7 +22,7 @@ from runner.runs.console import COLOURS
 from runner.runs.text import MAX_CELL, counted, shortened
 
 MAX_ROWS, MAX_FIRST = 40, 20  # of the ranking, where it is longer: in all, and of the best
-MAX_REASONS = 5
+MAX_REASONS, MAX_REASON = 5, 400  # how many, and characters of the one of a single run
 WIDE = 100  # columns; in less, a setting of a method, a frozen set and more is named in one column
 
 
@@ -33,7 +34,8 @@ def print_report(run_set: RunSet, page: Path, console: Console, problems: Iterab
     shown = shown_settings(run_set.ranked)
     lines = ranking_lines(shown, run_set.has_accuracies, console.width)
     explained = Text(legend(shown, len(run_set.settings), run_set.has_accuracies), style="dim")
-    for text in (*([explained] if explained.plain else []), *reason_texts(run_set), *map(_unread, problems)):
+    chance = Text("" if run_set.single else chance_text(run_set), style="dim")
+    for text in (*(each for each in (explained, chance) if each.plain), *reason_texts(run_set), *map(_unread, problems)):
         lines += hanging(text, console)
     lines += answer_lines(run_set, console)
     for line in lines:
@@ -67,7 +69,7 @@ def ranking_lines(settings: Sequence[Setting], by_accuracy: bool, width: int) ->
         names = [each.method, each.frozen_set if several_sets else "", each.context]
         names = ["", "", each.name] if in_one else names
         verdict = Text(verdict_text(each), style="" if each.no_evidence else COLOURS.get(each.outcome, ""))
-        value = spread_text(each.accuracies if by_accuracy else each.losses)
+        value = " ".join(filter(None, (spread_text(each.accuracies if by_accuracy else each.losses), _rose_sign(each))))
         cost = [percent_text(each.cost.get("flops_share")), flops_text(each.flops), bytes_text(each.cost.get("saved_bytes"))]
         leaked = [run for run in each.runs if run.outcome == "leaked"]
         cause = "" if each.trains_everything or not leaked else list_causes(leaked, "leaked")
@@ -93,6 +95,8 @@ def legend(shown: Sequence[Setting], total: int, by_accuracy: bool) -> str:
     what = f"accuracy on held-out data{spread}" if by_accuracy else f"last training loss{spread}" if any(values) else ""
     cost = "cost: the FLOPs of a step, of those of training everything"
     texts = [what, cost if any(each.cost.get("flops_share") is not None for each in shown) else ""]
+    signs = {_rose_sign(each) for each in shown} - {""}
+    texts += [f"{ROSE}: the loss rose" + ("" if signs == {ROSE} else ", in how many runs")] if signs else []
     if len(shown) < total:
         others = len(shown) - MAX_FIRST
         texts.append(
@@ -101,6 +105,12 @@ def legend(shown: Sequence[Setting], total: int, by_accuracy: bool) -> str:
             + "; the page has all"
         )
     return "; ".join(filter(None, texts))
+
+
+def _rose_sign(setting: Setting) -> str:
+    """Return the sign of a setting whose training loss rose, with the number of runs: `↑2/3`, or `↑` for all; else ""."""
+    rose, total = rose_in(setting), len(setting.finished)
+    return "" if not rose else ROSE if rose == total else f"{ROSE}{rose}/{total}"
 
 
 def reason_texts(run_set: RunSet) -> Iterator[Text]:
@@ -130,4 +140,6 @@ def answer_lines(run_set: RunSet, console: Console) -> list[Text]:
     """Return the answer of the report as lines: its headline, and the sentence with the evidence for it."""
     found = answer(run_set)
     headline = (found.headline, "bold red" if found.is_bad else "bold")
-    return hanging(Text.assemble(headline, ". " if found.sentence else "", found.sentence), console)
+    failed = run_set.single and not run_set.single.finished
+    sentence = shortened(found.sentence, MAX_REASON) if failed else found.sentence  # the page has all of it
+    return hanging(Text.assemble(headline, ". " if sentence else "", sentence), console)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.contract import CHANGES, HYDRA, LOG, RECORD, STEPS, Record
+from runner.runs.text import MAX_ITEMS, MAX_TEXT, shortened
 
 RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # a run's folder in a sweep, see runner.config.naming.run_name
 
@@ -48,11 +49,18 @@ def remove_files(folder: Path, *names: str) -> None:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write `record` to the file `run.json` in a run's folder.
+    """Write `record` to the file `run.json` in a run's folder, the reason and the notes no longer than reports show them.
 
     Raises ValueError if a number in `record` is NaN or infinite.
     """
-    write_text(folder / RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    content = {**record, "reason": shortened(record["reason"], MAX_TEXT), "notes": _bounded(record["notes"])}
+    write_text(folder / RECORD, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _bounded(notes: Sequence[str]) -> list[str]:
+    """Return at most MAX_ITEMS notes of at most MAX_TEXT characters; the last one says how many more there are."""
+    kept = notes if len(notes) <= MAX_ITEMS else [*notes[: MAX_ITEMS - 1], f"and {len(notes) - MAX_ITEMS + 1:,} more notes"]
+    return [shortened(note, MAX_TEXT) for note in kept]
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

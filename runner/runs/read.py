@@ -27,7 +27,7 @@ from runner.proof.verdict import finite_or_none, outcome_of
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import MAX_OVERRIDE, read_config, read_overrides
 from runner.runs.tables import TensorRow, read_losses, read_tensors
-from runner.runs.text import MAX_CELL, MAX_ITEMS, MAX_TEXT, is_too_long, printable, printable_values
+from runner.runs.text import MAX_CELL, MAX_ITEMS, MAX_LONG_LIST, MAX_TEXT, is_too_long, printable, printable_values
 
 RawRecord = dict[str, Any]
 """The JSON object of a `run.json`, written by any version and not checked yet."""
@@ -38,6 +38,7 @@ SINGLE_RUN_NAME = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # a run's fol
 TEXT_KEYS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest", "nothing_frozen")
 MAX_RECORD_BYTES = 10_000_000  # of a `run.json` that is read; real ones have a few thousand
 LIST_KEYS = ("overrides", "notes", "couplings")
+LONG_LISTS = ("looks", "phases", "evaluation")  # keys of lists that may have up to MAX_LONG_LIST items
 MAPPING_KEYS = ("method", "versions", "git")
 NUMBER_KEYS = ("loss_first", "loss_last", "loss_not_finite_at", "seed", "threads", "batches")
 
@@ -173,8 +174,8 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     record |= {key: finite_or_none(valid.get(key)) for key in NUMBER_KEYS}
     record["verdict"] = record["verdict"] if record["verdict"] in get_args(RunVerdict) else None
     record["trained_digest"] = record["trained_digest"] or None
-    record["looks"] = [step for step in valid.get("looks", [])[:MAX_ITEMS] if _is_count(step)]
-    record["phases"] = [phase for item in valid.get("phases", [])[:MAX_ITEMS] if (phase := _checked_phase(item))]
+    record["looks"] = [step for step in valid.get("looks", [])[:MAX_LONG_LIST] if _is_count(step)]
+    record["phases"] = [phase for item in valid.get("phases", [])[:MAX_LONG_LIST] if (phase := _checked_phase(item))]
     counts = valid.get("counts", {})
     record["counts"] = {word: n if _is_count(n := counts.get(word)) else 0 for word in VERDICTS}
     costs = list(valid.get("cost", {}).items())[:MAX_ITEMS]
@@ -187,7 +188,7 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
         record["status"] = "failed"
     if wrong:
         problems.append(f"{RECORD}: values of a wrong type, ignored: {', '.join(wrong)}")
-    if too_long := [key for key in _TYPES if is_too_long(valid.get(key), _longest(key))]:
+    if too_long := [key for key in _TYPES if is_too_long(valid.get(key), _longest(key), _most_items(key))]:
         problems.append(f"{RECORD}: values that are too long, shortened: {', '.join(too_long)}")
     return cast(Record, record)
 
@@ -212,7 +213,7 @@ def _checked_evaluation(raw: dict[str, Any]) -> dict[str, Any]:
     passes = raw.get("passes")
     found: dict[str, Any] = {key: _numbers(raw[key]) for key in ("before", "after") if isinstance(raw.get(key), dict)}
     if isinstance(passes, list):
-        found["passes"] = [_numbers(values) for values in passes[:MAX_ITEMS] if isinstance(values, dict)]
+        found["passes"] = [_numbers(values) for values in passes[:MAX_LONG_LIST] if isinstance(values, dict)]
     return found
 
 
@@ -225,6 +226,11 @@ def _numbers(values: dict[str, Any]) -> dict[str, float | None]:
 def _longest(key: str) -> int:
     """Return how many characters a text under a key of `run.json` may have; commands are made from overrides."""
     return MAX_OVERRIDE if key == "overrides" else MAX_TEXT
+
+
+def _most_items(key: str) -> int:
+    """Return how many items a list or dict under a key of `run.json` may have."""
+    return MAX_LONG_LIST if key in LONG_LISTS else MAX_ITEMS
 
 
 def _is_count(value: Any) -> bool:

@@ -14,6 +14,7 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2
 # The most that is taken from a file of any origin: characters of a text, items of a list or dict, nested levels.
 MAX_TEXT, MAX_ITEMS, MAX_DEPTH = 1000, 200, 20
 MAX_CELL = 200  # characters of a config value in a table
+MAX_LONG_LIST = 2000  # items of a list that grows with the steps or the phases of a run
 
 
 def printable(text: str, most: int = MAX_TEXT) -> str:
@@ -31,8 +32,16 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
-def is_too_long(value: Any, most: int = MAX_TEXT, depth: int = MAX_DEPTH) -> bool:
-    """Return whether a text has more than `most` characters, or dicts and lists have such a text or too many items.
+def cut(text: str, most: int) -> tuple[str, str]:
+    """Return (start, rest) of a text whose start has at most `most` characters and ends between words, if it can."""
+    if len(text) <= most:
+        return text, ""
+    place = text.rfind(" ", most // 2, most + 1)
+    return (text[:most], text[most:]) if place < 0 else (text[:place], text[place + 1 :])
+
+
+def is_too_long(value: Any, most: int = MAX_TEXT, items: int = MAX_ITEMS, depth: int = MAX_DEPTH) -> bool:
+    """Return whether a text has more than `most` characters, or dicts and lists have such a text or more than `items` items.
 
     At most `depth` dicts and lists may be nested.
     """
@@ -40,8 +49,8 @@ def is_too_long(value: Any, most: int = MAX_TEXT, depth: int = MAX_DEPTH) -> boo
         return len(value) > most
     if not isinstance(value, (dict, list)) or not value:
         return False
-    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-    return depth == 0 or len(value) > MAX_ITEMS or any(is_too_long(item, most, depth - 1) for item in items)
+    inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    return depth == 0 or len(value) > items or any(is_too_long(item, most, items, depth - 1) for item in inner)
 
 
 def printable_values(value: Any, depth: int = MAX_DEPTH) -> Any:

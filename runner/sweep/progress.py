@@ -18,6 +18,7 @@ from runner.contract import RECORD, Record
 from runner.display.console import hanging
 from runner.proof.verdict import outcome_of
 from runner.runs.console import COLOURS
+from runner.runs.text import MAX_CELL, shortened
 
 POLL_SECONDS = 0.5
 
@@ -106,6 +107,6 @@ def run_line(name: str, record: Record, tally: Tally, on_terminal: bool) -> Text
     `on_terminal`, because on a terminal the progress bar shows them.
     """
     outcome = outcome_of(record)
-    reason = f": {record['reason']}" if record["reason"] else ""
+    reason = f": {shortened(record['reason'], MAX_CELL)}" if record["reason"] else ""
     state = "" if on_terminal else f"  ({tally})"
     return Text.assemble(f"{name}  ", (outcome, COLOURS.get(outcome, "")), f"{reason}{state}")

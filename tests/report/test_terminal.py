@@ -96,6 +96,16 @@ def test_equal_reasons_are_one_line_with_the_number_of_runs():
     assert line.endswith(" and 4 more)")
 
 
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_long_reason_takes_a_few_lines(runs):
+    for seed in range(runs):
+        write("zero_lr", f"seed={seed}", **FAILED | {"reason": "ValueError: " + "x" * 900 + " at the end"})
+    text = " ".join(printed(100))
+    assert "ValueError:" in text
+    assert "at the end" in text
+    assert text.count("x") < 450
+
+
 def test_of_many_settings_the_first_are_shown_and_those_that_leaked():
     for lr in range(100):
         write("zero_lr", f"optimizer.lr={lr}", rows=LEAKED_ROWS if lr % 20 == 7 else HELD_ROWS)
@@ -104,6 +114,33 @@ def test_of_many_settings_the_first_are_shown_and_those_that_leaked():
     assert explained == 25 <= MAX_ROWS  # the headings, 20 settings of which one leaked, and the other four that leaked
     assert sum(" leaked " in line for line in lines[:explained][1:]) == 5
     assert "24 of 100 settings: the first 20 and 4 that leaked or did not finish; the page has all" in lines[explained]
+
+
+def test_a_setting_whose_loss_rose_is_marked_with_the_number_of_its_runs_and_the_sign_is_explained():
+    for seed, loss in enumerate((3.0, 1.0, 5.0)):
+        write("zero_lr", f"seed={seed}", losses=(2.0, loss))
+    write("exclude", losses=(2.0, 2.5))
+    write("restore", losses=(2.0, 1.0))
+    lines = printed()
+    assert any("3 ± 2 ↑2/3 " in line for line in lines)
+    assert any(" 2.5 ↑ " in line for line in lines)
+    assert sum("↑" in line for line in lines[1:4]) == 2
+    assert lines[4].endswith("; ↑: the loss rose, in how many runs")
+
+
+def test_the_sign_of_settings_whose_loss_rose_in_each_run_needs_no_number():
+    for seed in (0, 1):
+        write("exclude", f"seed={seed}", losses=(2.0, 2.5))
+        write("restore", f"seed={seed}", losses=(2.0, 1.0))
+    assert printed()[3].endswith("; ↑: the loss rose")
+
+
+def test_that_no_setting_beats_guessing_is_a_line_of_its_own():
+    for method in ("zero_lr", "exclude"):
+        write(method, accuracy=0.5)
+    for config in SWEEP.glob("*/.hydra/config.yaml"):
+        config.write_text("model: {build: {classes: '${model.classes}'}, classes: 2}")
+    assert "No run is better than guessing among 2 classes: an accuracy of 0.5." in printed()
 
 
 TEN = ("requires_grad", "zero_lr", "zero_grad", "none", "exclude", "restore", "detach", "to_buffer", "grad_none")

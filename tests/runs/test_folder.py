@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from runner.contract import CHANGE_COLUMNS
 from runner.runs.folder import contains_run, csv_text, write_atomically, write_record, write_text
+from runner.runs.read import checked_record
+from runner.runs.record import new_record
 
 
 def test_the_columns_are_those_of_the_contract_in_order():
@@ -73,16 +75,37 @@ def test_text_is_written_in_utf8_and_line_ends_are_kept(tmp_path):
 
 
 def test_a_record_reads_back_unchanged(tmp_path):
-    record = {"status": "finished", "loss_first": 0.1, "verdict": None, "looks": [1, 2], "counts": {"held": 2}}
+    record = {"status": "finished", "reason": "", "loss_first": 0.1, "verdict": None, "looks": [1, 2], "counts": {"held": 2}}
+    record["notes"] = ["a note"]
     write_record(tmp_path, record)
     assert json.loads((tmp_path / "run.json").read_text()) == record
     assert list(json.loads((tmp_path / "run.json").read_text())) == list(record)
 
 
+def test_a_record_that_was_written_is_never_too_long_to_read(tmp_path):
+    record = new_record(
+        overrides=[], config_hash="", method={}, buffers="live", setting="", seed=0, device="cpu"
+    )  # as a run begins
+    record |= {"reason": f"KeyError: {'x' * 5000} at the end", "notes": ["n" * 2000] * 300}
+    record |= {"looks": list(range(1, 301)), "evaluation": {"passes": [{"loss": 1.0}] * 300}}
+    record["phases"] = [{"first_step": step, "last_step": step, "frozen": 1, "trained": 1} for step in range(1, 301)]
+    write_record(tmp_path, record)
+    problems = []
+    read = checked_record(json.loads((tmp_path / "run.json").read_text()), problems)
+    assert problems == []
+    assert len(read["reason"]) == 1000
+    assert read["reason"].startswith("KeyError: xxx")
+    assert read["reason"].endswith("xxx at the end")
+    assert read["notes"][-1] == "and 101 more notes"
+    assert [len(each) for each in (read["notes"], read["looks"], read["phases"], read["evaluation"]["passes"])] == [
+        *(200, 300, 300, 300)
+    ]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_record_with_a_number_that_is_not_finite_is_not_written(value, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        write_record(tmp_path, {"loss_first": value})
+        write_record(tmp_path, {"reason": "", "notes": [], "loss_first": value})
     assert os.listdir(tmp_path) == []
 
 

@@ -45,6 +45,8 @@ def test_each_ended_run_is_a_line_with_its_outcome_reason_and_the_counts():
     lines = printed_lines(runs, ends)
     outcomes = ["a  held", "b  failed: KeyError: [x]", "c  leaked", "d  loss not finite"]
     assert [line.split("  (")[0] for line in lines] == outcomes
+    (long,) = printed_lines([FakeRun(Path("e"))], [record("failed", None, "x" * 900)])
+    assert long.count("x") < 210
     assert lines[0].endswith("(1 done, 0 failed, 3 left)")  # after one run nobody knows how long the others take
     assert re.search(r"\(1 done, 1 failed, 2 left, \d:\d\d:\d\d to go\)$", lines[1])
     assert lines[-1].endswith("(3 done, 1 failed, 0 left)")

@@ -61,7 +61,7 @@ def distinguishing_overrides(picked: Sequence[Run], runs: Sequence[Run]) -> str:
     """
     texts = []
     for key in swept_keys(runs):
-        values, all_values = ({overrides_by_key(run).get(key, "") for run in part} for part in (picked, runs))
+        values, all_values = ({overrides_by_key(run).get(key) or "default" for run in part} for part in (picked, runs))
         if key != "seed" and len(values) < len(all_values):
             texts.append(f"{key}={'|'.join(sorted(values))}")
     return ", ".join(texts)

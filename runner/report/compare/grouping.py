@@ -43,20 +43,28 @@ def sort_runs(runs: Sequence[Run]) -> list[Run]:
 def short_names(runs: Sequence[Run]) -> dict[str, str]:
     """Return {run label: short name}.
 
-    A short name consists of the run's values of those overrides that are not the same in all runs, such as `zero_lr fc seed
-    1`. If it is empty or not unique, or if there is only one run, the label is used instead.
+    A short name consists of the run's values of those overrides that are not the same in all runs, such as `zero_lr fc
+    optimizer.lr=0.1 seed 1`. If it is empty or not unique, or if there is only one run, the label is used instead.
     """
-    keys = swept_keys(runs)
+    keys = sorted(swept_keys(runs), key=_place_in_name)
     short = {}
     for run in runs:
         values = overrides_by_key(run)
-        short[run.label] = " ".join(
-            f"seed {values[key]}" if key == "seed" else values[key] for key in keys if values.get(key)
-        )
+        short[run.label] = " ".join(_value_in_name(key, values[key]) for key in keys if values.get(key))
     uses: dict[str, int] = {}
     for name in short.values():
         uses[name] = uses.get(name, 0) + 1
     return {label: name if len(runs) > 1 and name and uses[name] == 1 else label for label, name in short.items()}
+
+
+def _place_in_name(key: str) -> int:
+    """Return a sort key for the keys in the name of a run: its method first, what is frozen next, its seed last."""
+    return {"method": 0, "freeze": 1, "seed": 3}.get(key, 2)
+
+
+def _value_in_name(key: str, value: str) -> str:
+    """Return a value in the name of a run: bare where it says by itself what it is, else with its key."""
+    return value if key in ("method", "freeze") else f"seed {value}" if key == "seed" else f"{key.lstrip('+')}={value}"
 
 
 def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:

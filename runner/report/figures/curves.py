@@ -58,7 +58,7 @@ def _figure(
     chart = lay_out(curves_of(series, [each.method for each in run_set.settings]), *axes)
     caption = f"{name} after each {axes[0]}{'' if first else '; 0 is before the training'}."
     caption += f" Drawn is one {axes[0]} of {every}." if every > 1 else ""
-    caption += band_text(series) + same_text(series) + lost_text(series, axes[0])
+    caption += band_text(series) + same_text(series) + lost_text(series, axes[0]) + chart.beyond
     if len(run_set.settings) > MAX_SETTINGS:
         caption += f" Shown are the first {MAX_SETTINGS} of {len(run_set.settings):,} settings in the ranking."
     return Figure(key, name, caption, chart)

@@ -23,7 +23,7 @@ MARK_STYLES: dict[str, dict[str, Any]] = {  # marks differ in shape, and are vis
     "nan": {"marker": "D", "markersize": 4, "markerfacecolor": "none", "markeredgecolor": "#c2187e"},
     "idle": {"marker": "v", "markersize": 4, "markerfacecolor": "none", "markeredgecolor": "#d97706"},
     "returned": {"marker": "o", "markersize": 3.6, "markerfacecolor": "none", "markeredgecolor": GREY},
-    "started at 0": {"marker": "+", "markersize": 4, "markeredgecolor": GREY},
+    "started at 0": {"marker": "P", "markersize": 5, "markerfacecolor": "#8250c4", "markeredgecolor": "none"},
     "zero": {"marker": ".", "markersize": 3, "markerfacecolor": GREY, "markeredgecolor": "none"},
 }
 COLOUR_STOPS = ["#3d5a98", "#4f9ba8", "#a8c97f", "#f5d547"]
@@ -115,33 +115,6 @@ def as_svg(figure: Figure, title: str, description: str) -> str:
         root.insert(0, element)
     root.set("role", "img")
     root.set("data-generator", "freeze-runner")
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def svg_for_page(svg: str, name: str) -> str:
-    """Return an SVG made by `as_svg`, changed for use inside an HTML page.
-
-    The white background is removed. Every id gets the prefix `name-`, so that the ids of two figures cannot clash.
-    """
-    root = ElementTree.fromstring(svg)
-    for parent in root.iter():
-        for child in list(parent):
-            if child.get("id") == "patch_1":  # the background
-                parent.remove(child)
-    for element in root.iter():
-        for key, value in element.attrib.items():
-            if key == "id":
-                element.set(key, f"{name}-{value}")
-            elif key == f"{{{XLINK}}}href" and value.startswith("#"):
-                element.set(key, f"#{name}-{value[1:]}")
-            elif key == "clip-path":
-                element.set(key, value.replace("url(#", f"url(#{name}-"))
-    title, description = root.find(f"{{{SVG}}}title"), root.find(f"{{{SVG}}}desc")
-    assert title is not None
-    assert description is not None
-    title.set("id", f"{name}-title")
-    description.set("id", f"{name}-desc")
-    root.set("aria-labelledby", f"{name}-title {name}-desc")
     return ElementTree.tostring(root, encoding="unicode")
 
 

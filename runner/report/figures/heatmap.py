@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from runner.report.compare.costs import trains_everything
 from runner.report.compare.grouping import group_by_method, short_names
 from runner.report.compare.settings import build_settings
 from runner.runs.read import Run
@@ -19,7 +20,7 @@ MARKS = {  # mark: its text in the legend; the worst first, as a cell shows only
     "idle": "trainable, but idle",
     "returned": "moved and was put back",
     "started at 0": "moved from exactly 0",
-    "zero": "exactly 0",
+    "zero": "no bit changed",
 }
 
 
@@ -62,7 +63,7 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
     tensors_of: dict[tuple[str, str], list[TensorRow]] = {}
     for column, members in columns.items():
         for run in members:
-            for tensor in run.tensors:
+            for tensor in shown_rows(run):
                 tensors_of.setdefault((row_of(tensor.name), column), []).append(tensor)
     rows = all_rows[:MAX_ROWS]
     if len(all_rows) < len(names):
@@ -93,6 +94,14 @@ def group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
     A column is one run. If that makes more than MAX_COLUMNS, runs that differ only in the seed share a column. If there are
     still too many, all runs of a method share one.
     """
+    columns, caption = _columns(runs)
+    if any(run.leaked and trains_everything(run) for run in runs):
+        caption += " Under method=none everything trains, so that what moves there is no leak."
+    return columns, caption
+
+
+def _columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
+    """Return the columns and the first sentences of the caption; see `group_columns`."""
     names = short_names(runs)
     by_run = {names[run.label]: [run] for run in runs}
     if len(by_run) <= MAX_COLUMNS:
@@ -108,6 +117,14 @@ def group_columns(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], str]:
     if len(by_method) > MAX_COLUMNS:
         caption += f" Shown are {MAX_COLUMNS} of {len(by_method):,} methods."
     return by_method, caption
+
+
+def shown_rows(run: Run) -> list[TensorRow]:
+    """Return the rows of a run as the heatmap shows them: what a run of `method=none` moved by design did not leak there."""
+    if not trains_everything(run):
+        return run.tensors
+    words = {"parameter": "trained", "buffer": "drifted"}
+    return [row._replace(verdict=words.get(row.kind, "trained")) if row.verdict == "leaked" else row for row in run.tensors]
 
 
 def _group_rows(names: Sequence[str]) -> tuple[list[str], Callable[[str], str]]:

@@ -8,12 +8,14 @@ from runner.errors import listed
 from runner.report.compare.grouping import overrides_by_key, swept_keys
 from runner.report.compare.run_set import RunSet
 from runner.report.compare.settings import Setting
+from runner.report.figures.axis import suits_log
 from runner.report.figures.chart import lay_out
 from runner.report.figures.series import Figure, Series, band_text, curves_of, same_text
 from runner.runs.text import parse_number
 
 LEAST_RATES = 3  # of a curve
 MAX_CURVES = 40
+LOG_FACTOR = 100  # from the least to the greatest rate above 0: then a rate of 0 lies at the edge of a logarithmic scale
 
 
 def rate_figures(run_set: RunSet) -> Iterator[Figure]:
@@ -33,9 +35,11 @@ def rate_figures(run_set: RunSet) -> Iterator[Figure]:
         if not series:
             continue
         name, shown = f"{what.capitalize()} by {key.lstrip('+')}", series[:MAX_CURVES]
-        log = all(x > 0 for each in shown for x, _ in each.columns)
+        xs = [x for each in shown for x, _ in each.columns]
+        log = min(xs) > 0 or (min(xs) == 0 and suits_log([x for x in xs if x], LOG_FACTOR))
         chart = lay_out(curves_of(shown, [each.method for each in run_set.settings]), key.lstrip("+"), what, log_x=log)
-        caption = f"{name}{', on a logarithmic scale' if log else ''}.{band_text(shown)}{same_text(shown)}{_lost(shown)}"
+        caption = f"{name}{', on a logarithmic scale' if log else ''}.{band_text(shown)}{same_text(shown)}"
+        caption += _lost(shown) + chart.beyond
         if len(shown) < len(series):
             caption += f" Shown are the first {len(shown)} of {len(series):,} curves."
         yield Figure(f"losses-rate-{number}", name, caption, chart)

@@ -11,11 +11,11 @@ from runner.errors import listed
 from runner.report.figures.axis import can_draw
 from runner.report.figures.chart import Chart, Curve
 from runner.report.figures.palette import method_colours, method_markers
-from runner.runs.text import counted, shortened
+from runner.runs.text import MAX_CELL, counted, shortened
 
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2")  # tell apart the settings of one method
 MAX_NAME = 400  # characters
-MOST_NAMES = 2  # of the settings that share a curve; the others are counted
+MOST_NAMES = 6  # of the settings that share a curve; the others are counted
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,28 @@ def curves_of(series: Sequence[Series], methods: Iterable[str]) -> list[Curve]:
     for members in sharing.values():
         first = members[0]
         runs = max((len(values) for _, values in first.columns), default=0)
-        same = " with the same bits" if len(members) > 1 else ""
-        name = (
-            f"{listed([shortened(each.name, MAX_NAME) for each in members], most=MOST_NAMES)}{same} ({counted(runs, 'run')})"
-        )
+        name = f"{shared_name(members)} ({counted(runs, 'run')})"
         dash = DASHES[used[first.method] % len(DASHES)]
         used[first.method] += 1
         points = [(x, *spread(values)) for x, values in first.columns]
         colour, marker = colours[first.method], markers[first.method]
-        curves.append(Curve(name, colour=colour, marker=marker, dash=dash, points=points, lost=first.lost))
+        short = shortened(first.name, MAX_CELL)
+        curves.append(Curve(name, short, colour=colour, marker=marker, dash=dash, points=points, lost=first.lost))
     return curves
+
+
+def shared_name(members: Sequence[Series]) -> str:
+    """Return the name of a curve that several settings share, such as `exclude and zero_lr with the same bits`.
+
+    What stands behind the method in all their names is said once, before them: `lr=0.1: exclude and zero_lr`.
+    """
+    if len(members) == 1:
+        return shortened(members[0].name, MAX_NAME)
+    rests = {each.name.removeprefix(each.method).strip() for each in members}
+    same_rest = len(rests) == 1 and all(each.name.startswith(each.method) for each in members)
+    names = [shortened(each.method if same_rest else each.name, MAX_NAME) for each in members]
+    lead = f"{shortened(rests.pop(), MAX_NAME)}: " if same_rest and rests != {""} else ""
+    return f"{lead}{listed(names, most=MOST_NAMES)} with the same bits"
 
 
 def spread(values: Sequence[float | None]) -> tuple[float | None, float | None, float | None]:

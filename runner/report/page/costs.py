@@ -69,6 +69,14 @@ class CostGroup:
     rows: list[tuple[str, list[CostBar]]]
     cards: list[tuple[str, Opportunity]]
 
+    @property
+    def uncompared(self) -> str:
+        """A sentence on what was measured and has no share, since no run of `method=none` was measured alike; or ""."""
+        optional = {one.heading for one in MEASURES if not one.always}
+        shares = zip(*([bar.share for bar in bars] for _, bars in self.rows), strict=True)
+        names = [name for name, each in zip(self.measures, shares, strict=True) if name in optional and set(each) == {None}]
+        return f"Without a bar: {listed(names)}; no run of method=none to compare with." if names else ""
+
 
 def costs_section(run_set: RunSet) -> Section | None:
     """Return the section about costs; None if none were measured."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from runner.contract import DEFECTS
+from runner.runs.text import MAX_CELL, shortened
+
+LONG = "long"
 
 
 class Column(NamedTuple):
@@ -19,9 +22,9 @@ class Column(NamedTuple):
 class TableCell(NamedTuple):
     """A cell of a table.
 
-    `kind`: its CSS class, such as `code`, `why`, or an outcome such as `held`; mostly empty. `share`: the length of the bar
-    below the text, from 0 to 1; None for no bar. `link`: an address that the text links to, such as `#run-3`; empty for
-    none. `sort`: the number by which the cell is sorted; None: by its text.
+    `kind`: its CSS class, such as `code`, `why`, or an outcome such as `held`; mostly empty. Of the kind LONG, the end of a
+    long text unfolds. `share`: the length of the bar below the text, from 0 to 1; None for no bar. `link`: an address that
+    the text links to, such as `#run-3`; empty for none. `sort`: the number by which the cell is sorted; None: by its text.
     """
 
     text: str
@@ -66,6 +69,18 @@ def table_section(heading: str, table: PageTable | None) -> Section | None:
 def outcome_cell(outcome: str) -> TableCell:
     """Return a cell with the outcome of a run; a defect, such as `nothing trained`, has the colour of a leak."""
     return TableCell(outcome, "bad" if outcome in DEFECTS else outcome)
+
+
+def value_cell(key: str, value: str | None, kind: str = "") -> TableCell:
+    """Return a cell with the value of an override or a setting; in words where there is none.
+
+    `value`: None if it was not given. `kind`: as in TableCell, for a value.
+    """
+    if value is None:
+        return TableCell("default", "quiet")
+    if not value:
+        return TableCell("removed" if key.startswith("~") else "empty", "quiet")
+    return TableCell(shortened(value, MAX_CELL), kind)
 
 
 def first_rows_text(rows: int, limit: int) -> str:

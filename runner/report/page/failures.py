@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from runner.contract import LOG
 from runner.report.compare.run_set import RunSet
-from runner.report.page.elements import Column, PageTable, Section, TableCell, first_rows_text
+from runner.report.page.elements import LONG, Column, PageTable, Section, TableCell, first_rows_text
 from runner.runs.read import Run
 from runner.runs.text import counted
 
@@ -43,7 +43,7 @@ def failures_table(run_set: RunSet, failed: Sequence[Run]) -> PageTable:
         place, reason = places.get(run.label, ("", run.record["reason"]))
         place_cells = [TableCell(place, "code")] if places else []
         state = TableCell(run.state, run.state)
-        rows.append([_run_cell(run_set, run), state, *place_cells, TableCell(reason), _log_cell(run_set, run)])
+        rows.append([_run_cell(run_set, run), state, *place_cells, TableCell(reason, LONG), _log_cell(run_set, run)])
     caption = f"{counted(len(failed), 'run')} did not finish{first_rows_text(len(failed), MAX_TABLE_ROWS)}"
     return PageTable("failures", caption, [Column(name) for name in columns], rows)
 
@@ -51,7 +51,7 @@ def failures_table(run_set: RunSet, failed: Sequence[Run]) -> PageTable:
 def skipped_table(run_set: RunSet, skipped: Sequence[Run]) -> PageTable:
     """Return a table with a row per run that was skipped, and why."""
     caption = f"{counted(len(skipped), 'run')} skipped: the method cannot freeze this there, which is no failure"
-    rows = [[_run_cell(run_set, run), TableCell(run.record["reason"])] for run in skipped[:MAX_TABLE_ROWS]]
+    rows = [[_run_cell(run_set, run), TableCell(run.record["reason"], LONG)] for run in skipped[:MAX_TABLE_ROWS]]
     cut = first_rows_text(len(skipped), MAX_TABLE_ROWS)
     return PageTable("skipped", caption + cut, [Column("run"), Column("why")], rows)
 

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from runner.display.units import short_change_text
 from runner.report.compare.changes import LIVE
-from runner.report.compare.costs import trains_everything
 from runner.report.compare.modules import build_tree, divide
 from runner.report.compare.run_set import RunSet
-from runner.report.figures.heatmap import MAX_COLUMNS, group_columns, worst_mark
+from runner.report.figures.heatmap import MAX_COLUMNS, group_columns, shown_rows, worst_mark
 from runner.report.page.elements import Section
 from runner.runs.read import Run
 from runner.runs.tables import TensorRow
@@ -25,6 +24,7 @@ MAX_HEADING = 40  # characters of a column's heading
 LEVELS = (0.0, 0.001, 0.01, 0.1, 1.0)  # a relative change above the first has colour 1, from the second on colour 2, ...
 LEGEND = ("0: no bit changed", "below 0.1%", "0.1% to 1%", "1% to 10%", "10% to 100%", "100% and more")
 SIGNS = {"leaked": "✗", "idle": "○", "returned": "↩"}  # before the percentage, so that these are told by more than colour
+NO_PERCENTAGE = "hx"  # the class of the colour of what moved by a change that is no percentage, under one of two signs
 SIGN_LEGEND = {
     "✗": "frozen, but leaked",
     "○": "trainable, but idle",
@@ -50,7 +50,7 @@ class HeatmapModule:
     Attributes:
         name: its dotted name; `the model` for tensors that are in no module.
         count: how many tensors it has, as text.
-        has_leak: whether one of its tensors leaked, although the run's method was to freeze it.
+        has_leak: whether one of its tensors leaked.
         cells: for each column the largest change and the worst mark of its tensors, live buffers (such as the statistics of
             BatchNorm, which drift under every method) apart, unless it has nothing else.
         tensors: (name, cells) of each tensor that is listed.
@@ -81,7 +81,11 @@ def heatmap_section(run_set: RunSet) -> Section | None:
         "modules": modules,
         "unfolded": MAX_UNFOLDED,
         "legend": list(enumerate(LEGEND)),
-        "signs": [(sign, text) for sign, text in SIGN_LEGEND.items() if any(sign in each for each in texts)],
+        "signs": [
+            (sign, text, NO_PERCENTAGE if sign in "+?" else "")
+            for sign, text in SIGN_LEGEND.items()
+            if any(sign in each for each in texts)
+        ],
     }
     return Section("heatmap", "How far each tensor moved", "heatmap", data)
 
@@ -90,17 +94,15 @@ def build_modules(columns: dict[str, list[Run]]) -> tuple[list[HeatmapModule], i
     """Return (the modules, how many tensors are listed, how many there are); modules with a leak come first.
 
     `columns`: {column: its runs}. If listing all tensors would make more than MAX_CELLS cells, those that leaked, became
-    NaN or stayed idle are listed before the others. Leaks under `method=none` are marked, but come neither first nor open:
-    nothing was done about them.
+    NaN or stayed idle are listed before the others.
     """
     rows_of: dict[str, list[list[TensorRow]]] = {}  # tensor name -> its rows in each column
     rank: dict[str, int] = {}
     for place, runs in enumerate(columns.values()):
         for run in runs:
-            by_design = trains_everything(run)
-            for row in run.tensors:
+            for row in shown_rows(run):
                 rows_of.setdefault(row.name, [[] for _ in columns])[place].append(row)
-                rank[row.name] = min(rank.get(row.name, 2), _rank(row, by_design))
+                rank[row.name] = min(rank.get(row.name, 2), _rank(row))
     listed = sorted(rows_of, key=lambda name: rank[name])[: MAX_CELLS // len(columns)]
     is_listed = set(listed)
     modules = []
@@ -141,16 +143,12 @@ def heatmap_cell(rows: Sequence[TensorRow]) -> HeatmapCell:
     if not any(row.moved for row in rows):
         return HeatmapCell(f"{sign}0", kind.strip())
     from_zero = any(row.moved and row.change_l2 is not None for row in rows)
-    return HeatmapCell(sign + ("+" if from_zero else "?"), kind.strip())
+    return HeatmapCell(sign + ("+" if from_zero else "?"), f"{NO_PERCENTAGE}{kind}")
 
 
-def _rank(row: TensorRow, by_design: bool) -> int:
-    """Return 0 for a tensor that leaked, 1 for one that became NaN or stayed idle, 2 for any other.
-
-    `by_design`: the run's method is `none`, so that a leak is no surprise.
-    """
-    rank = {"leaked": 0, "nan": 1, "idle": 1}.get(worst_mark([row]), 2)
-    return 2 if by_design and rank == 0 else rank
+def _rank(row: TensorRow) -> int:
+    """Return 0 for a tensor that leaked, 1 for one that became NaN or stayed idle, 2 for any other."""
+    return {"leaked": 0, "nan": 1, "idle": 1}.get(worst_mark([row]), 2)
 
 
 def _cells_below(module: HeatmapModule) -> list[list[HeatmapCell]]:

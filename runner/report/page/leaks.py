@@ -55,10 +55,17 @@ def leaks_section(run_set: RunSet) -> Section | None:
     cases = sorted(find_cases(run_set), key=lambda case: case.rank)
     if not cases:
         return None
-    verdicts = {case.verdict for case in cases}
-    heading = "What leaked" if "leaked" in verdicts else "What stayed idle"
-    heading += ", and what stayed idle" if len(verdicts) > 1 else ""
-    return Section("leaks", heading, "leaks", {"cases": [_case_data(case, number) for number, case in enumerate(cases)]})
+    data = {"cases": [_case_data(case, number) for number, case in enumerate(cases)]}
+    return Section("leaks", _heading(cases), "leaks", data)
+
+
+def _heading(cases: Sequence[Case]) -> str:
+    """Return the heading of the section; what the baseline moved is no leak."""
+    words = {case.what_happened for case in cases}
+    moved = "What leaked" if "leaked" in words else "What moved under the baseline"
+    if "idle" not in words:
+        return moved
+    return f"{moved}, and what stayed idle" if len(words) > 1 else "What stayed idle"
 
 
 def find_cases(run_set: RunSet) -> list[Case]:

@@ -13,5 +13,6 @@ def losses_section(run_set: RunSet) -> Section | None:
     figures = [*rate_figures(run_set), *filter(None, (accuracy_figure(run_set), loss_figure(run_set)))]
     if not figures:
         return None
-    heading = "Losses and accuracy" if accuracy_figure(run_set) else "Losses"
+    has_accuracy = any("accuracy" in figure.name.lower() for figure in figures)
+    heading = "Losses and accuracy" if has_accuracy else "Losses"
     return Section("losses", heading, "losses", {"figures": figures})

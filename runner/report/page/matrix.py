@@ -8,6 +8,7 @@ from statistics import fmean
 
 from runner.contract import DEFECTS
 from runner.display.units import digits_text, percent_text
+from runner.report.answer.learning import ROSE, chance_text, rose_text
 from runner.report.compare.ranking import spread_text, told_apart
 from runner.report.compare.run_set import RunSet
 from runner.report.compare.settings import Setting
@@ -35,6 +36,7 @@ class MatrixCell:
         kind: the CSS class of its outcome, such as `held`.
         sign, verdict: the outcome as a sign and in words, such as `✓` and `held in 3 of 3`.
         value: the accuracy on held-out data, or else the last loss, with its spread over the seeds; may be empty.
+        rose: in how many runs the loss rose, such as `↑ loss rose in 2 of 3`; mostly empty.
         cost, share: the cost of a step relative to training everything, as text and as a number; "" and None if not known.
     """
 
@@ -43,6 +45,7 @@ class MatrixCell:
     sign: str
     verdict: str
     value: str
+    rose: str
     cost: str
     share: float | None
 
@@ -68,6 +71,7 @@ def matrix_section(run_set: RunSet) -> Section | None:
         caption += f"; the first {MAX_COLUMNS} of {len(columns):,} frozen sets"
     data = {
         "caption": caption,
+        "chance": chance_text(run_set),
         "columns": [shortened(column, MAX_CELL) for column in shown],
         "rows": [
             (shortened(name, MAX_CELL), [cells.get(column) for column in shown])
@@ -99,6 +103,7 @@ def _cell(setting: Setting, number: int, has_accuracies: bool) -> MatrixCell:
         sign=sign,
         verdict=verdict,
         value=value if has_accuracies or not value else f"loss {value}",
+        rose=f"{ROSE} {rose}" if (rose := rose_text(setting)) else "",
         cost=percent_text(share),
         share=share,
     )

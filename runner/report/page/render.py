@@ -26,7 +26,7 @@ from runner.report.page.moved import moved_section
 from runner.report.page.phases import phases_section
 from runner.report.page.runs import runs_section
 from runner.report.page.settings import commands_section, machines_section, shared_section
-from runner.runs.text import counted
+from runner.runs.text import counted, cut
 
 MAX_PROBLEMS = 200
 SECTIONS = (
@@ -69,14 +69,16 @@ def render_page(run_set: RunSet, reload_seconds: float | None = None) -> str:
 
 @cache
 def environment() -> Environment:
-    """Return the environment of the page's templates, which escapes every text."""
-    return Environment(
+    """Return the environment of the page's templates, which escapes every text; they fold long ones with `cut`."""
+    made = Environment(
         loader=PackageLoader("runner.report.page", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals["cut"] = cut
+    return made
 
 
 @cache

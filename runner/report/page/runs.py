@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from runner.contract import Verdict
 from runner.display.units import digits_text, percent_text
+from runner.report.answer.learning import ROSE
+from runner.report.compare.costs import trains_everything
 from runner.report.compare.grouping import overrides_by_key, swept_keys
 from runner.report.compare.run_set import RunSet
-from runner.report.page.elements import Column, PageTable, Section, TableCell, outcome_cell, table_section
+from runner.report.page.elements import Column, PageTable, Section, TableCell, outcome_cell, table_section, value_cell
+from runner.runs.headline import loss_rose
 from runner.runs.read import Run
-from runner.runs.text import MAX_CELL, shortened
 
 MAX_TABLE_ROWS = 1000
 SHOWN_VERDICTS: tuple[Verdict, ...] = ("held", "returned", "leaked", "trained", "idle")  # those of live buffers are not
@@ -45,24 +47,26 @@ def runs_table(run_set: RunSet) -> PageTable:
     for number, setting in enumerate(run_set.settings):
         for run in (run for run in setting.runs if run.label in picked):
             ids.append(f"setting-{number}" if run is setting.runs[0] else "")
-            row = [TableCell(run.label, link=run_set.link(run)), *_value_cells(run, keys), outcome_cell(run.outcome)]
+            values = [value_cell(key, overrides_by_key(run).get(key)) for key in keys]
+            row = [TableCell(run.label, link=run_set.link(run)), *values, _outcome_cell(run)]
             row += [TableCell(str(run.record["counts"][verdict])) for verdict in verdicts]
-            row.append(TableCell(_loss_text(run, run.record["loss_last"])))
+            row.append(_loss_cell(run))
             row += [TableCell(digits_text(run.held_out.get(key))) for key in measured]
             trained_part = ": ".join(filter(None, run_set.trained_parts[run.label]))
             row += [TableCell(trained_part, "why")] if has_trained_part else []
             share = shares[run.label]
             rows.append(row + ([TableCell(percent_text(share), sort=share)] if has_shares else []))
+    return PageTable("runs", _caption(runs, len(rows)), columns, rows, ids)
+
+
+def _caption(runs: Sequence[Run], shown: int) -> str:
+    """Return the caption of the table; `shown`: how many of the runs have a row."""
     caption = "How the runs differ, the outcome, and how many tensors have each verdict"
-    if len(rows) < len(runs):
-        caption += f"; {len(rows):,} of {len(runs):,} runs, those that did not hold before the others"
-    return PageTable("runs", caption, columns, rows, ids)
-
-
-def _value_cells(run: Run, keys: Sequence[str]) -> list[TableCell]:
-    """Return a cell for each override key, with the run's value."""
-    overrides = overrides_by_key(run)
-    return [TableCell(shortened(overrides.get(key, ""), MAX_CELL)) for key in keys]
+    if any(run.finished and loss_rose(run.record) for run in runs):
+        caption += f"; {ROSE} rose: the last training loss is above the first"
+    if shown < len(runs):
+        caption += f"; {shown:,} of {len(runs):,} runs, those that did not hold before the others"
+    return caption
 
 
 def pick_runs(runs: Sequence[Run]) -> list[Run]:
@@ -76,11 +80,19 @@ def pick_runs(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.label in picked]
 
 
-def _loss_text(run: Run, loss: float | None) -> str:
-    """Return a loss as a text with four significant digits.
+def _outcome_cell(run: Run) -> TableCell:
+    """Return a cell with the outcome of a run; under `method=none` a leak is by design, and the run is the baseline."""
+    by_design = trains_everything(run) and run.outcome == "leaked"
+    return TableCell("baseline", "quiet") if by_design else outcome_cell(run.outcome)
 
-    If `loss` is None, the text is `not finite` for a run that made steps, and empty for a run that made none.
+
+def _loss_cell(run: Run) -> TableCell:
+    """Return a cell with the last loss, marked where it is above the first: `2.4 ↑ rose`.
+
+    Without a loss its text is `not finite` for a run that made steps, and empty for one that made none.
     """
-    if loss is not None:
-        return digits_text(loss)
-    return "not finite" if run.record["looks"] else ""
+    loss = run.record["loss_last"]
+    if loss is None:
+        return TableCell("not finite" if run.record["looks"] else "")
+    rose = run.finished and loss_rose(run.record)
+    return TableCell(digits_text(loss) + (f" {ROSE} rose" if rose else ""), "idle" if rose else "", sort=loss)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from runner.contract import STATUSES_WITH_TABLES, is_hashed
 from runner.report.compare.origin import facts_of
 from runner.report.compare.run_set import RunSet
-from runner.report.page.elements import Column, PageTable, Section, TableCell, first_rows_text, table_section
+from runner.report.page.elements import Column, PageTable, Section, TableCell, first_rows_text, table_section, value_cell
 from runner.report.page.runs import pick_runs
 from runner.runs.read import Run
 from runner.runs.text import MAX_CELL, counted, shortened
@@ -56,7 +56,8 @@ def commands_table(run_set: RunSet) -> PageTable:
     differing = [key for key in keys if len({run.config.get(key) for run in runs if run.config}) > 1]
     rows = []
     for run in runs:
-        values = [f"{key}={shortened(run.config[key], MAX_CELL)}" for key in differing if key in run.config]
+        values = [f"{key}={shortened(run.config[key], MAX_CELL)}" for key in differing if run.config.get(key)]
+        values += [f"{key} empty" for key in differing if run.config.get(key) == ""]
         config_cells = [TableCell(", ".join(values))] if differing else []
         rows.append([TableCell(run.label, link=run_set.link(run)), *config_cells, TableCell(command_of(run), "code")])
     columns = [Column("run"), *([Column("its config")] if differing else []), Column("command")]
@@ -113,7 +114,7 @@ def _given(run: Run) -> dict[str, str]:
 
 def _key_table(name: str, caption: str, values: Mapping[str, str]) -> PageTable:
     """Return a table with a row for each key and its value."""
-    rows = [[TableCell(key), TableCell(shortened(value, MAX_CELL), "code")] for key, value in values.items()]
+    rows = [[TableCell(key), value_cell(key, value, "code")] for key, value in values.items()]
     cut = first_rows_text(len(rows), MAX_TABLE_ROWS)
     return PageTable(f"settings-{name}", caption + cut, [Column("key"), Column("value")], rows[:MAX_TABLE_ROWS])
 

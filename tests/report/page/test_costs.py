@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runner.report.compare.costs import UNFROZEN_TARGET
 from runner.report.page.costs import costs_section
 from tests.report.page.parsing import section_of, text_of
 from tests.report.page.reports import SWEEP, read_sweep
@@ -50,6 +51,18 @@ def test_each_setting_has_a_row_of_bars_with_figure_and_share_beside_them_the_ch
     ]
     assert cells(rows[1])[:2] == ["zero_lr", "100% 300 MFLOP"]
     assert [bar.get("style") for bar in rows[0].iter("i")][:3] == ["width:35.0%", "width:100.0%", "width:2.5%"]
+
+
+def test_a_measured_cost_without_a_baseline_says_that_there_is_none_to_compare_with():
+    for method, more in (("zero_lr", DEAR), ("requires_grad", CHEAP)):
+        write_run(SWEEP, method, cost=more | {"peak_memory_bytes": 2048.0})
+    said = "Without a bar: peak memory; no run of method=none to compare with."
+    assert said in text_of(section())
+    unfrozen = DEAR | {"peak_memory_bytes": 4096.0}
+    write_run(SWEEP, "none", cost=unfrozen, method={"_target_": UNFROZEN_TARGET})
+    found = section()
+    assert "to compare with" not in text_of(found)
+    assert {cells(row)[0]: cells(row)[-1] for row in found.findall(".//tbody/tr")}["zero_lr"] == "50% 2 KiB"
 
 
 def test_what_is_unknown_is_said_and_has_no_bar():

@@ -10,6 +10,7 @@ from runner.report.compare.run_set import RunSet
 from runner.report.page.failures import failures_section
 from runner.report.page.render import render_page
 from runner.runs.read import read_run, run_folders
+from tests.report.page.parsing import parsed, section_of, text_of
 from tests.run_folders import write_run
 
 SWEEP = Path("sweep")
@@ -105,3 +106,32 @@ def test_reasons_that_several_runs_share_stand_before_the_table_the_most_frequen
         write_run(SWEEP, "detach", f"seed={number + 6}", reason=f"reason {number // 2}", **FAILED)
     assert len(section().data["reasons"]) == 11
     assert section().data["reasons"][-1] == "and 4 more"
+
+
+def test_a_long_reason_shows_its_start_and_the_rest_unfolds():
+    reason = "ValueError: " + "many words " * 80 + "at the end"
+    for seed in (0, 1):
+        write_run(SWEEP, "detach", f"seed={seed}", reason=reason, **FAILED)
+    write_run(SWEEP, "restore", reason=reason, **{**FAILED, "status": "skipped"})
+    found = section_of(RunSet.of([read_run(folder) for folder in run_folders(SWEEP)], "sweep", SWEEP), "failures")
+    folded = found.findall(".//details")
+    assert len(folded) == 4  # of the reason that both share, of each of them, and of the one that was skipped
+    for each in folded:
+        start = text_of(each.find("summary"))
+        assert len(start) < 260
+        assert start.endswith((" many …", " words …"))
+        assert text_of(each).replace(" … … ", " ").endswith(reason)
+        assert each.get("open") is None
+
+
+def test_a_short_reason_is_not_folded():
+    write_run(SWEEP, "detach", reason="KeyError: 'x'", **FAILED)
+    page = RunSet.of([read_run(folder) for folder in run_folders(SWEEP)], "sweep", SWEEP)
+    assert parsed(render_page(page)).findall(".//details[@class='folded']") == []
+
+
+def test_the_page_of_one_run_that_failed_folds_its_reason():
+    write_run(SWEEP, "detach", reason="ValueError: " + "many words " * 85, **FAILED)
+    page = RunSet.of([read_run(folder) for folder in run_folders(SWEEP)], "sweep", SWEEP)
+    lead = parsed(render_page(page)).find(".//div[@class='lead']")
+    assert len(text_of(lead.find("details/summary"))) < 820

@@ -14,7 +14,7 @@ from runner.runs.tables import tensor_row
 from tests.report.page.colours import contrast
 from tests.report.page.parsing import section_of, text_of
 from tests.report.page.reports import SWEEP, read_sweep
-from tests.run_folders import HELD_ROWS, change_row, write_run, write_sweep
+from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
 
 
 def section():
@@ -40,8 +40,9 @@ def cell(*rows) -> tuple[str, str]:
         (change_row("a", "returned"), ("↩0", "")),
         (change_row("a", "trained", 0.5, change_rel="nan"), ("NaN", "bad")),
         (change_row("a", "leaked", 0.5, "gradient", change_rel="inf"), ("✗inf", "bad bad")),
-        (change_row("a", "trained", 0.5, change_rel=""), ("+", "")),
-        (change_row("a", "leaked", 0.5, change_rel="", change_l2=""), ("✗?", "bad")),
+        (change_row("a", "trained", 0.5, change_rel=""), ("+", "hx")),
+        (change_row("a", "leaked", 0.5, change_rel="", change_l2=""), ("✗?", "hx bad")),
+        (change_row("a", "trained", 0.5, change_rel="", change_l2=""), ("?", "hx")),
         (change_row("a", "trained", 0.0, moved=True), ("<.1%", "h1")),
     ],
 )
@@ -105,15 +106,38 @@ def test_the_legend_is_in_percent_and_explains_each_sign_that_occurs():
     assert "NaN" not in text
 
 
+def test_what_moved_from_exactly_0_has_a_colour_of_its_own_that_the_legend_shows_with_its_sign():
+    for method in ("a", "b"):
+        write_run(SWEEP, method, rows=[change_row("a.bias", "trained", 0.1, change_rel=""), change_row("b.bias", "held")])
+    found = section()
+    (item,) = (item for item in found.findall("ul/li") if "exactly 0" in text_of(item))
+    assert (item.find("span").get("class"), text_of(item.find("span"))) == ("heatmap-swatch hx", "+")
+    assert "aria-hidden" not in item.find("span").attrib
+    kinds = {text_of(cell): cell.get("class") for cell in found.findall(".//td")}
+    assert kinds == {"+": "hx", "0": None}
+
+
+def test_what_moved_under_the_baseline_is_no_leak_and_the_caption_says_so():
+    for number in range(2):
+        write_run(SWEEP, "none", f"seed={number}", rows=LEAKED_ROWS, method={"_target_": UNFROZEN_TARGET})
+    found = section()
+    assert "✗" not in text_of(found)
+    assert not any("bad" in cell.get("class", "") for cell in found.findall(".//td"))
+    assert "Under method=none everything trains, so that what moves there is no leak." in text_of(found.find(".//caption"))
+    write_run(SWEEP, "zero_grad", rows=LEAKED_ROWS)
+    cells = [text_of(each) for each in section().find(".//tbody/tr").findall("td")]
+    assert cells == ["25%", "25%", "✗25%"]
+
+
 def test_a_long_name_of_a_column_is_shortened_and_stands_in_full_below():
     name = "n" * 290
     for end in "ab":
         write_run(SWEEP, "zero_lr", f"tag={name}{end}")
     found = section()
     headings = found.findall(".//thead/tr/th")[1:]
-    assert [heading.get("title") for heading in headings] == [f"{name}a", f"{name}b"]
+    assert [heading.get("title") for heading in headings] == [f"tag={name}a", f"tag={name}b"]
     assert all(len(text_of(heading)) <= heatmap.MAX_HEADING for heading in headings)
-    assert [text_of(item) for item in found.findall(".//ol/li")] == [f"{name}a", f"{name}b"]
+    assert [text_of(item) for item in found.findall(".//ol/li")] == [f"tag={name}a", f"tag={name}b"]
 
 
 def test_of_very_many_tensors_those_that_leaked_are_listed_and_how_many_are_not(monkeypatch):
@@ -137,7 +161,7 @@ def test_one_run_has_no_heatmap():
 def test_the_text_of_a_cell_is_legible_on_each_colour_in_light_dark_and_print(block):
     css = files("runner.report.page").joinpath("styles/heatmap.css").read_text()
     colours = dict(re.findall(r"--(heat-[\w-]+): #(\w{6})", css.split(":root")[1 + block].split("}")[0]))
-    assert len(colours) == 10
+    assert len(colours) == 12
     rgb = {name: "rgb({}, {}, {})".format(*bytes.fromhex(value)) for name, value in colours.items()}
-    for level in range(1, 6):
+    for level in (*range(1, 6), "x"):
         assert contrast(rgb[f"heat-{level}"], rgb[f"heat-{level}-ink"]) >= 4.5, (block, level)

@@ -47,6 +47,16 @@ def test_leaks_under_none_are_the_baseline_and_come_after_those_that_are_a_surpr
     assert baseline.find("details").get("open") is None
 
 
+def test_what_only_the_baseline_moved_is_not_called_a_leak():
+    idle = change_row("head.weight", "idle", cause="no_gradient")
+    write_run(SWEEP, "none", rows=[leak("body.0", "gradient")], **NONE)
+    assert leaks_section(read_sweep()).heading == "What moved under the baseline"
+    write_run(SWEEP, "zero_lr", rows=[idle])
+    assert leaks_section(read_sweep()).heading == "What moved under the baseline, and what stayed idle"
+    write_run(SWEEP, "zero_grad", rows=[leak("body.0", "gradient")])
+    assert leaks_section(read_sweep()).heading == "What leaked, and what stayed idle"
+
+
 def test_settings_that_need_another_override_each_get_theirs():
     rows = [leak("body.weight", "optimizer_state")]
     write_run(SWEEP, "requires_grad", rows=rows, method={"_target_": "runner.methods.requires_grad.X", "clean": True})

@@ -115,6 +115,7 @@ def test_accuracy_is_drawn_over_the_passes_from_before_the_training_on():
 def test_without_an_accuracy_the_loss_on_held_out_data_is_drawn():
     write_run(SWEEP, evaluation={"before": {"loss": 2.0}, "passes": [{"loss": 1.0}], "after": {"loss": 1.0}})
     assert "Held-out loss" in figures()
+    assert losses_section(run_set()).heading == "Losses"
 
 
 def test_a_sweep_over_a_learning_rate_has_a_curve_for_each_method():

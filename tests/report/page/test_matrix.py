@@ -115,3 +115,21 @@ def test_where_nothing_or_everything_is_frozen_a_cell_says_so_and_is_no_green_he
     }
     settings = RunSet.of([read_run(folder) for folder in run_folders(SWEEP)], "sweep", SWEEP).settings
     assert {verdict_text(each) for each in settings} == {"nothing frozen", "all frozen", "held"}
+
+
+def test_a_setting_whose_loss_rose_is_marked_and_stays_held():
+    for seed, loss in enumerate((3.0, 1.0, 4.0)):
+        write_run(SWEEP, "zero_lr", f"seed={seed}", losses=(2.0, loss))
+    write_run(SWEEP, "exclude", losses=(2.0, 1.0))
+    found = {name: (cell.kind, cell.rose) for name, (cell,) in matrix()["rows"]}
+    assert found == {"zero_lr": ("held", "↑ loss rose in 2 of 3"), "exclude": ("held", "")}
+
+
+def test_where_no_setting_beats_guessing_a_quiet_line_says_so():
+    config = "model: {build: {classes: '${model.classes}'}, classes: 4}\n"
+    for method, accuracy in (("zero_lr", 0.25), ("exclude", 0.1)):
+        folder = write_run(SWEEP, method, evaluation={"after": {"accuracy": accuracy}})
+        (folder / ".hydra" / "config.yaml").write_text(config)
+    assert matrix()["chance"] == "No run is better than guessing among 4 classes: an accuracy of 0.25."
+    write_run(SWEEP, "none", evaluation={"after": {"accuracy": 0.3}})
+    assert matrix()["chance"] == ""

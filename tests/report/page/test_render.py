@@ -7,10 +7,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from runner.contract import COMPARISON_JSON, COMPARISON_SCHEMA
+from runner.contract import COMPARISON_JSON, COMPARISON_SCHEMA, STATUSES, VERDICTS
+from runner.report import page
 from runner.report.compare.run_set import Planned, RunSet
 from runner.report.files import write_sweep_files
-from runner.report.page.render import render_page, subtitle
+from runner.report.page.render import render_page, styles, subtitle
 from runner.runs.read import read_run, run_folders
 from tests.run_folders import write_run, write_sweep
 
@@ -71,3 +72,17 @@ def test_the_same_runs_give_the_same_bytes_in_any_order_and_place():
     SWEEP.rename("moved")
     found = [read_run(folder) for folder in reversed(run_folders(Path("moved")))]
     assert render_page(RunSet.of(found, "sweep", Path("moved"))) == first
+
+
+def test_each_template_is_used_and_each_class_of_the_styles_stands_in_one():
+    package = Path(page.__file__).parent
+    sources = {path: path.read_text() for path in package.rglob("*") if path.suffix in (".py", ".jinja", ".js")}
+    for path in (package / "templates").iterdir():
+        name = path.name.split(".")[0]
+        others = "".join(text for other, text in sources.items() if other != path)
+        assert f'"{name}"' in others or f'"{path.name}"' in others, path.name
+    css = re.sub(r"\{[^{}]*\}", "", styles())
+    parts = {name for name in re.findall(r"\.([a-z][\w-]*)", css) if not re.fullmatch(r"h\d", name)}  # h1 to h5: levels
+    made_of_verdicts = {"moved-held", "moved-leaked", "moved-drifted"}
+    everything = "".join(sources.values()) + " ".join([*VERDICTS, *STATUSES, "running"])
+    assert {name for name in parts - made_of_verdicts if not re.search(rf"(?<![\w-]){name}(?![\w-])", everything)} == set()

@@ -82,6 +82,16 @@ def test_each_run_links_to_its_folder_and_has_its_command_selected_by_a_click():
     assert commands_section(run_set()).heading == "Configs and commands"
 
 
+def test_a_value_that_is_empty_is_so_in_words():
+    for seed in (0, 1):
+        folder = write_run(SWEEP, "zero_lr", "~scheduler", "tag=", f"seed={seed}")
+        (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\ntag: {seed * 'x'}\n")
+    assert [row[1].text for row in commands_table(run_set()).rows] == ["seed=0, tag empty", "seed=1, tag=x"]
+    given = shared_section(run_set()).data["given"]
+    assert texts(given)[1:] == [["~scheduler", "removed"], ["tag", "empty"]]
+    assert {row[1].kind for row in given.rows[1:]} == {"quiet"}
+
+
 def test_what_the_runs_ran_on_is_a_text_and_a_table_of_what_differs():
     write_run(SWEEP, "zero_lr", "seed=0")
     write_run(SWEEP, "zero_lr", "seed=1", versions=VERSIONS | {"torch": "2.15.0"}, git={"commit": "a" * 40, "dirty": True})
