@@ -240,7 +240,7 @@ def test_the_process_ends_too_if_recording_the_end_fails():
 
 
 def test_a_run_whose_end_cannot_be_recorded_ends_and_says_so(capsys):
-    result = Result(Path("no such folder"), {}, exit_code=1)
+    result = Result(Path("no such folder"), {"notes": []}, exit_code=1)
     record_process_end(result, print, "the code of the run called os._exit(0)")
     said = capsys.readouterr().out
     assert said.startswith("the code of the run called os._exit(0), and its record could not be written (")
