@@ -122,9 +122,8 @@ def test_a_swept_key_and_a_cost_are_columns_of_the_comparison():
 def test_overrides_that_only_say_where_a_run_runs_are_no_column_and_split_no_seed_group():
     write_run(SWEEP, "zero_lr", "seed=0", "timeout=9", "launch=joblib")
     write_run(SWEEP, "zero_lr", "seed=1")
-    write_sweep_files(SWEEP)
+    assert len(write_sweep_files(SWEEP).settings) == 1
     assert list(rows_of("comparison.csv")[0])[:3] == ["run", "seed", "status"]
-    assert "1 setting" in (SWEEP / "report.html").read_text()
 
 
 def test_joined_changes_have_the_columns_of_other_versions_and_omit_torn_rows():

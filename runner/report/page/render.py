@@ -15,6 +15,7 @@ from runner.report.answer.answer import answer
 from runner.report.compare.run_set import RunSet
 from runner.report.comparison_json import comparison_json, json_text
 from runner.report.ownership import GENERATOR_TAG
+from runner.report.page.config import commands_section, machines_section, shared_section
 from runner.report.page.costs import costs_section
 from runner.report.page.elements import Section
 from runner.report.page.failures import failures_section
@@ -25,7 +26,6 @@ from runner.report.page.matrix import matrix_section
 from runner.report.page.moved import moved_section
 from runner.report.page.phases import phases_section
 from runner.report.page.runs import runs_section
-from runner.report.page.settings import commands_section, machines_section, shared_section
 from runner.runs.text import counted, cut
 
 MAX_PROBLEMS = 200

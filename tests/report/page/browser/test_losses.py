@@ -1,4 +1,4 @@
-"""The sections about losses, phases, failures and settings in a real browser, and a page that loads itself again."""
+"""The sections about losses, phases, failures and the config in a real browser, and a page that loads itself again."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_nothing_is_cut_and_texts_of_charts_are_legible_at_any_width(opened, sec
     browser = opened(sections)
     set_size(browser, width)
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-    for section in ("losses", "phases", "failures", "settings", "commands", "ran"):
+    for section in ("losses", "phases", "failures", "config", "commands", "ran"):
         for box in browser.find_elements(By.CSS_SELECTOR, f"#{section}-section .scroll"):
             right = browser.execute_script("return arguments[0].getBoundingClientRect().right", box)
             assert right <= width, section
@@ -98,9 +98,9 @@ def test_without_javascript_charts_phases_and_settings_are_there(opened, section
     browser.refresh()
     assert len(browser.find_elements(By.CSS_SELECTOR, ".losses-chart")) == 3
     assert "steps 3 to 9: 2 tensors frozen" in browser.find_element(By.ID, "phases").text
-    summary = browser.find_element(By.CSS_SELECTOR, ".settings-all summary")
+    summary = browser.find_element(By.CSS_SELECTOR, ".config-all summary")
     summary.click()
-    assert browser.find_element(By.ID, "settings-config").is_displayed()
+    assert browser.find_element(By.ID, "config-composed").is_displayed()
 
 
 def test_the_links_of_failures_reach_files_of_the_run(opened, sections):
@@ -122,7 +122,7 @@ def test_hostile_names_stay_text_in_charts_failures_and_settings(opened):
     assert browser.find_elements(By.CSS_SELECTOR, "img, main script, svg svg") == []
     legend = browser.find_element(By.CSS_SELECTOR, ".losses-legend").text
     assert all(name in legend for name in HOSTILE)
-    assert HOSTILE[0] in browser.find_element(By.ID, "settings-given").text
+    assert HOSTILE[0] in browser.find_element(By.ID, "config-given").text
     assert texts(browser, "failures", 3) == [f"{HOSTILE[0]}, line 3"]
 
 

@@ -1,4 +1,4 @@
-"""The settings that all runs share, what differs, the commands that repeat the runs, and what they ran on."""
+"""The config that all runs share, what differs, the commands that repeat the runs, and what they ran on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runner.report.compare.run_set import RunSet
-from runner.report.page.settings import command_of, commands_section, commands_table, machines_table, shared, shared_section
+from runner.report.page.config import command_of, commands_section, commands_table, machines_table, shared, shared_section
 from runner.runs.read import read_run, run_folders
 from tests.run_folders import VERSIONS, write_run
 
@@ -30,16 +30,16 @@ def test_what_all_runs_were_given_stands_first_and_what_they_share_with_the_defa
         folder = write_run(SWEEP, "zero_lr", "model=mlp", f"seed={seed}")
         (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\ntimeout: 9\nbatches: 3\nmodel:\n  width: 4\n")
     section = shared_section(run_set())
-    assert section.heading == "Settings that all runs share"
+    assert section.heading == "Config that all runs share"
     assert texts(section.data["given"]) == [["method", "zero_lr"], ["model", "mlp"]]
     assert texts(section.data["config"]) == [["batches", "3"], ["model.width", "4"]]
-    assert section.data["summary"] == "2 settings that all runs share, with the defaults"
+    assert section.data["summary"] == "2 values that all runs share, with the defaults"
 
 
-def test_one_run_has_its_settings():
+def test_one_run_has_its_config():
     write_run(SWEEP, "zero_lr", "seed=3")
     section = shared_section(run_set())
-    assert section.heading == "Settings"
+    assert section.heading == "Config"
     assert ["seed", "3"] in texts(section.data["given"])
 
 

@@ -18,7 +18,7 @@ MAX_TABLE_ROWS = 1000
 
 
 def shared_section(run_set: RunSet) -> Section | None:
-    """Return the section with the settings that all runs share, those that were given first; None if none is known."""
+    """Return the section with the part of the config that all runs share, what was given first; None if none is known."""
     given = shared(_given(run) for run in run_set.runs)
     config = shared(_hashed(run.config) for run in run_set.runs if run.config)
     if not given and not config:
@@ -28,10 +28,10 @@ def shared_section(run_set: RunSet) -> Section | None:
         "given": _key_table(
             "given", f"What was given on the command line{'' if run_set.single else ', for all runs'}", given
         ),
-        "config": _key_table("config", f"The composed config{', as far as all runs share it' if of_all else ''}", config),
+        "config": _key_table("composed", f"The composed config{', as far as all runs share it' if of_all else ''}", config),
     }
-    summary = f"{counted(len(config), 'setting')}{of_all}, with the defaults"
-    return Section("settings", f"Settings{of_all}", "settings", {**tables, "summary": summary})
+    summary = f"{counted(len(config), 'value')}{of_all}, with the defaults"
+    return Section("config", f"Config{of_all}", "config", {**tables, "summary": summary})
 
 
 def commands_section(run_set: RunSet) -> Section | None:
@@ -103,7 +103,7 @@ def shared(mappings: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _hashed(config: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings that a run's results depend on: those that do not only say where and how it is carried out."""
+    """Return the part of a config that a run's results depend on, without what only says where and how it is carried out."""
     return {key: value for key, value in config.items() if is_hashed(key)}
 
 
@@ -116,7 +116,7 @@ def _key_table(name: str, caption: str, values: Mapping[str, str]) -> PageTable:
     """Return a table with a row for each key and its value."""
     rows = [[TableCell(key), value_cell(key, value, "code")] for key, value in values.items()]
     cut = first_rows_text(len(rows), MAX_TABLE_ROWS)
-    return PageTable(f"settings-{name}", caption + cut, [Column("key"), Column("value")], rows[:MAX_TABLE_ROWS])
+    return PageTable(f"config-{name}", caption + cut, [Column("key"), Column("value")], rows[:MAX_TABLE_ROWS])
 
 
 def _commit_of(run: Run) -> str:
