@@ -284,7 +284,10 @@ BROKEN = {
     "no steps": ({"steps.csv": None}, ["steps.csv is missing"]),
     "empty rows": ({"changes.csv": b""}, ["changes.csv is empty"]),
     "binary rows": ({"changes.csv": bytes(range(256)) * 9}, ["changes.csv cannot be read to its end: not text"]),
-    "a torn row": ({"changes.csv": b"name,verdict\na,held\nb"}, ["changes.csv: 1 incomplete row ignored"]),
+    "a torn row": (
+        {"changes.csv": b"name,verdict\na,held\nb"},
+        ["changes.csv: 1 incomplete row ignored", "2 of 3 rows of changes.csv are missing: 1 trained, 1 drifted"],
+    ),
     "a null byte": ({"steps.csv": b"step,loss\n1,2\n\0,\0\n"}, []),
     "other columns": ({"changes.csv": b"name,how\na,held\n"}, ["changes.csv has no column verdict"]),
     "words for numbers": (
@@ -292,7 +295,11 @@ BROKEN = {
             "steps.csv": b"step,loss\n1,two\n2,nan\n",
             "changes.csv": b"name,verdict,change_l2,change_rel\na,trained,[1],1e400\nb,held,,x\n",
         },
-        ["changes.csv: 2 fields are not numbers", "steps.csv: 1 field is not a number"],
+        [
+            "changes.csv: 2 fields are not numbers",
+            "1 of 3 rows of changes.csv is missing: 1 drifted",
+            "steps.csv: 1 field is not a number",
+        ],
     ),
     "numbers at the end of floats": ({"steps.csv": b"step,loss\n1,1e308\n2,-1e308\n3,5e-324\n4,1e400\n"}, []),
     "numbers too large to show": (
@@ -322,7 +329,10 @@ BROKEN = {
         {"run.json": {"looks": list(range(1, 99_999))}},
         ["run.json: values that are too long, shortened: looks"],
     ),
-    "a huge name": ({"changes.csv": b"name,verdict,cause\n%b,leaked,%b\n" % (b"n" * 100_000, b"c" * 100_000)}, []),
+    "a huge name": (
+        {"changes.csv": b"name,verdict,cause\n%b,held,%b\n" % (b"n" * 100_000, b"c" * 100_000)},
+        ["2 of 3 rows of changes.csv are missing: 1 trained, 1 drifted"],
+    ),
     "a name beyond the limit of CSV": (
         {"changes.csv": b"name,verdict\n%b,leaked\n" % (b"n" * 200_000)},
         ["changes.csv cannot be read to its end: field larger than field limit (131072)"],

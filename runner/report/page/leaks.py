@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from runner.errors import listed
 from runner.report.advice import BY_DESIGN, Advice, advice_on_idle, advice_on_leak
-from runner.report.compare.changes import change_words, largest
+from runner.report.compare.changes import change_words, largest, not_shown
 from runner.report.compare.costs import trains_everything
 from runner.report.compare.modules import build_tree, divide
 from runner.report.compare.run_set import RunSet
@@ -20,6 +20,7 @@ MAX_TENSOR_ROWS, MAX_MODULE_ROWS = 20, 40  # of a cause: with more tensors, a ro
 MODULE_SIZE = 20  # see `divide`
 MAX_OPEN = 8  # rows of a table that is unfolded at first
 BASELINE = "none, the baseline"
+SHOWN = ("leaked", "idle")
 
 
 @dataclass
@@ -53,12 +54,13 @@ class Case:
 def leaks_section(run_set: RunSet) -> Section | None:
     """Return the section about what leaked and what stayed idle; None if nothing did."""
     cases = sorted(find_cases(run_set), key=lambda case: case.rank)
-    if not cases:
+    verdicts = {case.verdict for case in cases} | {word for run in run_set.runs for word in run.missing if word in SHOWN}
+    if not verdicts:
         return None
-    verdicts = {case.verdict for case in cases}
     heading = "What leaked" if "leaked" in verdicts else "What stayed idle"
     heading += ", and what stayed idle" if len(verdicts) > 1 else ""
-    return Section("leaks", heading, "leaks", {"cases": [_case_data(case, number) for number, case in enumerate(cases)]})
+    data = {"cases": [_case_data(case, number) for number, case in enumerate(cases)]}
+    return Section("leaks", heading, "leaks", {**data, "not_shown": not_shown(run_set.runs, SHOWN)})
 
 
 def find_cases(run_set: RunSet) -> list[Case]:
@@ -68,7 +70,7 @@ def find_cases(run_set: RunSet) -> list[Case]:
         for run in setting.runs:
             by_design = trains_everything(run)
             for row in run.tensors:
-                if row.verdict not in ("leaked", "idle"):
+                if row.verdict not in SHOWN:
                     continue
                 cause = BASELINE if by_design and row.verdict == "leaked" else row.cause or "unknown"
                 kind = row.kind if cause == "forward_write" else ""
