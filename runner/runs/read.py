@@ -68,8 +68,8 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """How the run ended, in one word or two, such as `held` or `nothing trained`: see `outcome_of`."""
-        return outcome_of(self.record)
+        """How the run ended, in one word or two, such as `held` or `nothing trained`: see `outcome_of`; else `running`."""
+        return "running" if self.state == "running" else outcome_of(self.record)
 
     @property
     def held_out(self) -> dict[str, float | None]:

@@ -15,7 +15,7 @@ import pytest
 
 from runner.report.__main__ import main
 from runner.report.files import write_run_page, write_sweep_files
-from runner.runs.read import IN_PROGRESS, KILLED, read_run
+from runner.runs.read import KILLED, read_run
 from tests.conftest import ROOT
 from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
 
@@ -371,14 +371,27 @@ def test_each_broken_file_is_a_line_and_everything_else_is_reported(report, what
 
 def test_a_run_whose_record_cannot_be_read_failed_and_keeps_its_overrides(report):
     folder = broken("a torn record")
-    (SWEEP / "by hand").mkdir()
-    (SWEEP / "by hand" / ".running").touch()
     write_sweep_files(SWEEP)
     assert {row["run"]: (row["status"], row["reason"]) for row in rows_of("failures.csv")} == {
         folder.name: ("failed", KILLED),
-        "by hand": ("failed", IN_PROGRESS),
     }
     assert "method=zero_lr" in {row["overrides"] for row in rows_of("failures.csv")}
+
+
+def test_a_run_in_progress_is_running_in_every_table_and_no_failure(report):
+    write_run(SWEEP)
+    (SWEEP / "by hand").mkdir()
+    (SWEEP / "by hand" / ".running").touch()
+    write_sweep_files(SWEEP)
+    assert rows_of("failures.csv") == []
+    (row,) = (row for row in rows_of("comparison.csv") if row["run"] == "by hand")
+    assert (row["status"], row["outcome"]) == ("running", "running")
+    comparison = json.loads((SWEEP / "comparison.json").read_text())
+    assert {run["run"]: (run["status"], run["outcome"]) for run in comparison["runs"]}["by hand"] == ("running", "running")
+    assert {setting["outcome"] for setting in comparison["settings"]} == {"held", "running"}
+    _, out, _ = report("sweep")
+    assert "failed" not in out
+    assert "failed" not in re.sub("<style>.*?</style>", "", (SWEEP / "report.html").read_text(), flags=re.DOTALL)
 
 
 def test_a_record_of_an_old_version_lacks_keys_and_is_no_problem(report):

@@ -13,7 +13,7 @@ from runner.report.compare.costs import total_flops, trains_everything
 from runner.report.compare.grouping import group_by_method, overrides_by_key, swept_keys
 from runner.runs.read import Run
 
-OUTCOMES = ("leaked", *DEFECTS, "failed", "interrupted", "skipped", "finished", "held")  # the worst first
+OUTCOMES = ("leaked", *DEFECTS, "failed", "interrupted", "running", "skipped", "finished", "held")  # the worst first
 
 
 @dataclass(frozen=True)
