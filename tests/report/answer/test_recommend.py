@@ -158,8 +158,8 @@ def test_the_cost_is_told_for_each_setting_relative_to_training_everything():
 
 def test_runs_that_have_not_begun_are_counted_as_not_done():
     folders = write_sweep(SWEEP)
-    planned = Planned((*(folder.name for folder in folders), "zero_lr__fc__s0__00000000"), "the command")
-    assert answer(run_set(planned=planned)).left == "2 of 8 runs are not done: 1 failed, 1 not begun."
+    planned = Planned(SWEEP, (*(folder.name for folder in folders), "zero_lr__fc__s0__00000000"), "the command")
+    assert answer(run_set(planned=[planned])).left == "2 of 8 runs are not done: 1 failed, 1 not begun."
 
 
 def test_without_cost_figures_the_summary_does_not_mention_cost():
