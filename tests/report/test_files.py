@@ -341,12 +341,27 @@ BROKEN = {
 }
 
 
-def test_a_folder_whose_name_is_not_utf8_is_reported(report):
-    write_run(SWEEP)
+def test_folders_whose_names_are_not_utf8_are_reported_in_every_file_and_links_reach_them(report):
+    for name in (b"a\xff", b"a\xfe"):
+        os.rename(write_run(SWEEP), b"sweep/" + name)
+    os.rename(write_run(SWEEP, "detach", status="failed", reason="x", verdict=None, rows=(), losses=()), b"sweep/b\xff")
+    (SWEEP / "sweep.json").write_text(
+        json.dumps({"command": "go on", "runs": [os.fsdecode(b"a\xff"), os.fsdecode(b"c\xff")]})
+    )
     os.rename(b"sweep", b"sw\xff")
-    code, _, err = report(os.fsdecode(b"sw\xff"))
+    sweep = Path(os.fsdecode(b"sw\xff"))
+    code, out, err = report(str(sweep))
     assert (code, err) == (0, "")
-    write_sweep_files(Path(os.fsdecode(b"sw\xff")))
+    assert out.endswith("1 of 2 is not done; go on with:\ngo on\n")
+    html = (sweep / "report.html").read_text()
+    for link in ("a%FF/", "a%FE/", "b%FF/", "b%FF/runner.log"):
+        assert f'href="{link}"' in html
+    write_sweep_files(sweep)
+    assert {row["run"] for row in rows_of("comparison.csv", sweep)} == {"a\ufffd", "a\ufffd (2)", "b\ufffd"}
+    assert [row["log"] for row in rows_of("failures.csv", sweep)] == ["b\ufffd/runner.log"]
+    write_run_page(sweep / os.fsdecode(b"a\xff"))
+    assert report(str(sweep / os.fsdecode(b"a\xff")))[::2] == (0, "")
+    assert report(os.fsdecode(b"no\xff"))[0] == 2
 
 
 @pytest.mark.parametrize("what", BROKEN)

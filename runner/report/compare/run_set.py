@@ -6,8 +6,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -68,8 +69,12 @@ class RunSet:
 
     @classmethod
     def of(cls, runs: Sequence[Run], title: str, folder: Path, **others: object) -> RunSet:
-        """Return a RunSet of runs in any order; `others` are further attributes."""
-        return cls(sort_runs(with_origins(runs)), title, folder, **others)  # type: ignore[arg-type]
+        """Return a RunSet of runs in any order; `others` are further attributes.
+
+        Of several runs with the same label, such as those of folders whose names differ in a byte that is no text, all but
+        the first get a number.
+        """
+        return cls(sort_runs(with_origins(_numbered(runs))), title, folder, **others)  # type: ignore[arg-type]
 
     @property
     def single(self) -> Run | None:
@@ -82,7 +87,7 @@ class RunSet:
             path = os.path.relpath(run.folder, self.folder)
         except ValueError:  # on another drive
             return ""
-        return quote(Path(path, name).as_posix(), safe="/") + ("" if name else "/")
+        return quote(os.fsencode(Path(path, name).as_posix()), safe="/") + ("" if name else "/")
 
     @cached_property
     def costs(self) -> dict[str, Cost]:
@@ -145,6 +150,18 @@ class RunSet:
     def total(self) -> int:
         """The number of runs, those that have not begun included."""
         return len(self.runs) + self.left.get("not begun", 0)
+
+
+def _numbered(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with labels that are all different: after the first `NAME` come `NAME (2)`, `NAME (3)`, ..."""
+    taken: set[str] = set()
+    found = []
+    for run in runs:
+        texts = (f"{run.label} ({number})" if number > 1 else run.label for number in count(1))
+        label = next(text for text in texts if text not in taken)
+        taken.add(label)
+        found.append(run if label == run.label else replace(run, label=label))
+    return found
 
 
 def read_planned(sweep: Path) -> list[Planned]:
