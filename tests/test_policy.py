@@ -58,7 +58,7 @@ IMPORTED_ONLY_IN = {
     "pandas": {"report", "proof.audit_report"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "torchmetrics": {"config.metrics"},
+    "torchmetrics": {"config.checks.metrics"},
 }
 IMPORTED_AT_THE_TOP_IN = {"pandas": {"report"}, "torchmetrics": set()}  # other modules import it inside functions
 # These do not import torch at the top of a file.
