@@ -25,7 +25,8 @@ from runner.config.arguments import with_added_targets
 from runner.config.compose import VERSION_BASE, allow_any_target
 from runner.config.help.completion import is_query, readable_line
 from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_arguments, short_message
-from runner.config.naming import CUSTOM, freeze_name, method_choice, register_resolvers
+from runner.config.naming import CUSTOM, freeze_name, method_choice
+from runner.config.resolvers import register_resolvers
 from runner.config.schema import CONF
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_STRICT, LOG, STATUSES_WITH_TABLES
 from runner.errors import ConfigError, Refused

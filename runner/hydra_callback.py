@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.check import check
 from runner.config.hydra_errors import short_message
-from runner.config.naming import register_resolvers
+from runner.config.resolvers import register_resolvers
 from runner.config.schema import Config
 from runner.contract import EXIT_DONE, EXIT_FAILED
 from runner.errors import ConfigError, Refused

@@ -15,7 +15,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: for small tensors a second thread costs time
 
 from runner.__main__ import main
-from runner.config.naming import register_resolvers
+from runner.config.resolvers import register_resolvers
 
 register_resolvers()  # as the entry points do, because some tests read the files of `conf` directly
 

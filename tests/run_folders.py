@@ -95,6 +95,12 @@ def write_run(
     return folder
 
 
+def remove_rows(folder: Path, *names: str) -> None:
+    """Remove the rows of the tensors whose names begin with one of `names` from a run's `changes.csv`."""
+    path = folder / CHANGES
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith(names)))
+
+
 def write_sweep(sweep: Path) -> list[Path]:
     """Write a sweep of three methods and two seeds, and a failed run; return the run folders.
 

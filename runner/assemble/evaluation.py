@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 from runner.assemble.setup import Setup
-from runner.config.metrics import metric_factories
+from runner.config.checks.metrics import metric_factories
 from runner.errors import ConfigError
 from runner.training.evaluate import Evaluation, Values, evaluate
 

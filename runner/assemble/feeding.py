@@ -14,7 +14,7 @@ import torch
 
 from runner.assemble.models import dtype_of
 from runner.config.build import build, build_function, locate, names_function
-from runner.config.numbers import check_numbers
+from runner.config.checks.numbers import check_numbers
 from runner.config.schema import ENDLESS_BATCHES, RUNNERS_DATA_KEYS, Config
 from runner.contract import Note
 from runner.errors import ConfigError

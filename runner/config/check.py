@@ -10,7 +10,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.build import LIBRARY_BUILDERS, check_node, refuse_malformed_path
-from runner.config.machine import (
+from runner.config.checks.machine import (
     LAUNCHERS_HERE,
     check_checkpoint,
     check_data_folder,
@@ -20,9 +20,9 @@ from runner.config.machine import (
     check_packages,
     is_file,
 )
+from runner.config.checks.metrics import check_evaluation
+from runner.config.checks.numbers import check_numbers
 from runner.config.messages import choices_of, omegaconf_message, wrong_value_message
-from runner.config.metrics import check_evaluation
-from runner.config.numbers import check_numbers
 from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, Model, values_by_key
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse, parse_all, refuse_patterns_in_both

@@ -9,7 +9,7 @@ import hydra
 from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
-from runner.config.naming import register_resolvers
+from runner.config.resolvers import register_resolvers
 from runner.config.schema import CONF
 
 HYDRA_1_4 = tuple(map(int, hydra.__version__.split(".")[:2])) >= (1, 4)

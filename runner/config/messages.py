@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from runner.config.help.keys import is_passed_on, known_keys
-from runner.config.naming import RESOLVERS
+from runner.config.resolvers import RESOLVERS
 from runner.config.schema import CONF, Config
 from runner.errors import did_you_mean, listed
 

@@ -1,18 +1,19 @@
-"""A table for the terminal that fits any width: columns are dropped by rank, texts are folded, and numbers are never cut."""
+"""A table for the terminal that fits any width: columns are dropped by rank, texts folded at words, numbers never cut."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
 GAP = 2  # spaces between two columns
-MAX_LINES = 3  # of a folded cell; a longer text loses its middle
+MAX_TEXT = 200  # characters of a cell; a longer text loses its middle
+MAX_PIECE = 24  # the widest piece of a text for which columns are dropped, so that it is not broken
 # Where a long word may be broken: after a sign; a number such as 0.1 or 1e-05 is one piece.
-PIECES = re.compile(r"(?:\d(?:[.,]|e-)\d|[^\s./_=,:-])*[./_=,:-]?\s*")
+PIECES = re.compile(r"(?:\d(?:[.,]|e-)\d|[^\s./_=,:|-])*[./_=,:|-]?\s*")
 Cell = str | Text
 
 
@@ -54,41 +55,60 @@ def column_widths(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], wid
     """Return {number of a column: its width} for the columns that fit into `width`.
 
     While they do not fit, though all texts are folded, the column with the highest rank is dropped; of several, the last.
+    A column is as wide as the widest piece of its texts; only where not even the columns of rank 0 fit so, as `least` says.
     """
-    wanted = [max(map(cell_len, (column.heading, *(str(row[i]) for row in rows)))) for i, column in enumerate(columns)]
+    texts = [[column.heading, *(str(row[i]) for row in rows)] for i, column in enumerate(columns)]
+    wanted = [max(map(cell_len, each)) for each in texts]
     least = [
         size if column.least is None else min(size, max(column.least, cell_len(column.heading)))
         for size, column in zip(wanted, columns, strict=True)
     ]
-    shown = list(range(len(columns)))
-
-    def spare() -> int:
-        return width - sum(least[i] for i in shown) - GAP * (len(shown) - 1)
-
-    while spare() < 0 and any(columns[i].rank for i in shown):
-        shown.remove(max(shown, key=lambda i: (columns[i].rank, i)))
-    widths, left = {i: least[i] for i in shown}, max(spare(), 0)
-    growing = sorted((i for i in shown if wanted[i] > least[i]), key=lambda i: wanted[i])
+    whole = [max(size, min(MAX_PIECE, max(map(_widest_piece, each)))) for size, each in zip(least, texts, strict=True)]
+    if _total(_fitting(columns, whole, width)) <= width:
+        least = whole
+    widths = _fitting(columns, least, width)
+    left = max(width - _total(widths), 0)
+    growing = sorted((i for i in widths if wanted[i] > least[i]), key=lambda i: wanted[i])
     for position, i in enumerate(growing):  # the shortest texts first, so that what they do not need goes to the others
         given = min(wanted[i] - least[i], left // (len(growing) - position))
         widths[i], left = widths[i] + given, left - given
     return widths
 
 
+def _fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> dict[int, int]:
+    """Return {number of a column: its width} without the columns that must be dropped to fit into `width`.
+
+    Those of rank 0 stay, also where they do not fit.
+    """
+    shown = dict(enumerate(widths))
+    while _total(shown) > width and any(columns[i].rank for i in shown):
+        del shown[max(shown, key=lambda i: (columns[i].rank, i))]
+    return shown
+
+
+def _total(widths: Mapping[int, int]) -> int:
+    """Return the width of all columns together, with the gaps between them."""
+    return sum(widths.values()) + GAP * (len(widths) - 1)
+
+
 def folded(text: str, width: int) -> list[str]:
     """Return a text as lines of at most `width` characters, broken at spaces, else after a sign such as `.`, else anywhere.
 
-    Of a text of more than MAX_LINES lines, the middle is replaced by `…`.
+    Of a text of more than MAX_TEXT characters, the middle is replaced by `…`.
     """
+    if len(text) > MAX_TEXT:
+        text = f"{text[: MAX_TEXT // 2 - 1]}…{text[-MAX_TEXT // 2 :]}"
     lines = [""]
     for part in _parts(text, width):
         if cell_len(lines[-1] + part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
-    if len(lines) > MAX_LINES:
-        kept = (MAX_LINES * (width - 1) - 1) // (4 if cell_len(text) > len(text) else 2)  # wide characters take two cells
-        lines = chop_cells(f"{text[:kept]}…{text[-kept:]}", width)
     return [line.rstrip() for line in lines]
+
+
+def _widest_piece(text: str) -> int:
+    """Return the width of the widest piece into which a text is folded without breaking anything else than its signs."""
+    return max((cell_len(piece.rstrip()) for piece in PIECES.findall(text)), default=0)
 
 
 def _parts(text: str, width: int) -> Iterator[str]:

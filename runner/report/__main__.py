@@ -73,7 +73,7 @@ def write_report(folders: Sequence[Path], out: Path | None) -> None:
     check_page_path(page)
     # Imported only now: they are slow to import, and an error should not wait for them.
     from runner.display.console import create_console
-    from runner.report.compare.run_set import RunSet, planned_in
+    from runner.report.compare.run_set import RunSet, read_planned
     from runner.report.page.render import problem_lines, render_page
     from runner.report.terminal import print_left, print_report
     from runner.runs.read import read_run
@@ -81,15 +81,16 @@ def write_report(folders: Sequence[Path], out: Path | None) -> None:
     runs = [read_run(folder, label) for label, folder in found.folders.items()]
     problems = [printable(problem) for problem in found.problems] + ([foreign] if foreign else [])
     title = printable(", ".join(folder.resolve().name for folder in folders)) or PAGE
-    run_set = RunSet.of(runs, title, page.parent, problems=problems, planned=planned_in(found.sweeps))
+    planned = [plan for sweep in found.sweeps for plan in read_planned(sweep)]
+    run_set = RunSet.of(runs, title, page.parent, problems=problems, planned=planned)
     try:
         write_text(page, render_page(run_set))
     except OSError as error:
         raise ConfigError(f"cannot write {page}: {error.strerror}") from error
     console = create_console()
     print_report(run_set, page, console, problem_lines(run_set))
-    if run_set.left and run_set.planned.command:
-        print_left(sum(run_set.left.values()), run_set.total, run_set.planned.command, console)
+    for left in run_set.to_go_on:
+        print_left(*left, console)
 
 
 def folder_above(folders: Sequence[Path]) -> Path:

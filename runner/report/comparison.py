@@ -27,11 +27,12 @@ from runner.runs.tables import read_rows
 def comparison_rows(run_set: RunSet) -> list[dict[str, Any]]:
     """Return the rows of `comparison.csv`, one per run, as dicts with the same keys.
 
-    Columns: the run's label; a column for each command-line override that is not the same in all runs; status; the reason if
-    the run did not finish; the run's verdict (`held` or `leaked`); its outcome (the verdict, or a defect such as `nothing
-    trained`); the number of tensors with each verdict; the first and the last loss, and the first step whose loss
-    was NaN or infinite; whether the trainable parameters end with the same bits as under `requires_grad`, and if not, why;
-    what was measured on held-out data after the training; the costs of a training step.
+    Columns: the run's label; a column for each command-line override that is not the same in all runs; status (`running`
+    while a run is in progress); the reason if the run did not finish; the run's verdict (`held` or `leaked`); its outcome
+    (the verdict, or a defect such as `nothing trained`, or the status); the number of tensors with each verdict; the first
+    and the last loss, and the first step whose loss was NaN or infinite; whether the trainable parameters end with the same
+    bits as under `requires_grad`, and if not, why; what was measured on held-out data after the training; the costs of a
+    training step.
     """
     keys = swept_keys(run_set.runs)
     measured = dict.fromkeys(["loss", "accuracy", *(key for run in run_set.runs for key in run.held_out)])
@@ -39,7 +40,8 @@ def comparison_rows(run_set: RunSet) -> list[dict[str, Any]]:
     for run in run_set.runs:
         overrides, record = overrides_by_key(run), run.record
         row: dict[str, Any] = {"run": run.label, **{key: overrides.get(key, "") for key in keys}}
-        row |= {key: record[key] for key in ("status", "reason", "verdict")} | {"outcome": run.outcome} | record["counts"]
+        row |= {"status": run.state, "reason": record["reason"], "verdict": record["verdict"], "outcome": run.outcome}
+        row |= record["counts"]
         row |= {key: record[key] for key in ("loss_first", "loss_last", "loss_not_finite_at")}
         row |= dict(zip(("trained_part", "trained_part_why"), run_set.trained_parts[run.label], strict=True))
         row |= {f"{TEST}{key}": run.held_out.get(key) for key in measured}
@@ -54,7 +56,7 @@ def comparison_csv(run_set: RunSet) -> str:
 
 
 def failures_csv(runs: Sequence[Run]) -> str:
-    """Return the text of `failures.csv`, one row for each run that did not finish.
+    """Return the text of `failures.csv`, one row for each run that ended and did not finish.
 
     Columns: the run's label, status, reason, path of the log (empty if there is none) and command-line overrides.
     """
@@ -67,7 +69,7 @@ def failures_csv(runs: Sequence[Run]) -> str:
             "overrides": " ".join(run.record["overrides"]),
         }
         for run in runs
-        if not run.finished
+        if not run.finished and run.state != "running"
     ]
     return DataFrame(rows, columns=list(FAILURE_COLUMNS)).to_csv(index=False, lineterminator="\n")
 

@@ -70,7 +70,8 @@ def ranking_lines(settings: Sequence[Setting], by_accuracy: bool, width: int) ->
         names = ["", "", each.name] if in_one else names
         verdict = Text(verdict_text(each), style="" if each.no_evidence else COLOURS.get(each.outcome, ""))
         value = " ".join(filter(None, (spread_text(each.accuracies if by_accuracy else each.losses), _rose_sign(each))))
-        cost = [percent_text(each.cost.get("flops_share")), flops_text(each.flops), bytes_text(each.cost.get("saved_bytes"))]
+        share, saved = percent_text(each.cost.get("flops_share")), bytes_text(each.cost.get("saved_bytes"))
+        cost = [share, *(["", ""] if in_one and share else [flops_text(each.flops), saved])]  # the long name needs the place
         leaked = [run for run in each.runs if run.outcome == "leaked"]
         cause = "" if each.trains_everything or not leaked else list_causes(leaked, "leaked")
         rows.append([*(shortened(name, MAX_CELL) for name in names), verdict, str(len(each.runs)), value, *cost, cause])

@@ -31,6 +31,7 @@ COLOURS: dict[str, str] = {
     "failed": "red",
     "idle": "yellow",
     "returned": "yellow",
+    "running": "yellow",
     "skipped": "yellow",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +10,12 @@ from runner.contract import Record, Row
 from runner.display.units import change_text, digits_text
 from runner.errors import listed
 from runner.proof.verdict import defects_of
+from runner.runs.tables import missing_rows, missing_text
 from runner.runs.text import changed_buffers, counted
 
 Colour = Literal["red", "yellow", "green", ""]
 STYLES: dict[Colour, str] = {"red": "bold red", "yellow": "bold yellow", "green": "bold green", "": "bold"}
+TRAINABLE = ("trained", "idle")  # the verdicts that only parameters have that were not declared frozen
 MAX_LEAKS = 3  # that are named
 MAX_DIGITS = 17  # with these, two different numbers are different texts
 
@@ -36,11 +38,13 @@ class Headline:
 def headline(record: Record, rows: Sequence[Row]) -> Headline:
     """Return the headline of a run that trained.
 
-    `record`: the content of its `run.json`. `rows`: the rows of its `changes.csv`. The label begins with LEAKED if a bit of
-    a frozen tensor differs at the end, with HELD if none does, with NOTHING FROZEN if no tensor was declared frozen, and
-    with NO STEP if no step was made. What makes the run worth less follows.
+    `record`: the content of its `run.json`. `rows`: the rows of its `changes.csv`; where some are missing, the numbers are
+    those that `record` counts. The label begins with LEAKED if a bit of a frozen tensor differs at the end, with HELD if
+    none does, with NO VERDICT if `record` does not say it, with NOTHING FROZEN if no tensor was declared frozen, and with
+    NO STEP if no step was made. What makes the run worth less follows.
     """
-    verdict, flaws = _verdict_part(record, rows), list(_flaws(record, rows))
+    missing = missing_rows(record["counts"], (row["verdict"] for row in rows))
+    verdict, flaws = _verdict_part(record, rows, missing), list(_flaws(record, rows, missing))
     if "no step" in defects_of(record):
         verdict, *flaws = flaws
     parts = [verdict, *flaws]
@@ -51,26 +55,31 @@ def headline(record: Record, rows: Sequence[Row]) -> Headline:
     return Headline(label, "; ".join(part.text for part in parts if part.text), colour)
 
 
-def _verdict_part(record: Record, rows: Sequence[Row]) -> Headline:
-    """Return what the headline says about the frozen tensors."""
-    frozen = [row for row in rows if row["frozen"]]
-    if not frozen:
+def _verdict_part(record: Record, rows: Sequence[Row], missing: Mapping[str, int]) -> Headline:
+    """Return what the headline says about the frozen tensors. `missing`: see `missing_rows`."""
+    frozen = [row for row in rows if row["frozen"] or row["verdict"] in ("held", "leaked")]
+    leaked, returned = (
+        sum(row["verdict"] == word for row in frozen) + missing.get(word, 0) for word in ("leaked", "returned")
+    )
+    total = len(frozen) + sum(missing.get(word, 0) for word in ("held", "returned", "leaked"))
+    if leaked:
+        return Headline("LEAKED", f"{leaked} of {counted(total, 'frozen tensor')} changed", "red")
+    if record["verdict"] == "leaked":  # and its record counts nothing
+        return Headline("LEAKED", "a frozen tensor changed, whose row could not be read", "red")
+    if record["verdict"] is None:
+        return Headline("NO VERDICT", "the record does not say whether every frozen tensor held", "yellow")
+    if not total:
         why = record["nothing_frozen"]
         return Headline("NOTHING FROZEN", why or "no parameter was declared frozen", "yellow" if why else "")
-    leaks, returned = ([row for row in frozen if row["verdict"] == word] for word in ("leaked", "returned"))
-    if leaks:
-        return Headline("LEAKED", f"{len(leaks)} of {counted(len(frozen), 'frozen tensor')} changed", "red")
     if returned:
-        return Headline(
-            "HELD", f"{counted(len(frozen), 'frozen tensor')}; {len(returned)} of them moved and returned", "green"
-        )
-    parameters = [row for row in rows if row["kind"] == "parameter"]
-    all_frozen = parameters and all(row["frozen"] for row in parameters)
+        return Headline("HELD", f"{counted(total, 'frozen tensor')}; {returned} of them moved and returned", "green")
+    parameters = [row["frozen"] for row in rows if row["kind"] == "parameter"]
+    all_frozen = (parameters or "held" in missing) and all(parameters) and not any(word in missing for word in TRAINABLE)
     alone = "; every parameter is frozen, so nothing trained" if all_frozen else ""
-    return Headline("HELD", f"{len(frozen)} of {counted(len(frozen), 'frozen tensor')} kept every bit{alone}", "green")
+    return Headline("HELD", f"{total} of {counted(total, 'frozen tensor')} kept every bit{alone}", "green")
 
 
-def _flaws(record: Record, rows: Sequence[Row]) -> Iterator[Headline]:
+def _flaws(record: Record, rows: Sequence[Row], missing: Mapping[str, int]) -> Iterator[Headline]:
     """Yield what must be known besides the verdict, the worst first."""
     defects = defects_of(record)
     if "no step" in defects:
@@ -80,11 +89,13 @@ def _flaws(record: Record, rows: Sequence[Row]) -> Iterator[Headline]:
     idle = [row for row in rows if row["verdict"] == "idle"]
     if "nothing trained" in defects:
         yield Headline("NOTHING TRAINED", f"{defects['nothing trained']}{_reasons(idle)}", "red")
-    elif idle and "no step" not in defects:
-        trainable = counted(sum(row["kind"] == "parameter" and not row["frozen"] for row in rows), "trainable parameter")
-        yield Headline(
-            f"{counted(len(idle), 'parameter').upper()} IDLE", f"{len(idle)} of {trainable} did not change", "yellow"
-        )
+    elif (count := len(idle) + missing.get("idle", 0)) and "no step" not in defects:
+        known = sum(row["kind"] == "parameter" and not row["frozen"] for row in rows)
+        trainable = counted(known + sum(missing.get(word, 0) for word in TRAINABLE), "trainable parameter")
+        yield Headline(f"{counted(count, 'parameter').upper()} IDLE", f"{count} of {trainable} did not change", "yellow")
+    if missing:
+        label = f"{counted(sum(missing.values()), 'row').upper()} MISSING"
+        yield Headline(label, missing_text(missing, record["counts"]), "yellow")
     if loss_rose(record):
         first, last = told_apart(record["loss_first"], record["loss_last"])
         yield Headline("LOSS ROSE", f"the loss rose, {first} -> {last}", "yellow")
@@ -122,7 +133,8 @@ def moved_lines(record: Record, rows: Sequence[Row]) -> Iterator[tuple[str, str]
     leaks = sorted((row for row in rows if row["verdict"] == "leaked"), key=change_key, reverse=True)
     if leaks:
         texts = [f"{row['name']} {change_of(row)} ({row['cause'] or 'unknown'})" for row in leaks[:MAX_LEAKS]]
-        yield "leaked", ", ".join(texts) + (f" and {len(leaks) - MAX_LEAKS} more" if len(leaks) > MAX_LEAKS else "")
+        more = max(len(leaks), record["counts"]["leaked"]) - len(texts)  # a row may be missing
+        yield "leaked", ", ".join(texts) + (f" and {more} more" if more else "")
     idle = [row for row in rows if row["verdict"] == "idle"]
     if idle and not defects_of(record):
         yield "idle", _reasons(idle).removeprefix(": ")

@@ -26,7 +26,7 @@ from runner.contract import (
 from runner.proof.verdict import finite_or_none, outcome_of
 from runner.runs.folder import RUN_NAME
 from runner.runs.hydra_files import MAX_OVERRIDE, read_config, read_overrides
-from runner.runs.tables import TensorRow, read_losses, read_tensors
+from runner.runs.tables import TensorRow, missing_rows, missing_text, read_losses, read_tensors
 from runner.runs.text import MAX_CELL, MAX_ITEMS, MAX_LONG_LIST, MAX_TEXT, is_too_long, printable, printable_values
 
 RawRecord = dict[str, Any]
@@ -69,8 +69,8 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """How the run ended, in one word or two, such as `held` or `nothing trained`: see `outcome_of`."""
-        return outcome_of(self.record)
+        """How the run ended, in one word or two, such as `held` or `nothing trained`: see `outcome_of`; else `running`."""
+        return "running" if self.state == "running" else outcome_of(self.record)
 
     @property
     def held_out(self) -> dict[str, float | None]:
@@ -81,6 +81,11 @@ class Run:
     def leaked(self) -> bool:
         """True if a frozen tensor had changed when the run ended, also where it was interrupted."""
         return bool(self.record["verdict"] == "leaked")
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """{verdict: number of tensors} of those that `run.json` counts and that have no row in `tensors`; mostly empty."""
+        return missing_rows(self.record["counts"], (row.verdict for row in self.tensors))
 
     @property
     def state(self) -> str:
@@ -128,7 +133,8 @@ def is_run_folder(folder: Path) -> bool:
 def read_run(folder: Path, label: str | None = None) -> Run:
     """Read a run's folder and return a Run. Nothing is raised: the Run's `problems` name what cannot be read.
 
-    `label`: the run's name in reports, by default the folder's name.
+    `label`: the run's name in reports, by default the folder's name. A run leaked if its `run.json` says so or one of its
+    rows does.
     """
     problems: list[str] = []
     raw_record = read_record(folder)
@@ -141,6 +147,10 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     run = Run(printable(label or folder.name), folder, record, problems=problems, config=read_config(folder))
     if record["status"] in STATUSES_WITH_TABLES:
         run.tensors.extend(read_tensors(folder / CHANGES, problems))
+        if run.tensors and run.missing:
+            problems.append(missing_text(run.missing, record["counts"]))
+        if any(row.verdict == "leaked" for row in run.tensors):
+            record["verdict"] = "leaked"
         run.losses.extend(read_losses(folder / STEPS, problems))
     return run
 
@@ -172,12 +182,13 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     record |= {key: [printable(item, _longest(key)) for item in items] for key, items in texts.items()}
     record |= {key: printable_values(valid.get(key, {})) for key in MAPPING_KEYS}
     record |= {key: finite_or_none(valid.get(key)) for key in NUMBER_KEYS}
-    record["verdict"] = record["verdict"] if record["verdict"] in get_args(RunVerdict) else None
     record["trained_digest"] = record["trained_digest"] or None
     record["looks"] = [step for step in valid.get("looks", [])[:MAX_LONG_LIST] if _is_count(step)]
     record["phases"] = [phase for item in valid.get("phases", [])[:MAX_LONG_LIST] if (phase := _checked_phase(item))]
     counts = valid.get("counts", {})
     record["counts"] = {word: n if _is_count(n := counts.get(word)) else 0 for word in VERDICTS}
+    verdict = "leaked" if record["counts"]["leaked"] else record["verdict"]
+    record["verdict"] = verdict if verdict in get_args(RunVerdict) else None
     costs = list(valid.get("cost", {}).items())[:MAX_ITEMS]
     record["cost"] = {printable(key): finite_or_none(value) for key, value in costs if _has_type(value, (int, float))}
     record["cost"] |= {key: printable(value) for key, value in costs if isinstance(value, str) and key in TEXT_COSTS}

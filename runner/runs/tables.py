@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from sys import intern
 from typing import NamedTuple
 
+from runner.contract import CHANGES
 from runner.runs.text import parse_number, printable
 
 MAX_NAME = 300  # characters of a name, kind, shape, dtype, verdict or cause
@@ -78,6 +80,27 @@ def read_tensors(path: Path, problems: list[str]) -> list[TensorRow]:
         wrong += sum(bool(row.get(key)) and getattr(tensors[-1], key) is None for key in ("change_l2", "change_rel"))
     _report_wrong_numbers(path, wrong, problems)
     return tensors
+
+
+def missing_rows(counts: Mapping[str, int], verdicts: Iterable[str]) -> dict[str, int]:
+    """Return {verdict: how many rows with it are missing}, `leaked` first; empty if no row is, or if nobody counted them.
+
+    `counts`: the entry of `run.json`, {verdict: number of tensors}. `verdicts`: those of the rows that could be read.
+    """
+    found = Counter(verdicts)
+    missing = {verdict: number - found[verdict] for verdict, number in counts.items() if number > found[verdict]}
+    return dict(sorted(missing.items(), key=lambda item: item[0] != "leaked"))
+
+
+def missing_text(missing: Mapping[str, int], counts: Mapping[str, int]) -> str:
+    """Return how many rows are missing, such as `2 of 9 rows of changes.csv are missing: 1 leaked, 1 held`; "" if none is.
+
+    `missing`: see `missing_rows`. `counts`: the entry of `run.json`.
+    """
+    number, total = sum(missing.values()), sum(counts.values())
+    verdicts = ", ".join(f"{each:,} {verdict}" for verdict, each in missing.items())
+    rows = f"{number:,} of {total:,} row{'' if total == 1 else 's'} of {CHANGES}"
+    return f"{rows} {'is' if number == 1 else 'are'} missing: {verdicts}" if missing else ""
 
 
 def tensor_row(row: dict[str, str]) -> TensorRow:

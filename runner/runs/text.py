@@ -79,9 +79,11 @@ def parse_number(text: str) -> float | None:
 def error_line(message: str, end: str = "") -> str:
     """Return a message as one line for stderr, `freeze-runner: MESSAGE`, followed by `end`.
 
-    If the line would have more than MAX_ERROR_LINE characters, the message is shortened; `end` never is.
+    Unprintable characters, such as the bytes of a file name that are no text, are replaced by U+FFFD. If the line would have
+    more than MAX_ERROR_LINE characters, the message is shortened; `end` never is.
     """
-    line, limit = f"freeze-runner: {' '.join(message.split())}", MAX_ERROR_LINE - len(end)
+    message = UNPRINTABLE.sub("\ufffd", " ".join(message.split()))
+    line, limit = f"freeze-runner: {message}", MAX_ERROR_LINE - len(end)
     return (line if len(line) <= limit else f"{line[: limit - 3]}...") + end
 
 

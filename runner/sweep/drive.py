@@ -76,9 +76,10 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     try:
         with handle_interrupts(signal.default_int_handler):
             prepare_folder(config, runs, folder)
+            in_order = clear_folders(unfinished)
             live.start()
             worker = Worker.from_this_process(folder, partial(end_with_process, runs, live))
-            launch_runs(config, context, launcher, unfinished, worker=worker)
+            launch_runs(config, context, launcher, in_order, worker=worker)
     except KeyboardInterrupt:
         interrupted = True
         end_running(unfinished, folder)
@@ -213,22 +214,29 @@ def prepare_folder(config: DictConfig, runs: list[SweepRun], folder: Path) -> No
     write_text(folder / SWEEP_PLAN, json.dumps(plan, indent=1) + "\n")
 
 
-def launch_runs(
-    config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, worker: Worker
-) -> None:
-    """Start the runs in `runs`, show their progress, and return when all of them have ended.
+def clear_folders(runs: list[SweepRun]) -> list[SweepRun]:
+    """Remove the `run.json` and `.running` that an earlier start of the runs left, so that no report shows them as results.
 
-    `config`, `context` and `launcher` are Hydra's. `worker` carries out each run, in any process. If a run was started
-    before, its old `run.json` and `.running` are removed first. If its process died then, it is started after the others.
+    Returns the runs in the order in which to start them: those whose process died then come after the others, and a line
+    that says so is printed.
     """
-    if not runs:
-        return
     died = [run for run in runs if detect_death(run.folder)]
     for run in runs:
         clear_folder(run)
     if died:
         print(f"an earlier start died during {counted(len(died), 'run')}, now run last; launch=joblib isolates each run")
-        runs = [*(run for run in runs if run not in died), *died]
+    return [*(run for run in runs if run not in died), *died]
+
+
+def launch_runs(
+    config: DictConfig, context: HydraContext, launcher: Launcher, runs: list[SweepRun], *, worker: Worker
+) -> None:
+    """Start the runs in `runs`, show their progress, and return when all of them have ended.
+
+    `config`, `context` and `launcher` are Hydra's. `worker` carries out each run, in any process.
+    """
+    if not runs:
+        return
     batches = [runs]
     if config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL_LAUNCHER:  # it keeps all configs of a launch in memory
         context = ComposedConfigLoader.context_for(context, runs)

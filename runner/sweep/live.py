@@ -10,6 +10,7 @@ from threading import Event, Thread
 from time import monotonic
 
 from runner.contract import PAGE, RECORD
+from runner.display.console import create_console, print_unbroken
 from runner.runs.console import display_path
 from runner.runs.read import KILLED, Run
 from runner.runs.text import error_line
@@ -34,7 +35,7 @@ class LiveReport:
     def start(self) -> None:
         """Write the page, print its path, and go on in a thread; nothing is done if `every` is None."""
         if self.every is not None:
-            print(f"page, while the sweep runs: {display_path(self.sweep / PAGE)}")
+            print_unbroken(create_console(), f"page, while the sweep runs: {display_path(self.sweep / PAGE)}")
             self.write()
             self._thread.start()
 

@@ -148,7 +148,7 @@ def test_two_files_of_weights_are_refused():
     ],
 )
 def test_a_library_that_is_not_installed_is_refused_with_the_extra_that_has_it(overrides, message, monkeypatch):
-    monkeypatch.setattr("runner.config.machine.find_spec", lambda name: None)
+    monkeypatch.setattr("runner.config.checks.machine.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=message):
         check(compose_config(*overrides))
 

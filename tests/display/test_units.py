@@ -1,4 +1,4 @@
-"""Numbers for people: the unit scales, nothing is rounded to 0 % or 100 % that is not, and the unknown is empty."""
+"""Numbers for people: the unit scales, nothing is rounded to 0% or 100% that is not, and the unknown is empty."""
 
 from __future__ import annotations
 

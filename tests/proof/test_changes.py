@@ -258,7 +258,7 @@ def test_updates_that_are_rounded_away_leave_most_elements_of_a_trained_bfloat16
         optimizer.step()
     found = measure_change(before, weight)
     assert found.moved
-    assert 0 < found.moved_elements < 41  # more than 99 % of the elements did not change
+    assert 0 < found.moved_elements < 41  # more than 99% of the elements did not change
 
 
 # Layouts

@@ -66,7 +66,7 @@ def test_what_is_known_is_there_and_what_is_not_is_missing():
         phases=[{"first_step": 1, "last_step": 2, "frozen": 1, "trained": 1}],
     )
     write_run(SWEEP, "zero_lr", "optimizer.lr=2", "seed=2", status="failed", reason="why", verdict=None, rows=(), losses=())
-    found = json.loads(json_text(comparison_json(run_set(planned=Planned(("a", "b"), "go on")))))
+    found = json.loads(json_text(comparison_json(run_set(planned=[Planned(SWEEP, ("a", "b"), "go on")]))))
     assert (found["total"], found["left"]) == (4, {"failed": 1, "not begun": 2})
     one, two = found["runs"]
     assert one["values"] == {"method": "requires_grad", "optimizer.lr": 0.001, "seed": 1}

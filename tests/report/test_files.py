@@ -15,7 +15,7 @@ import pytest
 
 from runner.report.__main__ import main
 from runner.report.files import write_run_page, write_sweep_files
-from runner.runs.read import IN_PROGRESS, KILLED, read_run
+from runner.runs.read import KILLED, read_run
 from tests.conftest import ROOT
 from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
 
@@ -284,7 +284,10 @@ BROKEN = {
     "no steps": ({"steps.csv": None}, ["steps.csv is missing"]),
     "empty rows": ({"changes.csv": b""}, ["changes.csv is empty"]),
     "binary rows": ({"changes.csv": bytes(range(256)) * 9}, ["changes.csv cannot be read to its end: not text"]),
-    "a torn row": ({"changes.csv": b"name,verdict\na,held\nb"}, ["changes.csv: 1 incomplete row ignored"]),
+    "a torn row": (
+        {"changes.csv": b"name,verdict\na,held\nb"},
+        ["changes.csv: 1 incomplete row ignored", "2 of 3 rows of changes.csv are missing: 1 trained, 1 drifted"],
+    ),
     "a null byte": ({"steps.csv": b"step,loss\n1,2\n\0,\0\n"}, []),
     "other columns": ({"changes.csv": b"name,how\na,held\n"}, ["changes.csv has no column verdict"]),
     "words for numbers": (
@@ -292,7 +295,11 @@ BROKEN = {
             "steps.csv": b"step,loss\n1,two\n2,nan\n",
             "changes.csv": b"name,verdict,change_l2,change_rel\na,trained,[1],1e400\nb,held,,x\n",
         },
-        ["changes.csv: 2 fields are not numbers", "steps.csv: 1 field is not a number"],
+        [
+            "changes.csv: 2 fields are not numbers",
+            "1 of 3 rows of changes.csv is missing: 1 drifted",
+            "steps.csv: 1 field is not a number",
+        ],
     ),
     "numbers at the end of floats": ({"steps.csv": b"step,loss\n1,1e308\n2,-1e308\n3,5e-324\n4,1e400\n"}, []),
     "numbers too large to show": (
@@ -322,7 +329,10 @@ BROKEN = {
         {"run.json": {"looks": list(range(1, 99_999))}},
         ["run.json: values that are too long, shortened: looks"],
     ),
-    "a huge name": ({"changes.csv": b"name,verdict,cause\n%b,leaked,%b\n" % (b"n" * 100_000, b"c" * 100_000)}, []),
+    "a huge name": (
+        {"changes.csv": b"name,verdict,cause\n%b,held,%b\n" % (b"n" * 100_000, b"c" * 100_000)},
+        ["2 of 3 rows of changes.csv are missing: 1 trained, 1 drifted"],
+    ),
     "a name beyond the limit of CSV": (
         {"changes.csv": b"name,verdict\n%b,leaked\n" % (b"n" * 200_000)},
         ["changes.csv cannot be read to its end: field larger than field limit (131072)"],
@@ -331,12 +341,27 @@ BROKEN = {
 }
 
 
-def test_a_folder_whose_name_is_not_utf8_is_reported(report):
-    write_run(SWEEP)
+def test_folders_whose_names_are_not_utf8_are_reported_in_every_file_and_links_reach_them(report):
+    for name in (b"a\xff", b"a\xfe"):
+        os.rename(write_run(SWEEP), b"sweep/" + name)
+    os.rename(write_run(SWEEP, "detach", status="failed", reason="x", verdict=None, rows=(), losses=()), b"sweep/b\xff")
+    (SWEEP / "sweep.json").write_text(
+        json.dumps({"command": "go on", "runs": [os.fsdecode(b"a\xff"), os.fsdecode(b"c\xff")]})
+    )
     os.rename(b"sweep", b"sw\xff")
-    code, _, err = report(os.fsdecode(b"sw\xff"))
+    sweep = Path(os.fsdecode(b"sw\xff"))
+    code, out, err = report(str(sweep))
     assert (code, err) == (0, "")
-    write_sweep_files(Path(os.fsdecode(b"sw\xff")))
+    assert out.endswith("1 of 2 is not done; go on with:\ngo on\n")
+    html = (sweep / "report.html").read_text()
+    for link in ("a%FF/", "a%FE/", "b%FF/", "b%FF/runner.log"):
+        assert f'href="{link}"' in html
+    write_sweep_files(sweep)
+    assert {row["run"] for row in rows_of("comparison.csv", sweep)} == {"a\ufffd", "a\ufffd (2)", "b\ufffd"}
+    assert [row["log"] for row in rows_of("failures.csv", sweep)] == ["b\ufffd/runner.log"]
+    write_run_page(sweep / os.fsdecode(b"a\xff"))
+    assert report(str(sweep / os.fsdecode(b"a\xff")))[::2] == (0, "")
+    assert report(os.fsdecode(b"no\xff"))[0] == 2
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -361,14 +386,27 @@ def test_each_broken_file_is_a_line_and_everything_else_is_reported(report, what
 
 def test_a_run_whose_record_cannot_be_read_failed_and_keeps_its_overrides(report):
     folder = broken("a torn record")
-    (SWEEP / "by hand").mkdir()
-    (SWEEP / "by hand" / ".running").touch()
     write_sweep_files(SWEEP)
     assert {row["run"]: (row["status"], row["reason"]) for row in rows_of("failures.csv")} == {
         folder.name: ("failed", KILLED),
-        "by hand": ("failed", IN_PROGRESS),
     }
     assert "method=zero_lr" in {row["overrides"] for row in rows_of("failures.csv")}
+
+
+def test_a_run_in_progress_is_running_in_every_table_and_no_failure(report):
+    write_run(SWEEP)
+    (SWEEP / "by hand").mkdir()
+    (SWEEP / "by hand" / ".running").touch()
+    write_sweep_files(SWEEP)
+    assert rows_of("failures.csv") == []
+    (row,) = (row for row in rows_of("comparison.csv") if row["run"] == "by hand")
+    assert (row["status"], row["outcome"]) == ("running", "running")
+    comparison = json.loads((SWEEP / "comparison.json").read_text())
+    assert {run["run"]: (run["status"], run["outcome"]) for run in comparison["runs"]}["by hand"] == ("running", "running")
+    assert {setting["outcome"] for setting in comparison["settings"]} == {"held", "running"}
+    _, out, _ = report("sweep")
+    assert "failed" not in out
+    assert "failed" not in re.sub("<style>.*?</style>", "", (SWEEP / "report.html").read_text(), flags=re.DOTALL)
 
 
 def test_a_record_of_an_old_version_lacks_keys_and_is_no_problem(report):

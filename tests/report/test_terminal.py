@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -183,6 +184,23 @@ def test_settings_that_differ_in_more_than_the_method_and_the_frozen_set_fit_too
     assert sum("loss not finite 1/3" in line for line in lines) == 2
     assert sum("0.818 ± 0.001" in line for line in lines) == 4
     assert ("method" in lines[0], "setting" in lines[0]) == (width == 120, True)
+
+
+@pytest.mark.parametrize("width", [61, 80, 99, 100, 120])
+def test_no_word_of_a_setting_is_broken_and_no_character_is_lost(width):
+    patterns = "layer1.0.conv1.weight,type:BatchNorm2d,@embeddings"
+    for method in ("requires_grad", "cached_prefix"):
+        for decay in ("0.0001", "0.01"):
+            write_run(SWEEP, method, f"freeze.patterns=[{patterns}]", f"optimizer.weight_decay={decay}")
+            write_run(SWEEP, method, "freeze=backbone", f"optimizer.weight_decay={decay}", rows=LEAKED_ROWS)
+
+    def words_at(columns: int) -> set[str]:
+        """The words of the table, but for the cause, whose column may be dropped."""
+        lines = printed(columns)
+        table = lines[1 : next(number for number, line in enumerate(lines) if line.startswith("last training loss"))]
+        return set(re.findall(r"[^\s.,=:_]+", " ".join(table))) - {"gradient"}
+
+    assert words_at(width) == words_at(300)
 
 
 def test_what_is_left_is_counted_and_the_command_is_one_unbroken_line():

@@ -163,6 +163,27 @@ def test_a_sweep_writes_the_names_of_its_runs_and_the_command_that_goes_on(cli):
     assert plan["command"] == f"python -m runner {shlex.join(GRID)} hydra.sweep.dir=sweep"
 
 
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+def test_the_first_page_of_a_resumed_sweep_shows_no_run_of_an_earlier_start(cli, status, monkeypatch):
+    arguments = ("-m", "model=mlp", "method=requires_grad,zero_lr", "batches=2", "cost=off", "hydra.sweep.dir=sweep")
+    assert cli(*arguments)[0] == 0
+    (folder,) = SWEEP.glob("zero_lr__*")
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"status": status, "reason": "boom"}))
+    pages = []
+    write = LiveReport.write
+
+    def kept(live: LiveReport) -> None:
+        write(live)
+        pages.append(PAGE.read_text())
+
+    monkeypatch.setattr(LiveReport, "write", kept)
+    assert cli(*arguments, "report.every=60")[0] == 0
+    assert "2 runs: 1 finished, 1 not begun" in pages[0]
+    assert "boom" not in pages[0]
+    assert "2 runs: 2 finished" in PAGE.read_text()
+
+
 @pytest.mark.long
 def test_a_real_sweep_reads_each_ended_run_once_and_its_last_page_is_that_without_the_live_view(cli, reads):
     for folder, live in (("one", ["report.every=0.05"]), ("two", [])):

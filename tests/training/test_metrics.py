@@ -9,7 +9,7 @@ import torch
 import torchmetrics
 from torch import nn
 
-from runner.config.metrics import metric_factories
+from runner.config.checks.metrics import metric_factories
 from runner.errors import ConfigError
 from runner.training.evaluate import evaluate
 

@@ -50,7 +50,10 @@ def list_causes(runs: Sequence[Run], verdict: str) -> str:
     but unchanged).
     """
     count = Counter(row.cause or "unknown" for run in runs for row in run.tensors if row.verdict == verdict)
-    return listed([cause.replace("|", " with ") for cause, _ in count.most_common()]) or "cause not recorded"
+    causes = [cause.replace("|", " with ") for cause, _ in count.most_common()]
+    if causes and any(verdict in run.missing for run in runs):
+        causes.append("others not recorded")
+    return listed(causes) or "cause not recorded"
 
 
 def distinguishing_overrides(picked: Sequence[Run], runs: Sequence[Run]) -> str:

@@ -24,6 +24,7 @@ ENDS = {  # outcome of a run: how it ended, as part of a sentence
     "nothing trained": "trained nothing",
     "loss not finite": "got a loss that is NaN or infinite",
     "held": "held",
+    "running": "still running",
 }
 
 CostTable: TypeAlias = "dict[str, dict[Place, tuple[float, ...]]]"

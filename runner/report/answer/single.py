@@ -8,7 +8,6 @@ from runner.contract import Row
 from runner.display.units import percent_text
 from runner.errors import listed
 from runner.report.answer.findings import Findings
-from runner.report.compare.methods import has_frozen
 from runner.runs.console import evaluation_lines, listed_steps
 from runner.runs.headline import headline
 from runner.runs.read import Run
@@ -23,10 +22,11 @@ def describe_run(run: Run) -> tuple[str, str, Findings, bool]:
     The headline is that of the terminal.
     """
     record, counts, notes = run.record, run.record["counts"], run.record["notes"]
-    if not run.finished and not run.tensors:
-        return record["status"].capitalize(), as_sentence(record["reason"]), [], False
+    if not run.finished and not run.leaked and not run.tensors and not any(counts.values()):
+        return run.state.capitalize(), as_sentence(record["reason"]), [], False
     title, sentence, is_bad = _headline_and_sentence(run)
     idle = [f"{row.name} ({row.cause or 'unknown'})" for row in run.tensors if row.verdict == "idle"]
+    idle += [f"{run.missing['idle']:,} whose rows are missing"] if "idle" in run.missing else []
     findings: Findings = [
         ("Trained", [f"{counted(counts['trained'], 'parameter')}"] if counts["trained"] else []),
         ("Idle", [listed(idle)] if idle else []),
@@ -43,9 +43,9 @@ def _headline_and_sentence(run: Run) -> tuple[str, str, bool]:
     record = run.record
     share = percent_text(record["cost"].get("flops_share"))
     cost = f" A step costs {share} of the FLOPs of training everything." if share else ""
-    if not run.tensors:  # its rows could not be read
-        verdict = record["verdict"] if has_frozen(run) else "nothing frozen"
-        return (verdict or "No verdict").capitalize(), f"The rows of its tensors could not be read.{cost}", verdict != "held"
+    if not run.tensors and not any(record["counts"].values()):
+        verdict = (record["verdict"] or "no verdict").capitalize()
+        return verdict, f"The rows of its tensors could not be read.{cost}", not record["verdict"] or run.leaked
     rows = [cast(Row, row._asdict()) for row in run.tensors]
     first = headline(record, rows)
     return first.label.capitalize(), f"{as_sentence(first.text)}{cost}", first.colour == "red"

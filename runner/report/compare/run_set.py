@@ -6,9 +6,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from runner.contract import SWEEP_PLAN, Cost
@@ -23,14 +25,28 @@ from runner.runs.read import Run
 from runner.runs.text import printable
 
 MAX_COMMAND = 20_000  # characters
+DONE = ("finished", "skipped")  # the states of a run with which a sweep does not go on
+Place = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a sweep was to run, as its `sweep.json` says: the names of its runs' folders, and the command that goes on."""
+    """What the sweep in a folder was to run, as its `sweep.json` says: the names of its runs' folders.
 
+    `command`: the shell command that goes on with what is not done; empty if it is not known.
+    """
+
+    folder: Path
     runs: tuple[str, ...] = ()
     command: str = ""
+
+
+class GoOn(NamedTuple):
+    """What is left of a sweep: how many of how many runs are not done, and the shell command that carries them out."""
+
+    left: int
+    total: int
+    command: str
 
 
 @dataclass(frozen=True)
@@ -41,20 +57,24 @@ class RunSet:
         runs: the runs, sorted by the override values in which they differ.
         title: the name of the report, such as that of the sweep's folder.
         folder: the folder in which the report is written; links on the page are relative to it.
-        planned: what the sweep was to run; empty where that is not known.
+        planned: what each sweep was to run, as far as that is known.
         problems: a line for each thing that could not be read.
     """
 
     runs: Sequence[Run]
     title: str
     folder: Path
-    planned: Planned = Planned()
+    planned: Sequence[Planned] = ()
     problems: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, runs: Sequence[Run], title: str, folder: Path, **others: object) -> RunSet:
-        """Return a RunSet of runs in any order; `others` are further attributes."""
-        return cls(sort_runs(with_origins(runs)), title, folder, **others)  # type: ignore[arg-type]
+        """Return a RunSet of runs in any order; `others` are further attributes.
+
+        Of several runs with the same label, such as those of folders whose names differ in a byte that is no text, all but
+        the first get a number.
+        """
+        return cls(sort_runs(with_origins(_numbered(runs))), title, folder, **others)  # type: ignore[arg-type]
 
     @property
     def single(self) -> Run | None:
@@ -67,7 +87,7 @@ class RunSet:
             path = os.path.relpath(run.folder, self.folder)
         except ValueError:  # on another drive
             return ""
-        return quote(Path(path, name).as_posix(), safe="/") + ("" if name else "/")
+        return quote(os.fsencode(Path(path, name).as_posix()), safe="/") + ("" if name else "/")
 
     @cached_property
     def costs(self) -> dict[str, Cost]:
@@ -106,11 +126,25 @@ class RunSet:
 
         A run without a record in a folder of its own is `failed`, unless it may still be in progress (`running`).
         """
-        names = {run.folder.name for run in self.runs}
-        found = Counter(run.state for run in self.runs if run.state not in ("finished", "skipped"))
-        found["not begun"] = sum(name not in names for name in self.planned.runs)
+        found = Counter(run.state for run in self.runs if run.state not in DONE)
+        found["not begun"] = sum(self._states.get(name) is None for plan in self.planned for name in _places(plan))
         order = ("failed", "interrupted", "running", "not begun")
         return {state: found[state] for state in order if found[state]}
+
+    @cached_property
+    def to_go_on(self) -> list[GoOn]:
+        """How to go on with each sweep of which something is left."""
+        found = []
+        for plan in self.planned:
+            left = sum(self._states.get(place) not in DONE for place in _places(plan))
+            if left and plan.command:
+                found.append(GoOn(left, len(plan.runs), plan.command))
+        return found
+
+    @cached_property
+    def _states(self) -> dict[Place, str]:
+        """{where a run lies: its state}."""
+        return {_place(run.folder.parent, run.folder.name): run.state for run in self.runs}
 
     @property
     def total(self) -> int:
@@ -118,22 +152,36 @@ class RunSet:
         return len(self.runs) + self.left.get("not begun", 0)
 
 
-def read_planned(sweep: Path) -> Planned:
-    """Return what `sweep.json` in a sweep's folder says; an empty Planned if there is none or it cannot be read."""
+def _numbered(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with labels that are all different: after the first `NAME` come `NAME (2)`, `NAME (3)`, ..."""
+    taken: set[str] = set()
+    found = []
+    for run in runs:
+        texts = (f"{run.label} ({number})" if number > 1 else run.label for number in count(1))
+        label = next(text for text in texts if text not in taken)
+        taken.add(label)
+        found.append(run if label == run.label else replace(run, label=label))
+    return found
+
+
+def read_planned(sweep: Path) -> list[Planned]:
+    """Return what `sweep.json` in a sweep's folder says, in a list; an empty list if there is none or it cannot be read."""
     try:
         content = json.loads((sweep / SWEEP_PLAN).read_text(encoding="utf-8"))
         names, command = content["runs"], content["command"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return Planned()
+        return []
     if not isinstance(names, list) or not isinstance(command, str):
-        return Planned()
-    return Planned(tuple(printable(name) for name in names if isinstance(name, str)), printable(command, MAX_COMMAND))
+        return []
+    runs = tuple(printable(name) for name in names if isinstance(name, str))
+    return [Planned(sweep, runs, printable(command, MAX_COMMAND))]
 
 
-def planned_in(sweeps: Sequence[Path]) -> Planned:
-    """Return what several sweeps were to run and has no folder yet; with the command that goes on if one sweep has any."""
-    plans = [(sweep, read_planned(sweep)) for sweep in sweeps]
-    left = {sweep: [name for name in plan.runs if not (sweep / name).is_dir()] for sweep, plan in plans}
-    commands = [plan.command for sweep, plan in plans if left[sweep]]
-    names = [f"{number}/{name}" for number, each in enumerate(left.values()) for name in each]
-    return Planned(tuple(names), commands[0] if len(commands) == 1 else "")
+def _places(plan: Planned) -> list[Place]:
+    """Return where the runs of a sweep lie, or would lie if they had begun."""
+    return [_place(plan.folder, name) for name in plan.runs]
+
+
+def _place(sweep: Path, name: str) -> Place:
+    """Return where a run lies, in a form that is equal for the same place: the sweep's real path, and the folder's name."""
+    return os.path.realpath(sweep), printable(name)

@@ -16,7 +16,7 @@ from runner.report.compare.grouping import group_by_method, overrides_by_key, sw
 from runner.report.compare.methods import has_frozen, trains_something
 from runner.runs.read import Run
 
-OUTCOMES = ("leaked", *DEFECTS, "failed", "interrupted", "skipped", "finished", "held")  # the worst first
+OUTCOMES = ("leaked", *DEFECTS, "failed", "interrupted", "running", "skipped", "finished", "held")  # the worst first
 WHAT_IS_FROZEN = ("freeze", "freeze.patterns", "freeze.keep")  # keys; the others of `freeze` say how
 MAX_DIFFERENCES = 3  # that are named where two settings would have the same name
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from runner.report.compare.changes import not_shown
 from runner.report.compare.costs import trains_everything
 from runner.report.compare.grouping import group_by_method, short_names
 from runner.report.compare.settings import build_settings
@@ -70,6 +71,7 @@ def build_heatmap(runs: Sequence[Run]) -> Heatmap | None:
         caption += " Tensors are grouped by module: a cell shows the largest change and the worst mark of its tensors."
     if len(all_rows) > MAX_ROWS:
         caption += f" Shown are the first {MAX_ROWS} of {len(all_rows):,} rows."
+    caption = " ".join(filter(None, (caption, not_shown(runs))))
     cells = {key: (_log10_change(tensors), worst_mark(tensors)) for key, tensors in tensors_of.items()}
     cell_rows = [[cells.get((row, column), (None, "")) for column in columns] for row in rows]
     return Heatmap(

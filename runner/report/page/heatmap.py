@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from runner.display.units import short_change_text
-from runner.report.compare.changes import LIVE
+from runner.report.compare.changes import LIVE, not_shown
 from runner.report.compare.modules import build_tree, divide
 from runner.report.compare.run_set import RunSet
 from runner.report.figures.heatmap import MAX_COLUMNS, group_columns, shown_rows, worst_mark
@@ -73,6 +73,7 @@ def heatmap_section(run_set: RunSet) -> Section | None:
     modules, shown, total = build_modules(columns)
     if shown < total:
         caption += f" Listed are {shown:,} of {total:,} tensors, those that leaked or stayed idle first."
+    caption = " ".join(filter(None, (caption, not_shown(run_set.runs))))
     texts = {cell.text for module in modules for cells in (module.cells, *_cells_below(module)) for cell in cells}
     data = {
         "caption": caption,

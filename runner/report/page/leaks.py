@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from runner.errors import listed
 from runner.report.advice import BY_DESIGN, Advice, advice_on_idle, advice_on_leak
-from runner.report.compare.changes import change_words, largest
+from runner.report.compare.changes import change_words, largest, not_shown
 from runner.report.compare.costs import trains_everything
 from runner.report.compare.modules import build_tree, divide
 from runner.report.compare.run_set import RunSet
@@ -20,6 +20,7 @@ MAX_TENSOR_ROWS, MAX_MODULE_ROWS = 20, 40  # of a cause: with more tensors, a ro
 MODULE_SIZE = 20  # see `divide`
 MAX_OPEN = 8  # rows of a table that is unfolded at first
 BASELINE = "none, the baseline"
+SHOWN = ("leaked", "idle")
 
 
 @dataclass
@@ -53,15 +54,16 @@ class Case:
 def leaks_section(run_set: RunSet) -> Section | None:
     """Return the section about what leaked and what stayed idle; None if nothing did."""
     cases = sorted(find_cases(run_set), key=lambda case: case.rank)
-    if not cases:
+    verdicts = {case.verdict for case in cases} | {word for run in run_set.runs for word in run.missing if word in SHOWN}
+    if not verdicts:
         return None
     data = {"cases": [_case_data(case, number) for number, case in enumerate(cases)]}
-    return Section("leaks", _heading(cases), "leaks", data)
+    words = {case.what_happened for case in cases} | verdicts & {word for run in run_set.runs for word in run.missing}
+    return Section("leaks", _heading(words), "leaks", {**data, "not_shown": not_shown(run_set.runs, SHOWN)})
 
 
-def _heading(cases: Sequence[Case]) -> str:
-    """Return the heading of the section; what the baseline moved is no leak."""
-    words = {case.what_happened for case in cases}
+def _heading(words: Set[str]) -> str:
+    """Return the heading of the section; `words`: what happened. What the baseline moved is no leak."""
     moved = "What leaked" if "leaked" in words else "What moved under the baseline"
     if "idle" not in words:
         return moved
@@ -75,7 +77,7 @@ def find_cases(run_set: RunSet) -> list[Case]:
         for run in setting.runs:
             by_design = trains_everything(run)
             for row in run.tensors:
-                if row.verdict not in ("leaked", "idle"):
+                if row.verdict not in SHOWN:
                     continue
                 cause = BASELINE if by_design and row.verdict == "leaked" else row.cause or "unknown"
                 kind = row.kind if cause == "forward_write" else ""

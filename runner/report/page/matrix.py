@@ -22,6 +22,7 @@ SIGNS: dict[str, str] = {  # outcome: the sign before it, so that it is told by 
     **dict.fromkeys(DEFECTS, "!"),
     "failed": "–",
     "interrupted": "–",
+    "running": "…",
     "skipped": "–",
     "finished": "?",
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from runner.display.units import change_text, digits_text
-from runner.report.compare.changes import LIVE, SMALLEST, change_words, largest
+from runner.report.compare.changes import LIVE, SMALLEST, change_words, largest, not_shown
 from runner.report.compare.modules import Module, build_tree
 from runner.report.compare.run_set import RunSet
 from runner.report.page.elements import Section
@@ -98,7 +98,7 @@ def moved_section(run_set: RunSet) -> Section | None:
     whole = _lines_of(build_tree((row.name, (number, row)) for number, row in enumerate(run.tensors)), set(shown))[0]
     few_leaks = sum(row.verdict == "leaked" for row in run.tensors) <= MAX_UNFOLDED
     legend = [(change_text(change), bar_share(change)) for change in LEGEND]
-    data = {"whole": whole, "unfold_leaks": few_leaks, "legend": legend}
+    data = {"whole": whole, "unfold_leaks": few_leaks, "legend": legend, "not_shown": not_shown([run])}
     return Section("moved", "What moved", "moved", data)
 
 

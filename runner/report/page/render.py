@@ -58,7 +58,7 @@ def render_page(run_set: RunSet, reload_seconds: float | None = None) -> str:
         "title": run_set.title,
         "subtitle": subtitle(run_set),
         "answer": answer(run_set),
-        "command": run_set.planned.command,
+        "to_go_on": run_set.to_go_on,
         "sections": sections,
         "styles": Markup(styles()),
         "reload_seconds": reload_seconds,

@@ -12,7 +12,7 @@ from runner.report.answer.recommend import compare_costs, cost_table
 from runner.report.compare.grouping import group_by_method
 from runner.report.compare.run_set import Planned, RunSet
 from runner.runs.read import read_run, run_folders
-from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
+from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, remove_rows, write_run, write_sweep
 
 SWEEP = Path("sweep")
 RETURNED = (change_row("body.weight", "returned"), *HELD_ROWS[1:])
@@ -191,8 +191,8 @@ def test_the_cost_is_told_for_each_setting_relative_to_training_everything():
 
 def test_runs_that_have_not_begun_are_counted_as_not_done():
     folders = write_sweep(SWEEP)
-    planned = Planned((*(folder.name for folder in folders), "zero_lr__fc__s0__00000000"), "the command")
-    assert answer(run_set(planned=planned)).left == "2 of 8 runs are not done: 1 failed, 1 not begun."
+    planned = Planned(SWEEP, (*(folder.name for folder in folders), "zero_lr__fc__s0__00000000"), "the command")
+    assert answer(run_set(planned=[planned])).left == "2 of 8 runs are not done: 1 failed, 1 not begun."
 
 
 def test_without_cost_figures_the_summary_does_not_mention_cost():
@@ -303,10 +303,50 @@ def test_a_run_whose_rows_cannot_be_read_is_not_said_to_have_frozen_nothing():
     folder = write_run(SWEEP, cost={"flops_share": 0.34})
     (folder / "changes.csv").unlink()
     found = summarize_run(read_run(folder))
-    assert (found.headline, found.is_bad) == ("Held", False)
-    assert (
-        found.sentence == "The rows of its tensors could not be read. A step costs 34% of the FLOPs of training everything."
+    assert (found.headline, found.is_bad) == ("Held, but 3 rows missing", False)
+    assert found.sentence == (
+        "1 of 1 frozen tensor kept every bit; 3 of 3 rows of changes.csv are missing: 1 held, 1 trained, 1 drifted. "
+        "A step costs 34% of the FLOPs of training everything."
     )
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+def test_a_run_leaked_also_where_the_rows_that_leaked_are_missing(status):
+    rows = (*LEAKED_ROWS, change_row("other.weight", "held"), change_row("tail.weight", "idle"))
+    folder = write_run(SWEEP, rows=rows, status=status)
+    remove_rows(folder, "body", "tail")
+    found = summarize_run(read_run(folder))
+    assert found.headline.startswith("Leaked")
+    assert found.is_bad
+    assert "1 of 2 frozen tensors changed; 1 of 2 trainable parameters did not change; 2 of 5 rows" in found.sentence
+    assert ("Idle", ["1 whose rows are missing"]) in found.findings
+    remove_rows(folder, "body", "head", "norm", "other")
+    assert summarize_run(read_run(folder)).headline.startswith("Leaked")
+    (folder / "changes.csv").unlink()
+    assert summarize_run(read_run(folder)).headline.startswith("Leaked")
+
+
+def test_a_run_leaked_if_its_counts_or_its_rows_alone_say_so():
+    counts = {"held": 1, "trained": 1, "drifted": 1}
+    by_rows = read_run(write_run(SWEEP, rows=LEAKED_ROWS, verdict="held", counts=counts, name="rows"))
+    by_counts = read_run(write_run(SWEEP, verdict="held", counts={"leaked": 1}, name="counts"))
+    by_verdict = read_run(write_run(SWEEP, verdict="leaked", counts={}, name="verdict"))
+    for run in (by_rows, by_counts, by_verdict):
+        assert run.outcome == "leaked"
+        assert summarize_run(run).headline.startswith("Leaked")
+        assert summarize_run(run).is_bad
+
+
+def test_a_run_without_a_verdict_is_not_said_to_have_held():
+    run = read_run(write_run(SWEEP, verdict=None))
+    assert (summarize_run(run).headline, run.outcome) == ("No verdict", "finished")
+
+
+def test_causes_that_are_lost_with_their_rows_are_not_recorded():
+    folder = write_run(SWEEP, rows=(*LEAKED_ROWS, change_row("other.weight", "leaked", 0.1, "weight_decay")))
+    write_run(SWEEP, "exclude")
+    remove_rows(folder, "other")
+    assert findings()["Leaked"] == ["zero_lr: in 1 of 1 run, cause: gradient and others not recorded"]
 
 
 def test_a_finished_run_whose_verdict_cannot_be_read_proves_nothing():

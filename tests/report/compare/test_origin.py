@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import pytest
 from runner.report.__main__ import main
 from runner.report.compare.costs import UNFROZEN_TARGET
 from runner.report.compare.discover import find_runs
-from runner.report.compare.origin import facts_of, with_origins
-from runner.report.compare.run_set import RunSet, planned_in
+from runner.report.compare.origin import facts_of
+from runner.report.compare.run_set import RunSet
 from runner.report.files import write_sweep_files
 from runner.runs.read import read_run
 from tests.run_folders import VERSIONS, write_run
@@ -131,16 +130,3 @@ def test_the_origin_is_a_column_of_the_page_and_no_path_of_the_machine_is_in_it(
     assert ">threads</th>" in page
     assert "one/sweep" in page
     assert str(tmp_path) not in page
-
-
-def test_runs_of_the_same_names_in_two_sweeps_are_counted_each():
-    for folder, planned in ((ONE, ["a", "b"]), (TWO, ["a", "b", "c"])):
-        write_run(folder, name="a")
-        (folder / "sweep.json").write_text(json.dumps({"command": f"go on {folder}", "runs": planned}))
-    found = find_runs([Path()])
-    plan = planned_in(found.sweeps)
-    assert len(plan.runs) == 3
-    assert plan.command == ""
-    assert planned_in([ONE]).command == "go on one/sweep"
-    runs = with_origins([read_run(folder, label) for label, folder in found.folders.items()])
-    assert RunSet.of(runs, "report", Path(), planned=plan).left == {"not begun": 3}

@@ -8,13 +8,14 @@ from importlib.resources import files
 import pytest
 
 from runner.report.compare.costs import UNFROZEN_TARGET
+from runner.report.figures.heatmap import build_heatmap
 from runner.report.page import heatmap
 from runner.report.page.heatmap import heatmap_cell, heatmap_section
 from runner.runs.tables import tensor_row
 from tests.report.page.colours import contrast
 from tests.report.page.parsing import section_of, text_of
 from tests.report.page.reports import SWEEP, read_sweep
-from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
+from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, remove_rows, write_run, write_sweep
 
 
 def section():
@@ -165,3 +166,15 @@ def test_the_text_of_a_cell_is_legible_on_each_colour_in_light_dark_and_print(bl
     rgb = {name: "rgb({}, {}, {})".format(*bytes.fromhex(value)) for name, value in colours.items()}
     for level in (*range(1, 6), "x"):
         assert contrast(rgb[f"heat-{level}"], rgb[f"heat-{level}-ink"]) >= 4.5, (block, level)
+
+
+def test_of_which_runs_rows_are_missing_is_said_below_the_table_and_the_figure():
+    remove_rows(write_run(SWEEP, rows=LEAKED_ROWS, name="damaged"), "body")
+    (write_run(SWEEP, "exclude", name="without") / "changes.csv").unlink()
+    write_run(SWEEP, "restore")
+    numbers = "1 leaked, 1 held, 1 trained, 1 drifted"
+    text = f"Not shown, because their rows are missing in changes.csv: tensors of without and damaged ({numbers})."
+    assert text in text_of(section())
+    figure = build_heatmap(read_sweep().runs)
+    assert figure is not None
+    assert text in figure.caption

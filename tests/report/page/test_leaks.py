@@ -7,7 +7,7 @@ from runner.report.compare.costs import UNFROZEN_TARGET
 from runner.report.page.leaks import MAX_MODULE_ROWS, leaks_section
 from tests.report.page.parsing import section_of, text_of
 from tests.report.page.reports import SWEEP, read_sweep
-from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
+from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, remove_rows, write_run, write_sweep
 
 NONE = {"method": {"_target_": UNFROZEN_TARGET}}
 
@@ -114,3 +114,16 @@ def test_without_leaks_there_is_no_section():
     write_sweep(SWEEP)
     assert leaks_section(read_sweep()) is not None
     assert LEAKED_ROWS[0]["name"] in text_of(section_of(read_sweep(), "leaks"))
+
+
+def test_a_leak_whose_row_is_missing_is_counted_in_the_section():
+    folder = write_run(SWEEP, rows=[*LEAKED_ROWS, change_row("other.weight", "held")], name="damaged")
+    write_run(SWEEP, "exclude")
+    remove_rows(folder, "body", "other")
+    section = leaks_section(read_sweep())
+    assert section is not None
+    assert (section.heading, section.data["cases"]) == ("What leaked", [])
+    assert section.data["not_shown"] == (
+        "Not shown, because their rows are missing in changes.csv: tensors of damaged (1 leaked)."
+    )
+    assert section.data["not_shown"] in text_of(section_of(read_sweep(), "leaks"))

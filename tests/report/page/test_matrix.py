@@ -53,6 +53,19 @@ def test_a_cell_without_several_seeds_has_no_spread_and_one_of_a_failed_run_no_v
     }
 
 
+def test_a_run_in_progress_is_running_and_not_failed():
+    for seed in (0, 1):
+        write_run(SWEEP, "zero_lr", "freeze=fc", f"seed={seed}")
+        folder = write_run(SWEEP, "exclude", "freeze=fc", f"seed={seed}")
+        (folder / "run.json").rename(folder / ".running")
+    assert {place: verdict for place, (verdict, _, _) in cells().items()} == {
+        ("zero_lr", "fc"): "✓ held in 2 of 2",
+        ("exclude", "fc"): "… running in 2 of 2",
+    }
+    (row,) = (row for row in matrix()["rows"] if row[0] == "exclude")
+    assert row[1][0].kind == "running"
+
+
 def test_where_accuracies_can_be_compared_they_stand_in_place_of_losses_and_a_ranking_follows():
     for seed, accuracy in enumerate((0.5, 0.7)):
         evaluation = {"after": {"accuracy": accuracy}}

@@ -10,7 +10,7 @@ from runner.report.page import moved
 from runner.report.page.moved import bar_share, moved_section
 from tests.report.page.parsing import section_of, text_of
 from tests.report.page.reports import SWEEP, read_sweep
-from tests.run_folders import change_row, write_run
+from tests.run_folders import change_row, remove_rows, write_run
 
 ROWS = [
     change_row("stem.weight", "trained", 0.5, numel=100),
@@ -141,3 +141,9 @@ def test_a_name_of_hundreds_of_parts_is_a_tree_that_can_be_rendered():
     names = [".".join("a" * depth) for depth in range(1, 150)]
     found = section([change_row(name, "held") for name in names])
     assert len(found.findall(".//tbody/tr")) == len(names)
+
+
+def test_how_many_tensors_have_lost_their_rows_is_said_above_the_tree():
+    remove_rows(write_run(SWEEP, rows=ROWS, name="damaged"), "head", "stem")
+    text = "Not shown, because their rows are missing in changes.csv: tensors of damaged (2 leaked, 1 trained)."
+    assert text in text_of(section_of(read_sweep(), "moved"))

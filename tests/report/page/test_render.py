@@ -32,11 +32,11 @@ def comparison_in(html: str) -> dict:
 def test_what_is_not_done_stands_on_top_with_the_command_that_goes_on():
     names = [folder.name for folder in write_sweep(SWEEP)]
     command = "python -m runner -m method=zero_lr 'hydra.sweep.dir=sweep'"
-    html = render_page(run_set(planned=Planned((*names, "one", "two"), command)))
+    html = render_page(run_set(planned=[Planned(SWEEP, (*names, "one", "two"), command)]))
     head = html[html.index("<h1") : html.index("</header>")]
     assert "3 of 9 runs are not done: 1 failed, 2 not begun." in head
     assert '<code class="paste">python -m runner -m method=zero_lr &#39;hydra.sweep.dir=sweep&#39;</code>' in head
-    assert subtitle(run_set(planned=Planned((*names, "one"), ""))) == "8 runs: 1 failed, 6 finished, 1 not begun"
+    assert subtitle(run_set(planned=[Planned(SWEEP, (*names, "one"))])) == "8 runs: 1 failed, 6 finished, 1 not begun"
 
 
 def test_a_page_loads_itself_again_only_while_it_is_told_to():

@@ -183,6 +183,6 @@ def test_a_split_that_does_not_exist_is_refused_with_those_that_do(saved, tmp_pa
     ],
 )
 def test_a_missing_library_is_named_with_its_extra(overrides, needs, cli, monkeypatch):
-    monkeypatch.setattr("runner.config.machine.find_spec", lambda name: None)
+    monkeypatch.setattr("runner.config.checks.machine.find_spec", lambda name: None)
     code, _, err = cli("model=mlp", *overrides)
     assert (code, err) == (2, f"freeze-runner: {needs}\n")

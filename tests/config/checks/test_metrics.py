@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.config import metrics
+from runner.config.checks import metrics
 from runner.errors import ConfigError
 from tests.in_memory import config_with
 

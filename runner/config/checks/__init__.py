@@ -1,0 +1,1 @@
+"""What `check` looks at besides types: ranges of numbers, metrics, and what this machine has. No torch."""
