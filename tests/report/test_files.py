@@ -179,7 +179,8 @@ def test_the_pages_of_a_real_sweep_and_a_real_run(cli, report):
     write_sweep_files(SWEEP)
     html = (SWEEP / "report.html").read_text()
     assert "Use requires_grad" in html
-    assert "none: in 1 of 1 run, cause: gradient" in html
+    assert "method=none does nothing about what is declared frozen" in html
+    assert "none, the baseline" in html
     assert "trained the rest to the same bits as zero_lr" in html
     assert cli("model=mlp", "freeze=head", "batches=2", "hydra.run.dir=alone")[0] == 0
     assert report("alone")[0] == 0
