@@ -35,6 +35,7 @@ from runner.sweep.end import (
     end_with_process,
     exit_code,
     print_what_is_left,
+    remove_if_refused,
     remove_marks,
     write_sweep_results,
 )
@@ -55,8 +56,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     `config`, `context` and `launcher` are what Hydra gives to its sweepers. Runs that have already finished in the sweep's
     folder are not repeated. With `plan=true` the runs are only listed.
 
-    Raises ConfigError before anything is written if a config is wrong, and later if no run can be started. Raises SystemExit
-    if the exit code of the sweep is not 0.
+    Raises ConfigError if a config is wrong or no run can be started; a new sweep then leaves no file. Raises SystemExit if
+    the exit code of the sweep is not 0.
     """
     folder = resolve_folder(config)
     runs, dropped = compose_runs(config, context.config_loader, override_lists, folder)
@@ -74,7 +75,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
         check_before_first(config, unfinished)
     interrupted, live = False, LiveReport(folder, config.report.every)
     try:
-        with handle_interrupts(signal.default_int_handler):
+        with handle_interrupts(signal.default_int_handler), remove_if_refused(runs, live):
             prepare_folder(config, runs, folder)
             in_order = clear_folders(unfinished)
             live.start()

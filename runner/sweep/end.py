@@ -5,15 +5,29 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STRICT, INTERRUPT, PAGE, STOP
+from runner.contract import (
+    COMPARISON,
+    COMPARISON_JSON,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_STRICT,
+    FAILURES,
+    INTERRUPT,
+    PAGE,
+    STOP,
+    SWEEP_CONFIG,
+    SWEEP_PLAN,
+)
 from runner.display.console import create_console
-from runner.errors import listed
+from runner.errors import ConfigError, listed
 from runner.proof.verdict import strict_problems
 from runner.runs.console import display_path
 from runner.runs.folder import remove_files
@@ -23,6 +37,8 @@ from runner.sweep.grid import SweepRun
 from runner.sweep.launch import record_end
 from runner.sweep.live import LiveReport
 from runner.sweep.lock import detect_death, is_locked, remove_if_unused, wait_until_free
+
+WITHOUT_RUNS = (SWEEP_CONFIG, SWEEP_PLAN, PAGE, COMPARISON, COMPARISON_JSON, FAILURES)  # written before the first run begins
 
 
 def end_with_process(runs: list[SweepRun], live: LiveReport, reason: str) -> None:
@@ -69,6 +85,27 @@ def end_running(runs: list[SweepRun], folder: Path) -> None:
             record_end(run, "interrupted", "the sweep was interrupted")
         elif not run.ended and not is_locked(run.folder):
             remove_if_unused(run.folder)
+
+
+@contextmanager
+def remove_if_refused(runs: list[SweepRun], live: LiveReport) -> Iterator[None]:
+    """Remove what a new sweep has written if the block raises ConfigError and no run has ended: none could be started.
+
+    Otherwise `resume=last` would find this sweep instead of the one before it. A folder that is then empty is removed, too.
+    """
+    folder, is_new = live.sweep, not (live.sweep / SWEEP_CONFIG).exists()
+    try:
+        yield
+    except ConfigError:
+        live.stop()
+        if is_new and not any(run.ended for run in runs):
+            for run in runs:
+                if not is_locked(run.folder):
+                    remove_if_unused(run.folder)
+            remove_files(folder, *WITHOUT_RUNS)
+            with suppress(OSError):  # the launcher has left files of its own
+                folder.rmdir()
+        raise
 
 
 def remove_marks(runs: list[SweepRun], folder: Path) -> None:

@@ -199,6 +199,18 @@ def test_a_launcher_without_processes_is_refused(n_jobs, more, cli):
     assert not SWEEP.exists()
 
 
+def test_a_new_sweep_whose_launcher_can_begin_no_run_leaves_no_file_and_a_resumed_one_keeps_its_files(cli):
+    broken = ("-m", "launch=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.batch_size=nosuch", "report.every=1", *QUICK)
+    code, _, err = cli(*broken)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "the launcher could not begin a run" in err
+    assert not SWEEP.exists()
+    assert cli("-m", *QUICK)[0] == 0
+    before = set(files(SWEEP))
+    assert cli(*broken, "seed=0,1,2")[0] == 2
+    assert set(files(SWEEP)) == before
+
+
 def test_a_skipped_run_is_in_the_table_and_not_a_failure(cli):
     Path("mine.py").write_text(
         "from runner import FreezingMethod\n"
