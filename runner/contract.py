@@ -148,7 +148,8 @@ class TrainingRecord(TypedDict):
     """The entries of `run.json` that a run has only if it trained.
 
     `verdict`: `leaked` if a frozen tensor changed, otherwise `held`. `counts`: {verdict: number of tensors that have it}.
-    `loss_not_finite_at`: the first step whose loss was NaN or infinite; None if there was none.
+    `loss_not_finite_at`: the first step whose loss was NaN or infinite; None if there was none. `loss_rose`: whether the
+    losses of the last quarter are above those of the first, beyond the differences between batches.
     `phases`: the spans of steps in which the same was frozen, as far as the run came; mostly one.
     `looks`: the steps after which the bits of the tensors were compared. `batches`: the number of batches of a pass over the
     data. `trained_digest`: a sha256 of all parameters that
@@ -163,6 +164,7 @@ class TrainingRecord(TypedDict):
     loss_first: float | None
     loss_last: float | None
     loss_not_finite_at: int | None
+    loss_rose: bool
     phases: list[PhaseRecord]
     looks: list[int]
     batches: int | None

@@ -29,7 +29,7 @@ from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
-from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, run_verdict
+from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, loss_rose, run_verdict
 from runner.seeding import seed_all
 from runner.training.data.steps import batches_in_step, batches_of
 from runner.training.evaluate import Evaluation
@@ -138,6 +138,7 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "loss_first": finite_or_none(losses[0]) if losses else None,
         "loss_last": finite_or_none(losses[-1]) if losses else None,
         "loss_not_finite_at": first_not_finite(losses),
+        "loss_rose": loss_rose(losses),
         "phases": phase_records(setup.phases, len(state.steps), setup.parameters),
         "looks": report.looks,
         "batches": setup.feed.batches_a_pass,

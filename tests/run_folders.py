@@ -54,7 +54,7 @@ def write_run(
     config_hash = f"{zlib.crc32(repr(overrides).encode()):08x}"
     folder = sweep / (name or f"{method}__backbone__s{seed}__{config_hash}")
     (folder / ".hydra").mkdir(parents=True)
-    class_name = "".join(part.title() for part in method.split("_"))
+    class_name = "NoMethod" if method == "none" else "".join(part.title() for part in method.split("_"))
     full_record = {
         "status": "finished",
         "reason": "",
@@ -62,6 +62,7 @@ def write_run(
         "counts": count_verdicts(rows),
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
+        "loss_rose": len(losses) > 1 and losses[-1] > losses[0],
         "looks": [1, 2] if rows else [],
         "notes": [],
         "overrides": overrides,

@@ -37,14 +37,14 @@ def seconds_text(seconds: float | None) -> str:
 def percent_text(share: float | None) -> str:
     """Return a share as text: 0.341 gives `34%`, 0.034 gives `3.4%`, 0.0001 gives `<0.1%`; "" for None and NaN.
 
-    `0%` and `100%` are exact: 0.9996 gives `>99.9%`.
+    `0%` and `100%` are exact: 0.9996 gives `>99.9%`, and 1.0004 `>100%`.
     """
     if share is None or math.isnan(share):
         return ""
     if 0 < share < 0.001:
         return "<0.1%"
-    if 0.995 <= share < 1:
-        return f"{share:.1%}" if share < 0.9995 else ">99.9%"
+    if 0.995 <= share < 1.005 and share != 1:
+        return f"{share:.1%}" if share < 0.9995 or share >= 1.0005 else ">99.9%" if share < 1 else ">100%"
     return f"{share:.0%}" if share >= 0.0995 or share == 0 else f"{share:.1%}"
 
 

@@ -195,6 +195,18 @@ def first_not_finite(losses: Iterable[float]) -> int | None:
     return next((number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
 
 
+def loss_rose(losses: Sequence[float]) -> bool:
+    """Return whether a loss rose in a training, beyond the differences between its batches.
+
+    The last quarter of the losses is compared with the first. It rose if each of its losses is above each of the first
+    quarter; where a quarter has fewer than three, if each is above twice as much.
+    """
+    size = max(1, len(losses) // 4)
+    first, last = losses[:size], losses[-size:]
+    is_above = len(losses) > 1 and min(last) > max(first)
+    return is_above and (size >= 3 or min(last) > 2 * max(first) > 0)
+
+
 def count_verdicts(rows: Iterable[Row]) -> dict[str, int]:
     """Return {verdict: number of rows with that verdict} for all verdicts; the number is 0 if no row has the verdict."""
     count: dict[str, int] = dict.fromkeys(VERDICTS, 0)

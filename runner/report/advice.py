@@ -138,9 +138,14 @@ def advice_on_leak(cause: str, kind: str, record: Record) -> Advice:
     return Advice(advice.meaning, advice.fix, tuple(new[:1]))
 
 
-def advice_on_idle(cause: str) -> Advice:
-    """Return the advice on why a trainable parameter did not change; an unknown cause gets that on `unknown`."""
-    return IDLE_ADVICE.get(cause, IDLE_ADVICE["unknown"])  # type: ignore[call-overload]
+def advice_on_idle(cause: str, record: Record) -> Advice:
+    """Return the advice on why a trainable parameter did not change, without overrides that the run has.
+
+    An unknown cause gets the advice on `unknown`.
+    """
+    advice = IDLE_ADVICE.get(cause, IDLE_ADVICE["unknown"])  # type: ignore[call-overload]
+    given = set(record["overrides"])
+    return Advice(advice.meaning, advice.fix, tuple(each for each in advice.overrides if not given >= set(each.split())))
 
 
 def _has(record: Record, override: str) -> bool:

@@ -72,7 +72,7 @@ def ranking_lines(settings: Sequence[Setting], by_accuracy: bool, width: int) ->
         value = " ".join(filter(None, (spread_text(each.accuracies if by_accuracy else each.losses), _rose_sign(each))))
         share, saved = percent_text(each.cost.get("flops_share")), bytes_text(each.cost.get("saved_bytes"))
         cost = [share, *(["", ""] if in_one and share else [flops_text(each.flops), saved])]  # the long name needs the place
-        leaked = [run for run in each.runs if run.outcome == "leaked"]
+        leaked = [run for run in each.runs if run.leaked]
         cause = "" if each.trains_everything or not leaked else list_causes(leaked, "leaked")
         rows.append([*(shortened(name, MAX_CELL) for name in names), verdict, str(len(each.runs)), value, *cost, cause])
     return table_lines(columns, rows, width)
@@ -85,7 +85,7 @@ def verdict_text(setting: Setting) -> str:
     """
     if setting.no_evidence:
         return setting.no_evidence
-    same, total = sum(run.outcome == setting.outcome for run in setting.runs), len(setting.runs)
+    same, total = len(setting.with_outcome), len(setting.runs)
     return setting.outcome if same == total else f"{setting.outcome} {same}/{total}"
 
 

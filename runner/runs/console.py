@@ -18,7 +18,7 @@ from runner.display.table import Column, number, table_lines
 from runner.display.units import bytes_text, change_text, digits_text, flops_text, percent_text, seconds_text
 from runner.errors import listed
 from runner.proof.verdict import outcome_of
-from runner.runs.headline import STYLES, change_key, headline, moved_lines, told_apart
+from runner.runs.headline import STYLES, change_key, distinct_texts, headline, moved_lines
 from runner.runs.text import counted
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def loss_lines(record: Record) -> Iterator[tuple[str, str]]:
     """Yield (label, text) for the losses of a run's first and last step, with what was measured on held-out data."""
     held_out = [f"held-out: {line}" for line in list(evaluation_lines(record["evaluation"]))[:1]]
     if record["looks"] or record["loss_first"] is not None:  # steps of some optimizers cannot be seen
-        yield "loss", "; ".join([" -> ".join(told_apart(record["loss_first"], record["loss_last"])), *held_out])
+        yield "loss", "; ".join([" -> ".join(distinct_texts(record["loss_first"], record["loss_last"])), *held_out])
     elif held_out:
         yield "loss", held_out[0]
 

@@ -97,7 +97,7 @@ def _flaws(record: Record, rows: Sequence[Row], missing: Mapping[str, int]) -> I
         label = f"{counted(sum(missing.values()), 'row').upper()} MISSING"
         yield Headline(label, missing_text(missing, record["counts"]), "yellow")
     if loss_rose(record):
-        first, last = told_apart(record["loss_first"], record["loss_last"])
+        first, last = distinct_texts(record["loss_first"], record["loss_last"])
         yield Headline("LOSS ROSE", f"the loss rose, {first} -> {last}", "yellow")
     if record["status"] != "finished":
         yield Headline(record["status"].upper(), record["reason"], "yellow")
@@ -110,12 +110,11 @@ def _reasons(idle: Sequence[Row]) -> str:
 
 
 def loss_rose(record: Record) -> bool:
-    """Return whether the last loss of a run is above its first one; False if one of them is not known or not finite."""
-    first, last = record["loss_first"], record["loss_last"]
-    return first is not None and last is not None and last > first and "loss not finite" not in defects_of(record)
+    """Return whether the loss of a run that trained something rose, as `proof.verdict.loss_rose` says, and stayed finite."""
+    return record["loss_rose"] and bool(record["counts"]["trained"]) and "loss not finite" not in defects_of(record)
 
 
-def told_apart(first: float | None, last: float | None) -> tuple[str, str]:
+def distinct_texts(first: float | None, last: float | None) -> tuple[str, str]:
     """Return two numbers as texts, with as many digits as it takes to see that they differ; `not finite` for None."""
     texts = [("not finite", "not finite")]
     for digits in (4, 6, 9, MAX_DIGITS):
@@ -136,7 +135,7 @@ def moved_lines(record: Record, rows: Sequence[Row]) -> Iterator[tuple[str, str]
         more = max(len(leaks), record["counts"]["leaked"]) - len(texts)  # a row may be missing
         yield "leaked", ", ".join(texts) + (f" and {more} more" if more else "")
     idle = [row for row in rows if row["verdict"] == "idle"]
-    if idle and not defects_of(record):
+    if idle and "nothing trained" not in defects_of(record):
         yield "idle", _reasons(idle).removeprefix(": ")
     texts = []
     if trained := [row for row in rows if row["verdict"] == "trained"]:

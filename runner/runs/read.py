@@ -32,7 +32,8 @@ from runner.runs.text import MAX_CELL, MAX_ITEMS, MAX_LONG_LIST, MAX_TEXT, is_to
 RawRecord = dict[str, Any]
 """The JSON object of a `run.json`, written by any version and not checked yet."""
 
-KILLED = "the run left no run.json that can be read; it was killed"
+KILLED = "the run left no run.json; it was killed"
+UNREADABLE = "its run.json cannot be read"
 IN_PROGRESS = "the run left no run.json; it is still in progress, or was killed"
 SINGLE_RUN_NAME = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # a run's folder outside sweeps
 TEXT_KEYS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest", "nothing_frozen")
@@ -142,6 +143,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     if raw_record is None and (folder / RUNNING).is_file():
         record["reason"] = IN_PROGRESS
     if raw_record is None and (folder / RECORD).is_file():
+        record["reason"] = UNREADABLE
         problems.append(f"{RECORD} cannot be read: it is incomplete, too large, or not the record of a run")
     record["overrides"] = record["overrides"] or read_overrides(folder)
     run = Run(printable(label or folder.name), folder, record, problems=problems, config=read_config(folder))
@@ -183,6 +185,7 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     record |= {key: printable_values(valid.get(key, {})) for key in MAPPING_KEYS}
     record |= {key: finite_or_none(valid.get(key)) for key in NUMBER_KEYS}
     record["trained_digest"] = record["trained_digest"] or None
+    record["loss_rose"] = raw.get("loss_rose") is True
     record["looks"] = [step for step in valid.get("looks", [])[:MAX_LONG_LIST] if _is_count(step)]
     record["phases"] = [phase for item in valid.get("phases", [])[:MAX_LONG_LIST] if (phase := _checked_phase(item))]
     counts = valid.get("counts", {})

@@ -44,6 +44,7 @@ def new_record(
         "loss_first": None,
         "loss_last": None,
         "loss_not_finite_at": None,
+        "loss_rose": False,
         "phases": [],
         "looks": [],
         "batches": None,

@@ -13,6 +13,7 @@ from runner.proof.verdict import (
     count_verdicts,
     first_not_finite,
     idle_cause,
+    loss_rose,
     outcome_of,
     run_verdict,
     strict_problems,
@@ -190,3 +191,21 @@ def test_a_run_whose_steps_the_audit_does_not_see_is_judged_by_what_moved_and_by
 def test_the_first_loss_that_is_nan_or_infinite_is_found_also_if_later_ones_are_finite():
     assert first_not_finite([1.0, 2.0]) is None
     assert first_not_finite([1.0, math.inf, math.nan, 3.0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "rose"),
+    [
+        ([2.3, 2.4, 2.2, 2.5], False),  # so few differ by chance
+        ([2.3, 9.9], True),
+        ([2.3] * 6 + [2.4] * 6, True),
+        ([2.3, 2.5, 2.3] * 2 + [2.4] * 6, False),  # batches differ as much
+        ([2.3, 2.2, 2.1, 2.0] * 3 + [9.0], False),  # the last batch alone
+        ([math.nan] * 12, False),
+        ([2.3], False),
+        ([], False),
+        ([-1.0] * 6 + [-0.5] * 6, True),
+    ],
+)
+def test_a_loss_rose_if_the_last_quarter_lies_above_the_first_beyond_the_differences_between_batches(losses, rose):
+    assert loss_rose(losses) == rose

@@ -73,4 +73,4 @@ def test_a_buffer_that_the_forward_pass_writes_is_held_by_eval_mode_and_a_parame
 
 def test_a_cause_of_another_version_gets_the_advice_on_unknown_causes():
     assert advice_on_leak("moonlight", "parameter", record("zero_lr")) == ADVICE["unknown"]
-    assert advice_on_idle("moonlight") == IDLE_ADVICE["unknown"]
+    assert advice_on_idle("moonlight", {"overrides": []}) == IDLE_ADVICE["unknown"]

@@ -15,7 +15,8 @@ import pytest
 
 from runner.report.__main__ import main
 from runner.report.files import write_run_page, write_sweep_files
-from runner.runs.read import KILLED, read_run
+from runner.runs import read
+from runner.runs.read import read_run
 from tests.conftest import ROOT
 from tests.run_folders import HELD_ROWS, LEAKED_ROWS, change_row, write_run, write_sweep
 
@@ -388,7 +389,7 @@ def test_a_run_whose_record_cannot_be_read_failed_and_keeps_its_overrides(report
     folder = broken("a torn record")
     write_sweep_files(SWEEP)
     assert {row["run"]: (row["status"], row["reason"]) for row in rows_of("failures.csv")} == {
-        folder.name: ("failed", KILLED),
+        folder.name: ("failed", read.UNREADABLE),
     }
     assert "method=zero_lr" in {row["overrides"] for row in rows_of("failures.csv")}
 

@@ -29,8 +29,9 @@ def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findi
     """
     idle = [run for run in runs if run.finished and run.record["counts"]["idle"]]
     idle_line = f"something trainable did not move in {counted(len(idle), 'run')}: {list_causes(idle, 'idle')}"
-    drifted = [run for run in runs if run.finished and run.record["counts"]["drifted"]]
-    drifted_line = f"{DRIFTED} in {len(drifted):,} of {counted(sum(run.finished for run in runs), 'run')}; {DRIFT_IS_NORMAL}"
+    known = [run for run in runs if run.finished and any(run.record["counts"].values())]
+    drifted = [run for run in known if run.record["counts"]["drifted"]]
+    drifted_line = f"{DRIFTED} in {len(drifted):,} of {counted(len(known), 'run')}; {DRIFT_IS_NORMAL}"
     findings: Findings = [
         ("Held", _held_lines(results)),
         ("Leaked", [_leaked_line(result) for result in results if result.leaked and not result.trains_everything]),
@@ -101,6 +102,11 @@ def _defect_lines(result: MethodResults, defect: Defect) -> list[str]:
     return [f"{line}; with {overrides}" if overrides else line] if found else []
 
 
+def _compared_text(result: MethodResults) -> str:
+    """Return in how many runs the trained parameters were compared: `1 of 5 runs compared`."""
+    return f"{len(result.with_trained_part('identical'))} of {counted(len(result.finished), 'run')} compared"
+
+
 def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
     """Return lines that say which methods train the trainable parameters to the same bits as `requires_grad` does.
 
@@ -109,7 +115,7 @@ def _trained_part_lines(results: Sequence[MethodResults]) -> list[str]:
     results = [result for result in results if not result.trains_everything]
     others = [result for result in results if not result.is_requires_grad]
     identical = [
-        result.method
+        result.method if result.trained_same_bits else f"{result.method} ({_compared_text(result)})"
         for result in others
         if result.with_trained_part("identical") and not result.with_trained_part("differs")
     ]

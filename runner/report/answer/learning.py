@@ -25,7 +25,7 @@ def rose_text(setting: Setting) -> str:
 
 
 def rose_in(setting: Setting) -> int:
-    """Return in how many finished runs of a setting the last training loss is above the first."""
+    """Return in how many finished runs of a setting the training loss rose."""
     return sum(loss_rose(run.record) for run in setting.finished)
 
 
@@ -33,7 +33,7 @@ def chance_text(run_set: RunSet) -> str:
     """Return a sentence that says that no setting is better than guessing among the classes; "" unless that is certain.
 
     Guessing has an accuracy of 1 / classes, and equal scores for all classes a cross entropy of ln(classes), whatever the
-    data. Compared is what the report shows: the accuracy on held-out data of each run, or else its last training loss.
+    data. Compared is the accuracy on held-out data of each run, or else the training losses of its last quarter of steps.
     """
     values = [value for each in run_set.settings for value in (each.accuracies if run_set.has_accuracies else each.losses)]
     found = {classes_of(run.config) for run in run_set.runs if run.finished}
@@ -44,11 +44,13 @@ def chance_text(run_set: RunSet) -> str:
         guessing = digits_text(1 / classes)
         worse = max(values) <= 1 / classes
         return f"No run is better than guessing among {classes} classes: an accuracy of {guessing}." if worse else ""
-    if min(values) < math.log(classes) or not all(is_cross_entropy(run.config) for run in run_set.runs if run.finished):
+    late = [loss for run in run_set.runs if run.finished for loss in run.losses[-max(1, len(run.losses) // 4) :]]
+    if min(late or values) < math.log(classes) or not all(
+        is_cross_entropy(run.config) for run in run_set.runs if run.finished
+    ):
         return ""
-    return (
-        f"No last loss is below that of guessing among {classes} classes: ln({classes}) = {digits_text(math.log(classes))}."
-    )
+    guessing = f"ln({classes}) = {digits_text(math.log(classes))}"
+    return f"No loss of the last quarter of the steps is below that of guessing among {classes} classes: {guessing}."
 
 
 def classes_of(config: Mapping[str, str]) -> int | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
+from runner.contract import Cost
 from runner.display.units import percent_text
 from runner.errors import listed
 from runner.proof.verdict import defects_of
 from runner.report.answer.findings import distinguishing_overrides
-from runner.report.compare.costs import BYTES_KEYS, total_flops
+from runner.report.compare.costs import compare_costs, cost_rank
 from runner.report.compare.methods import MethodResults, has_frozen, trains_something
 from runner.report.compare.settings import Place, Setting
 from runner.runs.read import Run
@@ -27,7 +28,7 @@ ENDS = {  # outcome of a run: how it ended, as part of a sentence
     "running": "still running",
 }
 
-CostTable: TypeAlias = "dict[str, dict[Place, tuple[float, ...]]]"
+CostTable: TypeAlias = "dict[str, dict[Place, Cost]]"
 """{method: {place: the costs of a step}}"""
 
 
@@ -69,7 +70,7 @@ def _against_others(costs: CostTable, chosen: str, others: Sequence[str]) -> str
     """Return a sentence on the methods that did as well as the chosen one, with what they cost compared with it."""
     by_relation: dict[str, list[str]] = {}
     for other in others:
-        by_relation.setdefault(compare_costs(costs, other, chosen), []).append(other)
+        by_relation.setdefault(relation(costs, other, chosen), []).append(other)
     texts = {
         "same": "at the same cost",
         "dearer": "at a higher cost",
@@ -82,40 +83,38 @@ def _against_others(costs: CostTable, chosen: str, others: Sequence[str]) -> str
 
 
 def cheapest_method(costs: CostTable, best: Sequence[MethodResults]) -> MethodResults:
-    """Return that method of `best` than which none is cheaper; of several `requires_grad`, else the first."""
-    cheapest = [
-        result
-        for result in best
-        if not any(compare_costs(costs, other.method, result.method) == "cheaper" for other in best)
-    ]
-    return next((result for result in cheapest if result.is_requires_grad), (cheapest or list(best))[0])
+    """Return the first method of `best` than which none is cheaper, `requires_grad` before others; else the first."""
+    by_cost = sorted(
+        (each.method for each in best), key=lambda method: sorted(map(cost_rank, costs.get(method, {}).values()))
+    )
+    for result in sorted(best, key=lambda each: not each.is_requires_grad):
+        if not any(relation(costs, other, result.method) == "cheaper" for other in by_cost):
+            return result
+    return best[0]
 
 
 def cost_table(settings: Sequence[Setting]) -> CostTable:
-    """Return {method: {place: the costs of a step}} of the settings whose FLOPs are known.
-
-    The costs are the FLOPs, then the bytes saved for backward, those of gradients, and those of optimizer state.
-    """
-    table: dict[str, dict[Place, tuple[float, ...]]] = {}
+    """Return {method: {place: the costs of a step}} of the settings whose FLOPs are known."""
+    table: dict[str, dict[Place, Cost]] = {}
     for setting in settings:
-        if (flops := total_flops(setting.cost)) is not None:
-            cost = (flops, *(setting.cost.get(key) or 0.0 for key in BYTES_KEYS))
-            table.setdefault(setting.method, {})[setting.place] = cost
+        if setting.flops is not None:
+            table.setdefault(setting.method, {})[setting.place] = setting.cost
     return table
 
 
-def compare_costs(costs: CostTable, method: str, other: str) -> str:
+def relation(costs: CostTable, method: str, other: str) -> str:
     """Return whether a method is `cheaper` than another, `dearer`, the `same`, `mixed`, or `unknown`.
 
     Compared is only where the method alone differs and both costs are known, setting by setting, and nothing is averaged.
     `mixed`: it is cheaper in one setting and dearer in another.
     """
     own, its = costs.get(method, {}), costs.get(other, {})
-    places = own.keys() & its.keys()
-    signs = {(own[place] > its[place]) - (own[place] < its[place]) for place in places} - {0}
-    if len(signs) == 2:
+    signs = {compare_costs(own[place], its[place]) for place in own.keys() & its.keys()} - {None}
+    if not signs:
+        return "unknown"
+    if {-1, 1} <= signs:
         return "mixed"
-    return {1: "dearer", -1: "cheaper", 0: "same"}[signs.pop() if signs else 0] if places else "unknown"
+    return {-1: "cheaper", 1: "dearer"}.get(sum(filter(None, signs)), "same")
 
 
 def cost_text(settings: Sequence[Setting], method: str) -> str:
@@ -125,10 +124,13 @@ def cost_text(settings: Sequence[Setting], method: str) -> str:
 
     With more than MAX_COSTS settings it is the range of the costs.
     """
-    own = [each for each in settings if each.method == method]
+    own = [each for each in settings if each.method == method and not each.no_evidence]
     shares = [(each, share) for each in own if (share := each.cost.get("flops_share")) is not None]
     if not shares:
         return ""
+    if len(shares) < len(own):
+        known = cost_text([each for each, _ in shares], method)
+        return f"{known} (not known in {len(own) - len(shares)} of {len(own)} settings)"
     if len({percent_text(share) for _, share in shares}) == 1:
         return f"{percent_text(shares[0][1])} of the FLOPs of training everything"
     if len(shares) > MAX_COSTS:
@@ -145,33 +147,36 @@ def cost_text(settings: Sequence[Setting], method: str) -> str:
 def best_methods(held: Sequence[MethodResults], settings: Sequence[Setting]) -> list[MethodResults]:
     """Return the best of `held`, methods that leaked in no run; none if each proves that in fewer than half of its runs.
 
-    Three conditions are checked: (a) the method did not fall short (`_falls_short`); (b) in none of its finished runs do
-    the trainable parameters differ from those under `requires_grad`; (c) no frozen tensor changed for a while and got its
-    old bits back. The methods that meet a, b and c are returned; if there are none, those that meet a and b; else those that
-    meet a; else those that meet b; else all.
+    Three conditions are checked: (a) no run of the method failed, was skipped or has a defect where another method of `held`
+    is proven, so that what no other was tried with, such as a learning rate, is not held against it; (b) in none of its
+    finished runs do the trainable parameters differ from those under `requires_grad`; (c) no frozen tensor changed for a
+    while and got its old bits back. The methods that meet a, b and c are returned; if there are none, those that meet a and
+    b; else those that meet a; else those that meet b; else all.
     """
     proven = [result for result in held if 2 * len(result.proven) >= len(result.finished)]
     places = {run.label: (each.place, run.record["seed"]) for each in settings for run in each.runs}
-    sound = [result for result in proven if not _falls_short(result, held, places)]
-    same = [result for result in sound if not result.with_trained_part("differs")]
+    proven_by: dict[object, set[str]] = {}
+    for result in held:
+        for run in result.proven:
+            proven_by.setdefault(places[run.label], set()).add(result.method)
+    sound = [
+        each for each in proven if not any(proven_by.get(places[run.label], set()) - {each.method} for run in _short(each))
+    ]
+    same = [result for result in sound if not result.trained_otherwise]
     unmoved = [result for result in same if not result.returned]
-    return unmoved or same or sound or [result for result in proven if not result.with_trained_part("differs")] or proven
+    return unmoved or same or sound or [result for result in proven if not result.trained_otherwise] or proven
 
 
-def _falls_short(result: MethodResults, held: Sequence[MethodResults], places: Mapping[str, object]) -> bool:
-    """Return whether a run of a method failed, was skipped or has a defect where another method of `held` is proven.
-
-    What no other method was tried with, such as a learning rate, is not held against it. `places`: {run label: what the run
-    was told besides the method}.
-    """
-    proven = {places[run.label] for other in held if other is not result for run in other.proven}
-    unproven = (run for run in result.runs if run.outcome not in ("held", "interrupted") and run.state != "running")
-    return any(places[run.label] in proven for run in unproven)
+def _short(result: MethodResults) -> list[Run]:
+    """Return the runs in which a method fell short: they failed, were skipped or have a defect."""
+    return [run for run in result.runs if run.outcome not in ("held", "interrupted", "running")]
 
 
 def _single_method(result: MethodResults, settings: Sequence[Setting]) -> tuple[str, str]:
     """Return (headline, explaining sentence) about the only method in the report: whether it kept every frozen bit."""
     proven, finished = len(result.proven), len(result.finished)
+    if result.trains_everything:
+        return f"{result.method} is the baseline", f"It freezes nothing; {counted(finished, 'run')} finished."
     if result.held:
         headline = "held" if proven == finished else f"held in {proven:,} of {counted(finished, 'run')}"
         cost = cost_text(settings, result.method)
@@ -194,12 +199,14 @@ def _no_method_held(results: Sequence[MethodResults]) -> tuple[str, str]:
 
     The sentence names the method that kept every frozen bit in the largest share of its runs; `none` does not count.
     """
-    candidates = [result for result in results if result.method != "none"]
-    finished = [run for result in results for run in result.finished]
-    if all(run.outcome == "leaked" for run in finished):
+    candidates = [result for result in results if not result.trains_everything]
+    measured = [run for result in candidates for run in result.measured]
+    if not measured:
+        return "No method is proven", "Of the methods that freeze, no run has finished."
+    if all(run.leaked for run in measured):
         return "No method held", "Each leaked in all of its runs; the causes are below."
     if not any(result.proven for result in candidates):
-        return "No method held", f"Of {counted(len(finished), 'run')}, {_ends_text(finished)}."
+        return "No method held", f"Of {counted(len(measured), 'run')}, {_ends_text(measured)}."
     nearest = max(candidates, key=lambda result: len(result.proven) / max(len(result.finished), 1))
     runs_text = f"{len(nearest.proven)} of {counted(len(nearest.finished), 'run')}"
     return "No method held", f"{nearest.method} came nearest: it held in {runs_text}."
@@ -223,8 +230,8 @@ def _why_others_are_worse(results: Sequence[MethodResults], chosen: MethodResult
     others = [each for each in results if each is not chosen and each.measured and not each.trains_everything]
     leaked = [each.method for each in others if each.leaked]
     kept = [each for each in others if not each.leaked]
-    differing = [each.method for each in kept if each.with_trained_part("differs")]
-    returned = [each.method for each in kept if each.returned and not each.with_trained_part("differs")]
+    differing = [each.method for each in kept if each.trained_otherwise]
+    returned = [each.method for each in kept if each.returned and not each.trained_otherwise]
     defective = [each.method for each in kept if any(defects_of(run.record) for run in each.finished)]
     incomplete = [each.method for each in kept if each.method not in (*differing, *returned, *defective)]
     reasons = [

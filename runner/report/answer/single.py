@@ -7,6 +7,7 @@ from typing import cast
 from runner.contract import Row
 from runner.display.units import percent_text
 from runner.errors import listed
+from runner.proof.verdict import defects_of
 from runner.report.answer.findings import Findings
 from runner.runs.console import evaluation_lines, listed_steps
 from runner.runs.headline import headline
@@ -44,8 +45,9 @@ def _headline_and_sentence(run: Run) -> tuple[str, str, bool]:
     share = percent_text(record["cost"].get("flops_share"))
     cost = f" A step costs {share} of the FLOPs of training everything." if share else ""
     if not run.tensors and not any(record["counts"].values()):
-        verdict = (record["verdict"] or "no verdict").capitalize()
-        return verdict, f"The rows of its tensors could not be read.{cost}", not record["verdict"] or run.leaked
+        verdict = ", but ".join([record["verdict"] or "no verdict", *defects_of(record)]).capitalize()
+        is_bad = run.outcome != "held"
+        return verdict, f"The rows of its tensors could not be read.{cost}", is_bad
     rows = [cast(Row, row._asdict()) for row in run.tensors]
     first = headline(record, rows)
     return first.label.capitalize(), f"{as_sentence(first.text)}{cost}", first.colour == "red"

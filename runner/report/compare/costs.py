@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,30 @@ def total_flops(cost: Mapping[str, Any]) -> float | None:
     """Return the FLOPs of the forward and the backward pass added up, or None if `cost` lacks one of the two numbers."""
     parts = [cost.get(key) for key in FLOPS_KEYS]
     return sum(parts) if all(isinstance(part, (int, float)) for part in parts) else None  # type: ignore[arg-type]
+
+
+def compare_costs(one: Mapping[str, Any], other: Mapping[str, Any]) -> int | None:
+    """Return -1 if a step of `one` costs less than one of `other`, 1 if more, 0 if as much, None if that is not known.
+
+    Compared are the FLOPs, then the bytes saved for backward, those of gradients, and those of optimizer state; what is
+    known of neither is passed over.
+    """
+    for own, its in zip(_in_order(one), _in_order(other), strict=True):
+        if (own is None) != (its is None):
+            return None
+        if own is not None and its is not None and own != its:
+            return -1 if own < its else 1
+    return 0
+
+
+def cost_rank(cost: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return a sort key that puts the cheapest step first, in the order of `compare_costs`; what is not known is last."""
+    return tuple(math.inf if value is None else value for value in _in_order(cost))
+
+
+def _in_order(cost: Mapping[str, Any]) -> tuple[float | None, ...]:
+    """Return the costs by which steps are compared, the most important first."""
+    return total_flops(cost), *(cost.get(key) for key in BYTES_KEYS)
 
 
 def trains_everything(run: Run) -> bool:

@@ -9,6 +9,7 @@ from runner.proof.verdict import defects_of
 from runner.runs.read import Run
 
 REQUIRES_GRAD_TARGET = "runner.methods.requires_grad.RequiresGrad"
+OTHER_MACHINE = "run with other"  # begins a reason: versions, device or threads
 COUPLING_TEXTS = {
     "clip": "clipping: the frozen part's gradients enter the norm",
     "optimizer": "the optimizer's step looks across tensors, the frozen part's gradients among them",
@@ -86,7 +87,7 @@ def _why_different(record: Record, reference: Record) -> str:
         return "the frozen part leaked under requires_grad"
     for key in ("device", "threads", "versions"):
         if record[key] != reference[key]:
-            return f"run with other {key}"
+            return f"{OTHER_MACHINE} {key}"
     if record["buffers"] != reference["buffers"]:
         return "BatchNorm and dropout in eval mode (freeze.buffers) in one of the two"
     own_couplings = [word for word in record.get("couplings", ()) if word not in reference.get("couplings", ())]

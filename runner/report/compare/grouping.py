@@ -70,19 +70,24 @@ def _value_in_name(key: str, value: str) -> str:
 def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return {method name: its runs}.
 
-    A method that ran with several values of an option appears once per value, with a name like `zero_lr guard=true`.
+    A method that ran with several values of an option appears once per value, with a name like `zero_lr guard=true`. Two
+    classes of the same name have their dotted paths as names.
     """
     nodes = {run.label: run.record["method"] for run in runs}
     option_values: dict[str, dict[str, set[str]]] = {}
     for node in nodes.values():
         for key, value in node.items():
             option_values.setdefault(str(node.get("_target_")), {}).setdefault(key, set()).add(str(value))
+    targets: dict[str, set[str]] = {}
+    for run in runs:
+        targets.setdefault(method_of(run), set()).update(filter(None, [nodes[run.label].get("_target_")]))
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        node = nodes[run.label]
+        node, name = nodes[run.label], method_of(run)
+        name = name if len(targets[name]) < 2 else str(node.get("_target_", name))
         values = option_values.get(str(node.get("_target_")), {})
         options = [f"{key}={_yaml_text(value)}" for key, value in node.items() if key != "_target_" and len(values[key]) > 1]
-        groups.setdefault(" ".join([method_of(run), *options]), []).append(run)
+        groups.setdefault(" ".join([name, *options]), []).append(run)
     return groups
 
 

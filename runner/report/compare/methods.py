@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from runner.proof.verdict import defects_of
 from runner.report.compare.costs import trains_everything
-from runner.report.compare.equivalence import is_requires_grad
+from runner.report.compare.equivalence import OTHER_MACHINE, is_requires_grad
 from runner.runs.read import Run
 
 
@@ -70,6 +70,13 @@ class MethodResults:
     def trained_same_bits(self) -> bool:
         """Whether in each run that finished the trainable parameters end with the same bits as under `requires_grad`."""
         return bool(self.finished) and len(self.with_trained_part("identical")) == len(self.finished)
+
+    @property
+    def trained_otherwise(self) -> bool:
+        """Whether in a run the trainable parameters end with other bits than under `requires_grad` on the same machine."""
+        return any(
+            not self.trained_parts[run.label][1].startswith(OTHER_MACHINE) for run in self.with_trained_part("differs")
+        )
 
     def with_outcome(self, outcome: str) -> list[Run]:
         """Return the finished runs with this outcome, such as `held` or `loss not finite`."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from runner.display.units import digits_text, flops_text, percent_text
+from runner.report.compare.costs import cost_rank
 from runner.report.compare.settings import OUTCOMES, Setting, names_of
 
 HELD_OUT_NODES = ("data", "task")  # of the config: what is held out, and how it is measured
@@ -43,13 +44,19 @@ def rank(settings: Sequence[Setting], by_accuracy: bool) -> list[Setting]:
     if by_accuracy:
 
         def merit(each: Setting) -> tuple[float, ...]:
-            return not each.is_sound, -fmean(each.accuracies) if each.accuracies else math.inf, *_costs(each)
+            return not each.is_sound, -fmean(each.accuracies) if each.accuracies else math.inf, *cost_rank(each.cost)
 
         return sorted(settings, key=merit)
     places = {each.place: number for number, each in reversed(list(enumerate(settings)))}
 
     def place(each: Setting) -> tuple[float, ...]:
-        return places[each.place], not each.is_sound, -OUTCOMES.index(each.outcome), *_costs(each), not each.is_requires_grad
+        return (
+            places[each.place],
+            not each.is_sound,
+            -OUTCOMES.index(each.outcome),
+            *cost_rank(each.cost),
+            not each.is_requires_grad,
+        )
 
     return sorted(settings, key=place)
 
@@ -112,14 +119,16 @@ def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:
     if len(equal) == len(compared) and max(len(each.accuracies) for each in compared) < 3:
         return None  # two seeds tell nothing apart
     peers = [each for each in equal if each.place.context == first.place.context]
-    least = min((each.flops for each in peers if each.flops is not None), default=None)
-    cheapest = [each for each in peers if each.flops == least] if all(each.flops is not None for each in peers) else peers
-    chosen = next((each for each in cheapest if each.is_requires_grad), cheapest[0])
+    known = all(each.flops is not None for each in peers)
+    least = min(cost_rank(each.cost) for each in peers)
+    cheapest = [each for each in peers if cost_rank(each.cost) == least] if known else peers
+    chosen = min(cheapest, key=lambda each: (not each.is_requires_grad, each.trains_everything))
     freezes = not chosen.trains_everything
-    held = f" It kept every frozen bit in all of its {len(chosen.runs)} runs." if freezes else " It freezes nothing."
+    number, total = len(chosen.held), len(chosen.runs)
+    which = f"all of its {total} runs" if number == total else f"{number} of its {total} runs; the others did not finish"
+    held = f" {chosen.name} kept every frozen bit in {which}." if freezes else f" {chosen.name} freezes nothing."
     is_cheapest = len(cheapest) == 1 < len(peers) == len(equal)
-    lead = " ".join(filter(None, (_accuracy_and_cost(chosen), _against_others(chosen, equal, compared))))
-    lead += " It is the cheapest of these." if is_cheapest else ""
+    lead = f"{_accuracy_and_cost(chosen)} {_against_others(chosen, equal, compared, is_cheapest)}"
     return f"Use {chosen.name}", f"{lead}{held}{_one_seed_text(ranked)}"
 
 
@@ -134,15 +143,15 @@ def caution(ranked: Sequence[Setting]) -> str:
 def _accuracy_and_cost(setting: Setting) -> str:
     """Return a sentence with the accuracy of a setting, and what a step costs."""
     cost = f" and a step costs {cost_text(setting)}" if cost_text(setting) else ""
-    return f"Its accuracy on held-out data is {accuracy_text(setting)}{cost}."
+    return f"With {setting.frozen_set} frozen, its accuracy on held-out data is {accuracy_text(setting)}{cost}."
 
 
-def _against_others(chosen: Setting, equal: Sequence[Setting], compared: Sequence[Setting]) -> str:
+def _against_others(chosen: Setting, equal: Sequence[Setting], compared: Sequence[Setting], is_cheapest: bool) -> str:
     """Return sentences on the settings that cannot be told apart from the most accurate one, and on those that can."""
     others = [each for each in equal if each is not chosen]
     worse = [each for each in compared if each not in equal]
     if others:
-        text = f"Not told apart from it: {names_of(others)}."
+        text = f"Not told apart from it: {names_of(others)}{', of which none is as cheap' if is_cheapest else ''}."
         if chosen is not equal[0]:
             text += f" The highest mean is that of {equal[0].name}, {accuracy_text(equal[0])}."
         return text
@@ -159,9 +168,3 @@ def _one_seed_text(ranked: Sequence[Setting]) -> str:
     """Return a sentence on the settings that were not compared, since they have one seed; "" if there is none."""
     single = [each for each in ranked if each.is_sound and len(each.accuracies) == 1]
     return f" Not compared, with one seed: {names_of(single)}." if single else ""
-
-
-def _costs(setting: Setting) -> tuple[float, ...]:
-    """Return a setting's costs as a sort key: FLOPs, then what is saved for backward; infinity where not known."""
-    saved = setting.cost.get("saved_bytes")
-    return math.inf if setting.flops is None else setting.flops, math.inf if saved is None else saved

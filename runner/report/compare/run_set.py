@@ -20,7 +20,7 @@ from runner.report.compare.grouping import group_by_method, sort_runs
 from runner.report.compare.methods import MethodResults
 from runner.report.compare.origin import with_origins
 from runner.report.compare.ranking import can_compare_accuracies, rank
-from runner.report.compare.settings import Setting, build_settings
+from runner.report.compare.settings import ALL, NOTHING, Setting, build_settings
 from runner.runs.read import Run
 from runner.runs.text import printable
 
@@ -117,8 +117,11 @@ class RunSet:
 
     @cached_property
     def methods(self) -> list[MethodResults]:
-        """The runs of each method."""
-        return [MethodResults(name, runs, self.trained_parts) for name, runs in group_by_method(self.runs).items()]
+        """The runs of each method, without those in which nothing or everything was frozen, if there are others."""
+        aside = {run.label for each in self.settings if each.no_evidence in (NOTHING, ALL) for run in each.runs}
+        has_others = any(not each.no_evidence for each in self.settings)
+        runs = [run for run in self.runs if run.label not in aside] if has_others else self.runs
+        return [MethodResults(name, its, self.trained_parts) for name, its in group_by_method(runs).items()]
 
     @cached_property
     def left(self) -> dict[str, int]:

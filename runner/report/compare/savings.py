@@ -11,6 +11,7 @@ from typing import Final
 from runner.contract import WhySmall
 from runner.display.units import bytes_text, percent_text
 from runner.errors import listed
+from runner.report.compare.costs import compare_costs, cost_rank
 from runner.report.compare.modules import Module, build_tree
 from runner.report.compare.settings import Place, Setting, Told
 from runner.runs.tables import TensorRow
@@ -49,7 +50,7 @@ def opportunities(settings: Sequence[Setting]) -> list[Opportunity | None]:
 
     A saving is claimed only where a setting with the same frozen set and context was measured, held, and cost less.
     """
-    cheapest = sorted(filter(_is_candidate, settings), key=_cost_key)
+    cheapest = sorted(filter(_is_candidate, settings), key=lambda each: (*cost_rank(each.cost), not each.is_requires_grad))
     by_place: dict[Place, list[Setting]] = {}
     by_context: dict[Told, list[Setting]] = {}
     for each in cheapest:
@@ -65,7 +66,9 @@ def opportunities(settings: Sequence[Setting]) -> list[Opportunity | None]:
         same = next(iter(by_place.get(setting.place, ())), None)
         others = by_context.get(setting.place.context, ())
         other = next((each for each in others if each.place.frozen != setting.place.frozen), None)
-        saving = _saving(setting, *(each if each and _costs_less(each, setting) else None for each in (same, other)))
+        saving = _saving(
+            setting, *(each if each and compare_costs(each.cost, setting.cost) == -1 else None for each in (same, other))
+        )
         fixes = tuple(_fixes(setting, setting.cost.get("why_small", ""), setting.place in leaked_places))
         found.append(Opportunity(finding, saving, fixes))
     return found
@@ -111,16 +114,6 @@ def _is_candidate(setting: Setting) -> bool:
     return known and setting.held_in_all_finished and not setting.trains_everything and not setting.trains_nothing
 
 
-def _cost_key(setting: Setting) -> tuple[float, float, bool]:
-    """Return a sort key for settings: FLOPs, then bytes that are kept; of equal ones `requires_grad` is the first."""
-    return setting.cost["flops_share"], _kept_bytes(setting) or 0, not setting.is_requires_grad
-
-
-def _costs_less(other: Setting, setting: Setting) -> bool:
-    """Return whether a setting takes fewer FLOPs than another, or as many and fewer bytes."""
-    return "flops_share" in setting.cost and _cost_key(other)[:2] < _cost_key(setting)[:2]
-
-
 def _kept_bytes(setting: Setting) -> float | None:
     """Return the bytes of gradients and optimizer state together; None if they are not known."""
     parts = [setting.cost.get(key) for key in ("gradient_bytes", "optimizer_state_bytes")]
@@ -135,10 +128,11 @@ def _fixes(setting: Setting, why: WhySmall | str, leaked: bool) -> Iterator[Fix]
     """
     tensors = next((run.tensors for run in setting.runs if run.tensors), [])
     if why in (BACKWARD_AT_END, BACKWARD_BETWEEN, COMPUTES_LITTLE):
-        if override := _other_patterns(tensors, why):
-            yield Fix(MORE_FROZEN[why], override)
+        if patterns := _other_patterns(tensors, why):
+            keep = " freeze.keep=[]" if _is_told(setting, "freeze.keep") or setting.runs[0].config.get("freeze.keep") else ""
+            yield Fix(MORE_FROZEN[why], f"{patterns}{keep}")
         if setting.frozen_set.split(" ")[0] != "backbone":
-            yield Fix("Freeze everything but the head", "freeze=backbone")
+            yield Fix("Freeze everything but the head", _backbone(setting))
         return
     if not setting.is_requires_grad:
         override = "method=requires_grad method.clean=true" if leaked else "method=requires_grad"
@@ -146,7 +140,19 @@ def _fixes(setting: Setting, why: WhySmall | str, leaked: bool) -> Iterator[Fix]
     elif not setting.runs[0].record["method"].get("clean"):
         yield Fix("Drop gradients and state of earlier steps when the freezing begins", "method.clean=true")
     if _is_prefix(tensors):
-        yield Fix("Over several passes, run the frozen first layers once for each sample", CACHED)
+        whole = " batches=auto" if _is_told(setting, "batches") else ""
+        yield Fix("Over several whole passes, run the frozen first layers once for each sample", f"{CACHED}{whole}")
+
+
+def _is_told(setting: Setting, key: str) -> bool:
+    """Return whether a config key was given on the command line of a setting's runs."""
+    return any(text.partition("=")[0].lstrip("+") == key for text in setting.runs[0].record["overrides"])
+
+
+def _backbone(setting: Setting) -> str:
+    """Return the overrides that freeze all but the head, also beside patterns that a run was given."""
+    given = _is_told(setting, "freeze.patterns") or _is_told(setting, "freeze.keep")
+    return "freeze.patterns=['**'] freeze.keep=['@head']" if given else "freeze=backbone"
 
 
 def _other_patterns(tensors: Sequence[TensorRow], why: str) -> str:

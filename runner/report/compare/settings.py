@@ -17,6 +17,7 @@ from runner.report.compare.methods import has_frozen, trains_something
 from runner.runs.read import Run
 
 OUTCOMES = ("leaked", *DEFECTS, "failed", "interrupted", "running", "skipped", "finished", "held")  # the worst first
+BASELINE, NOTHING, ALL = "baseline", "nothing frozen", "all frozen"  # see `no_evidence`
 WHAT_IS_FROZEN = ("freeze", "freeze.patterns", "freeze.keep")  # keys; the others of `freeze` say how
 MAX_DIFFERENCES = 3  # that are named where two settings would have the same name
 
@@ -57,9 +58,26 @@ class Setting:
 
     @property
     def outcome(self) -> str:
-        """The worst outcome of the runs, as OUTCOMES lists them; one that leaked before it was interrupted leaked."""
-        found = {"leaked" if run.leaked else run.outcome for run in self.runs}
+        """The worst outcome of the runs, as OUTCOMES lists them; one that leaked before it was interrupted leaked.
+
+        Under `none` what is declared frozen leaks by design, so that a defect is worse.
+        """
+        by_design = trains_everything(self.runs[0])
+        found = {self._outcome_of(run, by_design) for run in self.runs}
         return next((outcome for outcome in OUTCOMES if outcome in found), "finished")
+
+    @staticmethod
+    def _outcome_of(run: Run, by_design: bool) -> str:
+        """Return how a run ended; `by_design`: whether a leak is one."""
+        if by_design and run.finished:
+            return next(iter(defects_of(run.record)), run.outcome)
+        return "leaked" if run.leaked else run.outcome
+
+    @property
+    def with_outcome(self) -> list[Run]:
+        """The runs that ended as `outcome` says."""
+        by_design, outcome = trains_everything(self.runs[0]), self.outcome
+        return [run for run in self.runs if self._outcome_of(run, by_design) == outcome]
 
     @property
     def finished(self) -> list[Run]:
@@ -114,15 +132,15 @@ class Setting:
         if self.outcome not in ("held", "leaked"):
             return ""
         if trains_everything(self.runs[0]):
-            return "baseline"
-        return "nothing frozen" if self.trains_everything else "all frozen" if self.trains_nothing else ""
+            return BASELINE
+        return NOTHING if self.trains_everything else ALL if self.trains_nothing else ""
 
     @property
     def is_sound(self) -> bool:
-        """Whether it may be recommended: each run held, or is a baseline; each trained, without a defect."""
+        """Whether it may be recommended: each run that finished held, or is a baseline; each trained, without a defect."""
         if self.trains_everything:
-            return all(run.finished and not defects_of(run.record) for run in self.runs)
-        return all(run.outcome == "held" and trains_something(run) for run in self.runs)
+            return bool(self.finished) and not any(defects_of(run.record) for run in self.finished)
+        return self.held_in_all_finished and all(map(trains_something, self.finished))
 
     @property
     def is_requires_grad(self) -> bool:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from runner.display.units import digits_text
 
 MOST = 1e100  # of what is drawn; the span of an axis stays within what floats can tell
+LEAST, LARGEST = 1e-300, 1e300  # magnitudes on an axis; what is smaller counts as 0, what is larger as LARGEST
 TICKS = 5
 FAR, LEAST_SPAN = 4, 1.0  # see `ends_of`; the span is in powers of ten
 EDGE = 0.08  # of the axis, for the values beyond one end of the scale
@@ -35,6 +36,7 @@ class Axis:
 
     def place(self, value: float) -> float:
         """Return where a value lies: 0 at the lower edge, 1 at the upper edge."""
+        value = _within_floats(value)
         if self.has_below and value < self.low:
             return 0.0
         if self.has_above and value > self.high:
@@ -53,6 +55,11 @@ class Axis:
         return [EDGE / 2] * self.has_below + [1 - EDGE / 2] * self.has_above
 
 
+def _within_floats(value: float) -> float:
+    """Return a value whose magnitude is 0 or between LEAST and LARGEST, so that sums and quotients stay finite."""
+    return math.copysign(min(abs(value), LARGEST), value) if abs(value) >= LEAST else 0.0
+
+
 def can_draw(value: float | None) -> bool:
     """Return whether a value is finite and within MOST."""
     return value is not None and abs(value) < MOST  # False for NaN
@@ -64,13 +71,16 @@ def axis_for(values: Sequence[float], *, log: bool = False, whole: bool = False)
     `log`: a logarithmic scale; values of 0 and below lie beyond its lower end. `whole`: ticks at whole numbers only. Values
     that are far from all others lie beyond the ends of the scale (see `ends_of`).
     """
+    values = [_within_floats(value) for value in values]
     least, most = ends_of(values)
-    near = [value for value in values if abs(value) <= most and (not log or value >= least > 0)] or [0.0, 1.0]
+    near = [value for value in values if abs(value) <= most and (not log or value >= least > 0)] or (
+        [1.0] if log else [0.0, 1.0]
+    )
     low, high = min(near), max(near)
     has_below, has_above = min(values, default=low) < low, max(values, default=high) > high
     edges = [min(values)] * has_below + [max(values)] * has_above if values else []
     if low == high:
-        pad = 1.0 if whole else abs(low) * 0.1 or 1.0
+        pad = max(1.0, abs(low) * 1e-6) if whole else abs(low) * 0.1 or 1.0
         low, high = (low / 2, high * 2) if log else (low - pad, high + pad)
     numbers = _log_ticks(low, high) if log else _linear_ticks(low, high, whole)
     ticks = *_labelled(numbers), *((value, digits_text(value, 2)) for value in edges)
@@ -107,14 +117,14 @@ def _labelled(numbers: Sequence[float]) -> tuple[tuple[float, str], ...]:
 
 def _round_step(step: float, whole: bool) -> float:
     """Return the least of 1, 2, 5, 10, ... times a power of ten that is not below `step`; with `whole`, at least 1."""
-    power: float = 10.0 ** math.floor(math.log10(step))
+    power: float = 10.0 ** max(-307, math.floor(math.log10(step)))
     nice = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= step * (1 - 1e-9))
     return max(1.0, nice) if whole else nice
 
 
 def _linear_ticks(low: float, high: float, whole: bool) -> list[float]:
     """Return round numbers from `low` to `high`."""
-    step = _round_step((high - low) / TICKS, whole)
+    step = _round_step(high / TICKS - low / TICKS, whole)
     return [step * count for count in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

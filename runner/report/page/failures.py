@@ -19,7 +19,7 @@ PLACE = re.compile(r"([^:]+, line \d+): (.+)")  # begins a reason where the user
 def failures_section(run_set: RunSet) -> Section | None:
     """Return the section about the runs that did not finish or were skipped; None if all finished."""
     skipped = [run for run in run_set.runs if run.state == "skipped"]
-    failed = [run for run in run_set.runs if not run.finished and run not in skipped]
+    failed = [run for run in run_set.runs if not run.finished and run.state != "skipped"]
     tables = [failures_table(run_set, failed)] if failed else []
     tables += [skipped_table(run_set, skipped)] if skipped else []
     heading = "What did not finish" if failed else "What was skipped"

@@ -85,7 +85,11 @@ def find_cases(run_set: RunSet) -> list[Case]:
                 case.found.setdefault(row.name, []).append((setting.name, row))
                 case.runs.add(run.label)
                 if setting.name not in case.advice:
-                    advice = advice_on_idle(cause) if row.verdict == "idle" else advice_on_leak(cause, row.kind, run.record)
+                    advice = (
+                        advice_on_idle(cause, run.record)
+                        if row.verdict == "idle"
+                        else advice_on_leak(cause, row.kind, run.record)
+                    )
                     case.advice[setting.name] = BY_DESIGN if cause == BASELINE else advice
     return list(cases.values())
 

@@ -95,7 +95,7 @@ def _cell(setting: Setting, number: int, has_accuracies: bool) -> MatrixCell:
         kind = "held" if outcome == "held" else "interrupted"
         verdict = "held" if total == 1 else f"held in {good} of {total}"
     else:
-        same = sum(run.outcome == outcome or (outcome == "leaked" and run.leaked) for run in setting.runs)
+        same = len(setting.with_outcome)
         verdict = outcome if total == 1 else f"{outcome} in {same} of {total}"
     value = spread_text(setting.accuracies) if has_accuracies else spread_text(setting.losses)
     return MatrixCell(
@@ -140,7 +140,8 @@ def ranking_table(ranked: Sequence[Setting]) -> PageTable:
             ]
         )
     caption = (
-        f"Accuracy on held-out data of {counted(len(with_accuracy), 'setting')}, the best first; what leaked comes last"
+        f"Accuracy on held-out data of {counted(len(with_accuracy), 'setting')}, the best first; what leaked comes last. "
+        "Two are told apart if their ranges over the seeds are, and chance alone would do that in at most 1 of 10 cases"
     )
     return PageTable("ranking", caption + first_rows_text(len(with_accuracy), MAX_ROWS), columns, rows)
 

@@ -63,7 +63,7 @@ def _caption(runs: Sequence[Run], shown: int) -> str:
     """Return the caption of the table; `shown`: how many of the runs have a row."""
     caption = "How the runs differ, the outcome, and how many tensors have each verdict"
     if any(run.finished and loss_rose(run.record) for run in runs):
-        caption += f"; {ROSE} rose: the last training loss is above the first"
+        caption += f"; {ROSE} rose: the training losses of the last quarter are above those of the first"
     if shown < len(runs):
         caption += f"; {shown:,} of {len(runs):,} runs, those that did not hold before the others"
     return caption
@@ -87,7 +87,7 @@ def _outcome_cell(run: Run) -> TableCell:
 
 
 def _loss_cell(run: Run) -> TableCell:
-    """Return a cell with the last loss, marked where it is above the first: `2.4 ↑ rose`.
+    """Return a cell with the last loss, marked where the loss rose: `2.4 ↑ rose`.
 
     Without a loss its text is `not finite` for a run that made steps, and empty for one that made none.
     """

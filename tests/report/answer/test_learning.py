@@ -40,7 +40,9 @@ def test_no_loss_below_that_of_equal_scores_is_said_exactly(least, is_said):
     write(1, 9.0)
     write(2, least)
     assert chance_text(read_sweep()) == (
-        "No last loss is below that of guessing among 10 classes: ln(10) = 2.303." if is_said else ""
+        "No loss of the last quarter of the steps is below that of guessing among 10 classes: ln(10) = 2.303."
+        if is_said
+        else ""
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runner.report.answer.answer import Answer, answer
-from runner.report.answer.recommend import compare_costs, cost_table
+from runner.report.answer.recommend import cost_table, relation
 from runner.report.compare.grouping import group_by_method
 from runner.report.compare.run_set import Planned, RunSet
 from runner.runs.read import read_run, run_folders
@@ -47,7 +47,7 @@ def test_the_method_that_held_and_trained_the_same_bits_is_recommended():
     write_sweep(SWEEP)
     assert (summary().headline, summary().sentence) == (
         "So far: use requires_grad",
-        "It held in 2 of 2 runs. zero_lr held too, but trained the other parameters differently; none leaked.",
+        "It held in 2 of 2 runs. zero_lr held too, but trained the other parameters differently.",
     )
 
 
@@ -55,15 +55,14 @@ def test_the_findings_list_which_methods_held_leaked_trained_other_bits_and_how_
     write_sweep(SWEEP)
     assert findings() == {
         "Held": ["requires_grad and zero_lr: every frozen bit, at every comparison"],
-        "Leaked": ["none: in 2 of 2 runs, cause: gradient"],
         "Trained part": [
-            "other bits: none, in 2 of 2 runs (the frozen part leaked)",
             "other bits: zero_lr, in 2 of 2 runs (clipping: the frozen part's gradients enter the norm)",
         ],
         "Drifted": [
             "buffers that were not frozen, such as the statistics of BatchNorm, changed in 6 of 6 runs; that is normal in "
             "train mode, and freeze.buffers=frozen stops it"
         ],
+        "Baseline": ["method=none does nothing about what is declared frozen, and trains everything"],
     }
     assert summary().left == "1 of 7 runs is not done: 1 failed."
 
@@ -160,13 +159,13 @@ def test_costs_are_compared_only_where_the_method_alone_differs_and_never_averag
     write_run(SWEEP, "two", "freeze=fc", cost=cost(1, 1, 3))
     write_run(SWEEP, "two", "freeze=backbone", cost=cost(9, 9, 9))
     assert (
-        compare_costs(cost_table(run_set().settings), "two", "one") == "cheaper"
+        relation(cost_table(run_set().settings), "two", "one") == "cheaper"
     )  # by what is saved for backward, as FLOPs are equal
-    assert compare_costs(cost_table(run_set().settings), "one", "two") == "dearer"
+    assert relation(cost_table(run_set().settings), "one", "two") == "dearer"
     write_run(SWEEP, "one", "freeze=backbone", cost=cost(1, 1, 1))
-    assert compare_costs(cost_table(run_set().settings), "two", "one") == "mixed"
+    assert relation(cost_table(run_set().settings), "two", "one") == "mixed"
     write_run(SWEEP, "three", "freeze=head", cost=cost(1, 1, 1))
-    assert compare_costs(cost_table(run_set().settings), "three", "one") == "unknown"
+    assert relation(cost_table(run_set().settings), "three", "one") == "unknown"
 
 
 def test_where_the_cheapest_depends_on_the_setting_no_method_is_called_the_cheapest():
@@ -254,7 +253,7 @@ def test_if_every_run_has_a_defect_no_method_is_recommended(defect):
     write_run(SWEEP, "exclude", "clip=1", **defect)
     assert (summary().headline, summary().is_bad) == ("No method held", True)
     assert summary().sentence.startswith("Of 3 runs, 3 ")
-    write_run(SWEEP, "none", "clip=1", rows=LEAKED_ROWS)
+    write_run(SWEEP, "zero_lr", "clip=1", rows=LEAKED_ROWS)
     assert summary().sentence.endswith(" and 1 leaked.")
 
 
@@ -446,3 +445,60 @@ def test_the_baseline_that_trains_everything_is_no_leak_and_no_nothing():
     assert "Leaked" not in findings()
     assert findings()["Baseline"] == ["method=none does nothing about what is declared frozen, and trains everything"]
     assert "none" not in str(findings().get("Trained part"))
+
+
+NONE = {"method": {"_target_": "runner.methods.none.NoMethod"}, "rows": LEAKED_ROWS}
+FAILED = {"status": "failed", "reason": "it broke", "verdict": None, "rows": (), "losses": ()}
+
+
+def test_the_baseline_is_never_said_to_have_leaked():
+    write_run(SWEEP, "none", **NONE)
+    write_run(SWEEP, "none", "seed=1", **NONE)
+    assert (summary().headline, summary().sentence) == ("none is the baseline", "It freezes nothing; 2 runs finished.")
+    write_run(SWEEP, "zero_lr", **FAILED)
+    assert (summary().headline, summary().sentence) == (
+        "No method is proven",
+        "Of the methods that freeze, no run has finished.",
+    )
+
+
+def test_what_differs_on_another_machine_is_not_held_against_a_method():
+    write_run(SWEEP, "requires_grad", cost=cost(9, 9, 9))
+    write_run(SWEEP, "zero_lr", device="cuda", trained_digest="other", cost=cost(1, 1, 1))
+    assert summary().headline == "Use requires_grad"
+    assert "trained the other parameters differently" not in summary().sentence
+
+
+def test_a_cost_that_is_not_known_is_no_smaller_cost():
+    write_run(SWEEP, "requires_grad", cost=cost(10, 5, 1000))
+    write_run(SWEEP, "zero_lr", cost={"flops_forward": 10, "flops_backward": 5})
+    assert summary().headline == "Use requires_grad"
+    assert summary().sentence.endswith("Held too: zero_lr, with no cost to compare.")
+
+
+def test_the_cost_of_one_setting_is_not_said_of_all():
+    write_run(SWEEP, "zero_lr", "freeze=fc", cost=cost(1, 1, 1) | {"flops_share": 0.34})
+    write_run(SWEEP, "zero_lr", "freeze=layer1")
+    assert "34% of the FLOPs of training everything (not known in 1 of 2 settings)" in summary().sentence
+
+
+def test_the_same_bits_in_some_of_the_runs_are_said_of_these():
+    write_run(SWEEP, "requires_grad", "clip=0")
+    for clip in range(3):
+        write_run(SWEEP, "zero_lr", f"clip={clip}")
+    assert findings()["Trained part"] == ["same bits as under requires_grad: zero_lr (1 of 3 runs compared)"]
+
+
+def test_two_classes_of_the_same_name_are_two_methods():
+    write_run(SWEEP, "one", method={"_target_": "a.Mine"})
+    write_run(SWEEP, "two", method={"_target_": "b.Mine"}, rows=LEAKED_ROWS)
+    assert set(group_by_method(runs())) == {"a.Mine", "b.Mine"}
+    assert summary().headline == "Use a.Mine"
+
+
+def test_a_run_whose_loss_was_not_finite_is_not_called_held_where_its_rows_are_missing():
+    folder = write_run(SWEEP, **NAN)
+    (folder / "changes.csv").unlink()
+    found = summarize_run(read_run(folder))
+    assert "loss not finite" in found.headline.lower()
+    assert found.is_bad

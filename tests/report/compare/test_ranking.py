@@ -43,9 +43,9 @@ def test_a_setting_whose_range_lies_above_all_others_is_recommended_with_its_spr
     summary = summarize()
     assert (summary.headline, summary.is_bad) == ("Use requires_grad backbone", False)
     assert summary.sentence == (
-        "Its accuracy on held-out data is 0.91 (0.9 to 0.92, 3 seeds) and a step costs 1 GFLOP. That is above the whole "
-        "range of requires_grad head and requires_grad all; with so few seeds, chance alone does that in 1 of 10 "
-        "comparisons. It kept every frozen bit in all of its 3 runs."
+        "With backbone frozen, its accuracy on held-out data is 0.91 (0.9 to 0.92, 3 seeds) and a step costs 1 GFLOP. That "
+        "is above the whole range of requires_grad head and requires_grad all; with so few seeds, chance alone does that in "
+        "1 of 10 comparisons. requires_grad backbone kept every frozen bit in all of its 3 runs."
     )
 
 
@@ -56,8 +56,8 @@ def test_of_settings_whose_ranges_overlap_the_cheapest_is_recommended():
     summary = summarize()
     assert summary.headline == "Use detach backbone"
     assert (
-        "Not told apart from it: zero_lr backbone. The highest mean is that of zero_lr backbone, 0.91 (0.9 to 0.92, 3 "
-        "seeds). It is the cheapest of these."
+        "Not told apart from it: zero_lr backbone, of which none is as cheap. The highest mean is that of zero_lr backbone, "
+        "0.91 (0.9 to 0.92, 3 seeds). detach backbone kept every frozen bit"
     ) in summary.sentence
     assert [row[-1].text for row in ranking_table(run_set().ranked).rows] == ["", "not told apart", "lower"]
 
@@ -132,21 +132,24 @@ def test_training_everything_may_be_the_best_and_is_said_to_freeze_nothing():
     write_setting("none", "backbone", 0.95, 0.955, 0.96, rows=LEAKED_ROWS, method=none)
     write_setting("requires_grad", "backbone", 0.90, 0.91, 0.92)
     assert summarize().headline == "Use none"
-    assert summarize().sentence.endswith("It freezes nothing.")
+    assert summarize().sentence.endswith(" freezes nothing.")
     write_setting("requires_grad", "none", 0.97, 0.975, 0.98, rows=NOTHING_FROZEN)
     write_setting("none", "head", 0.99, 0.9925, 0.995, rows=LEAKED_ROWS, method=none, loss_not_finite_at=1)
     assert summarize().headline == "Use requires_grad none"
-    assert summarize().sentence.endswith("It freezes nothing.")
+    assert summarize().sentence.endswith(" freezes nothing.")
 
 
-def test_a_run_that_did_not_finish_has_no_part_in_the_ranking_and_its_setting_is_not_recommended():
+def test_a_run_that_did_not_finish_has_no_part_in_the_ranking_and_is_counted_beside_what_held():
     write_setting("zero_lr", "backbone", 0.98, 0.985, 0.99)
     failed = {"evaluation": {"after": {"accuracy": 1.0}}, "status": "failed", "verdict": None, "rows": (), "losses": ()}
     write_run(SWEEP, "zero_lr", "freeze=backbone", "seed=3", **failed)
     write_setting("requires_grad", "backbone", 0.90, 0.91, 0.92)
     write_setting("requires_grad", "head", 0.70, 0.71, 0.72)
     assert {each.name: each.accuracies for each in run_set().ranked}["zero_lr backbone"] == [0.98, 0.985, 0.99]
-    assert summarize().headline == "So far: use requires_grad backbone"
+    assert summarize().headline == "So far: use zero_lr backbone"
+    assert summarize().sentence.endswith(
+        "zero_lr backbone kept every frozen bit in 3 of its 4 runs; the others did not finish."
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ def test_where_nothing_is_frozen_or_nothing_trains_a_setting_is_not_recommended_
     write_setting("requires_grad", "none", 0.94, 0.95, 0.96, rows=NOTHING_FROZEN)
     write_setting("requires_grad", "backbone", 0.90, 0.91, 0.92)
     assert summarize().headline == "Use requires_grad none"
-    assert summarize().sentence.endswith("It freezes nothing.")
+    assert summarize().sentence.endswith(" freezes nothing.")
     assert [each.name for each in run_set().ranked][-1] == "requires_grad all"
     assert [each.trains_everything for each in run_set().ranked] == [True, False, False]
 
@@ -264,3 +267,20 @@ def test_a_damaged_evaluation_breaks_no_report_and_brings_no_markup_into_it():
     assert not run_set().has_accuracies
     for folder in run_folders(SWEEP):
         write_run_page(folder)
+
+
+def test_a_seed_that_is_still_running_is_not_held_against_a_setting():
+    write_setting("zero_lr", "backbone", 0.90, 0.91, 0.92)
+    write_setting("detach", "backbone", 0.50, 0.51, 0.52)
+    folder = write_run(SWEEP, "zero_lr", "freeze=backbone", "seed=3")
+    (folder / "run.json").unlink()
+    (folder / ".running").touch()
+    assert summarize().headline == "So far: use zero_lr"
+    assert [each.name for each in run_set().ranked] == ["zero_lr", "detach"]
+
+
+def test_a_tie_with_the_baseline_does_not_recommend_the_baseline():
+    none = {"_target_": "runner.methods.none.NoMethod"}
+    write_setting("none", "backbone", 0.90, 0.91, 0.92, rows=LEAKED_ROWS, method=none)
+    write_setting("zero_lr", "backbone", 0.90, 0.91, 0.92)
+    assert summarize().headline == "Use zero_lr"

@@ -72,3 +72,16 @@ def test_a_logarithmic_scale_suits_values_above_0_that_span_a_factor_without_tho
     assert not suits_log([1.0, 3.0, 1e29], 20)
     assert not suits_log([0.0, 1.0, 30.0], 20)
     assert not suits_log([], 20)
+
+
+@pytest.mark.parametrize(
+    "values", [(0.0, 5e-324, 1e-323), (-1e308, 0.0, 1e308), (5e-324, 1e308), (1.7e308, 1.7e308), (-1.7e308, 1.7e308)]
+)
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_least_and_the_largest_floats_have_an_axis(values, log, whole):
+    if log and min(values) <= 0:
+        values = tuple(value for value in values if value > 0) or (1.0,)
+    axis = axis_for(values, log=log, whole=whole)
+    assert all(0 <= axis.place(value) <= 1 for value in values)
+    assert len(axis.ticks) < 100

@@ -43,7 +43,7 @@ def test_a_last_loss_above_the_first_is_marked_and_sorted_by_its_number():
     for method, loss in (("a", 3.0), ("b", 2.0), ("c", 1.0)):
         write_run(SWEEP, method, losses=(2.0, loss))
     assert [(row["last loss"].text, row["last loss"].sort) for row in rows()] == [("3 ↑ rose", 3), ("2", 2), ("1", 1)]
-    assert "↑ rose: the last training loss is above the first" in runs_table(read_sweep()).caption
+    assert "↑ rose: the training losses of the last quarter are above those of the first" in runs_table(read_sweep()).caption
 
 
 def test_without_a_loss_that_rose_the_caption_has_no_word_of_it():
