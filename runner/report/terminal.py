@@ -13,7 +13,7 @@ from runner.display.table import Cell, Column, number, table_lines
 from runner.display.units import bytes_text, flops_text, percent_text
 from runner.errors import listed
 from runner.report.answer.answer import answer
-from runner.report.answer.findings import list_causes
+from runner.report.answer.findings import all_findings
 from runner.report.answer.learning import ROSE, chance_text, rose_in
 from runner.report.compare.ranking import spread_text
 from runner.report.compare.run_set import RunSet
@@ -27,7 +27,7 @@ WIDE = 100  # columns; in less, a setting of a method, a frozen set and more is 
 
 
 def print_report(run_set: RunSet, page: Path, console: Console, problems: Iterable[str] = ()) -> None:
-    """Print the ranking of the settings, why runs did not finish, the answer, and the full path of the page.
+    """Print the ranking of the settings, what leaked, why runs did not finish, the answer, and the full path of the page.
 
     `problems`: lines about what could not be read.
     """
@@ -35,7 +35,8 @@ def print_report(run_set: RunSet, page: Path, console: Console, problems: Iterab
     lines = ranking_lines(shown, run_set.has_accuracies, console.width)
     explained = Text(legend(shown, len(run_set.settings), run_set.has_accuracies), style="dim")
     chance = Text("" if run_set.single else chance_text(run_set), style="dim")
-    for text in (*(each for each in (explained, chance) if each.plain), *reason_texts(run_set), *map(_unread, problems)):
+    said = [text for text in (explained, chance) if text.plain]
+    for text in (*said, *leak_texts(run_set), *reason_texts(run_set), *map(_unread, problems)):
         lines += hanging(text, console)
     lines += answer_lines(run_set, console)
     for line in lines:
@@ -61,7 +62,7 @@ def ranking_lines(settings: Sequence[Setting], by_accuracy: bool, width: int) ->
     """Return a table with a row for each setting: how its runs ended, how well they learned, and what a step costs."""
     columns = [Column("method", least=14), Column("freeze", least=8), Column("setting", least=14), Column("verdict")]
     columns += [number("runs", 2), number("accuracy" if by_accuracy else "last loss"), number("cost", 1)]
-    columns += [number("FLOPs", 4), number("saved", 5), Column("cause of the leak", 3, least=17)]
+    columns += [number("FLOPs", 3), number("saved", 4)]
     several_sets = len({each.frozen_set for each in settings}) > 1
     in_one = width < WIDE and several_sets and any(each.context for each in settings)  # three columns would not fit
     rows: list[list[Cell]] = []
@@ -72,9 +73,7 @@ def ranking_lines(settings: Sequence[Setting], by_accuracy: bool, width: int) ->
         value = " ".join(filter(None, (spread_text(each.accuracies if by_accuracy else each.losses), _rose_sign(each))))
         share, saved = percent_text(each.cost.get("flops_share")), bytes_text(each.cost.get("saved_bytes"))
         cost = [share, *(["", ""] if in_one and share else [flops_text(each.flops), saved])]  # the long name needs the place
-        leaked = [run for run in each.runs if run.leaked]
-        cause = "" if each.trains_everything or not leaked else list_causes(leaked, "leaked")
-        rows.append([*(shortened(name, MAX_CELL) for name in names), verdict, str(len(each.runs)), value, *cost, cause])
+        rows.append([*(shortened(name, MAX_CELL) for name in names), verdict, str(len(each.runs)), value, *cost])
     return table_lines(columns, rows, width)
 
 
@@ -130,6 +129,15 @@ def reason_texts(run_set: RunSet) -> Iterator[Text]:
         yield Text.assemble((f"{state}:", COLOURS.get(state, "yellow")), text)
     if len(labels) > MAX_REASONS:
         yield Text(f"and {len(labels) - MAX_REASONS:,} more reasons; the page has all")
+
+
+def leak_texts(run_set: RunSet) -> Iterator[Text]:
+    """Yield a text for each method that leaked: in how many runs, why, and with which overrides."""
+    lines = dict(all_findings(run_set.methods, run_set.runs)).get("Leaked", []) if not run_set.single else []
+    for line in lines[:MAX_REASONS]:
+        yield Text.assemble(("leaked:", COLOURS["leaked"]), f" {line}")
+    if len(lines) > MAX_REASONS:
+        yield Text(f"and {len(lines) - MAX_REASONS:,} more methods that leaked; the page has all")
 
 
 def _unread(problem: str) -> Text:

@@ -31,10 +31,9 @@ def new_record(
 ) -> Record:
     """Return the content of `run.json` for a run that has not trained yet: its config and versions, but no results.
 
-    The status is `failed` until the run ends in another way. `overrides`: the command-line arguments. `config_hash`: a hash
-    that is equal for runs with the same config. `method`: the config of the freezing method. `buffers`: the value of
-    `freeze.buffers`. `setting`: a hash that is equal for runs that differ only in the freezing method and in
-    `freeze.buffers`. `seed` and `device`: the values in the config.
+    The status is `failed` until the run ends in another way. `overrides`: the command-line arguments. `config_hash`: equal
+    for runs with the same config. `setting`: a hash that is equal for runs that differ only in the freezing method and in
+    `freeze.buffers`. `method`, `buffers` (`freeze.buffers`), `seed` and `device`: the values in the config.
     """
     return {
         "status": "failed",

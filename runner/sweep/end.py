@@ -127,6 +127,10 @@ def write_sweep_results(folder: Path, kept: dict[Path, Run]) -> bool:
     except OSError as error:
         print(error_line(f"the sweep's tables cannot be written: {error}"), file=sys.stderr)
         return False
+    except Exception as error:  # of ours: what is left to run must be said all the same
+        reason = f"{type(error).__name__}: {error}"
+        print(error_line(f"the sweep's page cannot be made ({reason}); its runs are whole, see {folder}"), file=sys.stderr)
+        return False
     print_report(run_set, folder / PAGE, create_console())
     return True
 

@@ -165,7 +165,7 @@ def test_a_single_run_gets_a_page_of_its_own(report):
     write_run_page(folder)
     html = (folder / "report.html").read_text()
     assert "1 of 1 frozen tensor changed" in html
-    assert "body.weight" in html
+    assert "body.<wbr>weight" in html
     assert "python -m runner method=none" in html
     (folder / "report.html").unlink()
     assert report(str(folder))[0] == 0

@@ -10,6 +10,7 @@ from runner.errors import listed
 from runner.proof.verdict import defects_of
 from runner.report.compare.grouping import overrides_by_key, swept_keys
 from runner.report.compare.methods import MethodResults
+from runner.report.compare.origin import FROM
 from runner.runs.read import Run
 from runner.runs.text import counted
 
@@ -37,11 +38,23 @@ def all_findings(results: Sequence[MethodResults], runs: Sequence[Run]) -> Findi
         ("Leaked", [_leaked_line(result) for result in results if result.leaked and not result.trains_everything]),
         *((word.capitalize(), [line for result in results for line in _defect_lines(result, word)]) for word in DEFECTS),
         ("Trained part", _trained_part_lines(results)),
+        ("Not repeatable", _not_repeatable_lines(runs)),
         ("Idle", [idle_line] if idle else []),
         ("Drifted", [drifted_line] if drifted else []),
         ("Baseline", [BASELINE_LINE] if any(result.trains_everything for result in results) else []),
     ]
     return [(heading, lines) for heading, lines in findings if lines]
+
+
+def _not_repeatable_lines(runs: Sequence[Run]) -> list[str]:
+    """Return a line if runs of the same config and seed, on the same machine as far as is known, trained other bits."""
+    digests: dict[tuple[object, ...], set[str]] = {}
+    for run in runs:
+        if run.finished and run.record["config_hash"] and run.record["trained_digest"]:
+            same = {key: value for key, value in run.origin.items() if key != FROM}
+            digests.setdefault((run.record["config_hash"], *sorted(same.items())), set()).add(run.record["trained_digest"])
+    number = sum(len(found) > 1 for found in digests.values())
+    return [f"{counted(number, 'config')} ran several times, and trained other bits"] if number else []
 
 
 def list_causes(runs: Sequence[Run], verdict: str) -> str:

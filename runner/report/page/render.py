@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from runner import __version__
 from runner.report.answer.answer import answer
@@ -78,7 +79,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals["cut"] = cut
+    made.filters["breakable"] = breakable
     return made
+
+
+def breakable(text: str) -> Markup:
+    """Return a text, escaped, that a browser may break after `_` and `.` before it breaks it within a word."""
+    return Markup(re.sub(r"(?<=[_.])(?=\w)", "<wbr>", escape(text)))
 
 
 @cache

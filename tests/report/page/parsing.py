@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from runner.report.page.render import render_page
 
-VOID = {"meta", "link", "input", "br", "img", "hr"}
+VOID = {"meta", "link", "input", "br", "img", "hr", "wbr"}
 
 
 class _Parser(HTMLParser):
