@@ -508,7 +508,7 @@ class OneTensor(FreezingMethod):
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
-@pytest.mark.parametrize("plan", [False, True])
+@pytest.mark.parametrize("plan", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_what_a_users_class_or_function_returns_wrongly_is_named_in_one_line(cli, overrides, message, plan):
     Path("mine.py").write_text(CUSTOM)
     code, _, err = cli(*QUICK, *overrides, f"plan={plan}")

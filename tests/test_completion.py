@@ -32,13 +32,18 @@ def environment():
     [
         ("freeze-runner method=ze", ["method=zero_grad", "method=zero_lr"]),
         ("freeze-runner -m method=zero_lr freeze=ba", ["freeze=backbone", "freeze=batchnorm"]),
-        ("freeze-runner data=image_folder data.ro", ["data.root="]),
-        ("freeze-runner tim", ["timeout="]),
-        ("freeze-runner plan=true sweep.", ["sweep.max_runs="]),
         ("freeze-runner 'freeze.patterns=[\"layer1\"]' tim", ["timeout="]),
-        ("freeze-runner freeze.patterns=[a,b tim", ["timeout="]),  # an argument that is refused in the end
         ("freeze-runner 'tim", []),
-        ("freeze-runner seed=1,2 -m tim", []),  # an option stands behind an argument
+        *(
+            pytest.param(*more, marks=pytest.mark.long)
+            for more in (
+                ("freeze-runner data=image_folder data.ro", ["data.root="]),
+                ("freeze-runner tim", ["timeout="]),
+                ("freeze-runner plan=true sweep.", ["sweep.max_runs="]),
+                ("freeze-runner freeze.patterns=[a,b tim", ["timeout="]),  # an argument that is refused in the end
+                ("freeze-runner seed=1,2 -m tim", []),  # an option stands behind an argument
+            )
+        ),
     ],
 )
 def test_bash_is_given_the_choices_and_keys_that_begin_as_the_typed_word(typed, completions, environment):

@@ -149,7 +149,9 @@ def test_closing_undo_restores_everything_that_a_method_changed(name):
     assert model_state(model) == before
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", *(pytest.param(name, marks=pytest.mark.long) for name in ("sgd", "rmsprop"))]
+)
 @pytest.mark.parametrize("freeze", ["head", "backbone", "bias", "batchnorm"])
 def test_all_methods_that_hold_train_the_other_parameters_to_the_same_bits(optimizer, freeze):
     overrides = (f"freeze={freeze}", f"optimizer={optimizer}", "optimizer.weight_decay=0", "batches=4")

@@ -85,14 +85,18 @@ def run_folders() -> list[Path]:
 @pytest.mark.parametrize(
     ("arguments", "message"), REFUSED_WITHOUT_THE_MODEL.items(), ids=map(" ".join, REFUSED_WITHOUT_THE_MODEL)
 )
-def test_a_mistake_in_the_config_is_one_line_with_code_2_and_creates_no_folder(cli_process, arguments, message):
+def test_a_mistake_in_the_config_is_one_line_with_code_2_and_creates_no_folder(cli, arguments, message):
     Path("file").write_text("")
-    process = cli_process(*arguments)
-    assert (process.returncode, process.stdout) == (2, "")
-    assert message in process.stderr
-    assert len(process.stderr.splitlines()) == 1
-    assert "Traceback" not in process.stderr
+    code, out, err = cli(*arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert message in err
     assert not Path("outputs").exists()
+
+
+def test_the_process_of_a_refused_config_prints_one_line_and_exits_with_code_2(cli_process):
+    process = cli_process("batchs=3")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == "freeze-runner: batchs: no such key; did you mean batches?\n"
 
 
 def test_refusing_a_config_does_not_import_torch():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +14,9 @@ from runner.config.check import check
 from runner.config.compose import compose_config
 from runner.errors import ConfigError
 from runner.experiment import experiment
+from runner.runs.write import training_notes
 from runner.tensors import same_bits
 from runner.training.data.steps import StepBatches
-from tests.conftest import read_table
 from tests.training.data.examples import HERE, data_here, model_here
 
 CPU = torch.device("cpu")
@@ -35,23 +33,17 @@ def feed_of(*overrides):
     return open_feed(config_of(*overrides), CPU, lambda text, **_: notes.append(text), ExitStack()), notes
 
 
-@pytest.fixture
-def run_here(cli):
-    """Return a function that carries out a run and returns its record and the rows of `steps.csv`."""
-
-    def run(*overrides):
-        folder = f"run{len(list(Path.cwd().iterdir()))}"
-        code, _, err = cli("model=mlp", *overrides, f"hydra.run.dir={folder}")
-        assert (code, err) == (0, "")
-        return json.loads(Path(folder, "run.json").read_text()), read_table(Path(folder, "steps.csv"))
-
-    return run
+def run_here(*overrides):
+    """Carry out a run; returns how many batches a pass has, how many steps were made, and the notes."""
+    notes = []
+    outcome = experiment(config_of(*overrides), on_note=lambda text, **_: notes.append(text))
+    notes += training_notes(outcome)
+    return outcome.record["batches"], len(outcome.steps), [note for note in notes if not note.startswith("cost:")]
 
 
 # Steps
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "batches", "steps", "notes"),
     [
@@ -67,15 +59,13 @@ def run_here(cli):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_thirty_samples_in_three_passes(overrides, batches, steps, notes, run_here):
-    record, rows = run_here(*data_here("Numbers"), "data.batch_size=10", "data.epochs=3", *overrides)
-    assert (record["batches"], len(rows)) == (batches, steps)
-    assert [note for note in record["notes"] if not note.startswith("cost:")] == notes
+def test_thirty_samples_in_three_passes(overrides, batches, steps, notes):
+    found = run_here(*data_here("Numbers"), "data.batch_size=10", "data.epochs=3", *overrides)
+    assert found == (batches, steps, notes)
 
 
-def test_synthetic_data_give_ten_batches_a_pass(run_here):
-    record, rows = run_here("data.epochs=2")
-    assert (record["batches"], len(rows)) == (10, 20)
+def test_synthetic_data_give_ten_batches_a_pass():
+    assert run_here("data.epochs=2") == (10, 20, [])
 
 
 def test_all_batches_of_data_without_a_length_are_refused_in_one_line(cli):
@@ -96,10 +86,9 @@ def test_all_batches_of_data_without_a_length_are_refused_in_one_line(cli):
         ("list_of_batches", [], "auto", 6, []),
     ],
 )
-def test_batches_of_an_iterable_are_taken_as_long_as_it_gives_some(name, options, batches, steps, notes, run_here):
-    record, rows = run_here(*data_here(name, *options, data="custom"), f"batches={batches}", "data.epochs=2")
-    assert len(rows) == steps
-    assert record["notes"] == notes
+def test_batches_of_an_iterable_are_taken_as_long_as_it_gives_some(name, options, batches, steps, notes):
+    _, steps_made, said = run_here(*data_here(name, *options, data="custom"), f"batches={batches}", "data.epochs=2")
+    assert (steps_made, said) == (steps, notes)
 
 
 def test_a_batch_of_another_structure_is_refused_with_its_number(cli):

@@ -6,6 +6,7 @@ import copy
 import os
 import resource
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from typing import ClassVar
 
 import pytest
@@ -186,8 +187,13 @@ SMALL = {
 HEADS = ("model.head=head",)
 
 
-@pytest.mark.parametrize("memory_mb", [0, 0.001, 1024])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("name", "memory_mb"),
+    [
+        pytest.param(name, size, marks=[pytest.mark.long] if name == "resnet18" and size != 0.001 else [])
+        for name, size in product(SMALL, [0, 0.001, 1024])
+    ],
+)
 def test_the_weights_have_the_same_bits_as_with_requires_grad(name, memory_mb):
     plain, cached = run_both(*SMALL[name], "batches=4", options=(f"method.memory_mb={memory_mb}",))
     assert_same_bits(plain, cached)

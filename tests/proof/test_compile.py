@@ -131,7 +131,11 @@ def momentum_sgd(parameters):
 
 @pytest.mark.parametrize(
     ("when", "make_optimizer"),
-    [("before", momentum_sgd), ("run inside", momentum_sgd), ("inside", momentum_sgd), ("inside", Adam)],
+    [
+        *(("before", momentum_sgd), ("inside", momentum_sgd)),
+        pytest.param("run inside", momentum_sgd, marks=pytest.mark.long),
+        pytest.param("inside", Adam, marks=pytest.mark.long),
+    ],
 )
 @WAY
 def test_graphs_and_bits_are_those_without_an_audit_and_nothing_is_compiled_again_in_and_after_the_block(
@@ -230,7 +234,7 @@ def leak_in_forward(model):
         (leak_in_forward, ["1.running_mean", "1.running_var", "1.num_batches_tracked"], "unknown"),
     ],
 )
-@pytest.mark.parametrize("way", [compile_model, compile_step, compile_training_step])
+@pytest.mark.parametrize("way", [compile_model, compile_step, pytest.param(compile_training_step, marks=pytest.mark.long)])
 def test_a_leak_in_compiled_training_is_found_with_its_cause_or_the_cause_is_unknown_with_a_reason(
     way, leak, leaks, cause, when
 ):

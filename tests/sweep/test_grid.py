@@ -17,7 +17,7 @@ def parse(text: str):
     return override
 
 
-@pytest.mark.parametrize("plan", [(), ("plan=true",)])
+@pytest.mark.parametrize("plan", [(), pytest.param(("plan=true",), marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("grid", "count"),
     [
@@ -46,7 +46,7 @@ def test_the_limit_is_a_key_of_the_config_and_does_not_change_a_run(cli):
     assert "3 of 3 runs are finished already" in cli(*arguments, "sweep.max_runs=4")[1]
 
 
-@pytest.mark.parametrize("bad", ["0", "-1", "2.5", "many", "null"])
+@pytest.mark.parametrize("bad", ["0", "2.5", "null"])
 def test_a_limit_that_is_no_count_is_refused(bad, cli):
     for more in ((), ("-m",)):
         code, _, err = cli(*more, "model=mlp", f"sweep.max_runs={bad}", "hydra.sweep.dir=sweep", "hydra.run.dir=run")

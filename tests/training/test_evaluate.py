@@ -303,10 +303,18 @@ MODELS = {"mlp": ("model=mlp", "data.epochs=3", "batches=3", "freeze=backbone"),
 
 
 SKIPPED = {("detach", "writer"), ("cached_prefix", "writer")}  # the frozen part of that model is no prefix
+QUICK_WITH_WRITER = ("requires_grad", "zero_lr", "restore")
 
 
 @pytest.mark.parametrize(
-    ("method", "model"), [pair for pair in product(METHODS, MODELS) if pair not in SKIPPED], ids="-".join
+    ("method", "model"),
+    [
+        pytest.param(
+            *(method, model), marks=[pytest.mark.long] if model == "writer" and method not in QUICK_WITH_WRITER else []
+        )
+        for method, model in product(METHODS, MODELS)
+        if (method, model) not in SKIPPED
+    ],
 )
 def test_rows_steps_verdicts_looks_costs_and_weights_are_the_same_with_evaluation(method, model):
     buffers = "freeze.buffers=frozen" if method == "cached_prefix" else "freeze.buffers=live"
