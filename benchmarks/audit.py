@@ -1,8 +1,8 @@
 """What `runner.audit` adds to a step without a look, and what a look costs, in a plain loop with frozen layers.
 
 Run from the project's root: `python -m benchmarks.audit [--quick] [--threads N]`. Blocks of 15 steps run alternately with
-and without the audit, in one process: without a look, and with `every=1`, which looks after every step. A look (a comparison of all bits) is compared with reading the frozen tensors and
-their copies once, by `torch.equal`.
+and without the audit, in one process: without a look, and with `every=1`, which looks after every step. A look (a
+comparison of all bits) is compared with reading the frozen tensors and their copies once, by `torch.equal`.
 """
 
 from __future__ import annotations
