@@ -42,6 +42,7 @@ SIDEWAYS = {
     ("shards", "errors"),
     ("seeding", "errors"),
     ("cost", "training.loop"),
+    ("cost", "training.tasks"),
 }
 # The packages and modules that may import a library.
 IMPORTED_ONLY_IN = {
