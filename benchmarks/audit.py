@@ -1,8 +1,8 @@
 """What `runner.audit` adds to a step without a look, and what a look costs, in a plain loop with frozen layers.
 
 Run from the project's root: `python -m benchmarks.audit [--quick] [--threads N]`. Blocks of 15 steps run alternately with
-and without the audit, in one process. A look (a comparison of all bits) is compared with reading the frozen tensors and
-their copies once, by `torch.equal`.
+and without the audit, in one process: without a look, and with `every=1`, which looks after every step. A look (a
+comparison of all bits) is compared with reading the frozen tensors and their copies once, by `torch.equal`.
 """
 
 from __future__ import annotations
@@ -82,14 +82,17 @@ class Loop:
         return median(seconds[number] for number in STEPS_WITHOUT_LOOK)
 
 
-def without_look(loop: Loop, pairs: int) -> Iterator[float]:
-    """Yield the time of a step in the audit, without a look / that of the plain loop, for each pair of blocks."""
+def audited_against_plain(loop: Loop, pairs: int, every: int | None = None) -> Iterator[float]:
+    """Yield the time of a step in the audit / that of the plain loop, for each pair of blocks.
+
+    Without `every`, no bits are compared after the steps that are measured.
+    """
     loop.block()  # for what is done once: lazy imports, memory
     for number in range(pairs):
         seconds = {}
         for audited in (True, False) if number % 2 else (False, True):
             if audited:
-                with audit(loop.model, optimizer=loop.optimizer):
+                with audit(loop.model, optimizer=loop.optimizer, every=every):
                     seconds[audited] = loop.block()
             else:
                 seconds[audited] = loop.block()
@@ -118,7 +121,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     for name, (build, most) in MODELS.items():
         loop = Loop(build)
-        print_ratios(f"a step without a look, {name}", list(without_look(loop, 2 if args.quick else 25)), most)
+        print_ratios(f"a step without a look, {name}", list(audited_against_plain(loop, 2 if args.quick else 25)), most)
+        print_ratios(f"a step with every=1, {name}", list(audited_against_plain(loop, 2 if args.quick else 15, every=1)))
         pairs = list(looks(loop, 3 if args.quick else 25))
         added, reading = (median(seconds) for seconds in zip(*pairs, strict=True))
         note = f"{added * 1e3:.1f} ms against {reading * 1e3:.1f} ms"

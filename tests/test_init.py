@@ -11,12 +11,13 @@ import runner
 MODULE_OF = {
     "audit": "runner.proof.audit",
     "select": "runner.freezing.selection",
+    "price": "runner.cost.price",
     "run": "runner.runs.job",
     "FreezingMethod": "runner.methods.base",
 }
 
 
-def test_there_are_exactly_these_four_public_names():
+def test_there_are_exactly_these_public_names():
     assert set(runner.__all__) == set(MODULE_OF)
 
 
@@ -29,9 +30,10 @@ def test_a_public_name_is_the_object_of_its_module_and_has_a_docstring(name, mod
 
 
 def test_the_public_names_can_be_imported_together():
-    from runner import FreezingMethod, audit, run, select
+    from runner import FreezingMethod, audit, price, run, select
 
-    assert [each.__name__ for each in (FreezingMethod, audit, run, select)] == ["FreezingMethod", "audit", "run", "select"]
+    together = FreezingMethod, audit, price, run, select
+    assert [each.__name__ for each in together] == ["FreezingMethod", "audit", "price", "run", "select"]
 
 
 def test_the_error_for_an_unknown_attribute_lists_the_public_names():

@@ -42,6 +42,7 @@ SIDEWAYS = {
     ("shards", "errors"),
     ("seeding", "errors"),
     ("cost", "training.loop"),
+    ("cost", "training.tasks"),
 }
 # The packages and modules that may import a library.
 IMPORTED_ONLY_IN = {
@@ -86,7 +87,8 @@ PRIVATE_NAMES = {
     "runner/proof/following.py": {"_modules"},
     "runner/proof/causes/forward_hooks.py": {"_forward_hooks"},
     "runner/proof/causes/no_collectives.py": {"torch.utils._python_dispatch.TorchDispatchMode"},
-    "runner/proof/causes/leak_tracer.py": {"_buffers", "_orig_mod", "_parameters"},
+    "runner/proof/causes/leak_tracer.py": {"_orig_mod"},
+    "runner/proof/causes/watched_tensor.py": {"_buffers", "_parameters"},
     "runner/proof/marks.py": {"_version"},
     "runner/proof/causes/optimizer_copy.py": {"_hooks"},
     "runner/proof/notes.py": {"torch.nn.modules.batchnorm._BatchNorm", "torch.nn.modules.dropout._DropoutNd"},

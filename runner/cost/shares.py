@@ -50,16 +50,16 @@ def costs_of_count(counted: StepCount, skipped: Shares) -> Cost:
     }
 
 
-def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer) -> Cost:
+def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer | None) -> Cost:
     """Return {name of a cost + `_share`: this run's cost divided by the same cost of a step with nothing frozen}.
 
     `cost`: this run's costs. `baseline`: the count of a step with nothing frozen. The baseline contains no optimizer state;
     its size is estimated from this run, as bytes of state per byte of a parameter with state.
     """
     unfrozen: Cost = {key: getattr(baseline, key, None) for key in COUNTED} | costs_of_count(baseline, {})
-    parameters_with_state = [key for key, state in optimizer.state.items() if isinstance(key, Tensor) and total_bytes(state)]
-    bytes_with_state = total_bytes(parameters_with_state)
-    if bytes_with_state and not needs_closure(optimizer):
+    states = optimizer.state.items() if optimizer is not None else ()
+    bytes_with_state = total_bytes([key for key, state in states if isinstance(key, Tensor) and total_bytes(state)])
+    if optimizer is not None and bytes_with_state and not needs_closure(optimizer):
         unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / bytes_with_state * baseline.gradient_bytes
     found = {f"{key}_share": cost[key] / unfrozen[key] for key in COUNTED if cost[key] is not None and unfrozen[key]}
     total = baseline.flops_forward + baseline.flops_backward

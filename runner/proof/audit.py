@@ -46,15 +46,15 @@ def audit(
         optimizer: one or several, or None. Every torch optimizer that steps a tensor of the model is found, whether given or
             not; those given come first in the columns `group` and `lr`.
         every: compare bits after every `every` steps, instead of after steps 1, 2, 4, 8, ... of each optimizer. They are
-            also compared on leaving. With `every=1`, forward passes are watched too.
+            also compared on leaving. With `every=1`, forward passes are watched too, by the versions of the parameters.
         until: the number of the last step that is watched. After it the hooks and the copies go; of each frozen tensor a
             digest stays, which is compared on leaving. All other rows are as of that step.
         buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
         raise_at_look: raise LeakError, in the step or on leaving, at the comparison that finds a frozen tensor changed; with
             shards on leaving only.
         before: what `snapshot` returned earlier, to compare with it instead of with the values on entry.
-        watch_forward: watch the forward passes of the first step too, not only once something was found to write to frozen
-            tensors between two steps. `torch.compile` warns of the hooks that this takes.
+        watch_forward: compare bits around the forward passes of the first step (of all with `every=1`) too, not only once
+            something was found to write to frozen tensors between two steps. `torch.compile` warns of the hooks.
     """
     optimizers = _check_arguments(optimizer, {"every": every, "until": until})
     ranks = ranks_of(module := _as_module(model))

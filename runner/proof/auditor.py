@@ -75,7 +75,8 @@ class Auditor:
 
     def watch_for_a_step(self, rows: Iterable[Followed], replays: bool = False) -> None:
         """Watch what writes to the tensors of these rows in the next step, or, with `every=1`, to the end."""
-        self.tracer.watch(rows, replays=replays, is_kept=self.options.every == 1, in_forward=self.in_forward)
+        is_kept, by_marks = self.options.every == 1, not self.options.watch_forward
+        self.tracer.watch(rows, replays=replays, is_kept=is_kept, in_forward=self.in_forward, by_marks=is_kept and by_marks)
 
     def freeze(self, frozen: Frozen) -> None:
         """Declare more tensors frozen, and compare the new ones from now on with their current values.
@@ -174,7 +175,7 @@ class Auditor:
             self.explain_by_last_step(optimizer, [row for row in unexplained if row.may_be_stepped])
             for row in unexplained:
                 row.window.written_between |= not row.may_be_stepped
-            self.tracer.watch([row for row in unexplained if row not in self.tracer.watched])
+            self.tracer.watch([row for row in unexplained if not self.tracer.sees_every_write(row)])
         if until is not None and is_last:
             self.stop(until)
         if found and self.options.raise_at_look:

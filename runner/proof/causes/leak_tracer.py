@@ -3,78 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import LeakCause
 from runner.proof.causes.forward_hooks import ForwardHooks
+from runner.proof.causes.watched_tensor import WatchedTensor
 from runner.proof.following import Followed, owners_of, places_of
-from runner.shards import is_gathered
 from runner.tensors import copy_of, same_bits
 
-Writer = Literal["forward_write", "outside_write", "between_steps", "step"]
 FindCauses = Callable[[Optimizer, Mapping[str, Tensor], bool], tuple[dict[str, LeakCause], str]]
 
 WRITTEN_BEFORE_EVERY_STEP = "something writes to it before every step; torch.compile is in use, and hooks would recompile"
 WRITTEN_ONCE_BEFORE_FIRST_STEP = "it was written once, before the first step: by a forward pass or by other code"
 STEP_WITH_CLOSURE = "the step calls its closure several times, and replaying the first call does not move it"
 STEP_NOT_REPLAYED = "the step moves it, but a replay of the step on copies does not"
-
-
-@dataclass
-class WatchedTensor:
-    """A frozen tensor that is watched, and what was seen to write to it since the last step.
-
-    Attributes:
-        row: the row of the report that is about it.
-        registrations: (module, key) for each place where the tensor is registered, such as (layer, "weight").
-        tensor: the tensor that was registered there when bits were last compared.
-        value_after_step: a copy of its value after the last step, or, before the first one, when watching began.
-        last_value: a copy of its value when bits were last compared.
-        replays: whether its next step is replayed although it has not changed so far.
-        is_kept: whether it is watched to the end.
-        in_forward: whether it is also watched during forward passes, from the beginning.
-        steps: the number of steps that have begun since it is watched.
-        writers: what has changed it since the last step: `forward_write` (code inside a forward pass), `step` (the
-            optimizer's step), `outside_write` (any other code), `between_steps` (one of the first and the third).
-        forward_depth: how many forward passes of modules that contain it are running now, one inside another.
-        is_substituted: whether another tensor is in its place during a forward pass, as by `torch.func.functional_call`.
-    """
-
-    row: Followed
-    registrations: list[tuple[nn.Module, str]]
-    tensor: Tensor
-    value_after_step: Tensor
-    last_value: Tensor
-    replays: bool
-    is_kept: bool
-    in_forward: bool
-    steps: int = 0
-    writers: set[Writer] = field(default_factory=set)
-    forward_depth: int = 0
-    is_substituted: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether something writes to it between steps, and it is not known whether that is a forward pass."""
-        evidence = self.row.evidence
-        return self.row.window.written_between and not evidence.cause and not evidence.why_unknown
-
-    @property
-    def current(self) -> Tensor | None:
-        """The tensor that is registered in its place now, which may be a new one; None if there is none.
-
-        What FSDP gathers in the place of a shard is not the tensor that is trained: it is dropped after the forward pass.
-        """
-        for module, key in self.registrations:
-            for registry in (module._parameters, module._buffers):
-                found = dict(registry.items()).get(key)  # the registries of a ScriptModule have no `get`
-                if found is not None:
-                    return self.tensor if is_gathered(found, self.tensor) else found
-        return None
 
 
 class LeakTracer:
@@ -99,12 +43,19 @@ class LeakTracer:
         self.replay_causes: dict[Followed, LeakCause] = {}  # what that replay has found
 
     def watch(
-        self, rows: Iterable[Followed], *, replays: bool = False, is_kept: bool = False, in_forward: bool = False
+        self,
+        rows: Iterable[Followed],
+        *,
+        replays: bool = False,
+        is_kept: bool = False,
+        in_forward: bool = False,
+        by_marks: bool = False,
     ) -> None:
         """Watch the tensors of these rows from now on, each until its optimizer has made a step or two.
 
         `replays`: replay the next step for all of them, not only for those that have already changed. `is_kept`: watch them
         to the end. `in_forward`: set hooks on all modules now, not only when something was found to write between steps.
+        `by_marks`: compare the bits of parameters only when their marks have changed; BatchNorm does not mark its buffers.
         """
         for row in rows:
             value = row.reference if same_bits(row.reference, row.tensor) else copy_of(row.tensor)
@@ -116,9 +67,14 @@ class LeakTracer:
                 last_value=value,
                 replays=replays,
                 is_kept=is_kept,
+                by_marks=by_marks and row.kind == "parameter",
                 in_forward=in_forward,
             )
         self._update_module_hooks()
+
+    def sees_every_write(self, row: Followed) -> bool:
+        """Return whether the tensor of a row is watched, and compared whatever its mark says."""
+        return row in self.watched and not self.watched[row].by_marks
 
     def close(self) -> None:
         """Stop watching: remove all hooks."""
@@ -165,7 +121,7 @@ class LeakTracer:
         self.in_step = False
         for each in watched:
             row = each.row
-            if row.evidence.cause == "" and each.current is not None and not same_bits(row.reference, each.current):
+            if row.evidence.cause == "" and each.current is not None and each.differs:
                 self._conclude(each)
             each.value_after_step = each.last_value
             each.writers.clear()
@@ -220,9 +176,7 @@ class LeakTracer:
         to_explain = {
             each.row: each.current
             for each in watched
-            if each.current is not None
-            and not each.row.evidence.cause
-            and (each.replays or not same_bits(each.row.reference, each.current))
+            if each.current is not None and not each.row.evidence.cause and (each.replays or each.differs)
         }
         if to_explain:
             self.replayed.update(to_explain)
@@ -287,7 +241,7 @@ class LeakTracer:
         """Compare tensors with their last values; if one differs, record what runs now (step, forward) as its writer."""
         for watched in tensors:
             tensor = watched.current
-            if tensor is not None and not same_bits(watched.last_value, tensor):
+            if tensor is not None and watched.has_new_mark(tensor) and not same_bits(watched.last_value, tensor):
                 if watched.forward_depth:
                     watched.writers.add("forward_write")
                 elif self.in_step:

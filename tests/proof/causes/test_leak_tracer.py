@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as every_module
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler, swa_utils
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -717,10 +718,12 @@ class WritesWhenAsked(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(2), requires_grad=False)
-        self.writes_next = False
+        self.writes_next, self.how = False, "in place"
 
     def forward(self, x):
-        if self.writes_next:
+        if self.writes_next and self.how == "data":
+            self.weight.data.add_(1)
+        elif self.writes_next:
             write(self.weight)
         self.writes_next = False
         return x
@@ -743,6 +746,43 @@ def test_with_every_1_a_single_write_is_told_apart_from_one_in_a_forward_pass(ho
         how(model)
         train(model, optimizer, steps=4)
     assert is_only_leak(report, cause, "odd.weight")
+
+
+class CountComparisons(TorchFunctionMode):
+    """Counts the calls of `torch.equal`, with which bits are compared."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.equal
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer_class", [SGD, Adam])
+def test_with_every_1_a_frozen_parameter_is_read_once_a_step(optimizer_class):
+    model = small_net()
+    freeze(model.leaky, model.held)
+    optimizer = optimizer_class(model.parameters(), lr=LR)
+    with audit(model, None, optimizer, every=1) as report:
+        train(model, optimizer, steps=2)
+        with CountComparisons() as comparisons:
+            train(model, optimizer, steps=5)
+    assert comparisons.count == 5 * 2
+    assert not report.leaks
+
+
+@pytest.mark.parametrize("options", [{}, {"watch_forward": True}], ids=["by version", "watch_forward"])
+def test_a_single_write_through_data_in_a_forward_pass_is_told_apart_only_with_watch_forward(options):
+    model = small_net(odd=WritesWhenAsked())
+    model.odd.how = "data"
+    optimizer = Adam(model.parameters(), lr=LR)
+    with audit(model, None, optimizer, every=1, **options) as report:
+        train(model, optimizer, steps=5)
+        model.odd.writes_next = True
+        train(model, optimizer, steps=4)
+    assert is_only_leak(report, "forward_write" if options else "outside_write", "odd.weight")
 
 
 def merge_adapter(model):
