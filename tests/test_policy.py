@@ -83,7 +83,7 @@ PRIVATE_NAMES = {
     "runner/freezing/trial/graph.py": {"_input_metadata"},
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},
     "runner/proof/audit.py": {"_optimizer_step_post_hooks"},
-    "runner/proof/following.py": {"_modules"},
+    "runner/proof/causes/places.py": {"_modules"},
     "runner/proof/causes/forward_hooks.py": {"_forward_hooks"},
     "runner/proof/causes/no_collectives.py": {"torch.utils._python_dispatch.TorchDispatchMode"},
     "runner/proof/causes/leak_tracer.py": {"_buffers", "_orig_mod", "_parameters"},

@@ -26,8 +26,7 @@ from runner.proof.notes import COMPARED_ON_LEAVING, model_notes, train_mode_note
 from runner.proof.optimizers import KnownOptimizers
 from runner.proof.rows import found_changed, make_rows, unknown_cause_notes
 from runner.proof.steps import StepHooks, closure_of_step, has_compiled, is_capturing, with_closure
-from runner.proof.verdict import Evidence
-from runner.tensors import copy_of, is_compiled, same_bits
+from runner.tensors import is_compiled, same_bits
 
 
 class Auditor:
@@ -83,8 +82,7 @@ class Auditor:
         Tensors that were already declared frozen are still compared with their earlier values.
         """
         for row in self.declare(self.as_selection(frozen)):
-            row.reference = copy_of(row.tensor)
-            row.evidence, row.window = Evidence(), Window(self.optimizers.last_step)
+            self.following.begin_span(row, self.optimizers.last_step)
         self.watch_lists.clear()
         # Optimizer state from before the freeze may move a tensor in the next step only.
         self.watch_for_a_step([row for row in self.following.rows if row.frozen], replays=True)
@@ -154,6 +152,7 @@ class Auditor:
         if is_capturing() or not self.optimizers.knows(optimizer):
             return
         count = self.optimizers.on_step_end(optimizer)
+        self.report.steps = self.optimizers.last_step
         if self.mode_notes is None:
             self.mode_notes = train_mode_notes(self.following.model, self.following.frozen_ids())
         is_power_of_two = count & (count - 1) == 0

@@ -59,6 +59,7 @@ class DigestWatcher:
         self.model, self.report, self.until, self.as_selection = model, report, until, as_selection
         self.row_of = {name: number for number, row in enumerate(report.rows) for name in _names_of(row)}
         self.watched: dict[int, DigestedTensor] = {}  # by id of a tensor
+        self.declared: dict[str, Tensor] = {}  # {name: tensor}, of those that have leaked too
         for name, tensor in declared.items():
             self._watch(name, tensor)
 
@@ -79,13 +80,18 @@ class DigestWatcher:
         """
         selection = self.as_selection(frozen)
         wanted = _by_name(selection, self.model)
-        found = [each for each in self.watched.values() if not wanted.keys().isdisjoint(each.names)]
-        if not found:
+        if wanted.keys().isdisjoint(self.declared):
             given = listed([*selection.parameters, *selection.buffers], most=4)
             raise ConfigError(f"unfreeze: not declared frozen: {given}")
+        found = [each for each in self.watched.values() if not wanted.keys().isdisjoint(each.names)]
         self._compare(found)
         for each in found:
             del self.watched[id(each.tensor)]
+        self.declared = {name: tensor for name, tensor in self.declared.items() if name not in wanted}
+
+    def declared_tensors(self) -> dict[str, Tensor]:
+        """Return {name declared frozen now: the tensor at it}."""
+        return self.declared
 
     def pause(self) -> AbstractContextManager[None]:
         """Do nothing in the block: no hook is left that would notice what it does."""
@@ -102,6 +108,7 @@ class DigestWatcher:
 
     def _watch(self, name: str, tensor: Tensor) -> None:
         """Keep a digest of a tensor that is declared frozen at this name, unless its row has leaked already."""
+        self.declared[name] = tensor
         if id(tensor) in self.watched:
             self.watched[id(tensor)].names.append(name)
             return
