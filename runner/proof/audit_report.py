@@ -84,7 +84,8 @@ class Report:
         declarations: the number of calls of `freeze` and `unfreeze`.
         by_flags: whether the flags of the parameters say what is declared frozen, because no patterns were given.
         flag_changes: how often `follow_flags` has declared something.
-        stopped: sentences about parameters that `follow_flags` found to train no more, though nobody declared them frozen.
+        not_training: sentences about parameters that are declared trainable, but lost their flag, or did not change after
+            they were unfrozen.
         watcher: what compares the tensors while the audit runs; None when it has ended.
         flags: the flags of the parameters when they were last read; None when the audit has ended.
     """
@@ -99,7 +100,7 @@ class Report:
     declarations: int = 0
     by_flags: bool = False
     flag_changes: int = 0
-    stopped: list[str] = field(default_factory=list)
+    not_training: list[str] = field(default_factory=list)
     watcher: Watcher | None = None
     flags: Flags | None = None
 
@@ -126,13 +127,14 @@ class Report:
         self._require_watcher("unfreeze").unfreeze(frozen)
         self.declarations += 1
 
-    def follow_flags(self, ignored: Iterable[Tensor] = ()) -> None:
+    def follow_flags(self, ignored: Iterable[Tensor] = (), step: int | None = None) -> None:
         """Read the flags of all parameters again; call it before each step, for a loop whose flags change in mid-run.
 
         Without patterns, what the flags say from now on is declared, as `freeze` and `unfreeze` do: what is unfrozen before
         a step may move in it. With patterns, what they declare stays; a parameter that loses its flag and is not declared
         frozen has stopped to train, which `raise_if_unsound` refuses. `ignored`: parameters whose flags are not read, such
-        as those of the optimizers of a GAN that do not step now. Raises RuntimeError if the audit has ended.
+        as those of the optimizers of a GAN that do not step now. `step`: the number of the step that comes now, for an
+        audit that watches no more steps and cannot know it. Raises RuntimeError if the audit has ended.
         """
         watcher = self._require_watcher("follow_flags")
         if self.flags is None or (changes := self.flags.changes(ignored)) is None:
@@ -140,7 +142,7 @@ class Report:
         declared = {id(tensor) for tensor in watcher.declared_tensors().values()}
         unfrozen = [name for name, each in changes.trainable.parameters.items() if id(each) in declared]
         frozen = [name for name, each in changes.frozen.parameters.items() if id(each) not in declared]
-        since = f"after step {self.steps}" if self.rows else f"from step {self.steps + 1} on"
+        since = f"from step {step or self.steps + 1} on" if step or not self.rows else f"after step {self.steps}"
         if unfrozen and self.by_flags:
             self.unfreeze(changes.trainable)
             self._note_flags(f"{since}, the flags declare trainable: {listed(unfrozen, most=4)}")
@@ -148,9 +150,9 @@ class Report:
             self.freeze(changes.frozen)
             self._note_flags(f"{since}, the flags declare frozen: {listed(frozen, most=4)}")
         elif frozen:
-            self.stopped.append(f"{since}, requires_grad is False though not declared frozen: {listed(frozen, most=4)}")
+            self.not_training.append(f"{since}, requires_grad is False though not declared frozen: {listed(frozen, most=4)}")
         if self.flags.are_all_frozen:
-            self.stopped.append(f"{since}, no parameter has requires_grad=True")
+            self.not_training.append(f"{since}, no parameter has requires_grad=True")
 
     def _note_flags(self, note: str) -> None:
         """Add a note about a change of flags; of many changes, the first ones are told."""
@@ -213,16 +215,16 @@ class Report:
     def problems(self) -> list[str]:
         """What the training did other than declared, with names and causes; empty if it did what was declared.
 
-        A frozen tensor leaked; a trainable parameter stayed idle, or lost its flag; no parameter was trained; or nothing was
-        frozen although the flags of the parameters were to say it. Inside the `with` block, after the last step that is
-        watched, it is as of that step, and with shards, of those of this process; before, RuntimeError is raised.
+        A frozen tensor leaked; a trainable parameter stayed idle, also after it was unfrozen, or lost its flag; no parameter
+        was trained; or nothing was frozen although the flags were to say it. Inside the `with` block, after the last step
+        that is watched, it is as of that step, and with shards, of those of this process; before, RuntimeError is raised.
         """
         if not self.rows:
             self._require_ended()
         details = {"leaked": _names_with_causes(self.rows, "leaked"), "idle": _names_with_causes(self.rows, "idle")}
         found = problems_of(count_verdicts(self.rows), self.is_empty)
         told = [f"{text}: {', '.join(details[word])}" if word in details else text for word, text in found.items()]
-        return [*told, *self.stopped]
+        return [*told, *self.not_training]
 
     def __str__(self) -> str:
         if not self.ended:
@@ -234,7 +236,7 @@ class Report:
         for word in ("leaked", "idle"):
             if names := _names_with_causes(self.rows, word):
                 lines.append(f"{word}: {listed(names, most=4)}")
-        lines += self.stopped[:1]
+        lines += self.not_training[:1]
         looks = f"after steps {listed(list(map(str, self.looks)), most=12)}" if self.looks else "on leaving only"
         lines.append(f"bits compared {looks}")
         if len(self.notes) > MAX_LINES - len(lines):

@@ -22,7 +22,7 @@ from runner.proof.changes import Snapshot
 from runner.proof.digests import DigestWatcher
 from runner.proof.following import Followed, Following
 from runner.proof.marks import WatchList, Window, marks_of, writes_ignored
-from runner.proof.notes import COMPARED_ON_LEAVING, model_notes, train_mode_notes
+from runner.proof.notes import COMPARED_ON_LEAVING, model_notes, train_mode_notes, unfrozen_and_unchanged
 from runner.proof.optimizers import KnownOptimizers
 from runner.proof.rows import found_changed, make_rows, unknown_cause_notes
 from runner.proof.steps import StepHooks, closure_of_step, has_compiled, is_capturing, with_closure
@@ -267,6 +267,7 @@ class Auditor:
         self.conclude(self.following.rows)
         rows, self.report.why_unknown = make_rows(self.following, self.optimizers)
         self.report.rows += rows
+        self.report.not_training += unfrozen_and_unchanged(self.following.rows, self.optimizers.last_step)
         self.report.notes += [
             *unknown_cause_notes(rows, self.report.why_unknown),
             *(["no parameter was frozen (requires_grad=False) on entry: give patterns"] if self.report.is_empty else []),

@@ -236,7 +236,21 @@ def test_flags_of_other_optimizers_are_ignored_where_a_gan_switches_them_off_for
                 optimizers[name].step()
                 optimizers[name].zero_grad()
     assert {row["verdict"] for row in report.rows} == {"trained"}
-    assert not report.stopped
+    assert not report.not_training
+
+
+@pytest.mark.parametrize("until", [None, 2])
+def test_a_parameter_that_is_unfrozen_and_not_in_the_optimizer_does_not_train(until):
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD([each for each in model.parameters() if each.requires_grad], lr=0.1)
+    with audit(model, optimizer=optimizer, until=until) as report:
+        train(model, optimizer, steps=3)
+        model[0].requires_grad_(True)
+        report.follow_flags(step=4)
+        train(model, optimizer, steps=3)
+    assert report.problems == ["unfrozen in mid-run, and unchanged since: 0.weight and 0.bias"]
+    assert report.notes[0] == "from step 4 on, the flags declare trainable: 0.weight and 0.bias"
 
 
 def test_flags_that_change_every_step_are_told_in_few_notes():
