@@ -15,7 +15,7 @@ from runner.freezing.words import FOR_AUDIT
 from runner.integrations.audit_table import print_report
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report, UnsoundError
-from runner.proof.verdict import count_verdicts
+from runner.proof.verdict import NOTHING_FROZEN, count_verdicts
 from runner.runs.folder import csv_text, write_text
 from runner.shards import is_dtensor, rank_and_count
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FIRST_STEPS = 8  # that are watched by default
 MAX_WARNING = 600  # characters
-NOTHING_FROZEN = "no parameter has requires_grad=False, so nothing is frozen; freeze before the training, or give patterns"
+NO_FLAG = "no parameter has requires_grad=False, so nothing is frozen; freeze before the training, or give patterns"
 NO_STEP = "no step of an optimizer was seen, so nothing was watched"
 
 
@@ -90,8 +90,8 @@ class AuditedTraining:
         report.notes += () if selection is None else selection.notes
         self.report, self.open = report, stack
         self.checks = not any(map(is_dtensor, model.parameters()))  # of shards, the other processes have to be asked
-        if report.is_empty:
-            self._warn(NOTHING_FROZEN)
+        if report.is_empty and not self.strict:
+            self._warn(NO_FLAG)
 
     def before_step(self, steps: int, ignored: Iterable[Tensor] = ()) -> None:
         """Read the flags before a step.
@@ -110,7 +110,8 @@ class AuditedTraining:
             return
         if self.report.rows:
             self.checks = False
-            self._refuse(self.report.problems, f"after step {self.report.steps}")
+            said = () if self.strict else (NOTHING_FROZEN,)  # when the training began
+            self._refuse([each for each in self.report.problems if each not in said], f"after step {self.report.steps}")
         elif not self.report.steps and steps >= (self.until or FIRST_STEPS):
             self.checks = False
             self._refuse([NO_STEP], f"after step {steps}")
@@ -147,7 +148,8 @@ class AuditedTraining:
         """
         if self.report is None:
             self.problems = [f"nothing was watched: {self.why_unwatched or 'the training made no step'}"]
-            self._warn(self.problems[0])
+            if not self.strict:
+                self._warn(self.problems[0])
         elif shows or self.problems:
             print_report(self.report, self.problems, "" if self.file is None else str(self.file))
         if self.strict and self.problems:
