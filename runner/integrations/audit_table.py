@@ -27,6 +27,7 @@ MAX_NOTES = 6
 def print_report(report: Report, problems: Sequence[str], file: str) -> None:
     """Print a report that has ended, with what is wrong. `file`: where its rows have been written; "" if nowhere."""
     console = create_console()
+    console.print()  # a progress bar may end without a line break
     for line in table_lines(COLUMNS, verdict_rows(report.rows), console.width):
         console.print(line)
     for line in _sentences(report, problems, file):
@@ -40,7 +41,9 @@ def _sentences(report: Report, problems: Sequence[str], file: str) -> Iterator[T
         yield Text.assemble(("FreezeAudit: ", "bold red"), problem)
     if not problems:
         kept = sum(row["frozen"] for row in report.rows)
-        yield Text.assemble(("FreezeAudit: ", "bold green"), f"{kept} frozen tensors held, and all else was trained")
+        yield Text.assemble(
+            ("FreezeAudit: ", "bold green"), f"{kept} frozen tensors held, and what is trainable was trained"
+        )
     notes = report.notes if len(report.notes) <= MAX_NOTES else report.notes[: MAX_NOTES - 1]
     for note in notes:
         yield Text.assemble(("note: ", "yellow"), note)
