@@ -28,6 +28,7 @@ REQUIRED_LIBRARIES = {
     "report/page/browser": ("selenium",),
     "integrations/test_lightning.py": ("lightning",),
     "integrations/test_transformers.py": ("transformers", "accelerate", "peft", "trl"),
+    "integrations/test_accelerate.py": ("lightning", "accelerate"),
     "integrations/test_two_processes.py": ("lightning", "transformers", "accelerate"),
 }
 collect_ignore = [name for name, libraries in REQUIRED_LIBRARIES.items() if not all(map(find_spec, libraries))]

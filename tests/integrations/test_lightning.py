@@ -174,14 +174,18 @@ def test_what_backbone_finetuning_unfreezes_is_trainable_from_then_on(train_bn, 
     assert audit.report.notes[0].startswith("from step 5 on, the flags declare trainable: backbone.0.weight")
 
 
-def test_batch_norm_that_no_optimizer_has_until_the_backbone_is_unfrozen_is_said_to_be_idle():
+@pytest.mark.parametrize("train_bn", [True, False])
+def test_batch_norm_that_no_optimizer_has_until_the_backbone_is_unfrozen_is_said_to_be_idle(train_bn):
     class HeadOnly(Net):
         def configure_optimizers(self):
             return torch.optim.Adam(self.head.parameters(), 1e-2)
 
+    model = HeadOnly(frozen=False)
+    finetuning = BackboneFinetuning(unfreeze_backbone_at_epoch=2, train_bn=train_bn)
     with pytest.warns(UserWarning, match=r"2 trainable parameters did not change: backbone\.1\.weight \(not_in_optimizer\)"):
-        found = fit(HeadOnly(frozen=False), FreezeAudit(until=4), BackboneFinetuning(unfreeze_backbone_at_epoch=2))
+        found = fit(model, FreezeAudit(until=4), finetuning)
     assert found["backbone.1.bias"] == "idle not_in_optimizer"
+    assert bool(model.backbone[1].bias.any()) == train_bn
 
 
 def test_a_backbone_that_is_unfrozen_before_the_first_step_was_never_frozen():
@@ -457,8 +461,20 @@ def test_an_optimizer_whose_steps_cannot_be_seen_is_one_message_and_the_bits_are
 
 def test_a_model_that_was_compiled():
     torch._dynamo.reset()
-    model = torch.compile(Net(), backend="eager")
     audit = FreezeAudit(strict=True)
-    trainer_with(audit).fit(model, loader())
+    trainer_with(audit).fit(torch.compile(Net(), backend="eager"), loader())
     assert parts(verdicts(audit)) == HELD
+    torch._dynamo.reset()
+
+
+def test_after_a_step_was_compiled_no_step_is_seen_and_one_message_says_so():
+    torch._dynamo.reset()
+    layer = nn.Linear(2, 2)
+    layer(torch.ones(1, 2)).sum().backward()
+    torch.compile(torch.optim.SGD(layer.parameters(), 0.1).step, backend="eager")()
+    with pytest.warns(UserWarning, match="after step 8: no step of an optimizer was seen") as caught:
+        found = fit(Net(), audit := FreezeAudit())
+    assert len([each for each in caught if "FreezeAudit" in str(each.message)]) == 1
+    assert parts(found) == HELD
+    assert "bits were compared on leaving only: torch.compile has compiled a step" in audit.report.notes
     torch._dynamo.reset()
