@@ -30,16 +30,23 @@ def print_report(report: Report, problems: Sequence[str], file: str) -> None:
     console.print()  # a progress bar may end without a line break
     for line in table_lines(COLUMNS, verdict_rows(report.rows), console.width):
         console.print(line)
-    for line in _sentences(report, problems, file):
+    print_problems(problems)
+    for line in _sentences(report, not problems, file):
         for part in hanging(line, console):
             console.print(part)
 
 
-def _sentences(report: Report, problems: Sequence[str], file: str) -> Iterator[Text]:
-    """Yield the lines beneath the table."""
+def print_problems(problems: Sequence[str]) -> None:
+    """Print what is wrong, a line for each problem."""
+    console = create_console()
     for problem in problems:
-        yield Text.assemble(("FreezeAudit: ", "bold red"), problem)
-    if not problems:
+        for part in hanging(Text.assemble(("FreezeAudit: ", "bold red"), problem), console):
+            console.print(part)
+
+
+def _sentences(report: Report, is_sound: bool, file: str) -> Iterator[Text]:
+    """Yield the lines beneath the table and the problems."""
+    if is_sound:
         kept = sum(row["frozen"] for row in report.rows)
         yield Text.assemble(
             ("FreezeAudit: ", "bold green"), f"{kept} frozen tensors held, and what is trainable was trained"

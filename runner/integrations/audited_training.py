@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.contract import CHANGE_COLUMNS, CHANGES
-from runner.errors import ConfigError, is_integer, short_repr
+from runner.errors import ConfigError, is_integer, listed, short_repr
 from runner.freezing.selection import select
 from runner.freezing.words import FOR_AUDIT
-from runner.integrations.audit_table import print_report
+from runner.integrations.audit_table import print_problems, print_report
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report, UnsoundError
 from runner.proof.verdict import NOTHING_FROZEN, count_verdicts
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 FIRST_STEPS = 8  # that are watched by default
 MAX_WARNING = 600  # characters
 NO_FLAG = "no parameter has requires_grad=False, so nothing is frozen; freeze before the training, or give patterns"
-NO_STEP = "no step of an optimizer was seen, so nothing was watched"
 
 
 class AuditedTraining:
@@ -61,6 +60,7 @@ class AuditedTraining:
         self.open: ExitStack | None = None  # the audit that runs
         self.checks = False  # whether the last watched step is still to come
         self.why_unwatched = ""
+        self.no_step = ""  # what is said if no step is seen
 
     def forget(self) -> None:
         """Forget the training before; if an exception ended it that no callback was told of, its hooks are removed."""
@@ -77,6 +77,9 @@ class AuditedTraining:
         from torch.optim import Optimizer
 
         selection = None if self.frozen is None else select(model, self.frozen, buffers=self.buffers, words=FOR_AUDIT)
+        optimizers = list(optimizers)
+        names = listed([type(each).__name__ for each in optimizers]) or "an optimizer"
+        self.no_step = f"no step of {names} was seen, so nothing was watched; bits were compared at the end only"
         given = [each for each in optimizers if isinstance(each, Optimizer)]
         stack = ExitStack()
         try:
@@ -114,7 +117,7 @@ class AuditedTraining:
             self._refuse([each for each in self.report.problems if each not in said], f"after step {self.report.steps}")
         elif not self.report.steps and steps >= (self.until or FIRST_STEPS):
             self.checks = False
-            self._refuse([NO_STEP], f"after step {steps}")
+            self._refuse([self.no_step], f"after step {steps}")
 
     def _refuse(self, problems: list[str], when: str) -> None:
         """Raise UnsoundError, or warn of the problems, if there are any."""
@@ -127,6 +130,11 @@ class AuditedTraining:
             raise error
         self._warn(text)
 
+    def stop(self) -> None:
+        """Watch no more steps; what is done to the model until `end` is compared by digests."""
+        if self.open is not None and self.report is not None:
+            self.report.stop()
+
     def end(self, error: BaseException | None = None) -> None:
         """End the audit, and write `changes.csv`; without effect if none runs.
 
@@ -136,7 +144,7 @@ class AuditedTraining:
         if stack is None or self.report is None:
             return
         stack.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
-        self.problems = [*self.report.problems, *([] if self.report.steps else [NO_STEP])] if self.report.ended else []
+        self.problems = [*self.report.problems, *([] if self.report.steps else [self.no_step])] if self.report.ended else []
         if self.file and self.report.ended:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.file, csv_text(CHANGE_COLUMNS, self.report.rows))
@@ -148,7 +156,9 @@ class AuditedTraining:
         """
         if self.report is None:
             self.problems = [f"nothing was watched: {self.why_unwatched or 'the training made no step'}"]
-            if not self.strict:
+            if self.why_unwatched:  # which a warning has said when the training began
+                print_problems(self.problems)
+            elif not self.strict:
                 self._warn(self.problems[0])
         elif shows or self.problems:
             print_report(self.report, self.problems, "" if self.file is None else str(self.file))

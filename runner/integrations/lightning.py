@@ -71,6 +71,10 @@ class FreezeAudit(Callback):
         """Say what is wrong once the last watched step has been made."""
         self.training.after_step(trainer.global_step - self.steps_before)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch no more steps: other callbacks may still write to the model, and it is moved to the CPU."""
+        self.training.stop()
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the audit when all other callbacks have done what they do at the end, and say how it ended."""
         self.training.end()

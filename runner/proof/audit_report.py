@@ -63,6 +63,9 @@ class Watcher(Protocol):
     def pause(self) -> AbstractContextManager[None]:
         """Watch neither forward passes nor steps in the block."""
 
+    def stop(self) -> None:
+        """Watch no more steps, and keep a digest of each frozen tensor."""
+
     def finish(self) -> None:
         """Compare tensors for the last time, and fill the rows and notes of the report."""
 
@@ -172,6 +175,14 @@ class Report:
         """
         with self._require_watcher("paused").pause():
             yield
+
+    def stop(self) -> None:
+        """Watch no more steps: compare bits, and keep digests alone, as after the step `until`.
+
+        Call it after the last step if more is done to the model before the block is left, such as moving it to another
+        device, so that it is not taken for a cause. Raises RuntimeError if the audit has ended.
+        """
+        self._require_watcher("stop").stop()
 
     @property
     def frame(self) -> DataFrame:

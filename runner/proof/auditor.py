@@ -121,7 +121,7 @@ class Auditor:
         if is_capturing() or not self.optimizers.on_step_begin(optimizer):
             return None
         if (until := self.options.until) is not None and self.optimizers.step > until:
-            self.stop(until)
+            self.stop()
             return None
         if self.optimizers.has_raised:  # its last step may have written before it raised
             self.read_marks(optimizer)
@@ -174,8 +174,8 @@ class Auditor:
             for row in unexplained:
                 row.window.written_between |= not row.may_be_stepped
             self.tracer.watch([row for row in unexplained if row not in self.tracer.watched])
-        if until is not None and is_last:
-            self.stop(until)
+        if is_last:
+            self.stop()
         if found and self.options.raise_at_look:
             raise LeakError(found_changed(found, self.optimizers.last_step))
 
@@ -276,10 +276,10 @@ class Auditor:
         ]
         self.report.ended = True
 
-    def stop(self, until: int) -> None:
-        """Fill the report as of step `until`, the last one that is watched, and keep only digests of the frozen tensors."""
+    def stop(self) -> None:
+        """Fill the report as of the last step, and keep only digests of the frozen tensors."""
         self.finish()
-        declared, model = self.declared_tensors(), self.following.model
+        declared, model, until = self.declared_tensors(), self.following.model, self.optimizers.last_step
         self.close()
         self.report.ended = False
         self.report.watcher = DigestWatcher(model, self.report, until, as_selection=self.as_selection, declared=declared)

@@ -99,6 +99,9 @@ class DigestWatcher:
         """Do nothing in the block: no hook is left that would notice what it does."""
         return nullcontext()
 
+    def stop(self) -> None:
+        """Do nothing: no step is watched any more."""
+
     def finish(self) -> None:
         """Compare all frozen tensors with their digests, and complete the report."""
         self._compare(list(self.watched.values()))

@@ -330,6 +330,21 @@ def test_averaging_that_moves_frozen_weights_at_the_end_is_a_leak():
         fit(model, FreezeAudit(strict=True, until=2), Wrong(0.05, swa_epoch_start=1))
 
 
+def test_a_model_that_moves_to_another_device_at_the_end_keeps_the_cause_of_its_leak():
+    class Moves(Net):
+        def on_train_batch_start(self, batch, number):
+            self.backbone[3].requires_grad_(self.global_step >= 9)  # after the last step with a look
+
+        def on_train_end(self):
+            for each in self.parameters():
+                each.data = each.data.clone()  # as `cpu()` does with a model on a GPU
+
+    audit = FreezeAudit(["backbone.3"], until=None)
+    found = fit(Moves(frozen=False, all_in_optimizer=True), audit, limit_val_batches=0)  # a validation removes gradients
+    assert found["backbone.3.weight"] == "leaked gradient"
+    assert audit.report.looks == [1, 2, 4, 8, 12]
+
+
 # Several fits, resuming, evaluation, failures
 
 
@@ -451,11 +466,11 @@ def test_an_optimizer_whose_steps_cannot_be_seen_is_one_message_and_the_bits_are
         def configure_optimizers(self):
             return Unseen(self.head.parameters())
 
-    with pytest.warns(UserWarning, match="after step 8: no step of an optimizer was seen") as caught:
+    with pytest.warns(UserWarning, match="after step 8: no step of Unseen was seen") as caught:
         found = fit(WithUnseen(), FreezeAudit())
     assert len([each for each in caught if "FreezeAudit" in str(each.message)]) == 1
     assert parts(found) == HELD
-    with pytest.raises(UnsoundError, match="no step of an optimizer was seen"):
+    with pytest.raises(UnsoundError, match="no step of Unseen was seen"):
         fit(WithUnseen(), FreezeAudit(strict=True))
 
 
@@ -472,7 +487,7 @@ def test_after_a_step_was_compiled_no_step_is_seen_and_one_message_says_so():
     layer = nn.Linear(2, 2)
     layer(torch.ones(1, 2)).sum().backward()
     torch.compile(torch.optim.SGD(layer.parameters(), 0.1).step, backend="eager")()
-    with pytest.warns(UserWarning, match="after step 8: no step of an optimizer was seen") as caught:
+    with pytest.warns(UserWarning, match="after step 8: no step of AdamW was seen") as caught:
         found = fit(Net(), audit := FreezeAudit())
     assert len([each for each in caught if "FreezeAudit" in str(each.message)]) == 1
     assert parts(found) == HELD
