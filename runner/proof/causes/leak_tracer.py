@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 
 from runner.contract import LeakCause
 from runner.proof.causes.forward_hooks import ForwardHooks
+from runner.proof.causes.places import owners_of, places_of
 from runner.proof.causes.watched_tensor import WatchedTensor
-from runner.proof.following import Followed, owners_of, places_of
+from runner.proof.following import Followed
 from runner.tensors import copy_of, same_bits
 
 FindCauses = Callable[[Optimizer, Mapping[str, Tensor], bool], tuple[dict[str, LeakCause], str]]
