@@ -20,7 +20,7 @@ import runner
 from runner.config.build import locate
 from tests.conftest import ROOT
 
-ENTRY_POINTS = {"__main__", "hydra_callback", "truth_table", "hydra_plugins"}
+ENTRY_POINTS = {"__main__", "hydra_callback", "truth_table", "testing", "hydra_plugins"}
 # Packages and top-level modules. Each may import those of earlier rows, and from its own row only what SIDEWAYS allows.
 LAYERS: tuple[set[str], ...] = (
     {"errors", "contract", "tensors", "shards", "seeding", "tracing", "kept_state", "display"},
@@ -102,6 +102,7 @@ PRIVATE_NAMES = {
         "torch.optim.optimizer._global_optimizer_pre_hooks",
     },
     "runner/runs/job.py": {"torch._dynamo"},
+    "runner/testing/claims.py": {"_backward_hooks", "_forward_hooks", "_forward_pre_hooks"},
     "runner/training/pretrained/auto_classes.py": {"_model_mapping"},
     "runner/training/pretrained/checkpoint.py": {"_extra_state"},
     "runner/training/pretrained/loading.py": {"_metadata"},
@@ -289,7 +290,7 @@ def test_the_sweeper_plugin_imports_only_hydra_at_its_top():
 @pytest.mark.parametrize(
     "module",
     [
-        *("runner", "runner.__main__", "runner.hydra_callback", "runner.truth_table"),
+        *("runner", "runner.__main__", "runner.hydra_callback", "runner.truth_table", "runner.testing"),
         *("runner.runs.job", "runner.report.__main__", "runner.report.comparison", "runner.sweep.drive"),
     ],
 )
