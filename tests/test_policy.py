@@ -118,7 +118,7 @@ PRIVATE_NAMES = {
         "torch.utils._pytree.tree_map",
     },
 }
-FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "docs", ".ci")
+FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "examples", "docs", ".ci")
 TEXT_FILES = [
     path
     for path in chain(ROOT.glob("*.*"), *((ROOT / folder).rglob("*") for folder in FOLDERS))
