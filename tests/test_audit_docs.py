@@ -131,3 +131,18 @@ def test_an_optimizer_that_has_both_models_leaks_in_its_step(name, names, leaks)
     names[next(key for key in names if key.endswith("_optimizer"))] = sgd(first, second)
     with pytest.raises(LeakError, match=rf"{leaks}\.0\.weight \(gradient\)"):
         executed(example(name), **names)
+
+
+@pytest.mark.parametrize(("is_given", "cause"), [(True, "scheduler"), (False, "gradient")])
+def test_a_leak_by_a_scheduler_has_that_cause_if_the_audit_knows_the_rates_before_it(is_given, cause):
+    torch.manual_seed(0)
+    model = net(3, 2)
+    optimizer = torch.optim.SGD([{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2:].parameters()}], lr=0.1)
+    with audit(model, ["0"], optimizer if is_given else None) as report:
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=8)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(8, 3)).square().mean().backward()
+            optimizer.step()
+            scheduler.step()
+    assert {row["cause"] for row in report.rows if row["verdict"] == "leaked"} == {cause}
