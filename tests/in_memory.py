@@ -2,31 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import yaml
-from omegaconf import DictConfig, OmegaConf
-
-from runner.config.check import check
-from runner.config.compose import compose_config
-from runner.config.schema import CONF, Config
 from runner.experiment import Outcome, experiment
-
-
-@lru_cache(maxsize=1)
-def default_config() -> DictConfig:
-    """Return the config of `model=mlp batches=3`; cached, because composing takes longer than most runs of the tests."""
-    return compose_config("model=mlp", "batches=3")
-
-
-def config_with(*overrides: str) -> Config:
-    """Return `default_config` with `GROUP=CHOICE` and `KEY=VALUE` overrides, checked."""
-    config = OmegaConf.create(OmegaConf.to_container(default_config()))
-    for override in overrides:
-        key, value = override.split("=", 1)
-        file = CONF / key / f"{value}.yaml"
-        OmegaConf.update(config, key, OmegaConf.load(file) if file.is_file() else yaml.safe_load(value), merge=False)
-    return check(config)
+from runner.testing.in_memory import config_with as config_with
 
 
 def run_experiment(*overrides: str, on_step=lambda step: None) -> Outcome:

@@ -1,170 +1,173 @@
-"""Every method of `conf/method` leaks exactly under the traps of its `leaks_under` and undoes all its changes."""
+"""Every method of `conf/method` conforms, as `runner.testing.conforms` checks it; what breaks a claim does not."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
-
 import pytest
-import torch
+from omegaconf import OmegaConf
 
-from runner.config.build import build
+from runner.config.build import build, locate
 from runner.config.schema import CONF
-from runner.errors import SkippedError
-from runner.freezing.groups import by_role
-from runner.freezing.selection import select
-from runner.methods.base import TRAPS, Example, FreezingMethod
-from runner.proof.verdict import run_verdict
-from runner.training.models import MLP
+from runner.errors import ConfigError
+from runner.methods.base import TRAPS, FreezingMethod
+from runner.methods.exclude import Exclude
+from runner.methods.zero_grad import ZeroGrad
+from runner.testing import claims, conforms
 from tests.in_memory import run_experiment
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-MID_RUN = ("schedule=after", "schedule.step=3", "batches=6")
-# For each trap, overrides under which a method that falls into the trap leaks.
-OVERRIDES_OF_TRAPS = {
-    "any_step": (),
-    "weight_decay": ("optimizer.weight_decay=0.1",),
-    "optimizer_rule": ("optimizer=asgd",),
-    "optimizer_ignores_lr": ("optimizer=rprop",),
-    "scheduler": ("scheduler=one_cycle", "batches=5"),
-    "mid_run": MID_RUN,
-    "zeros_mid_run": (*MID_RUN, "zero_grad_to_none=false"),
-    "lbfgs_mid_run": (*MID_RUN, "optimizer=lbfgs", "groups=one"),
-    "scheduler_mid_run": (*MID_RUN, "scheduler=lambda", "optimizer.momentum=0"),
-}
 # Options with which a method leaks under fewer traps.
 VARIANTS = {"requires_grad": {"clean": True}, "zero_lr": {"guard": True}}
 
 
+def method_node(name: str) -> dict[str, object]:
+    """Return the content of `conf/method/NAME.yaml`, with values in place of interpolations."""
+    node = OmegaConf.create({"method": OmegaConf.load(CONF / "method" / f"{name}.yaml")})
+    return OmegaConf.to_container(node, resolve=True)["method"]
+
+
 def build_method(name: str) -> FreezingMethod:
     """Return the method of `conf/method/NAME.yaml` with its default options."""
-    from omegaconf import OmegaConf
-
-    node = OmegaConf.create({"method": OmegaConf.load(CONF / "method" / f"{name}.yaml")})
-    return build(OmegaConf.to_container(node, resolve=True)["method"], "method")
-
-
-def actual_verdict(*overrides: str) -> str:
-    """Return the verdict of a run, or `skipped`."""
-    try:
-        return run_verdict(run_experiment(*overrides).rows)
-    except SkippedError:
-        return "skipped"
-
-
-def expected_verdict(method: FreezingMethod, trap: str) -> str:
-    """Return the verdict that the method's `leaks_under` predicts for a trap."""
-    if trap == "lbfgs_mid_run" and type(method).groups is not FreezingMethod.groups:
-        return "skipped"  # the method needs a second group, and LBFGS accepts only one
-    return "leaked" if trap in method.leaks_under else "held"
-
-
-def model_state(model):
-    """Return the identity, flags and hooks of all tensors, and the identity, mode, attributes and hooks of all modules."""
-    return (
-        [(name, id(p), p.requires_grad, not p._backward_hooks) for name, p in model.named_parameters()],
-        [(name, id(b)) for name, b in model.named_buffers()],
-        {name: (id(m), m.training, sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in
-         model.named_modules()},
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_has_a_docstring_that_describes_it(method):
-    assert len(type(build_method(method)).__doc__.split()) > 5
+    return build(method_node(name), "method")
 
 
 def test_every_trap_has_overrides():
-    assert set(OVERRIDES_OF_TRAPS) == set(TRAPS)
-
-
-@pytest.mark.parametrize("trap", OVERRIDES_OF_TRAPS)
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_leaks_exactly_under_the_traps_of_its_leaks_under(method, trap):
-    actual = actual_verdict(f"method={method}", "freeze=backbone", *OVERRIDES_OF_TRAPS[trap])
-    assert actual == expected_verdict(build_method(method), trap)
-
-
-@pytest.mark.parametrize("trap", OVERRIDES_OF_TRAPS)
-@pytest.mark.parametrize("method", VARIANTS)
-def test_a_variant_of_a_method_leaks_under_fewer_traps_and_exactly_those_of_its_leaks_under(method, trap):
-    options = [f"method.{key}={str(value).lower()}" for key, value in VARIANTS[method].items()]
-    variant = type(build_method(method))(**VARIANTS[method])
-    assert variant.leaks_under < build_method(method).leaks_under
-    actual = actual_verdict(f"method={method}", *options, "freeze=head", *OVERRIDES_OF_TRAPS[trap])
-    assert actual == expected_verdict(variant, trap)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("freeze", ["backbone", "bias", "batchnorm", "all"])
-@pytest.mark.parametrize("buffers", ["live", "frozen"])
-def test_frozen_tensors_are_held_and_all_other_parameters_are_trained(method, freeze, buffers):
-    try:
-        result = run_experiment(f"method={method}", f"freeze={freeze}", f"freeze.buffers={buffers}")
-    except SkippedError:
-        assert freeze not in ("backbone", "all")  # every method works with a frozen prefix
-        return
-    parameters = [row for row in result.rows if row["kind"] == "parameter"]
-    expected = {"leaked"} if "any_step" in build_method(method).leaks_under else {"held", "returned"}
-    verdicts = {row["verdict"] for row in parameters if row["frozen"]}
-    assert verdicts
-    assert verdicts <= expected
-    assert {row["verdict"] for row in parameters if not row["frozen"]} == ({"trained"} if freeze != "all" else set())
-    frozen_buffers = [row for row in result.rows if row["kind"] == "buffer" and row["frozen"]]
-    assert {row["verdict"] for row in frozen_buffers} <= {"held"}
-    assert bool(frozen_buffers) == (buffers == "frozen" and freeze in ("backbone", "batchnorm", "all"))
-
-
-class HalfFrozen(MLP):
-    """An MLP whose builder froze its first layers."""
-
-    def __init__(self, **options: object) -> None:
-        super().__init__(**options)
-        for layer in (self.body, self.norm):
-            layer.requires_grad_(False)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_what_the_builder_froze_is_held_as_built_whatever_the_method_and_the_rest_is_trained(method):
-    model = f"model.build={{_target_: {__name__}.HalfFrozen, features: [8], width: 4, classes: 2}}"
-    options = ("model.input=[8]", "model.classes=2", "freeze.patterns=['@as_built']", "freeze.keep=[]")
-    result = run_experiment(model, *options, f"method={method}")
-    verdicts = {row["name"]: row["verdict"] for row in result.rows if row["kind"] == "parameter"}
-    frozen = {name for name, parameter in HalfFrozen(features=[8]).named_parameters() if not parameter.requires_grad}
-    assert {name for name, verdict in verdicts.items() if verdict in ("held", "returned")} == frozen
-    assert {verdict for name, verdict in verdicts.items() if name not in frozen} == {"trained"}
+    assert set(claims.OVERRIDES_OF_TRAPS) == set(TRAPS)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_closing_undo_restores_everything_that_a_method_changed(name):
-    model = MLP([8])
-    before = model_state(model)
+def test_a_method_conforms(name):
+    node = method_node(name)
+    conforms(locate(node.pop("_target_"), "method"), **node)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_of_a_method_conforms_and_leaks_under_fewer_traps(name):
     method = build_method(name)
-    method.example = Example(lambda model, batch: model(batch).sum(), torch.randn(4, 8))
-    selection = select(model, ["body", "norm"])
-    with ExitStack() as undo:
-        assert method.skip(model, selection) is None
-        prepared = method.prepare(model, selection, undo)
-        optimizer = torch.optim.SGD(method.groups(by_role(prepared, selection), selection), lr=0.1)
-        method.attach(optimizer, selection, undo)
-    assert model_state(model) == before
+    conforms(type(method), **VARIANTS[name])
+    assert type(method)(**VARIANTS[name]).leaks_under < method.leaks_under
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("freeze", ["backbone", "all"])
+def test_a_method_works_with_a_frozen_prefix(name, freeze):
+    assert run_experiment(f"method={name}", f"freeze={freeze}").rows
+
+
+class Undocumented(Exclude):
+    pass
+
+
+class ClaimsATrapThatDoesNotExist(Exclude):
+    """Keeps frozen parameters out of the optimizer, and claims to leak on Fridays."""
+
+    leaks_under = frozenset({"friday"})
+
+
+class ClaimsToLeak(Exclude):
+    """Keeps frozen parameters out of the optimizer, and claims to leak under a scheduler."""
+
+    leaks_under = frozenset({"scheduler"})
+
+
+class ClaimsToHold(ZeroGrad):
+    """Sets gradients of frozen parameters to zero, and claims that this always holds."""
+
+    leaks_under = frozenset()
+
+
+class ClaimsToLeakAtOnce(Exclude):
+    """Keeps frozen parameters out of the optimizer, and claims that they leak in every step."""
+
+    leaks_under = frozenset(TRAPS)
+
+
+class LeaksAsBuilt(FreezingMethod):
+    """Freezes nothing, and sets the flags that the builder set to False back to True."""
+
+    def prepare(self, model, selection, undo):
+        return model.requires_grad_(True)
+
+
+class LeavesTheFlags(FreezingMethod):
+    """Sets the flags of the frozen parameters to False, and never puts them back."""
+
+    def prepare(self, model, selection, undo):
+        for parameter in selection.parameters.values():
+            parameter.requires_grad_(False)
+        return model
+
+
+class ScalesTheOthers(Exclude):
+    """Keeps frozen parameters out of the optimizer, and halves the learning rate of all others."""
+
+    def groups(self, groups, selection):
+        return [{**group, "lr": 0.05} for group in super().groups(groups, selection)]
+
+
+class FreezesNothing(FreezingMethod):
+    """Finds a reason to skip every model that it is given, so that it never freezes."""
+
+    def skip(self, model, selection):
+        return "not today"
+
+
+class Raises(FreezingMethod):
+    """Has a bug in the stage in which the parameter groups are made."""
+
+    def groups(self, groups, selection):
+        return groups["frozen"]
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["adamw", *(pytest.param(name, marks=pytest.mark.long) for name in ("sgd", "rmsprop"))]
+    ("claim", "method", "sentence"),
+    [
+        (claims.known_traps, ClaimsATrapThatDoesNotExist, "Not among them: friday."),
+        (claims.traps, ClaimsToLeak, "scheduler (a scheduler that raises the learning rate of a group from 0"),
+        (claims.traps, ClaimsToHold, "expected held, was leaked: body.weight, frozen, leaked ("),
+        (claims.undone, LeavesTheFlags, "Not restored: body.bias, body.weight, norm.bias and norm.weight."),
+        (claims.same_bits, ScalesTheOthers, "Not with freeze=backbone optimizer=sgd."),
+        (claims.holds, ClaimsToLeakAtOnce, "freeze=backbone freeze.buffers=live: body.weight, frozen, held."),
+        (claims.as_built, LeaksAsBuilt, "body.weight, frozen, leaked (gradient)."),
+    ],
 )
-@pytest.mark.parametrize("freeze", ["head", "backbone", "bias", "batchnorm"])
-def test_all_methods_that_hold_train_the_other_parameters_to_the_same_bits(optimizer, freeze):
-    overrides = (f"freeze={freeze}", f"optimizer={optimizer}", "optimizer.weight_decay=0", "batches=4")
-    results = []
-    for method in METHODS:
-        with suppress(SkippedError):
-            results.append(run_experiment(f"method={method}", *overrides))
-    digests = [result.record["trained_digest"] for result in results if run_verdict(result.rows) == "held"]
-    assert len(set(digests)) == 1
-    assert len(digests) == len(results) - 1 >= len(METHODS) - (1 if freeze == "backbone" else 2)
+def test_a_claim_that_does_not_hold_is_told_with_what_is_against_it(claim, method, sentence):
+    path = f"{method.__module__}.{method.__qualname__}"
+    assert any(sentence in found for found in claim(claims.Candidate(method, {}, {"_target_": path})))
 
 
-@pytest.mark.parametrize("groups", ["one", "parameter"])
-def test_the_choice_of_groups_does_not_change_any_bit(groups):
-    default, other = (run_experiment("method=zero_lr", "freeze=bias", f"groups={cut}") for cut in ("role", groups))
-    assert default.record["trained_digest"] == other.record["trained_digest"]
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        (FreezesNothing, "under no other. It skips everything that was tried: .*not today"),
+        (Raises, "under no other. TypeError: list indices must be integers"),
+    ],
+)
+def test_what_does_not_conform_is_refused_with_its_claims(method, sentence):
+    with pytest.raises(AssertionError, match=sentence) as caught:
+        conforms(method)
+    assert str(caught.value).startswith(f"{method.__module__}.{method.__name__} does not conform:\n")
+
+
+def test_only_the_claims_that_do_not_hold_are_told():
+    with pytest.raises(AssertionError) as caught:
+        conforms(Undocumented)
+    (told,) = str(caught.value).splitlines()[1:]
+    assert told == "  Its docstring says what it does. Undocumented has no docstring of more than five words."
+
+
+def test_the_error_of_a_method_is_the_cause_of_the_assertion():
+    with pytest.raises(AssertionError) as caught:
+        conforms(Raises)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_what_a_config_cannot_name_is_refused():
+    class Local(Exclude):
+        """Keeps frozen parameters out of the optimizer, within a function."""
+
+    with pytest.raises(ConfigError, match="define the class at the top of a module"):
+        conforms(Local)
+    with pytest.raises(ConfigError, match="a Exclude given; give a subclass of FreezingMethod"):
+        conforms(Exclude())
+    with pytest.raises(ConfigError, match="dict given"):
+        conforms(dict)

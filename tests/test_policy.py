@@ -20,7 +20,7 @@ import runner
 from runner.config.build import locate
 from tests.conftest import ROOT
 
-ENTRY_POINTS = {"__main__", "hydra_callback", "truth_table", "hydra_plugins", "integrations"}
+ENTRY_POINTS = {"__main__", "hydra_callback", "truth_table", "testing", "hydra_plugins", "integrations"}
 # Packages and top-level modules. Each may import those of earlier rows, and from its own row only what SIDEWAYS allows.
 LAYERS: tuple[set[str], ...] = (
     {"errors", "contract", "tensors", "shards", "seeding", "tracing", "kept_state", "display"},
@@ -106,6 +106,7 @@ PRIVATE_NAMES = {
         "torch.optim.optimizer._global_optimizer_pre_hooks",
     },
     "runner/runs/job.py": {"torch._dynamo"},
+    "runner/testing/claims.py": {"_backward_hooks", "_forward_hooks", "_forward_pre_hooks"},
     "runner/training/pretrained/auto_classes.py": {"_model_mapping"},
     "runner/training/pretrained/checkpoint.py": {"_extra_state"},
     "runner/training/pretrained/loading.py": {"_metadata"},
@@ -121,7 +122,7 @@ PRIVATE_NAMES = {
         "torch.utils._pytree.tree_map",
     },
 }
-FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "docs", ".ci")
+FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "examples", "docs", ".ci")
 TEXT_FILES = [
     path
     for path in chain(ROOT.glob("*.*"), *((ROOT / folder).rglob("*") for folder in FOLDERS))
@@ -293,7 +294,7 @@ def test_the_sweeper_plugin_imports_only_hydra_at_its_top():
 @pytest.mark.parametrize(
     "module",
     [
-        *("runner", "runner.__main__", "runner.hydra_callback", "runner.truth_table"),
+        *("runner", "runner.__main__", "runner.hydra_callback", "runner.truth_table", "runner.testing"),
         *("runner.runs.job", "runner.report.__main__", "runner.report.comparison", "runner.sweep.drive"),
     ],
 )

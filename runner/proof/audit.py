@@ -58,7 +58,7 @@ def audit(
             something was found to write to frozen tensors between two steps. `torch.compile` warns of the hooks.
     """
     optimizers = _check_arguments(optimizer, {"every": every, "until": until})
-    ranks = ranks_of(module := _as_module(model))
+    ranks = ranks_of(module := as_module(model))
     options = AuditOptions(every=every, until=until, raise_at_look=raise_at_look and not ranks, watch_forward=watch_forward)
     auditor = _begin(module, frozen, optimizers, options, buffers=buffers, before=before)
     report = auditor.report
@@ -125,7 +125,7 @@ def _watching(auditor: Auditor, optimizers: list[Optimizer], ranks: Ranks | None
             ranks.complete(report, report.watcher.finish)
 
 
-def _as_module(model: Any) -> nn.Module:
+def as_module(model: Any) -> nn.Module:
     """Return `model`, or, if it is a mapping of modules, one module that contains them. Raises ConfigError for others."""
     if isinstance(model, nn.Module):
         return model

@@ -1,0 +1,34 @@
+"""Train a new head on a frozen backbone, with Accelerate."""
+
+from collections import OrderedDict
+
+import torch
+from accelerate import Accelerator
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from runner import audit
+
+torch.manual_seed(0)
+digits = load_digits()
+data = TensorDataset(torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target))
+
+backbone = nn.Sequential(nn.Linear(64, 128), nn.ReLU())  # stands for a pretrained one
+model = nn.Sequential(OrderedDict(backbone=backbone, head=nn.Linear(128, 10)))
+model.backbone.requires_grad_(False)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+accelerator = Accelerator()
+model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data, batch_size=64, shuffle=True))
+
+with audit(accelerator.unwrap_model(model), ["backbone"]) as report:
+    for epoch in range(2):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(images), labels)
+            accelerator.backward(loss)
+            optimizer.step()
+        accelerator.print(f"epoch {epoch}: loss {loss:.3f}")
+
+accelerator.print(report)
