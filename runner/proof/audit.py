@@ -57,7 +57,7 @@ def audit(
             tensors between two steps. `torch.compile` warns of the hooks that this takes.
     """
     optimizers = _check_arguments(optimizer, {"every": every, "until": until})
-    ranks = ranks_of(module := _as_module(model))
+    ranks = ranks_of(module := as_module(model))
     options = AuditOptions(every=every, until=until, raise_at_look=raise_at_look and not ranks, watch_forward=watch_forward)
     auditor = _begin(module, frozen, optimizers, options, buffers=buffers, before=before)
     report = auditor.report
@@ -83,7 +83,7 @@ def _begin(
     report = Report(is_empty=frozen is None)
 
     def as_selection(frozen: Frozen | None) -> Selection:
-        selection = _as_selection(module, frozen, buffers)
+        selection = selection_of(module, frozen, buffers)
         report.notes += selection.notes if selection is not frozen else ()
         return selection
 
@@ -123,7 +123,7 @@ def _watching(auditor: Auditor, optimizers: list[Optimizer], ranks: Ranks | None
             ranks.complete(report, report.watcher.finish)
 
 
-def _as_module(model: Any) -> nn.Module:
+def as_module(model: Any) -> nn.Module:
     """Return `model`, or, if it is a mapping of modules, one module that contains them. Raises ConfigError for others."""
     if isinstance(model, nn.Module):
         return model
@@ -157,10 +157,11 @@ def _check_arguments(optimizer: Any, numbers: Mapping[str, Any]) -> list[Optimiz
     return optimizers
 
 
-def _as_selection(model: nn.Module, frozen: Any, buffers: str) -> Selection:
+def selection_of(model: nn.Module, frozen: Any, buffers: str, **trial: Any) -> Selection:
     """Return `frozen`, or what its patterns match in the model, or, if it is None, what the flags say, as a Selection.
 
-    Raises ConfigError if it is none of these, and for bad patterns.
+    `trial`: the `batch` and the `task` by which `select` finds the head, if they are known. Raises ConfigError
+    if `frozen` is none of these, and for bad patterns.
     """
     if frozen is None:
         return select_by_flags(model, buffers)
@@ -169,4 +170,4 @@ def _as_selection(model: nn.Module, frozen: Any, buffers: str) -> Selection:
     if not isinstance(frozen, (list, tuple, set)) or not all(isinstance(pattern, str) for pattern in frozen):
         given = repr(frozen) if isinstance(frozen, (str, list, tuple)) else f"a {type(frozen).__name__}"
         raise ConfigError(f"frozen is {given}; give a list of patterns, a Selection or None")
-    return select(model, list(frozen), buffers=buffers, words=FOR_AUDIT)
+    return select(model, list(frozen), buffers=buffers, words=FOR_AUDIT, **trial)
