@@ -10,13 +10,14 @@ import runner
 
 MODULE_OF = {
     "audit": "runner.proof.audit",
+    "foresee": "runner.foresight.foresee",
     "select": "runner.freezing.selection",
     "run": "runner.runs.job",
     "FreezingMethod": "runner.methods.base",
 }
 
 
-def test_there_are_exactly_these_four_public_names():
+def test_there_are_exactly_these_public_names():
     assert set(runner.__all__) == set(MODULE_OF)
 
 
@@ -29,9 +30,10 @@ def test_a_public_name_is_the_object_of_its_module_and_has_a_docstring(name, mod
 
 
 def test_the_public_names_can_be_imported_together():
-    from runner import FreezingMethod, audit, run, select
+    from runner import FreezingMethod, audit, foresee, run, select
 
-    assert [each.__name__ for each in (FreezingMethod, audit, run, select)] == ["FreezingMethod", "audit", "run", "select"]
+    names = [each.__name__ for each in (FreezingMethod, audit, foresee, run, select)]
+    assert names == ["FreezingMethod", "audit", "foresee", "run", "select"]
 
 
 def test_the_error_for_an_unknown_attribute_lists_the_public_names():

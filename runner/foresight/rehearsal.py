@@ -126,8 +126,9 @@ def run_phase(
     """Simulate the steps of one phase; return {step number: {parameter group name: learning rate}}.
 
     The first steps, those in `full_steps` or else FULL_STEPS of them, are carried out by `train_steps`. For the other steps
-    only the scheduler is called, to record the learning rates. Then one more training step follows, in which each parameter
-    group has the highest of its recorded rates: a tensor that changes at a lower rate also changes at this one.
+    only the scheduler is called, to record the learning rates. Then up to two more training steps follow, in which each
+    parameter group has the highest of its recorded rates: a tensor that changes at a lower rate also changes at this one.
+    There are two because some optimizers use a rate one step later than it is set (ASGD).
     Closing `restore_lrs` sets the rates back. It stays open at first, so that the audit can repeat the last step to find why
     a frozen tensor changed.
     """
@@ -144,7 +145,7 @@ def run_phase(
             name = name_of_group(position, group)
             restore_lrs.callback(group.__setitem__, "lr", group["lr"])
             group["lr"] = max(lrs[number][name] for number in other_steps)
-    for _ in train_steps(other_steps[-1:]):
+    for _ in train_steps(other_steps[-2:]):
         pass
     return lrs
 
