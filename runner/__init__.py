@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runner.cost.price import price as price
+    from runner.foresight.foresee import foresee as foresee
     from runner.freezing.selection import select as select
     from runner.methods.base import FreezingMethod as FreezingMethod
     from runner.proof.audit import audit as audit
     from runner.runs.job import run as run
 
 __version__ = "0.1.0"
-__all__ = ["FreezingMethod", "audit", "price", "run", "select"]
+__all__ = ["FreezingMethod", "audit", "foresee", "price", "run", "select"]
 
 _MODULE_OF = {
     "FreezingMethod": "runner.methods.base",
     "audit": "runner.proof.audit",
+    "foresee": "runner.foresight.foresee",
     "price": "runner.cost.price",
     "run": "runner.runs.job",
     "select": "runner.freezing.selection",

@@ -7,7 +7,9 @@ import reprlib
 import sysconfig
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from traceback import walk_tb
+from linecache import getline
+from traceback import walk_stack, walk_tb
+from types import CodeType
 from typing import Any
 
 _OWN_FOLDERS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, sysconfig.get_path("stdlib") + os.sep)
@@ -45,11 +47,28 @@ def place_in_user_code(error: BaseException) -> str:
     places = [(frame.f_code.co_filename, line) for frame, line in frames]
     if isinstance(error, SyntaxError) and error.filename:
         places.insert(0, (error.filename, error.lineno or 1))
-    for file, line in places:
-        path = os.path.abspath(file)
-        if os.path.isfile(path) and not path.startswith(_OWN_FOLDERS) and not _LIBRARY_FOLDERS & set(path.split(os.sep)):
-            return f"{os.path.basename(file)}, line {line}"
+    return next((f"{os.path.basename(file)}, line {line}" for file, line in places if _is_users(file)), "")
+
+
+def line_in_user_code(until: CodeType) -> str:
+    """Return the line of the user's own code that runs now, such as `mine.py, line 3: y = self.body(x)`; "" without one.
+
+    It is the innermost line that is neither in this package nor in an installed library. `until`: the code of a running
+    function; the lines outside of it are not looked at.
+    """
+    for frame, line in walk_stack(None):
+        if frame.f_code is until:
+            break
+        if _is_users(file := frame.f_code.co_filename):
+            return f"{os.path.basename(file)}, line {line}: {getline(file, line).strip()}"
     return ""
+
+
+def _is_users(file: str) -> bool:
+    """Return whether a file exists that is neither in this package nor in an installed library."""
+    path = os.path.abspath(file)
+    is_elsewhere = not path.startswith(_OWN_FOLDERS) and not _LIBRARY_FOLDERS & set(path.split(os.sep))
+    return is_elsewhere and os.path.isfile(path)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -1,11 +1,15 @@
-"""Run a model and leave no trace: each module's mode, and the bits of every parameter and buffer, come back."""
+"""Run a model and leave no trace: modes, the bits of all tensors, and what an optimizer or a scheduler holds come back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from runner.tensors import copy_of, names_and_tensors, same_bits
@@ -85,3 +89,67 @@ def _restore_values(tensor: Tensor, memory: Tensor, copied: Tensor) -> bool:
     if is_written:
         tensor.data.copy_(copied)
     return is_written or is_moved
+
+
+@contextmanager
+def gradients_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """On leaving the block, give these tensors the gradients that they have now; in the block they have copies of them."""
+    gradients = [(tensor, tensor.grad) for tensor in tensors]
+    try:
+        for tensor, gradient in gradients:
+            tensor.grad = None if gradient is None else gradient.detach().clone()
+        yield
+    finally:
+        for tensor, gradient in gradients:
+            tensor.grad = gradient
+
+
+@contextmanager
+def contents_kept(*objects: Any, besides: Iterable[Any] = ()) -> Iterator[None]:
+    """On leaving the block, give objects such as an optimizer or a scheduler back what they hold now.
+
+    That is every attribute and every entry of a dict, list, set or deque in them, and in the objects in these, and so on;
+    the bits of each tensor, and the state of each generator of torch. Each object and tensor remains the same one. Not
+    looked into are `besides`, classes, functions (as far as they are no methods) and what has no `__dict__`.
+    """
+    seen = {id(each): each for each in besides}  # the objects too, so that no id is used again
+    with ExitStack() as undo:
+        waiting = deque(objects)
+        while waiting:
+            value = waiting.popleft()
+            if id(value) not in seen:
+                seen[id(value)] = value
+                waiting += _keep(value, undo.callback)
+        yield
+
+
+def _keep(value: Any, at_the_end: Callable[[Callable[[], Any]], Any]) -> Iterable[Any]:
+    """Call `at_the_end` with what gives an object its contents back, and return the objects in it."""
+    if isinstance(value, Tensor):
+        at_the_end(partial(_restore_values, value, value.detach(), copy_of(value)))
+        return ()
+    if isinstance(value, torch.Generator):
+        at_the_end(partial(value.set_state, value.get_state()))
+        return ()
+    if isinstance(value, (type, ModuleType, FunctionType, BuiltinFunctionType, str, bytes, int, float, complex)):
+        return ()
+    if isinstance(value, (dict, list, set, deque)):
+        contents = list(value.items() if isinstance(value, dict) else value)
+        at_the_end(partial(_restore_contents, value, contents))
+        held = [each for pair in contents for each in pair] if isinstance(value, dict) else contents
+    else:
+        held = list(value) if isinstance(value, (tuple, frozenset)) else []
+    owner, attributes = getattr(value, "__self__", None), getattr(value, "__dict__", None)
+    return [*held, *([owner] if owner is not None else []), *([attributes] if isinstance(attributes, dict) else [])]
+
+
+def _restore_contents(container: Any, contents: list[Any]) -> None:
+    """Give a dict, list, set or deque its contents back, in their order, unless it still has the same objects."""
+    now = list(container.items() if isinstance(container, dict) else container)
+    if isinstance(container, dict):
+        is_same = [(id(key), id(each)) for key, each in now] == [(id(key), id(each)) for key, each in contents]
+    else:
+        is_same = list(map(id, now)) == list(map(id, contents))
+    if not is_same:
+        container.clear()
+        container.extend(contents) if isinstance(container, (list, deque)) else container.update(contents)

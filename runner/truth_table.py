@@ -116,12 +116,12 @@ def run_case(case: Case) -> CaseResult:
     """
     from runner.assemble.setup import assembled
     from runner.experiment import experiment
-    from runner.foresight.plan import foresee
+    from runner.foresight.plan import foresee_run
 
     config = config_of(case)
     try:
         with assembled(config) as setup:
-            rehearsal = foresee(setup)
+            rehearsal = foresee_run(setup)
         outcome = experiment(config)
     except SkippedError as skipped:
         return CaseResult("skipped", reason=str(skipped))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from runner.kept_state import in_eval_mode, state_kept
-from runner.tensors import same_bits
+from runner.kept_state import contents_kept, gradients_kept, in_eval_mode, state_kept
+from runner.tensors import leaves_in, same_bits
 
 
 class Net(nn.Module):
@@ -184,3 +187,111 @@ def test_copies_that_are_given_are_used_in_place_of_new_ones():
     with state_kept(model, {"no such name": weight}), torch.no_grad():
         model.weight += 1
     assert torch.equal(model.weight, weight)
+
+
+# What an optimizer, a scheduler and the like hold
+
+
+class Counter:
+    """An object with all kinds of contents, as third-party optimizers and schedulers have them."""
+
+    def __init__(self):
+        self.number, self.tensor, self.cells = 0, torch.zeros(3), [torch.ones(2), {"inner": [1]}]
+        self.generator = torch.Generator().manual_seed(3)
+        self.last, self.seen, self.pair = deque([1], maxlen=2), {1}, (torch.ones(1), {})
+        self.bound = {"step": self.count}
+
+    def count(self):
+        self.number += 1
+
+
+def change_and_raise(counter):
+    change_all(counter)
+    raise KeyError
+
+
+def change_all(counter):
+    counter.bound.pop("step")()
+    counter.tensor += torch.rand(3, generator=counter.generator)
+    counter.cells[0], counter.cells[1]["inner"] = torch.rand(2), []
+    counter.last.append(5)
+    counter.seen.add(2)
+    counter.pair[0].zero_()
+    counter.pair[1]["new"] = counter.new = 7
+
+
+def test_whatever_an_object_holds_comes_back_in_the_same_objects():
+    counter = Counter()
+    held, tensor, inner = dict(vars(counter)), counter.tensor, counter.cells[1]["inner"]
+    first, next_number = counter.cells[0], torch.rand(1, generator=torch.Generator().manual_seed(3))
+    with contents_kept(counter):
+        change_all(counter)
+        assert counter.number == 1
+    assert vars(counter) == held
+    assert counter.tensor is tensor
+    assert not tensor.any()
+    assert counter.cells[0] is first
+    assert counter.cells[1]["inner"] is inner
+    assert (inner, list(counter.last), counter.seen, counter.pair[1]) == ([1], [1], {1}, {})
+    assert counter.pair[0].item() == 1
+    assert torch.equal(torch.rand(1, generator=counter.generator), next_number)
+    assert list(counter.bound) == ["step"]
+
+
+def test_what_is_kept_besides_is_not_looked_into():
+    counter = Counter()
+    with contents_kept(counter, besides=[counter.cells]):
+        change_all(counter)
+    assert counter.cells[1]["inner"] == []
+    assert not counter.tensor.any()
+
+
+def test_contents_come_back_after_an_exception():
+    counter = Counter()
+    with pytest.raises(KeyError), contents_kept(counter):
+        change_and_raise(counter)
+    assert (counter.number, list(counter.last)) == (0, [1])
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.LBFGS, torch.optim.Rprop])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_the_state_of_an_optimizer_and_its_scheduler_comes_back_bit_by_bit(optimizer_class, steps_before):
+    model = nn.Linear(3, 2)
+    optimizer = optimizer_class(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+
+    def step():
+        def closure():
+            optimizer.zero_grad()
+            loss = model(torch.ones(4, 3)).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        scheduler.step()
+
+    for _ in range(steps_before):
+        step()
+    before, attributes = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict())), set(vars(optimizer))
+    state = {key: dict(value) for key, value in optimizer.state.items()}
+    with contents_kept(optimizer, scheduler, besides=model.parameters()), state_kept(model):
+        step()
+        step()
+    now = optimizer.state_dict(), scheduler.state_dict()
+    for old, new in zip(leaves_in(before), leaves_in(now), strict=True):
+        assert same_bits(old, new) if isinstance(old, torch.Tensor) else old == new
+    assert set(vars(optimizer)) == attributes
+    assert optimizer.state.keys() == state.keys()
+    assert all(optimizer.state[key][name] is each for key, value in state.items() for name, each in value.items())
+
+
+def test_gradients_come_back_though_backward_adds_to_them():
+    model, bare = nn.Linear(3, 2), nn.Linear(3, 2)
+    model.weight.grad = torch.ones(2, 3)
+    gradient = model.weight.grad
+    with gradients_kept([*model.parameters(), *bare.parameters()]):
+        (model(torch.ones(1, 3)) + bare(torch.ones(1, 3))).sum().backward()
+        model.weight.grad.zero_()
+    assert model.weight.grad is gradient
+    assert gradient.eq(1).all()
+    assert [each.grad for each in (model.bias, *bare.parameters())] == [None, None, None]

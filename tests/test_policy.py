@@ -81,7 +81,7 @@ PRIVATE_NAMES = {
     "runner/cost/formulas.py": {"_c10d_functional", "_for_cpu", "_v2", "_x2"},
     "runner/cost/flops.py": {"torch._subclasses.fake_tensor.FakeTensorMode"},
     "runner/foresight/effects.py": {"_backward_hooks", "_post_accumulate_grad_hooks"},
-    "runner/foresight/rehearsal.py": {"_buffers", "_parameters"},
+    "runner/foresight/stand_in.py": {"_buffers", "_parameters"},
     "runner/freezing/matching.py": {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_modules", "_orig_mod"},
     "runner/freezing/trial/graph.py": {"_input_metadata"},
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},

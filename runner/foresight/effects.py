@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.proof.causes.gradients import gradient_kind
-from runner.proof.changes import snapshot
+from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import preserve_random_state
 from runner.tensors import same_bits, tensor_entries, tensor_resolver
 from runner.training.loop import Task
@@ -43,16 +43,21 @@ def effect_of_batch(model: nn.Module, parameters: Sequence[Tensor], task: Task, 
     def forward_backward() -> None:
         before = snapshot(model)
         loss = task(model, batch)
-        resolve = tensor_resolver(tensor_entries(model))
-        for name, entry in before.entries.items():
-            after = resolve(entry)
-            if after is None or not same_bits(before.values[name], after):
-                written.add(name)
+        written.update(names_changed(before, model))
         if loss.requires_grad:
             loss.backward()
 
     gradients = _gradient_effects(parameters, forward_backward)
     return Effect(gradients, frozenset(written))
+
+
+def names_changed(before: Snapshot, model: nn.Module) -> Iterator[str]:
+    """Yield the names of the tensors in `before` that have other bits now, or are no longer in the model."""
+    resolve = tensor_resolver(tensor_entries(model))
+    for name, entry in before.entries.items():
+        after = resolve(entry)
+        if after is None or not same_bits(before.values[name], after):
+            yield name
 
 
 def effect_of_flags(parameters: Sequence[Tensor]) -> Effect:

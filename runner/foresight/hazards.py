@@ -1,4 +1,4 @@
-"""Turn a rehearsal (a simulated training on a small stand-in for the model) into sentences that warn the user.
+"""Turn a rehearsal into hazards: what would go wrong in a training, why, and in a sentence.
 
 A frozen tensor leaks if the training changes it all the same. A trainable parameter is idle if it never changes.
 """
@@ -6,8 +6,11 @@ A frozen tensor leaks if the training changes it all the same. A trainable param
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Literal
 
-from runner.contract import Row
+from runner.contract import Cause, Row
 from runner.errors import listed
 from runner.foresight.rehearsal import Rehearsal
 
@@ -15,54 +18,90 @@ CAUSES_WITHOUT_BATCH = ("scheduler", "optimizer_ignores_lr", "weight_decay", "op
 """The causes of a change in frozen tensors that can be predicted without running a batch through the model."""
 
 
-def leak_warnings(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequence[str] = ()) -> list[str]:
-    """Return sentences that say which frozen tensors would leak (change all the same) and why.
+@dataclass(frozen=True)
+class Hazard:
+    """Something that would go wrong in a training.
 
-    There is one sentence for each pair of cause and parameter group. `rehearsal`: the predictions. `method`, `optimizer`:
-    the names that the sentences use. `causes`: if not empty, only leaks with one of these causes are reported.
+    Attributes:
+        verdict: `leaked` (frozen tensors would change), `idle` (trainable parameters would not), `drifted` (buffers of
+            modules with frozen parameters would change), or `unknown` (it cannot be foreseen; the sentence says why).
+        names: the names of these tensors in the model; none if the hazard is about no tensor of the model.
+        cause: why, in the words of the column `cause` of `changes.csv`.
+        sentence: what would happen, for a person.
+        line: what to change: a line of Python to add, in which `model` and `optimizer` are what was given, or a line of the
+            user's own as `FILE, line N: TEXT`. "" if none is known.
     """
-    rows_of: dict[tuple[str, str], list[Row]] = {}
+
+    verdict: Literal["leaked", "idle", "drifted", "unknown"]
+    names: tuple[str, ...]
+    cause: Cause
+    sentence: str
+    line: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.sentence}; change: {self.line}" if self.line else self.sentence
+
+
+def leak_hazards(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequence[str] = ()) -> list[Hazard]:
+    """Return which frozen tensors would leak (change all the same) and why: a hazard for each pair of cause and group.
+
+    `rehearsal`: the predictions. `method`, `optimizer`: the names that the sentences use. `causes`: if not empty, only leaks
+    with one of these causes are reported.
+    """
+    rows_of: dict[tuple[Cause, str], list[Row]] = {}
     for row in rehearsal.rows:
         if row["verdict"] == "leaked" and (not causes or any(cause in causes for cause in row["cause"].split("|"))):
             rows_of.setdefault((row["cause"], row["group"]), []).append(row)
-    sentences = []
+    hazards = []
     for (cause, group), rows in rows_of.items():
+        names = tuple(row["name"] for row in rows)
         reason = _describe_cause(cause, group, rehearsal, method=method, optimizer=optimizer)
-        sentences.append(f"{reason}: {listed([row['name'] for row in rows], most=2)} would leak")
-    return sentences
+        hazards.append(Hazard("leaked", names, cause, f"{reason}: {listed(names, most=2)} would leak"))
+    return hazards
 
 
-def buffer_warnings(rehearsal: Rehearsal, frozen: Sequence[str], owners: Mapping[str, str]) -> list[str]:
-    """Return sentences that say which modules with frozen parameters would still change their buffers, as BatchNorm does.
+def buffer_hazards(
+    rehearsal: Rehearsal, frozen: Sequence[str], owners: Mapping[str, str], remedy: str = "freeze.buffers=frozen"
+) -> list[Hazard]:
+    """Return which modules with frozen parameters would change their buffers, as BatchNorm does: a hazard for each class.
 
-    There is one sentence for each module class. `rehearsal`: the predictions. `frozen`: names of the frozen parameters.
-    `owners`: {name of a parameter or buffer: name of its module}.
+    `rehearsal`: the predictions. `frozen`: names of the frozen parameters. `owners`: {name of a parameter or buffer: name of
+    its module}. `remedy`: what keeps the buffers as they are.
     """
     frozen_owners = {owners[name] for name in frozen}
-    modules_of_type: dict[str, set[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for row in rehearsal.rows:
         if row["verdict"] == "drifted" and owners[row["name"]] in frozen_owners:
-            modules_of_type.setdefault(row["module_type"], set()).add(owners[row["name"]])
-    return [
-        f"buffers of {module_type} {listed(sorted(modules), most=2)} will change (normal; freeze.buffers=frozen stops it)"
-        for module_type, modules in modules_of_type.items()
-    ]
+            names_of.setdefault(row["module_type"], []).append(row["name"])
+    hazards = []
+    for module_type, names in names_of.items():
+        modules = listed(sorted({owners[name] for name in names}), most=2)
+        sentence = f"buffers of {module_type} {modules} will change (normal; {remedy} stops it)"
+        hazards.append(Hazard("drifted", tuple(names), "forward_write", sentence))
+    return hazards
 
 
-def idle_warnings(rehearsal: Rehearsal) -> list[str]:
-    """Return sentences that say which trainable parameters the training would never change; one sentence for each cause."""
+def idle_hazards(rehearsal: Rehearsal, reasons: Mapping[str, str] | None = None) -> list[Hazard]:
+    """Return which trainable parameters the training would never change: a hazard for each reason.
+
+    `reasons`: {name: why its parameter is idle, a clause}, where more is known than the cause.
+    """
     descriptions = {
         "not_in_optimizer": "in no group of the optimizer",
         "no_gradient": "without a gradient",
         "zero_gradient": "all gradients are 0",
         "lr_zero": "the learning rate is 0",
+        "rounded_away": "every update is rounded away",
+        "unknown": "why is not known",
     }
-    names_of: dict[str, list[str]] = {}
+    names_of: dict[tuple[Cause, str], list[str]] = {}
     for row in rehearsal.rows:
         if row["verdict"] == "idle":
-            names_of.setdefault(row["cause"], []).append(row["name"])
+            reason = (reasons or {}).get(row["name"], descriptions.get(row["cause"], row["cause"]))
+            names_of.setdefault((row["cause"], reason), []).append(row["name"])
     return [
-        f"{listed(names, most=2)} would stay idle: {descriptions.get(cause, cause)}" for cause, names in names_of.items()
+        Hazard("idle", tuple(names), cause, f"{listed(names, most=2)} would stay idle: {reason}")
+        for (cause, reason), names in names_of.items()
     ]
 
 
@@ -73,11 +112,11 @@ def _describe_cause(cause: str, group: str, rehearsal: Rehearsal, method: str, o
     `scheduler`, the clause gives the group's highest learning rate while frozen and the step at which it is reached.
     """
     if cause == "scheduler":
-        lrs, first = rehearsal.lrs, rehearsal.phases[-1].first
-        step = max((number for number in lrs if number >= first), key=lambda number: lrs[number][group])
+        lrs = {step: rates.get(group, nan) for step, rates in rehearsal.lrs.items() if step >= rehearsal.first}
+        step = max(lrs, key=lambda number: lrs[number])
         return (
             f"{method} with {type(rehearsal.scheduler).__name__}: the learning rate of the group {group} becomes "
-            f"{lrs[step][group]:.3g} at step {step}"
+            f"{lrs[step]:.3g} at step {step}"
         )
     return {
         "optimizer_ignores_lr": f"{optimizer} updates at lr 0",
@@ -87,4 +126,7 @@ def _describe_cause(cause: str, group: str, rehearsal: Rehearsal, method: str, o
         "optimizer_rule": f"{optimizer} updates at gradient 0, without weight decay or state",
         "gradient": f"{method} leaves gradients for {optimizer}",
         "forward_write": "the forward pass writes to frozen tensors",
+        "outside_write": "code outside of the model and the optimizer writes to frozen tensors",
+        "shared_tensor": f"frozen tensors share memory with parameters that {optimizer} updates",
+        "unknown": "why is not known",
     }.get(cause, cause)

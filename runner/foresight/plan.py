@@ -19,7 +19,7 @@ from runner.display.units import bytes_text
 from runner.errors import ConfigError, SkippedError
 from runner.foresight.costs import COLUMNS, plan_costs
 from runner.foresight.effects import effect_of_batch
-from runner.foresight.hazards import buffer_warnings, idle_warnings, leak_warnings
+from runner.foresight.hazards import buffer_hazards, idle_hazards, leak_hazards
 from runner.foresight.parameters import parameter_table, planned_parameters
 from runner.foresight.rehearsal import Rehearsal
 from runner.foresight.warnings import method_and_optimizer_names, rehearse_phases
@@ -29,7 +29,7 @@ from runner.seeding import pick_device
 MODEL_COPIES = 3  # that foreseeing hazards holds at once: the model, its values as built, and their gradients
 
 
-def foresee(setup: Setup) -> Rehearsal:
+def foresee_run(setup: Setup) -> Rehearsal:
     """Predict which tensors the training would change, and return the predictions.
 
     A phase is a span of steps with the same frozen layers. The model processes the first batch once in each phase; then all
@@ -94,18 +94,18 @@ def what_is_planned(config: Config, note: Note, console: Console) -> tuple[list[
 def hazard_texts(setup: Setup) -> Iterator[Text]:
     """Yield a text for each hazard that is foreseen, or one that says that there is none."""
     try:
-        rehearsal = foresee(setup)
+        rehearsal = foresee_run(setup)
     except SkippedError as skipped:  # the optimizer refused the stand-in's parameters
         yield Text(f"hazards cannot be foreseen: {skipped}")
         return
     owners = {name: entry.owner for name, entry in setup.before.entries.items()}
     hazards = [
-        *leak_warnings(rehearsal, *method_and_optimizer_names(setup)),
-        *buffer_warnings(rehearsal, list(setup.selection.parameters), owners),
-        *idle_warnings(rehearsal),
+        *leak_hazards(rehearsal, *method_and_optimizer_names(setup)),
+        *buffer_hazards(rehearsal, list(setup.selection.parameters), owners),
+        *idle_hazards(rehearsal),
     ]
     for hazard in hazards:
-        yield Text.assemble(("hazard:", "yellow"), f" {hazard}")
+        yield Text.assemble(("hazard:", "yellow"), f" {hazard.sentence}")
     if not hazards:
         yield Text("no hazard is foreseen: with this batch, everything frozen holds and the rest trains")
 

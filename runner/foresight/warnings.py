@@ -12,7 +12,7 @@ from runner.assemble.objects import build_optimizer, build_scheduler
 from runner.assemble.setup import Setup
 from runner.contract import Coupling, method_name
 from runner.foresight.effects import Effect, effect_of_flags
-from runner.foresight.hazards import CAUSES_WITHOUT_BATCH, leak_warnings
+from runner.foresight.hazards import CAUSES_WITHOUT_BATCH, leak_hazards
 from runner.foresight.rehearsal import Rehearsal, rehearse
 from runner.proof.causes.gradients import gradient_kind
 
@@ -46,8 +46,8 @@ def foresee_phase(setup: Setup, before: Forecast) -> Forecast:
     except Exception as error:  # a user's optimizer may not work with a stand-in's tensors; the run itself goes on
         setup.note(f"what would leak could not be foreseen: {type(error).__name__}: {error}")
         return Forecast(effects, before.optimizer_couples)
-    for warning in leak_warnings(rehearsal, *method_and_optimizer_names(setup), CAUSES_WITHOUT_BATCH):
-        setup.note(warning, urgent=True)
+    for hazard in leak_hazards(rehearsal, *method_and_optimizer_names(setup), CAUSES_WITHOUT_BATCH):
+        setup.note(hazard.sentence, urgent=True)
     return Forecast(effects, rehearsal.optimizer_couples)
 
 

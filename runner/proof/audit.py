@@ -84,7 +84,7 @@ def _begin(
     report = Report(is_empty=frozen is None, by_flags=frozen is None, flags=Flags(module, buffers))
 
     def as_selection(frozen: Frozen | None) -> Selection:
-        selection = _as_selection(module, frozen, buffers)
+        selection = selection_of(module, frozen, buffers)
         report.notes += selection.notes if selection is not frozen else ()
         return selection
 
@@ -159,10 +159,11 @@ def _check_arguments(optimizer: Any, numbers: Mapping[str, Any]) -> list[Optimiz
     return optimizers
 
 
-def _as_selection(model: nn.Module, frozen: Any, buffers: str) -> Selection:
+def selection_of(model: nn.Module, frozen: Any, buffers: str, **trial: Any) -> Selection:
     """Return `frozen`, or what its patterns match in the model, or, if it is None, what the flags say, as a Selection.
 
-    Raises ConfigError if it is none of these, and for bad patterns.
+    `trial`: the `batch` and the `task` by which `select` finds the head, if they are known. Raises ConfigError
+    if `frozen` is none of these, and for bad patterns.
     """
     if frozen is None:
         return select_by_flags(model, buffers)
@@ -171,4 +172,4 @@ def _as_selection(model: nn.Module, frozen: Any, buffers: str) -> Selection:
     if not isinstance(frozen, (list, tuple, set)) or not all(isinstance(pattern, str) for pattern in frozen):
         given = repr(frozen) if isinstance(frozen, (str, list, tuple)) else f"a {type(frozen).__name__}"
         raise ConfigError(f"frozen is {given}; give a list of patterns, a Selection or None")
-    return select(model, list(frozen), buffers=buffers, words=FOR_AUDIT)
+    return select(model, list(frozen), buffers=buffers, words=FOR_AUDIT, **trial)

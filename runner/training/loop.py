@@ -60,6 +60,32 @@ def train(
     the gradients and losses of the batches are averaged. An optimizer that needs a closure takes one a step.
     """
     model.train()
+    yield from train_in_present_modes(
+        model,
+        optimizer,
+        task,
+        batches,
+        scheduler=scheduler,
+        clip=clip,
+        zero_grad_to_none=zero_grad_to_none,
+        first=first,
+        batches_in_step=batches_in_step,
+    )
+
+
+def train_in_present_modes(
+    model: nn.Module,
+    optimizer: Optimizer,
+    task: Task,
+    batches: Iterable[Any],
+    *,
+    scheduler: Any = None,
+    clip: float | None = None,
+    zero_grad_to_none: bool = True,
+    first: int = 1,
+    batches_in_step: Callable[[int], int] = lambda step: 1,
+) -> Iterator[Step]:
+    """Do what `train` does, but leave each module in train or eval mode as it is."""
     parameters, with_closure, batches = list(model.parameters()), needs_closure(optimizer), iter(batches)
     for number in count(first):
         if not (loaded := list(islice(batches, 1))):
@@ -78,12 +104,22 @@ def train(
         else:
             loss = closure()
             optimizer.step()
-        groups = enumerate(optimizer.param_groups)  # read before the scheduler sets the rates of the next step
-        lrs = {str(group.get("name", position)): float(group.get("lr", nan)) for position, group in groups}
+        lrs = learning_rates(optimizer)  # read before the scheduler sets the rates of the next step
         value = torch.as_tensor(loss).detach()
         if scheduler is not None:
             scheduler.step(*([value] if isinstance(scheduler, ReduceLROnPlateau) else []))
         yield Step(number, value, perf_counter() - start, lrs)
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return {name of a parameter group, or its index if it has no name: its learning rate now, NaN if it has none}."""
+    lrs = {name_of_group(position, group): group.get("lr") for position, group in enumerate(optimizer.param_groups)}
+    return {name: nan if lr is None else float(lr) for name, lr in lrs.items()}
+
+
+def name_of_group(position: int, group: dict[str, Any]) -> str:
+    """Return the name of the parameter group at this index of an optimizer: the index itself if it has none."""
+    return str(group.get("name", position))
 
 
 def backward(task: Task, model: nn.Module, batches: Iterable[Any], size: int) -> Tensor:

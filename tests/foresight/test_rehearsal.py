@@ -11,8 +11,8 @@ from torch import nn
 from runner.assemble.setup import assembled
 from runner.experiment import experiment
 from runner.foresight.effects import Effect, effect_of_batch, effect_of_flags
-from runner.foresight.plan import foresee
-from runner.foresight.rehearsal import StandInModel
+from runner.foresight.plan import foresee_run
+from runner.foresight.stand_in import StandInModel
 from runner.freezing.groups import split_by_frozen
 from runner.methods.base import TRAPS, FreezingMethod
 from runner.proof.verdict import run_verdict
@@ -28,7 +28,7 @@ def verdicts_and_causes(rows) -> dict[str, tuple[str, str]]:
 
 def foreseen(*overrides: str):
     with assembled(config_with(*overrides)) as setup:
-        return foresee(setup)
+        return foresee_run(setup)
 
 
 def notes_of(*overrides: str) -> tuple[list[str], list[str]]:
@@ -153,7 +153,7 @@ def test_a_plan_draws_no_random_numbers():
     config = config_with("freeze=backbone", "method=zero_lr", "scheduler=one_cycle")
     with assembled(config) as setup:
         before = torch.get_rng_state(), random.getstate()
-        foresee(setup)
+        foresee_run(setup)
         assert torch.equal(before[0], torch.get_rng_state())
         assert before[1] == random.getstate()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from math import isnan
 
 import pytest
 import torch
 from torch import nn
 
 from runner.training import loop as loop_module
-from runner.training.loop import train
+from runner.training.loop import train, train_in_present_modes
 
 LR, MOMENTUM, DECAY = 0.1, 0.9, 0.01
 
@@ -186,3 +187,26 @@ def test_an_optimizer_without_closure_and_learning_rate_is_supported():
     steps = list(train(model, Halves(model.parameters()), loss_of, batches))
     assert torch.equal(model.weight, before / 4)
     assert [list(step.lrs) for step in steps] == [["0"], ["0"]]
+
+
+def test_the_rate_of_a_group_that_computes_it_itself_is_not_a_number():
+    class Relative(torch.optim.SGD):  # as Adafactor of transformers, whose rate is None
+        def step(self, closure=None):
+            (group,) = self.param_groups
+            group["lr"] = 0.1
+            super().step(closure)
+            group["lr"] = None
+
+    model = nn.Linear(3, 2)
+    optimizer = Relative(model.parameters())
+    optimizer.param_groups[0]["lr"] = None
+    (step,) = train(model, optimizer, loss_of, [(torch.ones(2, 3), torch.zeros(2, dtype=torch.long))])
+    assert isnan(step.lrs["0"])
+
+
+def test_training_in_the_present_modes_leaves_eval_mode_as_it_is():
+    batches = [(torch.ones(2, 3), torch.zeros(2, dtype=torch.long))]
+    for train_so, mode in ((train, True), (train_in_present_modes, False)):
+        model = nn.Linear(3, 2).eval()
+        assert len(list(train_so(model, sgd(model), loss_of, batches))) == 1
+        assert model.training is mode

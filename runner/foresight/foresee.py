@@ -1,0 +1,150 @@
+"""Foresee what would go wrong in anyone's training loop, in one call before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from runner.errors import ConfigError, listed
+from runner.foresight.hazards import Hazard, buffer_hazards, idle_hazards, leak_hazards
+from runner.foresight.in_place import Loop, Trial, rehearse_in_place
+from runner.foresight.lines import Lines
+from runner.foresight.unreached import Unreached, why_unreached
+from runner.freezing.groups import group_lr
+from runner.freezing.selection import Selection
+from runner.proof.audit import as_module, selection_of
+from runner.proof.causes.optimizer_copy import stepped_tensors
+from runner.proof.notes import flag_notes
+from runner.tensors import TensorEntry, refuse_unless_dense
+from runner.training.tasks.losses import LossFunction
+from runner.training.tasks.task import BatchTask
+from runner.training.tasks.trained import TrainedTask
+
+
+def foresee(
+    model: nn.Module | Mapping[str, nn.Module],
+    optimizer: Optimizer,
+    batch: Any,
+    loss: LossFunction | None = None,
+    frozen: Selection | Sequence[str] | None = None,
+    *,
+    task: Any = None,
+    scheduler: Any = None,
+    set_to_none: bool = True,
+    buffers: str = "live",
+) -> list[Hazard]:
+    """Return what would go wrong in a training: what would leak, drift or stay idle, why, and the line to change.
+
+    Makes up to nine steps of the training with this batch, and puts everything back to the last bit: the model with its
+    buffers, modes and gradients, what optimizer and scheduler hold, and the random states. Hooks run in these steps, too.
+    What happens only with other batches, or only later, is not foreseen; of a scheduler, a thousand steps are. Raises
+    ConfigError (a ValueError) for bad arguments, and what the model and the loss raise.
+
+    Args:
+        model: a module, or a mapping of several, in train mode or not as they are to be trained.
+        optimizer: a torch optimizer, as it is before the first step.
+        batch: a batch on the device of the model.
+        loss: a function (output, target), such as `nn.CrossEntropyLoss()`; None: as by `task.loss=auto`, the model's own or
+            the cross entropy.
+        frozen: patterns of names, or what `select` returns. None: all parameters with `requires_grad` False.
+        task: a function (model, batch) -> loss, instead of `loss`.
+        scheduler: the scheduler that is called after each step.
+        set_to_none: False if the loop calls `optimizer.zero_grad(set_to_none=False)`.
+        buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
+    """
+    module = as_module(model)
+    _check_arguments(optimizer, loss, task)
+    refuse_unless_dense(module)
+    called = TrainedTask(task if task is not None else BatchTask(loss=loss or "auto"))
+    loop = Loop(module, optimizer, called, model, batch=batch, scheduler=scheduler, set_to_none=set_to_none)
+    trial_of_head = {} if loop.has_several_models else {"batch": batch, "task": called}
+    selection = selection_of(module, frozen, buffers, **trial_of_head)
+    trial = rehearse_in_place(loop, selection)
+    hazards = [*_of_trial(loop, selection, trial), *_of_what_is_unknown(loop, trial)]
+    if frozen is None and not selection.parameters:
+        hazards.append(_unknown("nothing is declared frozen: no parameter has requires_grad=False; give patterns"))
+    return hazards
+
+
+def _check_arguments(optimizer: Any, loss: Any, task: Any) -> None:
+    """Raise ConfigError if the optimizer is none, or if both a loss and a task are given."""
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"optimizer is a {type(optimizer).__name__}; give one torch optimizer, and call foresee for each")
+    if loss is not None and task is not None:
+        raise ConfigError("give a loss, a function (output, target), or a task, a function (model, batch) -> loss; not both")
+    if task is not None and (not callable(task) or isinstance(task, type)):
+        raise ConfigError(f"task is a {type(task).__name__}; give a function (model, batch) -> loss")
+
+
+def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard]:
+    """Yield what the rehearsed steps have shown."""
+    if trial.rehearsal is None:
+        return
+    entries, rehearsal = trial.before.entries, trial.rehearsal
+    lines = Lines(loop, entries)
+    for hazard in leak_hazards(rehearsal, "the loop", type(loop.optimizer).__name__):
+        why = listed(sorted({trial.why_unknown[name] for name in hazard.names if name in trial.why_unknown}))
+        yield replace(hazard, line=lines.line_for(hazard), sentence=f"{hazard.sentence}{f' ({why})' if why else ''}")
+    owners = {name: entry.owner for name, entry in entries.items()}
+    for hazard in buffer_hazards(rehearsal, list(selection.parameters), owners, remedy="eval mode"):
+        is_written = trial.written.issuperset(hazard.names)
+        yield replace(hazard, line=lines.line_for(hazard), cause=hazard.cause if is_written else "unknown")
+    names = [row["name"] for row in rehearsal.rows if (row["verdict"], row["cause"]) == ("idle", "no_gradient")]
+    unreached = why_unreached(names, loop.model, entries, trial.calls) if trial.calls is not None else {}
+    for hazard in idle_hazards(rehearsal, {name: each.reason for name, each in unreached.items()}):
+        if hazard.cause != "lr_zero" or not _may_be_scheduled(loop, hazard.names, entries):
+            of_users = unreached.get(hazard.names[0], Unreached("")).line
+            yield replace(hazard, line=lines.line_for(hazard) or of_users)
+    yield from _of_absent_tensors(loop, trial)
+
+
+def _of_absent_tensors(loop: Loop, trial: Trial) -> Iterator[Hazard]:
+    """Yield a hazard if the optimizer holds tensors that get no gradient and are not in the model."""
+    in_model = {id(entry.tensor) for entry in trial.before.entries.values()}
+    absent = [each for each in stepped_tensors(loop.optimizer) if id(each) not in in_model]
+    unused = ["x".join(map(str, each.shape)) or "scalar" for each in absent if id(each) in trial.without_gradient]
+    if unused:
+        sentence = (
+            f"{type(loop.optimizer).__name__} holds {len(unused)} tensor{'s' * (len(unused) > 1)} that the model does not "
+            f"have ({listed(unused, most=3)}): a layer was replaced or made anew after the optimizer was built, or it is "
+            "another model's; build the optimizer when the model is complete"
+        )
+        yield Hazard("idle", (), "not_in_optimizer", sentence)
+
+
+def _of_what_is_unknown(loop: Loop, trial: Trial) -> Iterator[Hazard]:
+    """Yield what cannot be foreseen, and flags that were set where they freeze nothing."""
+    if trial.error:
+        yield _unknown(f"what would change cannot be foreseen: {trial.error}")
+    yield from map(_unknown, flag_notes(loop.model))
+    not_finite = [number for number, value in enumerate(trial.losses, 1) if not isfinite(value)]
+    if not_finite:
+        value = trial.losses[not_finite[0] - 1]
+        yield _unknown(f"the loss is {value} at step {not_finite[0]}: what trains becomes NaN or infinite")
+    if not loop.model.training and list(loop.model.buffers()):
+        yield _unknown("the model is in eval mode: what train mode does to its buffers is not foreseen", "model.train()")
+    entries = {name: entry for name, entry in trial.before.entries.items() if entry.kind == "parameter"}
+    scheduled = tuple(name for name in entries if _may_be_scheduled(loop, [name], entries))
+    if scheduled:
+        sentence = f"a scheduler sets the learning rate of {listed(scheduled, most=2)}, now 0: whether it rises is not known"
+        yield replace(_unknown(sentence, "foresee(..., scheduler=scheduler)"), names=scheduled)
+
+
+def _unknown(sentence: str, line: str = "") -> Hazard:
+    """Return a hazard that is about no tensor in particular."""
+    return Hazard("unknown", (), "unknown", sentence, line=line)
+
+
+def _may_be_scheduled(loop: Loop, names: Sequence[str], entries: Mapping[str, TensorEntry]) -> bool:
+    """Return whether one of these parameters needs a gradient and is in a group at rate 0 that an unknown scheduler sets.
+
+    A scheduler of torch leaves the rate that a group began with in the group.
+    """
+    ids = {id(entries[name].tensor) for name in names if entries[name].tensor.requires_grad}
+    groups = [group for group in loop.optimizer.param_groups if group_lr(group) == 0 and "initial_lr" in group]
+    return loop.scheduler is None and any(id(parameter) in ids for group in groups for parameter in group["params"])

@@ -1,0 +1,118 @@
+"""The line of plain PyTorch that mends a hazard of anyone's training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from runner.foresight.hazards import Hazard
+from runner.foresight.in_place import Loop
+from runner.freezing.resolver import owner_of
+from runner.tensors import TensorEntry
+from runner.training.loop import needs_closure
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Writes lines of Python in which `model` and `optimizer` are what the user has.
+
+    Attributes:
+        loop: the training loop.
+        entries: {name: entry} of all tensors of its model.
+    """
+
+    loop: Loop
+    entries: Mapping[str, TensorEntry]
+
+    def line_for(self, hazard: Hazard) -> str:
+        """Return the line that mends a hazard; "" if no line is known."""
+        if hazard.verdict == "idle":
+            return self._for_idle(hazard)
+        tensors = [self.entries[name].tensor for name in hazard.names]
+        if hazard.verdict == "drifted" or all(self.entries[name].kind == "buffer" for name in hazard.names):
+            return f"{self.call(sorted(set(map(owner_of, hazard.names))), '.eval()')}  # after each model.train()"
+        if hazard.cause == "shared_tensor":
+            return "; ".join(f"{path}.data = {path}.data.clone()" for path in map(self.path, hazard.names))
+        if hazard.cause == "forward_write":
+            modules = {owner: self.loop.model.get_submodule(owner) for owner in map(owner_of, hazard.names)}
+            limited = [owner for owner, module in modules.items() if getattr(module, "max_norm", None) is not None]
+            return "; ".join(f"{self.path(owner)}.max_norm = None" for owner in limited)
+        if hazard.cause in ("outside_write", "replaced", "dtype_changed", "unknown"):
+            return ""
+        return self._for_stepped(hazard.names, tensors)
+
+    def _for_stepped(self, names: Sequence[str], tensors: Sequence[Tensor]) -> str:
+        """Return the line that keeps the optimizer from changing these parameters."""
+        lines = [self.call(self.parts(names), ".requires_grad_(False)")] if any(t.requires_grad for t in tensors) else []
+        if needs_closure(self.loop.optimizer) and self.loop.optimizer.state:  # that of all parameters is one
+            new = "type(optimizer)([p for p in model.parameters() if p.requires_grad], **optimizer.defaults)"
+            lines.append(f"optimizer = {new}")
+        elif not self.loop.set_to_none:
+            lines.append("optimizer.zero_grad(set_to_none=True)")
+        elif not lines:
+            trained = "[p for p in group['params'] if p.requires_grad]"
+            lines.append(f"for group in optimizer.param_groups: group['params'] = {trained}")
+        return "; ".join(lines)
+
+    def _for_idle(self, hazard: Hazard) -> str:
+        """Return the line that lets parameters train that would stay idle."""
+        tensors = [self.entries[name].tensor for name in hazard.names]
+        if hazard.cause == "not_in_optimizer":
+            listed = [
+                f"*{path}.parameters()" if is_module else path
+                for path, is_module in ((self.path(part), part not in self.entries) for part in self.parts(hazard.names))
+            ]
+            return f"optimizer.add_param_group({{'params': [{', '.join(listed)}]}})"
+        if hazard.cause == "no_gradient" and not any(tensor.requires_grad for tensor in tensors):
+            return self.call(self.parts(hazard.names), ".requires_grad_(True)")
+        if hazard.cause == "lr_zero":
+            return self._for_lr_zero({id(tensor) for tensor in tensors})
+        if hazard.cause == "rounded_away" and all(tensor.element_size() < 4 for tensor in tensors):
+            return f"{self.call(self.parts(hazard.names), '.data = {}.data.float()')}  # with torch.autocast"
+        return ""
+
+    def _for_lr_zero(self, ids: set[int]) -> str:
+        """Return the line that gives the groups of these parameters the rate they began with, or that of the optimizer."""
+        lines = []
+        for position, group in enumerate(self.loop.optimizer.param_groups):
+            rate = group.get("initial_lr") or self.loop.optimizer.defaults.get("lr")
+            if rate and not ids.isdisjoint(map(id, group["params"])):
+                lines.append(f"optimizer.param_groups[{position}]['lr'] = {float(rate):g}")
+        return "; ".join(lines)
+
+    def parts(self, names: Sequence[str]) -> list[str]:
+        """Return the fewest modules and parameters that have all these parameters, and no others."""
+        ids = {id(self.entries[name].tensor) for name in names}
+        found: list[str] = []
+        for name, module in self.loop.model.named_modules():
+            is_within = any(name == part or name.startswith(f"{part}.") for part in found if part not in self.entries)
+            own = [id(parameter) for parameter in module.parameters()]
+            if own and not is_within and ids.issuperset(own) and (name or not self.loop.has_several_models):
+                found.append(name)
+                if not name:
+                    return found
+        covered = {id(p) for part in found for p in self.loop.model.get_submodule(part).parameters()}
+        return [*found, *(name for name in names if id(self.entries[name].tensor) not in covered)]
+
+    def call(self, parts: Sequence[str], what: str) -> str:
+        """Return the line that does something to each of these modules and parameters; `{}` stands for each."""
+        paths = [self.path(part) for part in parts]
+        if len(paths) == 1:
+            return f"{paths[0]}{what.format(paths[0])}"
+        return f"for part in ({', '.join(paths)}): part{what.format('part')}"
+
+    def path(self, name: str) -> str:
+        """Return the expression for a module or parameter of the model."""
+        root = "model"
+        if self.loop.has_several_models:
+            first, _, name = name.partition(".")
+            root = f"model[{first!r}]"
+        if all(part.isidentifier() for part in name.split(".")):
+            return f"{root}.{name}"
+        if not name:
+            return root
+        whole: Any = f"{first}.{name}" if self.loop.has_several_models else name
+        return f"{root}.{'get_parameter' if whole in self.entries else 'get_submodule'}({name!r})"
