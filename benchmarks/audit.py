@@ -1,4 +1,4 @@
-"""What `runner.audit` adds to a step without a look, and what a look costs, in a plain loop with frozen layers.
+"""What `runner.audit` adds to a step without a look, what a look costs, and what is left of a callback after its last step.
 
 Run from the project's root: `python -m benchmarks.audit [--quick] [--threads N]`. Blocks of 15 steps run alternately with
 and without the audit, in one process. A look (a comparison of all bits) is compared with reading the frozen tensors and
@@ -17,6 +17,7 @@ from torchvision.models import resnet18
 
 from benchmarks.timing import print_ratios, read_clocks
 from runner import audit
+from runner.integrations.audited_training import AuditedTraining
 
 STEPS_WITHOUT_LOOK = (5, 6, 7, *range(9, 16))  # the steps of a block that are measured: no bits are compared after them
 
@@ -68,17 +69,21 @@ class Loop:
             parameter.requires_grad_(not is_frozen(name))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-6)
 
-    def step(self) -> float:
-        """Do a step, and return its CPU seconds."""
+    def step(self, number: int = 0, training: AuditedTraining | None = None) -> float:
+        """Do a step, with the calls that a callback makes in it, and return its CPU seconds."""
         start = read_clocks()
         self.optimizer.zero_grad()
         self.model(self.batch).square().mean().backward()
+        if training is not None:
+            training.before_step(number - 1)
         self.optimizer.step()
+        if training is not None:
+            training.after_step(number)
         return (read_clocks() - start).cpu
 
-    def block(self) -> float:
+    def block(self, training: AuditedTraining | None = None) -> float:
         """Return the median of the CPU seconds of those steps of a block after which no bits are compared."""
-        seconds = {number: self.step() for number in range(1, STEPS_WITHOUT_LOOK[-1] + 1)}
+        seconds = {number: self.step(number, training) for number in range(1, STEPS_WITHOUT_LOOK[-1] + 1)}
         return median(seconds[number] for number in STEPS_WITHOUT_LOOK)
 
 
@@ -93,6 +98,21 @@ def without_look(loop: Loop, pairs: int) -> Iterator[float]:
                     seconds[audited] = loop.block()
             else:
                 seconds[audited] = loop.block()
+        yield seconds[True] / seconds[False]
+
+
+def after_last_watched(loop: Loop, pairs: int) -> Iterator[float]:
+    """Yield the time of a step with a callback, after the last one that it watches / that of the plain loop."""
+    for number in range(pairs):
+        seconds = {}
+        for audited in (True, False) if number % 2 else (False, True):
+            training = None
+            if audited:
+                training = AuditedTraining(None, until=STEPS_WITHOUT_LOOK[0] - 1, strict=False, folder=None, buffers="live")
+                training.begin(loop.model, [loop.optimizer])
+            seconds[audited] = loop.block(training)
+            if training is not None:
+                training.end()
         yield seconds[True] / seconds[False]
 
 
@@ -119,6 +139,7 @@ def main() -> None:
     for name, (build, most) in MODELS.items():
         loop = Loop(build)
         print_ratios(f"a step without a look, {name}", list(without_look(loop, 2 if args.quick else 25)), most)
+        print_ratios(f"a step after the last watched, {name}", list(after_last_watched(loop, 2 if args.quick else 25)), 1.01)
         pairs = list(looks(loop, 3 if args.quick else 25))
         added, reading = (median(seconds) for seconds in zip(*pairs, strict=True))
         note = f"{added * 1e3:.1f} ms against {reading * 1e3:.1f} ms"

@@ -26,6 +26,10 @@ REQUIRED_LIBRARIES = {
     "test_wheel.py": ("build", "hatchling"),
     "test_notebook.py": ("nbclient", "ipykernel"),
     "report/page/browser": ("selenium",),
+    "integrations/test_lightning.py": ("lightning",),
+    "integrations/test_transformers.py": ("transformers", "accelerate", "peft", "trl"),
+    "integrations/test_accelerate.py": ("lightning", "accelerate"),
+    "integrations/test_two_processes.py": ("lightning", "transformers", "accelerate"),
 }
 collect_ignore = [name for name, libraries in REQUIRED_LIBRARIES.items() if not all(map(find_spec, libraries))]
 if not (which("chromium") and which("chromedriver")):

@@ -20,7 +20,7 @@ import runner
 from runner.config.build import locate
 from tests.conftest import ROOT
 
-ENTRY_POINTS = {"__main__", "hydra_callback", "truth_table", "testing", "hydra_plugins"}
+ENTRY_POINTS = {"__main__", "hydra_callback", "truth_table", "testing", "hydra_plugins", "integrations"}
 # Packages and top-level modules. Each may import those of earlier rows, and from its own row only what SIDEWAYS allows.
 LAYERS: tuple[set[str], ...] = (
     {"errors", "contract", "tensors", "shards", "seeding", "tracing", "kept_state", "display"},
@@ -59,6 +59,8 @@ IMPORTED_ONLY_IN = {
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "torchmetrics": {"config.metrics"},
+    "lightning": {"integrations.lightning"},
+    "transformers": {"integrations.transformers", "training"},
 }
 IMPORTED_AT_THE_TOP_IN = {"pandas": {"report"}, "torchmetrics": set()}  # other modules import it inside functions
 # These do not import torch at the top of a file.
@@ -83,7 +85,7 @@ PRIVATE_NAMES = {
     "runner/freezing/trial/graph.py": {"_input_metadata"},
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},
     "runner/proof/audit.py": {"_optimizer_step_post_hooks"},
-    "runner/proof/following.py": {"_modules"},
+    "runner/proof/causes/places.py": {"_modules"},
     "runner/proof/causes/forward_hooks.py": {"_forward_hooks"},
     "runner/proof/causes/no_collectives.py": {"torch.utils._python_dispatch.TorchDispatchMode"},
     "runner/proof/causes/leak_tracer.py": {"_buffers", "_orig_mod", "_parameters"},

@@ -154,11 +154,15 @@ def select_by_flags(model: nn.Module, buffers: str = "live") -> Selection:
     (a ValueError) if it is neither "live" nor "frozen".
     """
     _check_buffers(buffers)
+    return select_by_ids(model, {id(each) for each in model.parameters() if not each.requires_grad}, buffers)
+
+
+def select_by_ids(model: nn.Module, frozen_ids: Collection[int], buffers: str) -> Selection:
+    """Return a Selection of the parameters with these ids, under all their names; `buffers`: see `select_by_flags`."""
     entries = tensor_entries(model).values()
-    frozen = {id(e.tensor) for e in entries if e.kind == "parameter" and not e.tensor.requires_grad}
-    modules = modules_frozen_as_a_whole(model, frozen) if buffers == "frozen" else {}
+    modules = modules_frozen_as_a_whole(model, frozen_ids) if buffers == "frozen" else {}
     return Selection(
-        parameters={e.name: e.tensor for e in entries if id(e.tensor) in frozen},
+        parameters={e.name: e.tensor for e in entries if e.kind == "parameter" and id(e.tensor) in frozen_ids},
         buffers={e.name: e.tensor for e in entries if e.kind == "buffer" and e.owner in modules},
         modules=modules,
     )

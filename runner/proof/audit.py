@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from runner.errors import ConfigError, is_integer
+from runner.freezing.flags import Flags
 from runner.freezing.selection import Selection, select, select_by_flags
 from runner.freezing.words import FOR_AUDIT
 from runner.proof.audit_report import AuditOptions, Frozen, Report
@@ -80,7 +81,7 @@ def _begin(
 ) -> Auditor:
     """Copy all tensors of the model, and return the auditor that compares them. Raises ConfigError for bad patterns."""
     refuse_unreadable(module)
-    report = Report(is_empty=frozen is None)
+    report = Report(is_empty=frozen is None, by_flags=frozen is None, flags=Flags(module, buffers))
 
     def as_selection(frozen: Frozen | None) -> Selection:
         selection = _as_selection(module, frozen, buffers)
@@ -105,6 +106,7 @@ def _watching(auditor: Auditor, optimizers: list[Optimizer], ranks: Ranks | None
     report.watcher = auditor
     with ExitStack() as undo:
         undo.callback(setattr, report, "watcher", None)  # it refers to the model and to copies of its tensors
+        undo.callback(setattr, report, "flags", None)
         undo.callback(auditor.close)
         if not has_compiled_a_step():
             auditor.hooks = StepHooks(optimizers, auditor.on_step_begin, auditor.on_step_end)

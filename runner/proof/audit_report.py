@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from torch import Tensor
+
 from runner.contract import CHANGE_COLUMNS, Row
 from runner.errors import listed
+from runner.freezing.flags import Flags
 from runner.freezing.selection import Selection
 from runner.proof.verdict import count_verdicts, problems_of
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 Frozen = Selection | Sequence[str]
 MAX_LINES = 9  # of `str(report)`
+MAX_FLAG_NOTES = 4  # a loop may change the flags every few steps
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,14 @@ class Watcher(Protocol):
     def unfreeze(self, frozen: Frozen) -> None:
         """Declare tensors trainable again."""
 
+    def declared_tensors(self) -> dict[str, Tensor]:
+        """Return {name declared frozen now: the tensor at it}."""
+
     def pause(self) -> AbstractContextManager[None]:
         """Watch neither forward passes nor steps in the block."""
+
+    def stop(self) -> None:
+        """Watch no more steps, and keep a digest of each frozen tensor."""
 
     def finish(self) -> None:
         """Compare tensors for the last time, and fill the rows and notes of the report."""
@@ -71,20 +81,31 @@ class Report:
         looks: the numbers of the steps after which all tensors were compared bit by bit with their initial values.
         notes: sentences for the user, such as why the cause of a change is `unknown`.
         why_unknown: {tensor name: why the cause of its change is not known}; empty where it is known.
+        steps: the number of steps that were watched so far.
         ended: whether the `with` block has been left, so that the report is complete.
         is_empty: whether nothing was ever declared frozen, although the flags of the parameters were to say it.
         declarations: the number of calls of `freeze` and `unfreeze`.
+        by_flags: whether the flags of the parameters say what is declared frozen, because no patterns were given.
+        flag_changes: how often `follow_flags` has declared something.
+        not_training: sentences about parameters that are declared trainable, but lost their flag, or did not change after
+            they were unfrozen.
         watcher: what compares the tensors while the audit runs; None when it has ended.
+        flags: the flags of the parameters when they were last read; None when the audit has ended.
     """
 
     rows: list[Row] = field(default_factory=list)
     looks: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     why_unknown: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
     ended: bool = False
     is_empty: bool = False
     declarations: int = 0
+    by_flags: bool = False
+    flag_changes: int = 0
+    not_training: list[str] = field(default_factory=list)
     watcher: Watcher | None = None
+    flags: Flags | None = None
 
     def freeze(self, frozen: Frozen) -> None:
         """Declare more tensors frozen from now on, for a loop that freezes in the middle of training.
@@ -109,6 +130,41 @@ class Report:
         self._require_watcher("unfreeze").unfreeze(frozen)
         self.declarations += 1
 
+    def follow_flags(self, ignored: Iterable[Tensor] = (), step: int | None = None) -> None:
+        """Read the flags of all parameters again; call it before each step, for a loop whose flags change in mid-run.
+
+        Without patterns, what the flags say from now on is declared, as `freeze` and `unfreeze` do: what is unfrozen before
+        a step may move in it. With patterns, what they declare stays; a parameter that loses its flag and is not declared
+        frozen has stopped to train, which `raise_if_unsound` refuses. `ignored`: parameters whose flags are not read, such
+        as those of the optimizers of a GAN that do not step now. `step`: the number of the step that comes now, for an
+        audit that watches no more steps and cannot know it. Raises RuntimeError if the audit has ended.
+        """
+        watcher = self._require_watcher("follow_flags")
+        if self.flags is None or (changes := self.flags.changes(ignored)) is None:
+            return
+        declared = {id(tensor) for tensor in watcher.declared_tensors().values()}
+        unfrozen = [name for name, each in changes.trainable.parameters.items() if id(each) in declared]
+        frozen = [name for name, each in changes.frozen.parameters.items() if id(each) not in declared]
+        since = f"from step {step or self.steps + 1} on" if step or not self.rows else f"after step {self.steps}"
+        if unfrozen and self.by_flags:
+            self.unfreeze(changes.trainable)
+            self._note_flags(f"{since}, the flags declare trainable: {listed(unfrozen, most=4)}")
+        if frozen and self.by_flags:
+            self.freeze(changes.frozen)
+            self._note_flags(f"{since}, the flags declare frozen: {listed(frozen, most=4)}")
+        elif frozen:
+            self.not_training.append(f"{since}, requires_grad is False though not declared frozen: {listed(frozen, most=4)}")
+        if self.flags.are_all_frozen:
+            self.not_training.append(f"{since}, no parameter has requires_grad=True")
+
+    def _note_flags(self, note: str) -> None:
+        """Add a note about a change of flags; of many changes, the first ones are told."""
+        self.flag_changes += 1
+        if self.flag_changes <= MAX_FLAG_NOTES:
+            self.notes.append(note)
+        elif self.flag_changes == MAX_FLAG_NOTES + 1:
+            self.notes.append("the flags changed again later")
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Do not watch the code in this block, such as an evaluation between two steps.
@@ -119,6 +175,14 @@ class Report:
         """
         with self._require_watcher("paused").pause():
             yield
+
+    def stop(self) -> None:
+        """Watch no more steps: compare bits, and keep digests alone, as after the step `until`.
+
+        Call it after the last step if more is done to the model before the block is left, such as moving it to another
+        device, so that it is not taken for a cause. Raises RuntimeError if the audit has ended.
+        """
+        self._require_watcher("stop").stop()
 
     @property
     def frame(self) -> DataFrame:
@@ -151,19 +215,27 @@ class Report:
             raise LeakError(f"{len(leaks)} frozen tensors changed: {', '.join(leaks)}")
 
     def raise_if_unsound(self) -> None:
-        """Raise UnsoundError, with names and causes, if the training did not do what was declared.
+        """Raise UnsoundError, with names and causes, if the training did not do what was declared: see `problems`.
 
-        That is the case if a frozen tensor leaked, if a trainable parameter stayed idle, if no parameter was trained, or if
-        nothing was frozen although the flags of the parameters were to say it. Raises RuntimeError inside the `with` block.
+        Raises RuntimeError inside the `with` block, until the last step that is watched.
         """
-        self._require_ended()
-        details = {"leaked": _names_with_causes(self.rows, "leaked"), "idle": _names_with_causes(self.rows, "idle")}
-        problems = [
-            f"{problem}: {', '.join(details[word])}" if word in details else problem
-            for word, problem in problems_of(count_verdicts(self.rows), self.is_empty).items()
-        ]
-        if problems:
+        if problems := self.problems:
             raise UnsoundError("; ".join(problems))
+
+    @property
+    def problems(self) -> list[str]:
+        """What the training did other than declared, with names and causes; empty if it did what was declared.
+
+        A frozen tensor leaked; a trainable parameter stayed idle, also after it was unfrozen, or lost its flag; no parameter
+        was trained; or nothing was frozen although the flags were to say it. Inside the `with` block, after the last step
+        that is watched, it is as of that step, and with shards, of those of this process; before, RuntimeError is raised.
+        """
+        if not self.rows:
+            self._require_ended()
+        details = {"leaked": _names_with_causes(self.rows, "leaked"), "idle": _names_with_causes(self.rows, "idle")}
+        found = problems_of(count_verdicts(self.rows), self.is_empty)
+        told = [f"{text}: {', '.join(details[word])}" if word in details else text for word, text in found.items()]
+        return [*told, *self.not_training]
 
     def __str__(self) -> str:
         if not self.ended:
@@ -175,6 +247,7 @@ class Report:
         for word in ("leaked", "idle"):
             if names := _names_with_causes(self.rows, word):
                 lines.append(f"{word}: {listed(names, most=4)}")
+        lines += self.not_training[:1]
         looks = f"after steps {listed(list(map(str, self.looks)), most=12)}" if self.looks else "on leaving only"
         lines.append(f"bits compared {looks}")
         if len(self.notes) > MAX_LINES - len(lines):

@@ -22,12 +22,11 @@ from runner.proof.changes import Snapshot
 from runner.proof.digests import DigestWatcher
 from runner.proof.following import Followed, Following
 from runner.proof.marks import WatchList, Window, marks_of, writes_ignored
-from runner.proof.notes import COMPARED_ON_LEAVING, model_notes, train_mode_notes
+from runner.proof.notes import COMPARED_ON_LEAVING, model_notes, train_mode_notes, unfrozen_and_unchanged
 from runner.proof.optimizers import KnownOptimizers
 from runner.proof.rows import found_changed, make_rows, unknown_cause_notes
 from runner.proof.steps import StepHooks, closure_of_step, has_compiled, is_capturing, with_closure
-from runner.proof.verdict import Evidence
-from runner.tensors import copy_of, is_compiled, same_bits
+from runner.tensors import is_compiled, same_bits
 
 
 class Auditor:
@@ -83,8 +82,7 @@ class Auditor:
         Tensors that were already declared frozen are still compared with their earlier values.
         """
         for row in self.declare(self.as_selection(frozen)):
-            row.reference = copy_of(row.tensor)
-            row.evidence, row.window = Evidence(), Window(self.optimizers.last_step)
+            self.following.begin_span(row, self.optimizers.last_step)
         self.watch_lists.clear()
         # Optimizer state from before the freeze may move a tensor in the next step only.
         self.watch_for_a_step([row for row in self.following.rows if row.frozen], replays=True)
@@ -123,7 +121,7 @@ class Auditor:
         if is_capturing() or not self.optimizers.on_step_begin(optimizer):
             return None
         if (until := self.options.until) is not None and self.optimizers.step > until:
-            self.stop(until)
+            self.stop()
             return None
         if self.optimizers.has_raised:  # its last step may have written before it raised
             self.read_marks(optimizer)
@@ -154,6 +152,7 @@ class Auditor:
         if is_capturing() or not self.optimizers.knows(optimizer):
             return
         count = self.optimizers.on_step_end(optimizer)
+        self.report.steps = self.optimizers.last_step
         if self.mode_notes is None:
             self.mode_notes = train_mode_notes(self.following.model, self.following.frozen_ids())
         is_power_of_two = count & (count - 1) == 0
@@ -175,8 +174,8 @@ class Auditor:
             for row in unexplained:
                 row.window.written_between |= not row.may_be_stepped
             self.tracer.watch([row for row in unexplained if row not in self.tracer.watched])
-        if until is not None and is_last:
-            self.stop(until)
+        if is_last:
+            self.stop()
         if found and self.options.raise_at_look:
             raise LeakError(found_changed(found, self.optimizers.last_step))
 
@@ -268,6 +267,7 @@ class Auditor:
         self.conclude(self.following.rows)
         rows, self.report.why_unknown = make_rows(self.following, self.optimizers)
         self.report.rows += rows
+        self.report.not_training += unfrozen_and_unchanged(self.following.rows, self.optimizers.last_step)
         self.report.notes += [
             *unknown_cause_notes(rows, self.report.why_unknown),
             *(["no parameter was frozen (requires_grad=False) on entry: give patterns"] if self.report.is_empty else []),
@@ -276,10 +276,10 @@ class Auditor:
         ]
         self.report.ended = True
 
-    def stop(self, until: int) -> None:
-        """Fill the report as of step `until`, the last one that is watched, and keep only digests of the frozen tensors."""
+    def stop(self) -> None:
+        """Fill the report as of the last step, and keep only digests of the frozen tensors."""
         self.finish()
-        declared, model = self.declared_tensors(), self.following.model
+        declared, model, until = self.declared_tensors(), self.following.model, self.optimizers.last_step
         self.close()
         self.report.ended = False
         self.report.watcher = DigestWatcher(model, self.report, until, as_selection=self.as_selection, declared=declared)

@@ -14,6 +14,7 @@ from runner.freezing.selection import Selection
 from runner.proof.audit_report import Frozen, Report
 from runner.proof.changes import digest_of
 from runner.proof.following import new_row
+from runner.proof.notes import unchanged_since_unfrozen
 from runner.proof.rows import as_unknown_leak, make_row, unknown_cause_notes
 from runner.shards import put_shards_back
 from runner.tensors import names_and_tensors, tensor_entries
@@ -59,6 +60,8 @@ class DigestWatcher:
         self.model, self.report, self.until, self.as_selection = model, report, until, as_selection
         self.row_of = {name: number for number, row in enumerate(report.rows) for name in _names_of(row)}
         self.watched: dict[int, DigestedTensor] = {}  # by id of a tensor
+        self.declared: dict[str, Tensor] = {}  # {name: tensor}, of those that have leaked too
+        self.unfrozen: dict[int, DigestedTensor] = {}  # by id of a tensor, of those that held until then
         for name, tensor in declared.items():
             self._watch(name, tensor)
 
@@ -79,21 +82,31 @@ class DigestWatcher:
         """
         selection = self.as_selection(frozen)
         wanted = _by_name(selection, self.model)
-        found = [each for each in self.watched.values() if not wanted.keys().isdisjoint(each.names)]
-        if not found:
+        if wanted.keys().isdisjoint(self.declared):
             given = listed([*selection.parameters, *selection.buffers], most=4)
             raise ConfigError(f"unfreeze: not declared frozen: {given}")
+        found = [each for each in self.watched.values() if not wanted.keys().isdisjoint(each.names)]
         self._compare(found)
         for each in found:
-            del self.watched[id(each.tensor)]
+            self.unfrozen[id(each.tensor)] = self.watched.pop(id(each.tensor))
+        self.declared = {name: tensor for name, tensor in self.declared.items() if name not in wanted}
+
+    def declared_tensors(self) -> dict[str, Tensor]:
+        """Return {name declared frozen now: the tensor at it}."""
+        return self.declared
 
     def pause(self) -> AbstractContextManager[None]:
         """Do nothing in the block: no hook is left that would notice what it does."""
         return nullcontext()
 
+    def stop(self) -> None:
+        """Do nothing: no step is watched any more."""
+
     def finish(self) -> None:
         """Compare all frozen tensors with their digests, and complete the report."""
         self._compare(list(self.watched.values()))
+        same = [each.names[0] for each in self.unfrozen.values() if digest_of(each.tensor) == each.digest]
+        self.report.not_training += unchanged_since_unfrozen(same)
         late = [row["name"] for row in self.report.rows if row["verdict"] == "leaked" and row["seen_at"] is None]
         reasons = dict.fromkeys(late, f"changed after step {self.until}, the last watched")
         self.report.why_unknown.update(reasons)
@@ -102,6 +115,8 @@ class DigestWatcher:
 
     def _watch(self, name: str, tensor: Tensor) -> None:
         """Keep a digest of a tensor that is declared frozen at this name, unless its row has leaked already."""
+        self.declared[name] = tensor
+        self.unfrozen.pop(id(tensor), None)
         if id(tensor) in self.watched:
             self.watched[id(tensor)].names.append(name)
             return

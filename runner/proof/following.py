@@ -33,6 +33,7 @@ class Followed:
         frozen: whether one of the names is declared frozen now.
         is_gone: whether neither the tensor nor any of the names is in the model now.
         split_from: the row that had these names before another tensor was put there.
+        frozen_since: the number of the step after which it was declared frozen; 0 if it was on entry.
         ended_spans: the spans in which it was declared frozen before it was declared trainable again.
         evidence: what the audit has observed of the tensor; of a tensor that was declared trainable again, since then.
         window: what happened to it since the last comparison that found its bits unchanged.
@@ -46,6 +47,7 @@ class Followed:
     frozen: bool = False
     is_gone: bool = False
     split_from: Followed | None = None
+    frozen_since: int = 0
     ended_spans: list[FrozenSpan] = field(default_factory=list)
     evidence: Evidence = field(default_factory=Evidence)
     window: Window = field(default_factory=Window)
@@ -165,9 +167,19 @@ class Following:
         self.declared -= set(names)
         return [row for row in self.rows if row.frozen and not self._is_declared(row.names)]
 
+    def begin_span(self, row: Followed, step: int) -> None:
+        """Begin a span in which the tensor of a row is declared frozen; `step` is the number of the last step."""
+        row.reference, row.frozen_since = copy_of(row.tensor), step
+        row.evidence, row.window = Evidence(), Window(step)
+
     def end_span(self, row: Followed, step: int) -> None:
-        """End the span in which the tensor of a row was declared frozen; `step` is the number of the last step."""
-        row.ended_spans.append(FrozenSpan(not same_bits(row.reference, row.tensor), row.evidence))
+        """End the span in which the tensor of a row was declared frozen; `step` is the number of the last step.
+
+        A span without a step does not count, unless the tensor has changed in it.
+        """
+        span = FrozenSpan(not same_bits(row.reference, row.tensor), row.evidence)
+        if step > row.frozen_since or span.moved or span.evidence.differed:
+            row.ended_spans.append(span)
         row.frozen, row.reference = False, self._first_value(row.tensor)
         row.evidence, row.window = Evidence(), Window(step)
 
@@ -273,23 +285,3 @@ def is_conversion(before: Tensor, after: Tensor) -> bool:
     if before.dtype == after.dtype or before.shape != after.shape or not has_arithmetic(before) or not has_arithmetic(after):
         return False
     return same_bits(before.to(after.dtype), after)
-
-
-def places_of(model: nn.Module, names: Iterable[str]) -> list[tuple[nn.Module, str]]:
-    """Return (module, key) for each of the names, such as (layer, "weight"), without those that are not in the model."""
-    places = []
-    for name in names:
-        owners, key = owners_of(model, name), name.rpartition(".")[2]
-        places += [(owners[-1], key)] if len(owners) == name.count(".") + 1 else []
-    return places
-
-
-def owners_of(model: nn.Module, name: str) -> list[nn.Module]:
-    """Return the modules around a tensor, from the model to the one that has it; fewer if the name is not in the model."""
-    owners = [model]
-    for part in name.split(".")[:-1]:
-        inner = dict(owners[-1]._modules.items()).get(part)  # the `_modules` of a ScriptModule has no `get`
-        if inner is None:
-            break
-        owners.append(inner)
-    return owners

@@ -16,7 +16,7 @@ from runner.errors import listed
 from runner.freezing.names import ModelNames
 from runner.freezing.selection import modules_frozen_as_a_whole
 from runner.proof.following import Followed, Following
-from runner.tensors import has_arithmetic, has_values, tensor_entries
+from runner.tensors import has_arithmetic, has_values, same_bits, tensor_entries
 
 FLAG = "requires_grad"
 
@@ -154,3 +154,16 @@ def gone_notes(rows: Iterable[Followed]) -> list[str]:
     """Return a sentence about tensors that were in the model on entry and are not in it on leaving."""
     gone = [row.name for row in rows if row.is_gone]
     return [f"no longer in the model: {listed(gone, most=3)}"] if gone else []
+
+
+def unfrozen_and_unchanged(rows: Iterable[Followed], last_step: int) -> list[str]:
+    """Return a sentence about parameters that were unfrozen before a step, and that no step has changed since then."""
+    unfrozen = [row for row in rows if row.ended_spans and not row.frozen and row.kind == "parameter"]
+    return unchanged_since_unfrozen(
+        [row.name for row in unfrozen if last_step > row.window.begin and same_bits(row.reference, row.tensor)]
+    )
+
+
+def unchanged_since_unfrozen(names: Sequence[str]) -> list[str]:
+    """Return a sentence about parameters, given by their names, that did not change after they were unfrozen."""
+    return [f"unfrozen in mid-run, and unchanged since: {listed(names, most=4)}"] if names else []

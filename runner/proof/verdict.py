@@ -21,6 +21,8 @@ from runner.contract import (
 )
 from runner.errors import listed
 
+NOTHING_FROZEN = "nothing was frozen"
+
 
 @dataclass
 class Evidence:
@@ -139,7 +141,7 @@ def problems_of(verdict_counts: Mapping[str, int], nothing_declared: bool = Fals
     if any(verdict_counts.values()) and not verdict_counts.get("trained"):
         problems["trained"] = "no parameter was trained"
     if nothing_declared:
-        problems["held"] = "nothing was frozen"
+        problems["held"] = NOTHING_FROZEN
     return problems
 
 

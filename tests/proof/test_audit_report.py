@@ -109,6 +109,175 @@ def test_thawing_one_of_two_tied_names_leaves_the_other_frozen():
     assert report.leaks == ["a.weight"]
 
 
+def test_a_span_without_a_step_does_not_count():
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer) as report:
+        model[0].requires_grad_(True)
+        report.unfreeze(["0"])
+        train(model, optimizer)
+        report.freeze(["2"])
+        report.unfreeze(["2"])
+        train(model, optimizer)
+    assert {row["verdict"] for row in report.rows if row["kind"] == "parameter"} == {"trained"}
+
+
+# Following the flags
+
+
+def test_flags_that_are_followed_unfreeze_and_freeze_from_the_next_step_on():
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer) as report:
+        for step in range(1, 7):
+            model[0].requires_grad_(step > 3)
+            model[2].requires_grad_(step <= 5)
+            report.follow_flags()
+            train(model, optimizer)
+    assert {name: row_of(report, name)["verdict"] for name in ("0.weight", "2.bias")} == {
+        "0.weight": "held",
+        "2.bias": "held",
+    }
+    assert row_of(report, "0.weight")["moved"]
+    assert report.notes[:2] == [
+        "from step 4 on, the flags declare trainable: 0.weight and 0.bias",
+        "from step 6 on, the flags declare frozen: 2.weight and 2.bias",
+    ]
+    report.raise_if_unsound()
+
+
+def test_a_write_to_a_tensor_that_the_flags_freeze_is_a_leak():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with audit(model, optimizer=optimizer) as report:
+        train(model, optimizer, steps=2)
+        model[0].requires_grad_(False)
+        report.follow_flags()
+        optimizer.zero_grad(set_to_none=False)
+        model(X).square().mean().backward()
+        optimizer.step()
+    assert report.leaks == ["0.weight", "0.bias"]
+    assert row_of(report, "0.bias")["cause"] == "optimizer_state"
+
+
+@pytest.mark.parametrize("until", [None, 2])
+def test_flags_are_followed_after_the_last_watched_step_too(until):
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer, until=until) as report:
+        for step in range(1, 7):
+            model[0].requires_grad_(step > 4)
+            report.follow_flags()
+            train(model, optimizer)
+    assert report.leaks == []
+    since = "from step 5 on" if until is None else "after step 2"
+    assert f"{since}, the flags declare trainable: 0.weight and 0.bias" in report.notes
+
+
+@pytest.mark.parametrize("until", [None, 2])
+def test_what_leaked_and_is_unfrozen_later_stays_a_leak(until):
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer, until=until) as report:
+        train(model, optimizer)
+        model[0].weight.data.add_(1)
+        train(model, optimizer, steps=2)
+        model[0].requires_grad_(True)
+        report.follow_flags()
+        train(model, optimizer)
+    assert report.leaks == ["0.weight"]
+
+
+@pytest.mark.parametrize("until", [None, 2])
+def test_patterns_stay_and_a_trainable_parameter_that_loses_its_flag_is_refused(until):
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    model[0].requires_grad_(False)
+    with audit(model, ["0"], optimizer, until=until) as report:
+        train(model, optimizer, steps=3)
+        model[0].requires_grad_(True)
+        report.follow_flags()
+        model[0].requires_grad_(False)
+        model[2].bias.requires_grad_(False)
+        report.follow_flags()
+        train(model, optimizer)
+    since = "from step 4 on" if until is None else "after step 2"
+    assert report.problems == [f"{since}, requires_grad is False though not declared frozen: 2.bias"]
+    with pytest.raises(UnsoundError, match=r"requires_grad is False though not declared frozen: 2\.bias"):
+        report.raise_if_unsound()
+
+
+def test_a_training_in_which_every_flag_is_off_is_unsound():
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer) as report:
+        train(model, optimizer)
+        model.requires_grad_(False)
+        report.follow_flags()
+    assert report.problems[-1] == "from step 2 on, no parameter has requires_grad=True"
+    assert report.problems[-1] in str(report)
+
+
+def test_flags_of_other_optimizers_are_ignored_where_a_gan_switches_them_off_for_a_moment():
+    model = nn.ModuleDict({"maker": nn.Linear(4, 4), "critic": nn.Linear(4, 1)})
+    optimizers = {name: SGD(part.parameters(), lr=0.1) for name, part in model.items()}
+    with audit(model, optimizer=list(optimizers.values())) as report:
+        for _ in range(3):
+            for name, other in (("maker", "critic"), ("critic", "maker")):
+                model[other].requires_grad_(False)
+                model[name].requires_grad_(True)
+                model["critic"](model["maker"](X)).mean().backward()
+                report.follow_flags(ignored=model[other].parameters())
+                optimizers[name].step()
+                optimizers[name].zero_grad()
+    assert {row["verdict"] for row in report.rows} == {"trained"}
+    assert not report.not_training
+
+
+@pytest.mark.parametrize("until", [None, 2])
+def test_a_parameter_that_is_unfrozen_and_not_in_the_optimizer_does_not_train(until):
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SGD([each for each in model.parameters() if each.requires_grad], lr=0.1)
+    with audit(model, optimizer=optimizer, until=until) as report:
+        train(model, optimizer, steps=3)
+        model[0].requires_grad_(True)
+        report.follow_flags(step=4)
+        train(model, optimizer, steps=3)
+    assert report.problems == ["unfrozen in mid-run, and unchanged since: 0.weight and 0.bias"]
+    assert report.notes[0] == "from step 4 on, the flags declare trainable: 0.weight and 0.bias"
+
+
+def test_flags_that_change_every_step_are_told_in_few_notes():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer) as report:
+        for step in range(20):
+            model[0].requires_grad_(step % 2 == 0)
+            report.follow_flags()
+            train(model, optimizer)
+    assert len(report.notes) == 5
+    assert report.notes[-1] == "the flags changed again later"
+
+
+def test_problems_can_be_read_once_the_last_watched_step_has_been_made():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, ["0"], optimizer, until=2) as report:
+        train(model, optimizer)
+        with pytest.raises(RuntimeError, match="has not ended"):
+            report.raise_if_unsound()
+        train(model, optimizer)
+        assert report.steps == 2
+        with pytest.raises(UnsoundError, match=r"0\.weight \(gradient\)"):
+            report.raise_if_unsound()
+
+
 # Buffers
 
 

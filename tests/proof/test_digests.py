@@ -227,3 +227,18 @@ def test_a_digest_leaves_the_memory_of_a_tensor_resizable():
     digest_of(tensor)
     tensor.untyped_storage().resize_(0)
     assert digest_of(tensor) != digest_of(torch.zeros(1000, 3))
+
+
+def test_an_audit_that_is_told_to_stop_compares_what_is_done_afterwards_by_digests():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with audit(model, optimizer=optimizer) as report:
+        train(model, optimizer, steps=3)
+        report.stop()
+        report.stop()
+        model[0].weight.data = model[0].weight.data.clone()
+        model[0].bias.data.add_(1)
+    assert (report.looks, report.leaks) == ([1, 2, 3], ["0.bias"])
+    assert report.notes[-1].endswith("changed after step 3, the last watched")
+    with pytest.raises(RuntimeError, match="the audit has ended"):
+        report.stop()

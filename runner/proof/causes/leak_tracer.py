@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from runner.contract import LeakCause
 from runner.proof.causes.forward_hooks import ForwardHooks
-from runner.proof.following import Followed, owners_of, places_of
+from runner.proof.causes.places import owners_of, places_of
+from runner.proof.following import Followed
 from runner.shards import is_gathered
 from runner.tensors import copy_of, same_bits
 
