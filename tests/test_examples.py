@@ -13,7 +13,9 @@ NEVER_FROZEN = ("requires_grad_(False)", "requires_grad_(True)")
 LEAKS = {
     "plain": NEVER_FROZEN,
     "with_accelerate": NEVER_FROZEN,
+    "with_lightning": NEVER_FROZEN,
     "with_peft": ("loss.backward()", "loss.backward(); model.requires_grad_(True)"),
+    "with_trainer": NEVER_FROZEN,
 }
 PATHS = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
 IS_SLOW = {name: pytest.mark.long for name in PATHS if name != "plain"}  # to import their libraries takes seconds

@@ -83,7 +83,7 @@ class Auditor:
         Tensors that were already declared frozen are still compared with their earlier values.
         """
         for row in self.declare(self.as_selection(frozen)):
-            self.following.begin_span(row, self.optimizers.last_step)
+            self.following.begin_span(row, self.optimizers.last_step, self.optimizers.made)
         self.watch_lists.clear()
         # Optimizer state from before the freeze may move a tensor in the next step only.
         self.watch_for_a_step([row for row in self.following.rows if row.frozen], replays=True)
@@ -99,7 +99,7 @@ class Auditor:
         rows = self.following.undeclare(names)
         self.conclude(rows)
         for row in rows:
-            self.following.end_span(row, self.optimizers.last_step)
+            self.following.end_span(row, self.optimizers.last_step, self.optimizers.made)
             self.tracer.watched.pop(row, None)
         self.watch_lists.clear()
 

@@ -33,7 +33,7 @@ class Followed:
         frozen: whether one of the names is declared frozen now.
         is_gone: whether neither the tensor nor any of the names is in the model now.
         split_from: the row that had these names before another tensor was put there.
-        frozen_since: the number of the step after which it was declared frozen; 0 if it was on entry.
+        frozen_since: how many steps all optimizers together had made when it was declared frozen; 0 if it was on entry.
         ended_spans: the spans in which it was declared frozen before it was declared trainable again.
         evidence: what the audit has observed of the tensor; of a tensor that was declared trainable again, since then.
         window: what happened to it since the last comparison that found its bits unchanged.
@@ -167,18 +167,21 @@ class Following:
         self.declared -= set(names)
         return [row for row in self.rows if row.frozen and not self._is_declared(row.names)]
 
-    def begin_span(self, row: Followed, step: int) -> None:
-        """Begin a span in which the tensor of a row is declared frozen; `step` is the number of the last step."""
-        row.reference, row.frozen_since = copy_of(row.tensor), step
+    def begin_span(self, row: Followed, step: int, made: int) -> None:
+        """Begin a span in which the tensor of a row is declared frozen.
+
+        `step`: the number of the last step. `made`: how many steps all optimizers together have made.
+        """
+        row.reference, row.frozen_since = copy_of(row.tensor), made
         row.evidence, row.window = Evidence(), Window(step)
 
-    def end_span(self, row: Followed, step: int) -> None:
-        """End the span in which the tensor of a row was declared frozen; `step` is the number of the last step.
+    def end_span(self, row: Followed, step: int, made: int) -> None:
+        """End the span in which the tensor of a row was declared frozen; the arguments are those of `begin_span`.
 
-        A span without a step does not count, unless the tensor has changed in it.
+        A span without a step of any optimizer does not count, unless the tensor has changed in it.
         """
         span = FrozenSpan(not same_bits(row.reference, row.tensor), row.evidence)
-        if step > row.frozen_since or span.moved or span.evidence.differed:
+        if made > row.frozen_since or span.moved or span.evidence.differed:
             row.ended_spans.append(span)
         row.frozen, row.reference = False, self._first_value(row.tensor)
         row.evidence, row.window = Evidence(), Window(step)

@@ -34,6 +34,7 @@ class KnownOptimizers:
         self.begun: set[int] = set()  # the ids of the optimizers whose last step has begun and not ended
         self.has_raised = False  # whether the step before, of the optimizer that steps now, has raised
         self.last_step = 0  # the number of rounds; with one optimizer, of steps
+        self.made = 0  # the number of steps of all optimizers together
         self.steps: Counter[int] = Counter()  # by id of an optimizer
         self.unrelated: Counter[str] = Counter()  # {class name: steps} of optimizers without a tensor of the model
         self.last_lrs: dict[int, float] = {}  # by id of a parameter group: its learning rate at its last step
@@ -125,6 +126,7 @@ class KnownOptimizers:
     def on_step_end(self, optimizer: Optimizer) -> int:
         """Count a step of the optimizer, and return how many it has made."""
         self.last_step = self.step
+        self.made += 1
         self.begun.discard(id(optimizer))
         self.round.add(id(optimizer))
         self.steps[id(optimizer)] += 1
