@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -156,3 +158,11 @@ def test_a_training_that_is_begun_again_forgets_the_one_before():
     loop(model, audited)
     assert audited.report is not report
     assert audited.report.steps == 2
+
+
+def test_it_can_be_sent_to_another_process_before_and_after_a_training():
+    audited = training()
+    for _ in range(2):
+        audited = pickle.loads(pickle.dumps(audited))
+        loop(net(), audited)
+    assert pickle.loads(pickle.dumps(audited)).report.rows == audited.report.rows
