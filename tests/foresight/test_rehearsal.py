@@ -17,8 +17,9 @@ from runner.freezing.groups import split_by_frozen
 from runner.methods.base import TRAPS, FreezingMethod
 from runner.proof.verdict import run_verdict
 from runner.tensors import tensor_entries
+from runner.testing.claims import OVERRIDES_OF_TRAPS
 from tests.in_memory import config_with, run_experiment
-from tests.test_conformance import METHODS, OVERRIDES_OF_TRAPS
+from tests.test_conformance import METHODS
 
 
 def verdicts_and_causes(rows) -> dict[str, tuple[str, str]]:
