@@ -99,11 +99,12 @@ def test_strict_raises_in_the_step_and_still_writes_its_rows(tmp_path):
     assert not _global_optimizer_pre_hooks
 
 
-def test_a_long_list_of_leaks_makes_a_short_warning():
+def test_a_long_list_of_leaks_makes_a_short_warning_and_a_short_line(capsys):
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(100)))
     with pytest.warns(UserWarning, match="FreezeAudit: after step 2: 200 frozen tensors leaked") as caught:
         loop(model, training(["**"]), optimizer=SGD(model.parameters(), 0.1, weight_decay=0.1))
     assert max(len(str(each.message)) for each in caught) <= 600
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 420
 
 
 def test_a_model_that_cannot_be_audited_is_trained_unwatched_unless_strict(capsys):
