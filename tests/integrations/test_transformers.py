@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -419,9 +420,12 @@ def test_data_parallel_holds_the_tensors_that_are_trained():
     assert held(verdicts(audit)) == FROZEN_EMBEDDINGS
 
 
-def test_a_model_that_was_compiled():
+def test_a_model_that_was_compiled(monkeypatch):
+    for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
+        monkeypatch.setenv(name, "no")  # the Trainer sets them, and would compile in the tests after this one
     torch._dynamo.reset()
     audit = FreezeAudit(strict=True)
     found = train(with_frozen_embeddings(), audit, torch_compile=True, torch_compile_backend="eager")
     assert held(found) == FROZEN_EMBEDDINGS
     torch._dynamo.reset()
+    AcceleratorState._reset_state(reset_partial_state=True)
