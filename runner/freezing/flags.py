@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from runner.freezing.selection import Selection, select_by_ids
+
+_flag_of = attrgetter("requires_grad")
 
 
 class FlagChanges(NamedTuple):
@@ -28,27 +31,32 @@ class Flags:
     def __init__(self, model: nn.Module, buffers: str = "live") -> None:
         self.model, self.buffers = model, buffers
         self.parameters = list(model.parameters())
-        self.frozen = {id(each) for each in self.parameters if not each.requires_grad}
+        self.flags = list(map(_flag_of, self.parameters))
 
     def changes(self, ignored: Iterable[Tensor] = ()) -> FlagChanges | None:
         """Read all flags but those of the parameters in `ignored`, and return what has changed; None if nothing has."""
-        skipped = set(map(id, ignored))
-        changed = {
-            id(each)
-            for each in self.parameters
-            if each.requires_grad == (id(each) in self.frozen) and id(each) not in skipped
-        }
-        if not changed:
+        flags = list(map(_flag_of, self.parameters))
+        if flags == self.flags:
             return None
-        before = select_by_ids(self.model, self.frozen, self.buffers)
-        self.frozen ^= changed
-        after = select_by_ids(self.model, self.frozen, self.buffers)
+        skipped = set(map(id, ignored))
+        flags = [
+            old if id(each) in skipped else new for each, old, new in zip(self.parameters, self.flags, flags, strict=True)
+        ]
+        if flags == self.flags:
+            return None
+        before, self.flags = self._declared(), flags
+        after = self._declared()
         return FlagChanges(_without(after, before), _without(before, after))
+
+    def _declared(self) -> Selection:
+        """Return what the flags that were read last declare frozen."""
+        frozen = {id(each) for each, flag in zip(self.parameters, self.flags, strict=True) if not flag}
+        return select_by_ids(self.model, frozen, self.buffers)
 
     @property
     def are_all_frozen(self) -> bool:
         """Whether there are parameters, and none of them had `requires_grad` when the flags were last read."""
-        return bool(self.parameters) and len(self.frozen) == len(self.parameters)
+        return bool(self.flags) and not any(self.flags)
 
 
 def _without(one: Selection, other: Selection) -> Selection:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -97,11 +99,12 @@ def test_strict_raises_in_the_step_and_still_writes_its_rows(tmp_path):
     assert not _global_optimizer_pre_hooks
 
 
-def test_a_long_list_of_leaks_makes_a_short_warning():
+def test_a_long_list_of_leaks_makes_a_short_warning_and_a_short_line(capsys):
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(100)))
     with pytest.warns(UserWarning, match="FreezeAudit: after step 2: 200 frozen tensors leaked") as caught:
         loop(model, training(["**"]), optimizer=SGD(model.parameters(), 0.1, weight_decay=0.1))
     assert max(len(str(each.message)) for each in caught) <= 600
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 420
 
 
 def test_a_model_that_cannot_be_audited_is_trained_unwatched_unless_strict(capsys):
@@ -156,3 +159,11 @@ def test_a_training_that_is_begun_again_forgets_the_one_before():
     loop(model, audited)
     assert audited.report is not report
     assert audited.report.steps == 2
+
+
+def test_it_can_be_sent_to_another_process_before_and_after_a_training():
+    audited = training()
+    for _ in range(2):
+        audited = pickle.loads(pickle.dumps(audited))
+        loop(net(), audited)
+    assert pickle.loads(pickle.dumps(audited)).report.rows == audited.report.rows

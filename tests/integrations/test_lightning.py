@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.data import DataLoader, TensorDataset
@@ -109,6 +110,38 @@ def test_verdicts_go_to_the_logger_and_the_rows_to_the_folder(tmp_path):
     assert (logged["freeze_audit/leaked"], logged["freeze_audit/held"], logged["step"]) == ("3.0", "6.0", "12")
     rows = read_table(tmp_path / "proof" / "changes.csv")
     assert [row["name"] for row in rows if row["verdict"] == "leaked"] == audit.report.leaks
+
+
+def test_the_trainer_of_the_package_pytorch_lightning_calls_the_same_callback():
+    import pytorch_lightning
+
+    class Other(pytorch_lightning.LightningModule):
+        training_step, configure_optimizers = Net.training_step, Net.configure_optimizers
+
+    other, net, audit = Other(), Net(), FreezeAudit(strict=True)
+    other.backbone, other.head = net.backbone, net.head
+    vars(other).update({name: vars(net)[name] for name in ("leak", "lr", "all_in_optimizer", "options")})
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    pytorch_lightning.Trainer(accelerator="cpu", max_epochs=3, callbacks=[audit], **quiet).fit(other, loader())
+    assert parts(verdicts(audit)) == HELD
+
+
+def test_after_the_last_watched_step_no_hook_is_left():
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            assert no_hooks_are_left() == (trainer.global_step >= 2)
+
+    fit(Net(), FreezeAudit(until=2, strict=True), Looks())
+
+
+def test_a_search_for_a_learning_rate_is_not_taken_for_the_fit():
+    model, audit = Net(), FreezeAudit(strict=True)
+    trainer = trainer_with(audit)
+    Tuner(trainer).lr_find(model, loader(), num_training=5)
+    trainer.fit(model, loader())
+    assert parts(verdicts(audit)) == HELD
+    assert audit.report.looks == [1, 2, 4, 8]
+    assert no_hooks_are_left()
 
 
 # What leaks
