@@ -167,3 +167,10 @@ def test_it_can_be_sent_to_another_process_before_and_after_a_training():
         audited = pickle.loads(pickle.dumps(audited))
         loop(net(), audited)
     assert pickle.loads(pickle.dumps(audited)).report.rows == audited.report.rows
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_warning_and_the_verdicts_are_still_printed(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match=r"FreezeAudit: .*changes\.csv could not be written"):
+        loop(net(), training(folder=tmp_path / "file"))
+    assert "2 frozen tensors held" in capsys.readouterr().out

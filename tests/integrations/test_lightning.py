@@ -134,6 +134,19 @@ def test_after_the_last_watched_step_no_hook_is_left():
     fit(Net(), FreezeAudit(until=2, strict=True), Looks())
 
 
+def test_two_audits_of_one_fit_do_not_disturb_each_other():
+    model, flags, patterns = (
+        Net(all_in_optimizer=True),
+        FreezeAudit(strict=True),
+        FreezeAudit(["backbone", "head.bias"], until=3),
+    )
+    with pytest.warns(UserWarning, match=r"after step 3: 1 frozen tensor leaked: head\.bias \(gradient\)"):
+        trainer_with(flags, patterns).fit(model, loader())
+    assert parts(verdicts(flags)) == HELD
+    assert patterns.report.leaks == ["head.bias"]
+    assert no_hooks_are_left()
+
+
 def test_a_search_for_a_learning_rate_is_not_taken_for_the_fit():
     model, audit = Net(), FreezeAudit(strict=True)
     trainer = trainer_with(audit)
