@@ -36,6 +36,16 @@ if not (which("chromium") and which("chromedriver")):
     collect_ignore.append("report/page/browser")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the libraries of `tests/integrations`, which takes seconds, if its long tests are not asked for."""
+    name = f"{collection_path.parent.name}/{collection_path.name}"
+    return (
+        True
+        if name.startswith("integrations/") and name in REQUIRED_LIBRARIES and config.option.markexpr == "not long"
+        else None
+    )
+
+
 @pytest.fixture
 def tmp_path(tmp_path):
     """Return a temporary folder whose name has a space, a quote and non-ASCII letters."""

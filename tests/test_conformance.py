@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -12,6 +17,7 @@ from runner.methods.base import TRAPS, FreezingMethod
 from runner.methods.exclude import Exclude
 from runner.methods.zero_grad import ZeroGrad
 from runner.testing import claims, conforms
+from tests.conftest import ROOT
 from tests.in_memory import run_experiment
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -171,3 +177,37 @@ def test_what_a_config_cannot_name_is_refused():
         conforms(Exclude())
     with pytest.raises(ConfigError, match="dict given"):
         conforms(dict)
+
+
+@pytest.mark.long
+def test_the_suite_of_another_package_can_call_it():
+    code = '''
+        from runner import FreezingMethod
+        from runner.testing import conforms
+
+
+        class Pin(FreezingMethod):
+            """Does not give frozen parameters to the optimizer, as a method of another package might do."""
+
+            def groups(self, groups, selection):
+                return [{**group, "params": [p for p in group["params"] if p not in selection]} for group in groups]
+
+
+        class PinAndClaim(Pin):
+            """Does not give frozen parameters to the optimizer, and claims that they leak under weight decay."""
+
+            leaks_under = frozenset({"weight_decay"})
+
+
+        def test_pin_conforms():
+            conforms(Pin)
+
+
+        def test_pin_and_claim_conforms():
+            conforms(PinAndClaim)
+    '''
+    Path("test_theirs.py").write_text(dedent(code))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_theirs.py"]
+    process = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert "1 failed, 1 passed" in process.stdout
+    assert "weight_decay (an optimizer with weight decay): expected leaked, was held." in process.stdout

@@ -22,6 +22,7 @@ COLUMNS = (
 )
 MAX_NAMES = 3  # in one line of the table
 MAX_NOTES = 6
+MAX_PROBLEM = 400  # characters
 
 
 def print_report(report: Report, problems: Sequence[str], file: str) -> None:
@@ -40,7 +41,8 @@ def print_problems(problems: Sequence[str]) -> None:
     """Print what is wrong, a line for each problem."""
     console = create_console()
     for problem in problems:
-        for part in hanging(Text.assemble(("FreezeAudit: ", "bold red"), problem), console):
+        text = problem if len(problem) <= MAX_PROBLEM else f"{problem[: MAX_PROBLEM - 3]}..."
+        for part in hanging(Text.assemble(("FreezeAudit: ", "bold red"), text), console):
             console.print(part)
 
 

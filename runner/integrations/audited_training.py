@@ -146,8 +146,11 @@ class AuditedTraining:
         stack.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
         self.problems = [*self.report.problems, *([] if self.report.steps else [self.no_step])] if self.report.ended else []
         if self.file and self.report.ended:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.file, csv_text(CHANGE_COLUMNS, self.report.rows))
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                write_text(self.file, csv_text(CHANGE_COLUMNS, self.report.rows))
+            except OSError as why:  # the training has ended all the same
+                self._warn(f"{self.file} could not be written: {why}")
 
     def conclude(self, shows: bool) -> None:
         """Say how a training ended, after `end`: print a table, and, with `strict`, raise UnsoundError for what is wrong.

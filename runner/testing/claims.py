@@ -36,6 +36,7 @@ OVERRIDES_OF_TRAPS = {
     "scheduler_mid_run": (*MID_RUN, "scheduler=lambda", "optimizer.momentum=0"),
 }
 FREEZES = ("backbone", "head", "bias", "batchnorm", "all")  # choices of `freeze`
+SMALL = {"cost": "off", "threads": 1, "device": "cpu"}  # for models so small that a second thread costs time
 BASELINE = {"_target_": "runner.methods.requires_grad.RequiresGrad"}
 
 
@@ -59,7 +60,7 @@ class Candidate:
 
     def run(self, *overrides: str) -> Outcome:
         """Return the outcome of a run of a small model with this method. Raises SkippedError if the method refuses it."""
-        return experiment(config_with(*overrides, method=dict(self.node), cost="off"))
+        return experiment(config_with(*overrides, method=dict(self.node), **SMALL))
 
     def freezes(self) -> list[str]:
         """Return the first two choices of `freeze` with which the method works. Raises SkippedError if it has none."""
@@ -200,7 +201,7 @@ def same_bits_in_any_groups(candidate: Candidate) -> Iterator[str]:
 @lru_cache(maxsize=20)
 def _baseline_digest(*overrides: str) -> str | None:
     """Return the digest of what is trained in a run with `requires_grad`."""
-    return experiment(config_with(*overrides, method=BASELINE, cost="off")).record["trained_digest"]
+    return experiment(config_with(*overrides, method=BASELINE, **SMALL)).record["trained_digest"]
 
 
 def _told(row: Row) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import lru_cache
 
 import yaml
@@ -21,7 +20,8 @@ def default_config() -> DictConfig:
 
 def config_with(*overrides: str, **nodes: object) -> Config:
     """Return `default_config` with `GROUP=CHOICE` and `KEY=VALUE` overrides, then with nodes such as `method`, checked."""
-    config = copy.deepcopy(default_config())
+    config = OmegaConf.create(OmegaConf.to_container(default_config()))  # takes new keys, which a composed one refuses
+    assert isinstance(config, DictConfig)
     for override in overrides:
         key, value = override.split("=", 1)
         file = CONF / key / f"{value}.yaml"

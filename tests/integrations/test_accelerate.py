@@ -19,6 +19,11 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 PAGE = (ROOT / "docs" / "integrations.md").read_text()
 
 
+@pytest.fixture(autouse=True)
+def _no_state_of_other_tests():
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the test before
+
+
 def parts():
     """Return (a model whose first layer is frozen, an optimizer of all its parameters, a loader of 10 batches)."""
     torch.manual_seed(0)
@@ -45,7 +50,6 @@ def test_the_lines_on_the_page_prove_a_training_by_accelerate(capsys):
 
 @pytest.mark.parametrize("options", [{"gradient_accumulation_steps": 2}, {"mixed_precision": "bf16"}], ids=str)
 def test_accelerate_with_accumulation_and_mixed_precision(options):
-    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the test before
     accelerator = Accelerator(cpu=True, **options)
     model, optimizer, loader = accelerator.prepare(*parts())
     with audit(accelerator.unwrap_model(model), optimizer=optimizer, until=4) as report:

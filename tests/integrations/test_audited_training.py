@@ -99,11 +99,12 @@ def test_strict_raises_in_the_step_and_still_writes_its_rows(tmp_path):
     assert not _global_optimizer_pre_hooks
 
 
-def test_a_long_list_of_leaks_makes_a_short_warning():
+def test_a_long_list_of_leaks_makes_a_short_warning_and_a_short_line(capsys):
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(100)))
     with pytest.warns(UserWarning, match="FreezeAudit: after step 2: 200 frozen tensors leaked") as caught:
         loop(model, training(["**"]), optimizer=SGD(model.parameters(), 0.1, weight_decay=0.1))
     assert max(len(str(each.message)) for each in caught) <= 600
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 420
 
 
 def test_a_model_that_cannot_be_audited_is_trained_unwatched_unless_strict(capsys):
@@ -166,3 +167,10 @@ def test_it_can_be_sent_to_another_process_before_and_after_a_training():
         audited = pickle.loads(pickle.dumps(audited))
         loop(net(), audited)
     assert pickle.loads(pickle.dumps(audited)).report.rows == audited.report.rows
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_warning_and_the_verdicts_are_still_printed(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match=r"FreezeAudit: .*changes\.csv could not be written"):
+        loop(net(), training(folder=tmp_path / "file"))
+    assert "2 frozen tensors held" in capsys.readouterr().out

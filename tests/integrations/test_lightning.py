@@ -112,12 +112,39 @@ def test_verdicts_go_to_the_logger_and_the_rows_to_the_folder(tmp_path):
     assert [row["name"] for row in rows if row["verdict"] == "leaked"] == audit.report.leaks
 
 
+def test_the_trainer_of_the_package_pytorch_lightning_calls_the_same_callback():
+    import pytorch_lightning
+
+    class Other(pytorch_lightning.LightningModule):
+        training_step, configure_optimizers = Net.training_step, Net.configure_optimizers
+
+    other, net, audit = Other(), Net(), FreezeAudit(strict=True)
+    other.backbone, other.head = net.backbone, net.head
+    vars(other).update({name: vars(net)[name] for name in ("leak", "lr", "all_in_optimizer", "options")})
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    pytorch_lightning.Trainer(accelerator="cpu", max_epochs=3, callbacks=[audit], **quiet).fit(other, loader())
+    assert parts(verdicts(audit)) == HELD
+
+
 def test_after_the_last_watched_step_no_hook_is_left():
     class Looks(Callback):
         def on_train_batch_end(self, trainer, *_):
             assert no_hooks_are_left() == (trainer.global_step >= 2)
 
     fit(Net(), FreezeAudit(until=2, strict=True), Looks())
+
+
+def test_two_audits_of_one_fit_do_not_disturb_each_other():
+    model, flags, patterns = (
+        Net(all_in_optimizer=True),
+        FreezeAudit(strict=True),
+        FreezeAudit(["backbone", "head.bias"], until=3),
+    )
+    with pytest.warns(UserWarning, match=r"after step 3: 1 frozen tensor leaked: head\.bias \(gradient\)"):
+        trainer_with(flags, patterns).fit(model, loader())
+    assert parts(verdicts(flags)) == HELD
+    assert patterns.report.leaks == ["head.bias"]
+    assert no_hooks_are_left()
 
 
 def test_a_search_for_a_learning_rate_is_not_taken_for_the_fit():
