@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from runner.errors import ConfigError, listed
+from runner.errors import ConfigError, listed, short_repr
 from runner.foresight.hazards import Hazard, buffer_hazards, idle_hazards, leak_hazards
 from runner.foresight.in_place import Loop, Trial, rehearse_in_place
 from runner.foresight.lines import Lines
@@ -18,6 +18,7 @@ from runner.foresight.unreached import Unreached, why_unreached
 from runner.freezing.groups import group_lr
 from runner.freezing.selection import Selection
 from runner.proof.audit import as_module, selection_of
+from runner.proof.causes.gradients import gradient_kind
 from runner.proof.causes.optimizer_copy import stepped_tensors
 from runner.proof.notes import flag_notes
 from runner.tensors import TensorEntry, refuse_unless_dense
@@ -65,7 +66,7 @@ def foresee(
     trial_of_head = {} if loop.has_several_models else {"batch": batch, "task": called}
     selection = selection_of(module, frozen, buffers, **trial_of_head)
     trial = rehearse_in_place(loop, selection)
-    hazards = [*_of_trial(loop, selection, trial), *_of_what_is_unknown(loop, trial)]
+    hazards = [*_of_trial(loop, selection, trial), *_of_what_is_unknown(loop, trial), *_of_left_gradients(loop, selection)]
     if frozen is None and not selection.parameters:
         hazards.append(_unknown("nothing is declared frozen: no parameter has requires_grad=False; give patterns"))
     return hazards
@@ -75,6 +76,8 @@ def _check_arguments(optimizer: Any, loss: Any, task: Any) -> None:
     """Raise ConfigError if the optimizer is none, or if both a loss and a task are given."""
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}; give one torch optimizer, and call foresee for each")
+    if loss is not None and not callable(loss):
+        raise ConfigError(f"loss is {short_repr(loss)}; give a function (output, target) or None; patterns are frozen=[...]")
     if loss is not None and task is not None:
         raise ConfigError("give a loss, a function (output, target), or a task, a function (model, batch) -> loss; not both")
     if task is not None and (not callable(task) or isinstance(task, type)):
@@ -133,6 +136,20 @@ def _of_what_is_unknown(loop: Loop, trial: Trial) -> Iterator[Hazard]:
     if scheduled:
         sentence = f"a scheduler sets the learning rate of {listed(scheduled, most=2)}, now 0: whether it rises is not known"
         yield replace(_unknown(sentence, "foresee(..., scheduler=scheduler)"), names=scheduled)
+
+
+def _of_left_gradients(loop: Loop, selection: Selection) -> Iterator[Hazard]:
+    """Yield a hazard if frozen parameters have a gradient left from earlier steps, and the optimizer has them.
+
+    The rehearsal removes gradients before each step; a loop may also do so after each step.
+    """
+    stepped = {id(each) for each in stepped_tensors(loop.optimizer)}
+    frozen = {name: each for name, each in selection.parameters.items() if id(each) in stepped and not each.requires_grad}
+    names = tuple(name for name, each in frozen.items() if gradient_kind(each) == "present")
+    if names:
+        sentence = f"{listed(names, most=2)} ha{'s' if len(names) == 1 else 've'} a gradient of earlier steps"
+        sentence += ": a loop that removes gradients only after the step would apply it"
+        yield replace(_unknown(sentence, "optimizer.zero_grad()"), names=names)
 
 
 def _unknown(sentence: str, line: str = "") -> Hazard:
