@@ -54,12 +54,13 @@ def foresee(
             the cross entropy.
         frozen: patterns of names, or what `select` returns. None: all parameters with `requires_grad` False.
         task: a function (model, batch) -> loss, instead of `loss`.
-        scheduler: the scheduler that is called after each step.
+        scheduler: the scheduler that is called after each step, or a function that builds it for the optimizer. Some change
+            the rates when they are built: only with the function are these known as the scheduler's.
         set_to_none: False if the loop calls `optimizer.zero_grad(set_to_none=False)`.
         buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
     """
     module = as_module(model)
-    _check_arguments(optimizer, loss, task)
+    _check_arguments(optimizer, loss, task, scheduler)
     refuse_unless_dense(module)
     called = TrainedTask(task if task is not None else BatchTask(loss=loss or "auto"))
     loop = Loop(module, optimizer, called, model, batch=batch, scheduler=scheduler, set_to_none=set_to_none)
@@ -72,8 +73,8 @@ def foresee(
     return hazards
 
 
-def _check_arguments(optimizer: Any, loss: Any, task: Any) -> None:
-    """Raise ConfigError if the optimizer is none, or if both a loss and a task are given."""
+def _check_arguments(optimizer: Any, loss: Any, task: Any, scheduler: Any) -> None:
+    """Raise ConfigError if one of these is not what it has to be, or if both a loss and a task are given."""
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}; give one torch optimizer, and call foresee for each")
     if loss is not None and not callable(loss):
@@ -82,6 +83,8 @@ def _check_arguments(optimizer: Any, loss: Any, task: Any) -> None:
         raise ConfigError("give a loss, a function (output, target), or a task, a function (model, batch) -> loss; not both")
     if task is not None and (not callable(task) or isinstance(task, type)):
         raise ConfigError(f"task is a {type(task).__name__}; give a function (model, batch) -> loss")
+    if scheduler is not None and (isinstance(scheduler, type) or not (hasattr(scheduler, "step") or callable(scheduler))):
+        raise ConfigError(f"scheduler is {short_repr(scheduler)}; give a scheduler, or a function (optimizer) -> scheduler")
 
 
 def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard]:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from runner import audit, foresee
+from tests.conftest import ROOT
 from tests.foresight.loops import CLASSES, FEATURES, training_of
 
 BATCH = (torch.randn(6, FEATURES, generator=torch.Generator().manual_seed(0)), torch.arange(6) % CLASSES)
@@ -293,6 +294,24 @@ def test_a_scheduler_for_a_number_of_steps_is_followed_to_its_end():
     assert "Tried to step 31 times" in hazard.sentence
 
 
+def test_a_function_that_builds_the_scheduler_shows_what_building_it_does():
+    model = Net()
+    groups = [
+        {"params": model.body.parameters(), "lr": 0.0},
+        {"params": [*model.head.parameters(), *model.side.parameters()]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    before = [{**group} for group in optimizer.param_groups], dict(vars(optimizer))
+
+    def build(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=30)
+
+    hazard = only(hazards_of(model, optimizer, frozen=["body"], scheduler=build))
+    assert words(hazard) == ("leaked", "scheduler", names("body"))
+    assert (optimizer.param_groups, vars(optimizer)) == before
+    assert words(only(hazards_of(model, optimizer, frozen=["body"], scheduler=build(optimizer))))[1] == "gradient"
+
+
 def test_a_scheduler_that_needs_the_loss_is_called_with_it():
     model = Net()
     optimizer = sgd(model)
@@ -410,6 +429,15 @@ def test_that_nothing_is_frozen_is_said_if_the_flags_were_to_say_what_is():
     assert foresee(model, sgd(model), BATCH, frozen=[]) == []
 
 
+# The page
+
+
+def test_the_example_of_the_page_prints_what_the_page_shows(capsys):
+    code, shown = re.findall(r"```(?:python|text)\n(.*?)```", (ROOT / "docs" / "foresee.md").read_text(), re.S)
+    exec(code, {})
+    assert capsys.readouterr().out == shown
+
+
 # Arguments
 
 
@@ -462,6 +490,7 @@ def test_the_head_is_found_by_the_batch():
         (lambda model: foresee(model, sgd(model), BATCH, nn.MSELoss(), task=len), "not both"),
         (lambda model: foresee(model, sgd(model), BATCH, task="mse"), "task is a str; give a function"),
         (lambda model: hazards_of(model, task=lambda model, batch: model(batch[0])), "the task returned a tensor of shape"),
+        (lambda model: hazards_of(model, scheduler=torch.optim.lr_scheduler.StepLR), "give a scheduler, or a function"),
         (lambda model: hazards_of(model, frozen=["boby"]), "did you mean body"),
         (lambda model: foresee(model, sgd(model), BATCH, frozen="body"), "frozen is 'body'; give a list of patterns"),
         (lambda model: foresee([model], sgd(model), BATCH), "model is a list; give a torch.nn.Module"),
