@@ -97,7 +97,7 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
         why = listed(sorted({trial.why_unknown[name] for name in hazard.names if name in trial.why_unknown}))
         yield replace(hazard, line=lines.line_for(hazard), sentence=f"{hazard.sentence}{f' ({why})' if why else ''}")
     owners = {name: entry.owner for name, entry in entries.items()}
-    for hazard in buffer_hazards(rehearsal, list(selection.parameters), owners, remedy="eval mode"):
+    for hazard in buffer_hazards(rehearsal, selection.parameters, owners, remedy="eval mode"):
         is_written = trial.written.issuperset(hazard.names)
         yield replace(hazard, line=lines.line_for(hazard), cause=hazard.cause if is_written else "unknown")
     names = [row["name"] for row in rehearsal.rows if (row["verdict"], row["cause"]) == ("idle", "no_gradient")]
@@ -106,6 +106,8 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
         if hazard.cause != "lr_zero" or not _may_be_scheduled(loop, hazard.names, entries):
             of_users = unreached.get(hazard.names[0], Unreached("")).line
             yield replace(hazard, line=lines.line_for(hazard) or of_users)
+    if not any(row["verdict"] in ("trained", "returned", "idle") for row in rehearsal.rows):
+        yield Hazard("idle", (), "", "nothing would be trained: every parameter is declared frozen")
     yield from _of_absent_tensors(loop, trial)
 
 

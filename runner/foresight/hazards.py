@@ -5,7 +5,7 @@ A frozen tensor leaks if the training changes it all the same. A trainable param
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Literal
@@ -61,17 +61,17 @@ def leak_hazards(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequ
 
 
 def buffer_hazards(
-    rehearsal: Rehearsal, frozen: Sequence[str], owners: Mapping[str, str], remedy: str = "freeze.buffers=frozen"
+    rehearsal: Rehearsal, frozen: Collection[str], owners: Mapping[str, str], remedy: str = "freeze.buffers=frozen"
 ) -> list[Hazard]:
-    """Return which modules with frozen parameters would change their buffers, as BatchNorm does: a hazard for each class.
+    """Return which frozen modules would change their buffers, as BatchNorm does: a hazard for each class of modules.
 
     `rehearsal`: the predictions. `frozen`: names of the frozen parameters. `owners`: {name of a parameter or buffer: name of
     its module}. `remedy`: what keeps the buffers as they are.
     """
-    frozen_owners = {owners[name] for name in frozen}
+    parameters = {row["name"]: row["name"] in frozen for row in rehearsal.rows if row["kind"] == "parameter"}
     names_of: dict[str, list[str]] = {}
     for row in rehearsal.rows:
-        if row["verdict"] == "drifted" and owners[row["name"]] in frozen_owners:
+        if row["verdict"] == "drifted" and _is_frozen(owners[row["name"]], parameters):
             names_of.setdefault(row["module_type"], []).append(row["name"])
     hazards = []
     for module_type, names in names_of.items():
@@ -79,6 +79,18 @@ def buffer_hazards(
         sentence = f"buffers of {module_type} {modules} will change (normal; {remedy} stops it)"
         hazards.append(Hazard("drifted", tuple(names), "forward_write", sentence))
     return hazards
+
+
+def _is_frozen(module: str, parameters: Mapping[str, bool]) -> bool:
+    """Return whether a module has a frozen parameter of its own, or else if all are frozen that are in it.
+
+    A module without parameters, such as a BatchNorm with `affine=False`, counts as the module that contains it.
+    `parameters`: {name: whether it is frozen}.
+    """
+    if any(is_frozen and name.rpartition(".")[0] == module for name, is_frozen in parameters.items()):
+        return True
+    within = [is_frozen for name, is_frozen in parameters.items() if not module or name.startswith(f"{module}.")]
+    return all(within) if within or not module else _is_frozen(module.rpartition(".")[0], parameters)
 
 
 def idle_hazards(rehearsal: Rehearsal, reasons: Mapping[str, str] | None = None) -> list[Hazard]:

@@ -178,14 +178,16 @@ def steps_of_scheduler(loop: Loop) -> int:
 def everything_kept(loop: Loop, before: Snapshot) -> Iterator[None]:
     """On leaving the block, put back what training changes.
 
-    That is the model with its buffers, modes, flags and gradients; what the optimizer, the scheduler and the loss hold; what
-    other optimizers hold that step in the block, as in a hook; the random states, and the settings of torch.
+    That is the model with its buffers, modes, flags, gradients and the attributes of its modules; what the optimizer, the
+    scheduler and the loss hold; what other optimizers hold that step in the block, as in a hook; the random states, and the
+    settings of torch.
     """
     tensors = {id(each): each for each in (*stepped_tensors(loop.optimizer), *loop.model.parameters())}
     parts, known = _parts_of(loop.model), {id(loop.optimizer)}
     with ExitStack() as undo, preserve_settings(), preserve_random_state():
         undo.enter_context(gradients_kept([each for each in tensors.values() if each.is_leaf]))
-        undo.enter_context(contents_kept(loop.optimizer, loop.scheduler, loop.task, besides=parts))
+        attributes = map(vars, loop.model.modules())
+        undo.enter_context(contents_kept(loop.optimizer, loop.scheduler, loop.task, *attributes, besides=parts))
         undo.enter_context(state_kept(loop.model, before.values))
 
         def before_step(optimizer: Optimizer, *_: Any) -> None:

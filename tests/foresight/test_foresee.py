@@ -190,6 +190,23 @@ def test_the_batch_and_what_the_task_holds_are_put_back():
     assert all(map(torch.equal, training.batches[0], kept))
 
 
+def test_attributes_of_modules_are_put_back():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(FEATURES, CLASSES)
+            self.calls, self.seen = 0, []
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen.append(x)
+            self.output = super().forward(x)
+            return self.output
+
+    model = nn.Sequential(Counting())
+    foresee(model, torch.optim.SGD(model.parameters()), training_of("mixed", "sgd", "flag").batches[0])
+    assert (model[0].calls, model[0].seen, hasattr(model[0], "output")) == (0, [], False)
+
+
 def test_another_optimizer_that_steps_in_a_hook_is_put_back_too():
     training = training_of("mixed", "sgd", "flag", steps_before=1)
     model = training.model

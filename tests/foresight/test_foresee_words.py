@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
 
 from runner import audit, foresee
 from tests.conftest import ROOT
@@ -245,6 +246,18 @@ def test_frozen_batchnorms_drift_and_leak_if_their_buffers_are_declared_frozen()
     assert foresee(model, sgd(model), BATCH, frozen=["norms"], buffers="frozen") == []
 
 
+@pytest.mark.parametrize("inner", [lambda: nn.BatchNorm1d(6, affine=False), lambda: spectral_norm(nn.Linear(6, 6))])
+def test_buffers_of_a_module_without_parameters_are_those_of_the_frozen_module_around_it(inner):
+    model = nn.Sequential(nn.Sequential(nn.Linear(FEATURES, 6), inner()), nn.Linear(6, CLASSES))
+    assert {each.verdict for each in foresee(model, sgd(model), BATCH, frozen=["1"])} == {"leaked"}
+    model[0].requires_grad_(False)
+    hazards = foresee(model, sgd(model), BATCH)
+    assert {each.verdict for each in hazards} == {"drifted"}
+    for hazard in hazards:
+        mended(hazard, model, None)
+    assert foresee(model, sgd(model), BATCH) == []
+
+
 def test_an_embedding_that_its_forward_pass_rescales_leaks():
     model = nn.Sequential(nn.Embedding(CLASSES, 6, max_norm=0.1), nn.Flatten(), nn.Linear(6, CLASSES))
     model[0].requires_grad_(False)
@@ -347,7 +360,7 @@ def test_a_line_names_the_largest_module_of_which_all_is_meant(frozen, path):
     hazard = only(hazards_of(model, frozen=[frozen]))
     assert hazard.line == f"{path}.requires_grad_(False)"
     mended(hazard, model, None)
-    assert hazards_of(model, frozen=[frozen]) == []
+    assert "leaked" not in {each.verdict for each in hazards_of(model, frozen=[frozen])}
 
 
 # Unknown
@@ -421,6 +434,12 @@ def test_a_model_in_eval_mode_with_buffers_is_said():
     assert (hazard.verdict, hazard.line) == ("unknown", "model.train()")
     mended(hazard, model, None)
     assert [each.verdict for each in foresee(model, sgd(model), BATCH)] == ["drifted"]
+
+
+def test_that_nothing_would_be_trained_is_said():
+    model = Net().requires_grad_(False)
+    hazard = only(foresee(model, sgd(model), BATCH))
+    assert (hazard.verdict, hazard.sentence) == ("idle", "nothing would be trained: every parameter is declared frozen")
 
 
 def test_that_nothing_is_frozen_is_said_if_the_flags_were_to_say_what_is():
