@@ -14,7 +14,7 @@ from runner.errors import ConfigError, listed, short_repr
 from runner.foresight.hazards import Hazard, buffer_hazards, idle_hazards, leak_hazards
 from runner.foresight.in_place import Loop, Trial, rehearse_in_place
 from runner.foresight.lines import Lines
-from runner.foresight.unreached import Unreached, why_unreached
+from runner.foresight.unreached import why_unreached
 from runner.freezing.groups import group_lr
 from runner.freezing.selection import Selection
 from runner.proof.audit import as_module, selection_of
@@ -41,13 +41,13 @@ def foresee(
 ) -> list[Hazard]:
     """Return what would go wrong in a training: what would leak, drift or stay idle, why, and the line to change.
 
-    Makes up to nine steps of the training with this batch, and puts everything back to the last bit: the model with its
+    Makes two to ten steps of the training with this batch, and puts everything back to the last bit: the model with its
     buffers, modes and gradients, what optimizer and scheduler hold, and the random states. Hooks run in these steps, too.
     What happens only with other batches, or only later, is not foreseen; of a scheduler, a thousand steps are. Raises
     ConfigError (a ValueError) for bad arguments, and what the model and the loss raise.
 
     Args:
-        model: a module, or a mapping of several, in train mode or not as they are to be trained.
+        model: a module, or a mapping of several; each module in train or eval mode as it is to be trained.
         optimizer: a torch optimizer, as it is before the first step.
         batch: a batch on the device of the model.
         loss: a function (output, target), such as `nn.CrossEntropyLoss()`; None: as by `task.loss=auto`, the model's own or
@@ -102,10 +102,9 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
         yield replace(hazard, line=lines.line_for(hazard), cause=hazard.cause if is_written else "unknown")
     names = [row["name"] for row in rehearsal.rows if (row["verdict"], row["cause"]) == ("idle", "no_gradient")]
     unreached = why_unreached(names, loop.model, entries, trial.calls) if trial.calls is not None else {}
-    for hazard in idle_hazards(rehearsal, {name: each.reason for name, each in unreached.items()}):
+    for hazard in idle_hazards(rehearsal, unreached):
         if hazard.cause != "lr_zero" or not _may_be_scheduled(loop, hazard.names, entries):
-            of_users = unreached.get(hazard.names[0], Unreached("")).line
-            yield replace(hazard, line=lines.line_for(hazard) or of_users)
+            yield replace(hazard, line=lines.line_for(hazard) or hazard.line)
     if not any(row["verdict"] in ("trained", "returned", "idle") for row in rehearsal.rows):
         yield Hazard("idle", (), "", "nothing would be trained: every parameter is declared frozen")
     yield from _of_absent_tensors(loop, trial)

@@ -13,6 +13,7 @@ from typing import Literal
 from runner.contract import Cause, Row
 from runner.errors import listed
 from runner.foresight.rehearsal import Rehearsal
+from runner.foresight.unreached import Unreached
 
 CAUSES_WITHOUT_BATCH = ("scheduler", "optimizer_ignores_lr", "weight_decay", "optimizer_state", "optimizer_rule")
 """The causes of a change in frozen tensors that can be predicted without running a batch through the model."""
@@ -93,10 +94,10 @@ def _is_frozen(module: str, parameters: Mapping[str, bool]) -> bool:
     return all(within) if within or not module else _is_frozen(module.rpartition(".")[0], parameters)
 
 
-def idle_hazards(rehearsal: Rehearsal, reasons: Mapping[str, str] | None = None) -> list[Hazard]:
+def idle_hazards(rehearsal: Rehearsal, unreached: Mapping[str, Unreached] | None = None) -> list[Hazard]:
     """Return which trainable parameters the training would never change: a hazard for each reason.
 
-    `reasons`: {name: why its parameter is idle, a clause}, where more is known than the cause.
+    `unreached`: {name: why its parameter gets no gradient}, where more is known than the cause.
     """
     descriptions = {
         "not_in_optimizer": "in no group of the optimizer",
@@ -106,14 +107,14 @@ def idle_hazards(rehearsal: Rehearsal, reasons: Mapping[str, str] | None = None)
         "rounded_away": "every update is rounded away",
         "unknown": "why is not known",
     }
-    names_of: dict[tuple[Cause, str], list[str]] = {}
+    names_of: dict[tuple[Cause, Unreached], list[str]] = {}
     for row in rehearsal.rows:
         if row["verdict"] == "idle":
-            reason = (reasons or {}).get(row["name"], descriptions.get(row["cause"], row["cause"]))
-            names_of.setdefault((row["cause"], reason), []).append(row["name"])
+            why = (unreached or {}).get(row["name"], Unreached(descriptions.get(row["cause"], row["cause"])))
+            names_of.setdefault((row["cause"], why), []).append(row["name"])
     return [
-        Hazard("idle", tuple(names), cause, f"{listed(names, most=2)} would stay idle: {reason}")
-        for (cause, reason), names in names_of.items()
+        Hazard("idle", tuple(names), cause, f"{listed(names, most=2)} would stay idle: {why.reason}", line=why.line)
+        for (cause, why), names in names_of.items()
     ]
 
 

@@ -120,6 +120,18 @@ def test_of_layers_in_a_detached_module_the_line_is_where_that_module_is_called(
     assert hazard.line.endswith(": found = self.side(x)")
 
 
+def test_layers_that_are_detached_in_different_lines_are_hazards_of_their_own():
+    class Both(Net):
+        def forward(self, x):
+            first = self.body(x).detach()
+            return self.head(first + self.side(x).detach())
+
+    one, other = hazards_of(Both())
+    assert (one.names, other.names) == (names("body"), names("side"))
+    assert one.line.endswith(": first = self.body(x).detach()")
+    assert other.line.endswith(": return self.head(first + self.side(x).detach())")
+
+
 def test_if_the_task_detaches_all_the_line_is_that_of_the_task():
     def task(model, batch):
         scores = model(batch[0]).detach()
