@@ -41,7 +41,8 @@ def run_python(code: str) -> None:
 
 def test_importing_audit_and_select_imports_none_of_the_large_libraries():
     run_python(
-        f"from runner import audit, select, FreezingMethod\nfound = {HEAVY} & sys.modules.keys()\nassert not found, found"
+        "from runner import audit, foresee, select, FreezingMethod\n"
+        f"found = {HEAVY} & sys.modules.keys()\nassert not found, found"
     )
 
 
@@ -60,7 +61,7 @@ def test_an_audit_imports_none_of_the_large_libraries():
 @pytest.mark.long
 def test_importing_the_public_names_changes_no_global_state():
     run_python(
-        f"{STATE}\nfrom runner import audit, select, run, FreezingMethod\n"
+        f"{STATE}\nfrom runner import audit, foresee, select, run, FreezingMethod\n"
         "for old, new in zip(before, state(), strict=True): assert old == new, (old, new)"
     )
 

@@ -10,14 +10,15 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from runner.errors import ConfigError, listed
+from runner.errors import ConfigError, listed, short_repr
 from runner.foresight.hazards import Hazard, buffer_hazards, idle_hazards, leak_hazards
 from runner.foresight.in_place import Loop, Trial, rehearse_in_place
 from runner.foresight.lines import Lines
-from runner.foresight.unreached import Unreached, why_unreached
+from runner.foresight.unreached import why_unreached
 from runner.freezing.groups import group_lr
 from runner.freezing.selection import Selection
 from runner.proof.audit import as_module, selection_of
+from runner.proof.causes.gradients import gradient_kind
 from runner.proof.causes.optimizer_copy import stepped_tensors
 from runner.proof.notes import flag_notes
 from runner.tensors import TensorEntry, refuse_unless_dense
@@ -40,45 +41,50 @@ def foresee(
 ) -> list[Hazard]:
     """Return what would go wrong in a training: what would leak, drift or stay idle, why, and the line to change.
 
-    Makes up to nine steps of the training with this batch, and puts everything back to the last bit: the model with its
+    Makes two to ten steps of the training with this batch, and puts everything back to the last bit: the model with its
     buffers, modes and gradients, what optimizer and scheduler hold, and the random states. Hooks run in these steps, too.
     What happens only with other batches, or only later, is not foreseen; of a scheduler, a thousand steps are. Raises
     ConfigError (a ValueError) for bad arguments, and what the model and the loss raise.
 
     Args:
-        model: a module, or a mapping of several, in train mode or not as they are to be trained.
+        model: a module, or a mapping of several; each module in train or eval mode as it is to be trained.
         optimizer: a torch optimizer, as it is before the first step.
         batch: a batch on the device of the model.
         loss: a function (output, target), such as `nn.CrossEntropyLoss()`; None: as by `task.loss=auto`, the model's own or
             the cross entropy.
         frozen: patterns of names, or what `select` returns. None: all parameters with `requires_grad` False.
         task: a function (model, batch) -> loss, instead of `loss`.
-        scheduler: the scheduler that is called after each step.
+        scheduler: the scheduler that is called after each step, or a function that builds it for the optimizer. Some change
+            the rates when they are built: only with the function are these known as the scheduler's.
         set_to_none: False if the loop calls `optimizer.zero_grad(set_to_none=False)`.
         buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
     """
     module = as_module(model)
-    _check_arguments(optimizer, loss, task)
+    _check_arguments(optimizer, loss, task, scheduler)
     refuse_unless_dense(module)
     called = TrainedTask(task if task is not None else BatchTask(loss=loss or "auto"))
     loop = Loop(module, optimizer, called, model, batch=batch, scheduler=scheduler, set_to_none=set_to_none)
     trial_of_head = {} if loop.has_several_models else {"batch": batch, "task": called}
     selection = selection_of(module, frozen, buffers, **trial_of_head)
     trial = rehearse_in_place(loop, selection)
-    hazards = [*_of_trial(loop, selection, trial), *_of_what_is_unknown(loop, trial)]
+    hazards = [*_of_trial(loop, selection, trial), *_of_what_is_unknown(loop, trial), *_of_left_gradients(loop, selection)]
     if frozen is None and not selection.parameters:
         hazards.append(_unknown("nothing is declared frozen: no parameter has requires_grad=False; give patterns"))
     return hazards
 
 
-def _check_arguments(optimizer: Any, loss: Any, task: Any) -> None:
-    """Raise ConfigError if the optimizer is none, or if both a loss and a task are given."""
+def _check_arguments(optimizer: Any, loss: Any, task: Any, scheduler: Any) -> None:
+    """Raise ConfigError if one of these is not what it has to be, or if both a loss and a task are given."""
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}; give one torch optimizer, and call foresee for each")
+    if loss is not None and not callable(loss):
+        raise ConfigError(f"loss is {short_repr(loss)}; give a function (output, target) or None; patterns are frozen=[...]")
     if loss is not None and task is not None:
         raise ConfigError("give a loss, a function (output, target), or a task, a function (model, batch) -> loss; not both")
     if task is not None and (not callable(task) or isinstance(task, type)):
         raise ConfigError(f"task is a {type(task).__name__}; give a function (model, batch) -> loss")
+    if scheduler is not None and (isinstance(scheduler, type) or not (hasattr(scheduler, "step") or callable(scheduler))):
+        raise ConfigError(f"scheduler is {short_repr(scheduler)}; give a scheduler, or a function (optimizer) -> scheduler")
 
 
 def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard]:
@@ -91,15 +97,16 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
         why = listed(sorted({trial.why_unknown[name] for name in hazard.names if name in trial.why_unknown}))
         yield replace(hazard, line=lines.line_for(hazard), sentence=f"{hazard.sentence}{f' ({why})' if why else ''}")
     owners = {name: entry.owner for name, entry in entries.items()}
-    for hazard in buffer_hazards(rehearsal, list(selection.parameters), owners, remedy="eval mode"):
+    for hazard in buffer_hazards(rehearsal, selection.parameters, owners, remedy="eval mode"):
         is_written = trial.written.issuperset(hazard.names)
         yield replace(hazard, line=lines.line_for(hazard), cause=hazard.cause if is_written else "unknown")
     names = [row["name"] for row in rehearsal.rows if (row["verdict"], row["cause"]) == ("idle", "no_gradient")]
     unreached = why_unreached(names, loop.model, entries, trial.calls) if trial.calls is not None else {}
-    for hazard in idle_hazards(rehearsal, {name: each.reason for name, each in unreached.items()}):
+    for hazard in idle_hazards(rehearsal, unreached):
         if hazard.cause != "lr_zero" or not _may_be_scheduled(loop, hazard.names, entries):
-            of_users = unreached.get(hazard.names[0], Unreached("")).line
-            yield replace(hazard, line=lines.line_for(hazard) or of_users)
+            yield replace(hazard, line=lines.line_for(hazard) or hazard.line)
+    if not any(row["verdict"] in ("trained", "returned", "idle") for row in rehearsal.rows):
+        yield Hazard("idle", (), "", "nothing would be trained: every parameter is declared frozen")
     yield from _of_absent_tensors(loop, trial)
 
 
@@ -133,6 +140,20 @@ def _of_what_is_unknown(loop: Loop, trial: Trial) -> Iterator[Hazard]:
     if scheduled:
         sentence = f"a scheduler sets the learning rate of {listed(scheduled, most=2)}, now 0: whether it rises is not known"
         yield replace(_unknown(sentence, "foresee(..., scheduler=scheduler)"), names=scheduled)
+
+
+def _of_left_gradients(loop: Loop, selection: Selection) -> Iterator[Hazard]:
+    """Yield a hazard if frozen parameters have a gradient left from earlier steps, and the optimizer has them.
+
+    The rehearsal removes gradients before each step; a loop may also do so after each step.
+    """
+    stepped = {id(each) for each in stepped_tensors(loop.optimizer)}
+    frozen = {name: each for name, each in selection.parameters.items() if id(each) in stepped and not each.requires_grad}
+    names = tuple(name for name, each in frozen.items() if gradient_kind(each) == "present")
+    if names:
+        sentence = f"{listed(names, most=2)} ha{'s' if len(names) == 1 else 've'} a gradient of earlier steps"
+        sentence += ": a loop that removes gradients only after the step would apply it"
+        yield replace(_unknown(sentence, "optimizer.zero_grad()"), names=names)
 
 
 def _unknown(sentence: str, line: str = "") -> Hazard:

@@ -5,7 +5,7 @@ A frozen tensor leaks if the training changes it all the same. A trainable param
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Literal
@@ -13,6 +13,7 @@ from typing import Literal
 from runner.contract import Cause, Row
 from runner.errors import listed
 from runner.foresight.rehearsal import Rehearsal
+from runner.foresight.unreached import Unreached
 
 CAUSES_WITHOUT_BATCH = ("scheduler", "optimizer_ignores_lr", "weight_decay", "optimizer_state", "optimizer_rule")
 """The causes of a change in frozen tensors that can be predicted without running a batch through the model."""
@@ -61,17 +62,17 @@ def leak_hazards(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequ
 
 
 def buffer_hazards(
-    rehearsal: Rehearsal, frozen: Sequence[str], owners: Mapping[str, str], remedy: str = "freeze.buffers=frozen"
+    rehearsal: Rehearsal, frozen: Collection[str], owners: Mapping[str, str], remedy: str = "freeze.buffers=frozen"
 ) -> list[Hazard]:
-    """Return which modules with frozen parameters would change their buffers, as BatchNorm does: a hazard for each class.
+    """Return which frozen modules would change their buffers, as BatchNorm does: a hazard for each class of modules.
 
     `rehearsal`: the predictions. `frozen`: names of the frozen parameters. `owners`: {name of a parameter or buffer: name of
     its module}. `remedy`: what keeps the buffers as they are.
     """
-    frozen_owners = {owners[name] for name in frozen}
+    parameters = {row["name"]: row["name"] in frozen for row in rehearsal.rows if row["kind"] == "parameter"}
     names_of: dict[str, list[str]] = {}
     for row in rehearsal.rows:
-        if row["verdict"] == "drifted" and owners[row["name"]] in frozen_owners:
+        if row["verdict"] == "drifted" and _is_frozen(owners[row["name"]], parameters):
             names_of.setdefault(row["module_type"], []).append(row["name"])
     hazards = []
     for module_type, names in names_of.items():
@@ -81,10 +82,22 @@ def buffer_hazards(
     return hazards
 
 
-def idle_hazards(rehearsal: Rehearsal, reasons: Mapping[str, str] | None = None) -> list[Hazard]:
+def _is_frozen(module: str, parameters: Mapping[str, bool]) -> bool:
+    """Return whether a module has a frozen parameter of its own, or else if all are frozen that are in it.
+
+    A module without parameters, such as a BatchNorm with `affine=False`, counts as the module that contains it.
+    `parameters`: {name: whether it is frozen}.
+    """
+    if any(is_frozen and name.rpartition(".")[0] == module for name, is_frozen in parameters.items()):
+        return True
+    within = [is_frozen for name, is_frozen in parameters.items() if not module or name.startswith(f"{module}.")]
+    return all(within) if within or not module else _is_frozen(module.rpartition(".")[0], parameters)
+
+
+def idle_hazards(rehearsal: Rehearsal, unreached: Mapping[str, Unreached] | None = None) -> list[Hazard]:
     """Return which trainable parameters the training would never change: a hazard for each reason.
 
-    `reasons`: {name: why its parameter is idle, a clause}, where more is known than the cause.
+    `unreached`: {name: why its parameter gets no gradient}, where more is known than the cause.
     """
     descriptions = {
         "not_in_optimizer": "in no group of the optimizer",
@@ -94,14 +107,14 @@ def idle_hazards(rehearsal: Rehearsal, reasons: Mapping[str, str] | None = None)
         "rounded_away": "every update is rounded away",
         "unknown": "why is not known",
     }
-    names_of: dict[tuple[Cause, str], list[str]] = {}
+    names_of: dict[tuple[Cause, Unreached], list[str]] = {}
     for row in rehearsal.rows:
         if row["verdict"] == "idle":
-            reason = (reasons or {}).get(row["name"], descriptions.get(row["cause"], row["cause"]))
-            names_of.setdefault((row["cause"], reason), []).append(row["name"])
+            why = (unreached or {}).get(row["name"], Unreached(descriptions.get(row["cause"], row["cause"])))
+            names_of.setdefault((row["cause"], why), []).append(row["name"])
     return [
-        Hazard("idle", tuple(names), cause, f"{listed(names, most=2)} would stay idle: {reason}")
-        for (cause, reason), names in names_of.items()
+        Hazard("idle", tuple(names), cause, f"{listed(names, most=2)} would stay idle: {why.reason}", line=why.line)
+        for (cause, why), names in names_of.items()
     ]
 
 

@@ -42,7 +42,7 @@ class Loop:
         task: a function (what the user calls the model, batch) -> loss.
         given: what the user calls the model: the model, or {name: one of several}.
         batch: a batch.
-        scheduler: the scheduler that is called after each step, or None.
+        scheduler: the scheduler that is called after each step, a function that builds it for the optimizer, or None.
         set_to_none: whether gradients are set to None before each step, or to zeros.
     """
 
@@ -58,6 +58,11 @@ class Loop:
     def has_several_models(self) -> bool:
         """Whether the user has a mapping of several models."""
         return self.given is not self.model
+
+    def build_scheduler(self) -> Any:
+        """Return the scheduler, built now if a function is to build it; None if there is none."""
+        is_built = self.scheduler is None or hasattr(self.scheduler, "step")
+        return self.scheduler if is_built else self.scheduler(self.optimizer)
 
 
 @dataclass
@@ -126,10 +131,11 @@ def rehearse_in_place(loop: Loop, selection: Selection) -> Trial:
 
 def _rehearse(loop: Loop, selection: Selection, trial: Trial, make_steps: Callable[..., Iterator[Step]]) -> None:
     """Make the steps, and store in `trial` what they have shown."""
-    optimizer, scheduler = loop.optimizer, loop.scheduler
-    steps = range(1, 1 + (steps_of_scheduler(loop) if scheduler is not None else MOST_STEPS))
+    optimizer = loop.optimizer
+    steps = range(1, 1 + (steps_of_scheduler(loop) if loop.scheduler is not None else MOST_STEPS))
     full_steps = _until_all_have_moved(loop, trial.before, selection, steps[:MOST_STEPS])
     with audit(loop.model, selection, optimizer, before=trial.before, watch_forward=True) as report:
+        scheduler = loop.build_scheduler()  # the audit has seen the rates that were declared
         lrs = run_phase(make_steps, optimizer, scheduler, steps, restore_lrs=ExitStack(), full_steps=full_steps)
         trial.without_gradient = {id(each) for each in stepped_tensors(optimizer) if each.grad is None}
     trial.rehearsal, trial.why_unknown = Rehearsal(1, report.rows, lrs, scheduler), report.why_unknown
@@ -153,13 +159,14 @@ def _until_all_have_moved(loop: Loop, before: Snapshot, selection: Selection, st
 def steps_of_scheduler(loop: Loop) -> int:
     """Return how many steps the scheduler can be called for, at most FARTHEST; it and the optimizer are put back.
 
-    Raises what the scheduler raises when it is called for the first time.
+    Raises what building the scheduler raises, or calling it for the first time.
     """
     with contents_kept(loop.optimizer, loop.scheduler, besides=_parts_of(loop.model)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is called before the optimizer
+        scheduler = loop.build_scheduler()
         for count in range(FARTHEST):
             try:
-                advance(loop.scheduler)
+                advance(scheduler)
             except Exception:  # a scheduler for a given number of steps has come to its end
                 if not count:
                     raise
@@ -171,14 +178,16 @@ def steps_of_scheduler(loop: Loop) -> int:
 def everything_kept(loop: Loop, before: Snapshot) -> Iterator[None]:
     """On leaving the block, put back what training changes.
 
-    That is the model with its buffers, modes, flags and gradients; what the optimizer, the scheduler and the loss hold; what
-    other optimizers hold that step in the block, as in a hook; the random states, and the settings of torch.
+    That is the model with its buffers, modes, flags, gradients and the attributes of its modules; what the optimizer, the
+    scheduler and the loss hold; what other optimizers hold that step in the block, as in a hook; the random states, and the
+    settings of torch.
     """
     tensors = {id(each): each for each in (*stepped_tensors(loop.optimizer), *loop.model.parameters())}
     parts, known = _parts_of(loop.model), {id(loop.optimizer)}
     with ExitStack() as undo, preserve_settings(), preserve_random_state():
         undo.enter_context(gradients_kept([each for each in tensors.values() if each.is_leaf]))
-        undo.enter_context(contents_kept(loop.optimizer, loop.scheduler, loop.task, besides=parts))
+        attributes = map(vars, loop.model.modules())
+        undo.enter_context(contents_kept(loop.optimizer, loop.scheduler, loop.task, *attributes, besides=parts))
         undo.enter_context(state_kept(loop.model, before.values))
 
         def before_step(optimizer: Optimizer, *_: Any) -> None:

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from runner.foresight.hazards import Hazard
 from runner.foresight.in_place import Loop
 from runner.freezing.resolver import owner_of
 from runner.tensors import TensorEntry
 from runner.training.loop import needs_closure
+
+INDEXED = (nn.Sequential, nn.ModuleList, nn.ParameterList)
+MOST_LISTED = 3  # modules, if they can be said in another way
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Lines:
             return self._for_idle(hazard)
         tensors = [self.entries[name].tensor for name in hazard.names]
         if hazard.verdict == "drifted" or all(self.entries[name].kind == "buffer" for name in hazard.names):
-            return f"{self.call(sorted(set(map(owner_of, hazard.names))), '.eval()')}  # after each model.train()"
+            return f"{self._eval(set(map(owner_of, hazard.names)))}  # after each model.train()"
         if hazard.cause == "shared_tensor":
             return "; ".join(f"{path}.data = {path}.data.clone()" for path in map(self.path, hazard.names))
         if hazard.cause == "forward_write":
@@ -43,6 +46,19 @@ class Lines:
         if hazard.cause in ("outside_write", "replaced", "dtype_changed", "unknown"):
             return ""
         return self._for_stepped(hazard.names, tensors)
+
+    def _eval(self, modules: set[str]) -> str:
+        """Return the line that puts these modules in eval mode, and no others."""
+        types = {name: type(module).__name__ for name, module in self.loop.model.named_modules()}
+        (one_type, *others) = {types[name] for name in modules}
+        are_all_of_type = not others and not self.loop.has_several_models
+        if (
+            len(modules) > MOST_LISTED
+            and are_all_of_type
+            and modules == {n for n, each in types.items() if each == one_type}
+        ):
+            return f"[part.eval() for part in model.modules() if type(part).__name__ == {one_type!r}]"
+        return self.call([name for name in types if name in modules], ".eval()")
 
     def _for_stepped(self, names: Sequence[str], tensors: Sequence[Tensor]) -> str:
         """Return the line that keeps the optimizer from changing these parameters."""
@@ -106,13 +122,23 @@ class Lines:
 
     def path(self, name: str) -> str:
         """Return the expression for a module or parameter of the model."""
-        root = "model"
+        root, expression, within = "model", "model", name
+        module: Any = self.loop.model
         if self.loop.has_several_models:
-            first, _, name = name.partition(".")
-            root = f"model[{first!r}]"
-        if all(part.isidentifier() for part in name.split(".")):
-            return f"{root}.{name}"
-        if not name:
-            return root
-        whole: Any = f"{first}.{name}" if self.loop.has_several_models else name
-        return f"{root}.{'get_parameter' if whole in self.entries else 'get_submodule'}({name!r})"
+            first, _, within = name.partition(".")
+            root = expression = f"model[{first!r}]"
+            module = self.loop.given[first]
+        for part in within.split(".") if within else ():
+            if part.isidentifier():
+                expression += f".{part}"
+            elif isinstance(module, INDEXED) and _is_index(module, part):
+                expression += f"[{part}]"
+            else:
+                return f"{root}.{'get_parameter' if name in self.entries else 'get_submodule'}({within!r})"
+            module = getattr(module, part)
+        return expression
+
+
+def _is_index(module: Any, part: str) -> bool:
+    """Return whether `module[PART]` is the part of that name."""
+    return part in map(str, range(len(module))) and module[int(part)] is getattr(module, part)

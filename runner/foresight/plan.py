@@ -101,7 +101,7 @@ def hazard_texts(setup: Setup) -> Iterator[Text]:
     owners = {name: entry.owner for name, entry in setup.before.entries.items()}
     hazards = [
         *leak_hazards(rehearsal, *method_and_optimizer_names(setup)),
-        *buffer_hazards(rehearsal, list(setup.selection.parameters), owners),
+        *buffer_hazards(rehearsal, setup.selection.parameters, owners),
         *idle_hazards(rehearsal),
     ]
     for hazard in hazards:

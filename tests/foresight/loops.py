@@ -188,6 +188,7 @@ def training_of(model: str, optimizer: str, method: str, *, steps_before: int = 
         built.requires_grad_(True)
         for number in range(steps_before):
             training.step(number)
+        training.optimizer.zero_grad(set_to_none=training.set_to_none)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         if method == "flag_with_zeros":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from itertools import product
 
 import pytest
@@ -11,9 +12,15 @@ from torch import nn
 from torch.nn import functional
 
 from runner import audit, foresee
+from runner.assemble.objects import build_scheduler
+from runner.assemble.setup import assembled
+from runner.foresight.plan import foresee_run
 from runner.seeding import random_state
 from runner.tensors import leaves_in, same_bits, tensor_entries
 from tests.foresight.loops import CLASSES, FEATURES, METHODS, MODELS, OPTIMIZERS, takes, training_of
+from tests.in_memory import config_with
+from tests.test_conformance import METHODS as RUN_METHODS
+from tests.test_conformance import OVERRIDES_OF_TRAPS
 
 STEPS = 12  # of a real training
 ALL = [
@@ -34,19 +41,28 @@ def by_name(hazards, *verdicts):
     return {name: (each.verdict, each.cause) for each in hazards if each.verdict in verdicts for name in each.names}
 
 
-def found(training, first=0):
-    """Train under an audit, and return {name: (verdict, cause)} of what leaked or stayed idle."""
+def rows_of(training, first=0):
+    """Train under an audit, and return its rows."""
     with audit(training.model, training.frozen, training.optimizer) as report:
         for number in range(first, first + STEPS):
             training.step(number)
-    return {row["name"]: (row["verdict"], row["cause"]) for row in report.rows if row["verdict"] in ("leaked", "idle")}
+    return report.rows
+
+
+def with_verdict(rows, *verdicts):
+    """Return {name: (verdict, cause)} of the rows with these verdicts."""
+    return {row["name"]: (row["verdict"], row["cause"]) for row in rows if row["verdict"] in verdicts}
 
 
 def check_agreement(model, optimizer, method, before):
     given = (model, optimizer, method)
     hazards = foreseen(training_of(*given, steps_before=before), before)
+    rows = rows_of(training_of(*given, steps_before=before), before)
     assert not [each for each in hazards if each.verdict == "unknown"]
-    assert by_name(hazards, "leaked", "idle") == found(training_of(*given, steps_before=before), before)
+    assert by_name(hazards, "leaked", "idle") == with_verdict(rows, "leaked", "idle")
+    owners = {row["name"].rpartition(".")[0] for row in rows if row["frozen"]}
+    drifted = {name for name in with_verdict(rows, "drifted") if name.rpartition(".")[0] in owners}
+    assert by_name(hazards, "drifted").keys() == drifted
 
 
 @pytest.mark.parametrize(("model", "optimizer", "method", "before"), QUICK)
@@ -60,6 +76,27 @@ def test_what_is_foreseen_agrees_with_an_audit_for_every_optimizer(optimizer):
     for given in ALL:
         if given[1] == optimizer and given not in QUICK:
             check_agreement(*given)
+
+
+@pytest.mark.parametrize("trap", ["any_step", "weight_decay", "optimizer_rule", "optimizer_ignores_lr", "scheduler"])
+@pytest.mark.parametrize("method", RUN_METHODS)
+def test_of_a_run_the_same_leaks_are_foreseen_as_by_its_plan(method, trap):
+    given = ("freeze=backbone", *OVERRIDES_OF_TRAPS[trap], f"method={method}")
+    with assembled(config_with(*given)) as setup:
+        setup.method.attach(setup.optimizer, setup.selection, setup.undo)
+        task = setup.task.task
+        hazards = foresee(
+            setup.model,
+            setup.optimizer,
+            setup.feed.first,
+            frozen=setup.selection,
+            task=lambda model, batch: task(model, batch),
+            scheduler=partial(build_scheduler, setup.config) if setup.config.scheduler else None,
+            set_to_none=setup.config.zero_grad_to_none,
+        )
+    with assembled(config_with(*given)) as setup:
+        planned = with_verdict(foresee_run(setup).rows, "leaked")
+    assert by_name(hazards, "leaked") == planned
 
 
 # No trace is left
@@ -153,6 +190,23 @@ def test_the_batch_and_what_the_task_holds_are_put_back():
     assert all(map(torch.equal, training.batches[0], kept))
 
 
+def test_attributes_of_modules_are_put_back():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(FEATURES, CLASSES)
+            self.calls, self.seen = 0, []
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen.append(x)
+            self.output = super().forward(x)
+            return self.output
+
+    model = nn.Sequential(Counting())
+    foresee(model, torch.optim.SGD(model.parameters()), training_of("mixed", "sgd", "flag").batches[0])
+    assert (model[0].calls, model[0].seen, hasattr(model[0], "output")) == (0, [], False)
+
+
 def test_another_optimizer_that_steps_in_a_hook_is_put_back_too():
     training = training_of("mixed", "sgd", "flag", steps_before=1)
     model = training.model
@@ -203,4 +257,4 @@ def test_after_the_line_of_a_leak_nothing_leaks(optimizer, method, before):
             names = {"model": training.model, "optimizer": training.optimizer}
             exec(hazard.line, names)
             training.optimizer = names["optimizer"]
-    assert not [name for name, (verdict, _) in found(training, before).items() if verdict == "leaked"]
+    assert with_verdict(rows_of(training, before), "leaked") == {}

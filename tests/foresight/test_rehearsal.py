@@ -263,3 +263,19 @@ class LateRise(torch.optim.lr_scheduler.LRScheduler):
 
     def get_lr(self):
         return [0.5 if self.last_epoch == 279 else 0.0 for _ in self.optimizer.param_groups]
+
+
+def test_a_rate_that_the_optimizer_uses_one_step_later_than_it_is_set_is_foreseen():
+    given = (
+        *("method=zero_lr", "freeze=backbone", "batches=60", "optimizer=asgd", "cost=off"),
+        "scheduler._target_=tests.foresight.test_rehearsal.RiseAtStep40",
+    )
+    predicted, actual = verdicts_and_causes(foreseen(*given).rows), verdicts_and_causes(run_experiment(*given).rows)
+    assert predicted["body.weight"] == actual["body.weight"] == ("leaked", "scheduler")
+
+
+class RiseAtStep40(torch.optim.lr_scheduler.LRScheduler):
+    """A learning rate of 0.5 from step 40 on, and of 0 before."""
+
+    def get_lr(self):
+        return [0.5 if self.last_epoch >= 39 else 0.0 for _ in self.optimizer.param_groups]
