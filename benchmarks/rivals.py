@@ -24,7 +24,8 @@ class Detector(NamedTuple):
         name: its name in the table.
         package: its package, whose version the table names.
         complaints: watches a case, and returns what it complains about.
-        is_watching: whether it watches each step of the user's loop; otherwise it is called once, before the loop.
+        is_watching: whether it watches each step of the user's loop; otherwise it looks at one batch, and is called before
+            the loop and after it, so that it sees what has changed in between.
     """
 
     name: str
@@ -58,13 +59,14 @@ def by_torcheck(case: Case) -> list[str]:
     """torcheck, with a check for each tensor that the optimizer has; it knows no others."""
     from torcheck.registry import Registry
 
-    registry = Registry()
+    registry, complaints = Registry(), list[str]()
     registry.register(case.optimizer)
     for name, parameter in case.model.named_parameters():
         is_frozen = name.split(".")[0] in case.frozen
-        with contextlib.suppress(RuntimeError):  # "The tensor doesn't belong to any optimizer"
+        try:
             registry.add_tensor(parameter, name, changing=not is_frozen)
-    complaints: list[str] = []
+        except RuntimeError as error:  # "The tensor doesn't belong to any optimizer"
+            complaints.append(f"{name}: {error}")
     for number in range(1, case.steps + 1):
         try:
             case.step(number)
@@ -89,6 +91,20 @@ def by_torchtest2(case: Case) -> list[str]:
             skip=["overfit_batch", "initial_loss", "batch_independence", "eval_determinism", "output_varies"],
         )
     return [f"{each.name}: {each.message}" for each in report if each.status.value in ("FAIL", "WARN")]
+
+
+def by_torchtest(case: Case) -> list[str]:
+    """torchtest's two checks of a step: the frozen parameters stay the same, and the others change."""
+    from torchtest import torchtest
+
+    complaints = []
+    for is_frozen, check in ((True, torchtest.assert_vars_same), (False, torchtest.assert_vars_change)):
+        parameters = [each for each in case.model.named_parameters() if (each[0].split(".")[0] in case.frozen) == is_frozen]
+        try:
+            check(case.model, functional.cross_entropy, case.optimizer, (case.inputs, case.targets), "cpu", parameters)
+        except torchtest.VariablesChangeException as error:
+            complaints.append(str(error))
+    return complaints
 
 
 def by_guardtower(case: Case) -> list[str]:
@@ -153,6 +169,7 @@ DETECTORS = (
     Detector("runner.audit, every=1", "freeze-runner", by_audit_every_step, True),
     Detector("torcheck", "torcheck", by_torcheck, True),
     Detector("torchtest2", "torchtest2", by_torchtest2, False),
+    Detector("torchtest", "torchtest", by_torchtest, False),
     Detector("guardtower", "guardtower", by_guardtower, False),
     Detector("torch-audit", "torch-audit", by_torch_audit, True),
     Detector("torchmortem", "torchmortem", by_torchmortem, True),
