@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import subprocess
 import sys
@@ -59,6 +60,14 @@ def _run_in_tmp_path(tmp_path, monkeypatch):
     """Make the temporary folder of the test the current one; the width of a terminal is what a test says."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)  # pytest's workers have it
+
+
+@pytest.fixture
+def collect_garbage():
+    """Return `gc.collect`, which in this test looks at the objects that were made since the test began, and so is quick."""
+    gc.freeze()
+    yield gc.collect
+    gc.unfreeze()
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -202,7 +202,7 @@ WHERE_IT_RAISES = {  # what is wrong with the user's file, and the line that the
 
 
 @pytest.mark.parametrize(("source", "message"), WHERE_IT_RAISES.values(), ids=WHERE_IT_RAISES)
-@pytest.mark.parametrize("plan", ["plan=false", "plan=true"])
+@pytest.mark.parametrize("plan", ["plan=false", pytest.param("plan=true", marks=pytest.mark.long)])
 def test_an_error_in_the_users_code_exits_with_code_1_and_its_line_names_the_users_file_and_line(cli, source, message, plan):
     Path("mine.py").write_text(f"from runner.training.models import MLP\n{source}")
     arguments = ("model=custom", "model.build._target_=mine.Net", "+model.build._args_=[[8]]", "model.input=[8]")

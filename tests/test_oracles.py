@@ -295,13 +295,13 @@ def test_every_optimizer_for_dense_gradients_has_a_rule():
     assert set(RULES) == set(NODES) - {"custom", "lbfgs", "muon", "sparse_adam"}
 
 
-@pytest.mark.parametrize("freeze", ["backbone", "bias"])
+@pytest.mark.parametrize("freeze", ["backbone", pytest.param("bias", marks=pytest.mark.long)])
 @pytest.mark.parametrize(("name", "options"), RULES_WITH_OPTIONS)
 def test_a_run_has_the_bits_of_the_optimizers_rule(name, options, freeze):
     assert_agree(trained_by_runner(name, freeze, **options), trained_by_rule(name, freeze, **options), freeze)
 
 
-@pytest.mark.parametrize("freeze", ["backbone", "head"])
+@pytest.mark.parametrize("freeze", ["backbone", pytest.param("head", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_run_has_the_bits_and_losses_of_a_plain_loop(name, freeze):
     result = trained_by_runner(name, freeze)

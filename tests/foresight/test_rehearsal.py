@@ -48,8 +48,13 @@ def warnings(*overrides: str) -> list[str]:
     return notes_of(*overrides)[0]
 
 
+QUICK_METHODS = ("none", "requires_grad", "zero_lr", "zero_grad", "restore")
+
+
 @pytest.mark.parametrize("trap", TRAPS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in QUICK_METHODS else [pytest.mark.long]) for name in METHODS]
+)
 def test_a_plan_predicts_every_leak_of_the_traps_and_no_other(method, trap):
     if trap == "lbfgs_mid_run" and method in ("zero_lr", "exclude", "to_buffer"):
         return  # they need a second group, and LBFGS takes one

@@ -202,7 +202,7 @@ def test_the_weights_have_the_same_bits_as_with_requires_grad(name, memory_mb):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "asgd", "lbfgs", "rmsprop", "rprop", "sgd"])
-@pytest.mark.parametrize("epochs", [2, 5])
+@pytest.mark.parametrize("epochs", [2, pytest.param(5, marks=pytest.mark.long)])
 def test_same_bits_under_every_optimizer(optimizer, epochs):
     more = ("groups=one", "optimizer.max_iter=3") if optimizer == "lbfgs" else ()
     assert_same_bits(*run_both(*model("RandomHead"), f"optimizer={optimizer}", *more, epochs=epochs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import weakref
 from contextlib import nullcontext
@@ -776,14 +775,14 @@ def test_reading_a_report_before_its_audit_has_ended_raises():
     assert report.leaks == []
 
 
-def test_a_report_does_not_keep_the_model_alive():
+def test_a_report_does_not_keep_the_model_alive(collect_garbage):
     model = small_net()
     optimizer = sgd(model)
     with audit(model, ["head"], optimizer) as report:
         train(model, optimizer)
     kept = weakref.ref(model)
     del model, optimizer
-    gc.collect()
+    collect_garbage()
     assert kept() is None
     assert report.ended
 

@@ -80,7 +80,6 @@ def compile_training_step(model, optimizer):
 
 OF_MODEL = [compile_model, compile_model_in_place]
 OF_STEP = [compile_step, compile_function_that_steps, compile_training_step]
-WAY = pytest.mark.parametrize("way", [*OF_MODEL, *OF_STEP])
 
 
 def train(way, make_optimizer, when=None):
@@ -137,7 +136,13 @@ def momentum_sgd(parameters):
         pytest.param("inside", Adam, marks=pytest.mark.long),
     ],
 )
-@WAY
+@pytest.mark.parametrize(
+    "way",
+    [
+        *(compile_model, compile_step, compile_training_step),
+        *(pytest.param(way, marks=pytest.mark.long) for way in (compile_model_in_place, compile_function_that_steps)),
+    ],
+)
 def test_graphs_and_bits_are_those_without_an_audit_and_nothing_is_compiled_again_in_and_after_the_block(
     way, when, make_optimizer
 ):
@@ -280,7 +285,7 @@ def train_with_forward_writes(way, eager_steps, audited):
     return dict(counters["stats"]), hooks, report
 
 
-@pytest.mark.parametrize("way", [compile_model_in_place, compile_function_of_model])
+@pytest.mark.parametrize("way", [compile_function_of_model, pytest.param(compile_model_in_place, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("eager_steps", "hooks", "cause"),
     [

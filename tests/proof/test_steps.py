@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import weakref
 
 import pytest
@@ -81,13 +80,13 @@ def test_an_optimizer_of_another_model_is_not_counted():
     assert report.notes == ["SGD made 6 steps, but has no tensor of the model"]
 
 
-def test_an_optimizer_of_another_model_and_its_tensors_are_not_kept_alive():
+def test_an_optimizer_of_another_model_and_its_tensors_are_not_kept_alive(collect_garbage):
     model, other = net(), net()
     alive = [weakref.ref(parameter) for parameter in other.parameters()]
     with audit(model, ["0"]):
         train(other, SGD(other.parameters(), lr=0.1))
         del other
-        gc.collect()
+        collect_garbage()
         assert [each() for each in alive] == [None] * 4
 
 
@@ -323,7 +322,7 @@ def test_an_optimizer_whose_learning_rate_is_none_is_audited(is_given):
     assert causes(report) == {"gradient"}
 
 
-def test_the_state_of_optimizers_that_were_replaced_is_not_kept_alive():
+def test_the_state_of_optimizers_that_were_replaced_is_not_kept_alive(collect_garbage):
     model = net()
     with audit(model, ["0"]) as report:
         made = []
@@ -332,21 +331,21 @@ def test_the_state_of_optimizers_that_were_replaced_is_not_kept_alive():
             made.append(weakref.ref(optimizer))
             train(model, optimizer, steps=2)
         del optimizer
-        gc.collect()
+        collect_garbage()
         assert [each() is None for each in made] == [True, True, True, True, False]
     assert causes(report) == {"gradient"}
     assert report.looks == list(range(1, 11))
     assert {row["group"] for row in report.rows} == {"0"}
 
 
-def test_after_the_last_watched_step_no_optimizer_is_kept_alive():
+def test_after_the_last_watched_step_no_optimizer_is_kept_alive(collect_garbage):
     model = net()
     with audit(model, ["0"], until=1):
         optimizer = Adam(model.parameters(), lr=0.1)
         train(model, optimizer, steps=2)
         made = weakref.ref(optimizer)
         del optimizer
-        gc.collect()
+        collect_garbage()
         assert made() is None
 
 

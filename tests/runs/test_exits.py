@@ -112,12 +112,9 @@ def test_a_run_whose_code_exits_or_raises_anything_fails_and_exits_with_1(behavi
     assert os._exit is exit_process
 
 
-@pytest.mark.parametrize("inside", [pytest.param("constructor", marks=pytest.mark.long), "forward"])
-@pytest.mark.parametrize(
-    "launch",
-    [[], pytest.param(["launch=joblib", "hydra.launcher.n_jobs=2"], marks=pytest.mark.long)],
-    ids=["local", "joblib"],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("inside", ["constructor", "forward"])
+@pytest.mark.parametrize("launch", [[], ["launch=joblib", "hydra.launcher.n_jobs=2"]], ids=["local", "joblib"])
 def test_the_other_runs_of_a_sweep_go_on_after_a_run_that_exits_or_raises_anything(inside, launch, cli_process):
     behaviors = f"+model.build.behavior={','.join(REASONS)},good"
     done = cli_process("-m", *MODEL, behaviors, f"+model.build.inside={inside}", *launch, "hydra.sweep.dir=sweep")

@@ -306,7 +306,7 @@ def test_runs_during_which_an_earlier_start_died_are_counted_and_run_last(died, 
     assert [row["status"] for row in comparison()] == ["finished"] * 3
 
 
-@pytest.mark.parametrize("name", ["report.html", "comparison.csv", "multirun.yaml", "notes.txt"])
+@pytest.mark.parametrize("name", ["multirun.yaml", "notes.txt"])
 def test_a_folder_with_files_of_another_project_is_refused_and_not_changed(cli, name):
     SWEEP.mkdir()
     (SWEEP / name).write_text("of another project")

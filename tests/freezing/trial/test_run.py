@@ -207,12 +207,17 @@ LRASPP = ["classifier.low_classifier", "classifier.high_classifier"]
     ("name", "size", "options", "expected"),
     [
         ("resnet18", 64, {}, ["fc"]),
-        ("mobilenet_v3_small", 64, {}, ["classifier.3"]),
         ("squeezenet1_1", 64, {}, ["classifier.1"]),
-        ("convnext_tiny", 64, {}, ["classifier.2"]),
-        ("googlenet", 96, {"init_weights": False}, ["aux1.fc2", "aux2.fc2", "fc"]),
         ("lraspp_mobilenet_v3_large", 64, UNTRAINED_BACKBONE, LRASPP),
-        ("fcn_resnet50", 64, {"aux_loss": True, **UNTRAINED_BACKBONE}, ["classifier.4", "aux_classifier.4"]),
+        *(
+            pytest.param(*more, marks=pytest.mark.long)
+            for more in (
+                ("mobilenet_v3_small", 64, {}, ["classifier.3"]),
+                ("convnext_tiny", 64, {}, ["classifier.2"]),
+                ("googlenet", 96, {"init_weights": False}, ["aux1.fc2", "aux2.fc2", "fc"]),
+                ("fcn_resnet50", 64, {"aux_loss": True, **UNTRAINED_BACKBONE}, ["classifier.4", "aux_classifier.4"]),
+            )
+        ),
     ],
 )
 def test_the_heads_of_torchvision_models_are_their_classifiers_and_auxiliary_ones(name, size, options, expected):
