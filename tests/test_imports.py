@@ -41,7 +41,8 @@ def run_python(code: str) -> None:
 
 def test_importing_audit_and_select_imports_none_of_the_large_libraries():
     run_python(
-        f"from runner import audit, foresee, select, FreezingMethod\nfound = {HEAVY} & sys.modules.keys()\nassert not found, found"
+        "from runner import audit, foresee, select, FreezingMethod\n"
+        f"found = {HEAVY} & sys.modules.keys()\nassert not found, found"
     )
 
 
