@@ -7,6 +7,7 @@ import reprlib
 import sysconfig
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from inspect import currentframe
 from linecache import getline
 from traceback import walk_stack, walk_tb
 from types import CodeType
@@ -56,7 +57,7 @@ def line_in_user_code(until: CodeType) -> str:
     It is the innermost line that is neither in this package nor in an installed library. `until`: the code of a running
     function; the lines outside of it are not looked at.
     """
-    for frame, line in walk_stack(None):
+    for frame, line in walk_stack(currentframe()):
         if frame.f_code is until:
             break
         if _is_users(file := frame.f_code.co_filename):

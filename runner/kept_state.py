@@ -6,13 +6,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from runner.tensors import copy_of, names_and_tensors, same_bits
+
+ATOMS = (type, ModuleType, FunctionType, BuiltinFunctionType, str, bytes, int, float, complex)
+NOT_LOOKED_INTO = (*ATOMS, Dataset, DataLoader)
 
 
 @contextmanager
@@ -110,7 +114,8 @@ def contents_kept(*objects: Any, besides: Iterable[Any] = ()) -> Iterator[None]:
 
     That is every attribute and every entry of a dict, list, set or deque in them, and in the objects in these, and so on;
     the bits of each tensor, and the state of each generator of torch. Each object and tensor remains the same one. Not
-    looked into are `besides`, classes, functions (as far as they are no methods) and what has no `__dict__`.
+    looked into are `besides`, datasets and their loaders (which may be large), classes, functions (as far as they are no
+    methods) and what has no `__dict__`.
     """
     seen = {id(each): each for each in besides}  # the objects too, so that no id is used again
     with ExitStack() as undo:
@@ -131,7 +136,7 @@ def _keep(value: Any, at_the_end: Callable[[Callable[[], Any]], Any]) -> Iterabl
     if isinstance(value, torch.Generator):
         at_the_end(partial(value.set_state, value.get_state()))
         return ()
-    if isinstance(value, (type, ModuleType, FunctionType, BuiltinFunctionType, str, bytes, int, float, complex)):
+    if isinstance(value, NOT_LOOKED_INTO):
         return ()
     if isinstance(value, (dict, list, set, deque)):
         contents = list(value.items() if isinstance(value, dict) else value)
@@ -139,8 +144,10 @@ def _keep(value: Any, at_the_end: Callable[[Callable[[], Any]], Any]) -> Iterabl
         held = [each for pair in contents for each in pair] if isinstance(value, dict) else contents
     else:
         held = list(value) if isinstance(value, (tuple, frozenset)) else []
-    owner, attributes = getattr(value, "__self__", None), getattr(value, "__dict__", None)
-    return [*held, *([owner] if owner is not None else []), *([attributes] if isinstance(attributes, dict) else [])]
+    if isinstance(value, MethodType):
+        return [value.__self__]
+    attributes = getattr(value, "__dict__", None)
+    return [*held, attributes] if isinstance(attributes, dict) else held
 
 
 def _restore_contents(container: Any, contents: list[Any]) -> None:

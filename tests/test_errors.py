@@ -1,10 +1,12 @@
-"""`did_you_mean` names the nearest existing names; `ConfigError` is a `ValueError`."""
+"""`did_you_mean` names the nearest existing names; `ConfigError` is a `ValueError`; lines of the user are found."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from runner.errors import ConfigError, SkippedError, did_you_mean
+from runner.errors import ConfigError, SkippedError, did_you_mean, line_in_user_code
 
 
 def test_config_error_is_a_value_error_and_skipped_error_is_not():
@@ -37,3 +39,13 @@ def test_the_nearest_name_comes_first_and_at_most_three_are_suggested():
 
 def test_the_existing_names_may_be_any_iterable():
     assert did_you_mean("see", (name for name in ["seed"])) == "; did you mean seed?"
+
+
+def test_the_line_of_the_user_that_runs_now_is_the_innermost_one_within_a_function():
+    def outer():
+        return inner()
+
+    def inner():
+        return line_in_user_code(until=outer.__code__)  # this one
+
+    assert re.fullmatch(r"test_errors\.py, line \d+: return line_in_user_code\(.*\)  # this one", outer())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils.data import TensorDataset
 
 from runner.kept_state import contents_kept, gradients_kept, in_eval_mode, state_kept
 from runner.tensors import leaves_in, same_bits
@@ -244,6 +245,16 @@ def test_what_is_kept_besides_is_not_looked_into():
         change_all(counter)
     assert counter.cells[1]["inner"] == []
     assert not counter.tensor.any()
+
+
+def test_the_object_of_a_method_is_looked_into_but_not_its_dataset():
+    counter = Counter()
+    counter.data = TensorDataset(torch.zeros(3))
+    with contents_kept(counter.count):
+        counter.count()
+        counter.data.tensors[0].add_(1)
+        counter.tensor.add_(1)
+    assert (counter.number, counter.tensor.any().item(), counter.data.tensors[0].sum().item()) == (0, False, 3)
 
 
 def test_contents_come_back_after_an_exception():

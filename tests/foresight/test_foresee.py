@@ -1,260 +1,533 @@
-"""What is foreseen of anyone's loop is what an audit of it then finds, and foreseeing leaves no trace."""
+"""What `foresee` says: each cause with its names, a sentence and the line to change; and "unknown" where it cannot know."""
 
 from __future__ import annotations
 
-import copy
-from functools import partial
-from itertools import product
+import re
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
 
 from runner import audit, foresee
-from runner.assemble.objects import build_scheduler
-from runner.assemble.setup import assembled
-from runner.foresight.plan import foresee_run
-from runner.seeding import random_state
-from runner.tensors import leaves_in, same_bits, tensor_entries
-from tests.foresight.loops import CLASSES, FEATURES, METHODS, MODELS, OPTIMIZERS, takes, training_of
-from tests.in_memory import config_with
-from tests.test_conformance import METHODS as RUN_METHODS
-from tests.test_conformance import OVERRIDES_OF_TRAPS
+from tests.conftest import ROOT
+from tests.foresight.loops import CLASSES, FEATURES, training_of
 
-STEPS = 12  # of a real training
-ALL = [
-    (model, optimizer, method, before)
-    for model, optimizer, method, before in product(MODELS, OPTIMIZERS, METHODS, (0, 3))
-    if takes(optimizer, method)
-]
-QUICK = [each for each in ALL if each[1] == "momentum" or each[::2] == ("mixed", "declaring")]
+BATCH = (torch.randn(6, FEATURES, generator=torch.Generator().manual_seed(0)), torch.arange(6) % CLASSES)
+WEIGHTS = ("weight", "bias")
 
 
-def foreseen(training, number=0, **options):
-    """Return what is foreseen of a training that goes on with the batch of this number."""
-    return foresee(training.model, training.optimizer, training.batches[number], **training.foreseen_by | options)
+class Net(nn.Module):
+    """A body, a side layer that a method of a subclass computes with, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.side, self.head = nn.Linear(FEATURES, 6), nn.Linear(FEATURES, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x)) + self.beside(x))
+
+    def beside(self, x):
+        return self.side(x)
 
 
-def by_name(hazards, *verdicts):
-    """Return {name: (verdict, cause)} of the hazards with these verdicts."""
-    return {name: (each.verdict, each.cause) for each in hazards if each.verdict in verdicts for name in each.names}
+def sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), **{"lr": 0.1} | options)
 
 
-def rows_of(training, first=0):
-    """Train under an audit, and return its rows."""
-    with audit(training.model, training.frozen, training.optimizer) as report:
-        for number in range(first, first + STEPS):
-            training.step(number)
-    return report.rows
+def hazards_of(model, optimizer=None, frozen=(), **options):
+    return foresee(model, optimizer or sgd(model), BATCH, frozen=list(frozen), **options)
 
 
-def with_verdict(rows, *verdicts):
-    """Return {name: (verdict, cause)} of the rows with these verdicts."""
-    return {row["name"]: (row["verdict"], row["cause"]) for row in rows if row["verdict"] in verdicts}
+def only(hazards):
+    (hazard,) = hazards
+    return hazard
 
 
-def check_agreement(model, optimizer, method, before):
-    given = (model, optimizer, method)
-    hazards = foreseen(training_of(*given, steps_before=before), before)
-    rows = rows_of(training_of(*given, steps_before=before), before)
-    assert not [each for each in hazards if each.verdict == "unknown"]
-    assert by_name(hazards, "leaked", "idle") == with_verdict(rows, "leaked", "idle")
-    owners = {row["name"].rpartition(".")[0] for row in rows if row["frozen"]}
-    drifted = {name for name in with_verdict(rows, "drifted") if name.rpartition(".")[0] in owners}
-    assert by_name(hazards, "drifted").keys() == drifted
+def words(hazard):
+    return hazard.verdict, hazard.cause, hazard.names
 
 
-@pytest.mark.parametrize(("model", "optimizer", "method", "before"), QUICK)
-def test_what_is_foreseen_to_leak_or_stay_idle_is_what_an_audit_then_finds(model, optimizer, method, before):
-    check_agreement(model, optimizer, method, before)
+def names(*modules):
+    return tuple(f"{module}.{name}" for module in modules for name in WEIGHTS)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_what_is_foreseen_agrees_with_an_audit_for_every_optimizer(optimizer):
-    for given in ALL:
-        if given[1] == optimizer and given not in QUICK:
-            check_agreement(*given)
+def mended(hazard, model, optimizer):
+    """Do what the line says, and return the optimizer."""
+    after = {"model": model, "optimizer": optimizer, "torch": torch}
+    exec(hazard.line, after)
+    return after["optimizer"]
 
 
-@pytest.mark.parametrize("trap", ["any_step", "weight_decay", "optimizer_rule", "optimizer_ignores_lr", "scheduler"])
-@pytest.mark.parametrize("method", RUN_METHODS)
-def test_of_a_run_the_same_leaks_are_foreseen_as_by_its_plan(method, trap):
-    given = ("freeze=backbone", *OVERRIDES_OF_TRAPS[trap], f"method={method}")
-    with assembled(config_with(*given)) as setup:
-        setup.method.attach(setup.optimizer, setup.selection, setup.undo)
-        task = setup.task.task
-        hazards = foresee(
-            setup.model,
-            setup.optimizer,
-            setup.feed.first,
-            frozen=setup.selection,
-            task=lambda model, batch: task(model, batch),
-            scheduler=partial(build_scheduler, setup.config) if setup.config.scheduler else None,
-            set_to_none=setup.config.zero_grad_to_none,
-        )
-    with assembled(config_with(*given)) as setup:
-        planned = with_verdict(foresee_run(setup).rows, "leaked")
-    assert by_name(hazards, "leaked") == planned
+# Idle
 
 
-# No trace is left
+class Detached(Net):
+    def beside(self, x):
+        return self.side(x).detach()
 
 
-def everything(training):
-    """Return all that a training consists of: (values, objects whose identity matters)."""
-    model, optimizer, scheduler = training.model, training.optimizer, training.scheduler
-    entries = tensor_entries(model)
-    state = [(entries_name(entries, key), dict(value)) for key, value in optimizer.state.items()]
-    values = {
-        "tensors": {name: entry.tensor.detach().clone() for name, entry in entries.items()},
-        "gradients": {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()},
-        "flags": [p.requires_grad for p in model.parameters()],
-        "modes": [module.training for module in model.modules()],
-        "state": copy.deepcopy(state),
-        "groups": [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
-        "attributes": sorted(vars(optimizer)),
-        "scheduler": copy.deepcopy(scheduler.state_dict()) if scheduler else None,
-        "random": random_state(),
-        "hooks": [len(each._forward_hooks) + len(each._forward_pre_hooks) for each in model.modules()],
-    }
-    objects = [*(e.tensor for e in entries.values()), *(p.grad for p in model.parameters()), *leaves_in(state)]
-    return values, [id(each) for each in objects if isinstance(each, torch.Tensor)]
+class WithoutGrad(Net):
+    def beside(self, x):
+        with torch.no_grad():
+            return self.side(x)
 
 
-def entries_name(entries, tensor):
-    return next(name for name, entry in entries.items() if entry.tensor is tensor)
+class Unused(Net):
+    def beside(self, x):
+        self.side(x)
+        return 0
 
 
-def same(one, other):
-    """Return whether two results of `everything` are the same to the last bit."""
-    pairs = list(zip(leaves_in(one[0]), leaves_in(other[0]), strict=True))
-    bits = all(same_bits(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
-    return bits and one[1] == other[1]
+class Uncalled(Net):
+    def beside(self, x):
+        return 0
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("model", "method"), [("mixed", "flag"), ("tied", "flag_with_zeros"), ("adapted", "step_hook")])
-def test_everything_is_put_back_bit_by_bit(model, optimizer, method):
-    for before in (0, 3):
-        training = training_of(model, optimizer, method, steps_before=before)
-        expected = everything(training)
-        foreseen(training, before)
-        assert same(everything(training), expected)
+DETACHED = "what its module returns is detached, or the loss does not use it"
 
 
-@pytest.mark.parametrize(("optimizer", "method"), [("adamw", "rate_that_rises"), ("momentum", "flag"), ("lbfgs", "flag")])
-def test_a_training_after_it_gives_the_same_bits_as_one_without(optimizer, method):
-    trained, plain = (training_of("mixed", optimizer, method, steps_before=2) for _ in range(2))
-    foreseen(trained, 2)
-    for training in (trained, plain):
-        torch.manual_seed(1)  # for the dropout
-        for number in range(2, 7):
-            training.step(number)
-    values, expected = everything(trained)[0], everything(plain)[0]
-    assert same((values, []), (expected, []))
+@pytest.mark.parametrize(
+    ("net", "reason", "line"),
+    [
+        (Detached, DETACHED, "return self.side(x).detach()"),
+        (Unused, DETACHED, "self.side(x)"),
+        (WithoutGrad, "its module is called under no_grad", "return self.side(x)"),
+        (Uncalled, "the forward pass does not call its module", ""),
+    ],
+)
+def test_without_a_gradient_the_reason_and_the_line_of_the_user_are_given(net, reason, line):
+    hazard = only(hazards_of(net()))
+    assert words(hazard) == ("idle", "no_gradient", names("side"))
+    assert hazard.sentence == f"side.weight and side.bias would stay idle: {reason}"
+    assert re.fullmatch(rf"test_foresee.py, line \d+: {re.escape(line)}" if line else "", hazard.line)
+    assert str(hazard) == (f"{hazard.sentence}; change: {hazard.line}" if line else hazard.sentence)
 
 
-def test_everything_is_put_back_if_the_loss_raises():
-    training = training_of("mixed", "adamw", "flag", steps_before=2)
-    expected, calls = everything(training), []
-
-    def raises_later(model, batch):
-        calls.append(batch)
-        if len(calls) == 2:
-            raise KeyError("mine")
-        return functional.cross_entropy(model(batch[0]), batch[1])
-
-    with pytest.raises(KeyError, match="mine"):
-        foresee(training.model, training.optimizer, training.batches[0], task=raises_later)
-    assert same(everything(training), expected)
-
-
-def test_the_batch_and_what_the_task_holds_are_put_back():
-    class Task:
+def test_of_layers_in_a_detached_module_the_line_is_where_that_module_is_called():
+    class Deep(Net):
         def __init__(self):
-            self.seen, self.mean = [], torch.zeros(())
+            super().__init__()
+            self.side = nn.Sequential(nn.Linear(FEATURES, 6), nn.Tanh(), nn.Linear(6, 6))
 
-        def __call__(self, model, batch):
-            self.seen.append(len(self.seen))
-            self.mean += 1
-            batch[0].add_(1)
-            return functional.cross_entropy(model(batch[0]), batch[1])
+        def beside(self, x):
+            found = self.side(x)
+            return found.detach()
 
-    training, task = training_of("mixed", "sgd", "flag"), Task()
-    kept = [each.clone() for each in training.batches[0]]
-    foresee(training.model, training.optimizer, training.batches[0], task=task)
-    assert task.seen == []
-    assert not task.mean
-    assert all(map(torch.equal, training.batches[0], kept))
+    hazard = only(hazards_of(Deep()))
+    assert hazard.names == names("side.0", "side.2")
+    assert hazard.line.endswith(": found = self.side(x)")
 
 
-def test_attributes_of_modules_are_put_back():
-    class Counting(nn.Linear):
+def test_layers_that_are_detached_in_different_lines_are_hazards_of_their_own():
+    class Both(Net):
+        def forward(self, x):
+            first = self.body(x).detach()
+            return self.head(first + self.side(x).detach())
+
+    one, other = hazards_of(Both())
+    assert (one.names, other.names) == (names("body"), names("side"))
+    assert one.line.endswith(": first = self.body(x).detach()")
+    assert other.line.endswith(": return self.head(first + self.side(x).detach())")
+
+
+def test_if_the_task_detaches_all_the_line_is_that_of_the_task():
+    def task(model, batch):
+        scores = model(batch[0]).detach()
+        return functional.cross_entropy(scores, batch[1])
+
+    hazard = only(hazards_of(Net(), task=task))
+    assert hazard.names == names("body", "side", "head")
+    assert hazard.line.endswith(": scores = model(batch[0]).detach()")
+    without_task = only(hazards_of(type("Cut", (Net,), {"forward": lambda self, x: Net.forward(self, x).detach()})()))
+    assert without_task.line == ""  # the model is called by the runner
+
+
+def test_a_parameter_that_lost_its_flag_and_is_not_declared_frozen_stays_idle():
+    model = Net()
+    model.body.requires_grad_(False)
+    model.head.bias.requires_grad_(False)
+    hazard = only(hazards_of(model))
+    assert words(hazard) == ("idle", "no_gradient", (*names("body"), "head.bias"))
+    assert hazard.line == "for part in (model.body, model.head.bias): part.requires_grad_(True)"
+    mended(hazard, model, None)
+    assert hazards_of(model) == []
+
+
+def test_a_layer_that_was_replaced_after_the_optimizer_was_built_stays_idle_and_the_optimizer_holds_the_old_one():
+    model = Net()
+    optimizer = sgd(model)
+    model.head = nn.Linear(6, CLASSES)
+    missing, absent = hazards_of(model, optimizer)
+    assert words(missing) == ("idle", "not_in_optimizer", names("head"))
+    assert missing.line == "optimizer.add_param_group({'params': [*model.head.parameters()]})"
+    assert words(absent) == ("idle", "not_in_optimizer", ())
+    assert absent.sentence.startswith("SGD holds 2 tensors that the model does not have (3x6 and 3): a layer was replaced")
+    mended(missing, model, optimizer)
+    assert hazards_of(model, optimizer) == [absent]
+
+
+def test_single_parameters_can_be_added_to_the_optimizer():
+    model = Net()
+    optimizer = torch.optim.SGD([*model.body.parameters(), *model.side.parameters(), model.head.weight], lr=0.1)
+    hazard = only(hazards_of(model, optimizer))
+    assert hazard.line == "optimizer.add_param_group({'params': [model.head.bias]})"
+    mended(hazard, model, optimizer)
+    assert hazards_of(model, optimizer) == []
+
+
+def test_a_flat_copy_that_the_optimizer_steps_in_place_of_the_model_is_no_hazard():
+    model = Net()
+    masters = [p.detach().clone().requires_grad_() for p in model.parameters()]
+
+    class Masters(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for master, parameter in zip(masters, model.parameters(), strict=True):
+                master.grad, parameter.grad = parameter.grad, None
+            super().step()
+            for master, parameter in zip(masters, model.parameters(), strict=True):
+                parameter.copy_(master)
+
+    assert hazards_of(model, Masters(masters, lr=0.1)) == []
+
+
+def test_a_rate_of_0_keeps_parameters_idle():
+    model = Net()
+    optimizer = torch.optim.Adam([{"params": model.body.parameters(), "lr": 0.0}, {"params": model.head.parameters()}])
+    model.side.requires_grad_(False)
+    hazard = only(hazards_of(model, optimizer, frozen=["side"]))
+    assert words(hazard) == ("idle", "lr_zero", names("body"))
+    assert hazard.line == "optimizer.param_groups[0]['lr'] = 0.001"
+    mended(hazard, model, optimizer)
+    assert hazards_of(model, optimizer, frozen=["side"]) == []
+
+
+def test_a_warm_up_that_begins_at_0_is_unknown_without_its_scheduler_and_no_hazard_with_it():
+    model = Net()
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 50, 1))
+    hazard = only(hazards_of(model, optimizer))
+    assert words(hazard) == ("unknown", "unknown", names("body", "side", "head"))
+    assert hazard.sentence.endswith("now 0: whether it rises is not known")
+    assert hazards_of(model, optimizer, scheduler=scheduler) == []
+
+
+def test_updates_that_a_small_dtype_rounds_away_keep_a_parameter_idle():
+    class Scaled(nn.Module):
         def __init__(self):
-            super().__init__(FEATURES, CLASSES)
-            self.calls, self.seen = 0, []
+            super().__init__()
+            self.scale, self.head = nn.Parameter(torch.ones(FEATURES, dtype=torch.bfloat16)), nn.Linear(FEATURES, CLASSES)
 
         def forward(self, x):
-            self.calls += 1
-            self.seen.append(x)
-            self.output = super().forward(x)
-            return self.output
+            return self.head(x * self.scale)
 
-    model = nn.Sequential(Counting())
-    foresee(model, torch.optim.SGD(model.parameters()), training_of("mixed", "sgd", "flag").batches[0])
-    assert (model[0].calls, model[0].seen, hasattr(model[0], "output")) == (0, [], False)
-
-
-def test_another_optimizer_that_steps_in_a_hook_is_put_back_too():
-    training = training_of("mixed", "sgd", "flag", steps_before=1)
-    model = training.model
-    other = torch.optim.Adam(model.head.parameters())
-    model.head.weight.register_post_accumulate_grad_hook(lambda parameter: other.step())
-    training.step(1)
-    expected = copy.deepcopy(other.state_dict())
-    foreseen(training, 1)
-    assert all(map(torch.equal, leaves_in(other.state_dict()["state"]), leaves_in(expected["state"])))
+    model = Scaled()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    hazard = only(hazards_of(model, optimizer))
+    assert words(hazard) == ("idle", "rounded_away", ("scale",))
+    assert hazard.line == "model.scale.data = model.scale.data.float()  # with torch.autocast"
+    mended(hazard, model, optimizer)
+    assert hazards_of(model, torch.optim.AdamW(model.parameters())) == []
 
 
-def test_tensors_of_the_optimizer_that_are_not_in_the_model_are_put_back():
-    model, stray = nn.Linear(FEATURES, CLASSES), nn.Parameter(torch.ones(3))
-    stray.grad = torch.ones(3)
-    optimizer = torch.optim.SGD([*model.parameters(), stray], lr=0.1)
-    foresee(model, optimizer, (torch.ones(2, FEATURES), torch.tensor([0, 1])), set_to_none=False)
-    assert stray.eq(1).all()
-    assert stray.grad.eq(1).all()
+def test_a_dead_layer_has_gradients_of_0_and_no_line_is_known():
+    model = training_of("adapted", "sgd", "declaring").model
+    hazard = only(hazards_of(model))
+    assert words(hazard) == ("idle", "zero_gradient", names("dead"))
+    assert hazard.line == ""
 
 
-@pytest.mark.long
-def test_a_compiled_model_is_foreseen_and_put_back():
-    training = training_of("mixed", "adamw", "declaring")
-    training.model = torch.compile(training.model, backend="eager")
-    training.frozen = ["body"]
-    expected = everything(training)
-    hazards = foreseen(training)
-    leaked = {name for name in by_name(hazards, "leaked") if "body" in name}
-    assert len(leaked) == 3
-    assert same(everything(training), expected)
+# Frozen
 
 
-# Lines
+def test_frozen_batchnorms_drift_and_leak_if_their_buffers_are_declared_frozen():
+    model = nn.Sequential()
+    model.add_module("norms", nn.Sequential(*(nn.BatchNorm1d(FEATURES) for _ in range(4))))
+    model.add_module("head", nn.Linear(FEATURES, CLASSES))
+    model.norms.requires_grad_(False)
+    statistics = [f"norms.{n}.{name}" for n in range(4) for name in ("running_mean", "running_var", "num_batches_tracked")]
+    hazard = only(foresee(model, sgd(model), BATCH))
+    assert words(hazard) == ("drifted", "forward_write", tuple(statistics))
+    leak = only(foresee(model, sgd(model), BATCH, frozen=["norms"], buffers="frozen"))
+    assert words(leak) == ("leaked", "forward_write", tuple(statistics))
+    every = "[part.eval() for part in model.modules() if type(part).__name__ == 'BatchNorm1d']  # after each model.train()"
+    assert hazard.line == leak.line == every
+    mended(hazard, model, None)
+    assert foresee(model, sgd(model), BATCH, frozen=["norms"], buffers="frozen") == []
 
 
-LEAKING = [
-    (optimizer, method, before)
-    for optimizer, method, before in product(OPTIMIZERS, METHODS, (0, 3))
-    if takes(optimizer, method) and optimizer in ("adamw", "asgd", "rprop", "lbfgs")
-]
+@pytest.mark.parametrize("inner", [lambda: nn.BatchNorm1d(6, affine=False), lambda: spectral_norm(nn.Linear(6, 6))])
+def test_buffers_of_a_module_without_parameters_are_those_of_the_frozen_module_around_it(inner):
+    model = nn.Sequential(nn.Sequential(nn.Linear(FEATURES, 6), inner()), nn.Linear(6, CLASSES))
+    assert {each.verdict for each in foresee(model, sgd(model), BATCH, frozen=["1"])} == {"leaked"}
+    model[0].requires_grad_(False)
+    hazards = foresee(model, sgd(model), BATCH)
+    assert {each.verdict for each in hazards} == {"drifted"}
+    for hazard in hazards:
+        mended(hazard, model, None)
+    assert foresee(model, sgd(model), BATCH) == []
 
 
-@pytest.mark.parametrize(("optimizer", "method", "before"), LEAKING)
-def test_after_the_line_of_a_leak_nothing_leaks(optimizer, method, before):
-    training = training_of("adapted", optimizer, method, steps_before=before)
-    for hazard in foreseen(training, before):
-        if hazard.verdict == "leaked":
-            names = {"model": training.model, "optimizer": training.optimizer}
-            exec(hazard.line, names)
-            training.optimizer = names["optimizer"]
-    assert with_verdict(rows_of(training, before), "leaked") == {}
+def test_an_embedding_that_its_forward_pass_rescales_leaks():
+    model = nn.Sequential(nn.Embedding(CLASSES, 6, max_norm=0.1), nn.Flatten(), nn.Linear(6, CLASSES))
+    model[0].requires_grad_(False)
+    batch = (torch.arange(CLASSES)[:, None], torch.arange(CLASSES))
+    hazard = only(foresee(model, sgd(model), batch))
+    assert words(hazard) == ("leaked", "forward_write", ("0.weight",))
+    assert hazard.line == "model[0].max_norm = None"
+    mended(hazard, model, None)
+    assert foresee(model, sgd(model), batch) == []
+
+
+def test_a_frozen_view_of_what_trains_leaks_until_it_has_memory_of_its_own():
+    model = Net()
+    model.side.weight = nn.Parameter(model.body.weight.detach(), requires_grad=False)
+    hazard = only(foresee(model, sgd(model), BATCH))
+    assert words(hazard) == ("leaked", "shared_tensor", ("side.weight",))
+    mended(hazard, model, None)
+    assert foresee(model, sgd(model), BATCH) == []
+
+
+def test_the_sentence_of_a_scheduler_has_the_group_the_rate_and_the_step():
+    model = Net()
+    groups = [{"params": model.body.parameters(), "lr": 0.0, "name": "frozen"}, {"params": model.head.parameters()}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    model.side.requires_grad_(False)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20, eta_min=0.05)
+    hazard = only(hazards_of(model, optimizer, frozen=["body", "side"], scheduler=scheduler))
+    assert words(hazard) == ("leaked", "scheduler", names("body"))
+    sentence = "the loop with CosineAnnealingLR: the learning rate of the group frozen becomes 0.05 at step 21: body.weight"
+    assert hazard.sentence.startswith(sentence)
+    assert hazard.line == "model.body.requires_grad_(False)"
+
+
+def test_a_scheduler_for_a_number_of_steps_is_followed_to_its_end():
+    model = Net()
+    optimizer = torch.optim.SGD(
+        [{"params": [*model.body.parameters()], "lr": 0.0}, {"params": [*model.head.parameters()]}], lr=0.1
+    )
+    model.side.requires_grad_(False)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=[0.0, 0.1], total_steps=30)
+    assert hazards_of(model, optimizer, frozen=["body", "side"], scheduler=scheduler) == []
+    assert scheduler.last_epoch == 0
+    for _ in range(30):
+        optimizer.step()
+        scheduler.step()
+    hazard = only(hazards_of(model, optimizer, frozen=["body", "side"], scheduler=scheduler))
+    assert "Tried to step 31 times" in hazard.sentence
+
+
+def test_a_function_that_builds_the_scheduler_shows_what_building_it_does():
+    model = Net()
+    groups = [
+        {"params": model.body.parameters(), "lr": 0.0},
+        {"params": [*model.head.parameters(), *model.side.parameters()]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    before = [{**group} for group in optimizer.param_groups], dict(vars(optimizer))
+
+    def build(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=30)
+
+    hazard = only(hazards_of(model, optimizer, frozen=["body"], scheduler=build))
+    assert words(hazard) == ("leaked", "scheduler", names("body"))
+    assert (optimizer.param_groups, vars(optimizer)) == before
+    assert words(only(hazards_of(model, optimizer, frozen=["body"], scheduler=build(optimizer))))[1] == "gradient"
+
+
+def test_a_scheduler_that_needs_the_loss_is_called_with_it():
+    model = Net()
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    assert hazards_of(model, optimizer, scheduler=scheduler) == []
+
+
+class Odd(nn.Module):
+    """Parts whose names need an index, a key or a method to be reached."""
+
+    def __init__(self):
+        super().__init__()
+        self.list, self.dict = nn.ModuleList([nn.Linear(FEATURES, FEATURES)]), nn.ModuleDict({"a-b": nn.Linear(FEATURES, 3)})
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(FEATURES))])
+
+    def forward(self, x):
+        return self.dict["a-b"](self.list[0](x) * self.scales[0])
+
+
+@pytest.mark.parametrize(
+    ("frozen", "path"),
+    [
+        ("list", "model.list"),
+        ("list.0", "model.list"),
+        ("list.0.bias", "model.list[0].bias"),
+        ("dict.a-b.bias", "model.get_parameter('dict.a-b.bias')"),
+        ("scales.0", "model.scales"),
+        ("**", "model"),
+    ],
+)
+def test_a_line_names_the_largest_module_of_which_all_is_meant(frozen, path):
+    model = Odd()
+    hazard = only(each for each in hazards_of(model, frozen=[frozen]) if each.verdict == "leaked")
+    assert hazard.line == f"{path}.requires_grad_(False)"
+    mended(hazard, model, None)
+    assert "leaked" not in {each.verdict for each in hazards_of(model, frozen=[frozen])}
+
+
+# Unknown
+
+
+def test_an_optimizer_that_raises_is_unknown_and_put_back():
+    class Two(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step()
+            raise RuntimeError("call first_step and second_step")
+
+    model = Net()
+    before = model.head.weight.detach().clone()
+    hazard = only(hazards_of(model, Two(model.parameters(), lr=0.1)))
+    assert words(hazard) == ("unknown", "unknown", ())
+    assert hazard.sentence == "what would change cannot be foreseen: RuntimeError: call first_step and second_step"
+    assert torch.equal(model.head.weight, before)
+
+
+def zero_grad_last(model, optimizer):
+    functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_gradient_that_is_left_in_a_frozen_parameter_is_said_and_leaks_in_some_loops():
+    for mends in (False, True):
+        model = Net()
+        optimizer = sgd(model)
+        functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+        model.body.requires_grad_(False)
+        hazard = only(foresee(model, optimizer, BATCH))
+        assert words(hazard) == ("unknown", "unknown", names("body"))
+        if mends:
+            mended(hazard, model, optimizer)
+            assert foresee(model, optimizer, BATCH) == []
+        with audit(model, None, optimizer) as report:
+            zero_grad_last(model, optimizer)
+        assert report.leaks == ([] if mends else list(names("body")))
+
+
+def test_within_an_audit_it_is_called_while_the_audit_is_paused():
+    model = Net()
+    model.body.requires_grad_(False)
+    optimizer = sgd(model)
+    with audit(model, None, optimizer, every=1) as report:
+        for _ in range(2):
+            with report.paused():
+                assert foresee(model, optimizer, BATCH) == []
+            zero_grad_last(model, optimizer)
+    assert (report.leaks, report.looks) == ([], [1, 2])
+
+
+def test_a_flag_that_is_set_on_a_module_freezes_nothing_and_is_said():
+    model = Net()
+    model.body.requires_grad = False
+    hazard = only(hazards_of(model))
+    assert hazard.verdict == "unknown"
+    assert hazard.sentence.startswith("body.requires_grad = False freezes nothing")
+
+
+def test_a_loss_that_is_not_finite_is_said():
+    hazard = only(hazards_of(Net(), task=lambda model, batch: model(batch[0]).square().sum() * torch.inf))
+    assert hazard.sentence == "the loss is inf at step 1: what trains becomes NaN or infinite"
+
+
+def test_a_model_in_eval_mode_with_buffers_is_said():
+    model = nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, CLASSES)).eval()
+    model[0].requires_grad_(False)
+    hazard = only(foresee(model, sgd(model), BATCH))
+    assert (hazard.verdict, hazard.line) == ("unknown", "model.train()")
+    mended(hazard, model, None)
+    assert [each.verdict for each in foresee(model, sgd(model), BATCH)] == ["drifted"]
+
+
+def test_that_nothing_would_be_trained_is_said():
+    model = Net().requires_grad_(False)
+    hazard = only(foresee(model, sgd(model), BATCH))
+    assert (hazard.verdict, hazard.sentence) == ("idle", "nothing would be trained: every parameter is declared frozen")
+
+
+def test_that_nothing_is_frozen_is_said_if_the_flags_were_to_say_what_is():
+    model = Net()
+    assert "nothing is declared frozen" in only(foresee(model, sgd(model), BATCH)).sentence
+    assert foresee(model, sgd(model), BATCH, frozen=[]) == []
+
+
+# The page
+
+
+def test_the_example_of_the_page_prints_what_the_page_shows(capsys):
+    code, shown = re.findall(r"```(?:python|text)\n(.*?)```", (ROOT / "docs" / "foresee.md").read_text(), re.S)
+    exec(code, {})
+    assert capsys.readouterr().out == shown
+
+
+# Arguments
+
+
+def test_a_loss_and_a_task_give_the_same_hazards():
+    model = Net()
+    by_default, by_loss, by_task = (
+        foresee(model, sgd(model), BATCH, **given)
+        for given in (
+            {"frozen": ["body"]},
+            {"loss": nn.CrossEntropyLoss(), "frozen": ["body"]},
+            {"task": lambda model, batch: functional.cross_entropy(model(batch[0]), batch[1]), "frozen": ["body"]},
+        )
+    )
+    assert by_default == by_loss == by_task
+    assert words(only(by_default)) == ("leaked", "gradient", names("body"))
+
+
+def test_several_models_are_named_by_their_keys():
+    policy, reference = Net(), Net()
+    models = {"policy": policy, "reference": reference}
+    optimizer = torch.optim.SGD([*policy.parameters(), *reference.parameters()], lr=0.1)
+
+    def task(models, batch):
+        return (models["policy"](batch[0]) - models["reference"](batch[0])).square().mean()
+
+    hazard = only(foresee(models, optimizer, BATCH, frozen=["reference"], task=task))
+    assert hazard.names == tuple(f"reference.{name}" for name in names("body", "side", "head"))
+    assert hazard.line == "model['reference'].requires_grad_(False)"
+    mended(hazard, models, optimizer)
+    assert foresee(models, optimizer, BATCH, task=task) == []
+    with audit(models, None, optimizer) as report:
+        task(models, BATCH).backward()
+        optimizer.step()
+    assert report.leaks == []
+
+
+def test_the_head_is_found_by_the_batch():
+    hazard = only(hazards_of(Net(), frozen=["@head"]))
+    assert words(hazard) == ("leaked", "gradient", names("head"))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: foresee(model, [sgd(model)], BATCH), "optimizer is a list; give one torch optimizer"),
+        (
+            lambda model: foresee(model, sgd(model), BATCH, ["body"]),
+            r"loss is \['body'\]; give a function \(output, target\)",
+        ),
+        (lambda model: foresee(model, sgd(model), BATCH, nn.MSELoss(), task=len), "not both"),
+        (lambda model: foresee(model, sgd(model), BATCH, task="mse"), "task is a str; give a function"),
+        (lambda model: hazards_of(model, task=lambda model, batch: model(batch[0])), "the task returned a tensor of shape"),
+        (lambda model: hazards_of(model, scheduler=torch.optim.lr_scheduler.StepLR), "give a scheduler, or a function"),
+        (lambda model: hazards_of(model, frozen=["boby"]), "did you mean body"),
+        (lambda model: foresee(model, sgd(model), BATCH, frozen="body"), "frozen is 'body'; give a list of patterns"),
+        (lambda model: foresee([model], sgd(model), BATCH), "model is a list; give a torch.nn.Module"),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(Net())
+    assert "\n" not in str(caught.value)
