@@ -102,16 +102,17 @@ def remove_rows(folder: Path, *names: str) -> None:
     path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith(names)))
 
 
-def write_sweep(sweep: Path) -> list[Path]:
+def write_sweep(sweep: Path, leaking: str = "none") -> list[Path]:
     """Write a sweep of three methods and two seeds, and a failed run; return the run folders.
 
-    `none` leaks, `requires_grad` holds, and `zero_lr` holds but trains the other tensors to other values.
+    The method `leaking` leaks, which of `none` is no fault; `requires_grad` holds, and `zero_lr` holds but trains the other
+    tensors to other values.
     """
     folders = []
     for seed in ("seed=0", "seed=1"):
         folders.append(write_run(sweep, "requires_grad", seed, losses=(2.0, 1.0 + int(seed[-1]))))
         folders.append(write_run(sweep, "zero_lr", seed, trained_digest="other", couplings=["clip"]))
-        folders.append(write_run(sweep, "none", seed, rows=LEAKED_ROWS, trained_digest="other"))
+        folders.append(write_run(sweep, leaking, seed, rows=LEAKED_ROWS, trained_digest="other"))
     folders.append(
         write_run(sweep, "detach", "seed=0", status="failed", reason="KeyError: 'x'", verdict=None, rows=(), losses=())
     )

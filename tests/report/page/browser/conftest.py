@@ -66,7 +66,7 @@ def opened(browser, tmp_path):
 
 @pytest.fixture
 def sweep() -> Path:
-    write_sweep(Path("sweep"))
+    write_sweep(Path("sweep"), leaking="zero_grad")
     write_sweep_files(Path("sweep"))
     return Path("sweep") / "report.html"
 

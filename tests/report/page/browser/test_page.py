@@ -61,8 +61,8 @@ def test_a_heading_can_be_focused_visibly_and_used_with_the_keyboard(opened, swe
 def test_a_filter_keeps_the_rows_that_contain_all_its_words(opened, sweep):
     browser = opened(sweep)
     box = browser.find_element(By.CSS_SELECTOR, "input[aria-controls=runs]")
-    box.send_keys("LEAKED none")
-    assert texts(browser, "runs", column(browser, "runs", "method")) == ["none", "none"]
+    box.send_keys("LEAKED zero_grad")
+    assert texts(browser, "runs", column(browser, "runs", "method")) == ["zero_grad", "zero_grad"]
     assert browser.find_element(By.CSS_SELECTOR, ".filter output").text == "2 of 7"
     box.clear()
     box.send_keys(" ")
@@ -157,7 +157,7 @@ def test_text_has_enough_contrast_in_both_themes(opened, sweep, theme):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_defect_has_the_colour_of_a_leak_in_the_headline_and_in_the_tables(opened, theme):
-    leaked = write_run(Path("sweep"), "none", rows=LEAKED_ROWS)
+    leaked = write_run(Path("sweep"), "zero_grad", rows=LEAKED_ROWS)
     untrained = write_run(Path("sweep"), "detach", rows=(HELD_ROWS[0], change_row("head.weight", "idle")))
     write_run(Path("sweep"), "zero_lr", loss_last=None, loss_not_finite_at=2)
     write_sweep_files(Path("sweep"))
