@@ -106,3 +106,12 @@ def cli(monkeypatch, capsys):
     yield call
     for name in ("mine", "buggy"):  # modules that tests write into their folders
         sys.modules.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_code():
+    """Let no test leave compiled code behind: after it, an audit would set no hooks in the tests that follow."""
+    yield
+    dynamo = sys.modules.get("torch._dynamo.convert_frame")
+    if dynamo is not None and dynamo.FRAME_COUNTER:
+        sys.modules["torch"]._dynamo.reset()

@@ -186,7 +186,8 @@ def test_a_sweep_ranks_frozen_sets_by_accuracy_over_seeds_in_the_terminal_and_on
     accuracies = {(row["freeze"], row["seed"]): float(row["test_accuracy"]) for row in rows}
     assert min(accuracies["head", seed] for seed in "01") > max(accuracies["all", seed] for seed in "01")
     page = Path("sweep/report.html").read_text()
-    assert "<h1>Use requires_grad head</h1>" in page
+    assert "<h1>requires_grad held</h1>" in page  # what freezes everything is nothing to choose
+    assert "all frozen" in page
     assert "Accuracy on held-out data of 2 settings, the best first" in page
 
 
