@@ -131,10 +131,12 @@ def price(
     cost = _cost(counted, list(model.parameters()), selection, optimizer)
     cost |= shares_of_unfrozen(cost, baseline, optimizer)
     unknown = (*counted.unpriced, *counted.unmeasured)
+    may_train = {name for name, each in model.named_parameters() if each.requires_grad}
+    blocks = [each for each in blocks_in_order(model, baseline.parameter_order) if not may_train.isdisjoint(each.parameters)]
     return Price(
         cost=cost,
         why_small=explain_small_saving(cost, counted, selection),
-        savings=() if unknown else _savings(count, blocks_in_order(model, baseline.parameter_order), baseline, cost),
+        savings=() if unknown else _savings(lambda names: count(may_train.intersection(names)), blocks, baseline, cost),
         trains=(len(trainable), len(trainable) + len(selection.parameters)),
         notes=(f"not counted: {listed(unknown)}",) if unknown else (),
     )
@@ -180,7 +182,7 @@ def _savings(
     """Return what a step would cost if the first blocks were frozen, up to each of several places, the cheapest first.
 
     `count`: returns the count of a step in which these parameters train. Named are those that are cheaper than `cost`, the
-    costs of the model as it is. The last block is never frozen.
+    costs of the model as it is. The last block that may train is never frozen.
     """
     places = range(1, len(blocks))
     stride = -(-len(places) // MOST_TRIED) or 1

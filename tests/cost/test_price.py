@@ -81,6 +81,18 @@ def test_each_saving_is_what_freezing_its_patterns_costs_and_the_three_largest_a
     assert [each.flops_share for each in found.savings] == sorted(each.flops_share for each in found.savings)
 
 
+def test_a_saving_leaves_what_the_flags_freeze_frozen_and_something_to_train():
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    for frozen in (1, 3):
+        model[frozen].requires_grad_(False)
+    found = price(model, (torch.randn(5, 8), torch.randint(0, 8, (5,))))
+    assert found.savings
+    for saving in found.savings:
+        own = price(model, (torch.randn(5, 8), torch.randint(0, 8, (5,))), frozen=list(saving.patterns))
+        assert own.cost["flops_share"] == saving.flops_share
+        assert own.trains[0] > 0
+
+
 def test_a_frozen_set_that_saves_as_much_as_any_has_no_saving_to_name():
     assert price(mlp(), batch(), frozen=["0", "2"]).savings == ()
 

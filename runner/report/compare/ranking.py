@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from runner.display.units import digits_text, flops_text, percent_text
-from runner.report.compare.costs import cost_rank
+from runner.report.compare.costs import compare_costs, cost_rank
 from runner.report.compare.settings import OUTCOMES, Setting, names_of
 
 HELD_OUT_NODES = ("data", "task")  # of the config: what is held out, and how it is measured
@@ -127,7 +127,9 @@ def best_setting(ranked: Sequence[Setting]) -> tuple[str, str] | None:
     number, total = len(chosen.held), len(chosen.runs)
     which = f"all of its {total} runs" if number == total else f"{number} of its {total} runs; the others did not finish"
     held = f" {chosen.name} kept every frozen bit in {which}." if freezes else f" {chosen.name} freezes nothing."
-    is_cheapest = len(cheapest) == 1 < len(peers) == len(equal)
+    is_cheapest = 1 < len(peers) == len(equal) and all(
+        compare_costs(chosen.cost, each.cost) == -1 for each in peers if each is not chosen
+    )
     lead = f"{_accuracy_and_cost(chosen)} {_against_others(chosen, equal, compared, is_cheapest)}"
     return f"Use {chosen.name}", f"{lead}{held}{_one_seed_text(ranked)}"
 
@@ -149,7 +151,8 @@ def _accuracy_and_cost(setting: Setting) -> str:
 def _against_others(chosen: Setting, equal: Sequence[Setting], compared: Sequence[Setting], is_cheapest: bool) -> str:
     """Return sentences on the settings that cannot be told apart from the most accurate one, and on those that can."""
     others = [each for each in equal if each is not chosen]
-    worse = [each for each in compared if each not in equal]
+    equal_ids = set(map(id, equal))
+    worse = [each for each in compared if id(each) not in equal_ids]
     if others:
         text = f"Not told apart from it: {names_of(others)}{', of which none is as cheap' if is_cheapest else ''}."
         if chosen is not equal[0]:
