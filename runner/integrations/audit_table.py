@@ -10,6 +10,7 @@ from runner.contract import VERDICTS, Row
 from runner.display.console import create_console, hanging
 from runner.display.table import Column, number, table_lines
 from runner.errors import listed
+from runner.freezing.flag_changes import FlagChange, declared_at
 from runner.proof.audit_report import Report
 
 COLUMNS = (
@@ -29,7 +30,7 @@ def print_report(report: Report, problems: Sequence[str], file: str) -> None:
     """Print a report that has ended, with what is wrong. `file`: where its rows have been written; "" if nowhere."""
     console = create_console()
     console.print()  # a progress bar may end without a line break
-    for line in table_lines(COLUMNS, verdict_rows(report.rows), console.width):
+    for line in table_lines(COLUMNS, verdict_rows(report.rows, report.flag_changes), console.width):
         console.print(line)
     print_problems(problems)
     for line in _sentences(report, not problems, file):
@@ -49,10 +50,7 @@ def print_problems(problems: Sequence[str]) -> None:
 def _sentences(report: Report, is_sound: bool, file: str) -> Iterator[Text]:
     """Yield the lines beneath the table and the problems."""
     if is_sound:
-        kept = sum(row["frozen"] for row in report.rows)
-        yield Text.assemble(
-            ("FreezeAudit: ", "bold green"), f"{kept} frozen tensors held, and what is trainable was trained"
-        )
+        yield Text.assemble(("FreezeAudit: ", "bold green"), f"{_what_held(report)}, and what is trainable was trained")
     notes = report.notes if len(report.notes) <= MAX_NOTES else report.notes[: MAX_NOTES - 1]
     for note in notes:
         yield Text.assemble(("note: ", "yellow"), note)
@@ -62,11 +60,27 @@ def _sentences(report: Report, is_sound: bool, file: str) -> Iterator[Text]:
         yield Text(f"rows: {file}")
 
 
-def verdict_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Return the lines of the table: one for each kind of tensor, what was declared, verdict and cause, the worst first."""
+def _what_held(report: Report) -> str:
+    """Return how many frozen tensors held, and of which of them that is not the whole truth."""
+    frozen = [row for row in report.rows if row["frozen"]]
+    returned = sum(row["verdict"] == "returned" for row in frozen)
+    in_part = sum(bool(declared_at(row, report.flag_changes)) for row in frozen)
+    return (
+        f"{len(frozen) - returned} frozen tensors held"
+        + (f", {returned} changed and had {'its' if returned == 1 else 'their'} bits back at the end" if returned else "")
+        + (f", {in_part} of them only while the flags declared them frozen" if in_part else "")
+    )
+
+
+def verdict_rows(rows: Sequence[Row], flag_changes: Sequence[FlagChange] = ()) -> list[tuple[str, ...]]:
+    """Return the lines of the table: one for each kind of tensor, what was declared, verdict and cause, the worst first.
+
+    `flag_changes`: what the flags declared in mid-run; what they declared frozen for a part of it has lines of its own.
+    """
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        declared = "frozen" if row["frozen"] else "trainable" if row["kind"] == "parameter" else "live buffer"
+        kind = "trainable" if row["kind"] == "parameter" else "live buffer"
+        declared = f"frozen {declared_at(row, flag_changes)}".rstrip() if row["frozen"] else kind
         groups.setdefault((declared, row["verdict"], row["cause"]), []).append(row)
     order: list[str] = ["leaked", "idle", *VERDICTS]
     return [

@@ -73,7 +73,6 @@ class AuditedTraining:
         If this model cannot be audited, a warning says why, and the training goes on unwatched; with `strict`, the error is
         raised.
         """
-        from torch import OutOfMemoryError
         from torch.optim import Optimizer
 
         selection = None if self.frozen is None else select(model, self.frozen, buffers=self.buffers, words=FOR_AUDIT)
@@ -84,11 +83,11 @@ class AuditedTraining:
         stack = ExitStack()
         try:
             report = stack.enter_context(audit(model, selection, given, until=self.until, buffers=self.buffers))
-        except (ConfigError, OutOfMemoryError) as error:
+        except Exception as error:  # such as missing memory for the copies, which is a RuntimeError on a CPU
             if self.strict:
                 raise
-            self.why_unwatched = str(error)
-            self._warn(f"the training is not watched: {error}")
+            self.why_unwatched = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+            self._warn(f"the training is not watched: {self.why_unwatched}")
             return
         report.notes += () if selection is None else selection.notes
         self.report, self.open = report, stack
@@ -152,10 +151,11 @@ class AuditedTraining:
             except OSError as why:  # the training has ended all the same
                 self._warn(f"{self.file} could not be written: {why}")
 
-    def conclude(self, shows: bool) -> None:
+    def conclude(self, shows: bool, may_raise: bool = True) -> None:
         """Say how a training ended, after `end`: print a table, and, with `strict`, raise UnsoundError for what is wrong.
 
-        `shows`: whether this process speaks for the others; one that does not prints only what is wrong.
+        `shows`: whether this process speaks for the others; one that does not prints only what is wrong. `may_raise`: False
+        if another exception ends the training.
         """
         if self.report is None:
             self.problems = [f"nothing was watched: {self.why_unwatched or 'the training made no step'}"]
@@ -165,7 +165,7 @@ class AuditedTraining:
                 self._warn(self.problems[0])
         elif shows or self.problems:
             print_report(self.report, self.problems, "" if self.file is None else str(self.file))
-        if self.strict and self.problems:
+        if self.strict and self.problems and may_raise:
             raise UnsoundError("; ".join(self.problems))
 
     @property

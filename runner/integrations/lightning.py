@@ -43,7 +43,7 @@ class FreezeAudit(Callback):
         buffers: str = "live",
     ) -> None:
         self.training = AuditedTraining(frozen, until=until, strict=strict, folder=folder, buffers=buffers)
-        self.steps_before = 0  # those that the Trainer had made when the fit began
+        self.steps: dict[int, tuple[int, int]] = {}  # by id of an optimizer: (its steps, `global_step` at the last)
 
     @property
     def report(self) -> Report | None:
@@ -56,7 +56,7 @@ class FreezeAudit(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch: weights and optimizers have been restored, and no step has been made."""
-        self.steps_before = trainer.global_step
+        self.steps.clear()
         self.training.begin(pl_module, trainer.optimizers)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -64,12 +64,15 @@ class FreezeAudit(Callback):
         others = [each for each in trainer.optimizers if each is not optimizer]
         own = {id(each) for group in optimizer.param_groups for each in group["params"]} if others else set()
         held = (each for other in others for group in other.param_groups for each in group["params"])
-        steps = trainer.global_step - self.steps_before
-        self.training.before_step(steps, ignored=[each for each in held if id(each) not in own])
+        begun, last = self.steps.get(id(optimizer), (0, -1))
+        if trainer.global_step != last:  # LBFGS calls its closure, and this, several times in a step
+            begun += 1
+            self.steps[id(optimizer)] = begun, trainer.global_step
+        self.training.before_step(begun - 1, ignored=[each for each in held if id(each) not in own])
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Say what is wrong once the last watched step has been made."""
-        self.training.after_step(trainer.global_step - self.steps_before)
+        self.training.after_step(max((begun for begun, _ in self.steps.values()), default=0))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch no more steps: other callbacks may still write to the model, and it is moved to the CPU."""
@@ -83,5 +86,7 @@ class FreezeAudit(Callback):
         self.training.conclude(shows=trainer.is_global_zero)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End the audit of a fit that fails."""
+        """End the audit of a fit that fails; if it was interrupted, say what was found so far."""
         self.training.end(exception)
+        if isinstance(exception, KeyboardInterrupt):
+            self.training.conclude(shows=trainer.is_global_zero, may_raise=False)

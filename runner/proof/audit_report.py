@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runner.contract import CHANGE_COLUMNS, Row
 from runner.errors import listed
+from runner.freezing.flag_changes import FlagChange, tell
 from runner.freezing.flags import Flags
 from runner.freezing.selection import Selection
 from runner.proof.verdict import count_verdicts, problems_of
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 Frozen = Selection | Sequence[str]
 MAX_LINES = 9  # of `str(report)`
-MAX_FLAG_NOTES = 4  # a loop may change the flags every few steps
+ALL_FLAGS_OFF = "no parameter has requires_grad=True"
+MAY_STILL_TRAIN = ("lr_zero", "zero_gradient", "rounded_away", "unknown")  # causes of idleness that later steps may end
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class AuditOptions:
     until: int | None = None
     raise_at_look: bool = False
     watch_forward: bool = False
+
+    @property
+    def advice(self) -> str:
+        """What finds a cause that these options have left unknown."""
+        return "use every=1, watch_forward=True" if self.every == 1 else "use every=1"
 
 
 class LeakError(AssertionError):
@@ -86,7 +93,9 @@ class Report:
         is_empty: whether nothing was ever declared frozen, although the flags of the parameters were to say it.
         declarations: the number of calls of `freeze` and `unfreeze`.
         by_flags: whether the flags of the parameters say what is declared frozen, because no patterns were given.
-        flag_changes: how often `follow_flags` has declared something.
+        flag_changes: what `follow_flags` has declared, for want of patterns.
+        lost_flags: the parameters that lost their flag though patterns declare them trainable.
+        appeared: the names of the tensors that were not in the model on entry.
         not_training: sentences about parameters that are declared trainable, but lost their flag, or did not change after
             they were unfrozen.
         watcher: what compares the tensors while the audit runs; None when it has ended.
@@ -102,7 +111,9 @@ class Report:
     is_empty: bool = False
     declarations: int = 0
     by_flags: bool = False
-    flag_changes: int = 0
+    flag_changes: list[FlagChange] = field(default_factory=list)
+    lost_flags: list[FlagChange] = field(default_factory=list)
+    appeared: set[str] = field(default_factory=set)
     not_training: list[str] = field(default_factory=list)
     watcher: Watcher | None = None
     flags: Flags | None = None
@@ -145,25 +156,19 @@ class Report:
         declared = {id(tensor) for tensor in watcher.declared_tensors().values()}
         unfrozen = [name for name, each in changes.trainable.parameters.items() if id(each) in declared]
         frozen = [name for name, each in changes.frozen.parameters.items() if id(each) not in declared]
-        since = f"from step {step or self.steps + 1} on" if step or not self.rows else f"after step {self.steps}"
+        is_before = bool(step) or not self.rows
+        when = step or (self.steps + 1 if is_before else self.steps)
+        thawed, froze = (FlagChange(tuple(names), names is frozen, when, is_before) for names in (unfrozen, frozen))
         if unfrozen and self.by_flags:
             self.unfreeze(changes.trainable)
-            self._note_flags(f"{since}, the flags declare trainable: {listed(unfrozen, most=4)}")
+            tell(thawed, self.flag_changes, self.notes, "the flags declare trainable")
         if frozen and self.by_flags:
             self.freeze(changes.frozen)
-            self._note_flags(f"{since}, the flags declare frozen: {listed(frozen, most=4)}")
+            tell(froze, self.flag_changes, self.notes, "the flags declare frozen")
         elif frozen:
-            self.not_training.append(f"{since}, requires_grad is False though not declared frozen: {listed(frozen, most=4)}")
-        if self.flags.are_all_frozen:
-            self.not_training.append(f"{since}, no parameter has requires_grad=True")
-
-    def _note_flags(self, note: str) -> None:
-        """Add a note about a change of flags; of many changes, the first ones are told."""
-        self.flag_changes += 1
-        if self.flag_changes <= MAX_FLAG_NOTES:
-            self.notes.append(note)
-        elif self.flag_changes == MAX_FLAG_NOTES + 1:
-            self.notes.append("the flags changed again later")
+            tell(froze, self.lost_flags, self.not_training, "requires_grad is False though not declared frozen")
+        if self.flags.are_all_frozen and not any(text.endswith(ALL_FLAGS_OFF) for text in self.not_training):
+            self.not_training.append(f"{froze.since}, {ALL_FLAGS_OFF}")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -229,13 +234,26 @@ class Report:
         A frozen tensor leaked; a trainable parameter stayed idle, also after it was unfrozen, or lost its flag; no parameter
         was trained; or nothing was frozen although the flags were to say it. Inside the `with` block, after the last step
         that is watched, it is as of that step, and with shards, of those of this process; before, RuntimeError is raised.
+        A parameter that later steps may still train, such as one whose learning rate was 0, is no problem until the end.
         """
         if not self.rows:
             self._require_ended()
-        details = {"leaked": _names_with_causes(self.rows, "leaked"), "idle": _names_with_causes(self.rows, "idle")}
-        found = problems_of(count_verdicts(self.rows), self.is_empty)
+        rows = [row for row in self.rows if row["verdict"] != "idle" or self._is_idle_for_good(row)]
+        details = {word: _names_with_causes(rows, word) for word in ("leaked", "idle")}
+        found = problems_of(count_verdicts(rows), self.is_empty)
+        was_trained = any(row["moved"] and row["verdict"] == "held" for row in rows)  # before it was frozen, or after
+        if was_trained or (not self.ended and len(rows) < len(self.rows)):
+            found.pop("trained", None)
         told = [f"{text}: {', '.join(details[word])}" if word in details else text for word, text in found.items()]
         return [*told, *self.not_training]
+
+    def _is_idle_for_good(self, row: Row) -> bool:
+        """Return whether an idle parameter is a problem: no later step can train it, and no flag has ever frozen it.
+
+        A parameter that the model got in mid-run was not declared frozen; if its flag is off, it is not trainable either.
+        """
+        never_trainable = row["name"] in self.appeared and not row["requires_grad"]
+        return not never_trainable and (self.ended or row["cause"] not in MAY_STILL_TRAIN)
 
     def __str__(self) -> str:
         if not self.ended:

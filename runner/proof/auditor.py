@@ -254,7 +254,7 @@ class Auditor:
         for optimizer, held in self.optimizers.holding(leaked).values():
             self.explain_by_last_step(optimizer, [row for row in held if row.may_be_stepped])
         for row in leaked:
-            explain_by_marks(row, self.optimizers, steps_are_seen=self.hooks is not None)
+            explain_by_marks(row, self.optimizers, steps_are_seen=self.hooks is not None, advice=self.options.advice)
 
     def finish(self) -> None:
         """Compare bits on leaving, look for the causes that are still unknown, and fill the report."""
@@ -267,23 +267,23 @@ class Auditor:
         self.add_look()
         self.conclude(self.following.rows)
         rows, self.report.why_unknown = make_rows(self.following, self.optimizers)
-        self.report.rows += rows
+        self.report.rows, self.report.appeared = rows, {row.name for row in self.following.rows if row.appeared}
         self.report.not_training += unfrozen_and_unchanged(self.following.rows, self.optimizers.last_step)
         self.report.notes += [
             *unknown_cause_notes(rows, self.report.why_unknown),
             *(["no parameter was frozen (requires_grad=False) on entry: give patterns"] if self.report.is_empty else []),
             *model_notes(self.following, rows, self.mode_notes),
-            *(self.optimizers.notes() if self.hooks else [COMPARED_ON_LEAVING]),
+            *(self.optimizers.notes(self.options.until) if self.hooks else [COMPARED_ON_LEAVING]),
         ]
         self.report.ended = True
 
     def stop(self) -> None:
-        """Fill the report as of the last step, and keep only digests of the frozen tensors."""
+        """Fill the report as of the last step, and keep only digests: of the frozen tensors, and of the idle ones."""
         self.finish()
-        declared, model, until = self.declared_tensors(), self.following.model, self.optimizers.last_step
+        watcher = DigestWatcher(self.following.model, self.report, self.optimizers.last_step, as_selection=self.as_selection)
+        watcher.watch(self.declared_tensors(), self.following.rows)
         self.close()
-        self.report.ended = False
-        self.report.watcher = DigestWatcher(model, self.report, until, as_selection=self.as_selection, declared=declared)
+        self.report.ended, self.report.watcher = False, watcher
 
     def close(self) -> None:
         """Remove all hooks, and drop all copies of tensors."""

@@ -1,8 +1,8 @@
-"""What is left of an audit after the last step that it watches: a digest of each frozen tensor, compared on leaving."""
+"""What is left of an audit after the last step that it watches: digests of frozen and idle tensors, compared on leaving."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -13,20 +13,20 @@ from runner.errors import ConfigError, listed
 from runner.freezing.selection import Selection
 from runner.proof.audit_report import Frozen, Report
 from runner.proof.changes import digest_of
-from runner.proof.following import new_row
+from runner.proof.following import Followed, new_row
 from runner.proof.notes import unchanged_since_unfrozen
-from runner.proof.rows import as_unknown_leak, make_row, unknown_cause_notes
+from runner.proof.rows import as_trained_late, as_unknown_leak, make_row, unknown_cause_notes
 from runner.shards import put_shards_back
 from runner.tensors import names_and_tensors, tensor_entries
 
 
 @dataclass
 class DigestedTensor:
-    """A frozen tensor of which only a digest was kept.
+    """A frozen or idle tensor of which only a digest was kept.
 
     Attributes:
         position: the index of its row in the report.
-        names: the names that were declared frozen and that held it.
+        names: the names that were declared frozen and that held it; of an idle tensor, that of its row.
         tensor: the tensor itself.
         digest: a digest of its bits when it was last found unchanged.
     """
@@ -38,32 +38,24 @@ class DigestedTensor:
 
 
 class DigestWatcher:
-    """Compares frozen tensors once, on leaving, with digests of what they were after the last step that was watched.
+    """Compares tensors once, on leaving, with digests of what they were after the last step that was watched.
+
+    A frozen one that differs has leaked; an idle one that differs was trained after all.
 
     Args:
         model: the model that is trained.
         report: the report, with all rows as of that step.
         until: the number of that step.
         as_selection: turns patterns into a Selection.
-        declared: {name declared frozen: the tensor that stands at it}.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        report: Report,
-        until: int,
-        *,
-        as_selection: Callable[[Frozen], Selection],
-        declared: dict[str, Tensor],
-    ) -> None:
+    def __init__(self, model: nn.Module, report: Report, until: int, *, as_selection: Callable[[Frozen], Selection]) -> None:
         self.model, self.report, self.until, self.as_selection = model, report, until, as_selection
         self.row_of = {name: number for number, row in enumerate(report.rows) for name in _names_of(row)}
         self.watched: dict[int, DigestedTensor] = {}  # by id of a tensor
         self.declared: dict[str, Tensor] = {}  # {name: tensor}, of those that have leaked too
         self.unfrozen: dict[int, DigestedTensor] = {}  # by id of a tensor, of those that held until then
-        for name, tensor in declared.items():
-            self._watch(name, tensor)
+        self.idle: dict[int, DigestedTensor] = {}  # by id of a tensor, of those that no step has trained
 
     def freeze(self, frozen: Frozen) -> None:
         """Declare more tensors frozen: they must keep their present values."""
@@ -73,7 +65,7 @@ class DigestWatcher:
             raise ConfigError("frozen: no tensor of this Selection is in the model")
         self.report.is_empty &= not found
         for name, tensor in found.items():
-            self._watch(name, tensor)
+            self._watch_frozen(name, tensor)
 
     def unfreeze(self, frozen: Frozen) -> None:
         """Compare tensors with their digests, and declare them trainable again.
@@ -103,8 +95,11 @@ class DigestWatcher:
         """Do nothing: no step is watched any more."""
 
     def finish(self) -> None:
-        """Compare all frozen tensors with their digests, and complete the report."""
+        """Compare all frozen tensors, and those that were idle, with their digests, and complete the report."""
         self._compare(list(self.watched.values()))
+        for each in self.idle.values():
+            if digest_of(each.tensor) != each.digest:
+                self.report.rows[each.position] = as_trained_late(self.report.rows[each.position])
         same = [each.names[0] for each in self.unfrozen.values() if digest_of(each.tensor) == each.digest]
         self.report.not_training += unchanged_since_unfrozen(same)
         late = [row["name"] for row in self.report.rows if row["verdict"] == "leaked" and row["seen_at"] is None]
@@ -113,10 +108,23 @@ class DigestWatcher:
         self.report.notes += unknown_cause_notes([self.report.rows[self.row_of[name]] for name in late], reasons)
         self.report.ended = True
 
-    def _watch(self, name: str, tensor: Tensor) -> None:
+    def watch(self, declared: dict[str, Tensor], rows: Sequence[Followed]) -> None:
+        """Keep a digest of each tensor that is declared frozen or is idle: later steps may train it.
+
+        `declared`: {name declared frozen: the tensor at it}. `rows`: what the rows of the report are about, in their order.
+        """
+        for name, tensor in declared.items():
+            self._watch_frozen(name, tensor)
+        for position, (followed, row) in enumerate(zip(rows, self.report.rows, strict=True)):
+            if row["verdict"] == "idle":
+                tensor = followed.tensor
+                self.idle[id(tensor)] = DigestedTensor(position, [followed.name], tensor, digest_of(tensor))
+
+    def _watch_frozen(self, name: str, tensor: Tensor) -> None:
         """Keep a digest of a tensor that is declared frozen at this name, unless its row has leaked already."""
         self.declared[name] = tensor
         self.unfrozen.pop(id(tensor), None)
+        self.idle.pop(id(tensor), None)
         if id(tensor) in self.watched:
             self.watched[id(tensor)].names.append(name)
             return

@@ -31,6 +31,7 @@ class Followed:
         reference: a copy of the values to compare with: those that the tensor had when it was first seen, or, if it was
             declared frozen later, when it was declared.
         frozen: whether one of the names is declared frozen now.
+        appeared: whether none of the names was in the model on entry.
         is_gone: whether neither the tensor nor any of the names is in the model now.
         split_from: the row that had these names before another tensor was put there.
         frozen_since: how many steps all optimizers together had made when it was declared frozen; 0 if it was on entry.
@@ -45,6 +46,7 @@ class Followed:
     tensor: Tensor
     reference: Tensor
     frozen: bool = False
+    appeared: bool = False
     is_gone: bool = False
     split_from: Followed | None = None
     frozen_since: int = 0
@@ -127,7 +129,7 @@ class Following:
         for entry in self.entries.values():
             new_names = [name for name in entry.names if name not in self.row_of]
             if new_names and id(entry.tensor) not in followed:
-                self._add(new_row(entry, new_names, self._first_value(entry.tensor)))
+                self._add(replace(new_row(entry, new_names, self._first_value(entry.tensor)), appeared=True))
         for row in self.rows:
             row.is_gone = id(row.tensor) not in self.ids
         used = self.ids | {id(row.tensor) for row in self.rows}

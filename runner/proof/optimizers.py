@@ -188,8 +188,12 @@ class KnownOptimizers:
         found = [each for each in self.known[len(self.given) :] if self._adds_to(each, given_ids)]
         return groups_by_tensor([*self.given, *found])
 
-    def notes(self) -> list[str]:
-        """Return sentences for the user about optimizers: without a step, not given, or with tensors that are elsewhere."""
+    def notes(self, until: int | None = None) -> list[str]:
+        """Return sentences for the user about optimizers: without a step, not given, or with tensors that are elsewhere.
+
+        `until`: the number of the last step that is watched; None for all.
+        """
+        step = "step" if until is None else f"step that was watched, up to step {until}"
         notes = []
         stepped = {id(each) for each in self.known if self.steps[id(each)]}
         for each in self.given:
@@ -202,7 +206,7 @@ class KnownOptimizers:
                 why = (
                     "" if is_finite else ": gradients are infinite or NaN, so that a GradScaler may have skipped every step"
                 )
-                notes.append(f"{type(each).__name__}, which was given, made no step{why}")
+                notes.append(f"{type(each).__name__}, which was given, made no {step}{why}")
         inner_ids = {id(inner) for each in self.given for inner in with_inner_optimizers(each)}
         for each in self.known[len(self.given) :] if self.given else []:
             if id(each) not in inner_ids:

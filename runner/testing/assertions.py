@@ -23,7 +23,7 @@ MAX_NAMES = 10  # of the tensors in a message
 def assert_frozen(
     model: nn.Module | Mapping[str, nn.Module], patterns: Selection | Sequence[str] | None, *, buffers: str = "live"
 ) -> Iterator[Report]:
-    """Assert that the training in the `with` block changes no bit of the tensors that the patterns match.
+    """Assert that the tensors that the patterns match have the same bits after the training in the `with` block as before.
 
     The block must train: without an optimizer step, or if nothing else changes, the assertion fails, for it proves nothing.
     The block is given the report of the audit, for `report.freeze` and `report.unfreeze`.

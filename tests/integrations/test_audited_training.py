@@ -32,13 +32,14 @@ def net() -> nn.Sequential:
     return model
 
 
-def loop(model: nn.Module, audited: AuditedTraining, steps: int = 4, optimizer=None) -> None:
-    """Train as a library does: call the audit at each of its events."""
+def loop(model: nn.Module, audited: AuditedTraining, steps: int = 4, optimizer=None, before_step=lambda step: None) -> None:
+    """Train as a library does: call the audit at each of its events. `before_step` is given the number of the step."""
     optimizer = optimizer or SGD(model.parameters(), 0.1)
     audited.forget()
     audited.begin(model, [optimizer])
     for step in range(steps):
         optimizer.zero_grad()
+        before_step(step + 1)
         model(X).square().mean().backward()
         audited.before_step(step)
         optimizer.step()
@@ -127,9 +128,91 @@ def test_a_model_for_whose_copy_the_memory_is_missing_is_trained_unwatched(monke
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr("runner.proof.changes.copy_of", copy_of)
-    with pytest.warns(UserWarning, match="the training is not watched: CUDA out of memory"):
+    with pytest.warns(UserWarning, match="the training is not watched: OutOfMemoryError: CUDA out of memory"):
         training().begin(net(), [])
     assert not _global_optimizer_pre_hooks
+
+
+def test_an_audit_that_cannot_begin_for_another_reason_ends_no_training(monkeypatch):
+    def copy_of(tensor):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("runner.proof.changes.copy_of", copy_of)
+    with pytest.warns(UserWarning, match="the training is not watched: RuntimeError: DefaultCPUAllocator"):
+        loop(net(), training())
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        training(strict=True).begin(net(), [])
+
+
+@pytest.mark.parametrize("until", [2, None])
+def test_what_the_flags_declare_in_mid_run_has_a_line_of_its_own(until, capsys):
+    model, audited = net(), training(until=until, strict=True)
+    model[2].requires_grad_(False)
+
+    def switch(step):
+        model[2].requires_grad_(step >= 3)
+        model[1].requires_grad_(step < 5)
+
+    loop(model, audited, steps=6, before_step=switch)
+    lines = verdict_rows(audited.report.rows, audited.report.flag_changes)
+    assert [line[:4] for line in lines if line[0].startswith("frozen")] == [
+        ("frozen", "held", "", "2"),
+        ("frozen from step 5 on", "held", "", "2"),
+        ("frozen before step 3", "held", "", "2"),
+    ]
+    printed = capsys.readouterr().out
+    assert "FreezeAudit: 6 frozen tensors held, 4 of them only while the flags declared them frozen" in printed
+    assert "note: from step 5 on, the flags declare frozen: 1.weight and 1.bias" in printed
+
+
+def test_a_frozen_tensor_that_changed_and_has_its_bits_back_is_not_said_to_have_held(capsys):
+    model, audited = net(), training(until=None)
+
+    def write(step):
+        model[0].bias.data.add_(1 if step == 2 else -1 if step == 4 else 0)
+
+    model[0].bias.data.zero_()
+    loop(model, audited, steps=4, before_step=write)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 frozen tensors held, 1 changed and had its bits back at the end, and what is trainable" in printed
+
+
+@pytest.mark.parametrize("until", [2, None])
+def test_a_learning_rate_of_zero_in_the_first_steps_is_no_failure(until):
+    model, audited = net(), training(until=until, strict=True)
+    optimizer = SGD(model.parameters(), 0.0)
+
+    def warm_up(step):
+        optimizer.param_groups[0]["lr"] = 0.1 if step > 4 else 0.0
+
+    loop(model, audited, steps=6, optimizer=optimizer, before_step=warm_up)
+    assert {row["verdict"] for row in audited.report.rows if row["kind"] == "parameter"} == {"held", "trained"}
+    assert audited.problems == []
+
+
+def test_a_learning_rate_that_stays_zero_is_a_failure_at_the_end():
+    model = net()
+    with pytest.raises(UnsoundError, match=r"^4 trainable parameters did not change: .*lr_zero.*no parameter was trained"):
+        loop(model, training(strict=True), optimizer=SGD(model.parameters(), 0.0), steps=5)
+
+
+def test_a_parameter_that_no_step_can_train_is_a_failure_at_the_last_watched_step():
+    model, audited = net(), training(strict=True)
+    with pytest.raises(UnsoundError, match=r"^after step 2: 2 trainable parameters did not change: .*not_in_optimizer"):
+        loop(model, audited, optimizer=SGD(model[1].parameters(), 0.1))
+
+
+@pytest.mark.parametrize("until", [4, None])
+def test_a_frozen_layer_that_is_added_in_mid_run_is_no_failure(until):
+    model, audited = net(), training(until=until, strict=True)
+
+    def add(step):
+        if step == 2:
+            model.append(nn.Linear(2, 2).requires_grad_(False))
+
+    loop(model, audited, steps=6, before_step=add)
+    assert audited.problems == []
+    assert next(row for row in audited.report.rows if row["name"] == "3.weight")["frozen"] is False
 
 
 def test_what_only_looks_like_an_optimizer_is_not_handed_to_the_audit():

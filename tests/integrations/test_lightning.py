@@ -190,17 +190,16 @@ def test_strict_raises_at_the_end_what_leaked_after_the_last_watched_step():
     assert any("changed after step 2, the last watched" in note for note in audit.report.notes)
 
 
-@pytest.mark.parametrize(
-    ("model", "cause"),
-    [
-        (lambda: Net(all_in_optimizer=True, frozen=False), "gradient"),
-        (lambda: Net(all_in_optimizer=True, frozen=False, lr=0), "idle lr_zero"),
-    ],
-)
-def test_flags_that_were_forgotten_are_found_by_patterns(model, cause):
-    with pytest.warns(UserWarning, match="FreezeAudit"):
-        found = fit(model(), FreezeAudit(["backbone"]))
-    assert found["backbone.0.weight" if cause == "gradient" else "head.weight"].endswith(cause)
+def test_flags_that_were_forgotten_are_found_by_patterns():
+    with pytest.warns(UserWarning, match="FreezeAudit: after step 8: 6 frozen tensors leaked"):
+        found = fit(Net(all_in_optimizer=True, frozen=False), FreezeAudit(["backbone"]))
+    assert found["backbone.0.weight"] == "leaked gradient"
+
+
+def test_a_learning_rate_that_stays_zero_is_said_at_the_end(capsys):
+    found = fit(Net(all_in_optimizer=True, lr=0), FreezeAudit())
+    assert found["head.weight"] == "idle lr_zero"
+    assert "FreezeAudit: no parameter was trained" in capsys.readouterr().out
 
 
 # Flags that change in mid-fit
@@ -221,7 +220,7 @@ def test_what_backbone_finetuning_unfreezes_is_trainable_from_then_on(train_bn, 
 
 
 @pytest.mark.parametrize("train_bn", [True, False])
-def test_batch_norm_that_no_optimizer_has_until_the_backbone_is_unfrozen_is_said_to_be_idle(train_bn):
+def test_batch_norm_that_no_optimizer_has_until_the_backbone_is_unfrozen_is_said_to_be_idle_until_then(train_bn):
     class HeadOnly(Net):
         def configure_optimizers(self):
             return torch.optim.Adam(self.head.parameters(), 1e-2)
@@ -230,7 +229,7 @@ def test_batch_norm_that_no_optimizer_has_until_the_backbone_is_unfrozen_is_said
     finetuning = BackboneFinetuning(unfreeze_backbone_at_epoch=2, train_bn=train_bn)
     with pytest.warns(UserWarning, match=r"2 trainable parameters did not change: backbone\.1\.weight \(not_in_optimizer\)"):
         found = fit(model, FreezeAudit(until=4), finetuning)
-    assert found["backbone.1.bias"] == "idle not_in_optimizer"
+    assert found["backbone.1.bias"] == ("trained" if train_bn else "idle not_in_optimizer")
     assert bool(model.backbone[1].bias.any()) == train_bn
 
 
@@ -329,6 +328,17 @@ def test_manual_optimization_with_two_optimizers(accumulate):
     }
     assert audit.report.steps == 4
     assert not any("flags" in note for note in audit.report.notes)
+
+
+@pytest.mark.parametrize("until", [1, None])
+def test_steps_are_those_of_one_optimizer_where_there_are_two(until):
+    class Freezes(Gan):
+        def on_train_batch_start(self, batch, number):
+            self.maker.bias.requires_grad_(number < 2)
+
+    audit = FreezeAudit(until=until)
+    trainer_with(audit, max_epochs=1).fit(Freezes(), loader())
+    assert "from step 3 on, the flags declare frozen: maker.bias" in audit.report.notes
 
 
 @pytest.mark.parametrize(
@@ -449,6 +459,21 @@ def test_a_fit_that_fails_leaves_no_hooks_and_its_own_error():
     assert no_hooks_are_left()
     assert parts(verdicts(audit)) == HELD
     assert audit.report.steps == 3
+
+
+def test_an_interrupted_fit_says_what_was_found_so_far(capsys):
+    class Interrupted(Net):
+        def training_step(self, batch, number):
+            if self.trainer.global_step == 3:
+                raise KeyboardInterrupt
+            return super().training_step(batch, number)
+
+    with pytest.raises(SystemExit):
+        fit(Interrupted(), FreezeAudit(["backbone", "head"], strict=True))
+    printed = capsys.readouterr().out
+    assert "leaked" in printed
+    assert "FreezeAudit: 2 frozen tensors leaked" in " ".join(printed.split())
+    assert no_hooks_are_left()
 
 
 # Nothing to watch

@@ -265,6 +265,35 @@ def test_flags_that_change_every_step_are_told_in_few_notes():
     assert report.notes[-1] == "the flags changed again later"
 
 
+def test_flags_that_patterns_do_not_declare_and_that_change_every_step_are_told_in_few_problems():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    model[0].requires_grad_(False)
+    with audit(model, ["0"], optimizer=optimizer) as report:
+        for step in range(20):
+            model[2].weight.requires_grad_(step % 2 == 0)
+            report.follow_flags()
+            train(model, optimizer)
+    assert len(report.problems) == 5
+    assert report.problems[-1] == "the flags changed again later"
+
+
+@pytest.mark.parametrize("until", [None, 3])
+def test_layers_that_are_trained_in_turn_are_no_failure_though_each_was_frozen_at_times(until):
+    model = net()
+    model[1] = nn.Identity()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    model[2].requires_grad_(False)
+    with audit(model, optimizer=optimizer, until=until) as report:
+        for step in range(8):
+            model[0].requires_grad_(step % 2 == 0)
+            model[2].requires_grad_(step % 2 == 1)
+            report.follow_flags()
+            train(model, optimizer)
+    assert {row["verdict"] for row in report.rows} == {"held"}
+    assert report.problems == []
+
+
 def test_problems_can_be_read_once_the_last_watched_step_has_been_made():
     model = net()
     optimizer = SGD(model.parameters(), lr=0.1)

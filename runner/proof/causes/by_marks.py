@@ -11,10 +11,11 @@ from runner.shards import rank_and_count
 PULLS_BACK = ("optimizer_state", "weight_decay|optimizer_state", "optimizer_rule", "optimizer_ignores_lr")
 
 
-def explain_by_marks(row: Followed, optimizers: KnownOptimizers, *, steps_are_seen: bool) -> None:
+def explain_by_marks(row: Followed, optimizers: KnownOptimizers, *, steps_are_seen: bool, advice: str) -> None:
     """Store the cause of a change that no replay explains, as far as the marks of the tensor show who wrote it.
 
-    `steps_are_seen`: whether hooks are set on optimizers; without them a step may have written the tensor unseen.
+    `steps_are_seen`: whether hooks are set on optimizers; without them a step may have written the tensor unseen. `advice`:
+    what the user may do to find the cause, such as `use every=1`.
     """
     evidence, window = row.evidence, row.window
     if optimizers.last_step + 1 in window.written_before and evidence.fallback_cause in PULLS_BACK:
@@ -31,14 +32,13 @@ def explain_by_marks(row: Followed, optimizers: KnownOptimizers, *, steps_are_se
         evidence.why_unknown = "no optimizer step was seen in the block"
     elif window.reached and not window.written_before:
         between = f"between steps {window.begin} and {evidence.seen_at}"
-        reason = f"a step {between} moved it, but a replay of the last one does not: use every=1"
-        evidence.why_unknown = evidence.why_unknown or (
-            reason if window.written_in_step else f"it was written through .data {between}"
-        )
+        moved = f"a step {between} moved it, but a replay of the last one does not, or it was written through .data"
+        reason = moved if window.written_in_step else f"it was written through .data {between}"
+        evidence.why_unknown = evidence.why_unknown or f"{reason}: {advice}"
     elif rank_and_count()[1] > 1 and not window.written_before and optimizers.holding([row]):
-        reason = f"a step after step {window.begin} may have received it from another process: use every=1"
+        reason = f"a step after step {window.begin} may have received it from another process: {advice}"
         evidence.why_unknown = evidence.why_unknown or reason
     elif row.kind == "buffer" or (window.steps and window.is_before_first_step):
-        evidence.why_unknown = evidence.why_unknown or "it was written by a forward pass or by other code: use every=1"
+        evidence.why_unknown = evidence.why_unknown or f"it was written by a forward pass or by other code: {advice}"
     else:
         evidence.cause = "outside_write"

@@ -1050,8 +1050,25 @@ def test_a_step_that_cannot_be_repeated_because_later_ones_move_nothing_is_the_r
     optimizer = MovesSometimes(model.parameters(), lr=LR)
     with audit(model, ["leaky.weight"], optimizer) as report:
         train(model, optimizer, steps=4)
-    reason = "a step between steps 2 and 4 moved it, but a replay of the last one does not: use every=1"
-    assert report.notes == [f"the cause is unknown for leaky.weight: {reason}"]
+    reason = "a step between steps 2 and 4 moved it, but a replay of the last one does not, or it was written through .data"
+    assert report.notes == [f"the cause is unknown for leaky.weight: {reason}: use every=1"]
+
+
+def test_a_write_that_no_mark_shows_with_every_step_compared_names_the_option_that_finds_its_cause():
+    def causes_and_notes(**options):
+        model = small_net()
+        groups = [{"params": [model.leaky.weight], "lr": 0.0}, {"params": model.free.parameters()}]
+        optimizer = SGD(groups, lr=LR)
+        with audit(model, ["leaky.weight"], optimizer, every=1, **options) as report:
+            train(model, optimizer, steps=2)
+            model.leaky.weight.data.add_(1)
+            train(model, optimizer)
+        return leak_causes(report), report.notes
+
+    causes, (note, *_) = causes_and_notes()
+    assert causes == {"leaky.weight": "unknown"}
+    assert note.endswith("or it was written through .data: use every=1, watch_forward=True")
+    assert causes_and_notes(watch_forward=True)[0] == {"leaky.weight": "outside_write"}
 
 
 MOVES_ONCE = {
