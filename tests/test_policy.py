@@ -113,14 +113,8 @@ PRIVATE_NAMES = {
     "runner/training/pretrained/prefixes.py": {"_metadata"},
     "runner/sweep/launch.py": {"_return_value"},
     "runner/kept_state.py": {"_buffers", "_parameters"},
-    "runner/tensors.py": {
-        "_type",
-        "_buffers",
-        "_compiled_call_impl",
-        "_orig_mod",
-        "_parameters",
-        "torch.utils._pytree.tree_map",
-    },
+    "runner/tensors/entries.py": {"_type", "_buffers", "_compiled_call_impl", "_orig_mod", "_parameters"},
+    "runner/tensors/nested.py": {"torch.utils._pytree.tree_map"},
 }
 FOLDERS = ("conf", "runner", "hydra_plugins", "tests", "benchmarks", "examples", "docs", ".ci")
 TEXT_FILES = [

@@ -226,6 +226,16 @@ def bytes_for(draw, dtype: torch.dtype) -> bytes:
     return bytes(byte & 1 for byte in content) if dtype is torch.bool else content
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """The number of threads, which decides what compares memory."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS], ids=str)
 def test_same_bits_agrees_with_a_comparison_of_bytes_at_every_offset(dtype):
     @settings(HYPOTHESIS_SETTINGS, max_examples=40)

@@ -48,8 +48,8 @@ def audit(
             not; those given come first in the columns `group` and `lr`.
         every: compare bits after every `every` steps, instead of after steps 1, 2, 4, 8, ... of each optimizer. They are
             also compared on leaving. With `every=1`, forward passes are watched too, by the versions of the parameters.
-        until: the number of the last step that is watched. After it the hooks and the copies go; of each frozen tensor a
-            digest stays, which is compared on leaving. All other rows are as of that step.
+        until: the number of the last step that is watched. After it the hooks and the copies go; of each frozen tensor and
+            each idle parameter a digest stays, which is compared on leaving. All other rows are as of that step.
         buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
         raise_at_look: raise LeakError, in the step or on leaving, at the comparison that finds a frozen tensor changed; with
             shards on leaving only.

@@ -52,8 +52,9 @@ def make_row(
     the other names that its tensor has at the end. `group`, `lr`: the name and learning rate of its parameter group, or ""
     and None if it is in none. `steps_seen`: whether the audit has seen a step of an optimizer.
     """
-    change, tensor = measure_change(initial, row.tensor), row.tensor
-    spans = list(row.ended_spans)
+    tensor, spans = row.tensor, list(row.ended_spans)
+    is_unchanged = not spans and not row.evidence.differed  # its bits have just been compared with `initial`
+    change = measure_change(initial, initial if is_unchanged else tensor)
     if row.frozen or not spans:
         moved = not same_bits(row.reference, row.tensor) if spans else change.moved
         spans.append(FrozenSpan(moved, row.evidence))

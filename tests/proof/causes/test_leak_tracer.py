@@ -749,7 +749,7 @@ def test_with_every_1_a_single_write_is_told_apart_from_one_in_a_forward_pass(ho
 
 
 class CountComparisons(TorchFunctionMode):
-    """Counts the calls of `torch.equal`, with which bits are compared."""
+    """Counts the calls of `torch.equal`, with which bits are compared where torch has several threads."""
 
     def __init__(self):
         super().__init__()
@@ -760,6 +760,15 @@ class CountComparisons(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("optimizer_class", [SGD, Adam])
 def test_with_every_1_a_frozen_parameter_is_read_once_a_step(optimizer_class):
     model = small_net()
