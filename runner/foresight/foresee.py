@@ -20,6 +20,7 @@ from runner.freezing.selection import Selection
 from runner.proof.audit import as_module, selection_of
 from runner.proof.causes.gradients import gradient_kind
 from runner.proof.causes.optimizer_copy import stepped_tensors
+from runner.proof.causes.replay import try_find_causes
 from runner.proof.notes import flag_notes
 from runner.tensors import TensorEntry, refuse_unless_dense
 from runner.training.tasks.losses import LossFunction
@@ -94,8 +95,10 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
     entries, rehearsal = trial.before.entries, trial.rehearsal
     lines = Lines(loop, entries)
     for hazard in leak_hazards(rehearsal, "the loop", type(loop.optimizer).__name__):
-        why = listed(sorted({trial.why_unknown[name] for name in hazard.names if name in trial.why_unknown}))
-        yield replace(hazard, line=lines.line_for(hazard), sentence=f"{hazard.sentence}{f' ({why})' if why else ''}")
+        is_known = hazard.cause != "unknown"
+        why = [] if is_known else sorted({trial.why_unknown[name] for name in hazard.names if name in trial.why_unknown})
+        more = f" ({listed(why)})" if why else _of_ties(lines, selection, hazard)
+        yield replace(hazard, line=lines.line_for(hazard), sentence=f"{hazard.sentence}{more}")
     owners = {name: entry.owner for name, entry in entries.items()}
     for hazard in buffer_hazards(rehearsal, selection.parameters, owners, remedy="eval mode"):
         is_written = trial.written.issuperset(hazard.names)
@@ -108,6 +111,17 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
     if not any(row["verdict"] in ("trained", "returned", "idle") for row in rehearsal.rows):
         yield Hazard("idle", (), "", "nothing would be trained: every parameter is declared frozen")
     yield from _of_absent_tensors(loop, trial)
+
+
+def _of_ties(lines: Lines, selection: Selection, hazard: Hazard) -> str:
+    """Return what a hazard has to say of frozen parameters that are tied to ones that are not declared frozen; mostly ""."""
+    for name in hazard.names:
+        for alias in lines.entries[name].names:
+            if selection.names and alias not in selection.names:
+                untied = f"{lines.path(alias)} = torch.nn.Parameter({lines.path(alias)}.detach().clone())"
+                both = f"it is tied to {alias}, so that the line freezes both"
+                return f"; {both}; to train that, build the optimizer after {untied}"
+    return ""
 
 
 def _of_absent_tensors(loop: Loop, trial: Trial) -> Iterator[Hazard]:
@@ -143,17 +157,27 @@ def _of_what_is_unknown(loop: Loop, trial: Trial) -> Iterator[Hazard]:
 
 
 def _of_left_gradients(loop: Loop, selection: Selection) -> Iterator[Hazard]:
-    """Yield a hazard if frozen parameters have a gradient left from earlier steps, and the optimizer has them.
+    """Yield a hazard for each way in which a step would move frozen parameters by gradients that earlier steps have left.
 
     The rehearsal removes gradients before each step; a loop may also do so after each step.
     """
     stepped = {id(each) for each in stepped_tensors(loop.optimizer)}
-    frozen = {name: each for name, each in selection.parameters.items() if id(each) in stepped and not each.requires_grad}
-    names = tuple(name for name, each in frozen.items() if gradient_kind(each) == "present")
-    if names:
-        sentence = f"{listed(names, most=2)} ha{'s' if len(names) == 1 else 've'} a gradient of earlier steps"
-        sentence += ": a loop that removes gradients only after the step would apply it"
-        yield replace(_unknown(sentence, "optimizer.zero_grad()"), names=names)
+    kinds = ("present", "zero") if loop.set_to_none else ("present",)  # otherwise the rehearsal has left the zeros
+    left = {
+        name: each
+        for name, each in selection.parameters.items()
+        if id(each) in stepped and not each.requires_grad and gradient_kind(each) in kinds
+    }
+    causes, error = try_find_causes(loop.optimizer, left, list(map(group_lr, loop.optimizer.param_groups)))
+    if error:  # of LBFGS, whose step needs a closure
+        causes = {name: "gradient" for name, each in left.items() if gradient_kind(each) == "present"}
+    for cause in dict.fromkeys(causes.values()):
+        names = tuple(name for name in left if causes.get(name) == cause)
+        has = f"{listed(names, most=2)} ha{'s' if len(names) == 1 else 've'}"
+        is_zero = gradient_kind(left[names[0]]) == "zero"
+        what = f"a gradient of 0, which is not None ({cause})" if is_zero else "a gradient of earlier steps"
+        sentence = f"{has} {what}: a loop that removes gradients only after the step would apply it"
+        yield replace(_unknown(sentence, "optimizer.zero_grad()"), names=names, cause=cause)
 
 
 def _unknown(sentence: str, line: str = "") -> Hazard:

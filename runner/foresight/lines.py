@@ -15,6 +15,7 @@ from runner.tensors import TensorEntry
 from runner.training.loop import needs_closure
 
 INDEXED = (nn.Sequential, nn.ModuleList, nn.ParameterList)
+BUILT_ANEW = "optimizer = type(optimizer)([p for p in model.parameters() if p.requires_grad], **optimizer.defaults)"
 MOST_LISTED = 3  # modules, if they can be said in another way
 
 
@@ -64,8 +65,7 @@ class Lines:
         """Return the line that keeps the optimizer from changing these parameters."""
         lines = [self.call(self.parts(names), ".requires_grad_(False)")] if any(t.requires_grad for t in tensors) else []
         if needs_closure(self.loop.optimizer) and self.loop.optimizer.state:  # that of all parameters is one
-            new = "type(optimizer)([p for p in model.parameters() if p.requires_grad], **optimizer.defaults)"
-            lines.append(f"optimizer = {new}")
+            lines.append(BUILT_ANEW)
         elif not self.loop.set_to_none:
             lines.append("optimizer.zero_grad(set_to_none=True)")
         elif not lines:
@@ -76,6 +76,8 @@ class Lines:
     def _for_idle(self, hazard: Hazard) -> str:
         """Return the line that lets parameters train that would stay idle."""
         tensors = [self.entries[name].tensor for name in hazard.names]
+        if hazard.cause == "not_in_optimizer" and needs_closure(self.loop.optimizer):  # LBFGS takes one group
+            return BUILT_ANEW
         if hazard.cause == "not_in_optimizer":
             listed = [
                 f"*{path}.parameters()" if is_module else path

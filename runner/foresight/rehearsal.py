@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from runner.contract import Row
 from runner.foresight.effects import Effect
-from runner.foresight.stand_in import StandInModel, group_equivalent
+from runner.foresight.stand_in import SEPARATOR, StandInModel, group_equivalent
 from runner.freezing.groups import Group, regroup
 from runner.freezing.schedule import Phase
 from runner.methods.base import FreezingMethod
@@ -109,7 +109,7 @@ def _rows_of_model(
     `rows`: the rows of the stand-ins. `model_entries`: {name: tensor of the real model}. `equivalents`: {name of a stand-in:
     the tensors of the real model that it represents}; each of these tensors gets a copy of the stand-in's row.
     """
-    row_of_stand_in = {row["name"].replace("/", "."): row for row in rows}
+    row_of_stand_in = {row["name"].replace(SEPARATOR, "."): row for row in rows}
     row_of = {entry.name: row_of_stand_in[name] for name, members in equivalents.items() for entry in members}
     return [{**row_of[name], "name": name, "module_type": entry.module_type} for name, entry in model_entries.items()]
 

@@ -15,6 +15,8 @@ from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection
 from runner.tensors import TensorEntry
 
+SEPARATOR = "\x1f"  # in place of the dots of names: no module has it in its own
+
 
 class StandInModel(nn.Module):
     """A small model for simulating a training: for each tensor of the real model it has a stand-in of a few elements.
@@ -35,7 +37,7 @@ class StandInModel(nn.Module):
             registry: Any = self._parameters if entry.kind == "parameter" else self._buffers
             stand_in = nn.Parameter(values) if entry.kind == "parameter" and values.is_floating_point() else values
             self.initial_of[id(entry.tensor)] = values.clone()
-            registry[name.replace(".", "/")] = stand_in  # dots would mean submodules, which the stand-in does not have
+            registry[name.replace(".", SEPARATOR)] = stand_in  # dots would mean submodules, which it does not have
             self.stand_in_of[id(entry.tensor)] = self.by_name[name] = stand_in
 
     def forward(self, step: int, effect: Effect) -> Tensor:
@@ -61,7 +63,11 @@ class StandInModel(nn.Module):
     def map_selection(self, selection: Selection) -> Selection:
         """Return a copy of `selection` in which stand-ins replace the parameters and buffers, and which has no modules."""
         parameters, buffers = (
-            {name.replace(".", "/"): self.stand_in_of[id(t)] for name, t in tensors.items() if id(t) in self.stand_in_of}
+            {
+                name.replace(".", SEPARATOR): self.stand_in_of[id(t)]
+                for name, t in tensors.items()
+                if id(t) in self.stand_in_of
+            }
             for tensors in (selection.parameters, selection.buffers)
         )
         return replace(selection, parameters=parameters, buffers=buffers, modules={})

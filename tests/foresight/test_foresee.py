@@ -405,13 +405,70 @@ def test_a_gradient_that_is_left_in_a_frozen_parameter_is_said_and_leaks_in_some
         functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
         model.body.requires_grad_(False)
         hazard = only(foresee(model, optimizer, BATCH))
-        assert words(hazard) == ("unknown", "unknown", names("body"))
+        assert words(hazard) == ("unknown", "gradient", names("body"))
         if mends:
             mended(hazard, model, optimizer)
             assert foresee(model, optimizer, BATCH) == []
         with audit(model, None, optimizer) as report:
             zero_grad_last(model, optimizer)
         assert report.leaks == ([] if mends else list(names("body")))
+
+
+def lbfgs(parameters):
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=3)
+
+
+def test_parameters_that_lbfgs_lacks_need_a_new_optimizer_for_it_takes_one_group():
+    model = Net()
+    optimizer = lbfgs(model.body.parameters())
+    hazard = only(foresee(model, optimizer, BATCH, frozen=[]))
+    assert words(hazard) == ("idle", "not_in_optimizer", names("side", "head"))
+    assert foresee(model, mended(hazard, model, optimizer), BATCH, frozen=[]) == []
+
+
+def test_a_cause_that_is_known_is_said_without_a_reason_why_it_is_not():
+    model = Net()
+    hazard = only(foresee(model, lbfgs(model.parameters()), BATCH, frozen=["body"]))
+    assert words(hazard) == ("leaked", "gradient", names("body"))
+    assert hazard.sentence == "the loop leaves gradients for LBFGS: body.weight and body.bias would leak"
+
+
+def test_a_frozen_tensor_that_is_tied_to_one_that_is_to_train_is_said_with_both_ways_out():
+    training = training_of("tied", "sgd", "declaring")
+    model, batch = training.model, training.batches[0]
+    hazard = only(foresee(model, training.optimizer, batch, frozen=["body"]))
+    assert "body.weight would leak; it is tied to head.weight, so that the line freezes both" in hazard.sentence
+    assert hazard.line == "model.body.requires_grad_(False)"
+    exec(hazard.sentence.split("build the optimizer after ")[1], {"model": model, "torch": torch})
+    model.body.requires_grad_(False)
+    assert foresee(model, sgd(model), batch, frozen=["body"]) == []
+
+
+LEAVES_ZEROS = {
+    "weight_decay": lambda model: torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1),
+    "optimizer_state": lambda model: torch.optim.Adam(model.parameters(), lr=0.1),
+    "": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+}
+
+
+@pytest.mark.parametrize("cause", LEAVES_ZEROS)
+@pytest.mark.parametrize("mends", [False, True])
+def test_a_gradient_of_zero_that_is_left_in_a_frozen_parameter_is_said_where_a_step_would_move_it(cause, mends):
+    model = Net()
+    optimizer = LEAVES_ZEROS[cause](model)
+    if cause == "optimizer_state":
+        zero_grad_last(model, optimizer)
+    model.body.requires_grad_(False)
+    for parameter in model.body.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    hazards = foresee(model, optimizer, BATCH)
+    assert [words(each) for each in hazards] == ([("unknown", cause, names("body"))] if cause else [])
+    if mends and cause:
+        mended(hazards[0], model, optimizer)
+    with audit(model, None, optimizer) as report:
+        zero_grad_last(model, optimizer)
+    assert report.leaks == (list(names("body")) if cause and not mends else [])
+    assert not report.leaks or {row["cause"] for row in report.rows if row["frozen"]} == {cause}
 
 
 def test_within_an_audit_it_is_called_while_the_audit_is_paused():

@@ -27,6 +27,23 @@ def verdicts_and_causes(rows) -> dict[str, tuple[str, str]]:
     return {row["name"]: (row["verdict"], row["cause"]) for row in rows if row["frozen"] or row["kind"] == "buffer"}
 
 
+class OddNames(nn.Module):
+    """A model whose modules have names that are no identifiers."""
+
+    NAMES = ("a/b", "é 1", "0", "class", "x->y")
+
+    def __init__(self):
+        super().__init__()
+        for name in self.NAMES:
+            self.add_module(name, nn.Linear(4, 4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        for name in self.NAMES:
+            x = torch.tanh(self.get_submodule(name)(x))
+        return self.head(x)
+
+
 def foreseen(*overrides: str):
     with assembled(config_with(*overrides)) as setup:
         return foresee_run(setup)
@@ -284,3 +301,15 @@ class RiseAtStep40(torch.optim.lr_scheduler.LRScheduler):
 
     def get_lr(self):
         return [0.5 if self.last_epoch >= 39 else 0.0 for _ in self.optimizer.param_groups]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_foreseen_of_modules_whatever_their_names_is_what_happens(method):
+    target = f"model.build._target_={OddNames.__module__}.OddNames"
+    overrides = ["model=custom", target, "model.input=[4]", "model.classes=2", f"method={method}", "freeze=backbone"]
+    overrides += ["optimizer=adamw", "cost=off"]
+    result = run_experiment(*overrides)
+    assert verdicts_and_causes(foreseen(*overrides).rows) == verdicts_and_causes(result.rows)
+    assert {row["name"] for row in result.rows if row["frozen"]} == {
+        f"{name}.{part}" for name in OddNames.NAMES for part in ("weight", "bias")
+    }
