@@ -106,6 +106,13 @@ PRIVATE_NAMES = {
         "torch.optim.optimizer._global_optimizer_pre_hooks",
     },
     "runner/runs/job.py": {"torch._dynamo"},
+    "runner/cost/slower.py": {
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_post_accumulate_grad_hooks",
+    },
     "runner/testing/claims.py": {"_backward_hooks", "_forward_hooks", "_forward_pre_hooks"},
     "runner/training/pretrained/auto_classes.py": {"_model_mapping"},
     "runner/training/pretrained/checkpoint.py": {"_extra_state"},

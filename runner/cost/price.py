@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from runner.contract import COUNTED, Cost
 from runner.cost.blocks import Block, blocks_in_order, covering_names
 from runner.cost.flops import ModelCopy, StepCount, count_step
 from runner.cost.shares import bytes_held, costs_of_count, explain_small_saving, shares_of_unfrozen, total_bytes
+from runner.cost.slower import why_slower
 from runner.display.units import bytes_text, flops_text, percent_text
 from runner.errors import ConfigError, listed
 from runner.freezing.selection import Selection, select, select_by_flags
@@ -24,6 +25,7 @@ from runner.training.tasks.task import BatchTask
 
 MOST_TRIED, MOST_NAMED = 8, 3  # frozen sets that are tried, and those of them that are named
 MEMORY = {"saved_bytes": "saved activations", "gradient_bytes": "gradients", "optimizer_state_bytes": "optimizer state"}
+LEAST_SURPRISE = 0.2  # by which more of the FLOPs is left than of the weights, so that the reason is said
 LEAST_DIFFERENCE = 0.01  # of the FLOPs of training everything, by which a saving must be larger to be named
 
 
@@ -41,8 +43,8 @@ class Saving:
     saved_bytes_share: float | None
 
     def __str__(self) -> str:
-        """The saving as a line that can be pasted into a config."""
-        return f"{percent_text(self.flops_share):>6} with freeze.patterns=[{','.join(self.patterns)}]"
+        """The saving, with the argument that `select`, `audit` and `price` take."""
+        return f"{percent_text(self.flops_share):>6} with frozen={list(self.patterns)}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Price:
         why_small: why freezing saves few FLOPs; "" if it saves more than 10%, or nothing is frozen.
         savings: what other frozen sets would cost, the cheapest first; at most three.
         trains: how many parameters are trained, and how many there are.
+        frozen_share: how much of the model's elements is frozen.
+        why_slower: what takes time in each step besides FLOPs, such as hooks.
         notes: what could not be counted.
     """
 
@@ -61,6 +65,8 @@ class Price:
     why_small: str
     savings: tuple[Saving, ...]
     trains: tuple[int, int]
+    frozen_share: float
+    why_slower: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -88,10 +94,21 @@ class Price:
         kept = {"frozen_gradient_bytes": "gradients", "frozen_optimizer_state_bytes": "optimizer state"}
         held = [f"{bytes_text(self.cost[key])} of {what}" for key, what in kept.items() if self.cost.get(key)]
         answers = [f"no faster: {self.why_small}"] if self.why_small else [] if is_any_frozen else ["nothing is frozen"]
+        answers += [self._less_than_hoped()] if not self.why_small else []
+        answers += [f"slower than its FLOPs: {'; '.join(self.why_slower)}"] if self.why_slower else []
         if held:
             fix = "set p.grad = None for them, and make the optimizer without them"
             answers.append(f"memory did not fall: {listed(held)} of frozen parameters are still there; {fix}")
         return answers
+
+    def _less_than_hoped(self) -> str:
+        """Return why the saving is much smaller than the share of the model that is frozen; "" if it is not."""
+        if self.cost.get("flops_share") is None or self.cost["flops_share"] < 1 - self.frozen_share + LEAST_SURPRISE:
+            return ""
+        is_behind = (self.cost.get("flops_backward_share") or 0) > 1 - self.frozen_share + LEAST_SURPRISE
+        backward = ", and backward runs through what follows the first layer that trains" if is_behind else ""
+        frozen, left = percent_text(self.frozen_share), _share(self.cost, "flops")
+        return f"{frozen} of the weights are frozen, {left} of the FLOPs are left: forward still computes them{backward}"
 
     def _others(self) -> str:
         """Return the lines about other frozen sets."""
@@ -138,8 +155,14 @@ def price(
         why_small=explain_small_saving(cost, counted, selection),
         savings=() if unknown else _savings(lambda names: count(may_train.intersection(names)), blocks, baseline, cost),
         trains=(len(trainable), len(trainable) + len(selection.parameters)),
+        frozen_share=_elements(selection.parameters.values()) / max(1, _elements(model.parameters())),
+        why_slower=tuple(why_slower(model, selection, optimizer)),
         notes=(f"not counted: {listed(unknown)}",) if unknown else (),
     )
+
+
+def _elements(parameters: Iterable[Tensor]) -> int:
+    return sum(each.numel() for each in parameters)
 
 
 def _as_selection(model: nn.Module, frozen: Selection | Sequence[str] | None, batch: Any, task: Task) -> Selection:

@@ -159,3 +159,35 @@ def test_a_mistake_is_answered_with_one_line(arguments, message):
     options = {"model": mlp(), "batch": batch(), **arguments}
     with pytest.raises(ConfigError, match=message):
         price(options.pop("model"), options.pop("batch"), **options)
+
+
+def test_a_saving_is_written_as_the_argument_that_gives_it():
+    model, like = mlp(), batch()
+    line = str(price(model, like).savings[0])
+    share, arguments = line.split(" with ")
+    found = eval(f"dict({arguments})")
+    assert price(model, like, **found).cost["flops_share"] == pytest.approx(float(share.strip("% ")) / 100, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "text"),
+    [
+        (["0", "1", "2"], "75% of the weights are frozen, 45% of the FLOPs are left: forward still computes them\n"),
+        (["0"], ""),
+        ([], ""),
+    ],
+)
+def test_a_saving_that_is_less_than_the_frozen_share_of_the_weights_is_explained(frozen, text):
+    model, like = nn.Sequential(*(nn.Linear(9, 9) for _ in range(4))), (torch.randn(4, 9), torch.randn(4, 9))
+    found = price(model, like, nn.MSELoss(), frozen=frozen)
+    said = str(found)
+    assert ("of the weights are frozen" in said) == bool(text)
+    assert text in f"{said}\n"
+
+
+def test_what_makes_a_step_slower_than_its_flops_is_said():
+    model = mlp()
+    model[0].register_forward_hook(lambda *args: None)
+    found = price(model, batch(), frozen=["0"])
+    assert found.why_slower == ("hooks on 0 run in each step",)
+    assert "slower than its FLOPs: hooks on 0 run in each step" in str(found)
