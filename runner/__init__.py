@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from runner.freezing.selection import select as select
     from runner.methods.base import FreezingMethod as FreezingMethod
     from runner.proof.audit import audit as audit
+    from runner.proof.checkpoints.difference import diff as diff
     from runner.runs.job import run as run
 
 __version__ = "0.1.0"
-__all__ = ["FreezingMethod", "audit", "foresee", "price", "run", "select"]
+__all__ = ["FreezingMethod", "audit", "diff", "foresee", "price", "run", "select"]
 
 _MODULE_OF = {
     "FreezingMethod": "runner.methods.base",
     "audit": "runner.proof.audit",
+    "diff": "runner.proof.checkpoints.difference",
     "foresee": "runner.foresight.foresee",
     "price": "runner.cost.price",
     "run": "runner.runs.job",

@@ -115,7 +115,7 @@ PRIVATE_NAMES = {
     },
     "runner/testing/claims.py": {"_backward_hooks", "_forward_hooks", "_forward_pre_hooks"},
     "runner/training/pretrained/auto_classes.py": {"_model_mapping"},
-    "runner/training/pretrained/checkpoint.py": {"_extra_state"},
+    "runner/tensors/checkpoint.py": {"_extra_state"},
     "runner/training/pretrained/loading.py": {"_metadata"},
     "runner/training/pretrained/prefixes.py": {"_metadata"},
     "runner/sweep/launch.py": {"_return_value"},

@@ -11,7 +11,7 @@ from runner.assemble.following_new import names_of_new, new_entries
 from runner.config.schema import Model
 from runner.errors import ConfigError
 from runner.tensors import copy_of, tensor_entries
-from runner.training.pretrained.checkpoint import Tensors, read_checkpoint
+from runner.tensors.checkpoint import Tensors, read_checkpoint
 from runner.training.pretrained.loaded import Loaded
 from runner.training.pretrained.loading import load_into
 

@@ -10,8 +10,8 @@ from torch import nn
 from runner.assemble.new_parts import frozen_at_random, frozen_new_parts, head_of_new, parts_of
 from runner.errors import ConfigError
 from runner.freezing.selection import select
+from runner.tensors.checkpoint import read_checkpoint
 from runner.training.models import MLP
-from runner.training.pretrained.checkpoint import read_checkpoint
 from runner.training.pretrained.loading import load_into
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from runner.errors import ConfigError, listed
 from runner.freezing.resolver import owner_of
 from runner.tensors import TensorEntry, memory_overlaps, tensor_entries
-from runner.training.pretrained.checkpoint import Tensors
+from runner.tensors.checkpoint import Tensors
 from runner.training.pretrained.loaded import Loaded
 from runner.training.pretrained.other_classes import makes_other_classes
 from runner.training.pretrained.prefixes import shape_of, with_names_of_model

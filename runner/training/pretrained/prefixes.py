@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from runner.training.pretrained.checkpoint import Tensors
+from runner.tensors.checkpoint import Tensors
 
 Shape = tuple[int, ...] | None  # None: of what is no tensor, or a lazy parameter
 

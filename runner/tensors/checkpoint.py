@@ -7,7 +7,8 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,14 @@ def read_checkpoint(path: str, key: str = "model.checkpoint", note: Note = _no_n
         raise ConfigError(f"{key} is {path!r}, which does not exist; give a file or a folder with weights")
     if place.is_dir():
         return _read_folder(place, key, note)
-    return _state_dict_in(_read_file(place, key), place, key, note)
+    return state_dict_in(_read_file(place, key), place, key, note)
 
 
 def _read_folder(folder: Path, key: str, note: Note) -> Tensors:
     """Return the tensors of all files with weights in a folder. Raises ConfigError if two files have one of a name."""
     tensors: Tensors = {}
-    for file in _files_of(folder, key):
-        read = _state_dict_in(_read_file(file, key), file, key, note)
+    for file in files_of(folder, key):
+        read = state_dict_in(_read_file(file, key), file, key, note)
         if twice := sorted(tensors.keys() & read.keys()):
             raise ConfigError(
                 f"{key}: {folder} has {listed(twice, most=2)} in several files, {file.name} is one; give one of the files"
@@ -63,9 +64,12 @@ def _read_folder(folder: Path, key: str, note: Note) -> Tensors:
     return tensors
 
 
-def _files_of(folder: Path, key: str) -> list[Path]:
-    """Return the files of a folder that hold the weights. Raises ConfigError if there are none, or if that is not clear."""
-    if (folder / "adapter_config.json").is_file():
+def files_of(folder: Path, key: str, takes_adapters: bool = False) -> list[Path]:
+    """Return the files of a folder that hold the weights. Raises ConfigError if there are none, or if that is not clear.
+
+    `takes_adapters`: whether the folder may be that of a peft adapter.
+    """
+    if (folder / "adapter_config.json").is_file() and not takes_adapters:
         raise ConfigError(
             f"{key}: {folder} is a peft adapter, not a model's weights; give the weights of its base model here, and load "
             "the adapter around the model with peft.PeftModel.from_pretrained"
@@ -90,8 +94,13 @@ def _files_of_index(index: Path, key: str) -> list[Path]:
     try:
         names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         files = [index.parent / name for name in names]
+        outside = [
+            name for name in names if Path(name).is_absolute() or ".." in Path(name).parts
+        ]  # links are the user's own
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ConfigError(f"{key}: {index} is no index of files with weights ({type(error).__name__}: {error})") from error
+    if outside:
+        raise ConfigError(f"{key}: {index} lists {listed(outside, most=2)}, which is not in its folder, so it is not read")
     if missing := [file.name for file in files if not file.is_file()]:
         raise ConfigError(f"{key}: {index.parent} lacks {listed(missing, most=4)}, which {index.name} lists")
     return files
@@ -99,14 +108,39 @@ def _files_of_index(index: Path, key: str) -> list[Path]:
 
 def _read_file(file: Path, key: str) -> object:
     """Return what a safetensors file or a file of `torch.save` holds. Raises ConfigError if that cannot be read."""
-    try:
-        with file.open("rb") as opened:
-            begin = opened.read(64)
-        if file.suffix == SAFETENSORS or begin[8:9] == b"{":  # after the size of the header, in 8 bytes
+    with refusing_unreadable(file, key):
+        if is_safetensors(file):
             return _safetensors_reader(file, key)(file)
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the protocol of a pickle
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=begin.startswith(b"PK") or None)
+        return load_torch_file(file)
+
+
+def is_safetensors(file: Path) -> bool:
+    """Return whether a file is a safetensors file, by its name or its beginning. Raises OSError if it cannot be read."""
+    return file.suffix == SAFETENSORS or _begin_of(file)[8:9] == b"{"  # after the size of the header, in 8 bytes
+
+
+def is_zip(file: Path) -> bool:
+    """Return whether a file of `torch.save` is a zip file, whose tensors can be read one by one; older ones are not."""
+    return _begin_of(file).startswith(b"PK")
+
+
+def load_torch_file(file: Path) -> object:
+    """Return what a file of `torch.save` holds, on the CPU. Raises what `torch.load` raises; code in the file is not run."""
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the protocol of a pickle
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip(file) or None)
+
+
+def _begin_of(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(64)
+
+
+@contextmanager
+def refusing_unreadable(file: Path, key: str) -> Iterator[None]:
+    """Raise ConfigError in place of what reading a file in this block raises. `key`: what messages call the file."""
+    try:
+        yield
     except ConfigError:
         raise
     except Exception as error:  # safetensors has an Exception of its own
@@ -116,7 +150,7 @@ def _read_file(file: Path, key: str) -> object:
                 f"{key}: {file} holds more than tensors: reading it would run the code of {code[1]}, so it is refused; save "
                 "the weights alone, torch.save(model.state_dict(), FILE)"
             ) from error
-        if begin[:1] == pickle.PROTO and MAGIC_NUMBER not in begin:
+        if file.is_file() and _is_plain_pickle(file):
             raise ConfigError(
                 f"{key}: {file} is a plain pickle, not a file of torch.save, and is not read; load it yourself if you "
                 "trust it, and save its tensors by name, torch.save({NAME: TENSOR}, FILE)"
@@ -128,6 +162,11 @@ def _read_file(file: Path, key: str) -> object:
         ) from error
 
 
+def _is_plain_pickle(file: Path) -> bool:
+    begin = _begin_of(file)
+    return begin[:1] == pickle.PROTO and MAGIC_NUMBER not in begin
+
+
 def _safetensors_reader(file: Path, key: str) -> Callable[[Path], Tensors]:
     """Return the function that reads a safetensors file. Raises ConfigError if safetensors is not installed."""
     if find_spec("safetensors") is None:
@@ -137,7 +176,7 @@ def _safetensors_reader(file: Path, key: str) -> Callable[[Path], Tensors]:
     return load_file
 
 
-def _state_dict_in(value: object, file: Path, key: str, note: Note) -> Tensors:
+def state_dict_in(value: object, file: Path, key: str, note: Note) -> Tensors:
     """Return the `state_dict` that a file's content is or contains. Raises ConfigError if there is none, or several.
 
     Of several, one under a name in WRAPPINGS is taken; `note` is called with that.

@@ -18,7 +18,7 @@ from torch import nn
 from runner.contract import MAX_ERROR_LINE
 from runner.errors import ConfigError
 from runner.tensors import same_bits
-from runner.training.pretrained.checkpoint import read_checkpoint
+from runner.tensors.checkpoint import read_checkpoint
 
 STATE = {"body.weight": torch.randn(3, 4), "body.steps": torch.tensor(7), "head.bias": torch.randn(2).bfloat16()}
 
@@ -250,6 +250,8 @@ def bad_index(text: str) -> None:
             "folder has body.weight in several files, b.safetensors is one; give one of the files",
         ),
         (lambda: bad_index('{"weight_map": {"a": "gone.safetensors"}}'), "lacks gone.safetensors, which model.safetensors"),
+        (lambda: bad_index('{"weight_map": {"a": "../secret.bin"}}'), "lists ../secret.bin, which is not in its folder"),
+        (lambda: bad_index('{"weight_map": {"a": "/secret.bin"}}'), "lists /secret.bin, which is not in its folder"),
         (lambda: bad_index("{"), "is no index of files with weights (JSONDecodeError"),
         (lambda: bad_index("[]"), "is no index of files with weights (TypeError"),
         (lambda: bad_index('{"weight_map": [3]}'), "is no index of files with weights ("),

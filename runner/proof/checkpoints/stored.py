@@ -1,0 +1,237 @@
+"""The tensors of a checkpoint where they lie in its files, without their elements, which are read in blocks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from runner.errors import ConfigError, listed
+from runner.tensors import flattened
+from runner.tensors.checkpoint import (
+    EXTRA_STATE,
+    Note,
+    files_of,
+    is_safetensors,
+    is_zip,
+    load_torch_file,
+    refusing_unreadable,
+    state_dict_in,
+)
+
+ADAPTER = "adapter_config.json"  # in the folder of a peft adapter, whose files hold no tensor of the base model
+LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
+SAFETENSORS_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool},
+    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu},
+}
+"""Source: https://github.com/huggingface/safetensors, `Dtype` in `tensor.rs`."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        file: the file.
+        offset: where its first element is, in bytes.
+        dtype: its dtype; `uint8` where torch has none for its elements, which `stored_as` then names.
+        shape: its sizes; of elements without a dtype of torch, the number of bytes.
+        place: what two names of one tensor have in common.
+        loaded: all elements in one dimension, where they do not lie in the file one after another; otherwise None.
+        stored_as: the dtype as a person reads it.
+    """
+
+    file: Path
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    place: object = None
+    loaded: Tensor | None = None
+    stored_as: str = ""
+
+    @property
+    def numel(self) -> int:
+        """The number of its elements."""
+        return prod(self.shape)
+
+    def read(self, start: int, count: int) -> Tensor:
+        """Return `count` elements from number `start` on, in the order of the last dimension first, as one dimension.
+
+        Raises ConfigError if the file has become too short.
+        """
+        if self.loaded is not None:
+            return self.loaded[start : start + count]
+        size = self.dtype.itemsize
+        room = torch.empty(count * size, dtype=torch.uint8)
+        with self.file.open("rb", buffering=0) as opened:
+            opened.seek(self.offset + start * size)
+            view, done = memoryview(room.numpy().data), 0
+            while done < len(view):
+                if not (read := opened.readinto(view[done:])):
+                    raise ConfigError(f"{self.file} has changed while it was read: it is too short now")
+                done += read
+        return room.view(self.dtype)
+
+
+@dataclass
+class StoredCheckpoint:
+    """The tensors of a checkpoint by name, without their elements.
+
+    Attributes:
+        path: the file or folder.
+        tensors: {name: where the tensor is}.
+        is_adapter: whether it is a peft adapter, which stores what it adds to a base model and nothing of that.
+        notes: sentences about how it is read.
+    """
+
+    path: Path
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    is_adapter: bool = False
+    notes: list[str] = field(default_factory=list)
+    states: dict[Path, tuple[int, ...]] = field(default_factory=dict)  # of the files, before anything was read
+
+    def refuse_if_changed(self) -> None:
+        """Raise ConfigError if one of the files is not as it was when the checkpoint was opened."""
+        for file, state in self.states.items():
+            if not file.exists() or _state_of(file) != state:
+                raise ConfigError(f"{file} has changed while it was read; compare it again when nothing writes to it")
+
+
+def open_checkpoint(path: str | Path, what: str, key: str | None = None) -> StoredCheckpoint:
+    """Return where the tensors of a checkpoint are: of a file, or of all files of a folder together.
+
+    `what`: what messages call it. `key`: the name of the state dict in a file that has several, with dots between names of
+    dicts within dicts; None: the one there is, or that named `state_dict` or `model`. Older files of `torch.save` are loaded
+    whole. Raises ConfigError if there are no weights, if a file is truncated, or if reading it would run code.
+    """
+    place = Path(path).expanduser()
+    if not str(path) or not place.exists():
+        raise ConfigError(f"{what}: {str(path)!r} does not exist; give a file or a folder with weights")
+    found = StoredCheckpoint(place, is_adapter=place.is_dir() and (place / ADAPTER).is_file())
+    for file in files_of(place, what, takes_adapters=True) if place.is_dir() else [place]:
+        found.states[file] = _state_of(file)
+        with refusing_unreadable(file, what):
+            tensors = _tensors_of(file, what, key, found.notes.append)
+        if twice := sorted(tensors.keys() & found.tensors.keys()):
+            raise ConfigError(f"{what}: {listed(twice, most=2)} stands in several files of {place}, in {file.name} too")
+        found.tensors |= tensors
+    if not found.tensors:
+        raise ConfigError(f"{what}: {place} holds no tensor; give a file or a folder with weights")
+    return found
+
+
+def _state_of(file: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written: its identity, its size, and when it was written last."""
+    found = os.stat(file)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _tensors_of(file: Path, what: str, key: str | None, note: Note) -> dict[str, StoredTensor]:
+    """Return the tensors of one file by name."""
+    if is_safetensors(file):
+        if key is not None:
+            raise ConfigError(f"{what}: --key {key} is for files of torch.save; {file} is a safetensors file, without dicts")
+        return _safetensors(file)
+    if is_zip(file):
+        with _without_elements():
+            value = load_torch_file(file)
+    else:
+        value = load_torch_file(file)
+        note(f"{what}: {file.name} is an older file of torch.save, which is loaded whole")
+    state = _at_key(value, key, file, what) if key is not None else state_dict_in(value, file, what, note)
+    tensors = {name: each for name, each in state.items() if isinstance(each, Tensor)}
+    if left := [name for name in state if name not in tensors and name.endswith(EXTRA_STATE)]:
+        note(f"{what}: {listed(left, most=2)}: no tensor, so it is not compared")
+    whole: Mapping[str, Tensor] = tensors
+    if is_zip(file):
+        scattered = [name for name, each in tensors.items() if not _lies_in_file(each)]
+        loaded = _loaded(file, key, what) if scattered else {}
+        whole = {name: loaded[name] for name in scattered}
+    return {name: _stored(file, each, whole.get(name)) for name, each in tensors.items()}
+
+
+def _at_key(value: object, key: str, file: Path, what: str) -> Mapping[str, Any]:
+    """Return the state dict at a key of what a file holds, such as `state_dict` or `ema.model`."""
+    inner = value
+    for part in [key] if isinstance(value, Mapping) and key in value else key.split("."):
+        if not isinstance(inner, Mapping) or part not in inner:
+            names = listed([*map(str, inner)], most=6) if isinstance(inner, Mapping) else f"a {type(inner).__name__}"
+            raise ConfigError(f"{what}: {file} has no {part!r} of --key {key}; there is {names}")
+        inner = inner[part]
+    return state_dict_in(inner, file, what, lambda text: None)
+
+
+def _without_elements() -> Any:
+    """Return a context in which `torch.load` reads no elements, and notes where they are in the file."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def _lies_in_file(tensor: Tensor) -> bool:
+    """Return whether the elements of a tensor that was loaded without them lie in the file one after another."""
+    return tensor.layout is torch.strided and tensor.is_contiguous() and not tensor.is_quantized and not tensor.is_conj()
+
+
+def _loaded(file: Path, key: str | None, what: str) -> Mapping[str, Tensor]:
+    """Return the tensors of a zip file themselves, memory-mapped."""
+    value = load_torch_file(file)
+    return _at_key(value, key, file, what) if key is not None else state_dict_in(value, file, what, lambda text: None)
+
+
+def _stored(file: Path, tensor: Tensor, whole: Tensor | None) -> StoredTensor:
+    """Return where a tensor is. `whole`: the tensor with its elements, if it was loaded."""
+    dtype, shape = tensor.dtype, tuple(tensor.shape)
+    if whole is None:
+        storage: Any = tensor.untyped_storage()
+        at = storage._checkpoint_offset + int(tensor.storage_offset()) * dtype.itemsize
+        return StoredTensor(file, at, dtype, shape, place=(file, at, dtype, shape), stored_as=_name_of(dtype))
+    is_strided = whole.layout is torch.strided and not whole.is_quantized
+    place = (whole.data_ptr(), whole.stride(), shape) if is_strided else id(whole)
+    flat = whole.contiguous().view(-1) if is_strided else flattened(whole, like=whole)
+    return StoredTensor(file, 0, dtype, shape, place=place, loaded=flat.resolve_conj(), stored_as=_name_of(dtype))
+
+
+def _safetensors(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file, as its header says: {name: {dtype, shape, data_offsets}}, in JSON.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        begin, end = 8 + size, os.fstat(opened.fileno()).st_size
+        if size > LARGEST_HEADER or begin > end:
+            _refuse(f"its header is said to have {size} bytes, the file has {end}")
+        header = json.loads(opened.read(size))
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        first, last = entry["data_offsets"]
+        dtype, shape = SAFETENSORS_DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+        stored_as = _name_of(dtype) if dtype else entry["dtype"].lower()
+        if dtype is None:
+            dtype, shape = torch.uint8, (last - first,)
+        if not 0 <= first <= last <= end - begin or prod(shape) * dtype.itemsize != last - first:
+            _refuse(f"{name} is said to lie at bytes {first} to {last} of {end - begin}")
+        tensors[name] = StoredTensor(file, begin + first, dtype, shape, place=(file, begin + first), stored_as=stored_as)
+    return tensors
+
+
+def _refuse(why: str) -> NoReturn:
+    """Raise ValueError, which says that a file is not what its beginning says."""
+    raise ValueError(why)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
