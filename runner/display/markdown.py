@@ -36,9 +36,11 @@ def as_text(text: str) -> str:
 
 def as_code(text: str) -> str:
     """Return a text without line breaks as code in Markdown, such as `layer*`; as HTML where a table would break it."""
-    if "`" not in text and "|" not in text:
-        return f"`{text}`"
-    return f"<code>{NOT_PLAIN.sub(lambda found: f'&#{ord(found[0])};', text)}</code>"
+    if "|" in text:
+        return f"<code>{NOT_PLAIN.sub(lambda found: f'&#{ord(found[0])};', text)}</code>"
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def print_markdown(text: str) -> None:
