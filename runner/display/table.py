@@ -44,11 +44,16 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width
 
     What is empty in all rows is no column. Lines are longer than `width` only where even the columns of rank 0 do not fit.
     """
-    filled = [i for i in range(len(columns)) if any(str(row[i]) for row in rows)]
-    columns, rows = [columns[i] for i in filled], [[row[i] for i in filled] for row in rows]
+    columns, rows = without_empty(columns, rows)
     widths = column_widths(columns, rows, width)
-    headings = [Text(column.heading, style="dim") for column in columns]
+    headings: list[Cell] = [Text(column.heading, style="dim") for column in columns]
     return [line for row in (headings, *rows) for line in _row_lines(columns, row, widths)]
+
+
+def without_empty(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> tuple[list[Column], list[list[Cell]]]:
+    """Return (columns, rows) of a table without the columns that are empty in all rows."""
+    filled = [i for i in range(len(columns)) if any(str(row[i]) for row in rows)]
+    return [columns[i] for i in filled], [[row[i] for i in filled] for row in rows]
 
 
 def column_widths(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> dict[int, int]:

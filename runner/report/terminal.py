@@ -50,21 +50,30 @@ def print_left(left: int, total: int, command: str, console: Console) -> None:
     print_unbroken(console, command)
 
 
-def shown_settings(ranked: Sequence[Setting]) -> list[Setting]:
-    """Return the settings that get a row: of many only the first ones, and those that leaked or did not finish."""
-    if len(ranked) <= MAX_ROWS:
+def shown_settings(ranked: Sequence[Setting], most: int = MAX_ROWS) -> list[Setting]:
+    """Return the settings that get a row: of more than `most` only the first, and those that leaked or did not finish."""
+    if len(ranked) <= most:
         return list(ranked)
     bad = [each for each in ranked[MAX_FIRST:] if not each.is_sound]
-    return [*ranked[:MAX_FIRST], *bad[: MAX_ROWS - MAX_FIRST]]
+    return [*ranked[:MAX_FIRST], *bad[: most - MAX_FIRST]]
 
 
 def ranking_lines(settings: Sequence[Setting], by_accuracy: bool, width: int) -> list[Text]:
-    """Return a table with a row for each setting: how its runs ended, how well they learned, and what a step costs."""
+    """Return the ranking as the lines of a table; where it is narrow, a setting is named in one column."""
+    several_sets = len({each.frozen_set for each in settings}) > 1
+    in_one = width < WIDE and several_sets and any(each.context for each in settings)  # three columns would not fit
+    return table_lines(*ranking(settings, by_accuracy, in_one), width)
+
+
+def ranking(settings: Sequence[Setting], by_accuracy: bool, in_one: bool = False) -> tuple[list[Column], list[list[Cell]]]:
+    """Return (columns, rows) of a table of settings: how their runs ended, how well they learned, and what a step costs.
+
+    `in_one`: whether one column names the setting, instead of its method, its frozen set and what else it is.
+    """
     columns = [Column("method", least=14), Column("freeze", least=8), Column("setting", least=14), Column("verdict")]
     columns += [number("runs", 2), number("accuracy" if by_accuracy else "last loss"), number("cost", 1)]
     columns += [number("FLOPs", 3), number("saved", 4)]
     several_sets = len({each.frozen_set for each in settings}) > 1
-    in_one = width < WIDE and several_sets and any(each.context for each in settings)  # three columns would not fit
     rows: list[list[Cell]] = []
     for each in settings:
         names = [each.method, each.frozen_set if several_sets else "", each.context]
@@ -74,7 +83,7 @@ def ranking_lines(settings: Sequence[Setting], by_accuracy: bool, width: int) ->
         share, saved = percent_text(each.cost.get("flops_share")), bytes_text(each.cost.get("saved_bytes"))
         cost = [share, *(["", ""] if in_one and share else [flops_text(each.flops), saved])]  # the long name needs the place
         rows.append([*(shortened(name, MAX_CELL) for name in names), verdict, str(len(each.runs)), value, *cost])
-    return table_lines(columns, rows, width)
+    return columns, rows
 
 
 def verdict_text(setting: Setting) -> str:

@@ -46,6 +46,16 @@ class Case:
         return "moved" if self.cause == BASELINE else self.verdict
 
     @property
+    def count(self) -> str:
+        """How many of its tensors did that, such as `2 tensors leaked in 1 run`."""
+        return f"{counted(len(self.found), 'tensor')} {self.what_happened} in {counted(len(self.runs), 'run')}"
+
+    @property
+    def title(self) -> str:
+        """The cause in words."""
+        return self.cause.replace("|", " with ")
+
+    @property
     def rank(self) -> tuple[bool, bool, int]:
         """A sort key: leaks first, those of the baseline after the others, those of many tensors before those of few."""
         return self.verdict != "leaked", self.cause == BASELINE, -len(self.found)
@@ -105,8 +115,8 @@ def _case_data(case: Case, number: int) -> dict[str, object]:
     return {
         "verdict": case.verdict,
         "is_bad": case.cause != BASELINE,
-        "title": case.cause.replace("|", " with "),
-        "count": f"{counted(len(case.found), 'tensor')} {case.what_happened} in {counted(len(case.runs), 'run')}",
+        "title": case.title,
+        "count": case.count,
         "meaning": advice.meaning,
         "fix": advice.fix,
         "overrides": [
@@ -126,13 +136,13 @@ def _table(case: Case, key: str) -> PageTable:
         groups = [(f"{name or 'the model'}: {counted(len(names), 'tensor')}", names) for name, names in groups]
         what = "module"
     lines = [(name, [pair for each in names for pair in case.found[each]]) for name, names in groups]
-    lines.sort(key=lambda line: -_size(line[1]))
+    lines.sort(key=lambda line: -size(line[1]))
     rows = [
         [
             TableCell(name),
             TableCell(shortened(listed(list(dict.fromkeys(setting for setting, _ in pairs)), most=4), MAX_CELL)),
             TableCell(f"{len(pairs):,}" if what == "tensor" else ""),
-            TableCell(change_words([row for _, row in pairs]), sort=_size(pairs)),
+            TableCell(change_words([row for _, row in pairs]), sort=size(pairs)),
         ]
         for name, pairs in lines[:MAX_MODULE_ROWS]
     ]
@@ -144,11 +154,11 @@ def _table(case: Case, key: str) -> PageTable:
     order = ", the largest change first" if case.verdict == "leaked" else ""
     kinds = {row.kind for rows in case.found.values() for _, row in rows}
     what_kind = kinds.pop() if len(kinds) == 1 else "tensor"
-    what_moved = f"{case.cause.replace('|', ' with ')}: {counted(len(case.found), what_kind)} {case.what_happened}"
+    what_moved = f"{case.title}: {counted(len(case.found), what_kind)} {case.what_happened}"
     return PageTable(key, f"{what_moved}{order}{first_rows_text(len(lines), MAX_MODULE_ROWS)}", columns, rows)
 
 
-def _size(pairs: Sequence[tuple[str, TensorRow]]) -> float:
+def size(pairs: Sequence[tuple[str, TensorRow]]) -> float:
     """Return the largest relative change, by which rows are sorted; infinity for NaN, and 0 where it is not known."""
     change = largest(row.change_rel for _, row in pairs)
     return 0.0 if change is None else math.inf if math.isnan(change) else change
