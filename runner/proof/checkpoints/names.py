@@ -112,10 +112,3 @@ def aliases(checkpoint: StoredCheckpoint) -> dict[str, list[str]]:
     for name, tensor in checkpoint.tensors.items():
         names_at.setdefault(tensor.place, []).append(name)
     return {name: [each for each in names if each != name] for names in names_at.values() for name in names}
-
-
-def layer_of(name: str) -> str:
-    """Return the layer that a tensor is in: its name up to the first number, or else its first part."""
-    parts = name.split(".")
-    number = next((place for place, part in enumerate(parts[:-1]) if part.isdecimal()), None)
-    return ".".join(parts[: number + 1]) if number is not None else ".".join(parts[:-1][:1]) or name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runner.contract import HYDRA, SWEEP_PLAN
 from runner.errors import ConfigError
-from runner.runs.read import is_run_folder
+from runner.runs.read import is_run_folder, read_record
 
 
 @dataclass
@@ -46,7 +46,9 @@ def find_runs(tops: Sequence[Path]) -> FoundRuns:
             seen.add(real_path)
             if (folder / SWEEP_PLAN).is_file():
                 found.sweeps.append(folder)
-            if is_run_folder(folder):
+            if "before" in (read_record(folder) or {}):
+                found.problems.append(f"{folder} is the difference of two checkpoints, and no run; its page is in it")
+            elif is_run_folder(folder):
                 found.folders[_label(folder, top, found)] = folder
             elif (folder / HYDRA).is_dir():
                 found.foreign += 1
