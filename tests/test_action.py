@@ -99,7 +99,7 @@ def test_a_run_that_held_is_0_with_a_summary_and_a_page(step):
 
 
 def test_a_run_that_leaked_is_3_and_the_summary_and_the_page_are_there_all_the_same(step):
-    done = step("Check", arguments=LEAKS)
+    done = step("Check", arguments=f"{LEAKS}\nstrict=false\nhydra.run.dir=elsewhere")  # the inputs of the action win
     assert done.code == 3
     assert done.summary.startswith("## Leaked\n\n2 of 2 frozen tensors changed.")
     assert "| scheduler | 2 tensors leaked in 1 run |" in done.summary
@@ -131,7 +131,9 @@ def test_a_sweep_has_one_page_and_the_answer_and_a_leak_in_it_is_3(step):
     [
         ({}, "give arguments, for a run, or before and after, for two checkpoints"),
         ({"arguments": " \n \r\n"}, "give arguments, for a run, or before and after, for two checkpoints"),
-        ({"before": "a"}, "give both before and after"),
+        ({"before": "a"}, "give both before and after, a path each"),
+        ({"before": " ", "after": "b", "patterns": "c"}, "give both before and after, a path each"),
+        ({"before": "a\nb", "after": "c"}, "give both before and after, a path each"),
         ({"before": "a", "after": "b", "arguments": "freeze=fc"}, "give arguments, or before and after, not both"),
         ({"arguments": "freeze=fc", "patterns": "fc"}, "patterns, keep and key need before and after"),
         ({"arguments": "freeze=fc", "strict": "yes"}, "strict must be true or false, not yes"),
@@ -208,6 +210,14 @@ def test_a_module_of_the_repository_can_be_the_model(step):
     Path("mine.py").write_text("from torch import nn\ndef net(): return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))\n")
     given = "model=custom\nmodel.build._target_=mine.net\nmodel.input=[8]\nmodel.classes=4\nfreeze.patterns=['0']\nbatches=2"
     assert step("Check", arguments=given).code == 0
+
+
+@pytest.mark.long
+def test_the_workflow_of_the_examples_checks_a_run_that_holds(step):
+    workflow = yaml.safe_load((ROOT / "examples" / "ci" / "freeze.yml").read_text())
+    done = step("Check", **workflow["jobs"]["freeze"]["steps"][1]["with"])
+    assert done.code == 0, done.err
+    assert done.summary.startswith("## Held\n")
 
 
 @pytest.mark.skipif(not find_spec("runner.diff"), reason="runner.diff is not there")
