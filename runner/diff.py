@@ -28,7 +28,7 @@ from runner.display.table import Column, number, table_lines
 from runner.display.units import change_text, percent_text
 from runner.errors import ConfigError
 from runner.runs.folder import csv_text, write_text
-from runner.runs.text import error_line
+from runner.runs.text import counted, error_line
 
 if TYPE_CHECKING:
     from runner.proof.checkpoints.difference import Difference
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error_line("interrupted"), file=sys.stderr)
         return EXIT_INTERRUPTED
     if parsed.strict and found.leaks:
-        print(error_line(f"strict: {len(found.leaks)} frozen tensors leaked"), file=sys.stderr)
+        print(error_line(f"strict: {counted(len(found.leaks), 'frozen tensor')} leaked"), file=sys.stderr)
         return EXIT_STRICT
     return EXIT_DONE
 

@@ -17,7 +17,6 @@ from runner.errors import ConfigError, listed
 from runner.tensors import flattened
 from runner.tensors.checkpoint import (
     EXTRA_STATE,
-    Note,
     files_of,
     is_safetensors,
     is_zip,
@@ -91,12 +90,14 @@ class StoredCheckpoint:
         path: the file or folder.
         tensors: {name: where the tensor is}.
         is_adapter: whether it is a peft adapter, which stores what it adds to a base model and nothing of that.
+        metadata: the texts in the header of a safetensors file; mostly `format` alone.
         notes: sentences about how it is read.
     """
 
     path: Path
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
     is_adapter: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     states: dict[Path, tuple[int, ...]] = field(default_factory=dict)  # of the files, before anything was read
 
@@ -121,7 +122,7 @@ def open_checkpoint(path: str | Path, what: str, key: str | None = None) -> Stor
     for file in files_of(place, what, takes_adapters=True) if place.is_dir() else [place]:
         found.states[file] = _state_of(file)
         with refusing_unreadable(file, what):
-            tensors = _tensors_of(file, what, key, found.notes.append)
+            tensors = _tensors_of(file, what, key, found)
         if twice := sorted(tensors.keys() & found.tensors.keys()):
             raise ConfigError(f"{what}: {listed(twice, most=2)} stands in several files of {place}, in {file.name} too")
         found.tensors |= tensors
@@ -136,12 +137,15 @@ def _state_of(file: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _tensors_of(file: Path, what: str, key: str | None, note: Note) -> dict[str, StoredTensor]:
-    """Return the tensors of one file by name."""
+def _tensors_of(file: Path, what: str, key: str | None, found: StoredCheckpoint) -> dict[str, StoredTensor]:
+    """Return the tensors of one file by name, and add its notes and metadata to those of the checkpoint."""
+    note = found.notes.append
     if is_safetensors(file):
         if key is not None:
             raise ConfigError(f"{what}: --key {key} is for files of torch.save; {file} is a safetensors file, without dicts")
-        return _safetensors(file)
+        tensors, metadata = _safetensors(file)
+        found.metadata |= metadata
+        return tensors
     if is_zip(file):
         with _without_elements():
             value = load_torch_file(file)
@@ -149,15 +153,15 @@ def _tensors_of(file: Path, what: str, key: str | None, note: Note) -> dict[str,
         value = load_torch_file(file)
         note(f"{what}: {file.name} is an older file of torch.save, which is loaded whole")
     state = _at_key(value, key, file, what) if key is not None else state_dict_in(value, file, what, note)
-    tensors = {name: each for name, each in state.items() if isinstance(each, Tensor)}
-    if left := [name for name in state if name not in tensors and name.endswith(EXTRA_STATE)]:
+    values = {name: each for name, each in state.items() if isinstance(each, Tensor)}
+    if left := [name for name in state if name not in values and name.endswith(EXTRA_STATE)]:
         note(f"{what}: {listed(left, most=2)}: no tensor, so it is not compared")
-    whole: Mapping[str, Tensor] = tensors
+    whole: Mapping[str, Tensor] = values
     if is_zip(file):
-        scattered = [name for name, each in tensors.items() if not _lies_in_file(each)]
+        scattered = [name for name, each in values.items() if not _lies_in_file(each)]
         loaded = _loaded(file, key, what) if scattered else {}
         whole = {name: loaded[name] for name in scattered}
-    return {name: _stored(file, each, whole.get(name)) for name, each in tensors.items()}
+    return {name: _stored(file, each, whole.get(name)) for name, each in values.items()}
 
 
 def _at_key(value: object, key: str, file: Path, what: str) -> Mapping[str, Any]:
@@ -202,8 +206,8 @@ def _stored(file: Path, tensor: Tensor, whole: Tensor | None) -> StoredTensor:
     return StoredTensor(file, 0, dtype, shape, place=place, loaded=flat.resolve_conj(), stored_as=_name_of(dtype))
 
 
-def _safetensors(file: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a safetensors file, as its header says: {name: {dtype, shape, data_offsets}}, in JSON.
+def _safetensors(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Return (the tensors of a safetensors file, its metadata), as its header says: {name: {dtype, shape, data_offsets}}.
 
     Source: https://github.com/huggingface/safetensors#format
     """
@@ -213,10 +217,8 @@ def _safetensors(file: Path) -> dict[str, StoredTensor]:
         if size > LARGEST_HEADER or begin > end:
             _refuse(f"its header is said to have {size} bytes, the file has {end}")
         header = json.loads(opened.read(size))
-    tensors = {}
+    metadata, tensors = header.pop("__metadata__", {}), {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         first, last = entry["data_offsets"]
         dtype, shape = SAFETENSORS_DTYPES.get(entry["dtype"]), tuple(entry["shape"])
         stored_as = _name_of(dtype) if dtype else entry["dtype"].lower()
@@ -225,7 +227,7 @@ def _safetensors(file: Path) -> dict[str, StoredTensor]:
         if not 0 <= first <= last <= end - begin or prod(shape) * dtype.itemsize != last - first:
             _refuse(f"{name} is said to lie at bytes {first} to {last} of {end - begin}")
         tensors[name] = StoredTensor(file, begin + first, dtype, shape, place=(file, begin + first), stored_as=stored_as)
-    return tensors
+    return tensors, metadata
 
 
 def _refuse(why: str) -> NoReturn:

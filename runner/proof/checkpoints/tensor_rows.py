@@ -19,7 +19,7 @@ def make_row(name: str, before: StoredTensor, after: StoredTensor | None, *, ali
 
     `after`: None if it has vanished. `aliases`: its other names after. `is_frozen`: whether it was declared frozen.
     """
-    change = Change(None, None, None, True, None) if after is None else change_between(before, after)
+    change = Change(None, None, None, moved=True, moved_elements=None) if after is None else change_between(before, after)
     kind = kind_of(name)
     word = verdict(kind, is_frozen, moved=change.moved, differed=False)
     cause: Cause = ""
