@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from runner.contract import Row
+from runner.contract import names_in
 from runner.errors import ConfigError, listed
 from runner.freezing.selection import Selection
 from runner.proof.audit_report import Frozen, Report
@@ -51,7 +51,7 @@ class DigestWatcher:
 
     def __init__(self, model: nn.Module, report: Report, until: int, *, as_selection: Callable[[Frozen], Selection]) -> None:
         self.model, self.report, self.until, self.as_selection = model, report, until, as_selection
-        self.row_of = {name: number for number, row in enumerate(report.rows) for name in _names_of(row)}
+        self.row_of = {name: number for number, row in enumerate(report.rows) for name in names_in(row)}
         self.watched: dict[int, DigestedTensor] = {}  # by id of a tensor
         self.declared: dict[str, Tensor] = {}  # {name: tensor}, of those that have leaked too
         self.unfrozen: dict[int, DigestedTensor] = {}  # by id of a tensor, of those that held until then
@@ -148,11 +148,6 @@ class DigestWatcher:
             standing = [at_name[name] for name in each.names if name in at_name] or [each.tensor]
             if any(digest_of(tensor) != each.digest for tensor in {id(tensor): tensor for tensor in standing}.values()):
                 self.report.rows[each.position] = as_unknown_leak(self.report.rows[each.position])
-
-
-def _names_of(row: Row) -> list[str]:
-    """Return all names of a row."""
-    return [row["name"], *filter(None, row["aliases"].split("|"))]
 
 
 def _by_name(selection: Selection, model: nn.Module) -> dict[str, Tensor]:
