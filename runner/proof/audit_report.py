@@ -217,7 +217,7 @@ class Report:
         self._require_ended()
         leaks = _names_with_causes(self.rows, "leaked")
         if leaks:
-            raise LeakError(f"{len(leaks)} frozen tensors changed: {', '.join(leaks)}")
+            raise LeakError(f"{len(leaks)} frozen tensor{'s' * (len(leaks) > 1)} changed: {', '.join(leaks)}")
 
     def raise_if_unsound(self) -> None:
         """Raise UnsoundError, with names and causes, if the training did not do what was declared: see `problems`.

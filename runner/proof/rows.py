@@ -106,7 +106,7 @@ def unknown_cause_notes(rows: Sequence[Row], why_unknown: Mapping[str, str]) -> 
 def found_changed(rows: Sequence[Followed], step: int) -> str:
     """Return a sentence that names the frozen tensors that were found changed after a step, and the causes known so far."""
     names = [f"{row.name} ({row.evidence.cause or row.evidence.fallback_cause or 'not known yet'})" for row in rows]
-    return f"{len(rows)} frozen tensors found changed after step {step}: {', '.join(names)}"
+    return f"{len(rows)} frozen tensor{'s' * (len(rows) > 1)} found changed after step {step}: {', '.join(names)}"
 
 
 def as_unknown_leak(row: Row) -> Row:

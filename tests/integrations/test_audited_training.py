@@ -174,7 +174,7 @@ def test_a_frozen_tensor_that_changed_and_has_its_bits_back_is_not_said_to_have_
     model[0].bias.data.zero_()
     loop(model, audited, steps=4, before_step=write)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "1 frozen tensors held, 1 changed and had its bits back at the end, and what is trainable" in printed
+    assert "1 frozen tensor held, 1 changed and had its bits back at the end, and what is trainable" in printed
 
 
 @pytest.mark.parametrize("until", [2, None])

@@ -449,7 +449,7 @@ def test_raise_at_look_stops_the_loop_at_the_step_after_which_the_leak_is_seen()
     optimizer = SGD(model.parameters(), lr=0.1)
     audited = audit(model, ["0.weight"], optimizer, raise_at_look=True)
     report = audited.__enter__()
-    with pytest.raises(LeakError, match=r"^1 frozen tensors found changed after step 1: 0.weight \(gradient\)$") as raised:
+    with pytest.raises(LeakError, match=r"^1 frozen tensor found changed after step 1: 0.weight \(gradient\)$") as raised:
         train(model, optimizer, steps=5)
     assert not audited.__exit__(LeakError, raised.value, None)
     assert report.looks == [1]
