@@ -195,11 +195,12 @@ def test_a_flat_copy_that_the_optimizer_steps_in_place_of_the_model_is_no_hazard
 
 def test_a_rate_of_0_keeps_parameters_idle():
     model = Net()
-    optimizer = torch.optim.Adam([{"params": model.body.parameters(), "lr": 0.0}, {"params": model.head.parameters()}])
+    groups = [{"params": model.body.parameters(), "lr": 0.0}, {"params": model.head.parameters()}]
+    optimizer = torch.optim.Adam(groups, lr=0.00123456789)
     model.side.requires_grad_(False)
     hazard = only(hazards_of(model, optimizer, frozen=["side"]))
     assert words(hazard) == ("idle", "lr_zero", names("body"))
-    assert hazard.line == "optimizer.param_groups[0]['lr'] = 0.001"
+    assert hazard.line == "optimizer.param_groups[0]['lr'] = 0.00123456789"
     mended(hazard, model, optimizer)
     assert hazards_of(model, optimizer, frozen=["side"]) == []
 
