@@ -15,7 +15,7 @@ from runner.proof.audit_report import Frozen, Report
 from runner.proof.changes import digest_of
 from runner.proof.following import Followed, new_row
 from runner.proof.notes import unchanged_since_unfrozen
-from runner.proof.rows import as_trained_late, as_unknown_leak, make_row, unknown_cause_notes
+from runner.proof.rows import as_changed_unwatched, as_trained_late, as_unknown_leak, make_row, unknown_cause_notes
 from runner.shards import put_shards_back
 from runner.tensors import names_and_tensors, tensor_entries
 
@@ -100,7 +100,7 @@ class DigestWatcher:
         for each in self.idle.values():
             if digest_of(each.tensor) != each.digest:
                 self.report.rows[each.position] = as_trained_late(self.report.rows[each.position])
-        same = [each.names[0] for each in self.unfrozen.values() if digest_of(each.tensor) == each.digest]
+        same = [each.names[0] for each in self.unfrozen.values() if not self._record_move(each)]
         self.report.not_training += unchanged_since_unfrozen(same)
         late = [row["name"] for row in self.report.rows if row["verdict"] == "leaked" and row["seen_at"] is None]
         reasons = dict.fromkeys(late, f"changed after step {self.until}, the last watched")
@@ -123,8 +123,8 @@ class DigestWatcher:
     def _watch_frozen(self, name: str, tensor: Tensor) -> None:
         """Keep a digest of a tensor that is declared frozen at this name, unless its row has leaked already."""
         self.declared[name] = tensor
-        self.unfrozen.pop(id(tensor), None)
-        self.idle.pop(id(tensor), None)
+        for each in filter(None, (self.unfrozen.pop(id(tensor), None), self.idle.pop(id(tensor), None))):
+            self._record_move(each)
         if id(tensor) in self.watched:
             self.watched[id(tensor)].names.append(name)
             return
@@ -139,6 +139,13 @@ class DigestWatcher:
             if not row["frozen"]:
                 row.update({"frozen": True, "verdict": "held", "cause": "", "seen_at": None})
             self.watched[id(tensor)] = DigestedTensor(self.row_of[name], [name], tensor, digest_of(tensor))
+
+    def _record_move(self, each: DigestedTensor) -> bool:
+        """Return whether a tensor that is not frozen differs from its digest; its row then says that it moved."""
+        has_moved = digest_of(each.tensor) != each.digest
+        if has_moved:
+            self.report.rows[each.position] = as_changed_unwatched(self.report.rows[each.position])
+        return has_moved
 
     def _compare(self, tensors: list[DigestedTensor]) -> None:
         """Compare what stands at the names of these tensors now with their digests; the rows of those that differ leaked."""

@@ -114,15 +114,15 @@ def as_unknown_leak(row: Row) -> Row:
 
     Only the digest of its old value is there, so that neither the cause nor a norm can be had.
     """
-    return {**_changed_unwatched(row), "verdict": "leaked", "cause": "unknown"}
+    return {**as_changed_unwatched(row), "verdict": "leaked", "cause": "unknown"}
 
 
 def as_trained_late(row: Row) -> Row:
     """Return the row of an idle parameter whose digest says that it has changed after it was last watched."""
-    return {**_changed_unwatched(row), "verdict": "trained", "cause": ""}
+    return {**as_changed_unwatched(row), "verdict": "trained", "cause": ""}
 
 
-def _changed_unwatched(row: Row) -> Row:
+def as_changed_unwatched(row: Row) -> Row:
     """Return the row of a tensor that changed while only a digest was kept: without norms, and without a step."""
     empty: Row = {**row, "initial_l2": None, "change_l2": None, "change_rel": None, "change_max": None}
     return {**empty, "moved": True, "moved_elements": None, "seen_at": None}
