@@ -50,6 +50,11 @@ class FreezeAudit(Callback):
         """The report of the last fit, which is what `runner.audit` yields; None if it could not be watched."""
         return self.training.report
 
+    @property
+    def _most_steps(self) -> int:
+        """How many steps the optimizer that made the most has made in this fit."""
+        return max((begun for begun, _ in self.steps.values()), default=0)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the fit before."""
         self.training.forget()
@@ -58,6 +63,14 @@ class FreezeAudit(Callback):
         """Begin to watch: weights and optimizers have been restored, and no step has been made."""
         self.steps.clear()
         self.training.begin(pl_module, trainer.optimizers)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Read the flags before the forward pass, which may write to the buffers of what has just been unfrozen.
+
+        A loop with several optimizers may leave flags switched off between two batches, so that they say nothing here.
+        """
+        if len(trainer.optimizers) == 1:
+            self.training.before_step(self._most_steps)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Read the flags, but those of other optimizers: `toggle_optimizer` switches them off for a moment."""
@@ -72,7 +85,7 @@ class FreezeAudit(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Say what is wrong once the last watched step has been made."""
-        self.training.after_step(max((begun for begun, _ in self.steps.values()), default=0))
+        self.training.after_step(self._most_steps)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch no more steps: other callbacks may still write to the model, and it is moved to the CPU."""

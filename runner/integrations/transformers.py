@@ -59,8 +59,12 @@ class FreezeAudit(TrainerCallback):
         self.training.forget()
         self.training.begin(events["model"], [events["optimizer"]])
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Read the flags before the forward pass, which may write to the buffers of what has just been unfrozen."""
+        self.training.before_step(state.global_step - self.steps_before)
+
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Read the flags."""
+        """Read the flags again: what changes them may be called after `on_step_begin`."""
         self.training.before_step(state.global_step - self.steps_before)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

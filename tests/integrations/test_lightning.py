@@ -219,6 +219,18 @@ def test_what_backbone_finetuning_unfreezes_is_trainable_from_then_on(train_bn, 
     assert audit.report.notes[0].startswith("from step 5 on, the flags declare trainable: backbone.0.weight")
 
 
+@pytest.mark.parametrize("until", [2, None])
+def test_statistics_of_a_batch_norm_that_is_unfrozen_held_until_then(until):
+    class Unfreezes(Net):
+        def on_train_epoch_start(self):
+            self.backbone[1].requires_grad_(self.current_epoch > 0).train(self.current_epoch > 0)
+
+    model, audit = Unfreezes(all_in_optimizer=True), FreezeAudit(until=until, strict=True, buffers="frozen")
+    fit(model, audit, limit_val_batches=0)
+    assert {row["verdict"] for row in audit.report.rows if row["kind"] == "buffer"} == {"held"}
+    assert model.backbone[1].num_batches_tracked == 8  # in the two epochs after the first
+
+
 @pytest.mark.parametrize("train_bn", [True, False])
 def test_batch_norm_that_no_optimizer_has_until_the_backbone_is_unfrozen_is_said_to_be_idle_until_then(train_bn):
     class HeadOnly(Net):

@@ -195,6 +195,30 @@ def test_layers_that_are_unfrozen_in_mid_training_are_trainable_from_then_on(unt
     assert any(note.startswith(since) for note in audit.report.notes)
 
 
+def test_statistics_of_a_batch_norm_that_is_unfrozen_held_until_then():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 1)
+            self.norm.requires_grad_(False).eval()
+
+        def train(self, mode=True):  # as the Trainer does in each step
+            super().train(mode)
+            self.norm.train(mode and self.norm.weight.requires_grad)
+            return self
+
+        def forward(self, input_ids, labels=None):
+            return {"loss": self.head(self.norm(input_ids.float())).square().mean()}
+
+    model, audit = Normed(), FreezeAudit(until=None, strict=True, buffers="frozen")
+    trainer = trainer_of(model, At("on_step_end", 6, lambda model: model.norm.requires_grad_(True)), audit)
+    trainer.create_optimizer()
+    trainer.optimizer.add_param_group({"params": [*model.norm.parameters()]})
+    trainer.train()
+    assert {row["verdict"] for row in audit.report.rows if row["kind"] == "buffer"} == {"held"}
+    assert model.norm.num_batches_tracked == 6
+
+
 @pytest.mark.parametrize("until", [4, None])
 def test_layers_that_are_unfrozen_in_mid_training_do_not_train_for_the_optimizer_of_the_trainer_lacks_them(until):
     model = gpt2()
