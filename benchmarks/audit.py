@@ -72,6 +72,8 @@ class Loop:
     def step(self, number: int = 0, training: AuditedTraining | None = None) -> float:
         """Do a step, with the calls that a callback makes in it, and return its CPU seconds."""
         start = read_clocks()
+        if training is not None:
+            training.before_step(number - 1)
         self.optimizer.zero_grad()
         self.model(self.batch).square().mean().backward()
         if training is not None:
