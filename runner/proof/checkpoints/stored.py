@@ -63,15 +63,16 @@ class StoredTensor:
         """The number of its elements."""
         return prod(self.shape)
 
-    def read(self, start: int, count: int) -> Tensor:
+    def read(self, start: int, count: int, memory: Tensor) -> Tensor:
         """Return `count` elements from number `start` on, in the order of the last dimension first, as one dimension.
 
-        Raises ConfigError if the file has become too short.
+        `memory`: bytes, enough for these elements, into which they are read. Raises ConfigError if the file has become too
+        short.
         """
         if self.loaded is not None:
             return self.loaded[start : start + count]
         size = self.dtype.itemsize
-        room = torch.empty(count * size, dtype=torch.uint8)
+        room = memory[: count * size]
         with self.file.open("rb", buffering=0) as opened:
             opened.seek(self.offset + start * size)
             view, done = memoryview(room.numpy().data), 0
