@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,15 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import torch
+
 LAYERS = 40
+MEASURE = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+"""  # in a process that is small itself, because a child begins with the peak of the process that it is forked from
 CODE = """
 import sys
 from runner import diff
@@ -27,6 +34,7 @@ assert not found.leaks and len(found.rows) == int(sys.argv[3]), found
 
 def write(path: Path, gigabytes: float, is_sparse: bool) -> int:
     """Write a safetensors file of bfloat16 tensors, one of which has a tenth of all bytes; return how many there are."""
+    torch.manual_seed(0)
     total = int(gigabytes * 1e9)
     sizes = {
         "embed.weight": total // 10,
@@ -40,7 +48,7 @@ def write(path: Path, gigabytes: float, is_sparse: bool) -> int:
     with path.open("wb") as opened:
         opened.write(len(text).to_bytes(8, "little") + text)
         if not is_sparse:
-            block = bytes(range(256)) * 4096
+            block = torch.randn(1 << 19).bfloat16().view(torch.uint8).numpy().tobytes()
             for _ in range(end // len(block)):
                 opened.write(block)
         opened.truncate(8 + len(text) + end)
@@ -50,10 +58,9 @@ def write(path: Path, gigabytes: float, is_sparse: bool) -> int:
 def seconds_and_peak(command: list[str]) -> tuple[float, float, float]:
     """Run a command, and return (seconds, CPU seconds, the peak of its resident memory in GB, mapped pages included)."""
     start = perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, command
-    return perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
+    done = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, check=True)
+    seconds, peak = map(float, done.stdout.split())
+    return perf_counter() - start, seconds, peak * 1024 / 1e9
 
 
 def main() -> None:
