@@ -82,7 +82,7 @@ def zero_gradients_of_body(model: nn.Module) -> None:
 
 
 def freeze(model: nn.Module, *layers: str) -> nn.Module:
-    """Freeze layers by their flags; frozen normalisations are put in eval mode."""
+    """Freeze layers by their flags, and return the model; frozen normalisations stay in train mode."""
     for layer in layers:
         model.get_submodule(layer).requires_grad_(False)
     return model

@@ -96,7 +96,10 @@ class Loop(Case):
 def cost(detector: Detector, pairs: int) -> str:
     """Return what a detector costs: the time of a step under it / without it, or the steps that its one call takes."""
     ratios = list(_ratios(detector, pairs))
-    return f"x {median(ratios):.2f}" if detector.is_watching else f"{median(ratios):.0f} steps, once"
+    if detector.is_watching:
+        return f"x {median(ratios):.2f}"
+    steps = round(median(ratios))
+    return f"{steps} step{'s' * (steps != 1)}, once"
 
 
 def _ratios(detector: Detector, pairs: int) -> Iterator[float]:

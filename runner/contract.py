@@ -203,6 +203,11 @@ def is_hashed(key: str) -> bool:
     return key not in NOT_HASHED and key.split(".")[0] not in NOT_HASHED
 
 
+def names_in(row: Row) -> set[str]:
+    """Return all names of the tensor of a row: its name and its aliases."""
+    return {row["name"], *filter(None, row["aliases"].split("|"))}
+
+
 def method_name(target: str) -> str:
     """Return a short name for a freezing method from its `_target_`, the dotted path of its class.
 

@@ -103,6 +103,23 @@ class LeavesTheFlags(FreezingMethod):
         return model
 
 
+class LeavesHooks(Exclude):
+    """Keeps frozen parameters out of the optimizer, and leaves hooks in backward that do nothing."""
+
+    def prepare(self, model, selection, undo):
+        model.norm.bias.register_post_accumulate_grad_hook(lambda parameter: None)
+        model.head.register_full_backward_hook(lambda *args: None)
+        return model
+
+
+class DividesTheRate(Exclude):
+    """Keeps frozen parameters out of the optimizer, and divides the learning rate by the number of groups."""
+
+    def groups(self, groups, selection):
+        groups = super().groups(groups, selection)
+        return [{**group, "lr": 0.1 / len(groups)} for group in groups]
+
+
 class ScalesTheOthers(Exclude):
     """Keeps frozen parameters out of the optimizer, and halves the learning rate of all others."""
 
@@ -131,6 +148,8 @@ class Raises(FreezingMethod):
         (claims.traps, ClaimsToLeak, "scheduler (a scheduler that raises the learning rate of a group from 0"),
         (claims.traps, ClaimsToHold, "expected held, was leaked: body.weight, frozen, leaked ("),
         (claims.undone, LeavesTheFlags, "Not restored: body.bias, body.weight, norm.bias and norm.weight."),
+        (claims.undone, LeavesHooks, "Not restored: head and norm.bias."),
+        (claims.same_bits_in_any_groups, DividesTheRate, "Not with groups=one."),
         (claims.same_bits, ScalesTheOthers, "Not with freeze=backbone optimizer=sgd."),
         (claims.holds, ClaimsToLeakAtOnce, "freeze=backbone freeze.buffers=live: body.weight, frozen, held."),
         (claims.as_built, LeaksAsBuilt, "body.weight, frozen, leaked (gradient)."),

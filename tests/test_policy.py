@@ -115,7 +115,7 @@ PRIVATE_NAMES = {
     },
     "runner/proof/checkpoints/names.py": {"_buffers", "_modules", "_parameters"},
     "runner/proof/checkpoints/stored.py": {"_checkpoint_offset", "torch._subclasses.fake_tensor.FakeTensorMode"},
-    "runner/testing/claims.py": {"_backward_hooks", "_forward_hooks", "_forward_pre_hooks"},
+    "runner/testing/claims.py": {"_backward_hooks", "_hooks", "_post_accumulate_grad_hooks"},
     "runner/training/pretrained/auto_classes.py": {"_model_mapping"},
     "runner/tensors/checkpoint.py": {"_extra_state"},
     "runner/training/pretrained/loading.py": {"_metadata"},

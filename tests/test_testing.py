@@ -124,7 +124,9 @@ def test_patterns_that_match_nothing_are_refused_before_the_block():
             pytest.fail("the block ran")
         with pytest.raises(ConfigError, match=rf"{assertion.__name__}: patterns is empty"), assertion(Net(), []):
             pytest.fail("the block ran")
-        with pytest.raises(ConfigError, match="backbone"), assertion(Net(), "backbone"):
+        with pytest.raises(ConfigError, match=r"^patterns: 'backbone' is one pattern"), assertion(Net(), "backbone"):
+            pytest.fail("the block ran")
+        with pytest.raises(ConfigError, match=r"^patterns is 3; give a list of patterns"), assertion(Net(), 3):
             pytest.fail("the block ran")
     with pytest.raises(ConfigError, match="matches no parameter"), assert_trains(Net(), ["backbone.1.running_mean"]):
         pytest.fail("the block ran")

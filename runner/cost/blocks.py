@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from torch import nn
@@ -41,14 +41,19 @@ def _is_large(block: Block, sizes: dict[str, int]) -> bool:
 
 def _parts(block: Block) -> list[Block]:
     """Return the modules and parameters in a block, through modules that hold only one; empty if it holds no two modules."""
-    prefix = f"{block.name}." if block.name else ""
-    parts: dict[str, list[str]] = {}
-    for name in block.parameters:
-        parts.setdefault(prefix + name.removeprefix(prefix).split(".")[0], []).append(name)
+    parts = _by_part(block.parameters, f"{block.name}." if block.name else "")
     modules = parts.keys() - set(block.parameters)
     if len(parts) == len(modules) == 1:
         return _parts(Block(next(iter(parts)), block.parameters))
     return [Block(name, tuple(names)) for name, names in parts.items()] if len(modules) >= LEAST_PARTS else []
+
+
+def _by_part(names: Iterable[str], prefix: str) -> dict[str, list[str]]:
+    """Return {name of a module or parameter directly below `prefix`: those of the names that are in it}."""
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(prefix + name.removeprefix(prefix).split(".")[0], []).append(name)
+    return parts
 
 
 def covering_names(names: Sequence[str], covered: Set[str], prefix: str = "") -> Iterator[str]:
@@ -56,10 +61,7 @@ def covering_names(names: Sequence[str], covered: Set[str], prefix: str = "") ->
 
     `names`: the parameters of the model. `covered`: those that are to be covered, and no others.
     """
-    parts: dict[str, list[str]] = {}
-    for name in names:
-        parts.setdefault(prefix + name.removeprefix(prefix).split(".")[0], []).append(name)
-    for part, within in parts.items():
+    for part, within in _by_part(names, prefix).items():
         if covered >= set(within):
             yield part
         elif part not in within:

@@ -20,8 +20,8 @@ from runner.errors import ConfigError, listed
 from runner.freezing.selection import Selection, select, select_by_flags
 from runner.freezing.words import FOR_AUDIT
 from runner.training.loop import Task
+from runner.training.tasks.given import given_task
 from runner.training.tasks.losses import LossFunction
-from runner.training.tasks.task import BatchTask
 
 MOST_TRIED, MOST_NAMED = 8, 3  # frozen sets that are tried, and those of them that are named
 MEMORY = {"saved_bytes": "saved activations", "gradient_bytes": "gradients", "optimizer_state_bytes": "optimizer state"}
@@ -126,7 +126,7 @@ def price(
 ) -> Price:
     """Return what a training step of the model costs, counted on copies without values; the model stays as it is.
 
-    FLOPs are those of matrix products, convolutions and attention. Raises ConfigError (a ValueError) for bad patterns, and
+    FLOPs are those of matrix products, convolutions and attention. Raises ConfigError (a ValueError) for bad arguments, and
     if the batch, the model and the loss do not go together.
 
     Args:
@@ -138,9 +138,8 @@ def price(
         task: a function (model, batch) -> loss, in place of `loss`.
         optimizer: the optimizer of the model, for the bytes of its state.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    task = task or BatchTask(loss=loss or "auto")
+    _check_arguments(model, optimizer)
+    task = given_task(loss, task)
     selection = _as_selection(model, frozen, batch, task)
     trainable = {name for name, _ in model.named_parameters()} - selection.parameters.keys()
     count = partial(_count, model, task, batch)
@@ -159,6 +158,14 @@ def price(
         why_slower=tuple(why_slower(model, selection, optimizer)),
         notes=(f"not counted: {listed(unknown)}",) if unknown else (),
     )
+
+
+def _check_arguments(model: object, optimizer: object) -> None:
+    """Raise ConfigError if one of these is not what it has to be."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"optimizer is a {type(optimizer).__name__}; give one torch optimizer")
 
 
 def _elements(parameters: Iterable[Tensor]) -> int:

@@ -18,7 +18,8 @@ PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 def why_slower(model: nn.Module, selection: Selection, optimizer: Optimizer | None) -> Sequence[str]:
     """Return clauses about what takes time in each step besides FLOPs; empty if nothing was found, or nothing is frozen.
 
-    These are hooks, frozen parameters that the optimizer still steps, and flags that have changed after `torch.compile`.
+    These are hooks, frozen parameters that the optimizer still steps, and `torch.compile`, which compiles a model again
+    after each change of its flags; whether they have changed since it was compiled is not known.
     """
     if not selection.parameters:
         return ()
@@ -30,9 +31,12 @@ def why_slower(model: nn.Module, selection: Selection, optimizer: Optimizer | No
     held = [each for group in optimizer.param_groups for each in group["params"]] if optimizer is not None else []
     stepped = sum(each in selection and each.grad is not None for each in held)
     if stepped:
-        found.append(f"{type(optimizer).__name__} steps {stepped} frozen parameters, whose gradients are not None")
+        what = (
+            "a frozen parameter, whose gradient is" if stepped == 1 else f"{stepped} frozen parameters, whose gradients are"
+        )
+        found.append(f"{type(optimizer).__name__} steps {what} not None")
     if is_compiled(model):
-        found.append("torch.compile compiles again after a change of flags, in the next step")
+        found.append("torch.compile compiles the model again in the first step after a change of flags")
     return found
 
 

@@ -98,7 +98,7 @@ class Lines:
         for position, group in enumerate(self.loop.optimizer.param_groups):
             rate = group.get("initial_lr") or self.loop.optimizer.defaults.get("lr")
             if rate and not ids.isdisjoint(map(id, group["params"])):
-                lines.append(f"optimizer.param_groups[{position}]['lr'] = {float(rate):g}")
+                lines.append(f"optimizer.param_groups[{position}]['lr'] = {float(rate)!r}")
         return "; ".join(lines)
 
     def parts(self, names: Sequence[str]) -> list[str]:

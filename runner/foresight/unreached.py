@@ -89,4 +89,6 @@ def _why_unreached(owner: str, unreached_modules: Collection[str], calls: Forwar
         outermost = next(name for name in around if name in calls.without_grad)
         return Unreached("its module is called under no_grad", calls.lines[outermost])
     outermost = next((name for name in around if name in unreached_modules and name in calls.lines), owner)
-    return Unreached("what its module returns is detached, or the loss does not use it", calls.lines[outermost])
+    return Unreached(
+        "what its module returns is detached, there or later, or the loss does not use it", calls.lines[outermost]
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from runner.contract import Row
+from runner.contract import Row, names_in
 from runner.errors import listed
 
 MAX_SENTENCES = 4  # a loop may change the flags every few steps
@@ -53,8 +53,7 @@ def tell(change: FlagChange, changes: list[FlagChange], sentences: list[str], wh
 
 def declared_at(row: Row, changes: Iterable[FlagChange]) -> str:
     """Return when the tensor of a row was declared frozen, such as `before step 3`; empty if no change is about it."""
-    names = {row["name"], *row["aliases"].split("|")}
-    found = [each for each in changes if not names.isdisjoint(each.names)]
+    found = [each for each in changes if not names_in(row).isdisjoint(each.names)]
     if len(found) > 1:
         return "at times"
     return "".join(each.since if each.frozen else each.until for each in found)

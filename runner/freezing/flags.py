@@ -13,7 +13,7 @@ from runner.freezing.selection import Selection, select_by_ids
 _flag_of = attrgetter("requires_grad")
 
 
-class FlagChanges(NamedTuple):
+class Switched(NamedTuple):
     """What the flags say now that they did not say before: what is frozen now, and what is trainable now."""
 
     frozen: Selection
@@ -33,7 +33,7 @@ class Flags:
         self.parameters = list(model.parameters())
         self.flags = list(map(_flag_of, self.parameters))
 
-    def changes(self, ignored: Iterable[Tensor] = ()) -> FlagChanges | None:
+    def changes(self, ignored: Iterable[Tensor] = ()) -> Switched | None:
         """Read all flags but those of the parameters in `ignored`, and return what has changed; None if nothing has."""
         flags = list(map(_flag_of, self.parameters))
         if flags == self.flags:
@@ -46,7 +46,7 @@ class Flags:
             return None
         before, self.flags = self._declared(), flags
         after = self._declared()
-        return FlagChanges(_without(after, before), _without(before, after))
+        return Switched(_without(after, before), _without(before, after))
 
     def _declared(self) -> Selection:
         """Return what the flags that were read last declare frozen."""

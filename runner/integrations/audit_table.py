@@ -64,9 +64,10 @@ def _what_held(report: Report) -> str:
     """Return how many frozen tensors held, and of which of them that is not the whole truth."""
     frozen = [row for row in report.rows if row["frozen"]]
     returned = sum(row["verdict"] == "returned" for row in frozen)
+    held = len(frozen) - returned
     in_part = sum(bool(declared_at(row, report.flag_changes)) for row in frozen)
     return (
-        f"{len(frozen) - returned} frozen tensors held"
+        f"{held} frozen tensor{'s' * (held != 1)} held"
         + (f", {returned} changed and had {'its' if returned == 1 else 'their'} bits back at the end" if returned else "")
         + (f", {in_part} of them only while the flags declared them frozen" if in_part else "")
     )

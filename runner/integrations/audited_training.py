@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FIRST_STEPS = 8  # that are watched by default
 MAX_WARNING = 600  # characters
 NO_FLAG = "no parameter has requires_grad=False, so nothing is frozen; freeze before the training, or give patterns"
+NOT_COMPARED = "an exception ended the training, and its tensors could not be compared, so nothing is known of what held"
 
 
 class AuditedTraining:
@@ -60,12 +61,13 @@ class AuditedTraining:
         self.open: ExitStack | None = None  # the audit that runs
         self.checks = False  # whether the last watched step is still to come
         self.why_unwatched = ""
+        self.written = ""  # the file with the rows of the last training
         self.no_step = ""  # what is said if no step is seen
 
     def forget(self) -> None:
         """Forget the training before; if an exception ended it that no callback was told of, its hooks are removed."""
         self.end(GeneratorExit())
-        self.report, self.problems, self.why_unwatched = None, [], ""
+        self.report, self.problems, self.why_unwatched, self.written = None, [], "", ""
 
     def begin(self, model: nn.Module, optimizers: Iterable[Any]) -> None:
         """Begin to watch a training, before its first step. Raises ConfigError for bad patterns.
@@ -143,11 +145,15 @@ class AuditedTraining:
         if stack is None or self.report is None:
             return
         stack.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
-        self.problems = [*self.report.problems, *([] if self.report.steps else [self.no_step])] if self.report.ended else []
-        if self.file and self.report.ended:
+        if not self.report.ended:  # the tensors cannot be compared as the exception has left them
+            self.problems = [NOT_COMPARED]
+            return
+        self.problems = [*self.report.problems, *([] if self.report.steps else [self.no_step])]
+        if self.file:
             try:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 write_text(self.file, csv_text(CHANGE_COLUMNS, self.report.rows))
+                self.written = str(self.file)
             except OSError as why:  # the training has ended all the same
                 self._warn(f"{self.file} could not be written: {why}")
 
@@ -163,8 +169,10 @@ class AuditedTraining:
                 print_problems(self.problems)
             elif not self.strict:
                 self._warn(self.problems[0])
+        elif not self.report.ended:
+            print_problems(self.problems)
         elif shows or self.problems:
-            print_report(self.report, self.problems, "" if self.file is None else str(self.file))
+            print_report(self.report, self.problems, self.written)
         if self.strict and self.problems and may_raise:
             raise UnsoundError("; ".join(self.problems))
 

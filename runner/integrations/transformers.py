@@ -50,7 +50,7 @@ class FreezeAudit(TrainerCallback):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """{name: number of tensors with that verdict}, for `trainer.log(audit.metrics)` after the training."""
+        """{name: how many tensors have each verdict, and how many problems there are}, for `trainer.log(audit.metrics)`."""
         return self.training.metrics
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **events: Any) -> None:

@@ -142,8 +142,9 @@ class Report:
         self.declarations += 1
 
     def follow_flags(self, ignored: Iterable[Tensor] = (), step: int | None = None) -> None:
-        """Read the flags of all parameters again; call it before each step, for a loop whose flags change in mid-run.
+        """Read all flags again; call it before each step, for a loop whose flags change in mid-run.
 
+        The flags are those of the parameters that were in the model on entry, not of what appears later.
         Without patterns, what the flags say from now on is declared, as `freeze` and `unfreeze` do: what is unfrozen before
         a step may move in it. With patterns, what they declare stays; a parameter that loses its flag and is not declared
         frozen has stopped to train, which `raise_if_unsound` refuses. `ignored`: parameters whose flags are not read, such
@@ -217,7 +218,7 @@ class Report:
         self._require_ended()
         leaks = _names_with_causes(self.rows, "leaked")
         if leaks:
-            raise LeakError(f"{len(leaks)} frozen tensors changed: {', '.join(leaks)}")
+            raise LeakError(f"{len(leaks)} frozen tensor{'s' * (len(leaks) > 1)} changed: {', '.join(leaks)}")
 
     def raise_if_unsound(self) -> None:
         """Raise UnsoundError, with names and causes, if the training did not do what was declared: see `problems`.

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from runner.contract import Row
+from runner.contract import names_in
 from runner.errors import ConfigError, listed
 from runner.freezing.selection import Selection
 from runner.proof.audit_report import Frozen, Report
 from runner.proof.changes import digest_of
 from runner.proof.following import Followed, new_row
 from runner.proof.notes import unchanged_since_unfrozen
-from runner.proof.rows import as_trained_late, as_unknown_leak, make_row, unknown_cause_notes
+from runner.proof.rows import as_changed_unwatched, as_trained_late, as_unknown_leak, make_row, unknown_cause_notes
 from runner.shards import put_shards_back
 from runner.tensors import names_and_tensors, tensor_entries
 
@@ -51,7 +51,7 @@ class DigestWatcher:
 
     def __init__(self, model: nn.Module, report: Report, until: int, *, as_selection: Callable[[Frozen], Selection]) -> None:
         self.model, self.report, self.until, self.as_selection = model, report, until, as_selection
-        self.row_of = {name: number for number, row in enumerate(report.rows) for name in _names_of(row)}
+        self.row_of = {name: number for number, row in enumerate(report.rows) for name in names_in(row)}
         self.watched: dict[int, DigestedTensor] = {}  # by id of a tensor
         self.declared: dict[str, Tensor] = {}  # {name: tensor}, of those that have leaked too
         self.unfrozen: dict[int, DigestedTensor] = {}  # by id of a tensor, of those that held until then
@@ -100,7 +100,7 @@ class DigestWatcher:
         for each in self.idle.values():
             if digest_of(each.tensor) != each.digest:
                 self.report.rows[each.position] = as_trained_late(self.report.rows[each.position])
-        same = [each.names[0] for each in self.unfrozen.values() if digest_of(each.tensor) == each.digest]
+        same = [each.names[0] for each in self.unfrozen.values() if not self._record_move(each)]
         self.report.not_training += unchanged_since_unfrozen(same)
         late = [row["name"] for row in self.report.rows if row["verdict"] == "leaked" and row["seen_at"] is None]
         reasons = dict.fromkeys(late, f"changed after step {self.until}, the last watched")
@@ -123,8 +123,8 @@ class DigestWatcher:
     def _watch_frozen(self, name: str, tensor: Tensor) -> None:
         """Keep a digest of a tensor that is declared frozen at this name, unless its row has leaked already."""
         self.declared[name] = tensor
-        self.unfrozen.pop(id(tensor), None)
-        self.idle.pop(id(tensor), None)
+        for each in filter(None, (self.unfrozen.pop(id(tensor), None), self.idle.pop(id(tensor), None))):
+            self._record_move(each)
         if id(tensor) in self.watched:
             self.watched[id(tensor)].names.append(name)
             return
@@ -140,6 +140,13 @@ class DigestWatcher:
                 row.update({"frozen": True, "verdict": "held", "cause": "", "seen_at": None})
             self.watched[id(tensor)] = DigestedTensor(self.row_of[name], [name], tensor, digest_of(tensor))
 
+    def _record_move(self, each: DigestedTensor) -> bool:
+        """Return whether a tensor that is not frozen differs from its digest; its row then says that it moved."""
+        has_moved = digest_of(each.tensor) != each.digest
+        if has_moved:
+            self.report.rows[each.position] = as_changed_unwatched(self.report.rows[each.position])
+        return has_moved
+
     def _compare(self, tensors: list[DigestedTensor]) -> None:
         """Compare what stands at the names of these tensors now with their digests; the rows of those that differ leaked."""
         put_shards_back(self.model)
@@ -148,11 +155,6 @@ class DigestWatcher:
             standing = [at_name[name] for name in each.names if name in at_name] or [each.tensor]
             if any(digest_of(tensor) != each.digest for tensor in {id(tensor): tensor for tensor in standing}.values()):
                 self.report.rows[each.position] = as_unknown_leak(self.report.rows[each.position])
-
-
-def _names_of(row: Row) -> list[str]:
-    """Return all names of a row."""
-    return [row["name"], *filter(None, row["aliases"].split("|"))]
 
 
 def _by_name(selection: Selection, model: nn.Module) -> dict[str, Tensor]:

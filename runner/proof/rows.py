@@ -106,7 +106,7 @@ def unknown_cause_notes(rows: Sequence[Row], why_unknown: Mapping[str, str]) -> 
 def found_changed(rows: Sequence[Followed], step: int) -> str:
     """Return a sentence that names the frozen tensors that were found changed after a step, and the causes known so far."""
     names = [f"{row.name} ({row.evidence.cause or row.evidence.fallback_cause or 'not known yet'})" for row in rows]
-    return f"{len(rows)} frozen tensors found changed after step {step}: {', '.join(names)}"
+    return f"{len(rows)} frozen tensor{'s' * (len(rows) > 1)} found changed after step {step}: {', '.join(names)}"
 
 
 def as_unknown_leak(row: Row) -> Row:
@@ -114,15 +114,15 @@ def as_unknown_leak(row: Row) -> Row:
 
     Only the digest of its old value is there, so that neither the cause nor a norm can be had.
     """
-    return {**_changed_unwatched(row), "verdict": "leaked", "cause": "unknown"}
+    return {**as_changed_unwatched(row), "verdict": "leaked", "cause": "unknown"}
 
 
 def as_trained_late(row: Row) -> Row:
     """Return the row of an idle parameter whose digest says that it has changed after it was last watched."""
-    return {**_changed_unwatched(row), "verdict": "trained", "cause": ""}
+    return {**as_changed_unwatched(row), "verdict": "trained", "cause": ""}
 
 
-def _changed_unwatched(row: Row) -> Row:
+def as_changed_unwatched(row: Row) -> Row:
     """Return the row of a tensor that changed while only a digest was kept: without norms, and without a step."""
     empty: Row = {**row, "initial_l2": None, "change_l2": None, "change_rel": None, "change_max": None}
     return {**empty, "moved": True, "moved_elements": None, "seen_at": None}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from runner.contract import Row
+from runner.contract import Row, names_in
 from runner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def assert_frozen(
     from runner.proof.audit_report import LeakError, UnsoundError
 
     _refuse_nothing("assert_frozen", patterns)
-    with audit(model, patterns, buffers=buffers) as report:
+    frozen = None if patterns is None else _as_selection(model, patterns, buffers)
+    with audit(model, frozen, buffers=buffers) as report:
+        report.notes += () if frozen is None or frozen is patterns else frozen.notes
         yield report
     if leaked := [row for row in report.rows if row["verdict"] == "leaked"]:
         number = sum(row["frozen"] for row in report.rows)
@@ -65,32 +67,36 @@ def assert_trains(model: nn.Module | Mapping[str, nn.Module], patterns: Selectio
         model: a module, or a mapping of several, `{"teacher": a, "student": b}`; names then begin with the key.
         patterns: patterns of names, or what `select` returns.
     """
-    from runner.freezing.selection import Selection, select
-    from runner.proof.audit import as_module, audit
+    from runner.proof.audit import audit
     from runner.proof.audit_report import UnsoundError
 
     _refuse_nothing("assert_trains", patterns)
-    names = (patterns if isinstance(patterns, Selection) else select(as_module(model), patterns)).parameters
+    names = _as_selection(model, patterns).parameters
     if not names:
         raise ConfigError(f"assert_trains: {_told(patterns)} matches no parameter, only buffers or modules without any")
     with audit(model, []) as report:
         yield report
     rows = _rows_named(report.rows, names)
-    missing = set(names).difference(*(_names_of(row) for row in rows))
+    missing = set(names).difference(*map(names_in, rows))
     failures = [f"{row['name']} {fault}" for row in rows if (fault := _fault_of_trained(row))]
     if failures := [*failures, *(f"{name} is no parameter of the model" for name in sorted(missing))]:
         number = f"{len(failures)} of {len(rows) + len(missing)} parameters"
         raise UnsoundError(f"{number} that {_told(patterns)} matches did not train{_during(report)}:\n{_lines(failures)}")
 
 
-def _names_of(row: Row) -> set[str]:
-    """Return all names of the tensor of a row."""
-    return {row["name"], *filter(None, row["aliases"].split("|"))}
+def _as_selection(
+    model: nn.Module | Mapping[str, nn.Module], patterns: Selection | Sequence[str], buffers: str = "live"
+) -> Selection:
+    """Return the Selection that was given, or what the patterns match in the model. Raises ConfigError for bad patterns."""
+    from runner.freezing.selection import Selection, select
+    from runner.proof.audit import as_module
+
+    return patterns if isinstance(patterns, Selection) else select(as_module(model), patterns, buffers=buffers)
 
 
 def _rows_named(rows: Sequence[Row], names: Collection[str]) -> list[Row]:
     """Return the rows of the parameters that have one of these names."""
-    return [row for row in rows if row["kind"] == "parameter" and not _names_of(row).isdisjoint(names)]
+    return [row for row in rows if row["kind"] == "parameter" and not names_in(row).isdisjoint(names)]
 
 
 def _refuse_nothing(caller: str, patterns: object) -> None:

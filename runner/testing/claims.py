@@ -212,13 +212,20 @@ def _told(row: Row) -> str:
 
 def _state(model: nn.Module) -> dict[str, Any]:
     """Return the identity, flags and hooks of each tensor, and the identity, mode, attributes and hooks of each module."""
-    parameters = {name: (id(p), p.requires_grad, not p._backward_hooks) for name, p in model.named_parameters()}
+    parameters = {
+        name: (id(p), p.requires_grad, not p._backward_hooks, not p._post_accumulate_grad_hooks)
+        for name, p in model.named_parameters()
+    }
     buffers = {name: id(buffer) for name, buffer in model.named_buffers()}
     modules = {
-        name or "the model": (id(m), m.training, sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks))
-        for name, m in model.named_modules()
+        name or "the model": (id(m), m.training, sorted(vars(m)), _counted_hooks(m)) for name, m in model.named_modules()
     }
     return {**parameters, **buffers, **modules, "the order of the tensors": [*parameters, *buffers, *modules]}
+
+
+def _counted_hooks(module: nn.Module) -> dict[str, int]:
+    """Return {attribute: how many hooks a module has there}, for hooks of every kind."""
+    return {key: len(hooks) for key, hooks in vars(module).items() if key.endswith("_hooks")}
 
 
 CLAIMS: tuple[Callable[[Candidate], Iterator[str]], ...] = (

@@ -152,13 +152,20 @@ def test_the_example_of_the_docs_prints_what_they_show(capsys):
         ({"frozen": ["fc"]}, "'fc' matches no parameter"),
         ({"frozen": "0"}, "is one pattern where a list is expected"),
         ({"model": None}, "model is a NoneType; give a torch.nn.Module"),
-        ({"batch": torch.randn(5, 8)}, "loss"),
+        ({"batch": torch.randn(5, 8)}, "the model returned a tensor of shape"),
+        ({"loss": ["0"]}, r"loss is \['0'\]; give a function \(output, target\) or None; patterns are frozen="),
+        ({"loss": nn.CrossEntropyLoss}, r"loss is the class CrossEntropyLoss; give an object of it, CrossEntropyLoss\(\)"),
+        ({"loss": nn.MSELoss(), "task": lambda model, batch: model(batch[0]).sum()}, "not both"),
+        ({"task": "mse"}, r"task is 'mse'; give a function \(model, batch\) -> loss"),
+        ({"optimizer": "adam"}, "optimizer is a str; give one torch optimizer"),
+        ({"optimizer": [SGD(mlp().parameters(), lr=0.1)]}, "optimizer is a list; give one torch optimizer"),
     ],
 )
 def test_a_mistake_is_answered_with_one_line(arguments, message):
     options = {"model": mlp(), "batch": batch(), **arguments}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         price(options.pop("model"), options.pop("batch"), **options)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_saving_is_written_as_the_argument_that_gives_it():

@@ -43,6 +43,8 @@ def test_frozen_parameters_that_are_stepped_are_counted_and_none_once_their_grad
     optimizer = SGD(model.parameters(), 0.1)
     model(torch.randn(3, 4)).sum().backward()
     assert reasons(model, optimizer) == ["SGD steps 2 frozen parameters, whose gradients are not None"]
+    model[0].bias.grad = None
+    assert reasons(model, optimizer) == ["SGD steps a frozen parameter, whose gradient is not None"]
     optimizer.zero_grad()
     assert reasons(model, optimizer) == []
 
@@ -50,7 +52,7 @@ def test_frozen_parameters_that_are_stepped_are_counted_and_none_once_their_grad
 def test_a_compiled_model_compiles_again():
     model = net()
     model.compile()
-    assert reasons(model) == ["torch.compile compiles again after a change of flags, in the next step"]
+    assert reasons(model) == ["torch.compile compiles the model again in the first step after a change of flags"]
 
 
 def test_without_frozen_parameters_nothing_is_said():

@@ -85,7 +85,7 @@ class Uncalled(Net):
         return 0
 
 
-DETACHED = "what its module returns is detached, or the loss does not use it"
+DETACHED = "what its module returns is detached, there or later, or the loss does not use it"
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,17 @@ def test_layers_that_are_detached_in_different_lines_are_hazards_of_their_own():
     assert (one.names, other.names) == (names("body"), names("side"))
     assert one.line.endswith(": first = self.body(x).detach()")
     assert other.line.endswith(": return self.head(first + self.side(x).detach())")
+
+
+def test_of_an_output_that_is_detached_in_a_later_line_the_line_is_where_its_module_is_called():
+    class Later(Net):
+        def forward(self, x):
+            first = self.body(x)
+            return self.head(first.detach() + self.side(x))
+
+    hazard = only(hazards_of(Later()))
+    assert (hazard.names, hazard.sentence.partition(": ")[2]) == (names("body"), DETACHED)
+    assert hazard.line.endswith(": first = self.body(x)")
 
 
 def test_if_the_task_detaches_all_the_line_is_that_of_the_task():
@@ -195,11 +206,12 @@ def test_a_flat_copy_that_the_optimizer_steps_in_place_of_the_model_is_no_hazard
 
 def test_a_rate_of_0_keeps_parameters_idle():
     model = Net()
-    optimizer = torch.optim.Adam([{"params": model.body.parameters(), "lr": 0.0}, {"params": model.head.parameters()}])
+    groups = [{"params": model.body.parameters(), "lr": 0.0}, {"params": model.head.parameters()}]
+    optimizer = torch.optim.Adam(groups, lr=0.00123456789)
     model.side.requires_grad_(False)
     hazard = only(hazards_of(model, optimizer, frozen=["side"]))
     assert words(hazard) == ("idle", "lr_zero", names("body"))
-    assert hazard.line == "optimizer.param_groups[0]['lr'] = 0.001"
+    assert hazard.line == "optimizer.param_groups[0]['lr'] = 0.00123456789"
     mended(hazard, model, optimizer)
     assert hazards_of(model, optimizer, frozen=["side"]) == []
 

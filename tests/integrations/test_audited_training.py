@@ -174,7 +174,7 @@ def test_a_frozen_tensor_that_changed_and_has_its_bits_back_is_not_said_to_have_
     model[0].bias.data.zero_()
     loop(model, audited, steps=4, before_step=write)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "1 frozen tensors held, 1 changed and had its bits back at the end, and what is trainable" in printed
+    assert "1 frozen tensor held, 1 changed and had its bits back at the end, and what is trainable" in printed
 
 
 @pytest.mark.parametrize("until", [2, None])
@@ -256,4 +256,26 @@ def test_a_folder_that_cannot_be_written_to_is_a_warning_and_the_verdicts_are_st
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match=r"FreezeAudit: .*changes\.csv could not be written"):
         loop(net(), training(folder=tmp_path / "file"))
-    assert "2 frozen tensors held" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 frozen tensors held" in printed
+    assert "rows:" not in printed
+
+
+@pytest.mark.parametrize("until", [2, None])
+def test_tensors_that_cannot_be_compared_after_an_exception_are_not_said_to_have_held(until, capsys, tmp_path):
+    model, audited = net(), training(until=until, folder=tmp_path)
+
+    def break_off(step):
+        if step == 4:
+            model[2]._parameters = None  # so that no tensor of the model can be listed
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop(model, audited, before_step=break_off)
+    audited.end(KeyboardInterrupt())
+    audited.conclude(shows=True, may_raise=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith("FreezeAudit: an exception ended the training, and its tensors could not be compared")
+    assert "held," not in printed
+    assert audited.metrics["freeze_audit/problems"] == 1
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
@@ -162,8 +163,16 @@ def test_best_weights_that_are_loaded_at_the_end_are_compared_too():
         "save_strategy": "steps",
         "save_steps": 3,
     }
-    trainer = trainer_of(with_frozen_embeddings(), FreezeAudit(strict=True), **options)
-    trainer.train()
+    train(with_frozen_embeddings(), FreezeAudit(strict=True), **options)
+
+    class ChangesWhatWasSaved(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            path = f"out/checkpoint-{state.global_step}/model.safetensors"
+            saved = load_file(path)
+            save_file({**saved, "transformer.wpe.weight": saved["transformer.wpe.weight"] + 1}, path, {"format": "pt"})
+
+    with pytest.raises(UnsoundError, match=r"1 frozen tensor leaked: transformer\.wpe\.weight \(unknown\)"):
+        train(with_frozen_embeddings(), FreezeAudit(strict=True), ChangesWhatWasSaved(), **options)
 
 
 # Flags that change in mid-training

@@ -294,6 +294,44 @@ def test_layers_that_are_trained_in_turn_are_no_failure_though_each_was_frozen_a
     assert report.problems == []
 
 
+@pytest.mark.parametrize("until", [None, 2])
+@pytest.mark.parametrize("freezes_again", [True, False])
+def test_a_layer_that_is_unfrozen_and_trained_after_the_last_watched_step_is_said_to_have_moved(until, freezes_again):
+    model = net().requires_grad_(False)
+    model[0].requires_grad_(True)
+    optimizer = SGD(model.parameters(), lr=0.0)
+    with audit(model, optimizer=optimizer, until=until) as report:
+        train(model, optimizer, steps=3)
+        optimizer.param_groups[0]["lr"] = 0.1
+        for trained in (2, 0) if freezes_again else (2,):
+            model.requires_grad_(False)
+            model[trained].requires_grad_(True)
+            report.follow_flags()
+            train(model, optimizer)
+    row = row_of(report, "2.weight")
+    assert (row["verdict"], row["moved"], row["change_l2"] is None) == ("held", True, until is not None)
+    assert report.problems == []
+
+
+def test_a_layer_that_appears_is_declared_frozen_by_freeze_and_not_by_its_flag():
+    for is_declared in (True, False):
+        model = net()
+        model[0].requires_grad_(False)
+        optimizer = SGD(model[2].parameters(), lr=0.1, momentum=0.9)
+        with audit(model) as report:
+            model.append(nn.Linear(2, 2))
+            optimizer.add_param_group({"params": model[3].parameters()})
+            train(model, optimizer)
+            model[3].requires_grad_(False)
+            report.follow_flags()
+            if is_declared:
+                report.freeze(["3"])
+            for _ in range(2):
+                optimizer.zero_grad(set_to_none=False)
+                optimizer.step()
+        assert report.leaks == (["3.weight", "3.bias"] if is_declared else [])
+
+
 def test_problems_can_be_read_once_the_last_watched_step_has_been_made():
     model = net()
     optimizer = SGD(model.parameters(), lr=0.1)
@@ -449,7 +487,7 @@ def test_raise_at_look_stops_the_loop_at_the_step_after_which_the_leak_is_seen()
     optimizer = SGD(model.parameters(), lr=0.1)
     audited = audit(model, ["0.weight"], optimizer, raise_at_look=True)
     report = audited.__enter__()
-    with pytest.raises(LeakError, match=r"^1 frozen tensors found changed after step 1: 0.weight \(gradient\)$") as raised:
+    with pytest.raises(LeakError, match=r"^1 frozen tensor found changed after step 1: 0.weight \(gradient\)$") as raised:
         train(model, optimizer, steps=5)
     assert not audited.__exit__(LeakError, raised.value, None)
     assert report.looks == [1]

@@ -190,7 +190,7 @@ def test_processes_that_do_not_declare_the_same_frozen_get_the_same_error_and_no
 
 
 def test_raise_at_look_raises_in_every_process_on_leaving(errors):
-    assert errors("fsdp_raise_at_look") == [("LeakError", "1 frozen tensors changed: 0.weight (outside_write)")] * 2
+    assert errors("fsdp_raise_at_look") == [("LeakError", "1 frozen tensor changed: 0.weight (outside_write)")] * 2
 
 
 def test_digests_of_shards_find_a_leak_after_the_last_step_that_is_watched(same):

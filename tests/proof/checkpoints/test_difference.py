@@ -124,7 +124,7 @@ def test_what_changed_is_found_wherever_it_is(pair, change):
     row = row_of(found, name)
     assert (row["verdict"], row["cause"], row["moved"], row["moved_elements"]) == ("leaked", "unknown", True, 1)
     assert {each["verdict"] for each in found.rows} == {"leaked", "idle", "still"}
-    with pytest.raises(LeakError, match=rf"1 frozen tensors changed: {name} \(unknown\)"):
+    with pytest.raises(LeakError, match=rf"1 frozen tensor changed: {name} \(unknown\)"):
         found.raise_if_leaked()
 
 
