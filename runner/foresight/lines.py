@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
 
 from torch import Tensor, nn
@@ -129,7 +130,7 @@ class Lines:
             root = expression = f"model[{first!r}]"
             module = self.loop.given[first]
         for part in within.split(".") if within else ():
-            if part.isidentifier():
+            if part.isidentifier() and not iskeyword(part):
                 expression += f".{part}"
             elif isinstance(module, INDEXED) and _is_index(module, part):
                 expression += f"[{part}]"

@@ -52,6 +52,34 @@ class Adapted(nn.Module):
         return self.head(torch.tanh(self.body(x) + self.up(self.down(x)) + functional.relu(self.dead(x))))
 
 
+class Named(nn.Module):
+    """Layers, a norm, a parameter, a buffer and a head, all called as the names say."""
+
+    names = ("layer", "second", "third", "norm", "scale", "offset", "last")
+
+    def __init__(self):
+        super().__init__()
+        *layers, norm, scale, offset, head = self.names
+        for name in layers:
+            self.add_module(name, nn.Linear(FEATURES, FEATURES))
+        self.add_module(norm, nn.BatchNorm1d(FEATURES))
+        self.register_parameter(scale, nn.Parameter(torch.ones(FEATURES)))
+        self.register_buffer(offset, torch.ones(FEATURES))
+        self.add_module(head, nn.Linear(FEATURES, CLASSES))
+
+    def forward(self, x):
+        *layers, norm, scale, offset, head = (getattr(self, name) for name in self.names)
+        for layer in layers:
+            x = torch.tanh(layer(x))
+        return head(norm(x) * scale + offset)
+
+
+class OddlyNamed(Named):
+    """The same with names that no attribute has in Python: a slash, spaces, other letters, a digit in front, a keyword."""
+
+    names = ("a/b", "my layer", "größe-层", "1st", "norm/", "x=y,z", "class")
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {"mixed": Mixed, "tied": Tied, "adapted": Adapted}
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.1),

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from runner import audit, foresee
 from tests.conftest import ROOT
-from tests.foresight.loops import CLASSES, FEATURES, training_of
+from tests.foresight.loops import CLASSES, FEATURES, OddlyNamed, training_of
 
 BATCH = (torch.randn(6, FEATURES, generator=torch.Generator().manual_seed(0)), torch.arange(6) % CLASSES)
 WEIGHTS = ("weight", "bias")
@@ -373,6 +373,15 @@ def test_a_line_names_the_largest_module_of_which_all_is_meant(frozen, path):
     assert hazard.line == f"{path}.requires_grad_(False)"
     mended(hazard, model, None)
     assert "leaked" not in {each.verdict for each in hazards_of(model, frozen=[frozen])}
+
+
+def test_a_line_reaches_a_module_of_any_name():
+    for name in OddlyNamed.names:
+        model = OddlyNamed()
+        for hazard in hazards_of(model, frozen=[name]):
+            if hazard.verdict == "leaked":
+                mended(hazard, model, None)
+        assert "leaked" not in {each.verdict for each in hazards_of(model, frozen=[name])}
 
 
 # Unknown
