@@ -94,7 +94,7 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
     entries, rehearsal = trial.before.entries, trial.rehearsal
     lines = Lines(loop, entries)
     for hazard in leak_hazards(rehearsal, "the loop", type(loop.optimizer).__name__):
-        why = listed(sorted({trial.why_unknown[name] for name in hazard.names if name in trial.why_unknown}))
+        why = listed(sorted({trial.why_unknown[name] for name in hazard.names})) if hazard.cause == "unknown" else ""
         yield replace(hazard, line=lines.line_for(hazard), sentence=f"{hazard.sentence}{f' ({why})' if why else ''}")
     owners = {name: entry.owner for name, entry in entries.items()}
     for hazard in buffer_hazards(rehearsal, selection.parameters, owners, remedy="eval mode"):

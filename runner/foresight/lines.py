@@ -64,9 +64,9 @@ class Lines:
     def _for_stepped(self, names: Sequence[str], tensors: Sequence[Tensor]) -> str:
         """Return the line that keeps the optimizer from changing these parameters."""
         lines = [self.call(self.parts(names), ".requires_grad_(False)")] if any(t.requires_grad for t in tensors) else []
-        if needs_closure(self.loop.optimizer) and self.loop.optimizer.state:  # that of all parameters is one
-            new = "type(optimizer)([p for p in model.parameters() if p.requires_grad], **optimizer.defaults)"
-            lines.append(f"optimizer = {new}")
+        optimizer = self.loop.optimizer
+        if needs_closure(optimizer) and (optimizer.state or not lines):  # the state of all parameters is one
+            lines.append(_new_with("[p for p in optimizer.param_groups[0]['params'] if p.requires_grad]"))
         elif not self.loop.set_to_none:
             lines.append("optimizer.zero_grad(set_to_none=True)")
         elif not lines:
@@ -82,6 +82,8 @@ class Lines:
                 f"*{path}.parameters()" if is_module else path
                 for path, is_module in ((self.path(part), part not in self.entries) for part in self.parts(hazard.names))
             ]
+            if needs_closure(self.loop.optimizer):  # it takes one group, and keeps a list of what is in it
+                return _new_with(f"[*optimizer.param_groups[0]['params'], {', '.join(listed)}]")
             return f"optimizer.add_param_group({{'params': [{', '.join(listed)}]}})"
         if hazard.cause == "no_gradient" and not any(tensor.requires_grad for tensor in tensors):
             return self.call(self.parts(hazard.names), ".requires_grad_(True)")
@@ -138,6 +140,11 @@ class Lines:
                 return f"{root}.{'get_parameter' if name in self.entries else 'get_submodule'}({within!r})"
             module = getattr(module, part)
         return expression
+
+
+def _new_with(parameters: str) -> str:
+    """Return the line that builds the optimizer anew, with these parameters in one group."""
+    return f"optimizer = type(optimizer)({parameters}, **optimizer.defaults)"
 
 
 def _is_index(module: Any, part: str) -> bool:

@@ -168,6 +168,47 @@ def test_a_layer_that_was_replaced_after_the_optimizer_was_built_stays_idle_and_
     assert hazards_of(model, optimizer) == [absent]
 
 
+def test_to_an_optimizer_that_takes_one_group_parameters_are_added_by_building_it_anew():
+    model = Net()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    model.head = nn.Linear(6, CLASSES)
+    missing, absent = hazards_of(model, optimizer)
+    new = "type(optimizer)([*optimizer.param_groups[0]['params'], *model.head.parameters()], **optimizer.defaults)"
+    assert (words(missing), missing.line) == (("idle", "not_in_optimizer", names("head")), f"optimizer = {new}")
+    mended(missing, model, optimizer).step(lambda: functional.cross_entropy(model(BATCH[0]), BATCH[1]))
+    assert hazards_of(model, mended(missing, model, optimizer)) == [absent]
+
+
+@pytest.mark.parametrize("keys", [("policy",), ("policy", "reference")])
+def test_an_lbfgs_with_state_is_built_anew_with_what_it_had_and_what_is_not_frozen(keys):
+    models = {key: Net() for key in keys}
+    optimizer = torch.optim.LBFGS([p for net in models.values() for p in (*net.body.parameters(), *net.head.parameters())])
+
+    def task(models, batch):
+        return sum(functional.cross_entropy(net(batch[0]), batch[1]) for net in models.values())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = task(models, BATCH)
+        loss.backward()
+        return loss
+
+    def foreseen(optimizer):
+        return [
+            each for each in foresee(models, optimizer, BATCH, frozen=["**.body"], task=task) if each.verdict == "leaked"
+        ]
+
+    optimizer.step(closure)
+    for net in models.values():
+        net.body.requires_grad_(False)
+    hazard = only(foreseen(optimizer))
+    assert (hazard.cause, hazard.sentence.rpartition("would leak")[2]) == ("optimizer_state", "")
+    assert foreseen(new := mended(hazard, models, optimizer)) == []
+    assert {id(p) for p in new.param_groups[0]["params"]} == {
+        id(p) for net in models.values() for p in net.head.parameters()
+    }
+
+
 def test_single_parameters_can_be_added_to_the_optimizer():
     model = Net()
     optimizer = torch.optim.SGD([*model.body.parameters(), *model.side.parameters(), model.head.weight], lr=0.1)
