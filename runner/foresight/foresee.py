@@ -18,7 +18,6 @@ from runner.foresight.unreached import why_unreached
 from runner.freezing.groups import group_lr
 from runner.freezing.selection import Selection
 from runner.proof.audit import as_module, selection_of
-from runner.proof.causes.gradients import gradient_kind
 from runner.proof.causes.optimizer_copy import stepped_tensors
 from runner.proof.notes import flag_notes
 from runner.tensors import TensorEntry, refuse_unless_dense
@@ -37,6 +36,7 @@ def foresee(
     task: Any = None,
     scheduler: Any = None,
     set_to_none: bool = True,
+    zero_grad: str | None = None,
     buffers: str = "live",
 ) -> list[Hazard]:
     """Return what would go wrong in a training: what would leak, drift or stay idle, why, and the line to change.
@@ -57,23 +57,29 @@ def foresee(
         scheduler: the scheduler that is called after each step, or a function that builds it for the optimizer. Some change
             the rates when they are built: only with the function are these known as the scheduler's.
         set_to_none: False if the loop calls `optimizer.zero_grad(set_to_none=False)`.
+        zero_grad: "before" if the loop calls it before `backward`, "after" if after the step, so that the first step is made
+            with the gradients that are there now, too. None: what only these would change has the verdict `unknown`.
         buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
     """
     module = as_module(model)
-    _check_arguments(optimizer, loss, task, scheduler)
+    _check_arguments(optimizer, loss, task, scheduler, zero_grad)
     refuse_unless_dense(module)
     called = TrainedTask(task if task is not None else BatchTask(loss=loss or "auto"))
-    loop = Loop(module, optimizer, called, model, batch=batch, scheduler=scheduler, set_to_none=set_to_none)
+    loop = Loop(
+        module, optimizer, called, model, batch=batch, scheduler=scheduler, set_to_none=set_to_none, zero_grad=zero_grad
+    )
     trial_of_head = {} if loop.has_several_models else {"batch": batch, "task": called}
     selection = selection_of(module, frozen, buffers, **trial_of_head)
     trial = rehearse_in_place(loop, selection)
-    hazards = [*_of_trial(loop, selection, trial), *_of_what_is_unknown(loop, trial), *_of_left_gradients(loop, selection)]
+    hazards = [*_of_trial(loop, selection, trial), *_of_what_is_unknown(loop, trial)]
+    if zero_grad is None:
+        hazards += _of_left_gradients(loop, selection, trial)
     if frozen is None and not selection.parameters:
         hazards.append(_unknown("nothing is declared frozen: no parameter has requires_grad=False; give patterns"))
     return hazards
 
 
-def _check_arguments(optimizer: Any, loss: Any, task: Any, scheduler: Any) -> None:
+def _check_arguments(optimizer: Any, loss: Any, task: Any, scheduler: Any, zero_grad: Any) -> None:
     """Raise ConfigError if one of these is not what it has to be, or if both a loss and a task are given."""
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}; give one torch optimizer, and call foresee for each")
@@ -85,6 +91,10 @@ def _check_arguments(optimizer: Any, loss: Any, task: Any, scheduler: Any) -> No
         raise ConfigError(f"task is a {type(task).__name__}; give a function (model, batch) -> loss")
     if scheduler is not None and (isinstance(scheduler, type) or not (hasattr(scheduler, "step") or callable(scheduler))):
         raise ConfigError(f"scheduler is {short_repr(scheduler)}; give a scheduler, or a function (optimizer) -> scheduler")
+    if zero_grad not in (None, "before", "after"):
+        raise ConfigError(
+            f"zero_grad is {short_repr(zero_grad)}; give 'before' or 'after' (the step), or None; see set_to_none"
+        )
 
 
 def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard]:
@@ -142,18 +152,27 @@ def _of_what_is_unknown(loop: Loop, trial: Trial) -> Iterator[Hazard]:
         yield replace(_unknown(sentence, "foresee(..., scheduler=scheduler)"), names=scheduled)
 
 
-def _of_left_gradients(loop: Loop, selection: Selection) -> Iterator[Hazard]:
-    """Yield a hazard if frozen parameters have a gradient left from earlier steps, and the optimizer has them.
+def _of_left_gradients(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard]:
+    """Yield what would leak besides if the loop removed gradients after each step only, for each cause.
 
-    The rehearsal removes gradients before each step; a loop may also do so after each step.
+    `trial`: steps of a loop that removes them before each step. The others are made only if there are gradients of frozen
+    parameters, of which 0 is one: weight decay and the state of the optimizer go with it.
     """
-    stepped = {id(each) for each in stepped_tensors(loop.optimizer)}
-    frozen = {name: each for name, each in selection.parameters.items() if id(each) in stepped and not each.requires_grad}
-    names = tuple(name for name, each in frozen.items() if gradient_kind(each) == "present")
-    if names:
-        sentence = f"{listed(names, most=2)} ha{'s' if len(names) == 1 else 've'} a gradient of earlier steps"
-        sentence += ": a loop that removes gradients only after the step would apply it"
-        yield replace(_unknown(sentence, "optimizer.zero_grad()"), names=names)
+    left = {id(each) for each, _ in loop.left_gradients if each in selection}
+    names = tuple(name for name, entry in trial.before.entries.items() if id(entry.tensor) in left)
+    if not names:
+        return
+    other = rehearse_in_place(replace(loop, zero_grad="after"), selection)
+    if other.rehearsal is None or trial.rehearsal is None:
+        yield replace(
+            _unknown(f"whether gradients of earlier steps change {listed(names, most=2)} is not foreseen"), names=names
+        )
+        return
+    leaked = {row["name"] for row in trial.rehearsal.rows if row["verdict"] == "leaked"}
+    rows = [row for row in other.rehearsal.rows if row["name"] not in leaked]
+    for hazard in leak_hazards(replace(other.rehearsal, rows=rows), "the loop", type(loop.optimizer).__name__):
+        sentence = f"if the loop calls zero_grad only after the step, gradients that are there now count: {hazard.sentence}"
+        yield replace(hazard, verdict="unknown", sentence=sentence, line="optimizer.zero_grad()")
 
 
 def _unknown(sentence: str, line: str = "") -> Hazard:

@@ -67,7 +67,7 @@ class Lines:
         optimizer = self.loop.optimizer
         if needs_closure(optimizer) and (optimizer.state or not lines):  # the state of all parameters is one
             lines.append(_new_with("[p for p in optimizer.param_groups[0]['params'] if p.requires_grad]"))
-        elif not self.loop.set_to_none:
+        elif not self.loop.set_to_none or any(each is tensor for each, _ in self.loop.left_gradients for tensor in tensors):
             lines.append("optimizer.zero_grad(set_to_none=True)")
         elif not lines:
             trained = "[p for p in group['params'] if p.requires_grad]"

@@ -448,20 +448,61 @@ def zero_grad_last(model, optimizer):
     optimizer.zero_grad()
 
 
-def test_a_gradient_that_is_left_in_a_frozen_parameter_is_said_and_leaks_in_some_loops():
+def decayed(model):
+    return torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    ("build", "gradient", "cause", "why"),
+    [
+        (sgd, torch.ones_like, "gradient", "the loop leaves gradients for SGD"),
+        (decayed, torch.ones_like, "gradient", "the loop leaves gradients for AdamW"),
+        (decayed, torch.zeros_like, "weight_decay", "AdamW applies weight decay at gradient 0"),
+    ],
+)
+def test_a_gradient_that_is_left_in_a_frozen_parameter_is_said_and_leaks_in_some_loops(build, gradient, cause, why):
     for mends in (False, True):
         model = Net()
-        optimizer = sgd(model)
-        functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+        optimizer = build(model)
         model.body.requires_grad_(False)
+        for parameter in model.body.parameters():
+            parameter.grad = gradient(parameter)
         hazard = only(foresee(model, optimizer, BATCH))
-        assert words(hazard) == ("unknown", "unknown", names("body"))
+        assert words(hazard) == ("unknown", cause, names("body"))
+        told = "if the loop calls zero_grad only after the step, gradients that are there now count"
+        assert str(hazard) == f"{told}: {why}: body.weight and body.bias would leak; change: optimizer.zero_grad()"
+        assert foresee(model, optimizer, BATCH, zero_grad="before") == []
+        leak = only(foresee(model, optimizer, BATCH, zero_grad="after"))
+        assert (words(leak), leak.line) == (("leaked", cause, names("body")), "optimizer.zero_grad(set_to_none=True)")
         if mends:
             mended(hazard, model, optimizer)
-            assert foresee(model, optimizer, BATCH) == []
+            assert foresee(model, optimizer, BATCH) == foresee(model, optimizer, BATCH, zero_grad="after") == []
         with audit(model, None, optimizer) as report:
             zero_grad_last(model, optimizer)
         assert report.leaks == ([] if mends else list(names("body")))
+
+
+def test_a_gradient_that_no_step_would_apply_is_no_hazard():
+    model = Net()
+    model.body.requires_grad_(False)
+    for parameter in model.body.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    without_body = torch.optim.AdamW([*model.side.parameters(), *model.head.parameters()])
+    assert foresee(model, sgd(model), BATCH) == foresee(model, without_body, BATCH) == []
+
+
+def test_a_layer_that_is_frozen_in_a_loop_which_sets_gradients_to_0_leaks():
+    model = Net()
+    optimizer = decayed(model)
+    for _ in range(3):
+        functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    model.body.requires_grad_(False)
+    hazard = only(foresee(model, optimizer, BATCH, set_to_none=False))
+    assert words(hazard) == ("leaked", "weight_decay|optimizer_state", names("body"))
+    mended(hazard, model, optimizer)
+    assert foresee(model, optimizer, BATCH, set_to_none=False) == []
 
 
 def test_within_an_audit_it_is_called_while_the_audit_is_paused():
@@ -569,6 +610,7 @@ def test_the_head_is_found_by_the_batch():
             r"loss is \['body'\]; give a function \(output, target\)",
         ),
         (lambda model: foresee(model, sgd(model), BATCH, nn.MSELoss(), task=len), "not both"),
+        (lambda model: foresee(model, sgd(model), BATCH, zero_grad=False), "zero_grad is False; give 'before' or 'after'"),
         (lambda model: foresee(model, sgd(model), BATCH, task="mse"), "task is a str; give a function"),
         (lambda model: hazards_of(model, task=lambda model, batch: model(batch[0])), "the task returned a tensor of shape"),
         (lambda model: hazards_of(model, scheduler=torch.optim.lr_scheduler.StepLR), "give a scheduler, or a function"),

@@ -55,6 +55,10 @@ def rows_of(training, first=0):
     return report.rows
 
 
+LEFT = [(*each, left) for each in ALL for left in ("zeros", "batch")]
+QUICK_LEFT = [each for each in LEFT if each[:4] in QUICK and each[1] == "adamw" or each[:2] == ("adapted", "adamw")]
+
+
 def with_verdict(rows, *verdicts):
     """Return {name: (verdict, cause)} of the rows with these verdicts."""
     return {row["name"]: (row["verdict"], row["cause"]) for row in rows if row["verdict"] in verdicts}
@@ -82,6 +86,40 @@ def test_what_is_foreseen_agrees_with_an_audit_for_every_optimizer(optimizer):
     for given in ALL:
         if given[1] == optimizer and given not in QUICK:
             check_agreement(*given)
+
+
+def check_agreement_with_left_gradients(model, optimizer, method, before, left):
+    """Check what is foreseen, for either kind of loop, and for one of which it is not known which kind it is."""
+
+    def built(zero_grad):
+        training = training_of(model, optimizer, method, steps_before=before, left=left)
+        training.zero_grad = zero_grad
+        return training
+
+    leaks = {}
+    for zero_grad in ("before", "after"):
+        hazards = foreseen(built(zero_grad), before, zero_grad=zero_grad)
+        rows = rows_of(built(zero_grad), before)
+        assert not [each for each in hazards if each.verdict == "unknown"]
+        assert by_name(hazards, "leaked", "idle") == with_verdict(rows, "leaked", "idle")
+        leaks[zero_grad] = with_verdict(rows, "leaked")
+    hazards = foreseen(built(None), before)
+    assert by_name(hazards, "leaked") == leaks["before"]
+    besides = {name: ("unknown", cause) for name, (_, cause) in leaks["after"].items() if name not in leaks["before"]}
+    assert by_name(hazards, "unknown") == besides
+
+
+@pytest.mark.parametrize(("model", "optimizer", "method", "before", "left"), QUICK_LEFT)
+def test_what_gradients_of_earlier_steps_do_is_foreseen_as_an_audit_then_finds_it(model, optimizer, method, before, left):
+    check_agreement_with_left_gradients(model, optimizer, method, before, left)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_gradients_of_earlier_steps_do_agrees_with_an_audit_for_every_optimizer(optimizer):
+    for given in LEFT:
+        if given[1] == optimizer and given not in QUICK_LEFT:
+            check_agreement_with_left_gradients(*given)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run[0] if run else "default")
@@ -249,17 +287,18 @@ def test_a_compiled_model_is_foreseen_and_put_back():
 
 
 LEAKING = [
-    (optimizer, method, before)
-    for optimizer, method, before in product(OPTIMIZERS, METHODS, (0, 3))
+    (optimizer, method, before, left)
+    for optimizer, method, before, left in product(OPTIMIZERS, METHODS, (0, 3), ("", "zeros", "batch"))
     if takes(optimizer, method) and optimizer in ("adamw", "asgd", "rprop", "lbfgs")
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "method", "before"), LEAKING)
-def test_after_the_line_of_a_leak_nothing_leaks(optimizer, method, before):
-    training = training_of("adapted", optimizer, method, steps_before=before)
+@pytest.mark.parametrize(("optimizer", "method", "before", "left"), LEAKING)
+def test_after_the_line_of_a_leak_nothing_leaks(optimizer, method, before, left):
+    training = training_of("adapted", optimizer, method, steps_before=before, left=left)
+    training.zero_grad = "after" if left else "before"
     for hazard in foreseen(training, before):
-        if hazard.verdict == "leaked":
+        if hazard.verdict == "leaked" or left and hazard.verdict == "unknown":
             names = {"model": training.model, "optimizer": training.optimizer}
             exec(hazard.line, names)
             training.optimizer = names["optimizer"]
