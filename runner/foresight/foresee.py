@@ -62,24 +62,28 @@ def foresee(
         buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
     """
     module = as_module(model)
-    _check_arguments(optimizer, loss, task, scheduler, zero_grad)
+    _check_arguments(optimizer, loss, task, scheduler=scheduler, zero_grad=zero_grad)
     refuse_unless_dense(module)
     called = TrainedTask(task if task is not None else BatchTask(loss=loss or "auto"))
-    loop = Loop(
-        module, optimizer, called, model, batch=batch, scheduler=scheduler, set_to_none=set_to_none, zero_grad=zero_grad
-    )
+    how = {"batch": batch, "scheduler": scheduler, "set_to_none": set_to_none, "zero_grad": zero_grad}
+    loop = Loop(module, optimizer, called, model, **how)
     trial_of_head = {} if loop.has_several_models else {"batch": batch, "task": called}
     selection = selection_of(module, frozen, buffers, **trial_of_head)
+    return list(_hazards(loop, selection, by_flags=frozen is None))
+
+
+def _hazards(loop: Loop, selection: Selection, *, by_flags: bool) -> Iterator[Hazard]:
+    """Rehearse the loop, and yield all that would go wrong. `by_flags`: whether flags were to say what is frozen."""
     trial = rehearse_in_place(loop, selection)
-    hazards = [*_of_trial(loop, selection, trial), *_of_what_is_unknown(loop, trial)]
-    if zero_grad is None:
-        hazards += _of_left_gradients(loop, selection, trial)
-    if frozen is None and not selection.parameters:
-        hazards.append(_unknown("nothing is declared frozen: no parameter has requires_grad=False; give patterns"))
-    return hazards
+    yield from _of_trial(loop, selection, trial)
+    yield from _of_what_is_unknown(loop, trial)
+    if loop.zero_grad is None:
+        yield from _of_left_gradients(loop, selection, trial)
+    if by_flags and not selection.parameters:
+        yield _unknown("nothing is declared frozen: no parameter has requires_grad=False; give patterns")
 
 
-def _check_arguments(optimizer: Any, loss: Any, task: Any, scheduler: Any, zero_grad: Any) -> None:
+def _check_arguments(optimizer: Any, loss: Any, task: Any, *, scheduler: Any, zero_grad: Any) -> None:
     """Raise ConfigError if one of these is not what it has to be, or if both a loss and a task are given."""
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}; give one torch optimizer, and call foresee for each")

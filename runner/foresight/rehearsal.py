@@ -97,8 +97,7 @@ def rehearse(
         stand_in(batches + 1, replace(effects[-1], written=frozenset())).backward()
         with suppress(Exception):  # if the step cannot be replayed, this is not known
             optimizer_couples = frozen_gradients_affect_others(optimizer, list(frozen.parameters.values()))
-    row_of_stand_in = {stand_in.name_of[row["name"]]: row for row in report.rows}
-    rows = _rows_of_model(row_of_stand_in, model_entries, equivalents)
+    rows = _rows_of_model({stand_in.name_of[row["name"]]: row for row in report.rows}, model_entries, equivalents)
     return Rehearsal(phases[-1].first, rows, lrs, scheduler, optimizer_couples=optimizer_couples)
 
 
