@@ -14,6 +14,7 @@ from runner.errors import ConfigError, listed, short_repr
 from runner.foresight.hazards import Hazard, buffer_hazards, idle_hazards, leak_hazards
 from runner.foresight.in_place import Loop, Trial, rehearse_in_place
 from runner.foresight.lines import Lines
+from runner.foresight.rehearsal import Rehearsal
 from runner.foresight.unreached import why_unreached
 from runner.freezing.groups import group_lr
 from runner.freezing.selection import Selection
@@ -106,10 +107,10 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
     if trial.rehearsal is None:
         return
     entries, rehearsal = trial.before.entries, trial.rehearsal
-    lines = Lines(loop, entries)
+    lines = Lines(loop, entries, selection)
     for hazard in leak_hazards(rehearsal, "the loop", type(loop.optimizer).__name__):
-        why = listed(sorted({trial.why_unknown[name] for name in hazard.names})) if hazard.cause == "unknown" else ""
-        yield replace(hazard, line=lines.line_for(hazard), sentence=f"{hazard.sentence}{f' ({why})' if why else ''}")
+        yield replace(hazard, line=lines.line_for(hazard), sentence=f"{hazard.sentence}{_in_brackets(hazard, lines, trial)}")
+    yield from _of_ties(lines, rehearsal)
     owners = {name: entry.owner for name, entry in entries.items()}
     for hazard in buffer_hazards(rehearsal, selection.parameters, owners, remedy="eval mode"):
         is_written = trial.written.issuperset(hazard.names)
@@ -122,6 +123,27 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
     if not any(row["verdict"] in ("trained", "returned", "idle") for row in rehearsal.rows):
         yield Hazard("idle", (), "", "nothing would be trained: every parameter is declared frozen")
     yield from _of_absent_tensors(loop, trial)
+
+
+def _in_brackets(hazard: Hazard, lines: Lines, trial: Trial) -> str:
+    """Return what else to know about a leak, in brackets: why its cause is unknown, and the ties of what leaks."""
+    told = sorted({trial.why_unknown[name] for name in hazard.names} - {""}) if hazard.cause == "unknown" else []
+    ties = [(declared[0], others) for declared, others in map(lines.tie_of, hazard.names) if others]
+    if ties:
+        tied = listed([f"{listed(others, most=2)}, the same tensor as {name}" for name, others in ties], most=2)
+        told.append(f"not declared frozen: {tied}")
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _of_ties(lines: Lines, rehearsal: Rehearsal) -> Iterator[Hazard]:
+    """Yield the names that are frozen only because their tensor is declared frozen under another name."""
+    for row in rehearsal.rows:
+        declared, others = lines.tie_of(row["name"])
+        if row["frozen"] and others and not (row["verdict"] == "leaked" and row["requires_grad"]):
+            sentence = (
+                f"{listed(others, most=2)} would stay idle: the same tensor as {declared[0]}, which is declared frozen"
+            )
+            yield Hazard("idle", tuple(others), "shared_tensor", sentence, line=lines.line_for_tie(row["name"]))
 
 
 def _of_absent_tensors(loop: Loop, trial: Trial) -> Iterator[Hazard]:

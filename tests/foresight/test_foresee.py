@@ -209,6 +209,17 @@ def test_an_lbfgs_with_state_is_built_anew_with_what_it_had_and_what_is_not_froz
     }
 
 
+def test_with_a_scheduler_parameters_are_added_to_a_group_that_it_knows():
+    model = Net()
+    groups = [{"params": [*model.body.parameters()], "lr": 0.0}, {"params": [*model.head.parameters()]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 1.0, lambda step: 1.0])
+    hazard = only(hazards_of(model, optimizer, frozen=["body"], scheduler=scheduler))
+    assert hazard.line == "optimizer.param_groups[1]['params'] += [*model.side.parameters()]"
+    mended(hazard, model, optimizer)
+    assert hazards_of(model, optimizer, frozen=["body"], scheduler=scheduler) == []
+
+
 def test_single_parameters_can_be_added_to_the_optimizer():
     model = Net()
     optimizer = torch.optim.SGD([*model.body.parameters(), *model.side.parameters(), model.head.weight], lr=0.1)
@@ -329,6 +340,83 @@ def test_a_frozen_view_of_what_trains_leaks_until_it_has_memory_of_its_own():
     assert words(hazard) == ("leaked", "shared_tensor", ("side.weight",))
     mended(hazard, model, None)
     assert foresee(model, sgd(model), BATCH) == []
+
+
+class TiedNet(nn.Module):
+    """A token model whose embedding is the weight of its head."""
+
+    def __init__(self, order=("body", "head")):
+        super().__init__()
+        for name in order:
+            self.add_module(name, nn.Embedding(CLASSES, 6) if name == "body" else nn.Linear(6, CLASSES, bias=False))
+        self.head.weight, self.mix = self.body.weight, nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.head(self.mix(self.body((x > 0).long()).mean(1)))
+
+
+@pytest.mark.parametrize("order", [("body", "head"), ("head", "body")])
+@pytest.mark.parametrize(("frozen", "other"), [("body", "head"), ("head", "body")])
+def test_a_tied_weight_that_is_declared_frozen_under_one_name_leaks_until_the_other_has_a_copy(order, frozen, other):
+    model = TiedNet(order)
+    optimizer = sgd(model)
+    hazard = only(hazards_of(model, optimizer, frozen=[frozen]))
+    assert words(hazard) == ("leaked", "gradient", (f"{order[0]}.weight",))
+    tied = f"not declared frozen: {other}.weight, the same tensor as {frozen}.weight"
+    assert hazard.sentence.endswith(f"{order[0]}.weight would leak ({tied})")
+    both = f"model.{frozen}.requires_grad_(False)"
+    assert hazard.line.endswith(f"  # unties them; to freeze all names: {both}")
+    mended(hazard, model, optimizer)
+    assert hazards_of(model, optimizer, frozen=[frozen]) == []
+    with audit(model, [frozen], optimizer) as report:
+        functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+        optimizer.step()
+    verdicts = {row["name"]: row["verdict"] for row in report.rows}
+    assert (verdicts[f"{frozen}.weight"], verdicts[f"{other}.weight"]) == ("held", "trained")
+
+
+def test_a_tied_weight_that_is_declared_frozen_under_all_its_names_is_frozen_by_one_line():
+    model = TiedNet()
+    hazard = only(hazards_of(model, frozen=["body", "head"]))
+    assert (hazard.line, hazard.sentence.rpartition("would leak")[2]) == ("model.body.requires_grad_(False)", "")
+
+
+def test_a_name_that_is_frozen_only_through_a_tie_stays_idle():
+    model = TiedNet()
+    model.body.requires_grad_(False)
+    optimizer = sgd(model)
+    hazard = only(hazards_of(model, optimizer, frozen=["body"]))
+    assert words(hazard) == ("idle", "shared_tensor", ("head.weight",))
+    assert hazard.sentence.endswith("would stay idle: the same tensor as body.weight, which is declared frozen")
+    mended(hazard, model, optimizer)
+    assert hazards_of(model, optimizer, frozen=["body"]) == []
+    by_flags = TiedNet()
+    by_flags.body.requires_grad_(False)
+    assert foresee(by_flags, sgd(by_flags), BATCH) == []
+
+
+class Twice(nn.Module):
+    """A layer that stands at two names, the second of which is none that Python can write."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Sequential(nn.Linear(FEATURES, FEATURES)), nn.Linear(FEATURES, CLASSES)
+        self.add_module("my second", self.first)
+
+    def forward(self, x):
+        return self.head(getattr(self, "my second")(torch.tanh(self.first(x))))
+
+
+@pytest.mark.parametrize("build", [sgd, lambda model: torch.optim.LBFGS(model.parameters(), max_iter=2)])
+@pytest.mark.parametrize("frozen", ["first", "my second"])
+def test_of_a_module_that_stands_at_two_names_one_gets_a_copy(frozen, build):
+    model = Twice()
+    optimizer = build(model)
+    hazard = only(hazards_of(model, optimizer, frozen=[frozen]))
+    assert words(hazard) == ("leaked", "gradient", names("first.0"))
+    optimizer = mended(hazard, model, optimizer)
+    assert hazards_of(model, optimizer, frozen=[frozen]) == []
+    assert model.first is not getattr(model, "my second")
 
 
 def test_the_sentence_of_a_scheduler_has_the_group_the_rate_and_the_step():

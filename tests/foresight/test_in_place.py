@@ -44,7 +44,11 @@ def foreseen(training, number=0, **options):
 
 
 def by_name(hazards, *verdicts):
-    """Return {name: (verdict, cause)} of the hazards with these verdicts."""
+    """Return {name: (verdict, cause)} of the hazards with these verdicts, but for names that only a tie freezes.
+
+    An audit says these in a note, for its rows are about tensors.
+    """
+    hazards = [each for each in hazards if (each.verdict, each.cause) != ("idle", "shared_tensor")]
     return {name: (each.verdict, each.cause) for each in hazards if each.verdict in verdicts for name in each.names}
 
 
@@ -294,19 +298,21 @@ def test_a_compiled_model_is_foreseen_and_put_back():
 
 
 LEAKING = [
-    (optimizer, method, before, left)
-    for optimizer, method, before, left in product(OPTIMIZERS, METHODS, (0, 3), ("", "zeros", "batch"))
+    (model, optimizer, method, before, left)
+    for model, optimizer, method, before, left in product(
+        ("adapted", "tied"), OPTIMIZERS, METHODS, (0, 3), ("", "zeros", "batch")
+    )
     if takes(optimizer, method) and optimizer in ("adamw", "asgd", "rprop", "lbfgs")
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "method", "before", "left"), LEAKING)
-def test_after_the_line_of_a_leak_nothing_leaks(optimizer, method, before, left):
-    training = training_of("adapted", optimizer, method, steps_before=before, left=left)
+@pytest.mark.parametrize(("model", "optimizer", "method", "before", "left"), LEAKING)
+def test_after_the_line_of_a_leak_nothing_leaks(model, optimizer, method, before, left):
+    training = training_of(model, optimizer, method, steps_before=before, left=left)
     training.zero_grad = "after" if left else "before"
     for hazard in foreseen(training, before):
         if hazard.verdict == "leaked" or (left and hazard.verdict == "unknown"):
-            names = {"model": training.model, "optimizer": training.optimizer}
+            names = {"model": training.model, "optimizer": training.optimizer, "torch": torch}
             exec(hazard.line, names)
             training.optimizer = names["optimizer"]
     assert with_verdict(rows_of(training, before), "leaked") == {}
