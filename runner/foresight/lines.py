@@ -20,7 +20,6 @@ from runner.tensors import TensorEntry
 from runner.training.loop import needs_closure
 
 INDEXED = (nn.Sequential, nn.ModuleList, nn.ParameterList)
-BUILT_ANEW = "optimizer = type(optimizer)([p for p in model.parameters() if p.requires_grad], **optimizer.defaults)"
 MOST_LISTED = 3  # modules, if they can be said in another way
 
 
@@ -148,8 +147,6 @@ class Lines:
     def _for_idle(self, hazard: Hazard) -> str:
         """Return the line that lets parameters train that would stay idle."""
         tensors = [self.entries[name].tensor for name in hazard.names]
-        if hazard.cause == "not_in_optimizer" and needs_closure(self.loop.optimizer):  # LBFGS takes one group
-            return BUILT_ANEW
         if hazard.cause == "not_in_optimizer":
             parts = [(part in self.tensors, self.path(part)) for part in self.parts(hazard.names)]
             return self._add_to_optimizer([path if is_tensor else f"*{path}.parameters()" for is_tensor, path in parts])

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from runner.contract import Row
 from runner.foresight.effects import Effect
-from runner.foresight.stand_in import SEPARATOR, StandInModel, group_equivalent
+from runner.foresight.stand_in import StandInModel, group_equivalent
 from runner.freezing.groups import Group, regroup
 from runner.freezing.schedule import Phase
 from runner.methods.base import FreezingMethod

@@ -15,8 +15,6 @@ from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection
 from runner.tensors import TensorEntry
 
-SEPARATOR = "\x1f"  # in place of the dots of names: no module has it in its own
-
 
 class StandInModel(nn.Module):
     """A small model for simulating a training: for each tensor of the real model it has a stand-in of a few elements.
