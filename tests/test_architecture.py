@@ -20,7 +20,7 @@ EXAMPLES = {
 
 def test_the_picture_shows_the_packages_in_the_rows_of_the_table_of_layers():
     (picture,) = re.findall(r"## The packages\n.*?```text\n(.*?)```", PAGE, re.S)
-    rows = [{word for word in re.split(r"\s+", line[:72]) if word not in ("", "|")} for line in picture.splitlines()]
+    rows = [{word for word in re.split(r"\s+", line[:84]) if word not in ("", "|")} for line in picture.splitlines()]
     assert [row for row in rows if row] == list(reversed(LAYERS))
 
 

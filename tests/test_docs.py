@@ -81,7 +81,7 @@ def test_the_arguments_of_every_command_of_the_docs_can_be_composed(command):
     arguments = shlex.split(command.split("python -m runner ")[1], comments=True)
     with hydra_initialized():
         overrides = [text for text in arguments if text != "-m"]
-        assert hydra.compose("config", [re.sub(r"^(\w+)=([\w,]+)$", first_choice, text) for text in overrides])
+        assert hydra.compose("config", [re.sub(r"^([\w.]+)=([\w.,]+)$", first_choice, text) for text in overrides])
 
 
 def first_choice(match: re.Match[str]) -> str:

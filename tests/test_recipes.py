@@ -52,6 +52,16 @@ def test_freeze_all_trains_nothing_and_writes_a_note(run_recipe):
     assert len(unchanged_parameters(result)) == 62
 
 
+def test_evaluate_only_measures_a_checkpoint_and_changes_no_bit_of_it():
+    small = ("model=mlp", "data=digits", "data.holdout=0.5")
+    trained = run(*small, "freeze=none", "batches=20", "evaluate=true", "save=true", "hydra.run.dir=trained")
+    result = run("experiment=evaluate_only", *small, "model.checkpoint=trained/model.safetensors", "hydra.run.dir=measured")
+    assert result.record["evaluation"]["after"] == trained.record["evaluation"]["after"]
+    assert result.record["evaluation"]["before"] == result.record["evaluation"]["after"]
+    assert not any(row["moved"] for row in result.rows)
+    assert result.verdict == "held"
+
+
 def test_train_conv1_and_fc_trains_exactly_these_two_weights(run_recipe):
     result = run_recipe("train_conv1_and_fc")
     assert names_where(result, kind="parameter", moved=True) == ["conv1.weight", "fc.weight"]

@@ -14,13 +14,12 @@ from runner.errors import ConfigError, listed, short_repr
 from runner.foresight.hazards import Hazard, buffer_hazards, idle_hazards, leak_hazards
 from runner.foresight.in_place import Loop, Trial, rehearse_in_place
 from runner.foresight.lines import Lines
+from runner.foresight.rehearsal import Rehearsal
 from runner.foresight.unreached import why_unreached
 from runner.freezing.groups import group_lr
 from runner.freezing.selection import Selection
 from runner.proof.audit import as_module, selection_of
-from runner.proof.causes.gradients import gradient_kind
 from runner.proof.causes.optimizer_copy import stepped_tensors
-from runner.proof.causes.replay import try_find_causes
 from runner.proof.notes import flag_notes
 from runner.tensors import TensorEntry, refuse_unless_dense
 from runner.training.tasks.losses import LossFunction
@@ -38,6 +37,7 @@ def foresee(
     task: Any = None,
     scheduler: Any = None,
     set_to_none: bool = True,
+    zero_grad: str | None = None,
     buffers: str = "live",
 ) -> list[Hazard]:
     """Return what would go wrong in a training: what would leak, drift or stay idle, why, and the line to change.
@@ -58,23 +58,33 @@ def foresee(
         scheduler: the scheduler that is called after each step, or a function that builds it for the optimizer. Some change
             the rates when they are built: only with the function are these known as the scheduler's.
         set_to_none: False if the loop calls `optimizer.zero_grad(set_to_none=False)`.
+        zero_grad: "before" if the loop calls it before `backward`, "after" if after the step, so that the first step is made
+            with the gradients that are there now, too. None: what only these would change has the verdict `unknown`.
         buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
     """
     module = as_module(model)
-    _check_arguments(optimizer, loss, task, scheduler)
+    _check_arguments(optimizer, loss, task, scheduler=scheduler, zero_grad=zero_grad)
     refuse_unless_dense(module)
     called = TrainedTask(task if task is not None else BatchTask(loss=loss or "auto"))
-    loop = Loop(module, optimizer, called, model, batch=batch, scheduler=scheduler, set_to_none=set_to_none)
+    how = {"batch": batch, "scheduler": scheduler, "set_to_none": set_to_none, "zero_grad": zero_grad}
+    loop = Loop(module, optimizer, called, model, **how)
     trial_of_head = {} if loop.has_several_models else {"batch": batch, "task": called}
     selection = selection_of(module, frozen, buffers, **trial_of_head)
+    return list(_hazards(loop, selection, by_flags=frozen is None))
+
+
+def _hazards(loop: Loop, selection: Selection, *, by_flags: bool) -> Iterator[Hazard]:
+    """Rehearse the loop, and yield all that would go wrong. `by_flags`: whether flags were to say what is frozen."""
     trial = rehearse_in_place(loop, selection)
-    hazards = [*_of_trial(loop, selection, trial), *_of_what_is_unknown(loop, trial), *_of_left_gradients(loop, selection)]
-    if frozen is None and not selection.parameters:
-        hazards.append(_unknown("nothing is declared frozen: no parameter has requires_grad=False; give patterns"))
-    return hazards
+    yield from _of_trial(loop, selection, trial)
+    yield from _of_what_is_unknown(loop, trial)
+    if loop.zero_grad is None:
+        yield from _of_left_gradients(loop, selection, trial)
+    if by_flags and not selection.parameters:
+        yield _unknown("nothing is declared frozen: no parameter has requires_grad=False; give patterns")
 
 
-def _check_arguments(optimizer: Any, loss: Any, task: Any, scheduler: Any) -> None:
+def _check_arguments(optimizer: Any, loss: Any, task: Any, *, scheduler: Any, zero_grad: Any) -> None:
     """Raise ConfigError if one of these is not what it has to be, or if both a loss and a task are given."""
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}; give one torch optimizer, and call foresee for each")
@@ -86,6 +96,10 @@ def _check_arguments(optimizer: Any, loss: Any, task: Any, scheduler: Any) -> No
         raise ConfigError(f"task is a {type(task).__name__}; give a function (model, batch) -> loss")
     if scheduler is not None and (isinstance(scheduler, type) or not (hasattr(scheduler, "step") or callable(scheduler))):
         raise ConfigError(f"scheduler is {short_repr(scheduler)}; give a scheduler, or a function (optimizer) -> scheduler")
+    if zero_grad not in (None, "before", "after"):
+        raise ConfigError(
+            f"zero_grad is {short_repr(zero_grad)}; give 'before' or 'after' (the step), or None; see set_to_none"
+        )
 
 
 def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard]:
@@ -93,12 +107,10 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
     if trial.rehearsal is None:
         return
     entries, rehearsal = trial.before.entries, trial.rehearsal
-    lines = Lines(loop, entries)
+    lines = Lines(loop, entries, selection)
     for hazard in leak_hazards(rehearsal, "the loop", type(loop.optimizer).__name__):
-        is_known = hazard.cause != "unknown"
-        why = [] if is_known else sorted({trial.why_unknown[name] for name in hazard.names if name in trial.why_unknown})
-        more = f" ({listed(why)})" if why else _of_ties(lines, selection, hazard)
-        yield replace(hazard, line=lines.line_for(hazard), sentence=f"{hazard.sentence}{more}")
+        yield replace(hazard, line=lines.line_for(hazard), sentence=f"{hazard.sentence}{_in_brackets(hazard, lines, trial)}")
+    yield from _of_ties(lines, rehearsal)
     owners = {name: entry.owner for name, entry in entries.items()}
     for hazard in buffer_hazards(rehearsal, selection.parameters, owners, remedy="eval mode"):
         is_written = trial.written.issuperset(hazard.names)
@@ -113,15 +125,25 @@ def _of_trial(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard
     yield from _of_absent_tensors(loop, trial)
 
 
-def _of_ties(lines: Lines, selection: Selection, hazard: Hazard) -> str:
-    """Return what a hazard has to say of frozen parameters that are tied to ones that are not declared frozen; mostly ""."""
-    for name in hazard.names:
-        for alias in lines.entries[name].names:
-            if selection.names and alias not in selection.names:
-                untied = f"{lines.path(alias)} = torch.nn.Parameter({lines.path(alias)}.detach().clone())"
-                both = f"it is tied to {alias}, so that the line freezes both"
-                return f"; {both}; to train that, build the optimizer after {untied}"
-    return ""
+def _in_brackets(hazard: Hazard, lines: Lines, trial: Trial) -> str:
+    """Return what else to know about a leak, in brackets: why its cause is unknown, and the ties of what leaks."""
+    told = sorted({trial.why_unknown[name] for name in hazard.names} - {""}) if hazard.cause == "unknown" else []
+    ties = [(declared[0], others) for declared, others in map(lines.tie_of, hazard.names) if others]
+    if ties:
+        tied = listed([f"{listed(others, most=2)}, the same tensor as {name}" for name, others in ties], most=2)
+        told.append(f"not declared frozen: {tied}")
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _of_ties(lines: Lines, rehearsal: Rehearsal) -> Iterator[Hazard]:
+    """Yield the names that are frozen only because their tensor is declared frozen under another name."""
+    for row in rehearsal.rows:
+        declared, others = lines.tie_of(row["name"])
+        if row["frozen"] and others and not (row["verdict"] == "leaked" and row["requires_grad"]):
+            sentence = (
+                f"{listed(others, most=2)} would stay idle: the same tensor as {declared[0]}, which is declared frozen"
+            )
+            yield Hazard("idle", tuple(others), "shared_tensor", sentence, line=lines.line_for_tie(row["name"]))
 
 
 def _of_absent_tensors(loop: Loop, trial: Trial) -> Iterator[Hazard]:
@@ -156,28 +178,27 @@ def _of_what_is_unknown(loop: Loop, trial: Trial) -> Iterator[Hazard]:
         yield replace(_unknown(sentence, "foresee(..., scheduler=scheduler)"), names=scheduled)
 
 
-def _of_left_gradients(loop: Loop, selection: Selection) -> Iterator[Hazard]:
-    """Yield a hazard for each way in which a step would move frozen parameters by gradients that earlier steps have left.
+def _of_left_gradients(loop: Loop, selection: Selection, trial: Trial) -> Iterator[Hazard]:
+    """Yield what would leak besides if the loop removed gradients after each step only, for each cause.
 
-    The rehearsal removes gradients before each step; a loop may also do so after each step.
+    `trial`: steps of a loop that removes them before each step. The others are made only if there are gradients of frozen
+    parameters, of which 0 is one: weight decay and the state of the optimizer go with it.
     """
-    stepped = {id(each) for each in stepped_tensors(loop.optimizer)}
-    kinds = ("present", "zero") if loop.set_to_none else ("present",)  # otherwise the rehearsal has left the zeros
-    left = {
-        name: each
-        for name, each in selection.parameters.items()
-        if id(each) in stepped and not each.requires_grad and gradient_kind(each) in kinds
-    }
-    causes, error = try_find_causes(loop.optimizer, left, list(map(group_lr, loop.optimizer.param_groups)))
-    if error:  # of LBFGS, whose step needs a closure
-        causes = {name: "gradient" for name, each in left.items() if gradient_kind(each) == "present"}
-    for cause in dict.fromkeys(causes.values()):
-        names = tuple(name for name in left if causes.get(name) == cause)
-        has = f"{listed(names, most=2)} ha{'s' if len(names) == 1 else 've'}"
-        is_zero = gradient_kind(left[names[0]]) == "zero"
-        what = f"a gradient of 0, which is not None ({cause})" if is_zero else "a gradient of earlier steps"
-        sentence = f"{has} {what}: a loop that removes gradients only after the step would apply it"
-        yield replace(_unknown(sentence, "optimizer.zero_grad()"), names=names, cause=cause)
+    left = {id(each) for each, _ in loop.left_gradients if each in selection}
+    names = tuple(name for name, entry in trial.before.entries.items() if id(entry.tensor) in left)
+    if not names:
+        return
+    other = rehearse_in_place(replace(loop, zero_grad="after"), selection)
+    if other.rehearsal is None or trial.rehearsal is None:
+        yield replace(
+            _unknown(f"whether gradients of earlier steps change {listed(names, most=2)} is not foreseen"), names=names
+        )
+        return
+    leaked = {row["name"] for row in trial.rehearsal.rows if row["verdict"] == "leaked"}
+    rows = [row for row in other.rehearsal.rows if row["name"] not in leaked]
+    for hazard in leak_hazards(replace(other.rehearsal, rows=rows), "the loop", type(loop.optimizer).__name__):
+        sentence = f"if the loop calls zero_grad only after the step, gradients that are there now count: {hazard.sentence}"
+        yield replace(hazard, verdict="unknown", sentence=sentence, line="optimizer.zero_grad()")
 
 
 def _unknown(sentence: str, line: str = "") -> Hazard:

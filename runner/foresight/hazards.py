@@ -24,8 +24,9 @@ class Hazard:
     """Something that would go wrong in a training.
 
     Attributes:
-        verdict: `leaked` (frozen tensors would change), `idle` (trainable parameters would not), `drifted` (buffers of
-            modules with frozen parameters would change), or `unknown` (it cannot be foreseen; the sentence says why).
+        verdict: `leaked` (frozen tensors would change), `idle` (trainable parameters would not, or what stands at names that
+            only a tie freezes), `drifted` (buffers of modules with frozen parameters would change), or `unknown` (it cannot
+            be foreseen; the sentence says why).
         names: the names of these tensors in the model; none if the hazard is about no tensor of the model.
         cause: why, in the words of the column `cause` of `changes.csv`.
         sentence: what would happen, for a person.

@@ -26,7 +26,7 @@ from runner.proof.changes import Snapshot, snapshot
 from runner.proof.steps import has_compiled_a_step
 from runner.seeding import preserve_random_state, preserve_settings
 from runner.tensors import map_tensors, same_bits
-from runner.training.loop import Step, train_in_present_modes
+from runner.training.loop import Step, needs_closure, train_in_present_modes
 
 LEAST_STEPS, MOST_STEPS = 2, 8  # that are made; more than the least while a trainable parameter has not changed
 FARTHEST = 1000  # steps of the scheduler that are looked at
@@ -44,6 +44,7 @@ class Loop:
         batch: a batch.
         scheduler: the scheduler that is called after each step, a function that builds it for the optimizer, or None.
         set_to_none: whether gradients are set to None before each step, or to zeros.
+        zero_grad: whether that is `before` each backward pass, or `after` each step; None if it is not known.
     """
 
     model: nn.Module
@@ -53,6 +54,17 @@ class Loop:
     batch: Any
     scheduler: Any = None
     set_to_none: bool = True
+    zero_grad: str | None = None
+
+    @property
+    def left_gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """Each tensor of the optimizer with the gradient that it has now, if the first step would be made with that too.
+
+        With an optimizer that needs a closure it would not: each call of a closure computes gradients anew.
+        """
+        if self.zero_grad == "before" or needs_closure(self.optimizer):
+            return []
+        return [(each, each.grad) for each in stepped_tensors(self.optimizer) if each.grad is not None]
 
     @property
     def has_several_models(self) -> bool:
@@ -97,10 +109,14 @@ def rehearse_in_place(loop: Loop, selection: Selection) -> Trial:
     says so.
     """
     trial, loss_errors = Trial(snapshot(loop.model)), list[BaseException]()
+    left = [(each, gradient.clone()) for each, gradient in loop.left_gradients] if loop.zero_grad == "after" else []
 
     def loss(_: nn.Module, number: int) -> Tensor:
         batch = map_tensors(loop.batch, Tensor.clone)  # the model may write to it
         is_first = trial.calls is None
+        if is_first:
+            for tensor, gradient in left:  # which were removed before the step, as the loop does not
+                tensor.grad = gradient
         try:
             with watching_calls(loop.model) if is_first else nullcontext(trial.calls) as trial.calls:
                 value = loop.task(loop.given, batch)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from runner.contract import Row
 from runner.foresight.effects import Effect
-from runner.foresight.stand_in import SEPARATOR, StandInModel, group_equivalent
+from runner.foresight.stand_in import StandInModel, group_equivalent
 from runner.freezing.groups import Group, regroup
 from runner.freezing.schedule import Phase
 from runner.methods.base import FreezingMethod
@@ -97,19 +97,21 @@ def rehearse(
         stand_in(batches + 1, replace(effects[-1], written=frozenset())).backward()
         with suppress(Exception):  # if the step cannot be replayed, this is not known
             optimizer_couples = frozen_gradients_affect_others(optimizer, list(frozen.parameters.values()))
-    rows = _rows_of_model(report.rows, model_entries, equivalents)
+    rows = _rows_of_model({stand_in.name_of[row["name"]]: row for row in report.rows}, model_entries, equivalents)
     return Rehearsal(phases[-1].first, rows, lrs, scheduler, optimizer_couples=optimizer_couples)
 
 
 def _rows_of_model(
-    rows: list[Row], model_entries: Mapping[str, TensorEntry], equivalents: Mapping[str, list[TensorEntry]]
+    row_of_stand_in: Mapping[str, Row],
+    model_entries: Mapping[str, TensorEntry],
+    equivalents: Mapping[str, list[TensorEntry]],
 ) -> list[Row]:
     """Return a row (a dict that says whether a tensor changed, and why) for each tensor of the real model.
 
-    `rows`: the rows of the stand-ins. `model_entries`: {name: tensor of the real model}. `equivalents`: {name of a stand-in:
-    the tensors of the real model that it represents}; each of these tensors gets a copy of the stand-in's row.
+    `row_of_stand_in`: {name of a tensor of the real model that has a stand-in: the row of that}. `model_entries`: {name:
+    tensor of the real model}. `equivalents`: {such a name: the tensors of the real model that the stand-in represents}; each
+    of these tensors gets a copy of its row.
     """
-    row_of_stand_in = {row["name"].replace(SEPARATOR, "."): row for row in rows}
     row_of = {entry.name: row_of_stand_in[name] for name, members in equivalents.items() for entry in members}
     return [{**row_of[name], "name": name, "module_type": entry.module_type} for name, entry in model_entries.items()]
 

@@ -15,8 +15,6 @@ from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection
 from runner.tensors import TensorEntry
 
-SEPARATOR = "\x1f"  # in place of the dots of names: no module has it in its own
-
 
 class StandInModel(nn.Module):
     """A small model for simulating a training: for each tensor of the real model it has a stand-in of a few elements.
@@ -25,6 +23,8 @@ class StandInModel(nn.Module):
         stand_in_of: {id of a tensor of the real model: its stand-in}.
         initial_of: {id of a tensor of the real model: copy of its stand-in's initial values}.
         by_name: {name of a tensor of the real model: its stand-in}.
+        name_of: {name of a stand-in: name of the tensor of the real model}. Stand-ins are numbered: names of the real model
+            have dots, which would mean submodules, and any other character.
     """
 
     def __init__(self, model_entries: Mapping[str, TensorEntry]) -> None:
@@ -32,12 +32,13 @@ class StandInModel(nn.Module):
         self.stand_in_of: dict[int, Tensor] = {}
         self.initial_of: dict[int, Tensor] = {}
         self.by_name: dict[str, Tensor] = {}
-        for name, entry in model_entries.items():
+        self.name_of: dict[str, str] = {str(number): name for number, name in enumerate(model_entries)}
+        for number, (name, entry) in zip(self.name_of, model_entries.items(), strict=True):
             values = _few_elements(entry.tensor.detach())
             registry: Any = self._parameters if entry.kind == "parameter" else self._buffers
             stand_in = nn.Parameter(values) if entry.kind == "parameter" and values.is_floating_point() else values
             self.initial_of[id(entry.tensor)] = values.clone()
-            registry[name.replace(".", SEPARATOR)] = stand_in  # dots would mean submodules, which it does not have
+            registry[number] = stand_in
             self.stand_in_of[id(entry.tensor)] = self.by_name[name] = stand_in
 
     def forward(self, step: int, effect: Effect) -> Tensor:
@@ -62,15 +63,13 @@ class StandInModel(nn.Module):
 
     def map_selection(self, selection: Selection) -> Selection:
         """Return a copy of `selection` in which stand-ins replace the parameters and buffers, and which has no modules."""
+        selected = {id(each) for each in (*selection.parameters.values(), *selection.buffers.values())}
+        frozen = {id(self.stand_in_of[each]) for each in selected & self.stand_in_of.keys()}
         parameters, buffers = (
-            {
-                name.replace(".", SEPARATOR): self.stand_in_of[id(t)]
-                for name, t in tensors.items()
-                if id(t) in self.stand_in_of
-            }
-            for tensors in (selection.parameters, selection.buffers)
+            {name: each for name, each in named if id(each) in frozen}
+            for named in (self.named_parameters(), self.named_buffers())
         )
-        return replace(selection, parameters=parameters, buffers=buffers, modules={})
+        return replace(selection, parameters=parameters, buffers=buffers, modules={}, names=frozenset())
 
     def map_groups(self, groups: Sequence[Group]) -> list[Group]:
         """Return copies of the optimizer's parameter groups that have stand-ins in place of the real parameters."""

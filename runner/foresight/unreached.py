@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from runner.errors import line_in_user_code
+from runner.freezing.patterns import with_parents
 from runner.freezing.resolver import owner_of
 from runner.tensors import TensorEntry, is_compiled
 from runner.tracing import tracing
@@ -83,8 +84,7 @@ def why_unreached(
 
 def _why_unreached(owner: str, unreached_modules: Collection[str], calls: ForwardCalls) -> Unreached:
     """Return why no gradient reaches the parameters of a module that was called."""
-    parts = owner.split(".") if owner else []
-    around = ["", *(".".join(parts[: count + 1]) for count in range(len(parts)))]  # from the model inwards
+    around = with_parents(owner)
     if owner in calls.without_grad:
         outermost = next(name for name in around if name in calls.without_grad)
         return Unreached("its module is called under no_grad", calls.lines[outermost])

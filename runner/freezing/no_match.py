@@ -46,18 +46,17 @@ def no_match_message(names: ModelNames, pattern: Pattern, key: str) -> str:
     if matched_modules:
         return f"{problem}: {matched_modules[0]} has none; give a module that has some"
     problem = f"{problem} or module of the model"
-    if pattern.text in ("head", "backbone"):
+    if pattern.text in ("head", "backbone") and names.words.all_but_head:
         return f"{problem}; write @head for its classifier, or {names.words.all_but_head.format(pattern.text)}"
-    hint = _head_hint(names, pattern, key) + near_names(names, pattern.text) or "; it has " + listed(
-        sorted({*map(names.without_wrappers, names.modules)} - {""}), most=8
-    )
-    return f"{problem}{hint}"
+    there = sorted({*map(names.without_wrappers, names.modules)} - {""}) or sorted(names.entries)
+    hint = _head_hint(names, pattern, key) + near_names(names, pattern.text)
+    return f"{problem}{hint or '; it has ' + listed(there, most=8)}"
 
 
 def _head_hint(names: ModelNames, pattern: Pattern, key: str) -> str:
     """Return what freezes the head of any model, for a pattern that begins with a layer that other models have."""
     layer, words = pattern.text.partition(".")[0], names.words
-    if layer not in LAYERS_OF_SOME_MODELS or layer in map(names.without_wrappers, names.modules):
+    if layer not in LAYERS_OF_SOME_MODELS or layer in map(names.without_wrappers, names.modules) or not words.all_but_head:
         return ""
     return {words.patterns: f"; {words.freeze_head}", words.keep: f"; {words.keep_head}"}.get(key, "; @head is its head")
 

@@ -16,8 +16,9 @@ class PatternResolver(ModelNames):
     """Finds the parameters, buffers and modules of one model that a pattern matches.
 
     What is found are names. A tied tensor has several names; if a pattern matches any of them, the first one is found. A
-    module is found under all its names, each followed by a `/`. `key` is what messages call the place of the pattern, such
-    as a config key. All methods with a `key` raise ConfigError if nothing is found; the message suggests similar names.
+    module is found under all its names, each followed by a `.`, with which no name of a tensor ends. `key` is what messages
+    call the place of the pattern, such as a config key. All methods with a `key` raise ConfigError if nothing is found; the
+    message suggests similar names.
     """
 
     def resolve(self, pattern: Pattern, key: str) -> set[str]:
@@ -98,14 +99,14 @@ class PatternResolver(ModelNames):
         return found
 
     def _modules_and_buffers(self, pattern: Pattern) -> set[str]:
-        """Return the names of the modules that a pattern matches, each followed by a `/`, and the names of their buffers.
+        """Return the names of the modules that a pattern matches, each followed by a `.`, and the names of their buffers.
 
         A module that has two names matches if one of them does.
         """
         matches = self.matcher(pattern)
         module_ids = {id(module) for name, module in self.modules.items() if any(map(matches, with_parents(name)))}
-        found = {f"{name}/" for name, module in self.modules.items() if id(module) in module_ids}
-        return found | {entry.name for entry in self.buffers if any(f"{owner_of(name)}/" in found for name in entry.names)}
+        found = {f"{name}." for name, module in self.modules.items() if id(module) in module_ids}
+        return found | {entry.name for entry in self.buffers if any(f"{owner_of(name)}." in found for name in entry.names)}
 
 
 def forced_tie_note(entries: Iterable[TensorEntry], declared: frozenset[str]) -> list[str]:

@@ -106,7 +106,7 @@ def select_by_evidence(
     names_of_keep = {p.text: resolver.exempted(p, words.keep, with_modules) for p in keep}
     matched, kept = set[str]().union(*names_of_pattern.values()), set[str]().union(*names_of_keep.values())
     _refuse_patterns_without_effect(names_of_pattern, names_of_keep, kept, words)
-    modules = {name: module for name, module in resolver.modules.items() if f"{name}/" in matched - kept}
+    modules = {name: module for name, module in resolver.modules.items() if f"{name}." in matched - kept}
     frozen = [entry for entry in resolver.entries.values() if entry.name in matched - kept]
     held = [e for e in frozen if e.kind == "buffer" and not modules.keys().isdisjoint(map(owner_of, e.names))]
     names = resolver.matched_names(frozen, patterns).union(*(entry.names for entry in held))

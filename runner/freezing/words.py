@@ -21,7 +21,8 @@ class Words:
         freeze_head: what freezes the head, a clause.
         keep_head: what freezes everything but the head, a clause.
         example: how to give a single pattern; `{}` stands for the pattern.
-        all_but_head: how to freeze everything but the classifier; `{}` stands for the pattern as written.
+        all_but_head: how to freeze everything but the classifier; `{}` stands for the pattern as written; "" where there is
+            no `@head`.
     """
 
     patterns: str = "patterns"
@@ -61,3 +62,5 @@ FOR_AUDIT = Words(
     without_tensors="give modules with parameters or buffers",
     guessed_head="@head is taken to be {}, the last layer with an output size: a guess; give select(..., batch=...)",
 )
+# The names of a checkpoint have no classes and no head.
+FOR_CHECKPOINT = Words(patterns="frozen", frozen_buffers="the whole name", all_but_head="")

@@ -147,11 +147,16 @@ def _sums(old: Tensor, new: Tensor | None, in_float64: bool) -> _Sums:
     scratch = _widen(old[:0], in_float64).new_empty(min(size, len(old)) * (2 if old.is_complex() else 1))
     new_chunks = repeat(None) if new is None else _split(new, size)
     for old_chunk, new_chunk in zip(_split(old, size), new_chunks, strict=False):
-        wide = _widen(old_chunk, in_float64)
-        room = scratch[: len(wide)]
         # `sum` adds pairwise and keeps its digits; `dot` loses four digits if all elements are equal.
-        squares.append(torch.square(wide, out=room).sum())
-        if new_chunk is not None:
+        if new_chunk is None:
+            real = torch.view_as_real(old_chunk).view(-1) if old_chunk.is_complex() else old_chunk
+            room = scratch[: len(real)]
+            is_wide = real.dtype == room.dtype
+            squares.append((torch.square(real, out=room) if is_wide else room.copy_(real).square_()).sum())
+        else:
+            wide = _widen(old_chunk, in_float64)
+            room = scratch[: len(wide)]
+            squares.append(torch.square(wide, out=room).sum())
             different.append(_different(old_chunk, new_chunk).sum(dtype=wide.dtype))  # exact: a chunk has few elements
             difference = torch.sub(_widen(new_chunk, in_float64), wide, out=room).abs_()
             largest.append(difference.max())

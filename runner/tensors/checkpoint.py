@@ -192,7 +192,8 @@ def state_dict_in(value: object, file: Path, key: str, note: Note) -> Tensors:
                 f"{key}: of the weights in {file}, {named[0]} are loaded and {others} are not; save those alone to load them"
             )
         return inner[named[0]]
-    what = f"a dict of {listed([*map(str, value)], most=4)}" if isinstance(value, Mapping) and value else short_repr(value)
+    what = f"a {type(value).__name__}" if isinstance(value, (list, tuple, Tensor)) else short_repr(value)
+    what = f"a dict of {listed([*map(str, value)], most=4)}" if isinstance(value, Mapping) and value else what
     raise ConfigError(
         f"{key}: {file} holds {what[:120]}; expected names and tensors of one model: torch.save(model.state_dict(), FILE)"
     )

@@ -52,6 +52,34 @@ class Adapted(nn.Module):
         return self.head(torch.tanh(self.body(x) + self.up(self.down(x)) + functional.relu(self.dead(x))))
 
 
+class Named(nn.Module):
+    """Layers, a norm, a parameter, a buffer and a head, all called as the names say."""
+
+    names = ("layer", "second", "third", "norm", "scale", "offset", "last")
+
+    def __init__(self):
+        super().__init__()
+        *layers, norm, scale, offset, head = self.names
+        for name in layers:
+            self.add_module(name, nn.Linear(FEATURES, FEATURES))
+        self.add_module(norm, nn.BatchNorm1d(FEATURES))
+        self.register_parameter(scale, nn.Parameter(torch.ones(FEATURES)))
+        self.register_buffer(offset, torch.ones(FEATURES))
+        self.add_module(head, nn.Linear(FEATURES, CLASSES))
+
+    def forward(self, x):
+        *layers, norm, scale, offset, head = (getattr(self, name) for name in self.names)
+        for layer in layers:
+            x = torch.tanh(layer(x))
+        return head(norm(x) * scale + offset)
+
+
+class OddlyNamed(Named):
+    """The same with names that no attribute has in Python: a slash, spaces, other letters, a digit in front, a keyword."""
+
+    names = ("a/b", "my layer", "größe-层", "1st", "norm/", "x=y,z", "class")
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {"mixed": Mixed, "tied": Tied, "adapted": Adapted}
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.1),
@@ -75,19 +103,28 @@ class Training:
     frozen: list[str] | None
     scheduler: Any = None
     set_to_none: bool = True
+    zero_grad: str = "before"
     batches: list[Any] = field(default_factory=list)
+
+    def backward(self, number: int) -> torch.Tensor:
+        """Add the gradients of the batch of this number, and return its loss."""
+        x, y = self.batches[number]
+        loss = functional.cross_entropy(self.model(x), y)
+        loss.backward()
+        return loss
 
     def step(self, number: int) -> None:
         """Make a training step with the batch of this number."""
+        is_before = self.zero_grad == "before" or isinstance(self.optimizer, torch.optim.LBFGS)
 
         def closure():
-            self.optimizer.zero_grad(set_to_none=self.set_to_none)
-            x, y = self.batches[number]
-            loss = functional.cross_entropy(self.model(x), y)
-            loss.backward()
-            return loss
+            if is_before:
+                self.optimizer.zero_grad(set_to_none=self.set_to_none)
+            return self.backward(number)
 
         self.optimizer.step(closure)
+        if not is_before:
+            self.optimizer.zero_grad(set_to_none=self.set_to_none)
         if self.scheduler is not None:
             self.scheduler.step()
 
@@ -176,19 +213,25 @@ def takes(optimizer: str, method: str) -> bool:
     return optimizer != "lbfgs" or not method.startswith("rate")
 
 
-def training_of(model: str, optimizer: str, method: str, *, steps_before: int = 0) -> Training:
-    """Return a training loop, with the same values at each call; `steps_before` were made before the freezing."""
+def training_of(model: str, optimizer: str, method: str, *, steps_before: int = 0, left: str = "") -> Training:
+    """Return a training loop, with the same values at each call; `steps_before` were made before the freezing.
+
+    `left`: the gradients that are there from before the freezing: "zeros", those of the last "batch", or as the loop does.
+    """
     torch.manual_seed(0)
     built = MODELS[model]()
     batches = [(torch.randn(6, FEATURES), torch.randint(CLASSES, (6,))) for _ in range(16)]
     training = METHODS[method](built, OPTIMIZERS[optimizer])
     training.batches = batches
-    if steps_before:
+    if steps_before or left:
         flags = [(parameter, parameter.requires_grad) for parameter in built.parameters()]
         built.requires_grad_(True)
         for number in range(steps_before):
             training.step(number)
-        training.optimizer.zero_grad(set_to_none=training.set_to_none)
+        if left and not steps_before:
+            training.backward(0)
+        if left != "batch":
+            training.optimizer.zero_grad(set_to_none=training.set_to_none and left != "zeros")
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         if method == "flag_with_zeros":

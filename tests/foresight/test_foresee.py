@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from runner import audit, foresee
 from tests.conftest import ROOT
-from tests.foresight.loops import CLASSES, FEATURES, training_of
+from tests.foresight.loops import CLASSES, FEATURES, OddlyNamed, training_of
 
 BATCH = (torch.randn(6, FEATURES, generator=torch.Generator().manual_seed(0)), torch.arange(6) % CLASSES)
 WEIGHTS = ("weight", "bias")
@@ -179,6 +179,58 @@ def test_a_layer_that_was_replaced_after_the_optimizer_was_built_stays_idle_and_
     assert hazards_of(model, optimizer) == [absent]
 
 
+def test_to_an_optimizer_that_takes_one_group_parameters_are_added_by_building_it_anew():
+    model = Net()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    model.head = nn.Linear(6, CLASSES)
+    missing, absent = hazards_of(model, optimizer)
+    new = "type(optimizer)([*optimizer.param_groups[0]['params'], *model.head.parameters()], **optimizer.defaults)"
+    assert (words(missing), missing.line) == (("idle", "not_in_optimizer", names("head")), f"optimizer = {new}")
+    mended(missing, model, optimizer).step(lambda: functional.cross_entropy(model(BATCH[0]), BATCH[1]))
+    assert hazards_of(model, mended(missing, model, optimizer)) == [absent]
+
+
+@pytest.mark.parametrize("keys", [("policy",), ("policy", "reference")])
+def test_an_lbfgs_with_state_is_built_anew_with_what_it_had_and_what_is_not_frozen(keys):
+    models = {key: Net() for key in keys}
+    optimizer = torch.optim.LBFGS([p for net in models.values() for p in (*net.body.parameters(), *net.head.parameters())])
+
+    def task(models, batch):
+        return sum(functional.cross_entropy(net(batch[0]), batch[1]) for net in models.values())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = task(models, BATCH)
+        loss.backward()
+        return loss
+
+    def foreseen(optimizer):
+        return [
+            each for each in foresee(models, optimizer, BATCH, frozen=["**.body"], task=task) if each.verdict == "leaked"
+        ]
+
+    optimizer.step(closure)
+    for net in models.values():
+        net.body.requires_grad_(False)
+    hazard = only(foreseen(optimizer))
+    assert (hazard.cause, hazard.sentence.rpartition("would leak")[2]) == ("optimizer_state", "")
+    assert foreseen(new := mended(hazard, models, optimizer)) == []
+    assert {id(p) for p in new.param_groups[0]["params"]} == {
+        id(p) for net in models.values() for p in net.head.parameters()
+    }
+
+
+def test_with_a_scheduler_parameters_are_added_to_a_group_that_it_knows():
+    model = Net()
+    groups = [{"params": [*model.body.parameters()], "lr": 0.0}, {"params": [*model.head.parameters()]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 1.0, lambda step: 1.0])
+    hazard = only(hazards_of(model, optimizer, frozen=["body"], scheduler=scheduler))
+    assert hazard.line == "optimizer.param_groups[1]['params'] += [*model.side.parameters()]"
+    mended(hazard, model, optimizer)
+    assert hazards_of(model, optimizer, frozen=["body"], scheduler=scheduler) == []
+
+
 def test_single_parameters_can_be_added_to_the_optimizer():
     model = Net()
     optimizer = torch.optim.SGD([*model.body.parameters(), *model.side.parameters(), model.head.weight], lr=0.1)
@@ -302,6 +354,83 @@ def test_a_frozen_view_of_what_trains_leaks_until_it_has_memory_of_its_own():
     assert foresee(model, sgd(model), BATCH) == []
 
 
+class TiedNet(nn.Module):
+    """A token model whose embedding is the weight of its head."""
+
+    def __init__(self, order=("body", "head")):
+        super().__init__()
+        for name in order:
+            self.add_module(name, nn.Embedding(CLASSES, 6) if name == "body" else nn.Linear(6, CLASSES, bias=False))
+        self.head.weight, self.mix = self.body.weight, nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.head(self.mix(self.body((x > 0).long()).mean(1)))
+
+
+@pytest.mark.parametrize("order", [("body", "head"), ("head", "body")])
+@pytest.mark.parametrize(("frozen", "other"), [("body", "head"), ("head", "body")])
+def test_a_tied_weight_that_is_declared_frozen_under_one_name_leaks_until_the_other_has_a_copy(order, frozen, other):
+    model = TiedNet(order)
+    optimizer = sgd(model)
+    hazard = only(hazards_of(model, optimizer, frozen=[frozen]))
+    assert words(hazard) == ("leaked", "gradient", (f"{order[0]}.weight",))
+    tied = f"not declared frozen: {other}.weight, the same tensor as {frozen}.weight"
+    assert hazard.sentence.endswith(f"{order[0]}.weight would leak ({tied})")
+    both = f"model.{frozen}.requires_grad_(False)"
+    assert hazard.line.endswith(f"  # unties them; to freeze all names: {both}")
+    mended(hazard, model, optimizer)
+    assert hazards_of(model, optimizer, frozen=[frozen]) == []
+    with audit(model, [frozen], optimizer) as report:
+        functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+        optimizer.step()
+    verdicts = {row["name"]: row["verdict"] for row in report.rows}
+    assert (verdicts[f"{frozen}.weight"], verdicts[f"{other}.weight"]) == ("held", "trained")
+
+
+def test_a_tied_weight_that_is_declared_frozen_under_all_its_names_is_frozen_by_one_line():
+    model = TiedNet()
+    hazard = only(hazards_of(model, frozen=["body", "head"]))
+    assert (hazard.line, hazard.sentence.rpartition("would leak")[2]) == ("model.body.requires_grad_(False)", "")
+
+
+def test_a_name_that_is_frozen_only_through_a_tie_stays_idle():
+    model = TiedNet()
+    model.body.requires_grad_(False)
+    optimizer = sgd(model)
+    hazard = only(hazards_of(model, optimizer, frozen=["body"]))
+    assert words(hazard) == ("idle", "shared_tensor", ("head.weight",))
+    assert hazard.sentence.endswith("would stay idle: the same tensor as body.weight, which is declared frozen")
+    mended(hazard, model, optimizer)
+    assert hazards_of(model, optimizer, frozen=["body"]) == []
+    by_flags = TiedNet()
+    by_flags.body.requires_grad_(False)
+    assert foresee(by_flags, sgd(by_flags), BATCH) == []
+
+
+class Twice(nn.Module):
+    """A layer that stands at two names, the second of which is none that Python can write."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Sequential(nn.Linear(FEATURES, FEATURES)), nn.Linear(FEATURES, CLASSES)
+        self.add_module("my second", self.first)
+
+    def forward(self, x):
+        return self.head(getattr(self, "my second")(torch.tanh(self.first(x))))
+
+
+@pytest.mark.parametrize("build", [sgd, lambda model: torch.optim.LBFGS(model.parameters(), max_iter=2)])
+@pytest.mark.parametrize("frozen", ["first", "my second"])
+def test_of_a_module_that_stands_at_two_names_one_gets_a_copy(frozen, build):
+    model = Twice()
+    optimizer = build(model)
+    hazard = only(hazards_of(model, optimizer, frozen=[frozen]))
+    assert words(hazard) == ("leaked", "gradient", names("first.0"))
+    optimizer = mended(hazard, model, optimizer)
+    assert hazards_of(model, optimizer, frozen=[frozen]) == []
+    assert model.first is not getattr(model, "my second")
+
+
 def test_the_sentence_of_a_scheduler_has_the_group_the_rate_and_the_step():
     model = Net()
     groups = [{"params": model.body.parameters(), "lr": 0.0, "name": "frozen"}, {"params": model.head.parameters()}]
@@ -387,6 +516,15 @@ def test_a_line_names_the_largest_module_of_which_all_is_meant(frozen, path):
     assert "leaked" not in {each.verdict for each in hazards_of(model, frozen=[frozen])}
 
 
+def test_a_line_reaches_a_module_of_any_name():
+    for name in OddlyNamed.names:
+        model = OddlyNamed()
+        for hazard in hazards_of(model, frozen=[name]):
+            if hazard.verdict == "leaked":
+                mended(hazard, model, None)
+        assert "leaked" not in {each.verdict for each in hazards_of(model, frozen=[name])}
+
+
 # Unknown
 
 
@@ -410,77 +548,61 @@ def zero_grad_last(model, optimizer):
     optimizer.zero_grad()
 
 
-def test_a_gradient_that_is_left_in_a_frozen_parameter_is_said_and_leaks_in_some_loops():
+def decayed(model):
+    return torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    ("build", "gradient", "cause", "why"),
+    [
+        (sgd, torch.ones_like, "gradient", "the loop leaves gradients for SGD"),
+        (decayed, torch.ones_like, "gradient", "the loop leaves gradients for AdamW"),
+        (decayed, torch.zeros_like, "weight_decay", "AdamW applies weight decay at gradient 0"),
+    ],
+)
+def test_a_gradient_that_is_left_in_a_frozen_parameter_is_said_and_leaks_in_some_loops(build, gradient, cause, why):
     for mends in (False, True):
         model = Net()
-        optimizer = sgd(model)
-        functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+        optimizer = build(model)
         model.body.requires_grad_(False)
+        for parameter in model.body.parameters():
+            parameter.grad = gradient(parameter)
         hazard = only(foresee(model, optimizer, BATCH))
-        assert words(hazard) == ("unknown", "gradient", names("body"))
+        assert words(hazard) == ("unknown", cause, names("body"))
+        told = "if the loop calls zero_grad only after the step, gradients that are there now count"
+        assert str(hazard) == f"{told}: {why}: body.weight and body.bias would leak; change: optimizer.zero_grad()"
+        assert foresee(model, optimizer, BATCH, zero_grad="before") == []
+        leak = only(foresee(model, optimizer, BATCH, zero_grad="after"))
+        assert (words(leak), leak.line) == (("leaked", cause, names("body")), "optimizer.zero_grad(set_to_none=True)")
         if mends:
             mended(hazard, model, optimizer)
-            assert foresee(model, optimizer, BATCH) == []
+            assert foresee(model, optimizer, BATCH) == foresee(model, optimizer, BATCH, zero_grad="after") == []
         with audit(model, None, optimizer) as report:
             zero_grad_last(model, optimizer)
         assert report.leaks == ([] if mends else list(names("body")))
 
 
-def lbfgs(parameters):
-    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=3)
-
-
-def test_parameters_that_lbfgs_lacks_need_a_new_optimizer_for_it_takes_one_group():
+def test_a_gradient_that_no_step_would_apply_is_no_hazard():
     model = Net()
-    optimizer = lbfgs(model.body.parameters())
-    hazard = only(foresee(model, optimizer, BATCH, frozen=[]))
-    assert words(hazard) == ("idle", "not_in_optimizer", names("side", "head"))
-    assert foresee(model, mended(hazard, model, optimizer), BATCH, frozen=[]) == []
-
-
-def test_a_cause_that_is_known_is_said_without_a_reason_why_it_is_not():
-    model = Net()
-    hazard = only(foresee(model, lbfgs(model.parameters()), BATCH, frozen=["body"]))
-    assert words(hazard) == ("leaked", "gradient", names("body"))
-    assert hazard.sentence == "the loop leaves gradients for LBFGS: body.weight and body.bias would leak"
-
-
-def test_a_frozen_tensor_that_is_tied_to_one_that_is_to_train_is_said_with_both_ways_out():
-    training = training_of("tied", "sgd", "declaring")
-    model, batch = training.model, training.batches[0]
-    hazard = only(foresee(model, training.optimizer, batch, frozen=["body"]))
-    assert "body.weight would leak; it is tied to head.weight, so that the line freezes both" in hazard.sentence
-    assert hazard.line == "model.body.requires_grad_(False)"
-    exec(hazard.sentence.split("build the optimizer after ")[1], {"model": model, "torch": torch})
-    model.body.requires_grad_(False)
-    assert foresee(model, sgd(model), batch, frozen=["body"]) == []
-
-
-LEAVES_ZEROS = {
-    "weight_decay": lambda model: torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1),
-    "optimizer_state": lambda model: torch.optim.Adam(model.parameters(), lr=0.1),
-    "": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
-}
-
-
-@pytest.mark.parametrize("cause", LEAVES_ZEROS)
-@pytest.mark.parametrize("mends", [False, True])
-def test_a_gradient_of_zero_that_is_left_in_a_frozen_parameter_is_said_where_a_step_would_move_it(cause, mends):
-    model = Net()
-    optimizer = LEAVES_ZEROS[cause](model)
-    if cause == "optimizer_state":
-        zero_grad_last(model, optimizer)
     model.body.requires_grad_(False)
     for parameter in model.body.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    hazards = foresee(model, optimizer, BATCH)
-    assert [words(each) for each in hazards] == ([("unknown", cause, names("body"))] if cause else [])
-    if mends and cause:
-        mended(hazards[0], model, optimizer)
-    with audit(model, None, optimizer) as report:
-        zero_grad_last(model, optimizer)
-    assert report.leaks == (list(names("body")) if cause and not mends else [])
-    assert not report.leaks or {row["cause"] for row in report.rows if row["frozen"]} == {cause}
+    without_body = torch.optim.AdamW([*model.side.parameters(), *model.head.parameters()])
+    assert foresee(model, sgd(model), BATCH) == foresee(model, without_body, BATCH) == []
+
+
+def test_a_layer_that_is_frozen_in_a_loop_which_sets_gradients_to_0_leaks():
+    model = Net()
+    optimizer = decayed(model)
+    for _ in range(3):
+        functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    model.body.requires_grad_(False)
+    hazard = only(foresee(model, optimizer, BATCH, set_to_none=False))
+    assert words(hazard) == ("leaked", "weight_decay|optimizer_state", names("body"))
+    mended(hazard, model, optimizer)
+    assert foresee(model, optimizer, BATCH, set_to_none=False) == []
 
 
 def test_within_an_audit_it_is_called_while_the_audit_is_paused():
@@ -588,6 +710,7 @@ def test_the_head_is_found_by_the_batch():
             r"loss is \['body'\]; give a function \(output, target\)",
         ),
         (lambda model: foresee(model, sgd(model), BATCH, nn.MSELoss(), task=len), "not both"),
+        (lambda model: foresee(model, sgd(model), BATCH, zero_grad=False), "zero_grad is False; give 'before' or 'after'"),
         (lambda model: foresee(model, sgd(model), BATCH, task="mse"), "task is a str; give a function"),
         (lambda model: hazards_of(model, task=lambda model, batch: model(batch[0])), "the task returned a tensor of shape"),
         (lambda model: hazards_of(model, scheduler=torch.optim.lr_scheduler.StepLR), "give a scheduler, or a function"),

@@ -18,6 +18,7 @@ from runner.methods.base import TRAPS, FreezingMethod
 from runner.proof.verdict import run_verdict
 from runner.tensors import tensor_entries
 from runner.testing.claims import OVERRIDES_OF_TRAPS
+from tests.foresight.loops import CLASSES, FEATURES, Named, OddlyNamed
 from tests.in_memory import config_with, run_experiment
 from tests.test_conformance import METHODS
 
@@ -227,6 +228,23 @@ def test_a_stand_in_has_tensors_of_every_dtype_and_number_of_dimensions_and_writ
     for name, tensor in stand_in.by_name.items():
         assert tensor.dim() == getattr(model, name).dim()
         assert not tensor.numel() or not torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    "run", [("method=requires_grad",), ("method=zero_lr", "scheduler=one_cycle"), ("method=zero_grad", "optimizer=asgd")]
+)
+def test_names_of_any_characters_change_nothing_in_what_is_foreseen(run):
+    found = {}
+    for model in (Named, OddlyNamed):
+        target = f"model.build._target_={model.__module__}.{model.__qualname__}"
+        given = ("model=custom", target, f"model.input=[{FEATURES}]", f"model.classes={CLASSES}", "freeze=backbone", *run)
+        rows = foreseen(*given, f'model.head="{model.names[-1]}"', "freeze.buffers=frozen").rows
+        renamed = dict(zip(model.names, Named.names, strict=True))
+        parts = [row["name"].partition(".") for row in rows]
+        names = ["".join((renamed[first], *rest)) for first, *rest in parts]
+        assert {row["name"] for row in rows} == set(tensor_entries(model()))
+        found[model] = [(name, row["verdict"], row["cause"]) for name, row in zip(names, rows, strict=True)]
+    assert found[Named] == found[OddlyNamed]
 
 
 class StoresOptimizer(FreezingMethod):

@@ -666,3 +666,11 @@ def test_a_generator_of_patterns_is_read_once():
     assert list(select(NET, (name for name in ["0"]), keep=iter(["0.bias"])).parameters) == ["0.weight"]
     with pytest.raises(ConfigError, match="is in patterns and in keep"):
         select(NET, (name for name in ["0", "1"]), keep=iter(["1"]))
+
+
+def test_a_parameter_whose_name_is_that_of_a_module_and_a_slash_does_not_select_the_module():
+    model = nn.Module()
+    model.add_module("norm", nn.BatchNorm1d(2))
+    model.register_parameter("norm/", nn.Parameter(torch.ones(2)))
+    selection = select(model, ["norm/"], buffers="frozen")
+    assert (list(selection.parameters), list(selection.buffers), list(selection.modules)) == (["norm/"], [], [])

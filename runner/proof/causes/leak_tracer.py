@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from runner.contract import LeakCause
 from runner.proof.causes.forward_hooks import ForwardHooks
+from runner.proof.causes.optimizer_copy import requires_closure
 from runner.proof.causes.places import owners_of, places_of
 from runner.proof.causes.watched_tensor import WatchedTensor
 from runner.proof.following import Followed
@@ -40,6 +41,7 @@ class LeakTracer:
         self.module_hooks: ForwardHooks | None = None
         self.watched_in: dict[int, list[WatchedTensor]] = {}  # by id of a module: the watched tensors in it and below it
         self.in_step = self.has_closure = False  # of the current or last optimizer step
+        self.closure_has_returned = False  # at least once in that step
         self.replayed: set[Followed] = set()  # the rows for which the current step has been replayed
         self.replay_causes: dict[Followed, LeakCause] = {}  # what that replay has found
 
@@ -87,7 +89,7 @@ class LeakTracer:
 
         With a closure, the replay is done after the closure's first call: see `on_closure_end`.
         """
-        self.has_closure = has_closure
+        self.has_closure, self.closure_has_returned = has_closure, False
         self.replayed.clear()
         self.replay_causes.clear()
         watched = self._watched(rows)
@@ -112,7 +114,10 @@ class LeakTracer:
         watched = self._watched(rows)
         self._record_writers(watched)
         self.in_step = True
-        if not self.replayed and not has_raised:  # the gradients are those of the step, and no parameter has moved yet
+        if (
+            not self.closure_has_returned and not has_raised
+        ):  # the gradients are those of the step, and nothing has moved yet
+            self.closure_has_returned = True
             self._replay(optimizer, watched)
 
     def on_step_end(self, rows: Iterable[Followed]) -> None:
@@ -172,12 +177,17 @@ class LeakTracer:
     def _replay(self, optimizer: Optimizer, watched: Sequence[WatchedTensor]) -> None:
         """Repeat the step that begins now on copies, and record why it moves those tensors that are not explained yet.
 
-        If the step cannot be repeated on copies, the reason is recorded instead.
+        That is why it moves those that have changed, or are to be replayed. With an optimizer that requires a closure it is
+        the first step for all: its gradients are gone at its end, and a later step may move nothing. If the step cannot be
+        repeated on copies, the reason is recorded instead.
         """
+        replays_all = requires_closure(optimizer)
         to_explain = {
             each.row: each.current
             for each in watched
-            if each.current is not None and not each.row.evidence.cause and (each.replays or each.differs)
+            if each.current is not None
+            and not each.row.evidence.cause
+            and (each.replays or each.differs or (replays_all and each.steps == 1))
         }
         if to_explain:
             self.replayed.update(to_explain)

@@ -144,6 +144,12 @@ def _names_in(code: CodeType) -> set[str]:
     return {*code.co_names, *(name for each in inner for name in _names_in(each))}
 
 
+def requires_closure(optimizer: Optimizer) -> bool:
+    """Return whether a step must be given a closure, which it may call several times, as with LBFGS."""
+    argument = signature(type(optimizer).step).parameters.get("closure")
+    return argument is not None and argument.default is Parameter.empty
+
+
 def step_copy(optimizer: Optimizer, with_closure: bool = False) -> None:
     """Step a copied optimizer with its current gradients, without calling hooks.
 
@@ -153,8 +159,7 @@ def step_copy(optimizer: Optimizer, with_closure: bool = False) -> None:
     class_step: Any = type(optimizer).step
     if getattr(class_step, "hooked", False):  # torch's wrapper would call the hooks registered for all optimizers
         class_step = class_step.__wrapped__
-    argument = signature(class_step).parameters.get("closure")
-    if argument is not None and (with_closure or argument.default is Parameter.empty):  # LBFGS
+    if requires_closure(optimizer) or (with_closure and "closure" in signature(class_step).parameters):
         class_step(optimizer, closure=_first_order_closure(optimizer))
     else:
         class_step(optimizer)

@@ -13,7 +13,7 @@ from runner.contract import TensorKind
 from runner.errors import ConfigError
 from runner.freezing.matching import Matching
 from runner.freezing.selection import select
-from runner.freezing.words import FOR_AUDIT
+from runner.freezing.words import FOR_CHECKPOINT
 from runner.proof.checkpoints.stored import StoredCheckpoint
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # by the last part of a name; all else are parameters
@@ -85,7 +85,7 @@ def frozen_names(checkpoint: StoredCheckpoint, patterns: Sequence[str], keep: Se
     for pattern in (*patterns, *keep):
         if isinstance(pattern, str) and pattern.startswith(("@", "type:")):
             raise ConfigError(f"{pattern!r} needs a model, and a checkpoint has only names; give names, such as backbone")
-    return set(select(skeleton(checkpoint), list(patterns), keep=list(keep), words=FOR_AUDIT).names)
+    return set(select(skeleton(checkpoint), list(patterns), keep=list(keep), words=FOR_CHECKPOINT).names)
 
 
 def skeleton(checkpoint: StoredCheckpoint) -> nn.Module:

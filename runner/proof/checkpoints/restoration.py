@@ -88,6 +88,7 @@ def write_restoration(found: Restoration, opened: BinaryIO) -> None:
     opened.write(len(text).to_bytes(8, "little") + text)
     for tensor in found.tensors.values():
         size = max(1, BLOCK // tensor.dtype.itemsize)
+        memory = torch.empty(size * tensor.dtype.itemsize, dtype=torch.uint8)
         for start in range(0, tensor.numel, size):
-            block = tensor.read(start, min(size, tensor.numel - start))
+            block = tensor.read(start, min(size, tensor.numel - start), memory)
             opened.write(block.contiguous().view(torch.uint8).numpy().data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -63,15 +64,16 @@ class StoredTensor:
         """The number of its elements."""
         return prod(self.shape)
 
-    def read(self, start: int, count: int) -> Tensor:
+    def read(self, start: int, count: int, memory: Tensor) -> Tensor:
         """Return `count` elements from number `start` on, in the order of the last dimension first, as one dimension.
 
-        Raises ConfigError if the file has become too short.
+        `memory`: bytes, enough for these elements, into which they are read. Raises ConfigError if the file has become too
+        short.
         """
         if self.loaded is not None:
             return self.loaded[start : start + count]
         size = self.dtype.itemsize
-        room = torch.empty(count * size, dtype=torch.uint8)
+        room = memory[: count * size]
         with self.file.open("rb", buffering=0) as opened:
             opened.seek(self.offset + start * size)
             view, done = memoryview(room.numpy().data), 0
@@ -146,18 +148,16 @@ def _tensors_of(file: Path, what: str, key: str | None, found: StoredCheckpoint)
         tensors, metadata = _safetensors(file)
         found.metadata |= metadata
         return tensors
-    if is_zip(file):
-        with _without_elements():
-            value = load_torch_file(file)
-    else:
-        value = load_torch_file(file)
-        note(f"{what}: {file.name} is an older file of torch.save, which is loaded whole")
+    value, is_whole = _load(file)
+    if is_whole:
+        why = "has tensors that are sparse or quantised" if is_zip(file) else "is an older file of torch.save"
+        note(f"{what}: {file.name} {why}, so it is loaded whole")
     state = _at_key(value, key, file, what) if key is not None else state_dict_in(value, file, what, note)
     values = {name: each for name, each in state.items() if isinstance(each, Tensor)}
     if left := [name for name in state if name not in values and name.endswith(EXTRA_STATE)]:
         note(f"{what}: {listed(left, most=2)}: no tensor, so it is not compared")
     whole: Mapping[str, Tensor] = values
-    if is_zip(file):
+    if not is_whole:
         scattered = [name for name, each in values.items() if not _lies_in_file(each)]
         loaded = _loaded(file, key, what) if scattered else {}
         whole = {name: loaded[name] for name in scattered}
@@ -175,11 +175,17 @@ def _at_key(value: object, key: str, file: Path, what: str) -> Mapping[str, Any]
     return state_dict_in(inner, file, what, lambda text: None)
 
 
-def _without_elements() -> Any:
-    """Return a context in which `torch.load` reads no elements, and notes where they are in the file."""
+def _load(file: Path) -> tuple[object, bool]:
+    """Return (what a file of `torch.save` holds, whether its tensors have elements).
+
+    Of a zip file they are not read: torch notes where they are in the file, if they are dense. Raises what it raises.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    return FakeTensorMode()
+    if is_zip(file):
+        with suppress(RuntimeError, NotImplementedError), FakeTensorMode():
+            return load_torch_file(file), False
+    return load_torch_file(file), True
 
 
 def _lies_in_file(tensor: Tensor) -> bool:

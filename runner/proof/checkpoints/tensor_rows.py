@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import hypot, isnan, nan
 
+import torch
+
 from runner.contract import Cause, Row
 from runner.proof.changes import Change, measure_change
 from runner.proof.checkpoints.names import kind_of
 from runner.proof.checkpoints.stored import StoredTensor
 from runner.proof.verdict import verdict
 
-BLOCK = 4 << 20  # bytes of a tensor that are read at a time: the second reading finds them in the processor's cache
+BLOCK = 1 << 20  # bytes of a tensor that are read at a time, so that they are in the processor's cache when they are used
 
 
 def make_row(name: str, before: StoredTensor, after: StoredTensor | None, *, aliases: Sequence[str], is_frozen: bool) -> Row:
@@ -56,9 +58,10 @@ def change_between(before: StoredTensor, after: StoredTensor) -> Change:
     if before.shape != after.shape or before.stored_as != after.stored_as:
         return Change(None, None, None, moved=True, moved_elements=None)
     has_norms = before.stored_as == str(before.dtype).removeprefix("torch.")
-    size = max(1, BLOCK // before.dtype.itemsize)
+    size = min(max(1, BLOCK // before.dtype.itemsize), max(1, before.numel))
+    memory = torch.empty(2, size * before.dtype.itemsize, dtype=torch.uint8)
     found = [
-        measure_change(before.read(start, count), after.read(start, count))
+        measure_change(before.read(start, count, memory[0]), after.read(start, count, memory[1]))
         for start in range(0, before.numel, size)
         for count in [min(size, before.numel - start)]
     ]

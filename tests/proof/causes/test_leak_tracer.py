@@ -437,6 +437,30 @@ def test_the_cause_is_found_if_a_layer_is_frozen_after_some_steps_inside_the_aud
     assert is_only_leak(report, cause, "leaky.weight")
 
 
+@pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
+def test_the_first_step_of_lbfgs_is_replayed_as_it_is_when_its_closure_was_called_once(line_search):
+    model = small_net()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=LR, max_iter=4, line_search_fn=line_search)
+    with audit(model, ["leaky"], optimizer) as report:
+        train_with_closures(model, optimizer)
+    assert [(row["verdict"], row["cause"]) for row in report.rows if row["frozen"]] == [("leaked", "gradient")]
+    assert not any(report.why_unknown.values())
+
+
+@EVERY
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_the_cause_is_found_if_lbfgs_arrives_in_the_first_step_and_moves_nothing_later(is_declared, every):
+    model = small_net()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=1, max_iter=50)
+    if not is_declared:
+        optimizer.step(lambda: compute_gradients(model, optimizer))
+        model.leaky.requires_grad_(False)
+    with audit(model, ["leaky"], optimizer, every) as report:
+        train_with_closures(model, optimizer)
+    cause = "gradient" if is_declared else "optimizer_state"
+    assert [(row["verdict"], row["cause"]) for row in report.rows if row["frozen"]] == [("leaked", cause)]
+
+
 def test_the_state_of_lbfgs_moves_a_layer_whose_gradient_is_none():
     model = small_net()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=LR, max_iter=2)

@@ -177,6 +177,17 @@ def test_strided_scalar_and_empty_tensors_are_compared_by_their_elements(tmp_pat
     assert verdicts(diff(*saved(tmp_path, before, after)))["t"] == "trained"
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_sparse_and_quantised_tensors_are_compared_in_a_file_that_is_loaded_whole(tmp_path, is_sparse):
+    dense = torch.arange(4.0)
+    tensor = dense.to_sparse() if is_sparse else torch.quantize_per_tensor(dense, 0.1, 0, torch.qint8)
+    pair = saved(tmp_path, {"a": tensor, "b": torch.ones(2)}, {"a": tensor.clone(), "b": torch.zeros(2)})
+    found = diff(*pair)
+    assert verdicts(found) == {"a": "idle", "b": "trained"}
+    assert found.notes[0] == "BEFORE: a.pt has tensors that are sparse or quantised, so it is loaded whole"
+
+
 # Names
 
 
@@ -272,6 +283,8 @@ def test_exceptions_are_trainable(tmp_path):
         (["bodi"], r"'bodi' matches no parameter.*did you mean body"),
         (["@head"], "'@head' needs a model, and a checkpoint has only names"),
         (["type:Linear"], "'type:Linear' needs a model"),
+        (["backbone"], "'backbone' matches no parameter or module of the model; it has bn, body, body.0 and head"),
+        (["fc"], "'fc' matches no parameter or module of the model; it has bn, body, body.0 and head"),
         ("body", r"frozen is 'body'.*give lists of patterns"),
         (["re:("], "re:"),
     ],
@@ -372,7 +385,7 @@ def test_an_older_file_of_torch_save_is_loaded_whole_and_that_is_said(tmp_path):
     for file in ("a.pt", "b.pt"):
         legacy(state(), tmp_path / file)
     assert (
-        "AFTER: b.pt is an older file of torch.save, which is loaded whole"
+        "AFTER: b.pt is an older file of torch.save, so it is loaded whole"
         in diff(tmp_path / "a.pt", tmp_path / "b.pt").notes
     )
 
