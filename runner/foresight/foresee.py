@@ -22,8 +22,8 @@ from runner.proof.audit import as_module, selection_of
 from runner.proof.causes.optimizer_copy import stepped_tensors
 from runner.proof.notes import flag_notes
 from runner.tensors import TensorEntry, refuse_unless_dense
+from runner.training.tasks.given import given_task
 from runner.training.tasks.losses import LossFunction
-from runner.training.tasks.task import BatchTask
 from runner.training.tasks.trained import TrainedTask
 
 
@@ -63,9 +63,9 @@ def foresee(
         buffers: with "frozen", the buffers of the frozen modules are declared frozen too; see `select`.
     """
     module = as_module(model)
-    _check_arguments(optimizer, loss, task, scheduler=scheduler, zero_grad=zero_grad)
+    _check_arguments(optimizer, scheduler, zero_grad)
+    called = TrainedTask(given_task(loss, task))
     refuse_unless_dense(module)
-    called = TrainedTask(task if task is not None else BatchTask(loss=loss or "auto"))
     how = {"batch": batch, "scheduler": scheduler, "set_to_none": set_to_none, "zero_grad": zero_grad}
     loop = Loop(module, optimizer, called, model, **how)
     trial_of_head = {} if loop.has_several_models else {"batch": batch, "task": called}
@@ -84,16 +84,10 @@ def _hazards(loop: Loop, selection: Selection, *, by_flags: bool) -> Iterator[Ha
         yield _unknown("nothing is declared frozen: no parameter has requires_grad=False; give patterns")
 
 
-def _check_arguments(optimizer: Any, loss: Any, task: Any, *, scheduler: Any, zero_grad: Any) -> None:
-    """Raise ConfigError if one of these is not what it has to be, or if both a loss and a task are given."""
+def _check_arguments(optimizer: Any, scheduler: Any, zero_grad: Any) -> None:
+    """Raise ConfigError if one of these is not what it has to be."""
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}; give one torch optimizer, and call foresee for each")
-    if loss is not None and not callable(loss):
-        raise ConfigError(f"loss is {short_repr(loss)}; give a function (output, target) or None; patterns are frozen=[...]")
-    if loss is not None and task is not None:
-        raise ConfigError("give a loss, a function (output, target), or a task, a function (model, batch) -> loss; not both")
-    if task is not None and (not callable(task) or isinstance(task, type)):
-        raise ConfigError(f"task is a {type(task).__name__}; give a function (model, batch) -> loss")
     if scheduler is not None and (isinstance(scheduler, type) or not (hasattr(scheduler, "step") or callable(scheduler))):
         raise ConfigError(f"scheduler is {short_repr(scheduler)}; give a scheduler, or a function (optimizer) -> scheduler")
     if zero_grad not in (None, "before", "after"):

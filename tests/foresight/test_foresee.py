@@ -711,7 +711,7 @@ def test_the_head_is_found_by_the_batch():
         ),
         (lambda model: foresee(model, sgd(model), BATCH, nn.MSELoss(), task=len), "not both"),
         (lambda model: foresee(model, sgd(model), BATCH, zero_grad=False), "zero_grad is False; give 'before' or 'after'"),
-        (lambda model: foresee(model, sgd(model), BATCH, task="mse"), "task is a str; give a function"),
+        (lambda model: foresee(model, sgd(model), BATCH, task="mse"), r"task is 'mse'; give a function"),
         (lambda model: hazards_of(model, task=lambda model, batch: model(batch[0])), "the task returned a tensor of shape"),
         (lambda model: hazards_of(model, scheduler=torch.optim.lr_scheduler.StepLR), "give a scheduler, or a function"),
         (lambda model: hazards_of(model, frozen=["boby"]), "did you mean body"),
