@@ -20,6 +20,7 @@ from runner.contract import (
     EXIT_INTERRUPTED,
     EXIT_REFUSED,
     EXIT_STRICT,
+    PAGE,
     RECORD,
 )
 from runner.display.console import create_console, hanging
@@ -93,7 +94,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("after", metavar="AFTER", help="the same after the training; or the folder of a peft adapter")
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="what was declared frozen, such as backbone")
     parser.add_argument("--keep", nargs="+", default=[], metavar="PATTERN", help="exceptions from the patterns")
-    parser.add_argument("-o", "--out", metavar="DIR", help="write changes.csv, run.json and report.html into this folder")
+    parser.add_argument("-o", "--out", metavar="DIR", help="write the rows, the record and the page into this folder")
     parser.add_argument("--strict", action="store_true", help="exit with 3 if a tensor that was declared frozen has leaked")
     parser.add_argument("--markdown", action="store_true", help="print Markdown, for a pull request")
     parser.add_argument("--key", metavar="NAME", help="the name of the state dict in a file of torch.save that has several")
@@ -192,7 +193,7 @@ def write_folder(found: Difference, parsed: argparse.Namespace, folder: Path) ->
     except OSError as error:
         raise ConfigError(f"cannot write into {folder}: {error.strerror or error}") from error
     if not parsed.markdown:
-        print(f"page: {folder / 'report.html'}")
+        print(f"page: {folder / PAGE}")
 
 
 if __name__ == "__main__":

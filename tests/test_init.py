@@ -11,6 +11,7 @@ import runner
 MODULE_OF = {
     "audit": "runner.proof.audit",
     "foresee": "runner.foresight.foresee",
+    "diff": "runner.proof.checkpoints.difference",
     "select": "runner.freezing.selection",
     "price": "runner.cost.price",
     "run": "runner.runs.job",
@@ -31,10 +32,10 @@ def test_a_public_name_is_the_object_of_its_module_and_has_a_docstring(name, mod
 
 
 def test_the_public_names_can_be_imported_together():
-    from runner import FreezingMethod, audit, foresee, price, run, select
+    from runner import FreezingMethod, audit, diff, foresee, price, run, select
 
-    together = FreezingMethod, audit, foresee, price, run, select
-    assert [each.__name__ for each in together] == ["FreezingMethod", "audit", "foresee", "price", "run", "select"]
+    together = FreezingMethod, audit, diff, foresee, price, run, select
+    assert [each.__name__ for each in together] == ["FreezingMethod", "audit", "diff", "foresee", "price", "run", "select"]
 
 
 def test_the_error_for_an_unknown_attribute_lists_the_public_names():

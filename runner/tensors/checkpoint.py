@@ -155,8 +155,9 @@ def refusing_unreadable(file: Path, key: str) -> Iterator[None]:
                 f"{key}: {file} is a plain pickle, not a file of torch.save, and is not read; load it yourself if you "
                 "trust it, and save its tensors by name, torch.save({NAME: TENSOR}, FILE)"
             ) from error
-        why = "not a file of torch.save" if isinstance(error, pickle.UnpicklingError) else str(error).split("\n")[0]
-        why = why or type(error).__name__
+        is_other = isinstance(error, (pickle.UnpicklingError, KeyError, IndexError))  # by bytes that are no pickle
+        why = "not a file of torch.save" if is_other else str(error).split("\n")[0]
+        why = "it is empty" if file.is_file() and not file.stat().st_size else why or type(error).__name__
         raise ConfigError(
             f"{key}: {file} cannot be read ({why[:100]}); it may be truncated: save or fetch it again"
         ) from error

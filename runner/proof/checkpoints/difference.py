@@ -9,8 +9,8 @@ from pathlib import Path
 from runner.contract import Row
 from runner.errors import ConfigError, listed
 from runner.proof.audit_report import Report
-from runner.proof.checkpoints.names import Pairs, aliases, frozen_names, paired
-from runner.proof.checkpoints.stored import StoredCheckpoint, open_checkpoint
+from runner.proof.checkpoints.names import Pairs, add_tied_names, aliases, frozen_names, paired, refuse_other_base
+from runner.proof.checkpoints.stored import StoredCheckpoint, open_pair
 from runner.proof.checkpoints.tensor_rows import make_row
 from runner.proof.verdict import count_verdicts
 
@@ -25,6 +25,7 @@ class Difference(Report):
         before, after: the two checkpoints, as they were given.
         only_before, only_after: the names of tensors that one of them has alone.
         renamed: {name before: name after}, of those to whose names a wrapper has added parts.
+        uncompared: the names that were declared frozen and of which an adapter stores nothing.
         in_common: the share of the names of the smaller checkpoint that the other one has.
     """
 
@@ -33,13 +34,15 @@ class Difference(Report):
     only_before: list[str] = field(default_factory=list)
     only_after: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
+    uncompared: list[str] = field(default_factory=list)
     in_common: float = 1.0
 
     def __str__(self) -> str:
         count = count_verdicts(self.rows)
         counts = ", ".join(f"{number} {word}" for word, number in count.items() if number)
         is_declared = any(row["frozen"] for row in self.rows)
-        word = "LEAKED" if count["leaked"] else "held" if is_declared else "nothing declared frozen"
+        nothing = "nothing that was declared frozen was compared" if self.uncompared else "nothing declared frozen"
+        word = "LEAKED" if count["leaked"] else "held" if is_declared else nothing
         lines = [f"{word}: {counts or 'no tensor in common'}"]
         if self.leaks:
             lines.append(f"leaked: {listed(self.leaks, most=4)}")
@@ -73,8 +76,13 @@ def diff(
         raise ConfigError(f"frozen is {frozen!r} and keep is {keep!r}; give lists of patterns, such as ['backbone']")
     if keep and not frozen:
         raise ConfigError(f"keep is {list(keep)}, and nothing is declared frozen; give patterns, too")
-    old, new = open_checkpoint(before, "BEFORE", key), open_checkpoint(after, "AFTER", key)
+    old, new = open_pair(before, after, key)
+    if old.is_adapter and not new.is_adapter:
+        raise ConfigError("BEFORE is an adapter, which holds nothing of its base; give the base model first")
     pairs = paired(old, new)
+    add_tied_names(old, new, pairs)
+    if new.is_adapter and not old.is_adapter:
+        refuse_other_base(old, new)
     in_common = _share_in_common(pairs, old, new)
     declared = frozen_names(old, frozen, keep) if frozen else set[str]()
     rows = list(_rows(old, new, pairs, declared))
@@ -83,8 +91,8 @@ def diff(
     found = Difference(rows=rows, before=str(before), after=str(after), in_common=in_common, ended=True)
     found.only_after, found.only_before = pairs.appeared, [] if new.is_adapter else pairs.vanished
     found.renamed = {name: pairs.name_after[name] for name in pairs.renamed}
-    uncompared = [name for name in pairs.vanished if name in declared and new.is_adapter]
-    found.notes = [*old.notes, *new.notes, *_notes(found, new, pairs.tied, uncompared)]
+    found.uncompared = [name for name in pairs.vanished if name in declared and new.is_adapter]
+    found.notes = [*old.notes, *new.notes, *_notes(found, new, pairs.tied)]
     return found
 
 
@@ -115,15 +123,15 @@ def _rows(old: StoredCheckpoint, new: StoredCheckpoint, pairs: Pairs, declared: 
             yield make_row(name, tensor, None, aliases=[], is_frozen=True)
 
 
-def _notes(found: Difference, new: StoredCheckpoint, tied: Sequence[str], uncompared: Sequence[str]) -> Iterator[str]:
+def _notes(found: Difference, new: StoredCheckpoint, tied: Sequence[str]) -> Iterator[str]:
     """Yield sentences about names that one of the checkpoints lacks, and about what is not compared.
 
-    `tied`: names that are stored after under another name. `uncompared`: those of the base of an adapter.
+    `tied`: names that are stored after under another name.
     """
     if new.is_adapter:
         yield f"{new.path} is an adapter: it stores what it adds, and leaves the tensors of its base as they are"
-    if uncompared:
-        yield f"declared frozen and not in the adapter, so not compared: {listed(uncompared, most=3)}"
+    if found.uncompared:
+        yield f"declared frozen and not in the adapter, so not compared: {listed(found.uncompared, most=3)}"
     if found.in_common < 1 and not new.is_adapter:
         yield f"{found.in_common:.0%} of the names are in common"
     if found.only_before:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from runner.contract import TensorKind
-from runner.errors import ConfigError
-from runner.freezing.matching import Matching
+from runner.errors import ConfigError, listed
+from runner.freezing.matching import WRAPPED, Matching
+from runner.freezing.patterns import with_parents
 from runner.freezing.selection import select
 from runner.freezing.words import FOR_CHECKPOINT
 from runner.proof.checkpoints.stored import StoredCheckpoint
 
+Shorten = Callable[[str], str]
+SAVED_MODULE = re.compile(r"modules_to_save\.[^.]+\.")  # in the names of a module that peft trains a copy of
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # by the last part of a name; all else are parameters
 
 
@@ -47,11 +51,13 @@ def paired(before: StoredCheckpoint, after: StoredCheckpoint) -> Pairs:
     pairs = Pairs(name_after={name: name for name in before.tensors if name in after.tensors})
     left = [name for name in before.tensors if name not in pairs.name_after]
     new = [name for name in after.tensors if name not in before.tensors]
-    old_by_short, new_by_short = _by_short_name(before, left), _by_short_name(after, new)
-    for short, name in old_by_short.items():
-        if short in new_by_short:
-            pairs.name_after[name] = new_by_short[short]
-            pairs.renamed.append(name)
+    ways: list[tuple[Shorten, Shorten]] = [(_shortener(before), _shortener(after)), (bare_name, bare_name)]
+    for shorten_before, shorten_after in ways:  # first only parts that are a wrapper's by their place in the model
+        taken = set(pairs.name_after.values())
+        old = _unique({name: shorten_before(name) for name in left if name not in pairs.name_after})
+        found = _unique({name: shorten_after(name) for name in new if name not in taken})
+        pairs.name_after |= {name: found[short] for short, name in old.items() if short in found}
+        pairs.renamed += [name for short, name in old.items() if short in found]
     found_at = {before.tensors[name].place: other for name, other in pairs.name_after.items()}
     for name in left:
         if name not in pairs.name_after and before.tensors[name].place in found_at:  # a file keeps one of tied tensors
@@ -63,18 +69,46 @@ def paired(before: StoredCheckpoint, after: StoredCheckpoint) -> Pairs:
     return pairs
 
 
-def _by_short_name(checkpoint: StoredCheckpoint, names: Sequence[str]) -> dict[str, str]:
-    """Return {name without the parts that wrappers add: name} for those of these names for which it is no other's, too."""
+def _shortener(checkpoint: StoredCheckpoint) -> Shorten:
+    """Return a function that takes the name of a tensor and returns it without the parts that wrappers add."""
     matching = Matching(skeleton(checkpoint))
-    short = {name: _without_wrappers(name, matching) for name in names}
+
+    def shorten(name: str) -> str:
+        module, _, last = name.rpartition(".")
+        return f"{matching.without_wrappers(module)}.{last}".lstrip(".")
+
+    return shorten
+
+
+def bare_name(name: str) -> str:
+    """Return a name without any part that is one of a wrapper's, such as `base_layer`, wherever it stands."""
+    return ".".join(part for part in SAVED_MODULE.sub("", name).split(".") if part not in WRAPPED)
+
+
+def _unique(short: Mapping[str, str]) -> dict[str, str]:
+    """Return {short name: name} for the short names that only one of these names has."""
     counts = Counter(short.values())
     return {each: name for name, each in short.items() if counts[each] == 1}
 
 
-def _without_wrappers(name: str, matching: Matching) -> str:
-    """Return the name of a tensor without the parts that wrappers add."""
-    module, _, last = name.rpartition(".")
-    return f"{matching.without_wrappers(module)}.{last}".lstrip(".")
+def add_tied_names(before: StoredCheckpoint, after: StoredCheckpoint, pairs: Pairs) -> None:
+    """Give the first checkpoint the names of tied tensors that only the second has, where a file has kept one of them."""
+    name_at = {after.tensors[there].place: name for name, there in pairs.name_after.items()}
+    for name in list(pairs.appeared):
+        if (first := name_at.get(after.tensors[name].place)) is not None:
+            before.tensors[name] = before.tensors[first]
+            pairs.name_after[name] = name
+            pairs.appeared.remove(name)
+
+
+def refuse_other_base(base: StoredCheckpoint, adapter: StoredCheckpoint) -> None:
+    """Raise ConfigError if no module that an adapter names is in a checkpoint, which is then not its base."""
+    modules = {part for name in base.tensors for part in with_parents(bare_name(name))[1:]}
+    named = {part for name in adapter.tensors for part in with_parents(bare_name(name))[1:]}
+    if named and modules.isdisjoint(named):
+        raise ConfigError(
+            f"AFTER is an adapter of {listed(sorted(named), most=2)}, and BEFORE has no such module: not its base model"
+        )
 
 
 def frozen_names(checkpoint: StoredCheckpoint, patterns: Sequence[str], keep: Sequence[str]) -> set[str]:

@@ -12,7 +12,7 @@ import torch
 
 from runner.errors import ConfigError, listed
 from runner.proof.checkpoints.names import frozen_names, paired
-from runner.proof.checkpoints.stored import SAFETENSORS_DTYPES, StoredCheckpoint, StoredTensor, open_checkpoint
+from runner.proof.checkpoints.stored import SAFETENSORS_DTYPES, StoredCheckpoint, StoredTensor, open_pair
 
 BLOCK = 4 << 20  # bytes of a tensor that are copied at a time
 NAME_OF_DTYPE = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
@@ -49,7 +49,7 @@ def restoration(
     The arguments are those of `diff`. Raises ConfigError for wrong patterns and files, and if a tensor cannot be restored:
     it is in one of the checkpoints only, or has another shape or dtype there.
     """
-    old, new = open_checkpoint(before, "BEFORE", key), open_checkpoint(after, "AFTER", key)
+    old, new = open_pair(before, after, key)
     pairs = paired(old, new)
     names = frozen_names(old, patterns, keep)
     if missing := [name for name in old.tensors if name in names and name not in pairs.name_after]:

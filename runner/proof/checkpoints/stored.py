@@ -94,6 +94,7 @@ class StoredCheckpoint:
         is_adapter: whether it is a peft adapter, which stores what it adds to a base model and nothing of that.
         metadata: the texts in the header of a safetensors file; mostly `format` alone.
         notes: sentences about how it is read.
+        has_key: whether a state dict was taken by its name.
     """
 
     path: Path
@@ -101,6 +102,7 @@ class StoredCheckpoint:
     is_adapter: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    has_key: bool = False
     states: dict[Path, tuple[int, ...]] = field(default_factory=dict)  # of the files, before anything was read
 
     def refuse_if_changed(self) -> None:
@@ -108,6 +110,14 @@ class StoredCheckpoint:
         for file, state in self.states.items():
             if not file.exists() or _state_of(file) != state:
                 raise ConfigError(f"{file} has changed while it was read; compare it again when nothing writes to it")
+
+
+def open_pair(before: str | Path, after: str | Path, key: str | None) -> tuple[StoredCheckpoint, StoredCheckpoint]:
+    """Return two checkpoints, as `open_checkpoint` does; `key` is that of each file of `torch.save` in them."""
+    old, new = open_checkpoint(before, "BEFORE", key), open_checkpoint(after, "AFTER", key)
+    if key is not None and not (old.has_key or new.has_key):
+        raise ConfigError(f"--key {key} is for files of torch.save, and there are safetensors files alone, without dicts")
+    return old, new
 
 
 def open_checkpoint(path: str | Path, what: str, key: str | None = None) -> StoredCheckpoint:
@@ -128,9 +138,22 @@ def open_checkpoint(path: str | Path, what: str, key: str | None = None) -> Stor
         if twice := sorted(tensors.keys() & found.tensors.keys()):
             raise ConfigError(f"{what}: {listed(twice, most=2)} stands in several files of {place}, in {file.name} too")
         found.tensors |= tensors
+    for index in place.glob("*.index.json") if place.is_dir() else ():
+        _refuse_incomplete(index, found, what)
     if not found.tensors:
         raise ConfigError(f"{what}: {place} holds no tensor; give a file or a folder with weights")
     return found
+
+
+def _refuse_incomplete(index: Path, found: StoredCheckpoint, what: str) -> None:
+    """Raise ConfigError if the files that were read lack a tensor that an index says is in them."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        expected = [name for name, file in places.items() if index.parent / file in found.states]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):  # it is not the index by which they were found
+        return
+    if missing := [name for name in expected if name not in found.tensors]:
+        raise ConfigError(f"{what}: {index} lists {listed(missing, most=2)}, which its file lacks; fetch it again")
 
 
 def _state_of(file: Path) -> tuple[int, ...]:
@@ -143,11 +166,10 @@ def _tensors_of(file: Path, what: str, key: str | None, found: StoredCheckpoint)
     """Return the tensors of one file by name, and add its notes and metadata to those of the checkpoint."""
     note = found.notes.append
     if is_safetensors(file):
-        if key is not None:
-            raise ConfigError(f"{what}: --key {key} is for files of torch.save; {file} is a safetensors file, without dicts")
         tensors, metadata = _safetensors(file)
         found.metadata |= metadata
         return tensors
+    found.has_key |= key is not None
     value, is_whole = _load(file)
     if is_whole:
         why = "has tensors that are sparse or quantised" if is_zip(file) else "is an older file of torch.save"

@@ -263,6 +263,53 @@ def test_an_adapter_stores_nothing_of_its_base_and_no_tensor_of_that_is_said_to_
     assert "declared frozen and not in the adapter, so not compared: body.0.weight and body.0.bias" in found.notes
 
 
+def adapter(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    """Write the folder of a peft adapter."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    save_file({f"base_model.model.{name}": each for name, each in tensors.items()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_a_layer_that_an_adapter_stores_with_its_own_parameters_beside_is_compared(tmp_path):
+    torch.save(state(), tmp_path / "base.pt")
+    own = {"body.0.lora_embedding_A": torch.zeros(2, 5), "body.0.base_layer.weight": state()["body.0.weight"]}
+    assert verdicts(diff(tmp_path / "base.pt", adapter(tmp_path / "a", own), ["body.0.weight"])) == {"body.0.weight": "held"}
+    own["body.0.base_layer.weight"] += 1
+    assert diff(tmp_path / "base.pt", adapter(tmp_path / "b", own), ["body.0.weight"]).leaks == ["body.0.weight"]
+
+
+def test_of_a_module_that_peft_trains_a_copy_of_the_copy_is_compared(tmp_path):
+    after = {f"base_model.model.{name}": each for name, each in state().items() if not name.startswith("head")}
+    for name in ("weight", "bias"):
+        after[f"base_model.model.head.original_module.{name}"] = state()[f"head.{name}"]
+        after[f"base_model.model.head.modules_to_save.default.{name}"] = state()[f"head.{name}"] + 1
+    found = diff(*saved(tmp_path, state(), after))
+    assert found.renamed["head.bias"] == "base_model.model.head.modules_to_save.default.bias"
+    assert verdicts(found)["head.bias"] == "trained"
+    assert found.only_before == []
+
+
+def test_an_adapter_that_stores_nothing_of_what_was_frozen_has_compared_nothing(tmp_path):
+    torch.save(state(), tmp_path / "base.pt")
+    found = diff(tmp_path / "base.pt", adapter(tmp_path / "a", {"body.0.lora_A.weight": torch.zeros(2, 5)}), ["body"])
+    assert str(found).startswith("nothing that was declared frozen was compared")
+    with pytest.raises(ConfigError, match="BEFORE is an adapter, which holds nothing of its base"):
+        diff(tmp_path / "a", tmp_path / "base.pt")
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    torch.save(state(), tmp_path / "base.pt")
+    with pytest.raises(ConfigError, match="AFTER is an adapter of h and 3 more, and BEFORE has no such module"):
+        diff(tmp_path / "base.pt", adapter(tmp_path / "a", {"h.0.lora_A.weight": torch.zeros(2, 5)}), ["body"])
+
+
+def test_a_tied_name_that_only_the_second_file_has_can_be_declared(tmp_path):
+    weight = torch.randn(5, 3)
+    found = diff(*saved(tmp_path, {"embed.weight": weight}, {"embed.weight": weight, "head.weight": weight}), ["head"])
+    assert verdicts(found) == {"embed.weight": "idle", "head.weight": "held"}
+
+
 # Patterns
 
 
@@ -379,6 +426,30 @@ def test_the_state_dict_is_found_or_named(tmp_path):
     assert "trained" not in verdicts(diff(before, before, key="ema.shadow")).values()
     with pytest.raises(ConfigError, match=r"has no 'ame' of --key ame; there is ema and model"):
         diff(before, after, key="ame")
+
+
+def test_a_key_is_that_of_the_files_of_torch_save_among_the_two(tmp_path):
+    save_file(state(), tmp_path / "a.safetensors")
+    torch.save({"ema": {"model": state()}, "other": {"x": torch.zeros(1)}, "more": {"y": torch.zeros(1)}}, tmp_path / "b.pt")
+    assert not [row for row in diff(tmp_path / "a.safetensors", tmp_path / "b.pt", key="ema.model").rows if row["moved"]]
+    with pytest.raises(ConfigError, match=r"--key ema is for files of torch\.save, and there are safetensors files alone"):
+        diff(tmp_path / "a.safetensors", tmp_path / "a.safetensors", key="ema")
+
+
+def test_an_index_that_lists_a_tensor_that_its_file_lacks_is_refused(tmp_path):
+    shards(state(), tmp_path / "a")
+    index = tmp_path / "a" / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**places, "ghost.weight": places["head.bias"]}}))
+    with pytest.raises(ConfigError, match=r"index\.json lists ghost\.weight, which its file lacks"):
+        diff(tmp_path / "a", tmp_path / "a")
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"", "it is empty"), (b"hello", "not a file of torch.save")])
+def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, content, why):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"BEFORE: .*a\.pt cannot be read \({why}\)"):
+        diff(tmp_path / "a.pt", tmp_path / "a.pt")
 
 
 def test_an_older_file_of_torch_save_is_loaded_whole_and_that_is_said(tmp_path):
