@@ -75,9 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error_line(str(error)), file=sys.stderr)
         return EXIT_REFUSED
+    except (UnicodeError, RecursionError) as error:  # of names that no terminal shows, or of a thousand parts
+        print(error_line(f"a name of a tensor cannot be handled ({type(error).__name__})"), file=sys.stderr)
+        return EXIT_REFUSED
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    except OSError as error:
+        print(error_line(f"{error.filename or 'a file'} cannot be read: {error.strerror or error}"), file=sys.stderr)
+        return EXIT_REFUSED
     except KeyboardInterrupt:
         print(error_line("interrupted"), file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -155,7 +161,7 @@ def record_of(found: Difference, parsed: argparse.Namespace) -> dict[str, Any]:
     return {
         "status": "finished",
         "reason": "",
-        "verdict": run_verdict(found.rows) if parsed.patterns else None,
+        "verdict": run_verdict(found.rows) if any(row["frozen"] for row in found.rows) else None,
         "counts": count_verdicts(found.rows),
         "before": found.before,
         "after": found.after,

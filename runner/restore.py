@@ -36,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error_line(str(error)), file=sys.stderr)
         return EXIT_REFUSED
+    except (UnicodeError, RecursionError) as error:  # of names that no file holds, or of a thousand parts
+        print(error_line(f"a name of a tensor cannot be handled ({type(error).__name__})"), file=sys.stderr)
+        return EXIT_REFUSED
+    except OSError as error:
+        print(error_line(f"{error.filename or 'a file'} cannot be read: {error.strerror or error}"), file=sys.stderr)
+        return EXIT_REFUSED
     except KeyboardInterrupt:
         print(error_line("interrupted"), file=sys.stderr)
         return EXIT_INTERRUPTED

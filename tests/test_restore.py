@@ -58,6 +58,14 @@ def test_the_inputs_are_left_as_they_are(pair):
     assert [Path(name).read_bytes() for name in pair] == content
 
 
+def test_a_tied_tensor_is_restored_under_all_its_names(pair):
+    weight = torch.randn(3, 2)
+    torch.save({"embed": weight, "mid": torch.ones(2)}, "a.pt")
+    torch.save({"embed": (tuned := weight + 1), "mid": torch.ones(2), "head": tuned}, "b.pt")
+    assert main(["a.pt", "b.pt", "embed", "-o", "c.safetensors"]) == 0
+    assert same_bits(load_file("c.safetensors")["head"], weight)
+
+
 def test_a_wrapped_checkpoint_keeps_its_names(pair):
     torch.save({f"_orig_mod.{name}": each for name, each in state(1).items()}, "b.pt")
     assert main(["a.pt", "b.pt", "body", "-o", "c.safetensors"]) == 0

@@ -58,8 +58,9 @@ def _answer(record: dict[str, Any]) -> Answer:
     frozen = sum(counts[word] for word in ("held", "leaked"))
     patterns = ", ".join(map(printable, record["frozen"]))
     kept = f", but for {', '.join(map(printable, record['keep']))}" if record["keep"] else ""
-    if not record["frozen"]:
-        headline, sentence = f"{counted(counts['trained'], 'parameter')} changed", "Nothing was declared frozen."
+    if not frozen:
+        headline = f"{counted(counts['trained'], 'parameter')} changed"
+        sentence = "Nothing that was declared frozen was compared." if record["frozen"] else "Nothing was declared frozen."
     elif counts["leaked"]:
         headline = f"Leaked: {counted(counts['leaked'], 'frozen tensor')} changed"
         sentence = f"Declared frozen was {patterns}{kept}: {counts['held']:,} of {frozen:,} tensors have the same bits."

@@ -84,6 +84,8 @@ def diff(
     if new.is_adapter and not old.is_adapter:
         refuse_other_base(old, new)
     in_common = _share_in_common(pairs, old, new)
+    if old.is_adapter:  # then the second adds nothing to it: what it lacks is gone
+        new.is_adapter = False
     declared = frozen_names(old, frozen, keep) if frozen else set[str]()
     rows = list(_rows(old, new, pairs, declared))
     for checkpoint in (old, new):
@@ -103,7 +105,7 @@ def _share_in_common(pairs: Pairs, old: StoredCheckpoint, new: StoredCheckpoint)
     """
     fewer = min(len(old.tensors), len(new.tensors))
     share = len(pairs.name_after) / fewer
-    if share < LEAST_IN_COMMON and not new.is_adapter:
+    if share < LEAST_IN_COMMON and (old.is_adapter or not new.is_adapter):
         raise ConfigError(
             f"BEFORE and AFTER have {len(pairs.name_after)} of {fewer} names in common ({share:.0%}), so they are of two "
             f"models: {old.path} has {next(iter(old.tensors))}, {new.path} has {next(iter(new.tensors))}"

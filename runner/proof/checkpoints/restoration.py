@@ -11,7 +11,7 @@ from typing import BinaryIO
 import torch
 
 from runner.errors import ConfigError, listed
-from runner.proof.checkpoints.names import frozen_names, paired
+from runner.proof.checkpoints.names import aliases, frozen_names, paired
 from runner.proof.checkpoints.stored import SAFETENSORS_DTYPES, StoredCheckpoint, StoredTensor, open_pair
 
 BLOCK = 4 << 20  # bytes of a tensor that are copied at a time
@@ -55,6 +55,8 @@ def restoration(
     if missing := [name for name in old.tensors if name in names and name not in pairs.name_after]:
         raise ConfigError(f"AFTER has no {listed(missing, most=3)}; restore what both checkpoints have")
     old_of = {pairs.name_after[name]: tensor for name, tensor in old.tensors.items() if name in names}
+    other_names = aliases(new)  # a tied tensor is restored under all its names
+    old_of |= {alias: tensor for name, tensor in old_of.items() for alias in other_names[name] if alias not in old_of}
     for name, tensor in old_of.items():
         other = new.tensors[name]
         if (tensor.shape, tensor.stored_as) != (other.shape, other.stored_as):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import ConfigError, listed
-from runner.tensors import flattened
+from runner.tensors import flattened, quantiser_of
 from runner.tensors.checkpoint import (
     EXTRA_STATE,
     files_of,
@@ -127,8 +127,12 @@ def open_checkpoint(path: str | Path, what: str, key: str | None = None) -> Stor
     dicts within dicts; None: the one there is, or that named `state_dict` or `model`. Older files of `torch.save` are loaded
     whole. Raises ConfigError if there are no weights, if a file is truncated, or if reading it would run code.
     """
-    place = Path(path).expanduser()
-    if not str(path) or not place.exists():
+    try:
+        place = Path(path).expanduser()
+        is_there = bool(str(path)) and place.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or a user who is not known
+        raise ConfigError(f"{what}: {str(path)[:80]!r} cannot be found: {error}") from error
+    if not is_there:
         raise ConfigError(f"{what}: {str(path)!r} does not exist; give a file or a folder with weights")
     found = StoredCheckpoint(place, is_adapter=place.is_dir() and (place / ADAPTER).is_file())
     for file in files_of(place, what, takes_adapters=True) if place.is_dir() else [place]:
@@ -212,7 +216,11 @@ def _load(file: Path) -> tuple[object, bool]:
 
 def _lies_in_file(tensor: Tensor) -> bool:
     """Return whether the elements of a tensor that was loaded without them lie in the file one after another."""
-    return tensor.layout is torch.strided and tensor.is_contiguous() and not tensor.is_quantized and not tensor.is_conj()
+    return (
+        tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
 
 
 def _loaded(file: Path, key: str | None, what: str) -> Mapping[str, Tensor]:
@@ -227,11 +235,19 @@ def _stored(file: Path, tensor: Tensor, whole: Tensor | None) -> StoredTensor:
     if whole is None:
         storage: Any = tensor.untyped_storage()
         at = storage._checkpoint_offset + int(tensor.storage_offset()) * dtype.itemsize
-        return StoredTensor(file, at, dtype, shape, place=(file, at, dtype, shape), stored_as=_name_of(dtype))
-    is_strided = whole.layout is torch.strided and not whole.is_quantized
-    place = (whole.data_ptr(), whole.stride(), shape) if is_strided else id(whole)
-    flat = whole.contiguous().view(-1) if is_strided else flattened(whole, like=whole)
-    return StoredTensor(file, 0, dtype, shape, place=place, loaded=flat.resolve_conj(), stored_as=_name_of(dtype))
+        place = (file, at, dtype, shape) if tensor.numel() else object()
+        return StoredTensor(file, at, dtype, shape, place=place, stored_as=_name_of(dtype))
+    if whole.layout is not torch.strided:
+        sparse = whole.to_sparse_coo().coalesce()
+        parts = [each.contiguous().view(-1).view(torch.uint8) for each in (sparse.indices(), sparse.values())]
+        content, label = torch.cat(parts), f"sparse {_name_of(dtype)} {list(shape)}"
+        return StoredTensor(file, 0, torch.uint8, tuple(content.shape), place=object(), loaded=content, stored_as=label)
+    if whole.is_quantized:
+        label = f"{_name_of(dtype)} {quantiser_of(whole)}"
+        return StoredTensor(file, 0, dtype, shape, place=object(), loaded=flattened(whole, like=whole), stored_as=label)
+    place = (whole.data_ptr(), whole.stride(), dtype, shape) if whole.numel() else object()
+    flat = whole.resolve_conj().resolve_neg().contiguous().view(-1)
+    return StoredTensor(file, 0, dtype, shape, place=place, loaded=flat, stored_as=_name_of(dtype))
 
 
 def _safetensors(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -244,18 +260,30 @@ def _safetensors(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         begin, end = 8 + size, os.fstat(opened.fileno()).st_size
         if size > LARGEST_HEADER or begin > end:
             _refuse(f"its header is said to have {size} bytes, the file has {end}")
-        header = json.loads(opened.read(size))
+        header = json.loads(opened.read(size), object_pairs_hook=_without_repeats)
     metadata, tensors = header.pop("__metadata__", {}), {}
     for name, entry in header.items():
         first, last = entry["data_offsets"]
         dtype, shape = SAFETENSORS_DTYPES.get(entry["dtype"]), tuple(entry["shape"])
-        stored_as = _name_of(dtype) if dtype else entry["dtype"].lower()
+        if not all(isinstance(each, int) and each >= 0 for each in (*shape, first, last)):
+            _refuse(f"{name} is said to have the shape {list(shape)}")
+        stored_as = _name_of(dtype) if dtype else f"{entry['dtype'].lower()} {list(shape)}"
         if dtype is None:
             dtype, shape = torch.uint8, (last - first,)
         if not 0 <= first <= last <= end - begin or prod(shape) * dtype.itemsize != last - first:
             _refuse(f"{name} is said to lie at bytes {first} to {last} of {end - begin}")
-        tensors[name] = StoredTensor(file, begin + first, dtype, shape, place=(file, begin + first), stored_as=stored_as)
+        tensors[name] = StoredTensor(
+            file, begin + first, dtype, shape, place=(file, begin + first) if last > first else object(), stored_as=stored_as
+        )
     return tensors, metadata
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the dict of a JSON object. Raises ValueError if a key is there twice, so that one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        _refuse("a name is in its header twice")
+    return found
 
 
 def _refuse(why: str) -> NoReturn:

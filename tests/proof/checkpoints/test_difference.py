@@ -188,6 +188,28 @@ def test_sparse_and_quantised_tensors_are_compared_in_a_file_that_is_loaded_whol
     assert found.notes[0] == "BEFORE: a.pt has tensors that are sparse or quantised, so it is loaded whole"
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_the_scale_of_a_quantised_tensor_and_the_sign_of_a_stored_zero_are_compared_too(tmp_path):
+    one, other = (torch.quantize_per_tensor(torch.zeros(4), scale, 0, torch.qint8) for scale in (0.1, 0.2))
+    assert verdicts(diff(*saved(tmp_path, {"a": one}, {"a": other}), ["a"])) == {"a": "leaked"}
+    zeros = [torch.sparse_coo_tensor([[0]], [zero], (3,), check_invariants=True) for zero in (0.0, -0.0)]
+    assert verdicts(diff(*saved(tmp_path, {"a": zeros[0]}, {"a": zeros[1]}), ["a"])) == {"a": "leaked"}
+    assert verdicts(diff(*saved(tmp_path, {"a": zeros[0]}, {"a": zeros[0]}), ["a"])) == {"a": "held"}
+
+
+def test_a_negative_view_is_compared_by_its_values(tmp_path):
+    x = torch.arange(4.0) + 1
+    assert verdicts(diff(*saved(tmp_path, {"a": torch._neg_view(x)}, {"a": x}), ["a"])) == {"a": "leaked"}
+    assert verdicts(diff(*saved(tmp_path, {"a": torch._neg_view(x)}, {"a": -x}), ["a"])) == {"a": "held"}
+
+
+def test_an_empty_tensor_is_not_tied_to_the_one_that_follows_it(tmp_path):
+    tensors = {"e": torch.zeros(0), "w": torch.ones(4), "z": torch.ones(2)}
+    save_file(tensors, tmp_path / "a")
+    save_file({**tensors, "w": torch.zeros(4)}, tmp_path / "b")
+    assert diff(tmp_path / "a", tmp_path / "b", ["**"], keep=["e"]).leaks == ["w"]
+
+
 # Names
 
 
@@ -310,6 +332,16 @@ def test_a_tied_name_that_only_the_second_file_has_can_be_declared(tmp_path):
     assert verdicts(found) == {"embed.weight": "idle", "head.weight": "held"}
 
 
+def test_of_two_adapters_what_the_second_lacks_is_gone(tmp_path):
+    one = {"body.0.lora_A.weight": torch.zeros(2, 5), "body.0.lora_B.weight": torch.zeros(6, 2)}
+    two = {"body.0.lora_A.weight": torch.ones(2, 5)}
+    found = diff(adapter(tmp_path / "a", one), adapter(tmp_path / "b", two), ["**.lora_B"])
+    assert found.leaks == ["base_model.model.body.0.lora_B.weight"]
+    other = {"h.0.lora_A.weight": torch.zeros(2, 5)}
+    with pytest.raises(ConfigError, match="names in common"):
+        diff(tmp_path / "a", adapter(tmp_path / "c", other))
+
+
 # Patterns
 
 
@@ -388,9 +420,26 @@ def test_a_truncated_file_is_refused(tmp_path, name):
             diff(tmp_path / "a", tmp_path / "b")
 
 
+def _with_header(content: bytes, header: bytes) -> bytes:
+    """Return the bytes of a safetensors file with another header."""
+    old_size = int.from_bytes(content[:8], "little")
+    return len(header).to_bytes(8, "little") + header + content[8 + old_size :]
+
+
 def test_a_header_that_points_elsewhere_is_refused(tmp_path):
     save_file({"a": torch.zeros(4)}, tmp_path / "a")
     content = (tmp_path / "a").read_bytes()
+    for wrong in (
+        b'"shape":[4.0]',
+        b'"shape":[-2,-2]',
+        b'"shape":[5]',
+        b'"shape":[4],"shape":[4]',
+    ):
+        (tmp_path / "b").write_bytes(
+            _with_header(content, content[8:].split(b"}}")[0].replace(b'"shape":[4]', wrong) + b"}}")
+        )
+        with pytest.raises(ConfigError, match=r"AFTER: .*cannot be read"):
+            diff(tmp_path / "a", tmp_path / "b")
     for wrong in (b'"data_offsets":[0,32]', b'"data_offsets":[4,16]', b'"data_offsets":[16,0]', b'"data_offsets":[0,12]'):
         (tmp_path / "b").write_bytes(content.replace(b'"data_offsets":[0,16]', wrong))
         with pytest.raises(ConfigError, match=r"AFTER: .*cannot be read"):
