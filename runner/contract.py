@@ -50,6 +50,7 @@ WhySmall = Literal[
     "the frozen part computes little",
     "the frozen part is at the end: backward still runs through it",
     "what trains begins before the frozen part: backward still runs through it",
+    "the input of the frozen part requires a gradient: backward runs through it",
 ]  # why freezing saves few FLOPs
 Defect = Literal["no step", "nothing trained", "loss not finite"]  # why a finished run proves nothing, the worst first
 

@@ -19,19 +19,22 @@ def ignore_call(*_: Any) -> None:
 
 
 @contextmanager
-def tracing(model: nn.Module, begin: Begin = ignore_call, end: End = ignore_call) -> Iterator[None]:
+def tracing(
+    model: nn.Module, begin: Begin = ignore_call, end: End = ignore_call, *, always_ends: bool = False
+) -> Iterator[None]:
     """Within the `with` block, call `begin` before and `end` after each forward pass of each module of the model.
 
     `begin` is called with (name, module, args, kwargs), `end` with (name, module, args, kwargs, output). `name` is the name
     of the module in `named_modules()`, "" for the model itself. Scripted modules are left out. If `begin` or `end` raises an
-    exception, the forward pass ends with this exception.
+    exception, the forward pass ends with this exception. `always_ends`: call `end` also after a pass that raised, with None
+    as the output.
     """
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
             continue
         handles.append(module.register_forward_pre_hook(partial(begin, name), with_kwargs=True))
-        handles.append(module.register_forward_hook(partial(end, name), with_kwargs=True))
+        handles.append(module.register_forward_hook(partial(end, name), with_kwargs=True, always_call=always_ends))
     try:
         yield
     finally:

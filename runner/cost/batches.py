@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,9 +98,12 @@ def mean_count(counts: Sequence[tuple[StepCount, int]]) -> StepCount:
     def joined(value: Callable[[StepCount], Sequence[str]]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for counted, _ in counts for name in value(counted)))
 
-    modules: Counter[str] = Counter()
-    for counted, number in counts:
-        modules.update({name: number * flops for name, flops in counted.flops_by_module.items()})
+    def mean_by_module(value: Callable[[StepCount], Mapping[str, int]]) -> dict[str, int]:
+        modules: Counter[str] = Counter()
+        for counted, number in counts:
+            modules.update({name: number * flops for name, flops in value(counted).items()})
+        return {name: round(flops / steps) for name, flops in modules.items()}
+
     return StepCount(
         flops_forward=mean(lambda counted: counted.flops_forward),
         flops_backward=mean(lambda counted: counted.flops_backward),
@@ -109,7 +112,9 @@ def mean_count(counts: Sequence[tuple[StepCount, int]]) -> StepCount:
         peak_bytes=max(counted.peak_bytes for counted, _ in counts),
         gradients=joined(lambda counted: counted.gradients),
         parameter_order=joined(lambda counted: counted.parameter_order),
-        flops_by_module={name: round(flops / steps) for name, flops in modules.items()},
+        flops_by_module=mean_by_module(lambda counted: counted.flops_by_module),
+        flops_again_by_module=mean_by_module(lambda counted: counted.flops_again_by_module),
+        backward_through=joined(lambda counted: counted.backward_through),
         unpriced=joined(lambda counted: counted.unpriced),
         unmeasured=joined(lambda counted: counted.unmeasured),
         depends_on_values=any(counted.depends_on_values for counted, _ in counts),

@@ -7,7 +7,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ class StepCount:
         gradients: the names of the parameters that have a gradient after backward.
         parameter_order: the names of the parameters, in the order in which the forward pass calls their modules.
         flops_by_module: {module name: FLOPs of the module's forward pass, submodules included}; "" is the whole model.
+        flops_again_by_module: the same of the forward passes that backward makes again, as activation checkpointing does.
+        backward_through: the names of the modules whose output requires a gradient.
         unpriced: the names of operators that may multiply matrices, but whose FLOPs are not known and not contained.
         unmeasured: the names of operators that keep memory for backward which is not known (on fake tensors) nor contained.
         depends_on_values: whether values of tensors were read, so that another batch of these shapes may take other FLOPs.
@@ -54,6 +56,8 @@ class StepCount:
     gradients: tuple[str, ...]
     parameter_order: tuple[str, ...]
     flops_by_module: Mapping[str, int]
+    flops_again_by_module: Mapping[str, int]
+    backward_through: tuple[str, ...]
     unpriced: tuple[str, ...]
     unmeasured: tuple[str, ...]
     depends_on_values: bool
@@ -215,6 +219,33 @@ def _without_log_of_fake_tensors() -> Iterator[None]:
         logger.disabled = was_disabled
 
 
+@dataclass
+class _Calls:
+    """What the calls of modules show; modules are called in forward, and again in backward if they are checkpointed.
+
+    Attributes:
+        counter: counts the operators in each module.
+        parameter_order: the names of the parameters, as an ordered set, in the order in which their modules are called.
+        through: the names of the modules whose output requires a gradient, as an ordered set.
+    """
+
+    counter: OperatorCounter
+    parameter_order: dict[str, None] = field(default_factory=dict)
+    through: dict[str, None] = field(default_factory=dict)
+
+    def begin(self, name: str, module: nn.Module, *_: Any) -> None:
+        """Called before the forward pass of a module."""
+        self.counter.enter_module(name)
+        prefix = f"{name}." if name else ""
+        self.parameter_order.update(dict.fromkeys(prefix + key for key, _ in module.named_parameters(recurse=False)))
+
+    def end(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Called after it, with None as the output if it has raised."""
+        self.counter.leave_module()
+        if any(tensor.requires_grad for tensor in tensors_in(output)):
+            self.through[name] = None
+
+
 def _run_and_count(model: nn.Module, task: Task, batch: Any, counted_on: str) -> StepCount:
     """Run forward and backward on the given model itself, not on a copy, and return their FLOPs and memory.
 
@@ -222,22 +253,13 @@ def _run_and_count(model: nn.Module, task: Task, batch: Any, counted_on: str) ->
     """
     model.zero_grad()
     parameters = dict(model.named_parameters())
-    parameter_order: dict[str, None] = {}  # used as an ordered set
     tensors = [entry.tensor for entry in tensor_entries(model).values()]
-    counter = OperatorCounter([*tensors, *tensors_in(batch)], parameters.values())
-
-    def begin(name: str, module: nn.Module, *_: Any) -> None:
-        counter.enter_module(name)
-        prefix = f"{name}." if name else ""
-        parameter_order.update(dict.fromkeys(prefix + key for key, _ in module.named_parameters(recurse=False)))
-
-    with counter:
-        with (
-            tracing(model, begin, counter.leave_module),
-            torch.autograd.graph.saved_tensors_hooks(counter.add_saved, lambda tensor: tensor),
-        ):
+    calls = _Calls(counter := OperatorCounter([*tensors, *tensors_in(batch)], parameters.values()))
+    with counter, tracing(model, calls.begin, calls.end, always_ends=True):  # checkpoints end passes with an exception
+        with torch.autograd.graph.saved_tensors_hooks(counter.add_saved, lambda tensor: tensor):
             loss = task(model, batch)
-        flops_forward = counter.flops
+        flops_forward, flops_by_module = counter.flops, dict(counter.flops_by_module)
+        counter.flops_by_module.clear()
         if loss.requires_grad:
             loss.backward()
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
@@ -248,8 +270,10 @@ def _run_and_count(model: nn.Module, task: Task, batch: Any, counted_on: str) ->
         gradient_bytes=sum(storage.nbytes() for storage in storages_in(gradients.values())),
         peak_bytes=counter.peak,
         gradients=tuple(gradients),
-        parameter_order=tuple(parameter_order),
-        flops_by_module=dict(counter.flops_by_module),
+        parameter_order=tuple(calls.parameter_order),
+        flops_by_module=flops_by_module,
+        flops_again_by_module=dict(counter.flops_by_module),
+        backward_through=tuple(calls.through),
         unpriced=tuple(sorted(counter.unpriced)),
         unmeasured=tuple(sorted(counter.unmeasured)) if counted_on == META else (),
         depends_on_values=counter.depends_on_values,

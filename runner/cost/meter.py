@@ -18,9 +18,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from runner.contract import COSTS, Cost, Note
+from runner.cost.answers import FrozenPart, explain_small_saving
 from runner.cost.batches import FedBatches, count_notes
 from runner.cost.flops import REAL, ModelCopy, StepCount, count_step
-from runner.cost.shares import Shares, bytes_held, costs_of_count, explain_small_saving, shares_of_unfrozen, total_bytes
+from runner.cost.shares import Shares, bytes_held, costs_of_count, shares_of_unfrozen, total_bytes
 from runner.freezing.selection import Selection
 from runner.tensors import TensorEntry
 from runner.training.loop import Task, needs_closure
@@ -186,7 +187,8 @@ class CountingMeter(Meter):
             baseline = self.count_unfrozen(counted, entries)
             if baseline is not None:
                 cost |= shares_of_unfrozen(cost, baseline, optimizer)
-                cost["why_small"] = explain_small_saving(cost, counted, selection)
+                frozen = FrozenPart.of(entries, selection)
+                cost["why_small"] = explain_small_saving(cost.get("flops_share"), counted, frozen)
             for text in count_notes([counted, *([baseline] if baseline else [])], self.fed):
                 self.note(f"cost: {text}")
         if needs_closure(optimizer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,21 +11,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import COUNTED, Cost
+from runner.cost.answers import LITTLE, FrozenPart, explain_cost, explain_small_saving, flops_computed_again
 from runner.cost.blocks import Block, blocks_in_order, covering_names
 from runner.cost.flops import ModelCopy, StepCount, count_step
-from runner.cost.shares import bytes_held, costs_of_count, explain_small_saving, shares_of_unfrozen, total_bytes
+from runner.cost.shares import bytes_held, costs_of_count, shares_of_unfrozen, total_bytes
 from runner.cost.slower import why_slower
 from runner.display.units import bytes_text, flops_text, percent_text
 from runner.errors import ConfigError, listed
 from runner.freezing.selection import Selection, select, select_by_flags
 from runner.freezing.words import FOR_AUDIT
+from runner.tensors import tensor_entries
 from runner.training.loop import Task
 from runner.training.tasks.given import given_task
 from runner.training.tasks.losses import LossFunction
 
 MOST_TRIED, MOST_NAMED = 8, 3  # frozen sets that are tried, and those of them that are named
 MEMORY = {"saved_bytes": "saved activations", "gradient_bytes": "gradients", "optimizer_state_bytes": "optimizer state"}
-LEAST_SURPRISE = 0.2  # by which more of the FLOPs is left than of the weights, so that the reason is said
+LEAST_SURPRISE = 0.2  # by which more of a cost is left than of the weights, so that the reason is said
+MANY = 0.5  # share of the activations, from which on the reason is said
 LEAST_DIFFERENCE = 0.01  # of the FLOPs of training everything, by which a saving must be larger to be named
 
 
@@ -57,6 +60,7 @@ class Price:
         savings: what other frozen sets would cost, the cheapest first; at most three.
         trains: how many parameters are trained, and how many there are.
         frozen_share: how much of the model's elements is frozen.
+        why_cost: why backward and its memory cost what they do although something is frozen; "" if nothing is.
         why_slower: what takes time in each step besides FLOPs, such as hooks.
         notes: what could not be counted.
     """
@@ -66,6 +70,7 @@ class Price:
     savings: tuple[Saving, ...]
     trains: tuple[int, int]
     frozen_share: float
+    why_cost: str = ""
     why_slower: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -88,27 +93,37 @@ class Price:
         parameters = bytes_text(self.cost["parameter_bytes"])
         return f"memory: {listed(parts)}; parameters {parameters}, which freezing leaves as they are"
 
-    def _answers(self) -> Sequence[str]:
-        """Return what to know where memory did not fall, or a step is no faster."""
-        is_any_frozen = self.trains[0] < self.trains[1]
+    def _answers(self) -> Iterator[str]:
+        """Yield what to know where memory did not fall, or a step is no faster."""
+        if self.trains[0] == self.trains[1]:
+            yield "nothing is frozen"
+        if self.why_small:
+            yield f"no faster: {self.why_small}"
+        elif self._is_surprising("flops"):
+            frozen, left = percent_text(self.frozen_share), _share(self.cost, "flops")
+            why = f"; {self.why_cost}" if self._is_surprising("flops_backward") else ""
+            yield f"{frozen} of the weights are frozen, {left} of the FLOPs are left: forward still computes them{why}"
+        if self.why_slower:
+            yield f"slower than its FLOPs: {'; '.join(self.why_slower)}"
         kept = {"frozen_gradient_bytes": "gradients", "frozen_optimizer_state_bytes": "optimizer state"}
-        held = [f"{bytes_text(self.cost[key])} of {what}" for key, what in kept.items() if self.cost.get(key)]
-        answers = [f"no faster: {self.why_small}"] if self.why_small else [] if is_any_frozen else ["nothing is frozen"]
-        answers += [self._less_than_hoped()] if not self.why_small else []
-        answers += [f"slower than its FLOPs: {'; '.join(self.why_slower)}"] if self.why_slower else []
-        if held:
+        are_many = self._is_surprising("saved_bytes") and self.cost["saved_bytes_share"] >= MANY
+        parts = [self._activations()] if are_many else []
+        if held := [f"{bytes_text(self.cost[key])} of {what}" for key, what in kept.items() if self.cost.get(key)]:
             fix = "set p.grad = None for them, and make the optimizer without them"
-            answers.append(f"memory did not fall: {listed(held)} of frozen parameters are still there; {fix}")
-        return answers
+            parts.append(f"{listed(held)} of frozen parameters are still there; {fix}")
+        if parts:
+            yield f"memory did not fall: {'; '.join(parts)}" if held else f"memory fell little: {parts[0]}"
 
-    def _less_than_hoped(self) -> str:
-        """Return why the saving is much smaller than the share of the model that is frozen; "" if it is not."""
-        if self.cost.get("flops_share") is None or self.cost["flops_share"] < 1 - self.frozen_share + LEAST_SURPRISE:
-            return ""
-        is_behind = (self.cost.get("flops_backward_share") or 0) > 1 - self.frozen_share + LEAST_SURPRISE
-        backward = ", and backward runs through what follows the first layer that trains" if is_behind else ""
-        frozen, left = percent_text(self.frozen_share), _share(self.cost, "flops")
-        return f"{frozen} of the weights are frozen, {left} of the FLOPs are left: forward still computes them{backward}"
+    def _activations(self) -> str:
+        """Return why activations are saved for backward although something is frozen."""
+        why = "the frozen part saves little for backward" if self.why_cost == LITTLE else self.why_cost
+        told = ", for the same reason" if why == self.why_small else f" ({why})"
+        return f"{_share(self.cost, 'saved_bytes')} of the activations are still saved{told}"
+
+    def _is_surprising(self, key: str) -> bool:
+        """Return whether much more of a cost is left than the share of the weights that train."""
+        share = self.cost.get(f"{key}_share")
+        return bool(self.why_cost) and share is not None and share >= 1 - self.frozen_share + LEAST_SURPRISE
 
     def _others(self) -> str:
         """Return the lines about other frozen sets."""
@@ -147,15 +162,15 @@ def price(
     cost = _cost(counted, list(model.parameters()), selection, optimizer)
     cost |= shares_of_unfrozen(cost, baseline, optimizer)
     unknown = (*counted.unpriced, *counted.unmeasured)
-    may_train = {name for name, each in model.named_parameters() if each.requires_grad}
-    blocks = [each for each in blocks_in_order(model, baseline.parameter_order) if not may_train.isdisjoint(each.parameters)]
+    frozen_part = FrozenPart.of(tensor_entries(model), selection)
     return Price(
         cost=cost,
-        why_small=explain_small_saving(cost, counted, selection),
-        savings=() if unknown else _savings(lambda names: count(may_train.intersection(names)), blocks, baseline, cost),
+        why_small=explain_small_saving(cost.get("flops_share"), counted, frozen_part),
+        savings=() if unknown else _savings(model, count, baseline, cost),
         trains=(len(trainable), len(trainable) + len(selection.parameters)),
-        frozen_share=_elements(selection.parameters.values()) / max(1, _elements(model.parameters())),
-        why_slower=tuple(why_slower(model, selection, optimizer)),
+        frozen_share=frozen_part.share,
+        why_cost=explain_cost(counted, frozen_part) if frozen_part.names else "",
+        why_slower=tuple(why_slower(model, selection, optimizer, flops_computed_again(counted, frozen_part))),
         notes=(f"not counted: {listed(unknown)}",) if unknown else (),
     )
 
@@ -166,10 +181,6 @@ def _check_arguments(model: object, optimizer: object) -> None:
         raise ConfigError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}; give one torch optimizer")
-
-
-def _elements(parameters: Iterable[Tensor]) -> int:
-    return sum(each.numel() for each in parameters)
 
 
 def _as_selection(model: nn.Module, frozen: Selection | Sequence[str] | None, batch: Any, task: Task) -> Selection:
@@ -207,19 +218,21 @@ def _cost(counted: StepCount, parameters: Sequence[Tensor], selection: Selection
 
 
 def _savings(
-    count: Callable[[Collection[str]], StepCount], blocks: Sequence[Block], baseline: StepCount, cost: Cost
+    model: nn.Module, count: Callable[[Collection[str]], StepCount], baseline: StepCount, cost: Cost
 ) -> tuple[Saving, ...]:
     """Return what a step would cost if the first blocks were frozen, up to each of several places, the cheapest first.
 
     `count`: returns the count of a step in which these parameters train. Named are those that are cheaper than `cost`, the
     costs of the model as it is. The last block that may train is never frozen.
     """
+    may_train = {name for name, each in model.named_parameters() if each.requires_grad}
+    blocks = [each for each in blocks_in_order(model, baseline.parameter_order) if not may_train.isdisjoint(each.parameters)]
     places = range(1, len(blocks))
     stride = -(-len(places) // MOST_TRIED) or 1
     found = []
     for place in places[::-1][::stride]:
         patterns, trainable = _split(blocks, place)
-        other = dict.fromkeys(COUNTED) | costs_of_count(count(trainable), {})
+        other = dict.fromkeys(COUNTED) | costs_of_count(count(may_train & trainable), {})
         shares = shares_of_unfrozen(other, baseline, None)
         if "flops_share" in shares and shares["flops_share"] < cost.get("flops_share", 1) - LEAST_DIFFERENCE:
             found.append(Saving(patterns, shares["flops_share"], shares.get("saved_bytes_share")))

@@ -1,14 +1,14 @@
-"""The figures of a run's cost: FLOPs, bytes, their shares of training everything, and why a saving is small."""
+"""The figures of a run's cost: FLOPs, bytes, and their shares of training everything."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from runner.contract import COUNTED, Cost, WhySmall
+from runner.contract import COUNTED, Cost
 from runner.cost.counter import storages_in
 from runner.cost.flops import StepCount
 from runner.freezing.selection import Selection
@@ -16,7 +16,6 @@ from runner.tensors import tensors_in
 from runner.training.loop import needs_closure
 
 Shares = Mapping[str, float]  # {module name: share from 0 to 1}
-SMALL_SAVING = 0.9  # share of an unfrozen run's FLOPs; from here on `why_small` is filled in
 
 
 def bytes_held(parameters: Sequence[Tensor], optimizer: Optimizer, selection: Selection) -> Cost:
@@ -66,26 +65,6 @@ def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer | N
     if total and not baseline.unpriced and cost["flops_forward"] is not None:
         found["flops_share"] = (cost["flops_forward"] + cost["flops_backward"]) / total
     return found
-
-
-def explain_small_saving(cost: Cost, counted: StepCount, selection: Selection) -> WhySmall | Literal[""]:
-    """Return a clause that says why freezing saves few FLOPs.
-
-    Returns "" if freezing saves more than 10% of the FLOPs, if the saving is not known, or if nothing is frozen. `cost`:
-    this run's costs. `counted`: the count of this run's step.
-    """
-    frozen = set(selection.parameters)
-    if cost.get("flops_share") is None or cost["flops_share"] < SMALL_SAVING or not frozen:
-        return ""
-    if frozen & set(counted.gradients):
-        return "the gradients of what is frozen are computed all the same"
-    is_frozen = [name in frozen for name in counted.parameter_order]
-    if True not in is_frozen or False not in is_frozen or is_frozen.index(False) > is_frozen.index(True):
-        return "the frozen part computes little"
-    last_trainable = len(is_frozen) - 1 - is_frozen[::-1].index(False)
-    if last_trainable < is_frozen.index(True):
-        return "the frozen part is at the end: backward still runs through it"
-    return "what trains begins before the frozen part: backward still runs through it"
 
 
 def total_bytes(value: Any) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.optim import Optimizer
 
+from runner.display.units import flops_text
 from runner.errors import listed
 from runner.freezing.selection import Selection
 from runner.tensors import is_compiled
@@ -15,11 +16,12 @@ MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_bac
 PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def why_slower(model: nn.Module, selection: Selection, optimizer: Optimizer | None) -> Sequence[str]:
+def why_slower(model: nn.Module, selection: Selection, optimizer: Optimizer | None, flops_again: int = 0) -> Sequence[str]:
     """Return clauses about what takes time in each step besides FLOPs; empty if nothing was found, or nothing is frozen.
 
-    These are hooks, frozen parameters that the optimizer still steps, and `torch.compile`, which compiles a model again
-    after each change of its flags; whether they have changed since it was compiled is not known.
+    These are hooks, frozen parameters that the optimizer still steps, forward passes of frozen layers that backward makes
+    again (which take `flops_again`), and `torch.compile`, which compiles a model again after each change of its flags;
+    whether they have changed since it was compiled is not known.
     """
     if not selection.parameters:
         return ()
@@ -35,6 +37,8 @@ def why_slower(model: nn.Module, selection: Selection, optimizer: Optimizer | No
             "a frozen parameter, whose gradient is" if stepped == 1 else f"{stepped} frozen parameters, whose gradients are"
         )
         found.append(f"{type(optimizer).__name__} steps {what} not None")
+    if flops_again:
+        found.append(f"checkpointing makes forward passes of frozen layers again in backward, for {flops_text(flops_again)}")
     if is_compiled(model):
         found.append("torch.compile compiles the model again in the first step after a change of flags")
     return found

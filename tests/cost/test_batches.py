@@ -20,6 +20,8 @@ def count(flops: int, **changes) -> StepCount:
         "gradients": (f"w{flops}",),
         "parameter_order": ("w",),
         "flops_by_module": {"": flops},
+        "flops_again_by_module": {"0": flops},
+        "backward_through": ("0",),
         "unpriced": (),
         "unmeasured": (),
         "depends_on_values": False,
@@ -32,7 +34,7 @@ def test_the_mean_weighs_each_shape_by_its_steps_and_the_peak_is_the_highest():
     mean = mean_count([(count(10), 1), (count(20, counted_on=REAL, unpriced=("aten::x",)), 3)])
     assert (mean.flops_forward, mean.flops_backward, mean.saved_bytes) == (18, 35, 18)  # 17.5, rounded to even
     assert (mean.peak_bytes, mean.gradient_bytes) == (20, 20)
-    assert mean.flops_by_module == {"": 18}
+    assert (mean.flops_by_module, mean.flops_again_by_module) == ({"": 18}, {"0": 18})
     assert mean.gradients == ("w10", "w20")
     assert (mean.counted_on, mean.unpriced) == (REAL, ("aten::x",))
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 from runner import price, run, select
@@ -190,6 +191,38 @@ def test_a_saving_that_is_less_than_the_frozen_share_of_the_weights_is_explained
     said = str(found)
     assert ("of the weights are frozen" in said) == bool(text)
     assert text in f"{said}\n"
+
+
+def adapted() -> nn.Sequential:
+    """A small layer that trains, as an adapter does, in front of wide ones that are frozen."""
+    wide = [nn.Linear(256, 256) for _ in range(3)]
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 256), *wide)
+    for layer in wide:
+        layer.requires_grad_(False)
+    return model
+
+
+def test_why_backward_and_its_memory_cost_much_though_nearly_all_is_frozen_is_said():
+    found = price(adapted(), (torch.randn(5, 8), torch.zeros(5, dtype=torch.long)))
+    assert found.why_small == ""
+    assert found.why_cost == "the frozen part is at the end: backward still runs through it"
+    assert f"67% of the FLOPs are left: forward still computes them; {found.why_cost}" in str(found)
+    layers = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(4)))
+    found = price(layers, (torch.randn(99, 64), torch.zeros(99, dtype=torch.long)), frozen=["1", "2", "3"])
+    share = f"{found.cost['saved_bytes_share']:.0%}"
+    assert f"memory fell little: {share} of the activations are still saved ({found.why_cost})" in str(found)
+
+
+def test_forward_passes_of_frozen_layers_that_checkpointing_makes_again_are_said():
+    class Checkpointed(nn.Sequential):
+        def forward(self, x):
+            for layer in self:
+                x = checkpoint(layer, x, use_reentrant=False)
+            return x
+
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)]
+    found = price(Checkpointed(*layers), (torch.randn(5, 8), torch.zeros(5, dtype=torch.long)), frozen=["1"])
+    assert found.why_slower == ("checkpointing makes forward passes of frozen layers again in backward, for 640 FLOP",)
 
 
 def test_what_makes_a_step_slower_than_its_flops_is_said():

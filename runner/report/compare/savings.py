@@ -20,6 +20,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z_][\w.]*")  # what needs no quotes in a list of
 BACKWARD_AT_END: Final[WhySmall] = "the frozen part is at the end: backward still runs through it"
 BACKWARD_BETWEEN: Final[WhySmall] = "what trains begins before the frozen part: backward still runs through it"
 COMPUTES_LITTLE: Final[WhySmall] = "the frozen part computes little"
+BACKWARD_FROM_INPUT: Final[WhySmall] = "the input of the frozen part requires a gradient: backward runs through it"
 MORE_FROZEN: Mapping[str, str] = {
     BACKWARD_AT_END: "Freeze what runs first instead of what runs last",
     BACKWARD_BETWEEN: "Freeze what comes before it too",
@@ -134,7 +135,9 @@ def _fixes(setting: Setting, why: WhySmall | str, leaked: bool) -> Iterator[Fix]
         if setting.frozen_set.split(" ")[0] != "backbone":
             yield Fix("Freeze everything but the head", _backbone(setting))
         return
-    if not setting.is_requires_grad:
+    if why == BACKWARD_FROM_INPUT:
+        yield Fix("End backward where the frozen part ends", "method=detach")
+    elif not setting.is_requires_grad:
         override = "method=requires_grad method.clean=true" if leaked else "method=requires_grad"
         yield Fix("Compute no gradient of what is frozen", override)
     elif not setting.runs[0].record["method"].get("clean"):

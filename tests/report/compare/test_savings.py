@@ -15,7 +15,7 @@ from runner.report.compare.savings import opportunities as all_opportunities
 from tests.report.page.reports import SWEEP, read_sweep
 from tests.run_folders import LEAKED_ROWS, change_row, write_run
 
-COMPUTED, LITTLE, AT_END, BETWEEN = get_args(WhySmall)
+COMPUTED, LITTLE, AT_END, BETWEEN, FROM_INPUT = get_args(WhySmall)
 ROWS = [change_row(f"{name}.weight", "trained", 0.1) for name in ("stem", "one", "two", "head")]
 HEAD_FROZEN = [*ROWS[:3], change_row("head.weight", "held")]
 BODY_FROZEN = [*(change_row(row["name"], "held") for row in ROWS[:3]), ROWS[3]]
@@ -111,10 +111,15 @@ def test_a_frozen_middle_is_told_to_freeze_what_comes_before_it():
     assert overrides(opportunities()["requires_grad"]) == ["'freeze.patterns=[stem,one]'", "freeze=backbone"]
 
 
+def test_where_an_input_requires_a_gradient_backward_is_to_end_at_the_frozen_part():
+    run("requires_grad", "backbone", cost=costs(0.9, FROM_INPUT))
+    assert overrides(opportunities()["requires_grad"])[0] == "method=detach"
+
+
 def test_every_reason_has_a_fix_that_can_be_pasted():
     for why in get_args(WhySmall):
         run("zero_lr", f"set{len(why)}", rows=HEAD_FROZEN, cost=costs(0.97, why))
-    assert len(opportunities()) == 4
+    assert len(opportunities()) == len(get_args(WhySmall))
     for opportunity in opportunities().values():
         assert overrides(opportunity)
         for override in overrides(opportunity):
