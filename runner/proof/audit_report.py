@@ -245,8 +245,8 @@ class Report:
         was_trained = any(row["moved"] and row["verdict"] == "held" for row in rows)  # before it was frozen, or after
         if was_trained or (not self.ended and len(rows) < len(self.rows)):
             found.pop("trained", None)
-        if "idle" in found and any(row["verdict"] == "idle" and not row["requires_grad"] for row in rows):
-            found["idle"] += " (some have requires_grad=False: declare them frozen too)"
+        if any(row["verdict"] == "idle" and not row["requires_grad"] for row in rows):
+            details["idle"].append("of which some have requires_grad=False: declare them frozen too")
         told = [f"{text}: {', '.join(details[word])}" if word in details else text for word, text in found.items()]
         return [*told, *self.not_training]
 
