@@ -226,7 +226,7 @@ def test_a_problem_is_told_once_while_training():
     audited = training(["0"], until=3)
     model = net()
     model[2].bias.requires_grad_(False)
-    told = r"1 trainable parameter did not change: 2\.bias .*, of which some have requires_grad=False: declare them frozen too"
+    told = r"1 trainable parameter did not change: 2\.bias .*, of which some have requires_grad=False: declare them"
     with pytest.warns(UserWarning, match=told) as caught:
         loop(model, audited, steps=9)
     assert len(caught) == 1
