@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -16,9 +15,6 @@ from runner.contract import (
     CHANGE_COLUMNS,
     CHANGES,
     EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_REFUSED,
     EXIT_STRICT,
     PAGE,
     RECORD,
@@ -28,6 +24,7 @@ from runner.display.markdown import as_text, markdown_table, print_markdown
 from runner.display.table import Column, number, table_lines
 from runner.display.units import change_text, percent_text
 from runner.errors import ConfigError
+from runner.report.command import Parser, exit_code
 from runner.runs.folder import csv_text, write_text
 from runner.runs.text import counted, error_line
 
@@ -48,45 +45,26 @@ COLUMNS = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ConfigError instead of exiting, so that a wrong argument is reported in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ConfigError with `message` and the usage."""
-        raise ConfigError(f"{message} (usage: {USAGE})")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare two checkpoints, print what differs, and return the exit code.
 
-    0: done. 1: the process that reads stdout has closed the pipe. 2: an argument or a file is wrong. 3: with `--strict`, a
-    tensor that was declared frozen has leaked. 130: interrupted. `arguments`: those of the command line without the
-    program's name; None stands for those of this process.
+    3: with `--strict`, a tensor that was declared frozen has leaked. For the others see `exit_code`. `arguments`: those of
+    the command line without the program's name; None stands for those of this process.
     """
-    try:
-        parsed = parse_arguments(arguments)
-        found = compare(parsed)
-        if parsed.markdown:
-            print_markdown(markdown_of(found))
-        else:
-            print_difference(found)
-        if parsed.out:
-            write_folder(found, parsed, Path(parsed.out))
-    except ConfigError as error:
-        print(error_line(str(error)), file=sys.stderr)
-        return EXIT_REFUSED
-    except (UnicodeError, RecursionError) as error:  # of names that no terminal shows, or of a thousand parts
-        print(error_line(f"a name of a tensor cannot be handled ({type(error).__name__})"), file=sys.stderr)
-        return EXIT_REFUSED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except OSError as error:
-        print(error_line(f"{error.filename or 'a file'} cannot be read: {error.strerror or error}"), file=sys.stderr)
-        return EXIT_REFUSED
-    except KeyboardInterrupt:
-        print(error_line("interrupted"), file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return exit_code(lambda: _compare_and_print(parse_arguments(arguments)))
+
+
+def _compare_and_print(parsed: argparse.Namespace) -> int:
+    """Print how two checkpoints differ, write the folder if one is asked for, and return the exit code."""
+    from runner.proof.checkpoints.difference import diff  # imports torch, and an error should not wait for it
+
+    found = diff(parsed.before, parsed.after, parsed.patterns or None, parsed.keep, key=parsed.key)
+    if parsed.markdown:
+        print_markdown(markdown_of(found))
+    else:
+        print_difference(found)
+    if parsed.out:
+        write_folder(found, parsed, Path(parsed.out))
     if parsed.strict and found.leaks:
         print(error_line(f"strict: {counted(len(found.leaks), 'frozen tensor')} leaked"), file=sys.stderr)
         return EXIT_STRICT
@@ -108,13 +86,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if parsed.strict and not parsed.patterns:
         raise ConfigError("--strict needs patterns: without them nothing is declared frozen, so nothing can leak")
     return parsed
-
-
-def compare(parsed: argparse.Namespace) -> Difference:
-    """Return how the two checkpoints differ. Raises ConfigError for wrong patterns and files."""
-    from runner.proof.checkpoints.difference import diff  # imports torch, and an error should not wait for it
-
-    return diff(parsed.before, parsed.after, parsed.patterns or None, parsed.keep, key=parsed.key)
 
 
 def layer_rows(found: Difference) -> list[tuple[str, ...]]:

@@ -6,45 +6,27 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from runner.contract import EXIT_DONE, EXIT_INTERRUPTED, EXIT_REFUSED
+from runner.contract import EXIT_DONE
 from runner.errors import ConfigError, listed
+from runner.report.command import Parser, exit_code
 from runner.runs.folder import write_atomically
-from runner.runs.text import counted, error_line
+from runner.runs.text import counted
 
 USAGE = "python -m runner.restore BEFORE AFTER PATTERN ... [--keep PATTERN ...] [--key NAME] -o FILE.safetensors"
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ConfigError instead of exiting, so that a wrong argument is reported in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ConfigError with `message` and the usage."""
-        raise ConfigError(f"{message} (usage: {USAGE})")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the checkpoint, say what was restored, and return the exit code.
+    """Write the checkpoint, say what was restored, and return the exit code: see `exit_code`.
 
-    0: done. 2: an argument or a file is wrong. 130: interrupted. `arguments`: those of the command line without the
-    program's name; None stands for those of this process.
+    `arguments`: those of the command line without the program's name; None stands for those of this process.
     """
-    try:
-        parsed = parse_arguments(arguments)
-        restored = restore(parsed)
-    except ConfigError as error:
-        print(error_line(str(error)), file=sys.stderr)
-        return EXIT_REFUSED
-    except (UnicodeError, RecursionError) as error:  # of names that no file holds, or of a thousand parts
-        print(error_line(f"a name of a tensor cannot be handled ({type(error).__name__})"), file=sys.stderr)
-        return EXIT_REFUSED
-    except OSError as error:
-        print(error_line(f"{error.filename or 'a file'} cannot be read: {error.strerror or error}"), file=sys.stderr)
-        return EXIT_REFUSED
-    except KeyboardInterrupt:
-        print(error_line("interrupted"), file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return exit_code(lambda: _restore_and_print(parse_arguments(arguments)))
+
+
+def _restore_and_print(parsed: argparse.Namespace) -> int:
+    """Write the checkpoint, say what was restored, and return the exit code."""
+    restored = restore(parsed)
     print(f"{parsed.out}: {counted(len(restored), 'tensor')} as in {parsed.before}: {listed(restored, most=4)}")
     return EXIT_DONE
 

@@ -159,7 +159,8 @@ class Report:
         frozen = [name for name, each in changes.frozen.parameters.items() if id(each) not in declared]
         is_before = bool(step) or not self.rows
         when = step or (self.steps + 1 if is_before else self.steps)
-        thawed, froze = (FlagChange(tuple(names), names is frozen, when, is_before) for names in (unfrozen, frozen))
+        thawed = FlagChange(tuple(unfrozen), frozen=False, step=when, is_before=is_before)
+        froze = FlagChange(tuple(frozen), frozen=True, step=when, is_before=is_before)
         if unfrozen and self.by_flags:
             self.unfreeze(changes.trainable)
             tell(thawed, self.flag_changes, self.notes, "the flags declare trainable")

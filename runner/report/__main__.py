@@ -7,14 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, PAGE
+from runner.contract import EXIT_DONE, PAGE
 from runner.errors import ConfigError
+from runner.report.command import Parser, exit_code
 from runner.report.compare.discover import FoundRuns, find_runs
 from runner.report.ownership import may_overwrite
 from runner.runs.folder import write_text
-from runner.runs.text import counted, error_line, printable
+from runner.runs.text import counted, printable
 
 if TYPE_CHECKING:
     from runner.report.compare.run_set import RunSet
@@ -23,34 +24,17 @@ if TYPE_CHECKING:
 USAGE = "python -m runner.report DIR... [-o FILE] [--markdown]"
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ConfigError instead of exiting, so that a wrong argument is reported in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ConfigError with `message` and the usage."""
-        raise ConfigError(f"{message} (usage: {USAGE})")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the ranking of the runs and the answer, write the HTML page, and return the exit code.
+    """Print the ranking of the runs and the answer, write the HTML page, and return the exit code: see `exit_code`.
 
-    0: all is printed, and the page is written. 1: the process that reads stdout has closed the pipe. 2: an argument is
-    wrong. 130: interrupted.
     `arguments`: the command-line arguments without the program's name; None stands for those of this process.
     """
-    try:
-        parsed = parse_arguments(arguments)
-        out = Path(parsed.out) if parsed.out else None
-        write_report([Path(text) for text in parsed.folders], out, parsed.markdown)
-    except ConfigError as error:
-        print(error_line(str(error)), file=sys.stderr)
-        return EXIT_REFUSED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print(error_line("interrupted"), file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return exit_code(lambda: _report(parse_arguments(arguments)))
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    """Print the ranking of the runs and the answer, write the HTML page, and return the exit code."""
+    write_report([Path(text) for text in parsed.folders], Path(parsed.out) if parsed.out else None, parsed.markdown)
     return EXIT_DONE
 
 
@@ -59,7 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     `arguments`: as in `main`. Raises ConfigError if an argument is wrong.
     """
-    parser = Parser(prog="python -m runner.report", description="One table and one page from any run folders.")
+    parser = Parser(prog="python -m runner.report", usage=USAGE, description="One table and one page from any run folders.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, a sweep folder, or any folder above these")
     parser.add_argument("-o", "--out", metavar="FILE", help=f"where to write the page (default: {PAGE} beside the runs)")
     parser.add_argument("--markdown", action="store_true", help="print Markdown, and write the page only where -o says")

@@ -79,33 +79,33 @@ def diff(
     old, new = open_pair(before, after, key)
     if old.is_adapter and not new.is_adapter:
         raise ConfigError("BEFORE is an adapter, which holds nothing of its base; give the base model first")
+    is_added = new.is_adapter and not old.is_adapter  # to the first, so that what it lacks is there all the same
     pairs = paired(old, new)
     add_tied_names(old, new, pairs)
-    if new.is_adapter and not old.is_adapter:
+    if is_added:
         refuse_other_base(old, new)
-    in_common = _share_in_common(pairs, old, new)
-    if old.is_adapter:  # then the second adds nothing to it: what it lacks is gone
-        new.is_adapter = False
+    in_common = _share_in_common(pairs, old, new, may_be_small=is_added)
     declared = frozen_names(old, frozen, keep) if frozen else set[str]()
-    rows = list(_rows(old, new, pairs, declared))
+    uncompared = [name for name in pairs.vanished if name in declared] if is_added else []
+    rows = list(_rows(old, new, pairs, declared.difference(uncompared)))
     for checkpoint in (old, new):
         checkpoint.refuse_if_changed()
     found = Difference(rows=rows, before=str(before), after=str(after), in_common=in_common, ended=True)
-    found.only_after, found.only_before = pairs.appeared, [] if new.is_adapter else pairs.vanished
+    found.only_after, found.only_before = pairs.appeared, [] if is_added else pairs.vanished
     found.renamed = {name: pairs.name_after[name] for name in pairs.renamed}
-    found.uncompared = [name for name in pairs.vanished if name in declared and new.is_adapter]
-    found.notes = [*old.notes, *new.notes, *_notes(found, new, pairs.tied)]
+    found.uncompared = uncompared
+    found.notes = [*old.notes, *new.notes, *_notes(found, pairs.tied, is_added)]
     return found
 
 
-def _share_in_common(pairs: Pairs, old: StoredCheckpoint, new: StoredCheckpoint) -> float:
+def _share_in_common(pairs: Pairs, old: StoredCheckpoint, new: StoredCheckpoint, may_be_small: bool) -> float:
     """Return how much of the names of the checkpoint with fewer names the other one has, between 0 and 1.
 
-    Raises ConfigError if it is less than half, so that they are not checkpoints of one model.
+    Raises ConfigError if it is less than half and may not be, so that they are not checkpoints of one model.
     """
     fewer = min(len(old.tensors), len(new.tensors))
     share = len(pairs.name_after) / fewer
-    if share < LEAST_IN_COMMON and (old.is_adapter or not new.is_adapter):
+    if share < LEAST_IN_COMMON and not may_be_small:
         raise ConfigError(
             f"BEFORE and AFTER have {len(pairs.name_after)} of {fewer} names in common ({share:.0%}), so they are of two "
             f"models: {old.path} has {next(iter(old.tensors))}, {new.path} has {next(iter(new.tensors))}"
@@ -121,20 +121,20 @@ def _rows(old: StoredCheckpoint, new: StoredCheckpoint, pairs: Pairs, declared: 
         if there is not None:
             names = [each for each in (there, *other_names[there]) if each != name]
             yield make_row(name, tensor, new.tensors[there], aliases=names, is_frozen=name in declared)
-        elif name in declared and not new.is_adapter:
+        elif name in declared:
             yield make_row(name, tensor, None, aliases=[], is_frozen=True)
 
 
-def _notes(found: Difference, new: StoredCheckpoint, tied: Sequence[str]) -> Iterator[str]:
+def _notes(found: Difference, tied: Sequence[str], is_added: bool) -> Iterator[str]:
     """Yield sentences about names that one of the checkpoints lacks, and about what is not compared.
 
-    `tied`: names that are stored after under another name.
+    `tied`: names that are stored after under another name. `is_added`: whether the second is an adapter of the first.
     """
-    if new.is_adapter:
-        yield f"{new.path} is an adapter: it stores what it adds, and leaves the tensors of its base as they are"
+    if is_added:
+        yield f"{found.after} is an adapter: it stores what it adds, and leaves the tensors of its base as they are"
     if found.uncompared:
         yield f"declared frozen and not in the adapter, so not compared: {listed(found.uncompared, most=3)}"
-    if found.in_common < 1 and not new.is_adapter:
+    if found.in_common < 1 and not is_added:
         yield f"{found.in_common:.0%} of the names are in common"
     if found.only_before:
         yield f"only in BEFORE: {listed(found.only_before, most=3)}"

@@ -51,7 +51,9 @@ def paired(before: StoredCheckpoint, after: StoredCheckpoint) -> Pairs:
     pairs = Pairs(name_after={name: name for name in before.tensors if name in after.tensors})
     left = [name for name in before.tensors if name not in pairs.name_after]
     new = [name for name in after.tensors if name not in before.tensors]
-    ways: list[tuple[Shorten, Shorten]] = [(_shortener(before), _shortener(after)), (bare_name, bare_name)]
+    ways: list[tuple[Shorten, Shorten]] = []
+    if left and new:
+        ways = [(_shortener(before), _shortener(after)), (bare_name, bare_name)]
     for shorten_before, shorten_after in ways:  # first only parts that are a wrapper's by their place in the model
         taken = set(pairs.name_after.values())
         old = _unique({name: shorten_before(name) for name in left if name not in pairs.name_after})
