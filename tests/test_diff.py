@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import runner
 from runner.contract import CHANGE_COLUMNS, MAX_ERROR_LINE
@@ -138,3 +140,21 @@ def test_the_command_leaves_the_function_diff_what_it_is(pair):
     code += "except SystemExit: pass\nfrom runner import diff; assert callable(diff), diff"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert callable(runner.diff)
+
+
+def test_the_page_of_the_docs_shows_what_the_command_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = {
+        "body.0.weight": torch.ones(4, 4),
+        "body.0.bias": torch.arange(4.0),
+        "head.weight": torch.arange(1.0, 9).view(2, 4),
+    }
+    after = {name: each.clone() for name, each in before.items()}
+    after["body.0.bias"][3] += 1.25e-3
+    after["head.weight"] += 0.25
+    save_file(before, "base.safetensors")
+    save_file(after, "tuned.safetensors")
+    page = (ROOT / "docs" / "diff.md").read_text()
+    shown, printed = page.split("```bash\n")[1].split("\n```")[0], page.split("```text\n")[1].split("\n```")[0]
+    assert run(*shlex.split(shown)[3:]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [line.split() for line in printed.splitlines()]
