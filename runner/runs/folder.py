@@ -70,7 +70,7 @@ def bounded_blocks(phases: Sequence[PhaseRecord]) -> list[PhaseRecord]:
     count = 0
     for phase in phases:
         count += len(phase.get("blocks", ()))
-        counts: PhaseRecord = {**phase}
+        counts = phase.copy()
         if count > MAX_BLOCK_RECORDS:
             counts.pop("blocks", None)
         bounded.append(counts)
