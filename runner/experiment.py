@@ -24,8 +24,8 @@ from runner.assemble.switching import begin_phase
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
+from runner.freezing.phases.timetable import Timetable
 from runner.freezing.schedule import Phase, phase_records
-from runner.freezing.schedule.timetable import Timetable
 from runner.freezing.selection import Selection, without
 from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
