@@ -24,7 +24,8 @@ from runner.cost.flops import REAL, ModelCopy, StepCount, count_step
 from runner.cost.shares import Shares, bytes_held, costs_of_count, shares_of_unfrozen, total_bytes
 from runner.freezing.selection import Selection
 from runner.tensors import TensorEntry
-from runner.training.loop import Task, needs_closure
+from runner.tensors.optimizer_state import needs_closure
+from runner.training.loop import Task
 
 FREEZING_SETTINGS = ("method", "freeze", "schedule")  # config keys that do not matter when nothing is frozen
 PEAK_COUNTED = "tensors of forward and backward counted, without the scratch memory of kernels"
