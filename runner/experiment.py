@@ -24,8 +24,8 @@ from runner.assemble.switching import begin_phase
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
+from runner.freezing.phases.timetable import Timetable
 from runner.freezing.schedule import Phase, phase_records
-from runner.freezing.schedule.timetable import Timetable
 from runner.freezing.selection import Selection, without
 from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
@@ -72,15 +72,12 @@ class TrainingState:
         steps: the finished training steps.
         forecast: what was predicted for the phases that have begun, such as whether gradients of frozen parameters change
             how the optimizer updates the others; empty without `warn_of_leaks`.
-        skipped_shares: {module name: share (0 to 1) of the last phase's steps in which its forward pass was skipped}, for
-            freezing methods that reuse the outputs of frozen modules.
         interrupted: whether Ctrl-C or SIGTERM ended the training early.
         evaluation: the evaluations on held-out data, and their results.
     """
 
     steps: list[Step] = field(default_factory=list)
     forecast: Forecast = field(default_factory=Forecast)
-    skipped_shares: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
     evaluation: Evaluation = field(default_factory=Evaluation)
 
@@ -208,7 +205,7 @@ def phase_steps(
     `sizes`: the number of batches of each step, filled in as the batches are read.
     """
     config = setup.config
-    setup.meter.on_phase_prepared(setup.model)
+    setup.meter.on_phase_prepared(setup.model, phase.selection)
     context = PhaseContext(setup.model, task, setup.note)
     setup.task.take_parts(0)  # those of trials before the first step
     fed = setup.meter.watch_batches(setup.method.feed(batches, context), phase.first, setup.optimizer, setup.undo)
@@ -227,8 +224,7 @@ def phase_steps(
         step = replace(step, planned=config.steps, parts=parts, lrs=setup.factors.multiplied(step.lrs))
         state.steps.append(step)
         yield step
-    made = len(state.steps) - phase.first + 1
-    state.skipped_shares = {name: steps / made for name, steps in context.not_run.items()}
+    setup.meter.on_phase_end(setup.parameters, setup.optimizer, context.not_run)
 
 
 def steps_of_phase(
@@ -272,10 +268,4 @@ def read_costs(setup: Setup, state: TrainingState) -> Cost:
         return {}
     if setup.config.accumulate > 1:
         setup.note(f"cost: FLOPs and memory are those of one of the {setup.config.accumulate} batches that a step takes")
-    return setup.meter.read_costs(
-        model=setup.model,
-        optimizer=setup.optimizer,
-        selection=setup.selection,
-        entries=setup.before.entries,
-        skipped=state.skipped_shares,
-    )
+    return setup.meter.read_costs(setup.model, setup.optimizer, setup.before.entries)
