@@ -70,15 +70,12 @@ class TrainingState:
         steps: the finished training steps.
         forecast: what was predicted for the phases that have begun, such as whether gradients of frozen parameters change
             how the optimizer updates the others; empty without `warn_of_leaks`.
-        skipped_shares: {module name: share (0 to 1) of the last phase's steps in which its forward pass was skipped}, for
-            freezing methods that reuse the outputs of frozen modules.
         interrupted: whether Ctrl-C or SIGTERM ended the training early.
         evaluation: the evaluations on held-out data, and their results.
     """
 
     steps: list[Step] = field(default_factory=list)
     forecast: Forecast = field(default_factory=Forecast)
-    skipped_shares: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
     evaluation: Evaluation = field(default_factory=Evaluation)
 
@@ -187,7 +184,7 @@ def training_steps(
             report.freeze(phase.selection)
         if warn_of_leaks:
             state.forecast = foresee_phase(setup, state.forecast)
-        setup.meter.on_phase_prepared(setup.model)
+        setup.meter.on_phase_prepared(setup.model, phase.selection)
         context = PhaseContext(setup.model, task, setup.note)
         setup.task.take_parts(0)  # those of trials before the first step
         phase_batches = setup.method.feed(batches_of(islice(all_steps, steps), sizes), context)
@@ -206,8 +203,7 @@ def training_steps(
             step = replace(step, planned=config.steps, parts=setup.task.take_parts(batches_in_step(sizes, step.number)))
             state.steps.append(step)
             yield step
-        phase_steps = len(state.steps) - phase.first + 1
-        state.skipped_shares = {name: steps / phase_steps for name, steps in context.not_run.items()}
+        setup.meter.on_phase_end(setup.parameters, optimizer, context.not_run)
 
 
 def read_costs(setup: Setup, state: TrainingState) -> Cost:
@@ -220,10 +216,4 @@ def read_costs(setup: Setup, state: TrainingState) -> Cost:
         return {}
     if setup.config.accumulate > 1:
         setup.note(f"cost: FLOPs and memory are those of one of the {setup.config.accumulate} batches that a step takes")
-    return setup.meter.read_costs(
-        model=setup.model,
-        optimizer=setup.optimizer,
-        selection=setup.selection,
-        entries=setup.before.entries,
-        skipped=state.skipped_shares,
-    )
+    return setup.meter.read_costs(setup.model, setup.optimizer, setup.before.entries)

@@ -68,7 +68,7 @@ def plan_costs(setup: Setup, batch: Any) -> PlannedCosts | None:
         setup.model.train()
         frozen |= {id(parameter) for parameter in phase.selection.parameters.values()}
         phases.append((phase.first, phase.first + steps - 1, count_step(setup.model, task, batch)))
-    copied = setup.meter.copy_like(phases[-1][2], setup.before.entries)
+    copied = setup.meter.copy_like(phases[-1][2].counted_on, setup.before.entries)
     unfrozen = count_step(copied, task, batch) if copied else None
     return PlannedCosts(
         phases=tuple(phases),
