@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Protocol, TypedDict, get_args
 
 # Files in the folder of a run.
 CHANGES, STEPS, RECORD, LOG, WEIGHTS = "changes.csv", "steps.csv", "run.json", "runner.log", "model.safetensors"
+PHASES = "phases.csv"  # of runs of several phases
 RUNNING = ".running"  # in a sweep: exists while the run is in progress
 HYDRA = ".hydra"  # the composed config and the overrides, as Hydra writes them
 # Files in the folder of a sweep, besides the `changes.csv` of all its runs.
@@ -136,13 +137,35 @@ COSTS = (
 )
 
 
-class PhaseRecord(TypedDict):
+class BlockRecord(TypedDict):
+    """A block of parameters in a phase of a run: whether it was frozen, and how far it moved.
+
+    `factor`: by what its scheduled learning rate was multiplied at the last step of the phase. `change_rel`: the norm of the
+    change of its parameters in the phase, divided by their norm when the phase began; None if that is not known.
+    """
+
+    name: str
+    frozen: bool
+    factor: float
+    change_rel: float | None
+
+
+class PhaseCounts(TypedDict):
     """A span of steps in which the same was frozen: `frozen` tensors were, `trained` parameters (tensors) were not."""
 
     first_step: int
     last_step: int
     frozen: int
     trained: int
+
+
+class PhaseRecord(PhaseCounts, total=False):
+    """An entry of `phases` in `run.json`. `blocks`: the blocks that the schedule acts on, from the input to the head.
+
+    Entries of runs whose schedule has no blocks do not have the key `blocks`.
+    """
+
+    blocks: list[BlockRecord]
 
 
 class TrainingRecord(TypedDict):

@@ -7,11 +7,11 @@ change to the model except the trained values. The loop here trains, and `audit`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import GEN_CLOSED, getgeneratorstate
-from itertools import islice
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,21 +19,23 @@ from torch import nn
 
 from runner.assemble.evaluation import build_evaluation
 from runner.assemble.objects import build_scheduler
-from runner.assemble.setup import Setup, assembled, begin_phase
+from runner.assemble.setup import Setup, assembled
+from runner.assemble.switching import begin_phase
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
-from runner.freezing.schedule import phase_records, reached_phases
-from runner.freezing.selection import Selection
+from runner.freezing.schedule import Phase, phase_records
+from runner.freezing.schedule.timetable import Timetable
+from runner.freezing.selection import Selection, without
 from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, loss_rose, run_verdict
 from runner.seeding import seed_all
-from runner.training.data.steps import batches_in_step, batches_of
+from runner.training.data.steps import StepBatches, batches_in_step, batches_of
 from runner.training.evaluate import Evaluation
-from runner.training.loop import Step, train
+from runner.training.loop import Step, Task, train
 
 
 @dataclass
@@ -166,44 +168,94 @@ def training_steps(
 ) -> Generator[Step, None, None]:
     """Train the model, yield each step when it is finished, and update `state`.
 
-    At each new phase (span of steps in which the same parameters are frozen), more is frozen, and `report.freeze` is called.
+    At each new phase (span of steps in which the same parameters are frozen), `switch_phase` is called.
     `warn_of_leaks`: predict which frozen tensors will change in the phase, and report them by `setup.note`.
     """
-    config, phases, optimizer = setup.config, setup.phases, setup.optimizer
+    config, optimizer = setup.config, setup.optimizer
     scheduler = build_scheduler(config, optimizer)  # after the audit began, because a scheduler changes the learning rates
     task = setup.meter.wrap_task(setup.task, optimizer, setup.undo)
-    setup.method.attach(optimizer, phases[0].selection, setup.undo)
+    setup.method.attach(optimizer, setup.phases[0].selection, setup.phase_undo)
     seed_all(config.seed)
     all_steps, sizes = state.evaluation.between_passes(setup.feed.steps, report.paused), list[int]()
-    for number, (phase, steps) in enumerate(reached_phases(phases, config.steps)):
-        if len(state.steps) < phase.first - 1:
-            setup.note(f"the data ended before step {phase.first}, where more would have been frozen")
-            return
-        if number:
-            begin_phase(setup, number)
-            report.freeze(phase.selection)
+    timetable = Timetable(setup.plan, setup.phases, setup.parameters_by_name)
+    while True:
+        phase = setup.phases[timetable.present]
         if warn_of_leaks:
             state.forecast = foresee_phase(setup, state.forecast)
-        setup.meter.on_phase_prepared(setup.model, phase.selection)
-        context = PhaseContext(setup.model, task, setup.note)
-        setup.task.take_parts(0)  # those of trials before the first step
-        phase_batches = setup.method.feed(batches_of(islice(all_steps, steps), sizes), context)
-        phase_batches = setup.meter.watch_batches(phase_batches, phase.first, optimizer, setup.undo)
-        for step in train(
-            setup.model,
-            optimizer,
-            task,
-            phase_batches,
-            scheduler=scheduler,
-            clip=config.clip,
-            zero_grad_to_none=config.zero_grad_to_none,
-            first=phase.first,
-            batches_in_step=partial(batches_in_step, sizes),
-        ):
-            step = replace(step, planned=config.steps, parts=setup.task.take_parts(batches_in_step(sizes, step.number)))
-            state.steps.append(step)
-            yield step
-        setup.meter.on_phase_end(setup.parameters, optimizer, context.not_run)
+        batches = batches_of(steps_of_phase(all_steps, timetable, state), sizes)
+        yield from phase_steps(setup, state, phase, batches, task=task, scheduler=scheduler, sizes=sizes)
+        if setup.phases[timetable.present] is phase:
+            note_phases_not_reached(setup, timetable)
+            return
+        switch_phase(setup, report, timetable.present)
+
+
+def phase_steps(
+    setup: Setup,
+    state: TrainingState,
+    phase: Phase,
+    batches: Iterator[Any],
+    *,
+    task: Task,
+    scheduler: Any,
+    sizes: list[int],
+) -> Iterator[Step]:
+    """Train in one phase on its batches, yield each step when it is finished, and update `state`.
+
+    `sizes`: the number of batches of each step, filled in as the batches are read.
+    """
+    config = setup.config
+    setup.meter.on_phase_prepared(setup.model, phase.selection)
+    context = PhaseContext(setup.model, task, setup.note)
+    setup.task.take_parts(0)  # those of trials before the first step
+    fed = setup.meter.watch_batches(setup.method.feed(batches, context), phase.first, setup.optimizer, setup.undo)
+    for step in train(
+        setup.model,
+        setup.optimizer,
+        task,
+        fed,
+        scheduler=scheduler,
+        clip=config.clip,
+        zero_grad_to_none=config.zero_grad_to_none,
+        first=phase.first,
+        batches_in_step=partial(batches_in_step, sizes),
+    ):
+        parts = setup.task.take_parts(batches_in_step(sizes, step.number))
+        step = replace(step, planned=config.steps, parts=parts, lrs=setup.factors.multiplied(step.lrs))
+        state.steps.append(step)
+        yield step
+    setup.meter.on_phase_end(setup.parameters, setup.optimizer, context.not_run)
+
+
+def steps_of_phase(
+    all_steps: Iterator[StepBatches], timetable: Timetable, state: TrainingState
+) -> Generator[StepBatches, None, None]:
+    """Yield the batches of each step, until the next phase begins or the data end."""
+    first = len(state.steps) + 1
+    for number in count(first):
+        if number > first and timetable.next_begins(number, lambda: [step.loss for step in state.steps]):
+            return
+        if (step := next(all_steps, None)) is None:
+            return
+        yield step
+
+
+def switch_phase(setup: Setup, report: Report, number: int) -> None:
+    """End a phase of the training, and begin the phase with this index; the audit is told what is frozen from now on."""
+    before, after = setup.phases[number - 1].selection, setup.phases[number].selection
+    thawed = without(before, after)
+    if thawed.parameters or thawed.buffers:
+        report.unfreeze(thawed)  # before the method puts back what it did to them
+    begin_phase(setup, number)
+    report.freeze(after)
+
+
+def note_phases_not_reached(setup: Setup, timetable: Timetable) -> None:
+    """Note it if the data ended before a phase that was planned."""
+    later = setup.phases[timetable.present + 1 :]
+    if later:
+        what = "the next phase would have begun" if setup.plan.thaws else "more would have been frozen"
+        setup.note(f"the data ended before step {later[0].first}, where {what}")
 
 
 def read_costs(setup: Setup, state: TrainingState) -> Cost:

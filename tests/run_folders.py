@@ -63,6 +63,7 @@ def write_run(
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
         "loss_rose": len(losses) > 1 and losses[-1] > losses[0],
+        "phases": [],
         "looks": [1, 2] if rows else [],
         "notes": [],
         "overrides": overrides,

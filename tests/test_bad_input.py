@@ -517,7 +517,6 @@ def test_what_a_users_class_or_function_returns_wrongly_is_named_in_one_line(cli
 
 
 SCHEDULES = """
-from dataclasses import replace
 from runner.freezing.schedule import Phase
 
 
@@ -525,8 +524,8 @@ def begins_late(selection):
     return [Phase(3, selection)]
 
 
-def unfreezes(selection):
-    return [Phase(1, selection), Phase(2, replace(selection, parameters={}))]
+def ends_late(selection):
+    return [Phase(1, selection), Phase(5, selection)]
 
 
 def returns_none(selection):
@@ -538,7 +537,7 @@ def returns_none(selection):
     ("schedule", "message"),
     [
         ("begins_late", "must begin at 1"),
-        ("unfreezes", "unfreezes what an earlier phase froze"),
+        ("ends_late", "1 of 2 phases would begin after the last step, the last one at step 5; the run has 4 steps"),
         ("returns_none", "must return a list"),
     ],
 )

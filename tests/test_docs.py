@@ -102,7 +102,7 @@ def test_every_extra_of_the_docs_exists():
 def test_the_page_on_files_lists_the_files_and_columns_that_are_written():
     run_files, sweep_files = first_cells(section("files.md", "A run")), first_cells(section("files.md", "A sweep"))
     assert set(run_files) == {
-        *(contract.CHANGES, contract.STEPS, contract.RECORD, contract.PAGE, contract.LOG, contract.WEIGHTS),
+        *(contract.CHANGES, contract.STEPS, contract.PHASES, contract.RECORD, contract.PAGE, contract.LOG, contract.WEIGHTS),
         f"{contract.HYDRA}/",
     }
     tables = {contract.COMPARISON, contract.COMPARISON_JSON, contract.CHANGES, contract.FAILURES}

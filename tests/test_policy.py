@@ -93,7 +93,7 @@ PRIVATE_NAMES = {
     "runner/proof/causes/watched_tensor.py": {"_buffers", "_parameters"},
     "runner/proof/marks.py": {"_version"},
     "runner/proof/causes/optimizer_copy.py": {"_hooks"},
-    "runner/proof/notes.py": {"torch.nn.modules.batchnorm._BatchNorm", "torch.nn.modules.dropout._DropoutNd"},
+    "runner/proof/results/notes.py": {"torch.nn.modules.batchnorm._BatchNorm", "torch.nn.modules.dropout._DropoutNd"},
     "runner/proof/optimizers.py": {"_optimizer_step_post_hooks"},
     "runner/proof/steps.py": {
         "_dynamo",

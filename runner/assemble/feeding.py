@@ -17,7 +17,7 @@ from runner.config.build import build, build_function, locate, names_function
 from runner.config.checks.numbers import check_numbers
 from runner.config.schema import ENDLESS_BATCHES, RUNNERS_DATA_KEYS, Config
 from runner.contract import Note
-from runner.errors import ConfigError
+from runner.errors import ConfigError, is_integer
 from runner.seeding import PrivateRandomness, derived_seed
 from runner.training.data.source import Source, as_source, batches_a_pass, to_device
 from runner.training.data.steps import StepBatches, cut_in_steps
@@ -41,6 +41,8 @@ class Feed:
         steps: the batches of all training steps of the run, the first batch included; each can be taken once.
         reread: a function that returns the first batch as the second pass would read it, or None.
         held_out: a function that returns the batches that are held out, anew in each call; None if there are none.
+        is_length_known: whether the number of steps follows from the data or the config; False if it is a default for data
+            that may end at any batch.
         passes: the number of batches of each pass that has ended so far.
     """
 
@@ -49,6 +51,7 @@ class Feed:
     steps: Iterator[StepBatches]
     reread: Callable[[], Any | None]
     held_out: Callable[[], Generator[Any, None, None] | None]
+    is_length_known: bool = True
     passes: list[int] = field(default_factory=list)
 
     @property
@@ -65,7 +68,9 @@ def open_feed(config: Config, device: torch.device, note: Note, undo: ExitStack)
     """
     with PrivateRandomness(derived_seed(config.seed, BUILD)):
         source = build_source(config)
-    count = batches_a_pass(config.batches, source.length(), ENDLESS_BATCHES)
+    length = source.length()
+    count = batches_a_pass(config.batches, length, ENDLESS_BATCHES)
+    is_known = is_integer(config.batches) or length is not None or config.is_endless
     if config.batches not in ("auto", "all", count):
         note(f"the data have {count} batches a pass, fewer than batches={config.batches}")
     config = config.with_batches(count)
@@ -84,6 +89,7 @@ def open_feed(config: Config, device: torch.device, note: Note, undo: ExitStack)
         steps=chain([first], steps),
         reread=lambda: _moved(source.reread(config.seed), move),
         held_out=lambda: _moved(source.read_held_out(config.seed), partial(_each_moved, move)),
+        is_length_known=is_known,
         passes=passes,
     )
 

@@ -1,9 +1,8 @@
-"""Build the objects of a run from the checked config: phases, groups, optimizer, scheduler, meter."""
+"""Build the objects of a run from the checked config: groups, optimizer, scheduler, meter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ from runner.cost.meter import CountingMeter, Meter
 from runner.cost.timing import TimingMeter
 from runner.errors import ConfigError
 from runner.freezing.groups import Group, split_by_lr
-from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection
 from runner.seeding import machine_settings, seed_all
-from runner.training.loop import needs_closure
+from runner.tensors.optimizer_state import needs_closure
 
 
 def check_patterns(configs: Sequence[Config]) -> None:
@@ -39,27 +37,6 @@ def check_patterns(configs: Sequence[Config]) -> None:
             except ConfigError as error:
                 errors.append(error)
     raise errors[0]
-
-
-def build_phases(config: Config, selection: Selection) -> list[Phase]:
-    """Call the config's schedule and return its phases: spans of steps in which the same parameters are frozen.
-
-    `selection`: what the config declares frozen. The field `groups` of each returned Phase (the optimizer's parameter
-    groups) is still empty. Raises ConfigError if the schedule does not return a list of Phase, if the first phase does not
-    begin at step 1, if a phase does not begin later than the one before it, or if a phase unfreezes a parameter.
-    """
-    phases = build(config.schedule, "schedule", selection)
-    if not isinstance(phases, list) or not phases or not all(isinstance(phase, Phase) for phase in phases):
-        raise ConfigError(f"schedule returned a {type(phases).__name__}; it must return a list of {Phase.__module__}.Phase")
-    firsts = [phase.first for phase in phases]
-    frozen_names = [set(phase.selection.parameters) for phase in phases]
-    if firsts[0] != 1 or firsts != sorted(set(firsts)):
-        raise ConfigError(f"schedule returned phases that begin at steps {firsts}; they must begin at 1 and go up")
-    if any(not earlier <= later for earlier, later in pairwise(frozen_names)):
-        raise ConfigError(
-            "schedule unfreezes what an earlier phase froze; each phase must freeze what the one before did, or more"
-        )
-    return phases
 
 
 def build_groups(config: Config, model: nn.Module, selection: Selection) -> list[Group]:

@@ -14,19 +14,22 @@ from torch.optim import Optimizer
 from runner.assemble.feeding import Feed, build_task, open_feed
 from runner.assemble.models import build_model, build_on_meta, declared_selection
 from runner.assemble.objects import (
-    build_groups,
     build_meter,
-    build_optimizer,
-    build_phases,
+)
+from runner.assemble.phases import (
+    begin_first_phase,
+    build_plan,
+    selections_to_check,
 )
 from runner.config.build import build_instance
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
 from runner.cost.meter import Meter
-from runner.errors import ConfigError, SkippedError, listed
-from runner.freezing.eval_mode import force_eval_mode
-from runner.freezing.groups import Group, drop_empty_groups, groups_for_all_phases, regroup
-from runner.freezing.schedule import Phase
+from runner.errors import SkippedError, listed
+from runner.freezing.groups import Group
+from runner.freezing.schedule import Phase, Plan
+from runner.freezing.schedule.factors import RateFactors
+from runner.freezing.schedule.phase import Run
 from runner.freezing.selection import Selection
 from runner.freezing.trial.run import try_model
 from runner.methods.base import Example, FreezingMethod
@@ -36,7 +39,6 @@ from runner.tensors import map_tensors
 from runner.training.data.reading import explained_worker_death
 from runner.training.tasks.task import BatchTask
 from runner.training.tasks.trained import TrainedTask
-from runner.training.tasks.wording import described
 
 
 @dataclass
@@ -52,12 +54,16 @@ class Setup:
         selection: the parameters, buffers and modules that are to be frozen at some time of the run.
         method: how parameters are frozen, such as by `requires_grad`.
         declared_groups: the parameter groups as the config declares them; `method` derives the optimizer's groups from them.
-        phases: spans of steps in which the same parameters are frozen. `groups` of a phase is set when it begins.
-        optimizer: the optimizer of the whole run, with the groups of the first phase.
+        plan: what the schedule says about the whole run.
+        phases: the phases of the plan, and those that are found during the run. `groups` of a phase is set when it begins.
+        optimizer: the optimizer of the whole run; its groups are those of the present phase.
+        factors: multiplies the learning rates of blocks in the steps of a phase.
         task: the function (model, batch) -> loss.
         feed: the data: the first batch, all batches, and those held out.
         meter: measures the costs of a step, such as its FLOPs.
-        undo: a stack of callbacks; closing it restores the model (except its values) and the process's settings.
+        phase_undo: a stack of callbacks; closing it undoes what the method did for the present phase.
+        undo: a stack of callbacks; closing it closes `phase_undo`, and restores the model (except its values) and the
+            process's settings.
         note: reports a message to the user.
     """
 
@@ -69,18 +75,26 @@ class Setup:
     selection: Selection
     method: FreezingMethod
     declared_groups: list[Group]
+    plan: Plan
     phases: list[Phase]
     optimizer: Optimizer
+    factors: RateFactors
     task: TrainedTask
     feed: Feed
     meter: Meter
+    phase_undo: ExitStack
     undo: ExitStack
     note: Note
 
     @property
+    def parameters_by_name(self) -> dict[str, Tensor]:
+        """{name: parameter} of `built_model`, frozen or not, each once."""
+        return {name: entry.tensor for name, entry in self.before.entries.items() if entry.kind == "parameter"}
+
+    @property
     def parameters(self) -> list[Tensor]:
         """All parameters of `built_model`, frozen or not, each once."""
-        return [entry.tensor for entry in self.before.entries.values() if entry.kind == "parameter"]
+        return list(self.parameters_by_name.values())
 
 
 @contextmanager
@@ -106,26 +120,26 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         trial = partial(try_model, built_model, example.batch, task, classes=config.model.classes, copies=before.values)
         selection = declared_selection(config, built, note, trial)
         note_fields_left_out(task, built_model, feed.first, note)
-        method = build_method(config, example, built_model, selection)
-        phases = build_phases(config, selection)
-        force_eval_mode(phases[0].selection, undo)
-        declared_groups = build_groups(config, built_model, selection)
-        model = prepared(method, built_model, phases[0].selection, undo)
-        phases[0] = replace(phases[0], groups=groups_of_first_phase(phases, method, declared_groups))
+        plan = build_plan(config, selection, run_of(config, built_model, feed))
+        method = build_method(config, example, built_model, selections_to_check(plan, selection))
+        begun = begin_first_phase(config, plan, method, built_model, selection=selection, undo=undo)
         yield Setup(
             config=config,
             device=device,
             built_model=built_model,
-            model=model,
+            model=begun.model,
             before=before,
             selection=selection,
             method=method,
-            declared_groups=declared_groups,
-            phases=phases,
-            optimizer=build_optimizer(config, phases[0].groups),
+            declared_groups=begun.declared_groups,
+            plan=plan,
+            phases=[begun.phase, *plan.phases[1:]],
+            optimizer=begun.optimizer,
+            factors=begun.factors,
             task=task,
             feed=feed,
             meter=meter,
+            phase_undo=begun.undo,
             undo=undo,
             note=note,
         )
@@ -138,6 +152,11 @@ def note_fields_left_out(task: TrainedTask, model: nn.Module, batch: object, not
         fields = f"the field {names[0]}" if len(names) == 1 else f"the fields {listed(names)}"
         are = "it is" if len(names) == 1 else "they are"
         note(f"the model does not take {fields} of a batch: {are} left out")
+
+
+def run_of(config: Config, model: nn.Module, feed: Feed) -> Run:
+    """Return what a schedule may ask of the run."""
+    return Run(model, config.steps, config.steps_a_pass, config.seed, is_length_known=feed.is_length_known)
 
 
 def keep_modes(model: nn.Module, undo: ExitStack) -> None:
@@ -154,58 +173,14 @@ def example_for(model: nn.Module, task: TrainedTask, feed: Feed) -> Example:
     return example
 
 
-def build_method(config: Config, example: Example, model: nn.Module, selection: Selection) -> FreezingMethod:
-    """Return the freezing method that the config declares. Raises SkippedError with its reason if it does not work here."""
+def build_method(config: Config, example: Example, model: nn.Module, selections: Sequence[Selection]) -> FreezingMethod:
+    """Return the freezing method that the config declares.
+
+    Raises SkippedError with its reason if it cannot freeze one of the selections in this model.
+    """
     method = build_instance(FreezingMethod, config.method, "method")
     method.example = example
-    if reason := method.skip(model, selection):
-        raise SkippedError(reason)
+    for selection in selections:
+        if reason := method.skip(model, selection):
+            raise SkippedError(reason)
     return method
-
-
-def begin_phase(setup: Setup, number: int) -> Phase:
-    """Begin a later phase of a run: freeze what the phase freezes, and return the phase with its parameter groups.
-
-    A phase is a span of steps in which the same parameters are frozen. `number`: the index of the phase in `setup.phases`,
-    at least 1, because `assembled` begins the first phase. The freezing method is applied to the model again, and parameters
-    are moved between the groups of the existing optimizer. Changes `setup` in place.
-    """
-    selection = setup.phases[number].selection
-    force_eval_mode(selection, setup.undo)
-    setup.model = prepared(setup.method, setup.model, selection, setup.undo)
-    groups = tuple(method_groups(setup.method, setup.declared_groups, selection))
-    phase = setup.phases[number] = replace(setup.phases[number], groups=groups)
-    regroup(setup.optimizer, setup.phases[number - 1].groups, phase.groups)
-    setup.method.attach(setup.optimizer, selection, setup.undo)
-    return phase
-
-
-def prepared(method: FreezingMethod, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
-    """Return the model that the method's `prepare` returns. Raises ConfigError if that is no module."""
-    model = method.prepare(model, selection, undo)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"method: prepare returned {described(model)}; it must return the model to train")
-    return model
-
-
-def method_groups(method: FreezingMethod, groups: list[Group], selection: Selection) -> list[Group]:
-    """Return the parameter groups that the method's `groups` returns. Raises ConfigError if that is no list of dicts."""
-    returned = method.groups(groups, selection)
-    if not isinstance(returned, list) or not all(isinstance(group, dict) and "params" in group for group in returned):
-        raise ConfigError(
-            f"method: groups returned {described(returned)}; it must return a list of parameter groups, "
-            "dicts as torch.optim takes them"
-        )
-    return returned
-
-
-def groups_of_first_phase(
-    phases: Sequence[Phase], method: FreezingMethod, declared_groups: list[Group]
-) -> tuple[Group, ...]:
-    """Return the parameter groups with which the optimizer is built: the groups of the first phase.
-
-    A phase is a span of steps in which the same parameters are frozen. Groups cannot be added during a run. A group that has
-    parameters only in later phases is therefore included without parameters.
-    """
-    first, *later = (method_groups(method, declared_groups, phase.selection) for phase in phases)
-    return tuple(groups_for_all_phases(drop_empty_groups(first), later))

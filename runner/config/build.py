@@ -18,6 +18,7 @@ from runner.config.signature import (
     lacks_arguments,
     refuse_text_for_numbers,
     refuse_unexpected,
+    takes,
     takes_anything,
 )
 from runner.errors import ConfigError, SkippedError, did_you_mean, place_in_user_code
@@ -140,6 +141,13 @@ def check_node(node: Mapping[str, Any], key: str, given: int) -> None:
     kwargs = {name: value for name, value in node.items() if name not in DIRECTIVES}
     is_partial = bool(node.get("_partial_"))
     check_arguments(target=target, path=node["_target_"], key=key, args=args, kwargs=kwargs, is_partial=is_partial)
+
+
+def offered(node: Mapping[str, Any], key: str, **values: Any) -> dict[str, Any]:
+    """Return those of the values whose names are parameters of the node's target, which may or may not take them."""
+    path: Any = node.get("_target_")
+    target = locate(path, f"{key}._target_")
+    return {name: value for name, value in values.items() if takes(target, name)}
 
 
 def build_instance(expected: type[T], node: Mapping[str, Any], key: str, *args: Any) -> T:

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.build import LIBRARY_BUILDERS, check_node, refuse_malformed_path
+from runner.config.build import LIBRARY_BUILDERS, check_node, offered, refuse_malformed_path
 from runner.config.checks.machine import (
     LAUNCHERS_HERE,
     check_checkpoint,
@@ -200,6 +200,7 @@ def _check_signatures(config: Config, choices: Mapping[str, Any]) -> None:
         if node and not is_as_in_file and str(node.get("_target_")).split(".")[0] in ("runner", "torch"):
             taken = RUNNERS_DATA_KEYS if key == "data" else ()
             arguments = {name: 1 if value == STEPS else value for name, value in node.items() if name not in taken}
+            arguments |= offered(node, key, run=None) if key == "schedule" else {}  # which the run itself gives
             check_node(arguments, key, given)
 
 

@@ -231,6 +231,11 @@ class Config:
         return self.data.get("epochs", 1)
 
     @property
+    def is_endless(self) -> bool:
+        """Whether the data are made as they are asked for, and never end."""
+        return str(self.data.get("_target_")).startswith(SYNTHETIC)
+
+    @property
     def steps_a_pass(self) -> int:
         """The number of training steps of a pass: each takes `accumulate` batches, the last one of a pass what is left."""
         return -(-self.batches // self.accumulate)

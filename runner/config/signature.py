@@ -22,6 +22,14 @@ def _signature(target: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(target) if inspect.ismethod(target) else _cached_signature(target)
 
 
+def takes(target: Callable[..., Any], name: str) -> bool:
+    """Return whether a function or class has a parameter of this name."""
+    try:
+        return name in _signature(target).parameters
+    except (TypeError, ValueError):  # some builtins have no signature
+        return False
+
+
 def argument_key(key: str, name: str) -> str:
     """Return the key of an argument of the node `key`: those of `model.build` are keys of `model`."""
     return f"model.{name}" if key == "model.build" else f"{key}.{name}"

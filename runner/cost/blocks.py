@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
+
+from runner.freezing.covering import by_part
 
 LARGE = 0.5  # share of the model's elements: a block with more is divided
 LEAST_PARTS = 2  # modules in a block that is divided
@@ -41,28 +43,8 @@ def _is_large(block: Block, sizes: dict[str, int]) -> bool:
 
 def _parts(block: Block) -> list[Block]:
     """Return the modules and parameters in a block, through modules that hold only one; empty if it holds no two modules."""
-    parts = _by_part(block.parameters, f"{block.name}." if block.name else "")
+    parts = by_part(block.parameters, f"{block.name}." if block.name else "")
     modules = parts.keys() - set(block.parameters)
     if len(parts) == len(modules) == 1:
         return _parts(Block(next(iter(parts)), block.parameters))
     return [Block(name, tuple(names)) for name, names in parts.items()] if len(modules) >= LEAST_PARTS else []
-
-
-def _by_part(names: Iterable[str], prefix: str) -> dict[str, list[str]]:
-    """Return {name of a module or parameter directly below `prefix`: those of the names that are in it}."""
-    parts: dict[str, list[str]] = {}
-    for name in names:
-        parts.setdefault(prefix + name.removeprefix(prefix).split(".")[0], []).append(name)
-    return parts
-
-
-def covering_names(names: Sequence[str], covered: Set[str], prefix: str = "") -> Iterator[str]:
-    """Yield the names of the largest modules below `prefix` all of whose parameters are covered, and of other parameters.
-
-    `names`: the parameters of the model. `covered`: those that are to be covered, and no others.
-    """
-    for part, within in _by_part(names, prefix).items():
-        if covered >= set(within):
-            yield part
-        elif part not in within:
-            yield from covering_names(within, covered, f"{part}.")

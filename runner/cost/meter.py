@@ -32,7 +32,8 @@ from runner.cost.phases import (
 from runner.cost.shares import bytes_held, shares_of_unfrozen, state_per_byte, total_bytes
 from runner.freezing.selection import Selection
 from runner.tensors import tensor_entries
-from runner.training.loop import Task, needs_closure
+from runner.tensors.optimizer_state import needs_closure
+from runner.training.loop import Task
 
 FREEZING_SETTINGS = ("method", "freeze", "schedule")  # config keys that do not matter when nothing is frozen
 

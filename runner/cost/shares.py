@@ -13,7 +13,7 @@ from runner.cost.counter import storages_in
 from runner.cost.flops import StepCount
 from runner.freezing.selection import Selection
 from runner.tensors import tensors_in
-from runner.training.loop import needs_closure
+from runner.tensors.optimizer_state import needs_closure
 
 Shares = Mapping[str, float]  # {module name: share from 0 to 1}
 

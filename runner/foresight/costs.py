@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from runner.assemble.setup import Setup, begin_phase
+from runner.assemble.setup import Setup
+from runner.assemble.switching import begin_phase
 from runner.cost.flops import StepCount, count_step
 from runner.cost.meter import CountingMeter
 from runner.display.table import Column, number

@@ -20,7 +20,7 @@ from runner.freezing.groups import group_lr
 from runner.freezing.selection import Selection
 from runner.proof.audit import as_module, selection_of
 from runner.proof.causes.optimizer_copy import stepped_tensors
-from runner.proof.notes import flag_notes
+from runner.proof.results.notes import flag_notes
 from runner.tensors import TensorEntry, refuse_unless_dense
 from runner.training.tasks.given import given_task
 from runner.training.tasks.losses import LossFunction

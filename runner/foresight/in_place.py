@@ -26,7 +26,8 @@ from runner.proof.changes import Snapshot, snapshot
 from runner.proof.steps import has_compiled_a_step
 from runner.seeding import preserve_random_state, preserve_settings
 from runner.tensors import map_tensors, same_bits
-from runner.training.loop import Step, needs_closure, train_in_present_modes
+from runner.tensors.optimizer_state import needs_closure
+from runner.training.loop import Step, train_in_present_modes
 
 LEAST_STEPS, MOST_STEPS = 2, 8  # that are made; more than the least while a trainable parameter has not changed
 FARTHEST = 1000  # steps of the scheduler that are looked at

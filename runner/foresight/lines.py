@@ -17,7 +17,7 @@ from runner.freezing.patterns import with_parents
 from runner.freezing.resolver import owner_of
 from runner.freezing.selection import Selection
 from runner.tensors import TensorEntry
-from runner.training.loop import needs_closure
+from runner.tensors.optimizer_state import needs_closure
 
 INDEXED = (nn.Sequential, nn.ModuleList, nn.ParameterList)
 MOST_LISTED = 3  # modules, if they can be said in another way

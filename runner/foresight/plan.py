@@ -10,7 +10,8 @@ from dataclasses import replace
 from rich.console import Console
 from rich.text import Text
 
-from runner.assemble.setup import Setup, assembled, begin_phase
+from runner.assemble.setup import Setup, assembled
+from runner.assemble.switching import begin_phase
 from runner.config.schema import Config, Device
 from runner.contract import Note
 from runner.display.console import hanging

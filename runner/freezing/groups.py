@@ -7,7 +7,7 @@ of steps in which the same layers are frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from typing import Any
 
@@ -147,6 +147,53 @@ def groups_for_all_phases(first: list[Group], later: Sequence[Sequence[Group]]) 
     return groups
 
 
+def set_apart(groups: Sequence[Group], declared: Sequence[Group]) -> list[Group]:
+    """Return groups in which each that has other options than the declared group of its name is called `NAME/frozen`.
+
+    `declared`: the groups as the config declares them. Where parameters are frozen and thawed again, a rate that was set in
+    a group in place could not be set back: a scheduler may have changed it meanwhile. With a group for each, they are moved.
+    """
+    options = {group["name"]: _options(group) for group in declared}
+    are_as_declared = [options.get(group["name"], _options(group)) == _options(group) for group in groups]
+    names = [f"{group['name']}{'' if same else '/frozen'}" for group, same in zip(groups, are_as_declared, strict=True)]
+    return [{**group, "name": name} for group, name in zip(groups, names, strict=True)]
+
+
+def union_of_groups(first: Sequence[Group], later: Sequence[Sequence[Group]]) -> list[Group]:
+    """Return each group that has parameters in a phase, with those of the first phase; none if it has some only later.
+
+    `first`: the groups of the first phase. `later`: those of other phases. If no group ever has any, all are returned.
+    """
+    phases = [first, *later]
+    used = {group["name"]: group for phase in reversed(phases) for group in phase if group["params"]}
+    order = dict.fromkeys(group["name"] for phase in phases for group in phase)
+    groups = [used[name] for name in order if name in used] or list(first)
+    return in_all_groups(first, groups)
+
+
+def in_all_groups(groups: Sequence[Group], all_groups: Sequence[Group]) -> list[Group]:
+    """Return `all_groups` with the parameters that `groups` has under their names, and none where it has no such group."""
+    parameters = {group["name"]: group["params"] for group in groups}
+    missing = [group["name"] for group in groups if group["params"] and group["name"] not in {g["name"] for g in all_groups}]
+    assert not missing, f"the optimizer has no group {missing[0]}, which has parameters in the new phase"
+    return [{**group, "params": parameters.get(group["name"], [])} for group in all_groups]
+
+
+def split_by_block(groups: Sequence[Group], block_of: Mapping[int, str]) -> list[Group]:
+    """Return the parameter groups, with each that has parameters of several blocks split into `NAME/BLOCK` for each block.
+
+    `block_of`: {id(parameter): name of its block}. Those of a split group that are in no block form a part `NAME`.
+    """
+    result: list[Group] = []
+    for group in groups:
+        parts = _split(group, lambda p: block_of.get(id(p)))
+        result += [
+            part if len(parts) == 1 or block is None else {**part, "name": f"{group['name']}/{block}"}
+            for block, part in parts.items()
+        ]
+    return result
+
+
 def regroup(optimizer: Optimizer, old_groups: Sequence[Group], new_groups: Sequence[Group]) -> None:
     """Move parameters between the optimizer's groups when a new phase (span of steps with the same groups) begins.
 
@@ -170,6 +217,11 @@ def regroup(optimizer: Optimizer, old_groups: Sequence[Group], new_groups: Seque
 def drop_empty_groups(groups: list[Group]) -> list[Group]:
     """Return the groups that have parameters; if no group has any, return all groups."""
     return [group for group in groups if group["params"]] or groups
+
+
+def _options(group: Group) -> Group:
+    """Return the options of a group, such as its learning rate, without its name and its parameters."""
+    return {key: value for key, value in group.items() if key not in ("name", "params")}
 
 
 def _split(group: Group, key: Callable[[nn.Parameter], Any]) -> dict[Any, Group]:

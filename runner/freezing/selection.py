@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -120,6 +120,23 @@ def select_by_evidence(
         evidence=evidence,
         notes=(*resolver.head_notes([*patterns, *keep]), *(f"{text} freezes nothing: {why}" for text, why in absent), *ties),
         nothing_frozen="" if frozen or not absent else absent[0][1],
+    )
+
+
+def nothing_of(selection: Selection) -> Selection:
+    """Return a Selection of nothing, found by the same evidence as another one."""
+    return replace(selection, parameters={}, buffers={}, modules={}, names=frozenset(), notes=())
+
+
+def without(selection: Selection, other: Selection) -> Selection:
+    """Return what is in `selection` and not in `other`, another Selection of the same model."""
+    return replace(
+        selection,
+        parameters={name: each for name, each in selection.parameters.items() if each not in other},
+        buffers={name: each for name, each in selection.buffers.items() if each not in other},
+        modules={name: each for name, each in selection.modules.items() if name not in other.modules},
+        names=selection.names - other.names,
+        notes=(),
     )
 
 

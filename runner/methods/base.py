@@ -73,8 +73,9 @@ class FreezingMethod:
     """A way to freeze parameters: the training calls its five methods in the order below, and each does nothing by default.
 
     A subclass overrides only the methods it needs. It uses torch's own means: flags, parameter groups, hooks, replaced
-    modules. In every method, `selection` says which parameters and modules are frozen. `undo` is a stack of callbacks that
-    are called at the end of the run. For each change to the model, the method adds a callback that reverses the change.
+    modules. In every method, `selection` says which parameters and modules are frozen. A phase is a span of steps in which
+    these stay the same; most runs have one. `undo` is a stack of callbacks that are called at the end of the phase. For each
+    change to the model, the method adds a callback that reverses the change.
     """
 
     leaks_under: frozenset[str] = frozenset()
@@ -93,8 +94,8 @@ class FreezingMethod:
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         """Change the model so that the selected parameters stay frozen, and return the model to train.
 
-        Called before the optimizer is built, and again when more layers become frozen in mid-run. Callbacks added to `undo`
-        are called at the end of the run.
+        Called before the optimizer is built, and again for each later phase, with what is frozen in it. Callbacks added to
+        `undo` are called at the end of the phase: they undo all that was done for it, whatever the next phase freezes.
         """
         return model
 
@@ -109,7 +110,7 @@ class FreezingMethod:
     def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
         """Change the optimizer after it is built, for example register a hook on it.
 
-        `selection`: what is frozen. A callback added to `undo` is called at the end of the run.
+        `selection`: what is frozen. Called for each phase; a callback added to `undo` is called at the end of the phase.
         """
 
     def feed(self, batches: Iterable[Any], context: PhaseContext) -> Iterator[Any]:

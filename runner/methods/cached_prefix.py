@@ -96,19 +96,21 @@ class CachedPrefix(RequiresGrad):
         return ""
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
-        if self.bypass is not None:  # from earlier steps, in which fewer layers were frozen
-            self.bypass.undo()
-            self.cache.close()
-            self.bypass = None
         if self.epochs > 1 and selection.parameters:
             if selection is not self.checked_selection and (reason := self.skip(model, selection)):
                 raise SkippedError(reason)
             assert self.prefix is not None
             self.cache, self.recordings = OutputCache(self.limit, self.folder), {}
             self.bypass = Bypass(model, self.prefix.boundary, self.prefix.modules)
-            undo.callback(self.cache.close)
-            undo.callback(self.bypass.undo)
+            undo.callback(self.forget)
         return super().prepare(model, selection, undo)
+
+    def forget(self) -> None:
+        """Let the frozen layers run again, and empty the memory of their outputs."""
+        if self.bypass is not None:
+            self.bypass.undo()
+            self.cache.close()
+            self.bypass = None
 
     def feed(self, batches: Iterable[Any], context: PhaseContext) -> Iterator[Any]:
         if self.epochs == 1:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from runner.errors import SkippedError
 from runner.freezing.selection import Selection
@@ -30,7 +29,6 @@ class Detach(FreezingMethod):
     def __init__(self) -> None:
         self.boundary: str | None = None  # the module at the end of the frozen prefix
         self.checked_selection: Selection | None = None  # the selection that `boundary` is for
-        self.hooks: list[RemovableHandle] = []
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         if not selection.parameters:
@@ -45,8 +43,6 @@ class Detach(FreezingMethod):
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         if selection is not self.checked_selection and (reason := self.skip(model, selection)):
             raise SkippedError(reason)
-        for hook in self.hooks:  # from earlier steps, in which fewer layers were frozen
-            hook.remove()
         if self.boundary is not None and selection.parameters:
             modes_before: list[bool] = []
 
@@ -58,12 +54,12 @@ class Detach(FreezingMethod):
                 if modes_before:
                     torch.set_grad_enabled(modes_before.pop())
 
-            self.hooks = [
+            hooks = [
                 model.register_forward_pre_hook(disable_grad),
                 model.get_submodule(self.boundary).register_forward_hook(restore_grad_mode, prepend=True),
                 # if the forward pass raises before the boundary
                 model.register_forward_hook(restore_grad_mode, prepend=True, always_call=True),
             ]
-            for hook in self.hooks:
+            for hook in hooks:
                 undo.callback(hook.remove)
         return model

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from runner.freezing.selection import Selection
 from runner.methods.base import FreezingMethod
+from runner.tensors.optimizer_state import drop_state
 
 
 class RequiresGrad(FreezingMethod):
@@ -17,8 +18,8 @@ class RequiresGrad(FreezingMethod):
     If the flag is set before the first step, the parameter keeps all its bits under any dense torch optimizer. Frozen
     parameters can still change if the freezing begins in mid-run and either gradients are set to zeros instead of None
     (weight decay and momentum then act on the zeros), or the optimizer is LBFGS. With `clean`, gradients and optimizer state
-    of frozen parameters are deleted when the freezing begins, which prevents the problem with zeros. The forward pass can
-    still write to frozen layers: BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
+    of frozen parameters are deleted when the freezing begins, which prevents both; of LBFGS, the whole state is. The forward
+    pass can still write to frozen layers: BatchNorm's statistics, `Embedding(max_norm=...)`, spectral norm.
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#setting-requires-grad
     """
 
@@ -27,7 +28,7 @@ class RequiresGrad(FreezingMethod):
     def __init__(self, clean: bool = False) -> None:
         self.clean = clean
         if clean:
-            self.leaks_under = self.leaks_under - {"zeros_mid_run"}
+            self.leaks_under = frozenset()
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         for parameter in selection.parameters.values():
@@ -36,6 +37,5 @@ class RequiresGrad(FreezingMethod):
         return model
 
     def attach(self, optimizer: Optimizer, selection: Selection, undo: ExitStack) -> None:
-        for parameter in selection.parameters.values() if self.clean else ():
-            parameter.grad = None
-            optimizer.state.pop(parameter, None)
+        if self.clean:
+            drop_state(optimizer, selection.parameters.values())

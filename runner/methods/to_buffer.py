@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import nn
@@ -36,18 +35,21 @@ class ToBuffer(Exclude):
         for module in model.modules():
             frozen = [name for name, parameter in module._parameters.items() if parameter in selection]
             if frozen:
-                undo.callback(_restore_registration, module, dict(module._parameters), dict(module._buffers))
+                undo.callback(_make_parameters_again, module, dict(module._parameters), frozen)
             for name in frozen:
                 module.register_buffer(name, buffers[id(module._parameters.pop(name))])
         return model
 
 
-def _restore_registration(module: nn.Module, parameters: dict[str, Any], buffers: dict[str, Any]) -> None:
-    """Give a module its earlier parameters and buffers back, in their earlier order.
+def _make_parameters_again(module: nn.Module, parameters: dict[str, nn.Parameter | None], names: list[str]) -> None:
+    """Register the named buffers of a module as the parameters that they were, in the order of before.
 
-    `parameters`, `buffers`: {name in the module: tensor or None}, earlier copies of the dicts `module._parameters` and
-    `module._buffers`.
+    `parameters`: {name in the module: parameter or None}, an earlier copy of the dict `module._parameters`. What other code
+    has registered since then stays.
     """
-    for registry, original in ((module._parameters, parameters), (module._buffers, buffers)):
-        registry.clear()
-        registry.update(original)
+    for name in names:
+        module._buffers.pop(name, None)
+    kept = {name: each for name, each in module._parameters.items() if name not in names}
+    in_order = {name: kept.pop(name, parameters[name]) for name in parameters if name in kept or name in names}
+    module._parameters.clear()
+    module._parameters.update({**in_order, **kept})

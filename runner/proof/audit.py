@@ -13,10 +13,11 @@ from runner.errors import ConfigError, is_integer
 from runner.freezing.flags import Flags
 from runner.freezing.selection import Selection, select, select_by_flags
 from runner.freezing.words import FOR_AUDIT
-from runner.proof.audit_report import AuditOptions, Frozen, Report
+from runner.proof.audit_report import Frozen, Report
 from runner.proof.auditor import Auditor
 from runner.proof.causes.optimizer_copy import with_inner_optimizers
 from runner.proof.changes import Snapshot, add_new_tensors, snapshot
+from runner.proof.options import AuditOptions
 from runner.proof.processes.exchange import Ranks, ranks_of, single_process_notes
 from runner.proof.steps import StepHooks, before_compiling, has_compiled_a_step
 from runner.tensors import refuse_unreadable

@@ -19,32 +19,12 @@ from runner.proof.verdict import count_verdicts, problems_of
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from runner.proof.results.phases import PhaseRows
+
 Frozen = Selection | Sequence[str]
 MAX_LINES = 9  # of `str(report)`
 ALL_FLAGS_OFF = "no parameter has requires_grad=True"
 MAY_STILL_TRAIN = ("lr_zero", "zero_gradient", "rounded_away", "unknown")  # causes of idleness that later steps may end
-
-
-@dataclass(frozen=True)
-class AuditOptions:
-    """The options of an audit.
-
-    Attributes:
-        every: compare bits after every `every` steps; None for steps 1, 2, 4, 8, ...
-        until: the number of the last step that is watched; None for all.
-        raise_at_look: raise LeakError at the comparison that finds a frozen tensor changed.
-        watch_forward: watch the forward passes from the beginning, as with `every=1`.
-    """
-
-    every: int | None = None
-    until: int | None = None
-    raise_at_look: bool = False
-    watch_forward: bool = False
-
-    @property
-    def advice(self) -> str:
-        """What finds a cause that these options have left unknown."""
-        return "use every=1, watch_forward=True" if self.every == 1 else "use every=1"
 
 
 class LeakError(AssertionError):
@@ -57,6 +37,9 @@ class UnsoundError(AssertionError):
 
 class Watcher(Protocol):
     """What compares the tensors of a model while an audit runs."""
+
+    def end_phase(self) -> None:
+        """End the present phase, if a step was made in it."""
 
     def freeze(self, frozen: Frozen) -> None:
         """Declare more tensors frozen from now on."""
@@ -85,6 +68,8 @@ class Report:
 
     Attributes:
         rows: a dict for each parameter and buffer, with the columns of `changes.csv` as keys: how far it moved, and why.
+        phases: the spans of steps between calls of `freeze` and `unfreeze`, each with rows of its own; empty if there was no
+            such call after a step. To know what moved in a phase, the audit keeps one more copy of all tensors.
         looks: the numbers of the steps after which all tensors were compared bit by bit with their initial values.
         notes: sentences for the user, such as why the cause of a change is `unknown`.
         why_unknown: {tensor name: why the cause of its change is not known}; empty where it is known.
@@ -103,6 +88,7 @@ class Report:
     """
 
     rows: list[Row] = field(default_factory=list)
+    phases: list[PhaseRows] = field(default_factory=list)
     looks: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     why_unknown: dict[str, str] = field(default_factory=dict)
@@ -125,19 +111,30 @@ class Report:
         current values; their norms begin at this call, too. Tensors that were declared frozen before stay so.
         Call this method after you have frozen the tensors. If you freeze by a learning rate of 0, set the rate before the
         call: a change of a learning rate after the call counts as done by a scheduler.
-        Raises ConfigError for bad patterns, and RuntimeError if the audit has ended.
+        A call after a step ends a phase: see `phases`. Raises ConfigError for bad patterns, and RuntimeError if the audit
+        has ended.
         """
-        self._require_watcher("freeze").freeze(frozen)
-        self.declarations += 1
+        self._require_watcher("freeze").end_phase()
+        self._freeze(frozen)
 
     def unfreeze(self, frozen: Frozen) -> None:
         """Declare tensors trainable again, for a loop that unfreezes layers in the middle of training.
 
         `frozen`: patterns of names, or what `select` returns. Call this method before the next step. The verdict of these
         tensors is that of the spans in which they were declared frozen; their norms are those of the whole block.
-        Raises ConfigError for bad patterns and if none of the tensors is declared frozen, and RuntimeError if the audit has
-        ended.
+        A call after a step ends a phase: see `phases`. Raises ConfigError for bad patterns and if none of the tensors is
+        declared frozen, and RuntimeError if the audit has ended.
         """
+        self._require_watcher("unfreeze").end_phase()
+        self._unfreeze(frozen)
+
+    def _freeze(self, frozen: Frozen) -> None:
+        """Declare more tensors frozen, within the present phase."""
+        self._require_watcher("freeze").freeze(frozen)
+        self.declarations += 1
+
+    def _unfreeze(self, frozen: Frozen) -> None:
+        """Declare tensors trainable again, within the present phase."""
         self._require_watcher("unfreeze").unfreeze(frozen)
         self.declarations += 1
 
@@ -162,10 +159,10 @@ class Report:
         thawed = FlagChange(tuple(unfrozen), frozen=False, step=when, is_before=is_before)
         froze = FlagChange(tuple(frozen), frozen=True, step=when, is_before=is_before)
         if unfrozen and self.by_flags:
-            self.unfreeze(changes.trainable)
+            self._unfreeze(changes.trainable)
             tell(thawed, self.flag_changes, self.notes, "the flags declare trainable")
         if frozen and self.by_flags:
-            self.freeze(changes.frozen)
+            self._freeze(changes.frozen)
             tell(froze, self.flag_changes, self.notes, "the flags declare frozen")
         elif frozen:
             tell(froze, self.lost_flags, self.not_training, "requires_grad is False though not declared frozen")

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from runner.contract import LeakCause
 from runner.errors import ConfigError, listed
 from runner.freezing.selection import Selection
-from runner.proof.audit_report import AuditOptions, Frozen, LeakError, Report
+from runner.proof.audit_report import Frozen, LeakError, Report
 from runner.proof.causes.by_marks import explain_by_marks
 from runner.proof.causes.idle import record_gradients
 from runner.proof.causes.leak_tracer import LeakTracer
@@ -21,11 +21,14 @@ from runner.proof.causes.replay import try_find_causes
 from runner.proof.changes import Snapshot
 from runner.proof.digests import DigestWatcher
 from runner.proof.following import Followed, Following
-from runner.proof.marks import WatchList, Window, marks_of, writes_ignored
-from runner.proof.notes import COMPARED_ON_LEAVING, model_notes, train_mode_notes, unfrozen_and_unchanged
+from runner.proof.marks import Window, marks_of, writes_ignored
 from runner.proof.optimizers import KnownOptimizers
-from runner.proof.rows import found_changed, make_rows, unknown_cause_notes
+from runner.proof.options import AuditOptions
+from runner.proof.results.notes import COMPARED_ON_LEAVING, model_notes, train_mode_notes, unfrozen_and_unchanged
+from runner.proof.results.phases import PhaseLog
+from runner.proof.results.rows import found_changed, make_rows, unknown_cause_notes
 from runner.proof.steps import StepHooks, closure_of_step, has_compiled, is_capturing, with_closure
+from runner.proof.watch_lists import WatchLists
 from runner.tensors import is_compiled, same_bits
 
 
@@ -56,8 +59,8 @@ class Auditor:
         self.optimizers = KnownOptimizers(optimizers, self.following)
         self.tracer = LeakTracer(model, self.replay_step, lambda: not has_compiled() and not is_compiled(model))
         self.hooks: StepHooks | None = None
-        self.watch_lists: dict[int, WatchList] = {}  # by id of an optimizer
-        self.assignment = 0  # the one of `optimizers` for which the watch lists were made
+        self.watch_lists = WatchLists(self.optimizers)
+        self.phase_log = PhaseLog()
         self.mode_notes: list[str] | None = None  # about train mode at the first step
         self.in_forward = options.watch_forward or options.every == 1
 
@@ -76,6 +79,14 @@ class Auditor:
         """Watch what writes to the tensors of these rows in the next step, or, with `every=1`, to the end."""
         is_kept, by_marks = self.options.every == 1, not self.options.watch_forward
         self.tracer.watch(rows, replays=replays, is_kept=is_kept, in_forward=self.in_forward, by_marks=is_kept and by_marks)
+
+    def end_phase(self) -> None:
+        """If a step was made since the present phase began, end the phase: note its rows, and begin another."""
+        if self.optimizers.last_step >= self.phase_log.first:
+            self.optimizers.update()
+            self.conclude([row for row in self.following.rows if row.frozen])
+            self.report.phases.append(self.phase_log.end(self.following, self.optimizers))
+            self.phase_log.begin(self.following, self.optimizers.last_step + 1)
 
     def freeze(self, frozen: Frozen) -> None:
         """Declare more tensors frozen, and compare the new ones from now on with their current values.
@@ -125,8 +136,8 @@ class Auditor:
             self.stop()
             return None
         if self.optimizers.has_raised:  # its last step may have written before it raised
-            self.read_marks(optimizer)
-        self.read_marks(optimizer, before_step=(number := self.optimizers.step))
+            self.watch_lists.read(optimizer)
+        self.watch_lists.read(optimizer, before_step=(number := self.optimizers.step))
         closure = closure_of_step(optimizer, args, kwargs)
         if self.tracer.watched:
             self.tracer.on_step_begin(optimizer, self.optimizers.rows(optimizer), has_closure=closure is not None)
@@ -136,14 +147,14 @@ class Auditor:
         @wraps(closure)
         def watched_closure(*closure_args: Any, **closure_kwargs: Any) -> Any:
             rows, has_raised = self.optimizers.rows(optimizer), True
-            self.read_marks(optimizer)
+            self.watch_lists.read(optimizer)
             self.tracer.on_closure_begin(rows)
             try:
                 loss = closure(*closure_args, **closure_kwargs)
                 has_raised = False
                 return loss
             finally:
-                self.read_marks(optimizer, before_step=number)
+                self.watch_lists.read(optimizer, before_step=number)
                 self.tracer.on_closure_end(optimizer, rows, has_raised)
 
         return with_closure(args, kwargs, watched_closure)
@@ -161,12 +172,13 @@ class Auditor:
         compares = is_last or (count % self.options.every == 0 if self.options.every else is_power_of_two)
         if compares and optimizer is self.optimizers.first:
             self.optimizers.update()
-        self.read_marks(optimizer)
+        self.watch_lists.read(optimizer)
         if compares:
             self.add_look()
         found = self.compare_bits(self.optimizers.rows(optimizer), self.optimizers.last_step) if compares else []
         if compares or is_power_of_two:  # while the gradients and learning rates of the step are still there
             record_gradients(self.optimizers.own_rows(optimizer), optimizer)
+        self.phase_log.on_step_end(optimizer, self.optimizers.own_rows(optimizer))
         if self.tracer.watched:
             self.tracer.on_step_end(self.optimizers.rows(optimizer))
         unexplained = [row for row in found if not row.evidence.cause]
@@ -184,23 +196,6 @@ class Auditor:
         """Note in the report that bits are compared after the last step."""
         if (step := self.optimizers.last_step) and step not in self.report.looks:
             self.report.looks.append(step)
-
-    def read_marks(self, optimizer: Optimizer, before_step: int | None = None) -> None:
-        """Read the marks of the frozen tensors that `optimizer` answers for.
-
-        `before_step`: the number of the step, if it begins now or its closure has just returned, so that a change of a mark
-        was made by other code. None if the step ends now or calls its closure, so that it was made by the step.
-        """
-        if self.assignment != self.optimizers.assignment:
-            self.watch_lists.clear()
-            self.assignment = self.optimizers.assignment
-        if id(optimizer) not in self.watch_lists:
-            own, other = (
-                [(row.tensor, row.window) for row in rows if row.frozen and not row.evidence.differed]
-                for rows in (self.optimizers.own_rows(optimizer), self.optimizers.other_rows(optimizer))
-            )
-            self.watch_lists[id(optimizer)] = WatchList(own, other)
-        self.watch_lists[id(optimizer)].read(before_step)
 
     def replay_step(
         self, optimizer: Optimizer, tensors: Mapping[str, Tensor], with_closure: bool = False
@@ -266,6 +261,8 @@ class Auditor:
         self.optimizers.forget_rows()
         self.add_look()
         self.conclude(self.following.rows)
+        if self.report.phases and self.optimizers.last_step >= self.phase_log.first:
+            self.report.phases.append(self.phase_log.end(self.following, self.optimizers))
         rows, self.report.why_unknown = make_rows(self.following, self.optimizers)
         self.report.rows, self.report.appeared = rows, {row.name for row in self.following.rows if row.appeared}
         self.report.not_training += unfrozen_and_unchanged(self.following.rows, self.optimizers.last_step)
@@ -291,6 +288,7 @@ class Auditor:
         if self.hooks is not None:
             self.hooks.remove()
         self.watch_lists.clear()
+        self.phase_log.values.clear()
         self.following.forget()
         self.optimizers.forget()
 

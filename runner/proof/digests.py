@@ -14,8 +14,8 @@ from runner.freezing.selection import Selection
 from runner.proof.audit_report import Frozen, Report
 from runner.proof.changes import digest_of
 from runner.proof.following import Followed, new_row
-from runner.proof.notes import unchanged_since_unfrozen
-from runner.proof.rows import as_changed_unwatched, as_trained_late, as_unknown_leak, make_row, unknown_cause_notes
+from runner.proof.results.notes import unchanged_since_unfrozen
+from runner.proof.results.rows import as_changed_unwatched, as_trained_late, as_unknown_leak, make_row, unknown_cause_notes
 from runner.shards import put_shards_back
 from runner.tensors import names_and_tensors, tensor_entries
 
@@ -56,6 +56,9 @@ class DigestWatcher:
         self.declared: dict[str, Tensor] = {}  # {name: tensor}, of those that have leaked too
         self.unfrozen: dict[int, DigestedTensor] = {}  # by id of a tensor, of those that held until then
         self.idle: dict[int, DigestedTensor] = {}  # by id of a tensor, of those that no step has trained
+
+    def end_phase(self) -> None:
+        """Do nothing: after the last step that is watched there are no phases."""
 
     def freeze(self, frozen: Frozen) -> None:
         """Declare more tensors frozen: they must keep their present values."""

@@ -188,6 +188,10 @@ class KnownOptimizers:
         found = [each for each in self.known[len(self.given) :] if self._adds_to(each, given_ids)]
         return groups_by_tensor([*self.given, *found])
 
+    def lr_of(self, group: Group | None) -> float | None:
+        """Return the learning rate of a parameter group at its last step, or now if it made none; None without a group."""
+        return None if group is None else self.last_lrs.get(id(group), group_lr(group))
+
     def notes(self, until: int | None = None) -> list[str]:
         """Return sentences for the user about optimizers: without a step, not given, or with tensors that are elsewhere.
 

@@ -42,7 +42,7 @@ class ComparedRun(TypedDict, total=False):
     held_out: dict[str, float]
     trained_part: str
     trained_part_why: str
-    phases: list[dict[str, int]]
+    phases: list[dict[str, Any]]
     cost: dict[str, Any]
 
 
@@ -105,7 +105,7 @@ def _compared_run(run_set: RunSet, run: Run, keys: list[str]) -> ComparedRun:
         "held_out": run.held_out,  # type: ignore[typeddict-item]
         "trained_part": trained_part,
         "trained_part_why": why,
-        "phases": record["phases"],  # type: ignore[typeddict-item]
+        "phases": [{key: count for key, count in phase.items() if key != "blocks"} for phase in record["phases"]],
         "cost": run_set.costs[run.label],
     }
     losses: Any = {key: record[key] for key in ("loss_first", "loss_last", "loss_not_finite_at")}  # type: ignore[literal-required]

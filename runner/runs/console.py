@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from runner.contract import COSTS, DEFECTS, PAGE, Cost, Record, Row
+from runner.contract import COSTS, DEFECTS, PAGE, BlockRecord, Cost, PhaseRecord, Record, Row
 from runner.display.console import hanging, labelled, print_unbroken
 from runner.display.table import Column, number, table_lines
 from runner.display.units import bytes_text, change_text, digits_text, flops_text, percent_text, seconds_text
@@ -37,6 +37,8 @@ COLOURS: dict[str, str] = {
 
 LABEL_WIDTH = 9  # of the labels in front of the lines of a summary, such as `trained`
 MAX_STEPS = 40  # of a list of steps
+MAX_BLOCKS, MAX_STRIP = 10, 80  # blocks that have a line each, and the length of such a line
+BLOCK_SIGNS = {".": "frozen", "!": "frozen, but moved", "#": "trained"}
 # How notes begin that do not change how the headline is read: about what was measured, and how the model was loaded.
 QUIET_NOTES = ("cost:", "evaluate:", "metrics:", "model.", "the loss became", "every parameter is declared frozen")
 BYTE_COSTS = {
@@ -97,7 +99,8 @@ def print_summary(
     first = headline(record, rows)
     lines = hanging(Text(title, style="dim"), console)
     lines += hanging(Text.assemble((first.label, STYLES[first.colour]), f"  {first.text}"), console)
-    for label, text in (*moved_lines(record, rows), *loss_lines(record), *cost_summary(record["cost"])):
+    phases = phase_lines(record["phases"], console.width - LABEL_WIDTH)
+    for label, text in (*moved_lines(record, rows), *loss_lines(record), *cost_summary(record["cost"]), *phases):
         lines += labelled(label, text, console, LABEL_WIDTH)
     if verbose:
         lines += [*verdict_table(record, rows, console.width), *detail_lines(record, console)]
@@ -119,6 +122,35 @@ def loss_lines(record: Record) -> Iterator[tuple[str, str]]:
         yield "loss", "; ".join([" -> ".join(distinct_texts(record["loss_first"], record["loss_last"])), *held_out])
     elif held_out:
         yield "loss", held_out[0]
+
+
+def phase_lines(phases: Sequence[PhaseRecord], width: int) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) for the phases of a run that has several, and for each block, with a character for each phase.
+
+    The blocks are left out where there are more than MAX_BLOCKS, or a text would be longer than `width` or MAX_STRIP.
+    """
+    if len(phases) < 2:
+        return
+    steps = counted(phases[-1]["last_step"], "step")
+    blocks = [{block["name"]: block for block in phase.get("blocks", ())} for phase in phases]
+    names = list(dict.fromkeys(name for each in blocks for name in each))
+    longest = max(map(len, names), default=0)
+    if not 0 < len(names) <= MAX_BLOCKS or longest + 2 + len(phases) > min(width, MAX_STRIP):
+        least, most = (extreme(phase["frozen"] for phase in phases) for extreme in (min, max))
+        yield "phases", f"{len(phases):,} in {steps}, with {least:,} to {counted(most, 'tensor')} frozen"
+        return
+    rows = {name: "".join(block_sign(each.get(name)) for each in blocks) for name in names}
+    found = set("".join(rows.values()))
+    meaning = "; ".join(f"{sign} {text}" for sign, text in BLOCK_SIGNS.items() if sign in found)
+    yield "phases", f"{len(phases):,} in {steps}, a character each: {meaning}"
+    yield from (("", f"{name.ljust(longest)}  {signs}") for name, signs in rows.items())
+
+
+def block_sign(block: BlockRecord | None) -> str:
+    """Return the key of BLOCK_SIGNS for a block in a phase; None if it is not recorded."""
+    if block is None:
+        return " "
+    return "#" if not block["frozen"] else "!" if block["change_rel"] else "."
 
 
 def cost_summary(cost: Cost) -> Iterator[tuple[str, str]]:

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from runner.contract import CHANGES, HYDRA, LOG, RECORD, STEPS, Record
-from runner.runs.text import MAX_ITEMS, MAX_TEXT, shortened
+from runner.contract import CHANGES, HYDRA, LOG, RECORD, STEPS, PhaseRecord, Record
+from runner.runs.text import MAX_BLOCK_RECORDS, MAX_ITEMS, MAX_TEXT, shortened
 
 RUN_NAME = re.compile(r".+__.+__s\d+__[0-9a-f]{8}")  # a run's folder in a sweep, see runner.config.naming.run_name
 
@@ -49,11 +49,12 @@ def remove_files(folder: Path, *names: str) -> None:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write `record` to the file `run.json` in a run's folder, the reason and the notes no longer than reports show them.
+    """Write `record` to the file `run.json` in a run's folder, with no more of its texts and blocks than reports read.
 
     Raises ValueError if a number in `record` is NaN or infinite.
     """
     content = {**record, "reason": shortened(record["reason"], MAX_TEXT), "notes": _bounded(record["notes"])}
+    content |= {"phases": bounded_blocks(record["phases"])} if "phases" in record else {}
     write_text(folder / RECORD, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -61,6 +62,19 @@ def _bounded(notes: Sequence[str]) -> list[str]:
     """Return at most MAX_ITEMS notes of at most MAX_TEXT characters; the last one says how many more there are."""
     kept = notes if len(notes) <= MAX_ITEMS else [*notes[: MAX_ITEMS - 1], f"and {len(notes) - MAX_ITEMS + 1:,} more notes"]
     return [shortened(note, MAX_TEXT) for note in kept]
+
+
+def bounded_blocks(phases: Sequence[PhaseRecord]) -> list[PhaseRecord]:
+    """Return the phases of a run, without the key `blocks` from the one on with which there are over MAX_BLOCK_RECORDS."""
+    bounded: list[PhaseRecord] = []
+    count = 0
+    for phase in phases:
+        count += len(phase.get("blocks", ()))
+        counts = phase.copy()
+        if count > MAX_BLOCK_RECORDS:
+            counts.pop("blocks", None)
+        bounded.append(counts)
+    return bounded
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

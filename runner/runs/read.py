@@ -19,12 +19,14 @@ from runner.contract import (
     STEPS,
     TEXT_COSTS,
     VERDICTS,
+    BlockRecord,
+    PhaseCounts,
     PhaseRecord,
     Record,
     RunVerdict,
 )
 from runner.proof.verdict import finite_or_none, outcome_of
-from runner.runs.folder import RUN_NAME
+from runner.runs.folder import RUN_NAME, bounded_blocks
 from runner.runs.hydra_files import MAX_OVERRIDE, read_config, read_overrides
 from runner.runs.tables import TensorRow, missing_rows, missing_text, read_losses, read_tensors
 from runner.runs.text import MAX_CELL, MAX_ITEMS, MAX_LONG_LIST, MAX_TEXT, is_too_long, printable, printable_values
@@ -187,7 +189,8 @@ def checked_record(raw: RawRecord | None, problems: list[str]) -> Record:
     record["trained_digest"] = record["trained_digest"] or None
     record["loss_rose"] = raw.get("loss_rose") is True
     record["looks"] = [step for step in valid.get("looks", [])[:MAX_LONG_LIST] if _is_count(step)]
-    record["phases"] = [phase for item in valid.get("phases", [])[:MAX_LONG_LIST] if (phase := _checked_phase(item))]
+    phases = [phase for item in valid.get("phases", [])[:MAX_LONG_LIST] if (phase := _checked_phase(item))]
+    record["phases"] = bounded_blocks(phases)
     counts = valid.get("counts", {})
     record["counts"] = {word: n if _is_count(n := counts.get(word)) else 0 for word in VERDICTS}
     verdict = "leaked" if record["counts"]["leaked"] else record["verdict"]
@@ -215,11 +218,32 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _checked_phase(raw: Any) -> dict[str, int]:
-    """Return an item of the entry `phases` of a `run.json`; an empty dict if it is not whole, or no count can be shown."""
-    keys = PhaseRecord.__annotations__
-    whole = isinstance(raw, dict) and all(_is_count(number) or number == 0 for number in map(raw.get, keys))
-    return {key: int(raw[key]) for key in keys} if whole else {}
+def _checked_phase(raw: Any) -> PhaseRecord | None:
+    """Return an item of the entry `phases` of a `run.json`; None if it is not whole, or a count cannot be shown.
+
+    It has the key `blocks` only if each of its blocks is whole, and no two have the same name.
+    """
+    keys = PhaseCounts.__annotations__
+    if not isinstance(raw, dict) or not all(_is_count(number) or number == 0 for number in map(raw.get, keys)):
+        return None
+    phase = cast(PhaseRecord, {key: int(raw[key]) for key in keys})
+    items = raw["blocks"] if isinstance(raw.get("blocks"), list) else []
+    blocks = [block for item in items if (block := _checked_block(item))]
+    if blocks and len({block["name"] for block in blocks}) == len(items):
+        phase["blocks"] = blocks
+    return phase
+
+
+def _checked_block(raw: Any) -> BlockRecord | None:
+    """Return a block of a phase; None if it is not whole. Its change is None if it is no finite number of 0 or more."""
+    if not isinstance(raw, dict):
+        return None
+    name, frozen, factor, change = map(raw.get, ("name", "frozen", "factor", "change_rel"))
+    factor, change = (finite_or_none(each) if _has_type(each, (int, float)) else None for each in (factor, change))
+    if not isinstance(name, str) or not isinstance(frozen, bool) or factor is None or factor < 0:
+        return None
+    known = None if change is None or change < 0 else float(change)
+    return {"name": printable(name, MAX_CELL), "frozen": frozen, "factor": float(factor), "change_rel": known}
 
 
 def _checked_evaluation(raw: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2
 MAX_TEXT, MAX_ITEMS, MAX_DEPTH = 1000, 200, 20
 MAX_CELL = 200  # characters of a config value in a table
 MAX_LONG_LIST = 2000  # items of a list that grows with the steps or the phases of a run
+MAX_BLOCK_RECORDS = 20_000  # of all phases of a run together
 
 
 def printable(text: str, most: int = MAX_TEXT) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from inspect import Parameter, signature
 from itertools import chain, count, islice
 from math import nan
 from time import perf_counter
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from runner.tensors.optimizer_state import needs_closure
 
 Task = Callable[[nn.Module, Any], Tensor]  # task(model, batch) returns the loss
 
@@ -132,9 +133,3 @@ def backward(task: Task, model: nn.Module, batches: Iterable[Any], size: int) ->
         losses.append(loss.detach())
     assert len(losses) == size, f"a step of {size} batches was given {len(losses)}"
     return torch.stack(losses).sum() if size > 1 else losses[0]
-
-
-def needs_closure(optimizer: Optimizer) -> bool:
-    """Return whether `optimizer.step` must be given a function that computes the loss, as with LBFGS."""
-    closure = signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is Parameter.empty

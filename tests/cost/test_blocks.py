@@ -1,10 +1,10 @@
-"""The blocks of a model in the order of its forward pass, and names that cover parameters."""
+"""The blocks of a model in the order of its forward pass."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from runner.cost.blocks import blocks_in_order, covering_names
+from runner.cost.blocks import blocks_in_order
 
 
 class Transformer(nn.Module):
@@ -39,10 +39,3 @@ def test_a_module_that_holds_one_other_is_looked_through():
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
     order = [name for name, _ in model.named_parameters()]
     assert [block.name for block in blocks_in_order(model, order)] == ["0.0", "0.1"]
-
-
-def test_a_module_is_named_where_all_of_it_is_covered_and_a_parameter_where_its_module_is_not():
-    names = ["a.0.weight", "a.0.bias", "a.1.weight", "b.weight", "b.bias", "c"]
-    assert list(covering_names(names, {"a.0.weight", "a.0.bias", "a.1.weight", "c"})) == ["a", "c"]
-    assert list(covering_names(names, {"a.0.weight", "a.0.bias", "b.bias"})) == ["a.0", "b.bias"]
-    assert list(covering_names(names, set())) == []

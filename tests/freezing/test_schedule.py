@@ -531,9 +531,9 @@ def test_lbfgs_changes_frozen_parameters_because_its_direction_spans_all_paramet
     assert frozen_results(run(method, *LBFGS)) == LEAKED_BY_STATE
 
 
-@pytest.mark.parametrize(("freeze", "expected"), [("head", LEAKED_BY_STATE), ("backbone", HELD)])
-def test_clean_stops_lbfgs_only_if_the_first_parameter_is_frozen_where_lbfgs_stores_its_state(freeze, expected):
-    assert frozen_results(run("requires_grad-clean", *LBFGS, f"freeze={freeze}")) == expected
+@pytest.mark.parametrize("freeze", ["head", "backbone"])
+def test_clean_stops_lbfgs_wherever_it_stores_its_state(freeze):
+    assert frozen_results(run("requires_grad-clean", *LBFGS, f"freeze={freeze}")) == HELD
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "asgd", "nadam"])

@@ -28,6 +28,7 @@ from tests.run_folders import write_run, write_sweep
 
 SWEEP = Path("sweep")
 DOCS = (ROOT / "docs" / "comparison.md").read_text()
+BLOCK = {"name": "layer1", "frozen": True, "factor": 1.0, "change_rel": 0.0}
 
 
 def run_set(**more) -> RunSet:
@@ -63,7 +64,7 @@ def test_what_is_known_is_there_and_what_is_not_is_missing():
         "seed=1",
         cost={"flops_forward": 10, "flops_backward": 5},
         evaluation={"after": {"accuracy": 0.5, "loss": None}},
-        phases=[{"first_step": 1, "last_step": 2, "frozen": 1, "trained": 1}],
+        phases=[{"first_step": 1, "last_step": 2, "frozen": 1, "trained": 1, "blocks": [BLOCK]}],
     )
     write_run(SWEEP, "zero_lr", "optimizer.lr=2", "seed=2", status="failed", reason="why", verdict=None, rows=(), losses=())
     found = json.loads(json_text(comparison_json(run_set(planned=[Planned(SWEEP, ("a", "b"), "go on")]))))

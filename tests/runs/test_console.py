@@ -262,3 +262,63 @@ def test_what_was_measured_on_held_out_data_stands_in_a_line_the_accuracy_first(
     assert printed == lines[:1]
     verbose = [line for line in summary(evaluation=evaluation, verbose=True) if line.startswith("held-out: ")]
     assert verbose == [f"held-out: {line}" for line in lines[1:]]
+
+
+def phase(first: int, last: int, *blocks: tuple[str, bool, float | None]) -> dict:
+    """A phase of `run.json` with these blocks, (name, frozen, change)."""
+    records = [{"name": name, "frozen": frozen, "factor": 1.0, "change_rel": change} for name, frozen, change in blocks]
+    frozen = sum(frozen for _, frozen, _ in blocks)
+    counts = {"first_step": first, "last_step": last, "frozen": frozen, "trained": len(blocks) - frozen}
+    return counts | ({"blocks": records} if blocks else {})
+
+
+GRADUAL = [
+    phase(1, 5, ("conv1..bn1", True, 0.0), ("fc", False, 0.3)),
+    phase(6, 9, ("conv1..bn1", True, 0.1), ("fc", False, 0.2)),
+    phase(10, 12, ("conv1..bn1", False, 0.1), ("fc", False, None)),
+]
+
+
+def phase_text(**record) -> list[str]:
+    """Return the lines about phases of a run's summary."""
+    lines = summary(**record)
+    start = next((number for number, line in enumerate(lines) if line.startswith("phases")), len(lines) - 1)
+    return lines[start:-1]
+
+
+def test_of_a_run_of_several_phases_each_block_has_a_line_with_a_character_a_phase():
+    assert phase_text(phases=GRADUAL) == [
+        "phases   3 in 12 steps, a character each: . frozen; ! frozen, but moved; # trained",
+        "         conv1..bn1  .!#",
+        "         fc          ###",
+    ]
+    assert phase_text(phases=[GRADUAL[0], GRADUAL[2]])[0] == "phases   2 in 12 steps, a character each: . frozen; # trained"
+
+
+def test_a_phase_whose_blocks_are_not_known_is_blank():
+    assert phase_text(phases=[GRADUAL[0], phase(6, 9), GRADUAL[2]])[1:] == [
+        "         conv1..bn1  . #",
+        "         fc          # #",
+    ]
+
+
+MANY_BLOCKS = [phase(step, step, *((f"layer{number}", number > step, 0.0) for number in range(11))) for step in (1, 2)]
+MANY_PHASES = [phase(step, step, ("body", step % 2 == 0, 0.1), ("fc", False, 0.1)) for step in range(1, 76)]
+
+
+@pytest.mark.parametrize(
+    ("phases", "width", "line"),
+    [
+        ([phase(1, 4), phase(5, 9)], 80, "2 in 9 steps, with 0 to 0 tensors frozen"),
+        (MANY_BLOCKS, 80, "2 in 2 steps, with 8 to 9 tensors frozen"),
+        (MANY_PHASES, 200, "75 in 75 steps, with 0 to 1 tensor frozen"),
+        (MANY_PHASES[:60], 70, "60 in 60 steps, with 0 to 1 tensor frozen"),
+    ],
+)
+def test_blocks_that_would_take_much_room_are_left_out(phases, width, line):
+    assert phase_text(phases=phases, width=width) == [f"phases   {line}"]
+
+
+@pytest.mark.parametrize("phases", [[], GRADUAL[:1]])
+def test_of_a_run_of_one_phase_nothing_is_said_about_phases(phases):
+    assert phase_text(phases=phases) == []

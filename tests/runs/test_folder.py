@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from runner.contract import CHANGE_COLUMNS
 from runner.runs.folder import contains_run, csv_text, write_atomically, write_record, write_text
-from runner.runs.read import checked_record
+from runner.runs.read import checked_record, read_record
 from runner.runs.record import new_record
 
 
@@ -100,6 +100,21 @@ def test_a_record_that_was_written_is_never_too_long_to_read(tmp_path):
     assert [len(each) for each in (read["notes"], read["looks"], read["phases"], read["evaluation"]["passes"])] == [
         *(200, 300, 300, 300)
     ]
+
+
+def test_a_record_has_the_blocks_of_its_first_phases_where_it_would_be_too_large_to_read(tmp_path):
+    block = {"name": "encoder.layers.10", "frozen": True, "factor": 1.0, "change_rel": 0.00012345678901234567}
+    blocks = [{**block, "name": f"encoder.layers.{number}"} for number in range(100)]
+    phases = [
+        {"first_step": step, "last_step": step, "frozen": 1, "trained": 1, "blocks": blocks} for step in range(1, 1001)
+    ]
+    write_record(tmp_path, {"reason": "", "notes": [], "status": "finished", "phases": phases})
+    raw = read_record(tmp_path)
+    assert [len(phase.get("blocks", ())) for phase in raw["phases"]] == [100] * 200 + [0] * 800
+    problems = []
+    assert checked_record(raw, problems)["phases"] == raw["phases"]
+    assert problems == []
+    assert phases[-1]["blocks"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

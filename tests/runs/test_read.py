@@ -13,7 +13,7 @@ from runner.contract import Record
 from runner.runs.hydra_files import read_config
 from runner.runs.read import checked_record, read_run
 from runner.runs.tables import MAX_NAME
-from runner.runs.text import MAX_TEXT
+from runner.runs.text import MAX_CELL, MAX_TEXT, printable
 from tests.run_folders import change_row, write_run
 
 
@@ -87,6 +87,43 @@ def test_huge_texts_of_a_table_and_of_the_config_are_cut():
     (folder / ".hydra" / "config.yaml").write_text(f"seed: {LONG}\n")
     assert [len(row.name) for row in read_run(folder).tensors] == [MAX_NAME]
     assert [len(text) for text in read_config(folder).values()] == [MAX_TEXT]
+
+
+COUNTS = {"first_step": 1, "last_step": 2, "frozen": 1, "trained": 2}
+BLOCK = {"name": "layer1", "frozen": False, "factor": 0.5, "change_rel": 0.25}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(None, 3, "layer1", {}, [], [3], [BLOCK, None], [BLOCK, BLOCK], [BLOCK] * 50_000),
+        *([{key: BLOCK[key] for key in BLOCK if key != missing}] for missing in ("name", "frozen", "factor")),
+        *([{**BLOCK, "frozen": value}] for value in (None, 1, "True")),
+        *([{**BLOCK, "factor": value}] for value in (None, -1, "1", True, float("nan"), 10**400)),
+        *([{**BLOCK, "name": value}] for value in (None, 7, ["layer1"])),
+    ],
+)
+def test_a_phase_whose_blocks_are_of_a_wrong_form_is_read_without_them(wrong):
+    record = checked_record({"status": "finished", "phases": [{**COUNTS, "blocks": wrong}, COUNTS]}, [])
+    assert record["phases"] == [COUNTS, COUNTS]
+
+
+@pytest.mark.parametrize(
+    ("raw", "read"),
+    [
+        (BLOCK, BLOCK),
+        ({**BLOCK, "later": 3, "factor": 2}, {**BLOCK, "factor": 2.0}),
+        *(
+            ({**BLOCK, "change_rel": value}, {**BLOCK, "change_rel": None})
+            for value in (None, "x", True, -0.1, float("nan"), float("inf"), 10**400)
+        ),
+        ({key: BLOCK[key] for key in ("name", "frozen", "factor")}, {**BLOCK, "change_rel": None}),
+        ({**BLOCK, "name": "a\x1bb" * 1000}, {**BLOCK, "name": printable("a\x1bb" * 1000, MAX_CELL)}),
+    ],
+)
+def test_of_a_block_only_what_can_be_shown_is_read(raw, read):
+    record = checked_record({"status": "finished", "phases": [{**COUNTS, "blocks": [raw]}]}, [])
+    assert record["phases"] == [{**COUNTS, "blocks": [read]}]
 
 
 @pytest.mark.parametrize(

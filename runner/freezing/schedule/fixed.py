@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from runner.errors import ConfigError, is_integer
 from runner.freezing.schedule.phase import Phase
-from runner.freezing.selection import Selection
+from runner.freezing.selection import Selection, nothing_of
 
 
 def constant(selection: Selection) -> list[Phase]:
@@ -23,5 +21,4 @@ def after(selection: Selection, step: int) -> list[Phase]:
         raise ConfigError(
             f"schedule.step is {step!r}; give the number of the first step at which the layers are frozen, 1 or more"
         )
-    nothing = replace(selection, parameters={}, buffers={}, modules={}, names=frozenset(), notes=())
-    return [Phase(1, nothing), Phase(step, selection)] if step > 1 else constant(selection)
+    return [Phase(1, nothing_of(selection)), Phase(step, selection)] if step > 1 else constant(selection)

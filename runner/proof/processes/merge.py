@@ -8,7 +8,7 @@ from math import hypot, isnan, nan
 
 from runner.contract import Cause, Row, Verdict
 from runner.errors import ConfigError, listed
-from runner.proof.rows import CAUSE_UNKNOWN, unknown_cause_notes
+from runner.proof.results.rows import CAUSE_UNKNOWN, unknown_cause_notes
 from runner.shards import Shard
 
 # The verdict of a tensor is the first of those that its shards have: a trainable one is idle only if every shard is.

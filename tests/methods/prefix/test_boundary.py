@@ -124,8 +124,8 @@ def test_when_the_prefix_grows_in_mid_run_the_new_prefix_gets_no_gradient():
     method.example = example(4, 8)
     assert method.skip(model, second) is None
     x = torch.randn(4, 8)
-    with ExitStack() as undo:
-        for selection in (first, second):
+    for selection in (first, second):
+        with ExitStack() as undo:
             method.prepare(model, selection, undo)
             model.zero_grad()
             model(x).sum().backward()

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from runner.contract import Cause, Row
+from runner.contract import Cause, Row, Verdict
 from runner.errors import listed
-from runner.freezing.groups import Group, group_lr
+from runner.freezing.groups import Group
 from runner.proof.causes.idle import is_rounded_copy
-from runner.proof.changes import measure_change
+from runner.proof.changes import Change, measure_change
 from runner.proof.following import Followed, Following
 from runner.proof.optimizers import KnownOptimizers
-from runner.proof.verdict import FrozenSpan, idle_cause, verdict, worst
+from runner.proof.verdict import Evidence, FrozenSpan, idle_cause, verdict, worst
 from runner.tensors import same_bits
 
 CAUSE_UNKNOWN = "the cause is unknown for"
@@ -31,7 +31,7 @@ def make_rows(following: Following, optimizers: KnownOptimizers) -> tuple[list[R
             following.initial_value(followed),
             aliases=following.aliases(followed),
             group=name,
-            lr=None if group is None else optimizers.last_lrs.get(id(group), group_lr(group)),
+            lr=optimizers.lr_of(group),
             steps_seen=optimizers.last_step > 0,
         )
         rows.append(row)
@@ -52,19 +52,54 @@ def make_row(
     the other names that its tensor has at the end. `group`, `lr`: the name and learning rate of its parameter group, or ""
     and None if it is in none. `steps_seen`: whether the audit has seen a step of an optimizer.
     """
-    tensor, spans = row.tensor, list(row.ended_spans)
+    spans = list(row.ended_spans)
     is_unchanged = not spans and not row.evidence.differed  # its bits have just been compared with `initial`
-    change = measure_change(initial, initial if is_unchanged else tensor)
+    change = measure_change(initial, initial if is_unchanged else row.tensor)
     if row.frozen or not spans:
         moved = not same_bits(row.reference, row.tensor) if spans else change.moved
         spans.append(FrozenSpan(moved, row.evidence))
     span = worst(spans)
     evidence = span.evidence
     word = verdict(row.kind, row.was_frozen, span.moved, evidence.differed)
-    cause: Cause = (evidence.cause or evidence.fallback_cause or "unknown") if word == "leaked" else ""
-    if word == "idle":
-        cause = idle_cause(evidence, steps_seen, group != "")
-    found: Row = {
+    found = as_row(
+        row,
+        change,
+        frozen=row.was_frozen,
+        word=word,
+        cause=cause_of(word, evidence, evidence, steps_seen=steps_seen, in_optimizer=group != ""),
+        seen_at=evidence.seen_at,
+        aliases=aliases,
+        group=group,
+        lr=lr,
+    )
+    return found, evidence.why_unknown
+
+
+def cause_of(word: Verdict, leak: Evidence, idle: Evidence, *, steps_seen: bool, in_optimizer: bool) -> Cause:
+    """Return the cause that belongs to a verdict, "" for most verdicts.
+
+    `leak`: what was observed of a tensor that leaked. `idle`: what was observed of a parameter that stayed idle.
+    """
+    if word == "leaked":
+        return leak.cause or leak.fallback_cause or "unknown"
+    return idle_cause(idle, steps_seen, in_optimizer) if word == "idle" else ""
+
+
+def as_row(
+    row: Followed,
+    change: Change,
+    *,
+    frozen: bool,
+    word: Verdict,
+    cause: Cause,
+    seen_at: int | None,
+    aliases: Sequence[str],
+    group: str,
+    lr: float | None,
+) -> Row:
+    """Return the row of one tensor as a dict with the columns of `changes.csv`."""
+    tensor = row.tensor
+    return {
         "name": row.name,
         "aliases": "|".join(aliases),
         "kind": row.kind,
@@ -72,7 +107,7 @@ def make_row(
         "shape": "x".join(map(str, tensor.shape)),
         "numel": tensor.numel(),
         "dtype": str(tensor.dtype).removeprefix("torch."),
-        "frozen": row.was_frozen,
+        "frozen": frozen,
         "group": group,
         "lr": lr,
         "requires_grad": tensor.requires_grad,
@@ -82,11 +117,10 @@ def make_row(
         "change_max": change.change_max,
         "moved": change.moved,
         "moved_elements": change.moved_elements,
-        "seen_at": evidence.seen_at,
+        "seen_at": seen_at,
         "verdict": word,
         "cause": cause,
     }
-    return found, evidence.why_unknown
 
 
 def unknown_cause_notes(rows: Sequence[Row], why_unknown: Mapping[str, str]) -> list[str]:

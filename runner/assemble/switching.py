@@ -1,0 +1,35 @@
+"""Change from one phase of a run to the next: what is frozen, the groups of the optimizer, and what the method has done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from runner.assemble.phases import groups_of, prepared
+from runner.assemble.setup import Setup
+from runner.freezing.eval_mode import force_eval_mode
+from runner.freezing.groups import in_all_groups, regroup
+from runner.freezing.schedule import Phase
+from runner.tensors.optimizer_state import drop_state
+
+
+def begin_phase(setup: Setup, number: int) -> Phase:
+    """Begin a later phase of a run: freeze what the phase freezes, and return the phase with its parameter groups.
+
+    `number`: the index of the phase in `setup.phases`, at least 1, because `assembled` begins the first phase. All that the
+    freezing method did for the phase that ends is undone, and it is applied to the model anew. Parameters are moved between
+    the groups of the existing optimizer; their state goes with them, or is deleted if the plan says so. Changes `setup`.
+    """
+    before, phase = setup.phases[number - 1], setup.phases[number]
+    setup.phase_undo.close()
+    force_eval_mode(phase.selection, setup.phase_undo)
+    setup.model = prepared(setup.method, setup.built_model, phase.selection, setup.phase_undo)
+    groups = groups_of(setup.method, setup.declared_groups, phase.selection, apart=setup.plan.thaws)
+    groups = in_all_groups(groups, before.groups) if setup.plan.thaws else groups
+    phase = setup.phases[number] = replace(phase, groups=tuple(groups))
+    regroup(setup.optimizer, before.groups, phase.groups)
+    if setup.plan.drops_state:
+        newly = [each for each in phase.selection.parameters.values() if each not in before.selection]
+        drop_state(setup.optimizer, newly)
+    setup.factors.begin(phase)
+    setup.method.attach(setup.optimizer, phase.selection, setup.phase_undo)
+    return phase
