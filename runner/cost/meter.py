@@ -50,13 +50,14 @@ class Meter:
         device: the device of the model.
         note: a function that shows a message to the user; called with the reason if a cost cannot be measured.
         extra_bytes: memory that a schedule keeps besides, such as a copy of the weights; a part of the peak memory.
+        noted: what `note_errors` has told the user.
     """
 
     settings: Mapping[str, Any]
     device: torch.device
     note: Note
     extra_bytes: int = 0
-    _noted: set[str] = field(default_factory=set, repr=False)
+    noted: set[str] = field(default_factory=set)
 
     def on_model_built(self, model: nn.Module) -> None:
         """Do nothing; a run calls this method with the model before anything is frozen."""
@@ -124,9 +125,9 @@ class Meter:
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
             text = f"cost: {problem}: {type(error).__name__}: {reason}"
-            if text not in self._noted:
+            if text not in self.noted:
                 self.note(text)
-            self._noted.add(text)
+            self.noted.add(text)
 
 
 class CountingMeter(Meter):

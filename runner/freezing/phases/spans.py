@@ -78,7 +78,10 @@ def check_number(value: Any, key: str, *, least: float, most: float | None = Non
     is_above = is_number and (value > least if exclusive else value >= least)
     if is_above and (value < float("inf") if most is None else value <= most):
         return value
-    lower, upper = f"above {least:g}" if exclusive else f"of {least:g} or more", "" if most is None else f", at most {most:g}"
+    lower, upper = (
+        f"above {least:g}" if exclusive else f"of {least:g} or more",
+        "" if most is None else f", at most {most:g}",
+    )
     raise ConfigError(f"{key} is {short_repr(value)}; give a number {lower}{upper}")
 
 

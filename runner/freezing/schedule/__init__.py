@@ -1,6 +1,7 @@
 """When what is frozen: a schedule takes what is declared frozen and returns the phases of the run, or a Plan of them."""
 
-from runner.freezing.phases.phase import Phase, Plan, phase_records, reached_phases
+from runner.freezing.phases.phase import Phase, Plan, reached_phases
+from runner.freezing.phases.records import phase_records
 from runner.freezing.schedule.block_coordinate import block_coordinate
 from runner.freezing.schedule.explicit import explicit
 from runner.freezing.schedule.fixed import after, constant

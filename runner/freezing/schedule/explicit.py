@@ -46,9 +46,9 @@ def explicit(selection: Selection, run: Run, phases: Sequence[Mapping[str, Any]]
         raise ConfigError(f"schedule.phases is {short_repr(phases)}; give a list of items such as {EXAMPLE}")
     items = sorted(_numbered(phases, run), key=lambda each: each[0])
     states = [_State(1, frozenset(selection.parameters), {})]
-    resolver = PatternResolver(run.model, selection.evidence, FOR_CONFIG)
+    names = _Names(PatternResolver(run.model, selection.evidence, FOR_CONFIG), selection, run.model)
     for step, item, key in items:
-        states.append(_after_item(states[-1], step, item, key, _Names(resolver, selection, run.model)))
+        states.append(_after_item(states[-1], step, item, key=key, names=names))
     states = [list(same)[-1] for _, same in groupby(states, key=lambda each: each.first)]
     _refuse_all_frozen(states, run.model)
     blocks = _blocks_alike(states, run.model)
@@ -109,7 +109,7 @@ def _numbered(phases: Sequence[Any], run: Run) -> list[tuple[int, Mapping[str, A
     return found
 
 
-def _after_item(before: _State, step: int, item: Mapping[str, Any], key: str, names: _Names) -> _State:
+def _after_item(before: _State, step: int, item: Mapping[str, Any], *, key: str, names: _Names) -> _State:
     """Return what is so after an item of the list. Raises ConfigError if it changes nothing."""
     frozen, factors = before.frozen, dict(before.factors)
     if "thaw" in item:

@@ -24,12 +24,11 @@ def when_still(
     blocks: Any = "auto",
     state: str = "keep",
 ) -> Plan:
-    """Return a plan that freezes nothing at first, and is asked every `window` steps which blocks of the selection to freeze.
+    """Return a plan that freezes nothing at first, and is asked every `window` steps which blocks to freeze.
 
-    `window` None: a tenth of the run.
     A block is frozen when the norm of its change in a window is below `threshold` times its own norm. All blocks are thawed
     when the mean loss of a window is not below that of the window before by a share of `stall`. If everything is selected,
-    the block that moves most goes on training. Raises ConfigError for bad arguments.
+    the block that moves most goes on training. `window` None: a tenth of the run. Raises ConfigError for bad arguments.
     Source: after AutoFreeze (Liu et al. 2021, arXiv:2102.01386) and Egeria (Wang et al. 2023, arXiv:2201.06227)
     """
     cut = selected_blocks(run.model, selection, blocks)
