@@ -188,7 +188,7 @@ def training_steps(
     seed_all(config.seed)
     all_steps, sizes = state.evaluation.between_passes(setup.feed.steps, report.paused), list[int]()
     timetable = Timetable(setup.plan, setup.phases, setup.parameters_by_name)
-    setup.meter.extra_bytes = timetable.copied_bytes
+    setup.meter.extra_bytes += timetable.copied_bytes
     while True:
         phase = setup.phases[timetable.present]
         if warn_of_leaks:

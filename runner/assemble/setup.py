@@ -87,6 +87,11 @@ class Setup:
     note: Note
 
     @property
+    def made_groups(self) -> set[str]:
+        """The names of the groups that the method made of the declared ones, such as those with a learning rate of 0."""
+        return {group["name"] for group in self.phases[0].groups} - {group["name"] for group in self.declared_groups}
+
+    @property
     def parameters_by_name(self) -> dict[str, Tensor]:
         """{name: parameter} of `built_model`, frozen or not, each once."""
         return {name: entry.tensor for name, entry in self.before.entries.items() if entry.kind == "parameter"}
