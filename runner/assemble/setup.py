@@ -27,9 +27,9 @@ from runner.contract import Note, ignore_note
 from runner.cost.meter import Meter
 from runner.errors import SkippedError, listed
 from runner.freezing.groups import Group
+from runner.freezing.phases.factors import RateFactors
+from runner.freezing.phases.phase import Run
 from runner.freezing.schedule import Phase, Plan
-from runner.freezing.schedule.factors import RateFactors
-from runner.freezing.schedule.phase import Run
 from runner.freezing.selection import Selection
 from runner.freezing.trial.run import try_model
 from runner.methods.base import Example, FreezingMethod
