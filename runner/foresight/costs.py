@@ -14,9 +14,8 @@ from runner.cost.phases import names_frozen
 from runner.display.table import Column, number
 from runner.display.units import bytes_text, digits_text, flops_text, percent_text
 from runner.errors import listed
-from runner.freezing.schedule import Phase, reached_phases
-from runner.freezing.schedule.factors import factor_at
-from runner.freezing.schedule.phase import Blocks
+from runner.freezing.phases.factors import factor_at
+from runner.freezing.phases.phase import Blocks, Phase, reached_phases
 
 MOST_ROWS = 20  # of the table; what later phases cost is said in a sentence
 Cells = tuple[str, ...]

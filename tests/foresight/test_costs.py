@@ -144,7 +144,7 @@ def test_a_model_that_cannot_be_counted_is_planned_without_costs(cli):
 
 SCHEDULES = """
 from runner.freezing.schedule import Phase, Plan
-from runner.freezing.schedule.restriction import restricted
+from runner.freezing.phases.restriction import restricted
 
 BLOCKS = {
     "body": ("body.weight", "body.bias"),
