@@ -18,6 +18,7 @@ from runner.cost.flops import REAL
 from runner.cost.meter import CountingMeter
 from runner.cost.phases import MOST_SETS, MeteredSet, held_in_run, most_bytes
 from runner.experiment import TrainingState, training_steps
+from runner.freezing.schedule import reached_phases
 from runner.proof.audit import audit
 from runner.tensors import tensor_entries
 from tests.in_memory import config_with, run_experiment
@@ -49,6 +50,29 @@ def test_flops_are_the_mean_of_runs_of_one_phase_weighted_by_steps_and_bytes_tho
         assert run[key] == max(nothing[key], frozen[key]) == nothing[key]
         if key not in ("peak_memory_bytes", "parameter_bytes"):
             assert run[f"{key}_share"] == 1
+
+
+@pytest.mark.parametrize("method", ["requires_grad", "to_buffer", "detach", "zero_lr"])
+def test_where_phases_thaw_the_costs_are_those_of_runs_that_freeze_the_same_all_the_time(method):
+    overrides = (f"method={method}", "freeze=backbone", "schedule=gradual", "batches=16")
+    with assembled(config_with(*overrides)) as setup:
+        phases = list(reached_phases(setup.phases, 16))
+    assert [len(phase.selection.parameters) for phase, _ in phases] == [7, 4, 0]
+    frozen = [f"freeze={{patterns: {list(phase.selection.parameters)}}}" for phase, _ in phases[:2]] + ["freeze=none"]
+    alone = [costs(f"method={method}", each) for each in frozen]
+    run = costs(*overrides)
+    for key in ("flops_forward", "flops_backward"):
+        assert run[key] == round(sum(steps * each[key] for (_, steps), each in zip(phases, alone, strict=True)) / 16)
+    for key in ("saved_bytes", "gradient_bytes", "optimizer_state_bytes", "peak_memory_bytes"):
+        assert run[key] == max(each[key] for each in alone)
+
+
+def test_a_schedule_that_drops_state_holds_that_of_the_largest_block_and_of_what_always_trains():
+    run = costs("freeze=backbone", "schedule=block_coordinate", "schedule.every=2", "batches=12")
+    largest = 64 * 32 + 32 + 2 * 32  # body and norm
+    assert run["optimizer_state_bytes"] == run["gradient_bytes"] == 4 * (largest + HEAD_PARAMETERS)
+    assert run["optimizer_state_bytes_share"] == (largest + HEAD_PARAMETERS) / PARAMETERS
+    assert run["frozen_optimizer_state_bytes"] == 0
 
 
 def test_the_costs_of_a_small_model_are_as_by_hand():

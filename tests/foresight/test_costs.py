@@ -205,9 +205,14 @@ def test_a_timetable_shows_which_blocks_train_and_the_factors_of_their_rates(cli
     assert "330 of 3,562 weights are trained in every step" in out
 
 
-@pytest.mark.parametrize("name", ["from_the_head", "in_turn"])
+SCHEDULES_OF_BLOCKS = ["gradual", "linear_probe_then_finetune", "freeze_out", "block_coordinate"]
+
+
+@pytest.mark.parametrize("name", ["from_the_head", "in_turn", *SCHEDULES_OF_BLOCKS])
 def test_the_sum_over_the_run_is_what_the_run_is_metered_to_cost(name, cli):
     settings = of_blocks(name, "batches=8")
+    if name in SCHEDULES_OF_BLOCKS:
+        settings = ("model=mlp", "freeze=backbone", f"schedule={name}", "batches=8")
     out = cli("plan=true", *settings)[1]
     assert cli(*settings, "hydra.run.dir=run")[0] == 0
     cost = json.loads(Path("run/run.json").read_text())["cost"]
