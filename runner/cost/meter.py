@@ -26,6 +26,7 @@ from runner.cost.phases import (
     MeteredSet,
     costs_of_run,
     held_in_run,
+    names_frozen,
     phase_notes,
     why_small_of_run,
 )
@@ -168,7 +169,7 @@ class CountingMeter(Meter):
 
         In the first phase its state is as that of `unfrozen`: not yet changed by steps.
         """
-        names = frozenset((*selection.parameters, *selection.modules))
+        names = names_frozen(selection)
         if names not in self.sets:
             self.sets[names] = MeteredSet(selection)
             if len(self.sets) <= MOST_SETS:

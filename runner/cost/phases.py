@@ -73,6 +73,11 @@ class MeteredSet:
 Counted = tuple[MeteredSet, StepCount]  # what was done while a set was frozen, and the count of a step then
 
 
+def names_frozen(selection: Selection) -> frozenset[str]:
+    """Return the names of the parameters that are frozen and of the modules in eval mode; equal if the same is frozen."""
+    return frozenset((*selection.parameters, *selection.modules))
+
+
 def most_bytes(costs: Sequence[Cost]) -> Cost:
     """Return {name of a cost: the most of several values}; None if one of them is not known."""
     most: Cost = {}

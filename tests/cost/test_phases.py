@@ -18,6 +18,7 @@ from runner.cost.flops import REAL
 from runner.cost.meter import CountingMeter
 from runner.cost.phases import MOST_SETS, MeteredSet, held_in_run, most_bytes
 from runner.experiment import TrainingState, training_steps
+from runner.freezing.schedule import reached_phases
 from runner.proof.audit import audit
 from runner.tensors import tensor_entries
 from tests.in_memory import config_with, run_experiment
@@ -49,6 +50,29 @@ def test_flops_are_the_mean_of_runs_of_one_phase_weighted_by_steps_and_bytes_tho
         assert run[key] == max(nothing[key], frozen[key]) == nothing[key]
         if key not in ("peak_memory_bytes", "parameter_bytes"):
             assert run[f"{key}_share"] == 1
+
+
+@pytest.mark.parametrize("method", ["requires_grad", "to_buffer", "detach", "zero_lr"])
+def test_where_phases_thaw_the_costs_are_those_of_runs_that_freeze_the_same_all_the_time(method):
+    overrides = (f"method={method}", "freeze=backbone", "schedule=gradual", "batches=16")
+    with assembled(config_with(*overrides)) as setup:
+        phases = list(reached_phases(setup.phases, 16))
+    assert [len(phase.selection.parameters) for phase, _ in phases] == [7, 4, 0]
+    frozen = [f"freeze={{patterns: {list(phase.selection.parameters)}}}" for phase, _ in phases[:2]] + ["freeze=none"]
+    alone = [costs(f"method={method}", each) for each in frozen]
+    run = costs(*overrides)
+    for key in ("flops_forward", "flops_backward"):
+        assert run[key] == round(sum(steps * each[key] for (_, steps), each in zip(phases, alone, strict=True)) / 16)
+    for key in ("saved_bytes", "gradient_bytes", "optimizer_state_bytes", "peak_memory_bytes"):
+        assert run[key] == max(each[key] for each in alone)
+
+
+def test_a_schedule_that_drops_state_holds_that_of_the_largest_block_and_of_what_always_trains():
+    run = costs("freeze=backbone", "schedule=block_coordinate", "schedule.every=2", "batches=12")
+    largest = 64 * 32 + 32 + 2 * 32  # body and norm
+    assert run["optimizer_state_bytes"] == run["gradient_bytes"] == 4 * (largest + HEAD_PARAMETERS)
+    assert run["optimizer_state_bytes_share"] == (largest + HEAD_PARAMETERS) / PARAMETERS
+    assert run["frozen_optimizer_state_bytes"] == 0
 
 
 def test_the_costs_of_a_small_model_are_as_by_hand():
@@ -94,18 +118,19 @@ def test_why_little_is_saved_is_that_of_the_phase_with_most_steps(freeze, step, 
     assert message in run["why_small"] if message else not run["why_small"]
 
 
-def test_what_a_schedule_keeps_is_a_part_of_the_peak_memory_and_a_note_says_so():
-    peaks, notes = [], []
-    for extra in (0, 2048):
-        with assembled(config_with("batches=2"), lambda text, *, urgent=False: notes.append(text)) as setup:
+def test_the_copy_of_the_weights_by_which_a_schedule_decides_is_a_part_of_the_peak_memory_and_a_note_says_so():
+    notes = []
+    config = config_with("freeze=backbone", "schedule=when_still", "schedule.window=2", "batches=5")
+    with assembled(config, lambda text, *, urgent=False: notes.append(text)) as setup:
+        with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
+            assert list(training_steps(setup, report, TrainingState()))
+        peaks = []
+        for extra in (setup.meter.extra_bytes, 0):
             setup.meter.extra_bytes = extra
-            with audit(setup.model, setup.phases[0].selection, setup.optimizer, before=setup.before) as report:
-                assert list(training_steps(setup, report, TrainingState()))
-            cost = setup.meter.read_costs(setup.model, setup.optimizer, setup.before.entries)
-            peaks.append(cost["peak_memory_bytes"])
-    assert peaks[1] - peaks[0] == 2048
+            peaks.append(setup.meter.read_costs(setup.model, setup.optimizer, setup.before.entries)["peak_memory_bytes"])
+    assert peaks[0] - peaks[1] == 4 * (PARAMETERS - HEAD_PARAMETERS)
     (note,) = [text for text in notes if "peak memory" in text]
-    assert note == "cost: the peak memory includes 2 KiB for a copy of the weights, by which the schedule decides"
+    assert note == "cost: the peak memory includes 12.62 KiB for a copy of the weights, by which the schedule decides"
 
 
 def test_what_a_method_turns_into_a_buffer_counts_once_in_the_peak_memory():
