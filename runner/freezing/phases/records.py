@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from math import sqrt
+from math import isfinite, sqrt
 
 from torch import Tensor
 
@@ -47,10 +47,10 @@ def _block_records(phase: Phase, last: int, blocks: Blocks, rows: Sequence[Row])
 
 
 def _change_of(parameters: Sequence[str], row_of: Mapping[str, Row]) -> float | None:
-    """Return the norm of the change of several parameters divided by their norm; None if it is not known or that is 0."""
+    """Return the norm of the change of several parameters divided by their norm; None if it is not known or not finite."""
     rows = [row_of[name] for name in parameters if name in row_of]
     changes, norms = [row["change_l2"] for row in rows], [row["initial_l2"] for row in rows]
     if not rows or len(rows) < len(parameters) or None in changes or None in norms:
         return None
     change, norm = (sqrt(sum(value * value for value in values if value is not None)) for values in (changes, norms))
-    return change / norm if norm and change < float("inf") else None
+    return change / norm if norm and isfinite(change) and isfinite(norm) else None

@@ -206,3 +206,19 @@ def test_a_run_records_the_phases_that_it_reached(cli):
     assert json.loads(Path("one/run.json").read_text())["phases"] == [
         {"first_step": 1, "last_step": 1, "frozen": 2, "trained": 7}
     ]
+
+
+def test_the_page_of_a_real_run_shows_its_blocks_and_the_terminal_too(cli):
+    status, printed, _ = cli("model=mlp", "freeze=all", "schedule=gradual", "batches=6", "cost=off", "hydra.run.dir=run")
+    assert status == 0
+    phases = json.loads(Path("run/run.json").read_text())["phases"]
+    names = [block["name"] for block in phases[0]["blocks"]]
+    assert len(phases) == len(names) > 2
+    assert read_run(Path("run")).record["phases"] == phases
+    page = Path("run/report.html").read_text()
+    for number, phase in enumerate(phases, 1):
+        assert [block["frozen"] for block in phase["blocks"]] == [True] * (len(names) - number) + [False] * number
+        assert all((block["change_rel"] == 0) is block["frozen"] for block in phase["blocks"])
+    assert f'title="{names[0]}, steps 1 to 2: frozen"' in page
+    signs = [line.split()[-1] for line in printed.splitlines() if line.strip().startswith(tuple(names))]
+    assert signs == ["..#", ".##", "###"]
