@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.contract import Row
@@ -90,11 +91,8 @@ def rehearse(
                 restore_lrs.close()
                 phase_undo.close()
                 if number:
-                    before, frozen = frozen, stand_in.map_selection(phase.selection)
-                    old, new = (stand_in.map_groups(each.groups) for each in (phases[number - 1], phase))
-                    regroup(optimizer, old, new, reset=reset)
-                    drop_state(optimizer, without(frozen, before).parameters.values() if plan.drops_state else ())
-                    declare(report, before, frozen)
+                    frozen = switch(stand_in, optimizer, report, before=phases[number - 1], after=phase, reset=reset)
+                    drop_state(optimizer, newly_frozen(stand_in, phases[number - 1], phase) if plan.drops_state else ())
                 factors.begin(phase)
                 method.attach(optimizer, frozen, phase_undo)
                 drop_gradients(stand_in, effect, phase_undo)
@@ -103,11 +101,31 @@ def rehearse(
                 lrs |= run_phase(train_steps, optimizer, scheduler, range(phase.first, last + 1), restore_lrs=restore_lrs)
         stand_in.zero_grad()
         stand_in(batches + 1, replace(effects[-1], written=frozenset())).backward()
-        optimizer_couples = False
-        with suppress(Exception):  # if the step cannot be replayed, this is not known
-            optimizer_couples = frozen_gradients_affect_others(optimizer, list(frozen.parameters.values()))
+        optimizer_couples = couples(optimizer, frozen)
     rows = _rows_of_model({stand_in.name_of[row["name"]]: row for row in report.rows}, model_entries, equivalents)
     return Rehearsal(phases[-1].first, rows, lrs, scheduler, optimizer_couples=optimizer_couples)
+
+
+def switch(
+    stand_in: StandInModel, optimizer: Optimizer, report: Report, *, before: Phase, after: Phase, reset: Collection[str]
+) -> Selection:
+    """Begin the phase `after` on the stand-in, and return what is frozen in it."""
+    regroup(optimizer, stand_in.map_groups(before.groups), stand_in.map_groups(after.groups), reset=reset)
+    was_frozen, frozen = stand_in.map_selection(before.selection), stand_in.map_selection(after.selection)
+    declare(report, was_frozen, frozen)
+    return frozen
+
+
+def newly_frozen(stand_in: StandInModel, before: Phase, after: Phase) -> list[Tensor]:
+    """Return the stand-ins of the parameters that are frozen in the phase `after` and were not in the one before."""
+    return list(stand_in.map_selection(without(after.selection, before.selection)).parameters.values())
+
+
+def couples(optimizer: Optimizer, frozen: Selection) -> bool:
+    """Return whether gradients of frozen parameters change the updates of others; False if the step cannot be replayed."""
+    with suppress(Exception):
+        return frozen_gradients_affect_others(optimizer, list(frozen.parameters.values()))
+    return False
 
 
 def drop_gradients(stand_in: StandInModel, effect: Effect, undo: ExitStack) -> None:

@@ -69,13 +69,13 @@ def rehearse_phases(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
     `effects`: what a batch does in each phase (span of steps with the same frozen layers), in order. If it is shorter than
     the list of phases, only as many phases are simulated.
     """
-    config = setup.config
+    config, later = setup.config, setup.phases[len(effects) :]
     return rehearse(
         setup.before.entries,
         setup.plan,
         setup.phases[: len(effects)],
         effects=effects,
-        batches=config.steps,
+        batches=later[0].first - 1 if later else config.steps,
         method=setup.method,
         build_optimizer=lambda groups: build_optimizer(config, groups),
         build_scheduler=lambda optimizer: build_scheduler(config, optimizer),
