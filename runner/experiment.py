@@ -254,6 +254,7 @@ def steps_of_phase(
 def switch_phase(setup: Setup, report: Report, number: int) -> None:
     """End a phase of the training, and begin the phase with this index; the audit is told what is frozen from now on."""
     before, after = setup.phases[number - 1].selection, setup.phases[number].selection
+    report.end_phase()  # before the method changes the model
     thawed = without(before, after)
     if thawed.parameters or thawed.buffers:
         report.unfreeze(thawed)  # before the method puts back what it did to them
