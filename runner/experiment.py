@@ -190,7 +190,7 @@ def training_steps(
     setup.method.attach(optimizer, setup.phases[0].selection, setup.phase_undo)
     seed_all(config.seed)
     all_steps, sizes = state.evaluation.between_passes(setup.feed.steps, report.paused), list[int]()
-    timetable = Timetable(setup.plan, setup.phases, setup.parameters_by_name)
+    timetable = Timetable(setup.plan, setup.phases, setup.parameters_by_name, selection=setup.selection)
     setup.meter.extra_bytes += timetable.copied_bytes
     while True:
         phase = setup.phases[timetable.present]
