@@ -172,7 +172,7 @@ def union_of_groups(first: Sequence[Group], later: Sequence[Sequence[Group]]) ->
 
 
 def in_all_groups(groups: Sequence[Group], all_groups: Sequence[Group]) -> list[Group]:
-    """Return `groups` in the order of `all_groups`, with those of `all_groups` that it lacks, which have no parameters then."""
+    """Return `groups` in the order of `all_groups`, with the groups of the latter that it lacks, without parameters."""
     by_name, names = {group["name"]: group for group in groups}, {group["name"] for group in all_groups}
     missing = [group["name"] for group in groups if group["params"] and group["name"] not in names]
     assert not missing, f"the optimizer has no group {missing[0]}, which has parameters in the new phase"
