@@ -370,7 +370,7 @@ def test_state_is_dropped_when_a_parameter_freezes_and_not_again_in_the_next_pha
 
 
 def eval_mode_ends(selection: Selection) -> list[Phase]:
-    """Return the phases of a custom schedule that holds `norm` in eval mode for two steps, and freezes the same throughout."""
+    """Return the phases of a custom schedule that freezes the same parameters throughout, and buffers for two steps."""
     return [Phase(1, selection), Phase(3, replace(selection, buffers={}, modules={}, names=frozenset(selection.parameters)))]
 
 

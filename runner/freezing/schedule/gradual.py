@@ -27,7 +27,8 @@ def gradual(
 
     With `reverse`, nothing is frozen at first, and the blocks are frozen one by one from the input up. Each phase lasts
     `every` steps. A block `n` places below the head trains at the scheduled rate divided by `rate_decay` to the power of
-    `n` (None: 2.6, or 1 with `reverse`). If everything is selected, the block nearest to the head trains throughout.
+    `n` (None: 2.6, or 1 with `reverse`). If everything is selected, the block nearest to the head trains throughout. What is
+    selected and in no block is frozen throughout.
     Raises ConfigError for bad arguments, and if the selection is not divided into blocks.
     Source: Howard and Ruder 2018, arXiv:1801.06146 (ULMFiT); reversed: Raghu et al. 2017, arXiv:1706.05806 (freeze training)
     """
