@@ -167,6 +167,35 @@ def test_what_does_not_train_after_a_thaw_is_idle_with_its_cause(cause):
     assert [found["0.weight"] for _, _, found in words(report)] == ["held", f"idle {cause}"]
 
 
+def test_what_trained_in_an_earlier_phase_is_idle_with_the_cause_of_the_phase_in_which_it_does_not():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with audit(model, [], optimizer) as report:
+        step(model, optimizer)
+        report.freeze(["1"])
+        model.requires_grad_(False)
+        model[0].bias.requires_grad_(True)
+        step(model, optimizer)
+    assert [found["0.weight"] for _, _, found in words(report)] == ["trained", "idle no_gradient"]
+
+
+def test_a_leak_between_two_looks_has_its_cause_in_the_phase_that_ends_before_the_next_look():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with audit(model, ["0"], optimizer) as report:
+        for number in range(1, 8):
+            model[0].requires_grad_(number == 6)
+            step(model, optimizer)
+            if number == 6:
+                report.freeze(["0"])
+    assert report.looks == [1, 2, 4, 7]
+    assert [(first, last, found["0.weight"]) for first, last, found in words(report)] == [
+        (1, 6, "leaked gradient"),
+        (7, 7, "held"),
+    ]
+    assert [row["seen_at"] for row in report.phases[0].rows if row["name"] == "0.weight"] == [6]
+
+
 @pytest.mark.parametrize("make", [torch.nn.utils.parametrizations.weight_norm, lambda layer: None], ids=["new", "same"])
 def test_a_tensor_that_appears_in_a_phase_is_in_it_and_in_no_earlier_one(make: Callable[[nn.Module], object]):
     model = net()
