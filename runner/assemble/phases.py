@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from inspect import unwrap
 from typing import Any
 
 from torch import nn
@@ -60,7 +61,7 @@ def build_plan(config: Config, selection: Selection, run: Run) -> Plan:
 def refuse_closure(plan: Plan, config: Config) -> None:
     """Raise SkippedError if the phases of a plan do not work with the optimizer, because its step takes a closure."""
     path: Any = config.optimizer.get("_target_")
-    optimizer = locate(path, "optimizer._target_")
+    optimizer = unwrap(locate(path, "optimizer._target_"))  # the class behind a function that checks its groups
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer) and needs_closure(optimizer)):
         return
     name = optimizer.__name__
