@@ -27,7 +27,7 @@ def row_of(case: Case) -> dict:
         (TABLE.method == case.method)
         & (TABLE.optimizer == case.optimizer)
         & (TABLE.weight_decay == decay)
-        & (TABLE.frozen_from == str(case.frozen_from))
+        & (TABLE.frozen_from == case.frozen_from)
         & (TABLE.gradients == case.gradients)
         & TABLE.schedulers.map(lambda schedulers: case.scheduler in schedulers.split("|"))
     ]
