@@ -100,8 +100,8 @@ def choices(group: str) -> list[str]:
 def all_cases() -> Iterator[Case]:
     """Yield all combinations of method, optimizer, weight decay, step at which freezing begins, `set_to_none`, scheduler.
 
-    With the schedulers of NOT_TWICE, nothing is frozen twice. Cases that differ only in their method follow one another. The first of them has the method `requires_grad`, with which
-    the others are compared.
+    With the schedulers of NOT_TWICE, nothing is frozen twice. Cases that differ only in their method follow one another. The
+    first of them has the method `requires_grad`, with which the others are compared.
     """
     methods = sorted([*choices("method"), *VARIANTS], key=lambda name: (name != "requires_grad", name))
     for optimizer in choices("optimizer"):
