@@ -53,9 +53,10 @@ def time_pair(model: nn.Module, batch: Tensor, head: str) -> tuple[float, float]
     begin = read_clocks()
     with ExitStack() as undo:
         meter.wrap_task(task, optimizer, undo)
-        meter.on_phase_prepared(model)
+        meter.on_phase_prepared(model, selection)
         meter.on_batch(batch)
-        meter.read_costs(model, optimizer, selection, tensor_entries(model), {})
+        meter.on_phase_end(list(model.parameters()), optimizer, {})
+        meter.read_costs(model, optimizer, tensor_entries(model))
     counting += read_clocks() - begin
     begin = read_clocks()
     model.train()

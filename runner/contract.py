@@ -101,6 +101,7 @@ class Row(TypedDict):
 
 
 CHANGE_COLUMNS = tuple(Row.__annotations__)  # of `changes.csv`
+PHASE_COLUMNS = ("phase", "first_step", "last_step", *CHANGE_COLUMNS)  # of `phases.csv`
 
 OUTCOME_COLUMNS = (
     *("status", "reason", "verdict", "outcome"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import GEN_CLOSED, getgeneratorstate
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -24,13 +24,14 @@ from runner.assemble.switching import begin_phase
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase
+from runner.freezing.phases.timetable import Timetable
 from runner.freezing.schedule import Phase, phase_records
-from runner.freezing.schedule.timetable import Timetable
 from runner.freezing.selection import Selection, without
 from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
+from runner.proof.results.phases import PhaseRows
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, loss_rose, run_verdict
 from runner.seeding import seed_all
 from runner.training.data.steps import StepBatches, batches_in_step, batches_of
@@ -47,6 +48,7 @@ class Outcome:
             train or eval mode) has been restored.
         selection: the parameters, buffers and modules that were to be frozen at some time of the run.
         rows: the rows of `changes.csv`, one for each parameter and buffer: how far it moved, and its verdict.
+        phases: the rows of each phase, where the run had several.
         steps: the finished training steps; the loss of each is a tensor on the model's device.
         losses: the losses of the same steps as Python numbers.
         planned_steps: the number of steps that the config asks for.
@@ -57,6 +59,7 @@ class Outcome:
     model: nn.Module
     selection: Selection
     rows: list[Row]
+    phases: list[PhaseRows]
     steps: list[Step]
     losses: list[float]
     planned_steps: int
@@ -72,15 +75,12 @@ class TrainingState:
         steps: the finished training steps.
         forecast: what was predicted for the phases that have begun, such as whether gradients of frozen parameters change
             how the optimizer updates the others; empty without `warn_of_leaks`.
-        skipped_shares: {module name: share (0 to 1) of the last phase's steps in which its forward pass was skipped}, for
-            freezing methods that reuse the outputs of frozen modules.
         interrupted: whether Ctrl-C or SIGTERM ended the training early.
         evaluation: the evaluations on held-out data, and their results.
     """
 
     steps: list[Step] = field(default_factory=list)
     forecast: Forecast = field(default_factory=Forecast)
-    skipped_shares: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
     evaluation: Evaluation = field(default_factory=Evaluation)
 
@@ -116,6 +116,7 @@ def experiment(
             model=setup.built_model,
             selection=setup.selection,
             rows=report.rows,
+            phases=report.phases,
             steps=state.steps,
             losses=losses,
             planned_steps=setup.config.steps,
@@ -135,13 +136,19 @@ def evaluate_after(state: TrainingState) -> None:
 def training_record(setup: Setup, report: Report, state: TrainingState, losses: list[float]) -> TrainingRecord:
     """Return the entries of `run.json` that a run has only if it trained; measures the costs of a step."""
     return {
-        "verdict": run_verdict(report.rows),
+        "verdict": run_verdict(chain(report.rows, *(phase.rows for phase in report.phases))),
         "counts": count_verdicts(report.rows),
         "loss_first": finite_or_none(losses[0]) if losses else None,
         "loss_last": finite_or_none(losses[-1]) if losses else None,
         "loss_not_finite_at": first_not_finite(losses),
         "loss_rose": loss_rose(losses),
-        "phases": phase_records(setup.phases, len(state.steps), setup.parameters),
+        "phases": phase_records(
+            setup.phases,
+            len(state.steps),
+            setup.parameters,
+            blocks=setup.plan.blocks,
+            rows=[phase.rows for phase in report.phases],
+        ),
         "looks": report.looks,
         "batches": setup.feed.batches_a_pass,
         "threads": torch.get_num_threads(),
@@ -181,6 +188,7 @@ def training_steps(
     seed_all(config.seed)
     all_steps, sizes = state.evaluation.between_passes(setup.feed.steps, report.paused), list[int]()
     timetable = Timetable(setup.plan, setup.phases, setup.parameters_by_name)
+    setup.meter.extra_bytes += timetable.copied_bytes
     while True:
         phase = setup.phases[timetable.present]
         if warn_of_leaks:
@@ -208,7 +216,7 @@ def phase_steps(
     `sizes`: the number of batches of each step, filled in as the batches are read.
     """
     config = setup.config
-    setup.meter.on_phase_prepared(setup.model)
+    setup.meter.on_phase_prepared(setup.model, phase.selection)
     context = PhaseContext(setup.model, task, setup.note)
     setup.task.take_parts(0)  # those of trials before the first step
     fed = setup.meter.watch_batches(setup.method.feed(batches, context), phase.first, setup.optimizer, setup.undo)
@@ -227,8 +235,7 @@ def phase_steps(
         step = replace(step, planned=config.steps, parts=parts, lrs=setup.factors.multiplied(step.lrs))
         state.steps.append(step)
         yield step
-    made = len(state.steps) - phase.first + 1
-    state.skipped_shares = {name: steps / made for name, steps in context.not_run.items()}
+    setup.meter.on_phase_end(setup.parameters, setup.optimizer, context.not_run)
 
 
 def steps_of_phase(
@@ -272,10 +279,4 @@ def read_costs(setup: Setup, state: TrainingState) -> Cost:
         return {}
     if setup.config.accumulate > 1:
         setup.note(f"cost: FLOPs and memory are those of one of the {setup.config.accumulate} batches that a step takes")
-    return setup.meter.read_costs(
-        model=setup.model,
-        optimizer=setup.optimizer,
-        selection=setup.selection,
-        entries=setup.before.entries,
-        skipped=state.skipped_shares,
-    )
+    return setup.meter.read_costs(setup.model, setup.optimizer, setup.before.entries)

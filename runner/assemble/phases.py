@@ -22,9 +22,9 @@ from runner.freezing.groups import (
     split_by_block,
     union_of_groups,
 )
+from runner.freezing.phases.factors import RateFactors
+from runner.freezing.phases.phase import Run
 from runner.freezing.schedule import Phase, Plan
-from runner.freezing.schedule.factors import RateFactors
-from runner.freezing.schedule.phase import Run
 from runner.freezing.selection import Selection, nothing_of
 from runner.methods.base import FreezingMethod
 from runner.tensors.optimizer_state import needs_closure

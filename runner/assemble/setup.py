@@ -27,9 +27,9 @@ from runner.contract import Note, ignore_note
 from runner.cost.meter import Meter
 from runner.errors import SkippedError, listed
 from runner.freezing.groups import Group
+from runner.freezing.phases.factors import RateFactors
+from runner.freezing.phases.phase import Run
 from runner.freezing.schedule import Phase, Plan
-from runner.freezing.schedule.factors import RateFactors
-from runner.freezing.schedule.phase import Run
 from runner.freezing.selection import Selection
 from runner.freezing.trial.run import try_model
 from runner.methods.base import Example, FreezingMethod
@@ -85,6 +85,11 @@ class Setup:
     phase_undo: ExitStack
     undo: ExitStack
     note: Note
+
+    @property
+    def made_groups(self) -> set[str]:
+        """The names of the groups that the method made of the declared ones, such as those with a learning rate of 0."""
+        return {group["name"] for group in self.phases[0].groups} - {group["name"] for group in self.declared_groups}
 
     @property
     def parameters_by_name(self) -> dict[str, Tensor]:

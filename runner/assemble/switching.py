@@ -26,7 +26,7 @@ def begin_phase(setup: Setup, number: int) -> Phase:
     groups = groups_of(setup.method, setup.declared_groups, phase.selection, apart=setup.plan.thaws)
     groups = in_all_groups(groups, before.groups) if setup.plan.thaws else groups
     phase = setup.phases[number] = replace(phase, groups=tuple(groups))
-    regroup(setup.optimizer, before.groups, phase.groups)
+    regroup(setup.optimizer, before.groups, phase.groups, reset=setup.made_groups)
     if setup.plan.drops_state:
         newly = [each for each in phase.selection.parameters.values() if each not in before.selection]
         drop_state(setup.optimizer, newly)

@@ -38,27 +38,34 @@ class FedBatches:
     examples: dict[Shapes, Any] = field(default_factory=dict)
     _bytes: int = 0
 
-    def add(self, batch: Any) -> None:
-        """Count a batch that is about to be fed."""
+    def add(self, batch: Any) -> Shapes:
+        """Count a batch that is about to be fed, and return its shapes."""
         shapes = shapes_of(batch)
         self.steps[shapes] = self.steps.get(shapes, 0) + 1
-        if self.steps[shapes] > 1 or len(self.examples) >= MOST_SHAPES:
-            return
-        size = total_bytes(batch)
-        if not self.examples or self._bytes + size <= MOST_BYTES:
-            self.examples[shapes] = map_tensors(batch, Tensor.cpu)
-            self._bytes += size
+        if self.steps[shapes] == 1 and len(self.examples) < MOST_SHAPES:
+            size = total_bytes(batch)
+            if not self.examples or self._bytes + size <= MOST_BYTES:
+                self.examples[shapes] = map_tensors(batch, Tensor.cpu)
+                self._bytes += size
+        return shapes
 
-    def mean(self, count: Callable[[Any, Shapes], StepCount], device: torch.device) -> StepCount:
+    def mean(
+        self,
+        count: Callable[[Any, Shapes], StepCount],
+        device: torch.device,
+        some_steps: Mapping[Shapes, int] | None = None,
+    ) -> StepCount:
         """Return the mean of `count(batch on the device, its shapes)` over the steps whose shapes have an example.
 
-        The peak memory includes the batch.
+        `some_steps`: {shapes of a batch: number of steps} for the mean over a part of the run's steps; if none of these
+        shapes has an example, it is that over all. The peak memory includes the batch.
         """
+        steps = self.steps if some_steps is None or self.examples.keys().isdisjoint(some_steps) else some_steps
         counts = []
-        for shapes, example in self.examples.items():
-            batch = map_tensors(example, lambda tensor: tensor.to(device))
+        for shapes in [key for key in self.examples if key in steps]:
+            batch = map_tensors(self.examples[shapes], lambda tensor: tensor.to(device))
             counted, size = count(batch, shapes), total_bytes(batch)
-            counts.append((replace(counted, peak_bytes=counted.peak_bytes + size), self.steps[shapes]))
+            counts.append((replace(counted, peak_bytes=counted.peak_bytes + size), steps[shapes]))
         return mean_count(counts)
 
     @property

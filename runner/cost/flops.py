@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -93,10 +94,10 @@ class ModelCopy:
         return cls(copy.deepcopy(model, fakes), mode)
 
     @classmethod
-    def of(cls, model: nn.Module) -> ModelCopy:
-        """Return a copy of a model in train mode, as it is trained; with values if the model is small."""
+    def of(cls, model: nn.Module, *, may_have_values: bool = True) -> ModelCopy:
+        """Return a copy of a model in train mode, as it is trained; with values if it may have them and is small."""
         with _without_garbage_collection():
-            copied = cls(copy.deepcopy(model)) if is_small(model) else cls.without_values(model)
+            copied = cls(copy.deepcopy(model)) if may_have_values and is_small(model) else cls.without_values(model)
         copied.model.train()
         return copied
 
@@ -106,6 +107,13 @@ class ModelCopy:
         copied = cls.of(model)
         require_gradients(copied.model)
         return copied
+
+    @property
+    def structure(self) -> list[Any]:
+        """What decides, besides the code, how a step without values runs: modules, modes, tensors and flags."""
+        modules = [(name, type(module).__qualname__, module.training) for name, module in self.model.named_modules()]
+        tensors = chain(self.model.named_parameters(), self.model.named_buffers())
+        return [modules, [(name, tuple(t.shape), str(t.dtype), t.requires_grad) for name, t in tensors]]
 
     def with_values(self, tensors: Mapping[str, Tensor]) -> ModelCopy:
         """Return a copy of this copy that has the values of tensors of the same names."""

@@ -7,32 +7,39 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import COSTS, Cost, Note
-from runner.cost.answers import FrozenPart, explain_small_saving
-from runner.cost.batches import FedBatches, count_notes
+from runner.cost.batches import FedBatches, Shapes, count_notes
 from runner.cost.flops import REAL, ModelCopy, StepCount, count_step
-from runner.cost.shares import Shares, bytes_held, costs_of_count, shares_of_unfrozen, total_bytes
+from runner.cost.phases import (
+    MOST_BYTES,
+    MOST_SETS,
+    Entries,
+    MeteredSet,
+    costs_of_run,
+    held_in_run,
+    names_frozen,
+    phase_notes,
+    why_small_of_run,
+)
+from runner.cost.shares import bytes_held, shares_of_unfrozen, state_per_byte, total_bytes
 from runner.freezing.selection import Selection
-from runner.tensors import TensorEntry
+from runner.tensors import tensor_entries
 from runner.tensors.optimizer_state import needs_closure
 from runner.training.loop import Task
 
 FREEZING_SETTINGS = ("method", "freeze", "schedule")  # config keys that do not matter when nothing is frozen
-PEAK_COUNTED = "tensors of forward and backward counted, without the scratch memory of kernels"
 
 
 _count_cache: dict[tuple[Any, ...], StepCount] = {}  # so that a sweep counts once for equal model, input and frozen layers
-Entries = Mapping[str, TensorEntry]  # {name of a tensor: its entry}
 
 
 @dataclass
@@ -43,17 +50,24 @@ class Meter:
         settings: {config key: value} for the keys that determine the FLOPs of a step.
         device: the device of the model.
         note: a function that shows a message to the user; called with the reason if a cost cannot be measured.
+        extra_bytes: memory that a schedule keeps besides, such as a copy of the weights; a part of the peak memory.
+        noted: what `note_errors` has told the user.
     """
 
     settings: Mapping[str, Any]
     device: torch.device
     note: Note
+    extra_bytes: int = 0
+    noted: set[str] = field(default_factory=set)
 
     def on_model_built(self, model: nn.Module) -> None:
         """Do nothing; a run calls this method with the model before anything is frozen."""
 
-    def on_phase_prepared(self, model: nn.Module) -> None:
-        """Do nothing; called with the model when the freezing method has prepared it for a phase, before the first step."""
+    def on_phase_prepared(self, model: nn.Module, selection: Selection) -> None:
+        """Do nothing; called with the model when the freezing method has prepared it for a phase, before the first step.
+
+        A phase is a span of steps in which the same is frozen: `selection`.
+        """
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
         """Return the task to train with, a function (model, batch) -> loss; here `task` itself.
@@ -84,30 +98,37 @@ class Meter:
     def on_batch(self, batch: Any) -> None:
         """Do nothing; called with each batch before its step."""
 
+    def on_phase_end(self, parameters: Sequence[Tensor], optimizer: Optimizer, not_run: Mapping[str, int]) -> None:
+        """Do nothing; called after the last step of each phase.
+
+        `parameters`: all of the model that is trained. `not_run`: {module name: number of batches of this phase for which
+        the method skipped the module's forward pass}.
+        """
+
     @contextmanager
     def not_counted(self) -> Iterator[None]:
         """Leave what the block does, such as an evaluation, out of the costs."""
         yield
 
-    def read_costs(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, entries: Entries, skipped: Shares
-    ) -> Cost:
+    def read_costs(self, model: nn.Module, optimizer: Optimizer, entries: Entries) -> Cost:
         """Return {name of a cost: its value}, here an empty dict; called after the last step of a run.
 
-        `model`: the trained model. `selection`: what is frozen in the model. `entries`: {name: entry} of all tensors that
-        the model had before the freezing method changed it. `skipped`: {module name: share from 0 to 1}, the share of the
-        steps in which the method skipped the module; only steps since the set of frozen layers last changed count.
+        `model`: the trained model. `entries`: {name: entry} of all tensors that the model had before the freezing method
+        changed it.
         """
         return {}
 
     @contextmanager
     def note_errors(self, problem: str) -> Iterator[None]:
-        """Suppress an exception raised in the `with` block, and show it to the user in a note with the text `problem`."""
+        """Suppress an exception raised in the `with` block, and show it to the user once, after the text `problem`."""
         try:
             yield
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
-            self.note(f"cost: {problem}: {type(error).__name__}: {reason}")
+            text = f"cost: {problem}: {type(error).__name__}: {reason}"
+            if text not in self.noted:
+                self.note(text)
+            self.noted.add(text)
 
 
 class CountingMeter(Meter):
@@ -118,7 +139,7 @@ class CountingMeter(Meter):
     """
 
     unfrozen: ModelCopy | None = None  # a copy of the model before anything was frozen, in which all can train
-    prepared: ModelCopy | None = None  # a copy of the model before the first step of the last phase
+    metered: MeteredSet  # of the phase that has begun last
     peak_so_far = 0  # bytes of the device's memory, before the last evaluation
     task: Task
 
@@ -128,6 +149,7 @@ class CountingMeter(Meter):
         On a CUDA device, also reset torch's record of the peak memory.
         """
         self.fed = FedBatches()
+        self.sets: dict[frozenset[str], MeteredSet] = {}  # by the names of what is frozen
         with self.note_errors("the unfrozen baseline is not known"):
             self.unfrozen = ModelCopy.unfrozen(model)
         if self.device.type == "cuda":
@@ -142,10 +164,20 @@ class CountingMeter(Meter):
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def on_phase_prepared(self, model: nn.Module) -> None:
-        """Keep a copy of the model, whose state is then as that of `unfrozen`: not yet changed by steps."""
-        with self.note_errors("the cost of a step is not known"):
-            self.prepared = ModelCopy.of(model)
+    def on_phase_prepared(self, model: nn.Module, selection: Selection) -> None:
+        """Keep a copy of the model, once for each distinct set of what is frozen, to count later what a step costs.
+
+        In the first phase its state is as that of `unfrozen`: not yet changed by steps.
+        """
+        names = names_frozen(selection)
+        if names not in self.sets:
+            self.sets[names] = MeteredSet(selection)
+            if len(self.sets) <= MOST_SETS:
+                size = total_bytes([*model.parameters(), *model.buffers()])
+                with self.note_errors("the cost of a step is not known"):
+                    may_have_values = len(self.sets) == 1 or len(self.sets) * size <= MOST_BYTES
+                    self.sets[names].copied = ModelCopy.of(model, may_have_values=may_have_values)
+        self.metered = self.sets[names]
 
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
         """Return `task` unchanged, and keep a copy of it for counting after the run.
@@ -159,67 +191,77 @@ class CountingMeter(Meter):
 
     def on_batch(self, batch: Any) -> None:
         """Keep the first batch of each shape: FLOPs are counted for these shapes."""
-        self.fed.add(batch)
+        self.metered.fed[self.fed.add(batch)] += 1
 
-    def read_costs(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, entries: Entries, skipped: Shares
-    ) -> Cost:
+    def on_phase_end(self, parameters: Sequence[Tensor], optimizer: Optimizer, not_run: Mapping[str, int]) -> None:
+        """Measure the bytes of gradients and optimizer state, and note what the method skipped."""
+        self.metered.not_run.update(not_run)
+        end: tuple[Cost, float | None] = {}, None
+        with self.note_errors("bytes of gradients and optimizer state are not known"):
+            end = bytes_held(parameters, optimizer, self.metered.selection), state_per_byte(optimizer)
+        self.metered.ends.append(end)
+
+    def read_costs(self, model: nn.Module, optimizer: Optimizer, entries: Entries) -> Cost:
         """Return {name of a cost: its value}; the value is None if the cost is not known.
 
         Most values are bytes or FLOPs of a step of this run, or shares: this run's cost divided by that of a step with
-        nothing frozen. A few are texts, such as how the peak memory was measured. The arguments are those of
-        `Meter.read_costs`.
+        nothing frozen. FLOPs are the mean over the phases of the run, bytes those of the phase with most of them. A few
+        values are texts, such as how the peak memory was measured. The arguments are those of `Meter.read_costs`.
         """
-        cost: Cost = dict.fromkeys(COSTS)
-        with self.note_errors("bytes of gradients and optimizer state are not known"):
-            parameters = [entry.tensor for entry in entries.values() if entry.kind == "parameter"]
-            cost |= bytes_held(parameters, optimizer, selection)
+        sets = [each for each in self.sets.values() if each.batches]
+        if not sets:
+            return dict.fromkeys(COSTS)
+        held, per_byte = held_in_run(sets)
+        cost: Cost = dict.fromkeys(COSTS) | held
+        on_device: Cost = {}
         if self.device.type == "cuda":
-            cost["peak_memory_bytes"] = max(self.peak_so_far, torch.cuda.max_memory_allocated(self.device))
-            cost["peak_memory_by"] = "torch.cuda.max_memory_allocated"
-        if not self.fed.steps:
-            return cost
-        settings = [dict(self.settings), sorted(selection.parameters), sorted(selection.modules)]
+            on_device["peak_memory_bytes"] = max(self.peak_so_far, torch.cuda.max_memory_allocated(self.device))
+            on_device["peak_memory_by"] = "torch.cuda.max_memory_allocated"
         with self.note_errors("FLOPs and saved bytes are not known"):
-            counted = self.count_prepared(model, settings)
-            cost |= costs_of_count(counted, skipped)
-            if None not in (cost["parameter_bytes"], cost["saved_bytes"]) and cost["peak_memory_bytes"] is None:
-                cost["peak_memory_bytes"], cost["peak_memory_by"] = self.peak_bytes(cost, counted, model), PEAK_COUNTED
-            baseline = self.count_unfrozen(counted, entries)
+            counts = [(each, self.count_set(each, model, entries)) for each in sets[:MOST_SETS]]
+            parameters = [entry.tensor for entry in entries.values() if entry.kind == "parameter"]
+            buffers = total_bytes([*parameters, *model.buffers()]) - total_bytes(parameters)  # a frozen one may be in both
+            cost |= costs_of_run(counts, buffers + self.extra_bytes)
+            baseline = self.count_unfrozen(cost["flops_counted_on"], entries)
             if baseline is not None:
-                cost |= shares_of_unfrozen(cost, baseline, optimizer)
-                frozen = FrozenPart.of(entries, selection)
-                cost["why_small"] = explain_small_saving(cost.get("flops_share"), counted, frozen)
-            for text in count_notes([counted, *([baseline] if baseline else [])], self.fed):
+                cost |= shares_of_unfrozen(cost, baseline, per_byte)
+                cost["why_small"] = why_small_of_run(counts, baseline, entries)
+            steps = [*(counted for _, counted in counts), *([baseline] if baseline else [])]
+            for text in (*count_notes(steps, self.fed), *phase_notes(sets, self.extra_bytes)):
                 self.note(f"cost: {text}")
         if needs_closure(optimizer):
             self.note("cost: the optimizer's step runs forward and backward itself, several times; the FLOPs are of one")
-        return cost
+        return cost | on_device
 
-    def count_prepared(self, model: nn.Module, settings: Any) -> StepCount:
-        """Return the FLOPs and memory of a step of this run, counted on the copy of the model before the first step.
+    def count_set(self, metered: MeteredSet, model: nn.Module, entries: Entries) -> StepCount:
+        """Return the FLOPs and memory of a step while one set is frozen, counted on the copy of the model from that time.
 
-        If that copy has no values and they are needed, the trained `model` is used.
+        If that copy has no values and they are needed, those of the trained `model` are used, or of `entries`.
         """
-        if self.prepared is None:
-            return self.count(model, settings)
+        selection, is_last = metered.selection, metered is self.metered
+        settings = [dict(self.settings), sorted(selection.parameters), sorted(selection.modules)]
+        if metered.copied is None:
+            if not is_last:
+                raise LookupError("there is no copy of the model as an earlier phase trained it")
+            return self.count(model, settings, metered.fed)
         try:
-            return self.count(self.prepared, settings)
+            return self.count(metered.copied, settings, metered.fed)
         except Exception:
-            if self.prepared.mode is None:
+            if metered.copied.mode is None:
                 raise
-            return self.count(model, settings)
+            valued = model if is_last else metered.copied.with_values(values_of(entries) | values_of(tensor_entries(model)))
+            return self.count(valued, settings, metered.fed)
 
-    def count(self, model: nn.Module | ModelCopy, settings: Any) -> StepCount:
-        """Return the FLOPs and memory of a step of `model`, the mean over the shapes of batches that the run was fed.
+    def count(self, model: nn.Module | ModelCopy, settings: Any, fed: Mapping[Shapes, int]) -> StepCount:
+        """Return the FLOPs and memory of a step of `model`, the mean over the shapes of batches that it was fed.
 
         `settings`: what the count depends on besides the shapes and the structure of the model. If these are equal, a step
-        without values is counted only once.
+        without values is counted only once. `fed`: {shapes of a batch: number of batches}.
         """
         if not isinstance(model, ModelCopy) or model.mode is None:  # values may decide about such a step
-            return self.fed.mean(lambda batch, shapes: count_step(model, self.task, batch), self.device)
+            return self.fed.mean(lambda batch, shapes: count_step(model, self.task, batch), self.device, fed)
         types = (type(model.model), type(self.task))
-        depends_on = [settings, str(self.device), structure_of(model.model)]
+        depends_on = [settings, str(self.device), model.structure]
 
         def count_once(batch: Any, shapes: Any) -> StepCount:
             key = (*types, json.dumps([*depends_on, shapes], sort_keys=True, default=str))
@@ -227,39 +269,27 @@ class CountingMeter(Meter):
                 _count_cache[key] = count_step(model, self.task, batch)
             return _count_cache[key]
 
-        return self.fed.mean(count_once, self.device)
+        return self.fed.mean(count_once, self.device, fed)
 
-    def count_unfrozen(self, counted: StepCount, entries: Entries) -> StepCount | None:
+    def count_unfrozen(self, counted_on: str, entries: Entries) -> StepCount | None:
         """Return the FLOPs and memory of a step with nothing frozen; None if there is no copy of the unfrozen model.
 
-        `counted`, `entries`: see `copy_like`.
+        `counted_on`, `entries`: see `copy_like`.
         """
-        copied = self.copy_like(counted, entries)
+        copied = self.copy_like(counted_on, entries)
         settings = {key: value for key, value in self.settings.items() if key not in FREEZING_SETTINGS}
-        return self.count(copied, settings) if copied else None
+        return self.count(copied, settings, self.fed.steps) if copied else None
 
-    def copy_like(self, counted: StepCount, entries: Entries) -> ModelCopy | None:
+    def copy_like(self, counted_on: str, entries: Entries) -> ModelCopy | None:
         """Return the copy of the unfrozen model, with values if a count of the run's own step needed them; None without one.
 
-        `counted`: the count. `entries`: {name: entry} of the tensors whose values the copy is given.
+        `counted_on`: what that was counted on. `entries`: {name: entry} of the tensors whose values the copy is given.
         """
-        if self.unfrozen is None or self.unfrozen.mode is None or counted.counted_on != REAL:
+        if self.unfrozen is None or self.unfrozen.mode is None or counted_on != REAL:
             return self.unfrozen
-        return self.unfrozen.with_values({name: entry.tensor for name, entry in entries.items()})
-
-    def peak_bytes(self, cost: Cost, counted: StepCount, model: nn.Module) -> int:
-        """Return the peak memory on a CPU: the bytes of model and optimizer state, plus the peak of a step with its batch.
-
-        `cost`: the costs found so far. `counted`: the count of a step. The result excludes what the optimizer allocates
-        within its step and what the freezing method keeps. It is a sum of tensor sizes, because the memory use that the
-        operating system reports depends on what the process did before.
-        """
-        buffers = total_bytes(list(model.buffers()))
-        return buffers + cost["parameter_bytes"] + cost["optimizer_state_bytes"] + counted.peak_bytes
+        return self.unfrozen.with_values(values_of(entries))
 
 
-def structure_of(model: nn.Module) -> list[Any]:
-    """Return what decides, besides the code, how a step without values runs: modules, modes, tensors and flags."""
-    modules = [(name, type(module).__qualname__, module.training) for name, module in model.named_modules()]
-    tensors = chain(model.named_parameters(), model.named_buffers())
-    return [modules, [(name, tuple(t.shape), str(t.dtype), t.requires_grad) for name, t in tensors]]
+def values_of(entries: Entries) -> dict[str, Tensor]:
+    """Return {name of a tensor: the tensor}."""
+    return {name: entry.tensor for name, entry in entries.items()}

@@ -14,7 +14,7 @@ from runner.contract import COUNTED, Cost
 from runner.cost.answers import LITTLE, FrozenPart, explain_cost, explain_small_saving, flops_computed_again
 from runner.cost.blocks import Block, blocks_in_order
 from runner.cost.flops import ModelCopy, StepCount, count_step
-from runner.cost.shares import bytes_held, costs_of_count, shares_of_unfrozen, total_bytes
+from runner.cost.shares import bytes_held, costs_of_count, shares_of_unfrozen, state_per_byte, total_bytes
 from runner.cost.slower import why_slower
 from runner.display.units import bytes_text, flops_text, percent_text
 from runner.errors import ConfigError, listed
@@ -161,7 +161,7 @@ def price(
     count = partial(_count, model, task, batch)
     counted, baseline = count(trainable), count()
     cost = _cost(counted, list(model.parameters()), selection, optimizer)
-    cost |= shares_of_unfrozen(cost, baseline, optimizer)
+    cost |= shares_of_unfrozen(cost, baseline, state_per_byte(optimizer) if optimizer is not None else None)
     unknown = (*counted.unpriced, *counted.unmeasured)
     frozen_part = FrozenPart.of(tensor_entries(model), selection)
     return Price(

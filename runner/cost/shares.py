@@ -49,17 +49,26 @@ def costs_of_count(counted: StepCount, skipped: Shares) -> Cost:
     }
 
 
-def shares_of_unfrozen(cost: Cost, baseline: StepCount, optimizer: Optimizer | None) -> Cost:
+def state_per_byte(optimizer: Optimizer) -> float | None:
+    """Return the bytes of optimizer state per byte of a parameter with state.
+
+    Returns None if no parameter has state, or if the optimizer keeps the state of all under one of them (LBFGS).
+    """
+    with_state = [key for key, state in optimizer.state.items() if isinstance(key, Tensor) and total_bytes(state)]
+    if needs_closure(optimizer) or not (size := total_bytes(with_state)):
+        return None
+    return total_bytes(optimizer.state) / size
+
+
+def shares_of_unfrozen(cost: Cost, baseline: StepCount, per_byte: float | None) -> Cost:
     """Return {name of a cost + `_share`: this run's cost divided by the same cost of a step with nothing frozen}.
 
     `cost`: this run's costs. `baseline`: the count of a step with nothing frozen. The baseline contains no optimizer state;
-    its size is estimated from this run, as bytes of state per byte of a parameter with state.
+    its size is estimated from that of this run: `per_byte` is what `state_per_byte` returns.
     """
     unfrozen: Cost = {key: getattr(baseline, key, None) for key in COUNTED} | costs_of_count(baseline, {})
-    states = optimizer.state.items() if optimizer is not None else ()
-    bytes_with_state = total_bytes([key for key, state in states if isinstance(key, Tensor) and total_bytes(state)])
-    if optimizer is not None and bytes_with_state and not needs_closure(optimizer):
-        unfrozen["optimizer_state_bytes"] = cost["optimizer_state_bytes"] / bytes_with_state * baseline.gradient_bytes
+    if per_byte is not None:
+        unfrozen["optimizer_state_bytes"] = per_byte * baseline.gradient_bytes
     found = {f"{key}_share": cost[key] / unfrozen[key] for key in COUNTED if cost[key] is not None and unfrozen[key]}
     total = baseline.flops_forward + baseline.flops_backward
     if total and not baseline.unpriced and cost["flops_forward"] is not None:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.contract import SECONDS, Cost
-from runner.cost.meter import CountingMeter, Entries
-from runner.cost.shares import Shares
-from runner.freezing.selection import Selection
+from runner.cost.meter import CountingMeter
+from runner.cost.phases import Entries
 from runner.training.loop import Task
 
 WARM_UP_STEPS = 3  # not timed, if the run has more steps
@@ -64,16 +63,14 @@ class TimingMeter(CountingMeter):
         if step == 1:  # registered last, so that what a method does in a hook after the step counts as part of the step
             undo.callback(optimizer.register_step_post_hook(after_step).remove)
 
-    def read_costs(
-        self, model: nn.Module, optimizer: Optimizer, selection: Selection, entries: Entries, skipped: Shares
-    ) -> Cost:
+    def read_costs(self, model: nn.Module, optimizer: Optimizer, entries: Entries) -> Cost:
         """Return the costs of `cost=count`, and the seconds of forward, backward and optimizer step.
 
         For each of the three, two values are given: the median over the timed steps, and the interquartile range under a
         name that ends in `_spread`. The median is None if no step was timed,
         the range if fewer than two were.
         """
-        cost = super().read_costs(model, optimizer, selection, entries=entries, skipped=skipped)
+        cost = super().read_costs(model, optimizer, entries)
         # Without the warm-up, and without steps 1, 2, 4, 8, ..., which include the audit's comparison.
         timed = [
             seconds

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.text import Text
+from torch import Tensor
 
 from runner.assemble.setup import Setup
 from runner.display.table import Column, number, table_lines
 from runner.display.units import digits_text
+from runner.errors import listed
 from runner.freezing.groups import group_lr, groups_by_tensor
+from runner.freezing.phases.phase import Phase, reached_phases
 from runner.tensors import tensor_entries, tensor_resolver
 
 
@@ -46,7 +49,7 @@ class Branch:
 def planned_parameters(setup: Setup) -> list[PlannedParameter]:
     """Return the parameters of a run with how they are treated in its last phase."""
     group_of, resolve = groups_by_tensor([setup.optimizer]), tensor_resolver(tensor_entries(setup.model))
-    first, planned = setup.phases[-1].first, []
+    planned = []
     for entry in (entry for entry in setup.before.entries.values() if entry.kind == "parameter"):
         group_name, group = group_of.get(id(entry.tensor), ("(none)", None))
         tensor = resolve(entry)
@@ -54,11 +57,27 @@ def planned_parameters(setup: Setup) -> list[PlannedParameter]:
             group=group_name,
             lr=digits_text(group_lr(group)) if group else "",
             requires_grad=tensor is not None and tensor.requires_grad,
-            frozen="" if entry.tensor not in setup.selection else "frozen" if first == 1 else f"from step {first} on",
+            frozen=frozen_text(setup.phases, setup.config.steps, entry.tensor),
         )
         shape, numel = tuple(entry.tensor.shape), entry.tensor.numel()
         planned.append(PlannedParameter(entry.name, tuple(entry.aliases), shape, numel=numel, treatment=treatment))
     return planned
+
+
+def frozen_text(phases: Sequence[Phase], steps: int, tensor: Tensor) -> str:
+    """Return when a tensor is frozen: "" for never, `frozen` for always, `from step 5 on`, `steps 1-4, 9-12`."""
+    spans: list[list[int]] = []
+    for phase, count in reached_phases(phases, steps):
+        if tensor in phase.selection:
+            if not spans or spans[-1][1] + 1 < phase.first:
+                spans.append([phase.first, 0])
+            spans[-1][1] = phase.first + count - 1
+    if not spans or spans == [[1, steps]]:
+        return "frozen" if spans else ""
+    if len(spans) == 1 and spans[0][1] == steps:
+        return f"from step {spans[0][0]} on"
+    texts = [f"{first}-{last}" if first < last else f"{first}" for first, last in spans]
+    return f"steps {listed(texts, most=3)}"
 
 
 def branches(parameters: Sequence[PlannedParameter], module: str = "") -> Iterator[Branch]:

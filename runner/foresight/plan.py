@@ -19,11 +19,11 @@ from runner.display.table import table_lines
 from runner.display.units import bytes_text
 from runner.errors import ConfigError, SkippedError
 from runner.foresight.costs import COLUMNS, plan_costs
-from runner.foresight.effects import effect_of_batch
+from runner.foresight.effects import Effect, effect_of_batch
 from runner.foresight.hazards import buffer_hazards, idle_hazards, leak_hazards
 from runner.foresight.parameters import parameter_table, planned_parameters
 from runner.foresight.rehearsal import Rehearsal
-from runner.foresight.warnings import method_and_optimizer_names, rehearse_phases
+from runner.foresight.warnings import MOST_PHASES, method_and_optimizer_names, rehearse_phases
 from runner.methods.base import FreezingMethod
 from runner.seeding import pick_device
 
@@ -34,16 +34,20 @@ def foresee_run(setup: Setup) -> Rehearsal:
     """Predict which tensors the training would change, and return the predictions.
 
     A phase is a span of steps with the same frozen layers. The model processes the first batch once in each phase; then all
-    steps are simulated on a small stand-in for the model. Changes that only later batches cause are not predicted, such as
-    gradients that become 0 or updates that are rounded away. Afterwards `setup` cannot be used to train: its model's buffers
-    may have changed, and its last phase has begun. Raises what the training would raise.
+    steps are simulated on a small stand-in for the model. Only the first MOST_PHASES phases are predicted. Changes that only
+    later batches cause are not predicted, such as gradients that become 0 or updates that are rounded away. Afterwards
+    `setup` cannot be used to train: its model's buffers may have changed, and a later phase has begun. Raises what the
+    training would raise.
     """
-    effects = []
-    for number in range(len(setup.phases)):
+    effects, of_set = [], dict[frozenset[str], Effect]()
+    for number, phase in enumerate(setup.phases[:MOST_PHASES]):
         if number:
             begin_phase(setup, number)
         setup.model.train()
-        effects.append(effect_of_batch(setup.model, setup.parameters, setup.task, setup.feed.first))
+        frozen = frozenset(phase.selection.parameters)
+        if frozen not in of_set:
+            of_set[frozen] = effect_of_batch(setup.model, setup.parameters, setup.task, setup.feed.first)
+        effects.append(of_set[frozen])
     return rehearse_phases(setup, effects)
 
 
@@ -107,6 +111,8 @@ def hazard_texts(setup: Setup) -> Iterator[Text]:
     ]
     for hazard in hazards:
         yield Text.assemble(("hazard:", "yellow"), f" {hazard.sentence}")
+    if len(setup.phases) > MOST_PHASES:
+        yield Text(f"hazards are those of the first {MOST_PHASES} of {len(setup.phases)} phases")
     if not hazards:
         yield Text("no hazard is foreseen: with this batch, everything frozen holds and the rest trains")
 

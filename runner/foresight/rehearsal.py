@@ -8,26 +8,31 @@ compares the bits of all tensors before and after a run, does so here too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.contract import Row
 from runner.foresight.effects import Effect
 from runner.foresight.stand_in import StandInModel, group_equivalent
 from runner.freezing.groups import Group, regroup
-from runner.freezing.schedule import Phase
+from runner.freezing.phases.factors import RateFactors
+from runner.freezing.phases.phase import Phase, Plan
+from runner.freezing.selection import Selection, without
 from runner.methods.base import FreezingMethod
 from runner.methods.grad_none import drop_gradient
 from runner.proof.audit import audit
+from runner.proof.audit_report import Report
 from runner.proof.causes.replay import frozen_gradients_affect_others
 from runner.seeding import preserve_random_state
 from runner.tensors import TensorEntry
+from runner.tensors.optimizer_state import drop_state
 from runner.training.loop import Step, Task, learning_rates, name_of_group, train
 
 FULL_STEPS = 32  # of each phase (span of steps with the same frozen layers); for later steps, only the scheduler is called
@@ -56,14 +61,16 @@ class Rehearsal:
 
 def rehearse(
     model_entries: Mapping[str, TensorEntry],  # the tensors of the real model, by name
-    phases: Sequence[Phase],  # spans of steps with the same frozen layers
-    effects: Sequence[Effect],  # what a real batch does in each phase
+    plan: Plan,  # what the schedule says about the run
+    phases: Sequence[Phase],  # those of its phases that are simulated, with their groups
     *,
+    effects: Sequence[Effect],  # what a real batch does in each phase
     batches: int,  # the number of steps of the run
     method: FreezingMethod,
     build_optimizer: Callable[[list[Group]], Optimizer],
     build_scheduler: Callable[[Optimizer], Any],
     zero_grad_to_none: bool,
+    reset: Collection[str] = (),  # the groups whose options a new phase sets anew
 ) -> Rehearsal:
     """Simulate the steps of a run on a small stand-in for its model, and return which tensors of the model would change.
 
@@ -71,34 +78,69 @@ def rehearse(
     """
     method = copy.copy(method)  # a method that stores its optimizer must not store this one
     with preserve_random_state(), ExitStack() as undo:
+        phase_undo = undo.enter_context(ExitStack())
         equivalents = group_equivalent(model_entries, phases, effects)
         stand_in = StandInModel({name: members[0] for name, members in equivalents.items()})
         optimizer = build_optimizer([dict(group) for group in stand_in.map_groups(phases[0].groups)])
         frozen = stand_in.map_selection(phases[0].selection)
-        lrs: LearningRates = {}
-        restore_lrs = ExitStack()
+        factors = RateFactors(optimizer, stand_in.map_blocks(plan.blocks, model_entries), undo)
+        lrs, restore_lrs = LearningRates(), ExitStack()
         with audit(stand_in, frozen, optimizer, watch_forward=True) as report:
             scheduler = build_scheduler(optimizer)
             for number, (phase, effect) in enumerate(zip(phases, effects, strict=True)):
                 restore_lrs.close()
+                phase_undo.close()
                 if number:
-                    frozen = stand_in.map_selection(phase.selection)
-                    regroup(optimizer, stand_in.map_groups(phases[number - 1].groups), stand_in.map_groups(phase.groups))
-                    report.freeze(frozen)
-                method.attach(optimizer, frozen, undo)
-                for tensor_id, tensor in stand_in.stand_in_of.items():
-                    if effect.gradients.get(tensor_id) == "dropped":
-                        undo.callback(tensor.register_post_accumulate_grad_hook(drop_gradient).remove)
+                    frozen = switch(stand_in, optimizer, report, before=phases[number - 1], after=phase, reset=reset)
+                    drop_state(optimizer, newly_frozen(stand_in, phases[number - 1], phase) if plan.drops_state else ())
+                factors.begin(phase)
+                method.attach(optimizer, frozen, phase_undo)
+                drop_gradients(stand_in, effect, phase_undo)
                 last = phases[number + 1].first - 1 if number + 1 < len(phases) else batches
                 train_steps = partial(train, stand_in, optimizer, _task_of(effect), zero_grad_to_none=zero_grad_to_none)
                 lrs |= run_phase(train_steps, optimizer, scheduler, range(phase.first, last + 1), restore_lrs=restore_lrs)
-        optimizer_couples = False
         stand_in.zero_grad()
         stand_in(batches + 1, replace(effects[-1], written=frozenset())).backward()
-        with suppress(Exception):  # if the step cannot be replayed, this is not known
-            optimizer_couples = frozen_gradients_affect_others(optimizer, list(frozen.parameters.values()))
+        optimizer_couples = couples(optimizer, frozen)
     rows = _rows_of_model({stand_in.name_of[row["name"]]: row for row in report.rows}, model_entries, equivalents)
     return Rehearsal(phases[-1].first, rows, lrs, scheduler, optimizer_couples=optimizer_couples)
+
+
+def switch(
+    stand_in: StandInModel, optimizer: Optimizer, report: Report, *, before: Phase, after: Phase, reset: Collection[str]
+) -> Selection:
+    """Begin the phase `after` on the stand-in, and return what is frozen in it."""
+    regroup(optimizer, stand_in.map_groups(before.groups), stand_in.map_groups(after.groups), reset=reset)
+    was_frozen, frozen = stand_in.map_selection(before.selection), stand_in.map_selection(after.selection)
+    declare(report, was_frozen, frozen)
+    return frozen
+
+
+def newly_frozen(stand_in: StandInModel, before: Phase, after: Phase) -> list[Tensor]:
+    """Return the stand-ins of the parameters that are frozen in the phase `after` and were not in the one before."""
+    return list(stand_in.map_selection(without(after.selection, before.selection)).parameters.values())
+
+
+def couples(optimizer: Optimizer, frozen: Selection) -> bool:
+    """Return whether gradients of frozen parameters change the updates of others; False if the step cannot be replayed."""
+    with suppress(Exception):
+        return frozen_gradients_affect_others(optimizer, list(frozen.parameters.values()))
+    return False
+
+
+def drop_gradients(stand_in: StandInModel, effect: Effect, undo: ExitStack) -> None:
+    """Let backward drop the gradients that it drops in the real model, until `undo` is closed."""
+    for tensor_id, tensor in stand_in.stand_in_of.items():
+        if effect.gradients.get(tensor_id) == "dropped":
+            undo.callback(tensor.register_post_accumulate_grad_hook(drop_gradient).remove)
+
+
+def declare(report: Report, before: Selection, after: Selection) -> None:
+    """Tell an audit what is frozen from now on: `after` instead of `before`."""
+    thawed = without(before, after)
+    if thawed.parameters or thawed.buffers:
+        report.unfreeze(thawed)
+    report.freeze(after)
 
 
 def _rows_of_model(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runner.foresight.effects import Effect
 from runner.freezing.groups import Group
-from runner.freezing.schedule import Phase
+from runner.freezing.phases.phase import Blocks, Phase
 from runner.freezing.selection import Selection
 from runner.tensors import TensorEntry
 
@@ -70,6 +70,11 @@ class StandInModel(nn.Module):
             for named in (self.named_parameters(), self.named_buffers())
         )
         return replace(selection, parameters=parameters, buffers=buffers, modules={}, names=frozenset())
+
+    def map_blocks(self, blocks: Blocks, model_entries: Mapping[str, TensorEntry]) -> dict[int, str]:
+        """Return {id of a stand-in: the block of its parameter}; `model_entries`: the tensors of the real model, by name."""
+        block_of = {id(model_entries[name].tensor): block for block, names in blocks.items() for name in names}
+        return {id(each): block_of[key] for key, each in self.stand_in_of.items() if key in block_of}
 
     def map_groups(self, groups: Sequence[Group]) -> list[Group]:
         """Return copies of the optimizer's parameter groups that have stand-ins in place of the real parameters."""

@@ -7,7 +7,7 @@ of steps in which the same layers are frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import nan
 from typing import Any
 
@@ -194,13 +194,15 @@ def split_by_block(groups: Sequence[Group], block_of: Mapping[int, str]) -> list
     return result
 
 
-def regroup(optimizer: Optimizer, old_groups: Sequence[Group], new_groups: Sequence[Group]) -> None:
+def regroup(
+    optimizer: Optimizer, old_groups: Sequence[Group], new_groups: Sequence[Group], reset: Collection[str] = ()
+) -> None:
     """Move parameters between the optimizer's groups when a new phase (span of steps with the same groups) begins.
 
     `old_groups`: the groups of the phase that ends. `new_groups`: those of the phase that begins. Groups are matched by
     name. An option of a group is set only if its old and new values differ; so a learning rate that a scheduler has set
-    stays. The optimizer keeps its state (such as momentum) for every parameter, even for those that it no longer
-    updates.
+    stays. `reset`: the names of groups whose options are set in any case. The optimizer keeps its state (such as momentum)
+    for every parameter, even for those that it no longer updates.
     """
     old_by_name, new_by_name = ({group["name"]: group for group in groups} for groups in (old_groups, new_groups))
     names = {group["name"] for group in optimizer.param_groups}
@@ -209,6 +211,7 @@ def regroup(optimizer: Optimizer, old_groups: Sequence[Group], new_groups: Seque
     for group in optimizer.param_groups:
         old = old_by_name.get(group["name"], {})
         new = new_by_name.get(group["name"], {**old, "params": []})
+        old = {} if group["name"] in reset else old
         group.update({key: value for key, value in new.items() if key != "params" and value != old.get(key)})
         if [id(p) for p in group["params"]] != [id(p) for p in new["params"]]:
             group["params"] = list(new["params"])

@@ -1,31 +1,44 @@
-"""Write the files that only a run that trained has: `changes.csv`, `steps.csv` and the model's weights."""
+"""Write the files that only a run that trained has: `changes.csv`, `phases.csv`, `steps.csv` and the model's weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.contract import CHANGE_COLUMNS, CHANGES, STEP_COLUMNS, STEPS, WEIGHTS
+from runner.contract import CHANGE_COLUMNS, CHANGES, PHASE_COLUMNS, PHASES, STEP_COLUMNS, STEPS, WEIGHTS
 from runner.runs.folder import csv_text, write_atomically, write_text
 
 if TYPE_CHECKING:
     from runner.experiment import Outcome
+    from runner.proof.results.phases import PhaseRows
 
-TRAINING_FILES = (CHANGES, STEPS, WEIGHTS)  # the files that only a run that trained has
+TRAINING_FILES = (CHANGES, PHASES, STEPS, WEIGHTS)  # the files that only a run that trained has
 
 
 def write_tables(folder: Path, outcome: Outcome, with_weights: bool) -> None:
-    """Write the files `changes.csv` and `steps.csv` to a run's folder.
+    """Write the files `changes.csv`, `steps.csv`, and, if the run had several phases, `phases.csv` to its folder.
 
     `outcome`: the result of the training. `with_weights`: also write the model's weights to `model.safetensors`.
     """
     write_text(folder / CHANGES, csv_text(CHANGE_COLUMNS, outcome.rows))
     write_text(folder / STEPS, steps_csv(outcome))
+    if outcome.phases:
+        write_text(folder / PHASES, phases_csv(outcome.phases))
     if with_weights:
         from safetensors.torch import save_model
 
         write_atomically(folder / WEIGHTS, lambda temporary: save_model(outcome.model, str(temporary)))
+
+
+def phases_csv(phases: Sequence[PhaseRows]) -> str:
+    """Return the content of `phases.csv`: the rows of each phase, after its number, its first and its last step."""
+    rows = [
+        {"phase": number, "first_step": phase.first_step, "last_step": phase.last_step, **row}
+        for number, phase in enumerate(phases, 1)
+        for row in phase.rows
+    ]
+    return csv_text(PHASE_COLUMNS, rows)
 
 
 def steps_csv(outcome: Outcome) -> str:

@@ -21,8 +21,10 @@ def main_chain(model: nn.Module) -> Chain:
     of a ResNet. Children without parameters do not count. A group of classes may take the place of the one class, such as a
     convolution and its BatchNorm; then each member of the chain is such a group, and the last one may be incomplete. Modules
     that are mere containers (Sequential, ModuleList, ModuleDict) form a chain only if two of them hold modules of the same
-    classes: the `features` and the `classifier` of a VGG do not. A module that is registered several times is one. Chains
-    within a member of a chain are not looked for.
+    classes: the `features` and the `classifier` of a VGG do not. A module that is registered several times is one.
+
+    A chain within a member of another chain has fewer parameters than that one: the six blocks of a ResNet-50's `layer3` are
+    not its chain.
     """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -41,16 +43,13 @@ def _chains(names: Sequence[str], modules: Mapping[str, nn.Module], prefix: str)
     """Yield (number of parameter tensors, chain) for the chains below `prefix`; see `main_chain`."""
     children = children_with_parameters(names, modules, prefix)
     contents = {child: _contents(child, within, modules) for child, within in children.items()}
-    in_chains = set[str]()
     for chain in _repetitions([*children], [_class_of(modules[child]) for child in children]):
         members = {tuple(id(modules[child]) for child in member) for member in chain}
         like = {tuple(contents[child] for child in member) for member in chain}
         if len(members) > 1 and len(like) < len(chain):
-            in_chains.update(*chain)
             yield sum(len(children[child]) for member in chain for child in member), chain
     for child, within in children.items():
-        if child not in in_chains:
-            yield from _chains(within, modules, f"{child}.")
+        yield from _chains(within, modules, f"{child}.")
 
 
 def _repetitions(names: Sequence[str], kinds: Sequence[object]) -> Iterator[Chain]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.errors import ConfigError, is_integer
-from runner.freezing.schedule.phase import Phase
+from runner.freezing.phases.phase import Phase
 from runner.freezing.selection import Selection, nothing_of
 
 

@@ -66,7 +66,7 @@ def phases_section(run_set: RunSet) -> Section | None:
 
 
 def blocks_data(run_set: RunSet) -> dict[str, object]:
-    """Return what the template needs to draw the blocks of settings over steps; `figures` are empty if no run has blocks."""
+    """Return what the template needs to draw the blocks of settings over steps; `figures` is empty if no run has blocks."""
     found = [(name, runs) for setting in run_set.ranked for name, runs in _runs_with_one_timetable(setting)]
     means = [mean_phases([run.record["phases"] for run in runs]) for _, runs in found[:MAX_FIGURES]]
     shades = shades_for(means)
@@ -78,13 +78,12 @@ def blocks_data(run_set: RunSet) -> dict[str, object]:
         if figures and cells > MAX_CELLS:
             break
         figures.append(("" if run_set.single else name, figure))
+    more = f"Drawn are {len(figures)} of {len(found):,} figures, those of the settings that rank first."
     return {
         "figures": figures,
         "about": BLOCKS_CAPTION,
         "legend": _legend(shades, [figure for _, figure in figures]),
-        "more": f"Drawn are {len(figures)} of {len(found):,} figures, those of the settings that rank first."
-        if len(figures) < len(found)
-        else "",
+        "more": more if len(figures) < len(found) else "",
     }
 
 

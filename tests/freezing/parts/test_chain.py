@@ -105,7 +105,7 @@ def test_a_group_of_modules_that_repeats_is_a_member_and_the_last_one_may_be_inc
     assert chain(nn.Sequential(*layers, nn.Linear(2, 2))) == "0+1 3+4 6+7 9"
 
 
-def test_chains_within_members_are_not_looked_for():
+def test_a_chain_within_a_member_of_another_never_counts():
     assert chain(nn.ModuleDict({"a": blocks(5), "b": blocks(5)})) == "a b"
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 from runner.freezing.eval_mode import force_eval_mode
-from runner.freezing.schedule.blocks import selected_blocks
-from runner.freezing.schedule.restriction import restricted
+from runner.freezing.phases.blocks import selected_blocks
+from runner.freezing.phases.restriction import restricted
 from runner.freezing.selection import Selection, select, select_by_flags
 from runner.freezing.words import FOR_CONFIG
 from runner.training.models import MLP

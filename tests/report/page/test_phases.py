@@ -99,9 +99,11 @@ def test_a_run_with_blocks_is_a_figure_of_blocks_over_steps_and_the_others_keep_
         ["body, step 1: frozen", "body, steps 2 to 4: moved by 1%"],
         ["fc, step 1: moved by 50%", "fc, steps 2 to 4: moved by 2%"],
     ]
-    section = section_of(run_set(), "phases")
-    assert [text_of(row) for row in section.findall(".//table[@id='phases']/tbody/tr")] == [
-        "requires_grad schedule=after step 1: nothing frozen, 9 parameters trained steps 2 to 4: 3 tensors frozen, 6 parameters trained"
+    (bars,) = section_of(run_set(), "phases").findall(".//table[@id='phases']/tbody/tr")
+    assert bars.findtext("th") == "requires_grad schedule=after"
+    assert [item.text for item in bars.iter("li")] == [
+        "step 1: nothing frozen, 9 parameters trained",
+        "steps 2 to 4: 3 tensors frozen, 6 parameters trained",
     ]
 
 
@@ -204,3 +206,19 @@ def test_a_run_records_the_phases_that_it_reached(cli):
     assert json.loads(Path("one/run.json").read_text())["phases"] == [
         {"first_step": 1, "last_step": 1, "frozen": 2, "trained": 7}
     ]
+
+
+def test_the_page_of_a_real_run_shows_its_blocks_and_the_terminal_too(cli):
+    status, printed, _ = cli("model=mlp", "freeze=all", "schedule=gradual", "batches=6", "cost=off", "hydra.run.dir=run")
+    assert status == 0
+    phases = json.loads(Path("run/run.json").read_text())["phases"]
+    names = [block["name"] for block in phases[0]["blocks"]]
+    assert len(phases) == len(names) > 2
+    assert read_run(Path("run")).record["phases"] == phases
+    page = Path("run/report.html").read_text()
+    for number, phase in enumerate(phases, 1):
+        assert [block["frozen"] for block in phase["blocks"]] == [True] * (len(names) - number) + [False] * number
+        assert all((block["change_rel"] == 0) is block["frozen"] for block in phase["blocks"])
+    assert f'title="{names[0]}, steps 1 to 2: frozen"' in page
+    signs = [line.split()[-1] for line in printed.splitlines() if line.strip().startswith(tuple(names))]
+    assert signs == ["..#", ".##", "###"]

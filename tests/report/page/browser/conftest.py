@@ -41,6 +41,7 @@ def start_browser(profile: Path) -> webdriver.Chrome:
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     driver = start_browser(tmp_path_factory.mktemp("profile"))
+    driver.get("about:blank")  # the page of a new tab would still be loading when the first test opens its own
     yield driver
     driver.quit()
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
-from runner.contract import PhaseRecord
 from runner.freezing.groups import Group
 from runner.freezing.selection import Selection
 
@@ -110,17 +109,3 @@ def reached_phases(phases: Sequence[Phase], steps: int) -> Iterator[tuple[Phase,
     for phase, last in zip(phases, last_steps, strict=True):
         if phase.first <= steps:
             yield phase, min(last, steps) - phase.first + 1
-
-
-def phase_records(phases: Sequence[Phase], steps: int, parameters: Collection[Tensor]) -> list[PhaseRecord]:
-    """Return each phase that a run of `steps` steps reached: its steps, and how many tensors were frozen and trained in it.
-
-    `parameters`: all parameters of the model, each once.
-    """
-    records: list[PhaseRecord] = []
-    for phase, count in reached_phases(phases, steps):
-        frozen = {id(tensor) for tensor in (*phase.selection.parameters.values(), *phase.selection.buffers.values())}
-        trained = sum(id(parameter) not in frozen for parameter in parameters)
-        last = phase.first + count - 1
-        records.append({"first_step": phase.first, "last_step": last, "frozen": len(frozen), "trained": trained})
-    return records

@@ -11,6 +11,7 @@ from runner.errors import ConfigError, short_repr
 from runner.freezing.covering import by_part, covering_names
 from runner.freezing.parts.chain import Chain, children_with_parameters, main_chain
 from runner.freezing.patterns import parse, parse_all
+from runner.freezing.phases.restriction import require_selected
 from runner.freezing.resolver import PatternResolver
 from runner.freezing.selection import Selection
 from runner.freezing.words import FOR_CONFIG
@@ -47,10 +48,7 @@ def selected_blocks(
     """
     if blocks != "auto" and (not isinstance(blocks, (list, tuple)) or not blocks):
         raise ConfigError(f"{KEY} is {short_repr(blocks)}; {EXPECTED}")
-    if not selection.parameters:
-        why = f" ({selection.nothing_frozen})" if selection.nothing_frozen else ""
-        advice = "give freeze=backbone or freeze=all"
-        raise ConfigError(f"freeze selects no parameter{why}, so the schedule has nothing to act on; {advice}")
+    require_selected(selection)
     return _by_structure(model, selection) if blocks == "auto" else _by_patterns(model, selection, blocks)
 
 

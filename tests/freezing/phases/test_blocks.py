@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from runner.errors import ConfigError
-from runner.freezing.schedule.blocks import selected_blocks
+from runner.freezing.phases.blocks import selected_blocks
 from runner.freezing.selection import Selection, select
 from runner.training.models import MLP, TokenMLP
 from tests.freezing.parts.tiny_models import tiny

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import ConfigError
-from runner.freezing.schedule.phase import Phase, Plan, Values
+from runner.freezing.phases.phase import Phase, Plan, Values
 
 
 class Timetable:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from runner.freezing.schedule.phase import Factor, Phase
+from runner.freezing.phases.phase import Factor, Phase
 
 
 class RateFactors:

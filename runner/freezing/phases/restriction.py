@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Set
+from collections.abc import Callable, Collection, Set
 from dataclasses import replace
 
 from torch import nn
 
+from runner.errors import ConfigError
 from runner.freezing.patterns import with_parents
 from runner.freezing.resolver import owner_of
 from runner.freezing.selection import Selection
@@ -50,3 +51,38 @@ def restricted(selection: Selection, model: nn.Module, names: Set[str]) -> Selec
         names=selection.names & frozen_names,
         notes=(),
     )
+
+
+def freezer(selection: Selection, model: nn.Module) -> Callable[[Set[str]], Selection]:
+    """Return a function that returns what `restricted` does for a set of names, the same object for the same names."""
+    known: dict[frozenset[str], Selection] = {frozenset(selection.parameters): selection}
+
+    def frozen_only(names: Set[str]) -> Selection:
+        key = frozenset(names)
+        if key not in known:
+            known[key] = restricted(selection, model, key)
+        return known[key]
+
+    return frozen_only
+
+
+def is_all(selection: Selection, model: nn.Module) -> bool:
+    """Return whether every parameter of a model is selected, so that nothing trains while all of it is frozen."""
+    return all(parameter in selection for parameter in model.parameters())
+
+
+def require_selected(selection: Selection) -> None:
+    """Raise ConfigError if no parameter is selected."""
+    if not selection.parameters:
+        why = f" ({selection.nothing_frozen})" if selection.nothing_frozen else ""
+        advice = "give freeze=backbone or freeze=all"
+        raise ConfigError(f"freeze selects no parameter{why}, so the schedule has nothing to act on; {advice}")
+
+
+def require_several(blocks: Collection[str], to_freeze: int, schedule: str) -> None:
+    """Raise ConfigError if none of the blocks can be frozen while another part of the model trains."""
+    if to_freeze < 1:
+        raise ConfigError(
+            f"{schedule}: no blocks were found to freeze one by one: freeze selects every parameter, in one block "
+            f"({next(iter(blocks))}); give schedule.blocks, or freeze=backbone"
+        )
