@@ -25,11 +25,14 @@ UNTUNED = 1e-3  # the default of torch.optim.AdamW
 BATCH_SIZE, PASSES = 10, 40
 ONLY = "freeze.keep=[]"
 ALL = ("freeze=none",)
-TASKS: dict[str, dict[str, tuple[str, ...]]] = {
+LP_FT, GRADUAL = ("freeze=backbone", "schedule=linear_probe_then_finetune"), ("freeze=backbone", "schedule=gradual")
+TASKS: dict[str, dict[str, tuple[str, ...]]] = {  # {task: {arm: its overrides}}
     "new": {
-        "head, then everything (LP-FT)": ("freeze=backbone", "schedule=linear_probe_then_finetune"),
         "everything": ALL,
-        "gradual unfreezing": ("freeze=backbone", "schedule=gradual"),
+        "LP-FT, one rate": (*LP_FT, "schedule.factor=1"),
+        "LP-FT, then a tenth": (*LP_FT, "schedule.factor=0.1"),
+        "gradual, one rate": (*GRADUAL, "schedule.rate_decay=1"),
+        "gradual, slower below": (*GRADUAL, "schedule.rate_decay=2.6"),
         "head alone": ("freeze=backbone",),
     },
     "labels": {

@@ -30,17 +30,12 @@ BLOCKS = [
 
 def measure() -> list[Row]:
     """Return a row for each phase of both settings: its steps, its FLOPs, and those of a step in which everything trains."""
-    return [row for how in SETTINGS for row in count_phases(how)]
+    return [row for how in SETTINGS for row in count_phases(how, STEPS)]
 
 
-def count_phases(how: str) -> list[Row]:
+def count_phases(how: str, steps: int) -> list[Row]:
     """Return a row for each phase of a training with this setting; counted without values, so that nothing is trained."""
-    t0 = SETTINGS[how][1]
-    model = ("model=custom", f"model.build._target_={MODEL}", "model.head=classifier", "model.input=[3,32,32]")
-    frozen = ("freeze.patterns=[features]", "freeze.keep=[features.norm5]")
-    schedule = ("schedule=freeze_out", f"schedule.how={how}", f"schedule.t0={t0}", f"schedule.blocks=[{','.join(BLOCKS)}]")
-    data = ("model.classes=100", "data.batch_size=2", f"batches={STEPS}", "threads=1", "device=cpu")
-    config = check(compose_config(*model, *frozen, *schedule, *data))
+    config = check(compose_config(*overrides(how, steps), "device=cpu"))
     with assembled(config, have_values=False) as setup:
         costs = plan_costs(setup, setup.feed.first)
     assert costs is not None
@@ -50,6 +45,17 @@ def count_phases(how: str) -> list[Row]:
         {"how": how, "first": each.first, "last": each.last, "flops": each.flops, "flops_full": full}
         for each in costs.phases
     ]
+
+
+def overrides(how: str, steps: int) -> tuple[str, ...]:
+    """Return the overrides of a training with this setting, in batches of two pictures, which do not change a share.
+
+    What FreezeOut never freezes, the last BatchNorm and the classifier, is not frozen.
+    """
+    model = ("model=custom", f"model.build._target_={MODEL}", "model.head=classifier", "model.input=[3,32,32]")
+    frozen = ("freeze.patterns=[features]", "freeze.keep=[features.norm5]", "schedule=freeze_out", f"schedule.how={how}")
+    schedule = (f"schedule.t0={SETTINGS[how][1]}", f"schedule.blocks=[{','.join(BLOCKS)}]")
+    return (*model, *frozen, *schedule, "model.classes=100", "data.batch_size=2", f"batches={steps}")
 
 
 def counted_saving(rows: list[Row], how: str) -> float:

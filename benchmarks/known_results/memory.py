@@ -27,7 +27,7 @@ LLAMA = {
 
 
 def measure() -> list[Row]:
-    """Return a row for each number of blocks and dtype: the bytes that the meter counts, and those of the formula."""
+    """Return a row for each number of blocks and dtype: the bytes that the meter counts."""
     return [run_blocks(blocks, dtype) for dtype in ("float32", "bfloat16") for blocks in DIVISIONS]
 
 

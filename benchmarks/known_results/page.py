@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from benchmarks.known_results import digit_tables, freeze_out, memory, rounding, two_linear
-from benchmarks.known_results.spreads import mean_and_spread
+from benchmarks.known_results.spreads import percent_and_spread
 from benchmarks.known_results.tables import markdown
 from benchmarks.results import Row
 
@@ -36,7 +36,8 @@ def linear(rows: Rows) -> Row:
     """Return the texts about LP-FT on two linear layers."""
     cells = [(arm, *(f"{row['expected_error']:.2g}" for row in rows if row["arm"] == arm)) for arm in two_linear.ARMS]
     table = markdown(("what trains", *(f"seed {seed}" for seed in two_linear.SEEDS)), cells)
-    return {"steps": f"{two_linear.STEPS:,}", "rate": two_linear.RATE, "table": table}
+    loss = max(row["loss_last"] for row in rows)
+    return {"steps": f"{two_linear.STEPS:,}", "rate": two_linear.RATE, "table": table, "loss": f"{loss:.0e}"}
 
 
 def freeze_out_table(rows: Rows) -> Row:
@@ -46,9 +47,13 @@ def freeze_out_table(rows: Rows) -> Row:
         predicted, counted = freeze_out.predicted_saving(how), freeze_out.counted_saving(rows, how)
         twice = freeze_out.predicted_saving(how, backward=2)
         multiplied = f"{factor * predicted:.1%}" if factor != 1 else ""
-        cells.append((f"{how}, t0 {t0:g}", f"{predicted:.1%}", multiplied, f"{twice:.1%}", f"{counted:.1%}"))
+        savings = (f"{predicted:.1%}", multiplied, f"{twice:.1%}", f"{counted:.1%}")
+        phases = [row for row in rows if row["how"] == how]
+        left = phases[-1]["flops"] / phases[-1]["flops_full"]
+        cells.append((f"{how}, t0 {t0:g}", *savings, f"{len(phases)}, from step {phases[1]['first']:,}", f"{left:.1%}"))
         rest = max(rest, abs(counted - twice))
-    headings = ("schedule", "predicted saving", "times 1.3", "predicted, backward = 2 forward", "counted")
+    savings_named = ("predicted saving", "times 1.3", "predicted, backward = 2 forward", "counted")
+    headings = ("schedule", *savings_named, "phases; the second", "cost of a step in the last")
     numbers = {"blocks": len(freeze_out.BLOCKS), "steps": f"{freeze_out.STEPS:,}", "rest": f"{100 * rest:.1f}"}
     return {"table": markdown(headings, cells), **numbers}
 
@@ -79,7 +84,7 @@ def rounding_table(rows: Rows) -> Row:
     for row in rows:
         unchanged.setdefault((row["dtype"], row["rate"], row["weight_decay"]), []).append(row["unchanged"])
     cells = [
-        (dtype, f"{rate:g}", f"{decay:g}", mean_and_spread(values)) for (dtype, rate, decay), values in unchanged.items()
+        (dtype, f"{rate:g}", f"{decay:g}", percent_and_spread(values)) for (dtype, rate, decay), values in unchanged.items()
     ]
     are_equal = unchanged["float32", 1e-6, rounding.DECAY] == unchanged["float32", 1e-6, 0.0]
     as_many = "; without it exactly as many stay" if are_equal else ""

@@ -40,3 +40,8 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Difference:
 def mean_and_spread(values: Sequence[float]) -> str:
     """Return the mean of the values and their standard deviation as text, such as `0.897 (0.012)`."""
     return f"{mean(values):.3f} ({stdev(values):.3f})"
+
+
+def percent_and_spread(shares: Sequence[float]) -> str:
+    """Return the mean of the shares and their standard deviation in percent, such as `99.7% (0.04%)`."""
+    return f"{mean(shares):.1%} ({stdev(shares):.2%})"

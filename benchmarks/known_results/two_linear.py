@@ -10,7 +10,7 @@ SEEDS, STEPS, RATE = range(3), 4000, 0.02
 ARMS = {
     "everything": ("freeze=none",),
     "head alone": ("freeze=backbone",),
-    "head, then everything (LP-FT)": ("freeze=backbone", "schedule=linear_probe_then_finetune"),
+    "head, then everything": ("freeze=backbone", "schedule=linear_probe_then_finetune", "schedule.factor=1"),
 }
 MODELS, DATA = "benchmarks.known_results.models", "benchmarks.known_results.linear_truth"
 
