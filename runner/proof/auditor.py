@@ -178,7 +178,7 @@ class Auditor:
         found = self.compare_bits(self.optimizers.rows(optimizer), self.optimizers.last_step) if compares else []
         if compares or is_power_of_two:  # while the gradients and learning rates of the step are still there
             record_gradients(self.optimizers.own_rows(optimizer), optimizer)
-        self.phase_log.on_step_end(optimizer, self.optimizers.own_rows(optimizer))
+        self.phase_log.on_step_end(optimizer, self.optimizers, compares)
         if self.tracer.watched:
             self.tracer.on_step_end(self.optimizers.rows(optimizer))
         unexplained = [row for row in found if not row.evidence.cause]
@@ -288,7 +288,7 @@ class Auditor:
         if self.hooks is not None:
             self.hooks.remove()
         self.watch_lists.clear()
-        self.phase_log.values.clear()
+        self.phase_log.forget()
         self.following.forget()
         self.optimizers.forget()
 
