@@ -177,9 +177,10 @@ class TrainingRecord(TypedDict):
     losses of the last quarter are above those of the first, beyond the differences between batches.
     `phases`: the spans of steps in which the same was frozen, as far as the run came; mostly one.
     `looks`: the steps after which the bits of the tensors were compared. `batches`: the number of batches of a pass over the
-    data. `trained_digest`: a sha256 of all parameters that
-    were not frozen. `nothing_frozen`: why nothing was, although the flags of the model as built were to say what is; else
-    empty. `couplings`: how gradients of frozen parameters changed the updates of the others. `cost`: see `Cost`.
+    data. `trained_digest`: a sha256 of all parameters that were not frozen, or were thawed. `trained_in_phases`: how many
+    parameters were frozen in some phases and moved in others. `idle_in_phases`: the names, with causes, of those that moved
+    in none. `nothing_frozen`: why nothing was, although the flags of the model as built were to say what is; else empty.
+    `couplings`: how gradients of frozen parameters changed the updates of the others. `cost`: see `Cost`.
     `evaluation`: the values on held-out data (`loss`, `accuracy`, each metric) under `before` and `after`, and a list of
     such values after each pass under `passes`; empty without evaluation.
     """
@@ -196,6 +197,8 @@ class TrainingRecord(TypedDict):
     threads: int | None
     device: str
     trained_digest: str | None
+    trained_in_phases: int
+    idle_in_phases: list[str]
     nothing_frozen: str
     couplings: list[Coupling]
     evaluation: dict[str, Any]

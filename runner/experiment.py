@@ -31,7 +31,7 @@ from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
-from runner.proof.results.phases import PhaseRows
+from runner.proof.results.phases import PhaseRows, thawed_parameters
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, loss_rose, run_verdict
 from runner.seeding import seed_all
 from runner.training.data.steps import StepBatches, batches_in_step, batches_of
@@ -135,6 +135,7 @@ def evaluate_after(state: TrainingState) -> None:
 
 def training_record(setup: Setup, report: Report, state: TrainingState, losses: list[float]) -> TrainingRecord:
     """Return the entries of `run.json` that a run has only if it trained; measures the costs of a step."""
+    thawed = thawed_parameters(report.phases)
     return {
         "verdict": run_verdict(chain(report.rows, *(phase.rows for phase in report.phases))),
         "counts": count_verdicts(report.rows),
@@ -153,7 +154,9 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "batches": setup.feed.batches_a_pass,
         "threads": torch.get_num_threads(),
         "device": str(setup.device),
-        "trained_digest": trained_digest(setup.before, setup.selection),
+        "trained_digest": trained_digest(setup.before, setup.selection, thawed.names),
+        "trained_in_phases": len(thawed.trained),
+        "idle_in_phases": thawed.idle,
         "nothing_frozen": setup.selection.nothing_frozen,
         "couplings": couplings(setup, state.forecast),
         "evaluation": state.evaluation.record,

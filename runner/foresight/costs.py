@@ -138,11 +138,11 @@ def plan_costs(setup: Setup, batch: Any) -> PlannedCosts | None:
     return PlannedCosts(
         phases=tuple(
             PlannedPhase(
-                phase.first,
-                phase.first + steps - 1,
-                trained_text(setup, phase) if setup.plan.blocks or len(reached) > 1 else "",
-                factor_text(setup.plan.blocks, phase, phase.first + steps - 1),
-                counts[names_frozen(phase.selection)],
+                first=phase.first,
+                last=phase.first + steps - 1,
+                trains=trained_text(setup, phase) if setup.plan.blocks or len(reached) > 1 else "",
+                factor=factor_text(setup.plan.blocks, phase, phase.first + steps - 1),
+                counted=counts[names_frozen(phase.selection)],
             )
             for phase, steps in reached
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
 from math import inf, nan, sqrt
@@ -229,15 +229,15 @@ def _update(digest: Any, tensor: Tensor) -> None:
         digest.update(copied.view(torch.uint8).numpy().data)
 
 
-def trained_digest(before: Snapshot, selection: Selection) -> str:
+def trained_digest(before: Snapshot, selection: Selection, thawed: Collection[str] = ()) -> str:
     """Return a sha256, as hex digits, of the current values of all parameters that were not declared frozen.
 
-    These are the parameters in `before.entries` that are not in `selection`. The hash covers the name, dtype, shape and
-    bytes of each parameter, in the order of the names.
+    These are the parameters in `before.entries` that are not in `selection`, and those whose names are in `thawed`.
+    The hash covers the name, dtype, shape and bytes of each parameter, in the order of the names.
     """
     digest = hashlib.sha256()
     for name, entry in sorted(before.entries.items()):
-        if entry.kind == "parameter" and entry.tensor not in selection:
+        if entry.kind == "parameter" and (entry.tensor not in selection or name in thawed):
             digest.update(f"{name} {entry.tensor.dtype} {tuple(entry.tensor.shape)} ".encode())
             _update(digest, entry.tensor)
     return digest.hexdigest()

@@ -153,10 +153,16 @@ def strict_problems(record: TrainingRecord, rows: Iterable[Row] = ()) -> list[st
     names: dict[str, list[str]] = {"leaked": [], "idle": []}
     for row in rows:
         names.get(row["verdict"], []).append(row["name"])
-    problems = [
-        f"{problem} ({listed(names[word], most=4)})" if names.get(word) else problem
-        for word, problem in problems_of(record["counts"], bool(record.get("nothing_frozen"))).items()
-    ]
+    found = problems_of(record["counts"], bool(record.get("nothing_frozen")))
+    if record.get("trained_in_phases"):
+        found.pop("trained", None)
+    problems = [f"{text} ({listed(names[word], most=4)})" if names.get(word) else text for word, text in found.items()]
+    if record.get("verdict") == "leaked" and "leaked" not in found:
+        problems.append("a frozen tensor leaked in a phase (see phases.csv)")
+    if idle := record.get("idle_in_phases"):
+        problems.append(
+            f"{len(idle)} parameter{'' if len(idle) == 1 else 's'} never moved while thawed ({listed(idle, most=4)})"
+        )
     not_finite = defects_of(record).get("loss not finite")
     return [*problems, f"the loss became {not_finite}"] if not_finite else problems
 
@@ -173,7 +179,7 @@ def defects_of(record: TrainingRecord) -> dict[Defect, str]:
     if not record.get("looks") and losses == [None, None] and step is None:
         return {"no step": "no training step was made"} if any(counts.values()) else {}
     defects: dict[Defect, str] = {}
-    if counts.get("idle") and not counts.get("trained"):
+    if counts.get("idle") and not counts.get("trained") and not record.get("trained_in_phases"):
         defects["nothing trained"] = "no trainable parameter changed"
     if step is not None:
         defects["loss not finite"] = f"NaN or infinite at step {step}"

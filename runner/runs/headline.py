@@ -65,7 +65,12 @@ def _verdict_part(record: Record, rows: Sequence[Row], missing: Mapping[str, int
     if leaked:
         return Headline("LEAKED", f"{leaked} of {counted(total, 'frozen tensor')} changed", "red")
     if record["verdict"] == "leaked":  # and its record counts nothing
-        return Headline("LEAKED", "a frozen tensor changed, whose row could not be read", "red")
+        where = (
+            "in a phase, and had its old bits again at the end"
+            if len(record["phases"]) > 1
+            else "whose row could not be read"
+        )
+        return Headline("LEAKED", f"a frozen tensor changed, {where}", "red")
     if record["verdict"] is None:
         return Headline("NO VERDICT", "the record does not say whether every frozen tensor held", "yellow")
     if not total:
@@ -75,8 +80,10 @@ def _verdict_part(record: Record, rows: Sequence[Row], missing: Mapping[str, int
         return Headline("HELD", f"{counted(total, 'frozen tensor')}; {returned} of them moved and returned", "green")
     parameters = [row["frozen"] for row in rows if row["kind"] == "parameter"]
     all_frozen = (parameters or "held" in missing) and all(parameters) and not any(word in missing for word in TRAINABLE)
-    alone = "; every parameter is frozen, so nothing trained" if all_frozen else ""
-    return Headline("HELD", f"{total} of {counted(total, 'frozen tensor')} kept every bit{alone}", "green")
+    trained_too = any(map(trained_in_phases, rows))
+    alone = "; every parameter is frozen, so nothing trained" if all_frozen and not trained_too else ""
+    when = " while frozen" if trained_too else ""
+    return Headline("HELD", f"{total} of {counted(total, 'frozen tensor')} kept every bit{when}{alone}", "green")
 
 
 def _flaws(record: Record, rows: Sequence[Row], missing: Mapping[str, int]) -> Iterator[Headline]:
@@ -138,13 +145,18 @@ def moved_lines(record: Record, rows: Sequence[Row]) -> Iterator[tuple[str, str]
     if idle and "nothing trained" not in defects_of(record):
         yield "idle", _reasons(idle).removeprefix(": ")
     texts = []
-    if trained := [row for row in rows if row["verdict"] == "trained"]:
+    if trained := [row for row in rows if row["verdict"] == "trained" or trained_in_phases(row)]:
         most = max(trained, key=change_key)
         texts.append(f"{counted(len(trained), 'parameter')}, most of all {most['name']}, {change_of(most)}")
     if drifted := [row["module_type"] for row in rows if row["verdict"] == "drifted"]:
         texts.append(changed_buffers(len(drifted), drifted))
     if texts:
         yield "trained" if trained else "moved", "; ".join(texts)
+
+
+def trained_in_phases(row: Row) -> bool:
+    """Return whether a tensor that held while it was frozen moved in other phases."""
+    return row["frozen"] and row["kind"] == "parameter" and row["moved"] and row["verdict"] in ("held", "returned")
 
 
 def change_of(row: Row) -> str:

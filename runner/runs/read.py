@@ -40,10 +40,10 @@ IN_PROGRESS = "the run left no run.json; it is still in progress, or was killed"
 SINGLE_RUN_NAME = re.compile(r"\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{8}")  # a run's folder outside sweeps
 TEXT_KEYS = ("reason", "verdict", "device", "setting", "buffers", "config_hash", "trained_digest", "nothing_frozen")
 MAX_RECORD_BYTES = 10_000_000  # of a `run.json` that is read; real ones have a few thousand
-LIST_KEYS = ("overrides", "notes", "couplings")
+LIST_KEYS = ("overrides", "notes", "couplings", "idle_in_phases")
 LONG_LISTS = ("looks", "phases", "evaluation")  # keys of lists that may have up to MAX_LONG_LIST items
 MAPPING_KEYS = ("method", "versions", "git")
-NUMBER_KEYS = ("loss_first", "loss_last", "loss_not_finite_at", "seed", "threads", "batches")
+NUMBER_KEYS = ("loss_first", "loss_last", "loss_not_finite_at", "seed", "threads", "batches", "trained_in_phases")
 
 
 @dataclass(frozen=True)

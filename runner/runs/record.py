@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from runner.contract import Record
+from runner.contract import Record, TrainingRecord
 from runner.errors import place_in_user_code
 from runner.proof.verdict import count_verdicts
 
@@ -38,6 +38,22 @@ def new_record(
     return {
         "status": "failed",
         "reason": "",
+        **_nothing_trained(device),
+        "notes": [],
+        "overrides": persistent_overrides(overrides),
+        "config_hash": config_hash,
+        "method": dict(method),
+        "buffers": buffers,
+        "setting": setting,
+        "seed": seed,
+        "versions": library_versions(),
+        "git": git_state(),
+    }
+
+
+def _nothing_trained(device: str) -> TrainingRecord:
+    """Return the entries of `run.json` that a run has only if it trained, for one that did not."""
+    return {
         "verdict": None,
         "counts": count_verdicts(()),
         "loss_first": None,
@@ -47,22 +63,15 @@ def new_record(
         "phases": [],
         "looks": [],
         "batches": None,
-        "notes": [],
-        "overrides": persistent_overrides(overrides),
-        "config_hash": config_hash,
-        "method": dict(method),
-        "buffers": buffers,
-        "setting": setting,
-        "seed": seed,
         "threads": None,
         "device": device,
         "trained_digest": None,
+        "trained_in_phases": 0,
+        "idle_in_phases": [],
         "nothing_frozen": "",
         "couplings": [],
         "evaluation": {},
         "cost": {},
-        "versions": library_versions(),
-        "git": git_state(),
     }
 
 

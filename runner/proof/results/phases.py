@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -31,6 +32,42 @@ class PhaseRows:
     first_step: int
     last_step: int
     rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Thawed:
+    """The parameters that were frozen in some phases of a run, and not in others.
+
+    Attributes:
+        names: those that were thawed: not frozen in a phase after one in which they were, or never frozen.
+        trained: those that moved in a phase in which they were not frozen.
+        idle: the others, each with the cause in its last such phase: `fc.weight (no_gradient)`.
+    """
+
+    names: frozenset[str]
+    trained: list[str]
+    idle: list[str]
+
+
+def thawed_parameters(phases: Sequence[PhaseRows]) -> Thawed:
+    """Return which parameters were thawed in a run of these phases, and whether they trained then."""
+    rows_of: dict[str, list[Row]] = {}
+    for phase in phases:
+        for row in phase.rows:
+            if row["kind"] == "parameter":
+                rows_of.setdefault(row["name"], []).append(row)
+    names, trained, idle = set[str](), list[str](), list[str]()
+    for name, rows in rows_of.items():
+        was_frozen = [row["frozen"] for row in rows]
+        if not any(was_frozen) or any(before and not after for before, after in pairwise(was_frozen)):
+            names.add(name)
+        if any(was_frozen) and not all(was_frozen):
+            to_train = [row for row in rows if not row["frozen"]]
+            if any(row["moved"] for row in to_train):
+                trained.append(name)
+            else:
+                idle.append(f"{name} ({to_train[-1]['cause'] or 'unknown'})")
+    return Thawed(frozenset(names), trained, idle)
 
 
 class PhaseLog:
