@@ -93,9 +93,10 @@ class Auditor:
 
         Tensors that were already declared frozen are still compared with their earlier values.
         """
-        copies = self.phase_log.values
         for row in self.declare(self.as_selection(frozen)):
-            self.following.begin_span(row, self.optimizers.last_step, self.optimizers.made, copied=copies.get(row))
+            copied = self.phase_log.copies.of(row)
+            self.following.begin_span(row, self.optimizers.last_step, self.optimizers.made, copied=copied)
+            self.phase_log.copies.begin_span(row)
         self.watch_lists.clear()
         # Optimizer state from before the freeze may move a tensor in the next step only.
         self.watch_for_a_step([row for row in self.following.rows if row.frozen], replays=True)

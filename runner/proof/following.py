@@ -169,13 +169,13 @@ class Following:
         self.declared -= set(names)
         return [row for row in self.rows if row.frozen and not self._is_declared(row.names)]
 
-    def begin_span(self, row: Followed, step: int, made: int, *, copied: Tensor | None = None) -> None:
+    def begin_span(self, row: Followed, step: int, made: int, *, copied: Tensor) -> None:
         """Begin a span in which the tensor of a row is declared frozen.
 
-        `step`: the number of the last step. `made`: how many steps all optimizers together have made. `copied`: a copy of
-        the tensor that may be too old; if it is not, no other is made.
+        `step`: the number of the last step. `made`: how many steps all optimizers together have made. `copied`: an
+        earlier copy of the tensor; if it still has the same bits, no other is made.
         """
-        row.reference = copied if copied is not None and same_bits(copied, row.tensor) else copy_of(row.tensor)
+        row.reference = copied if same_bits(copied, row.tensor) else copy_of(row.tensor)
         row.frozen_since = made
         row.evidence, row.window = Evidence(), Window(step)
 

@@ -6,17 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.contract import Row
 from runner.proof.causes.idle import record_gradients_in
-from runner.proof.changes import Change, measure_change
+from runner.proof.changes import Change
 from runner.proof.following import Followed, Following
 from runner.proof.optimizers import KnownOptimizers
+from runner.proof.results.phase_copies import PhaseCopies
 from runner.proof.results.rows import as_row, cause_of
 from runner.proof.verdict import Evidence, verdict
-from runner.tensors import copy_of, same_bits
 
 
 @dataclass(frozen=True)
@@ -73,41 +72,35 @@ def thawed_parameters(phases: Sequence[PhaseRows]) -> Thawed:
 class PhaseLog:
     """Keeps a copy of all tensors as they were when the present phase began, and makes the rows of a phase that ends.
 
-    A tensor that kept its bits in a phase keeps its copy, too, at first the one that the audit has anyway. So no copy is ever
-    written to.
-
     Attributes:
         first: the number of the first step of the present phase.
-        values: the copies; without those of the first phase, which are the references of the rows.
-        unmoved: the changes of the tensors that kept their bits in the last phase.
+        copies: the tensors as they were when it began.
         recorded: the ids of the optimizers that have made a step in the present phase, after the first phase.
     """
 
     def __init__(self) -> None:
         self.first = 1
-        self.values: dict[Followed, Tensor] = {}
-        self.unmoved: dict[Followed, Change] = {}
+        self.copies = PhaseCopies()
         self.evidence: dict[Followed, Evidence] = {}
         self.recorded: set[int] = set()
 
     def on_step_end(self, optimizer: Optimizer, rows: Iterable[Followed]) -> None:
-        """Record, after an optimizer's first step of a later phase, the gradients of the parameters that it did not move.
+        """Record, after an optimizer's first step of a later phase, the gradients of the trainable ones that did not move.
 
-        `rows`: those of the tensors that the optimizer steps. Of parameters that are frozen, nothing is recorded.
+        `rows`: those of the tensors that the optimizer steps.
         """
         if self.first > 1 and id(optimizer) not in self.recorded:
             self.recorded.add(id(optimizer))
             trainable = [row for row in rows if row.kind == "parameter" and not row.frozen]
-            idle = [row for row in trainable if same_bits(self._copy_for(row), row.tensor)]
+            idle = [row for row in trainable if not self.copies.differ(row)]
             record_gradients_in(((row, self.evidence.setdefault(row, Evidence())) for row in idle), optimizer)
 
     def end(self, following: Following, optimizers: KnownOptimizers) -> PhaseRows:
-        """Return the rows of the phase that ends with the last step. Bits of frozen tensors have been compared after it."""
+        """Return the rows of the phase that ends with the last step, after which the frozen tensors have been compared."""
         group_of, rows = optimizers.groups(), []
         for row in following.rows:
             name, group = group_of.get(id(row.tensor), ("", None))
-            change = self._change(row)
-            differed = self.first <= (row.evidence.seen_at or 0) <= optimizers.last_step  # at a comparison in this phase
+            change, differed = self._change(row, optimizers.last_step)
             word = verdict(row.kind, row.frozen, change.moved, differed)
             idle = row.evidence if self.first == 1 else self.evidence.get(row, Evidence())
             found = as_row(
@@ -124,28 +117,14 @@ class PhaseLog:
             rows.append(found)
         return PhaseRows(self.first, optimizers.last_step, rows)
 
+    def _change(self, row: Followed, last: int) -> tuple[Change, bool]:
+        """Return (how far a tensor moved in this phase, whether other bits were first seen in it); `last`: its last step."""
+        seen_at = row.evidence.seen_at
+        return self.copies.change(row), self.first <= (seen_at or 0) <= last
+
     def begin(self, following: Following, step: int) -> None:
-        """Begin a phase whose first step is `step`: copy the tensors that have moved in the one that has ended."""
+        """Begin a phase whose first step is `step`."""
         self.first = step
-        for row in following.rows:
-            copied = self._copy_for(row) if row in self.unmoved else None
-            self.values.pop(row, None)  # before another copy is made
-            self.values[row] = copy_of(row.tensor) if copied is None else copied
+        self.copies.renew(following.rows)
         self.evidence.clear()
         self.recorded.clear()
-
-    def _copy_for(self, row: Followed) -> Tensor:
-        """Return the copy of a tensor as it was when the present phase began; of one that appeared in it, the reference."""
-        return self.values.get(row, row.reference)
-
-    def _change(self, row: Followed) -> Change:
-        """Return how far a tensor moved in this phase, and keep it if it did not: then the next phase begins with the same."""
-        before, known = self._copy_for(row), self.unmoved.pop(row, None)
-        has_held = row.frozen and not row.evidence.differed and before is row.reference  # its bits have just been compared
-        if known is not None and (has_held or same_bits(before, row.tensor)):
-            change = known
-        else:
-            change = measure_change(before, before if has_held else row.tensor)
-        if not change.moved:
-            self.unmoved[row] = change
-        return change
