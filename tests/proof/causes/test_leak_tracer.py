@@ -823,6 +823,16 @@ def test_at_a_later_freeze_what_was_frozen_before_is_compared_once_and_not_again
     assert counts[1] == counts[0] + 1
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_a_watched_forward_pass_compares_a_tensor_as_often_however_deep_in_the_model_it_is():
+    counts = []
+    for model in (small_net(), layers(outer=layers(inner=small_net()))):
+        with audit(model, None, watch_forward=True), CountComparisons() as comparisons:
+            train(model, SGD(model.parameters(), lr=LR), steps=1)
+        counts.append(comparisons.count)
+    assert counts[0] == counts[1]
+
+
 def test_a_step_that_moves_what_was_frozen_before_only_when_more_is_frozen_has_its_cause():
     model = small_net()
     optimizer = SGD(model.parameters(), lr=LR)
