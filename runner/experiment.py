@@ -190,7 +190,7 @@ def training_steps(
     setup.method.attach(optimizer, setup.phases[0].selection, setup.phase_undo)
     seed_all(config.seed)
     all_steps, sizes = state.evaluation.between_passes(setup.feed.steps, report.paused), list[int]()
-    timetable = Timetable(setup.plan, setup.phases, setup.parameters_by_name)
+    timetable = Timetable(setup.plan, setup.phases, setup.parameters_by_name, selection=setup.selection)
     setup.meter.extra_bytes += timetable.copied_bytes
     while True:
         phase = setup.phases[timetable.present]
@@ -257,6 +257,7 @@ def steps_of_phase(
 def switch_phase(setup: Setup, report: Report, number: int) -> None:
     """End a phase of the training, and begin the phase with this index; the audit is told what is frozen from now on."""
     before, after = setup.phases[number - 1].selection, setup.phases[number].selection
+    report.end_phase()  # before the method changes the model
     thawed = without(before, after)
     if thawed.parameters or thawed.buffers:
         report.unfreeze(thawed)  # before the method puts back what it did to them

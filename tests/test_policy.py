@@ -91,6 +91,7 @@ PRIVATE_NAMES = {
     "runner/proof/causes/no_collectives.py": {"torch.utils._python_dispatch.TorchDispatchMode"},
     "runner/proof/causes/leak_tracer.py": {"_orig_mod"},
     "runner/proof/causes/watched_tensor.py": {"_buffers", "_parameters"},
+    "runner/methods/prefix/unchanged.py": {"_version"},
     "runner/proof/marks.py": {"_version"},
     "runner/proof/causes/optimizer_copy.py": {"_hooks"},
     "runner/proof/results/notes.py": {"torch.nn.modules.batchnorm._BatchNorm", "torch.nn.modules.dropout._DropoutNd"},

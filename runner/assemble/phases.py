@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from inspect import unwrap
 from typing import Any
 
 from torch import nn
@@ -22,6 +23,7 @@ from runner.freezing.groups import (
     split_by_block,
     union_of_groups,
 )
+from runner.freezing.phases.check import check_plan
 from runner.freezing.phases.factors import RateFactors
 from runner.freezing.phases.phase import Run
 from runner.freezing.schedule import Phase, Plan
@@ -53,17 +55,21 @@ def build_plan(config: Config, selection: Selection, run: Run) -> Plan:
             f"schedule: {late} of {len(firsts)} phases would begin after the last step, the last one at step {firsts[-1]}; "
             f"the run has {run.steps} step{'s' * (run.steps > 1)}: give shorter phases, or more batches"
         )
-    refuse_closure(plan, config)
+    check_plan(plan, run, selection)
+    path: Any = config.optimizer.get("_target_")
+    refuse_closure(plan, unwrap(locate(path, "optimizer._target_")))  # before a builder asks for other groups
     return plan
 
 
-def refuse_closure(plan: Plan, config: Config) -> None:
-    """Raise SkippedError if the phases of a plan do not work with the optimizer, because its step takes a closure."""
-    path: Any = config.optimizer.get("_target_")
-    optimizer = locate(path, "optimizer._target_")
-    if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer) and needs_closure(optimizer)):
+def refuse_closure(plan: Plan, optimizer: object) -> None:
+    """Raise SkippedError if the phases of a plan do not work with an optimizer, because its step takes a closure.
+
+    `optimizer`: an optimizer, its class, or anything else, which is not refused.
+    """
+    kind = optimizer if isinstance(optimizer, type) else type(optimizer)
+    if not issubclass(kind, Optimizer) or not needs_closure(kind):
         return
-    name = optimizer.__name__
+    name = kind.__name__
     if plan.thaws:
         why = "its step direction is built from earlier steps of a fixed list of parameters"
         raise SkippedError(f"{name} cannot train parameters that were frozen in mid-run: {why}")
@@ -115,6 +121,7 @@ def begin_first_phase(
     to_train = prepared(method, model, phase.selection, phase_undo)
     phase = replace(phase, groups=groups_of_first_phase(plan, method, declared, selection))
     optimizer = build_optimizer(config, phase.groups)
+    refuse_closure(plan, optimizer)
     factors = RateFactors(optimizer, block_of, undo)
     factors.begin(phase)
     return FirstPhase(phase, to_train, declared, optimizer=optimizer, factors=factors, undo=phase_undo)

@@ -95,7 +95,8 @@ class PlannedCosts:
             yield f"{more}, to step {rest[-1].last}, in which a step costs {self._costs_text(rest)}"
         of_run = self._share(self.phases)
         if self.window:
-            yield f"phases are found during the run: the schedule is asked every {self.window} steps; this is how it begins"
+            asked = f"{self.window} steps" if self.window > 1 else "step"
+            yield f"phases are found during the run: the schedule is asked after every {asked}; this is how it begins"
         elif len(self.phases) > 1 and of_run is not None:
             yield f"over the run: {percent_text(of_run)} of the FLOPs of training everything"
         always = percent_text(self.always_trained / self.elements) if self.elements else "none"

@@ -120,8 +120,10 @@ def hazard_texts(setup: Setup) -> Iterator[Text]:
 def parameter_lines(setup: Setup, console: Console) -> list[Text]:
     """Return what a plan says about the parameters: how many would be frozen, and a table of them by module."""
     modules = len(setup.selection.modules)
+    when = " in some phase" if len(setup.phases) > 1 else ""
+    be = "may" if setup.plan.observe else "would"
     summary = (
-        f"{len(setup.selection.parameters)} of {len(setup.parameters)} parameters would be frozen, "
+        f"{len(setup.selection.parameters)} of {len(setup.parameters)} parameters {be} be frozen{when}, "
         f"{modules} module{'' if modules == 1 else 's'} held in eval mode; nothing was trained or written."
     )
     return [*hanging(Text(summary, style="bold"), console), *parameter_table(planned_parameters(setup), console.width)]

@@ -18,6 +18,7 @@ from runner.methods.prefix.output_cache import OutputCache, row_format
 from runner.methods.prefix.repeatable import why_not_repeatable
 from runner.methods.prefix.samples import Format, batch_format, first_difference, part_named, sample_keys, why_no_samples
 from runner.methods.prefix.trial import trial_copy
+from runner.methods.prefix.unchanged import UnchangedTensors, tensors_of
 from runner.methods.requires_grad import RequiresGrad
 from runner.tensors import is_compiled
 
@@ -47,6 +48,7 @@ class CachedPrefix(RequiresGrad):
         self.not_reusable: str | None = None  # why the samples' outputs cannot be used again; None while that was not asked
         self.checked_selection: Selection | None = None  # the selection that `prefix` is for
         self.bypass: Bypass | None = None
+        self.weights = UnchangedTensors([])  # those of the prefix
         self.cache = OutputCache(self.limit, folder)
         self.recordings: dict[Format, Recording] = {}
 
@@ -102,6 +104,7 @@ class CachedPrefix(RequiresGrad):
             assert self.prefix is not None
             self.cache, self.recordings = OutputCache(self.limit, self.folder), {}
             self.bypass = Bypass(model, self.prefix.boundary, self.prefix.modules)
+            self.weights = UnchangedTensors(tensors_of(model, [*self.prefix.modules, self.prefix.boundary]))
             undo.callback(self.forget)
         return super().prepare(model, selection, undo)
 
@@ -110,7 +113,14 @@ class CachedPrefix(RequiresGrad):
         if self.bypass is not None:
             self.bypass.undo()
             self.cache.close()
-            self.bypass = None
+            self.bypass, self.weights = None, UnchangedTensors([])
+
+    def usable_bypass(self, context: PhaseContext) -> Bypass | None:
+        """Return what skips the frozen layers; None, for the rest of the phase, once their weights changed all the same."""
+        if self.bypass is not None and not self.weights.are_unchanged():
+            self.forget()
+            context.note("frozen layers changed, so their stored outputs are no longer used: they run in each step again")
+        return self.bypass
 
     def feed(self, batches: Iterable[Any], context: PhaseContext) -> Iterator[Any]:
         if self.epochs == 1:
@@ -121,18 +131,21 @@ class CachedPrefix(RequiresGrad):
         if self.not_cached:
             context.note(f"the outputs of {self.bypass.boundary} are cached, and what follows it runs: {self.not_cached}")
         for batch in batches:
+            if (bypass := self.usable_bypass(context)) is None:
+                yield batch
+                continue
             if reason := why_no_samples(batch):
                 raise SkippedError(f"a batch cannot be divided into samples: {reason}")
             keys, shapes = sample_keys(batch), batch_format(batch)
             recording = self.recordings.get(shapes)
             load = self.cache.loader(keys, recording, context.note) if recording else None
             if recording and load:
-                with self.bypass.replay(recording, load):
+                with bypass.replay(recording, load):
                     yield batch
-                context.not_run.update([*recording.outputs, self.bypass.boundary])
+                context.not_run.update([*recording.outputs, bypass.boundary])
             else:
                 recording = recording or self.checked_recording(batch, shapes, context)
-                with self.bypass.record(self.cache.saver(self.bypass.boundary, keys, recording, context.note)):
+                with bypass.record(self.cache.saver(bypass.boundary, keys, recording, context.note)):
                     yield batch
 
     def checked_recording(self, batch: Any, shapes: Format, context: PhaseContext) -> Recording:

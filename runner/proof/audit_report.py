@@ -128,6 +128,13 @@ class Report:
         self._require_watcher("unfreeze").end_phase()
         self._unfreeze(frozen)
 
+    def end_phase(self) -> None:
+        """End the present phase (see `phases`), if a step was made in it, as `freeze` and `unfreeze` do by themselves.
+
+        Call it before other tensors are put at the names of the model for what is then declared. Raises as they do.
+        """
+        self._require_watcher("end_phase").end_phase()
+
     def _freeze(self, frozen: Frozen) -> None:
         """Declare more tensors frozen, within the present phase."""
         self._require_watcher("freeze").freeze(frozen)

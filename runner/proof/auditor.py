@@ -90,16 +90,11 @@ class Auditor:
             self.phase_log.begin(self.following, self.optimizers.last_step + 1)
 
     def freeze(self, frozen: Frozen) -> None:
-        """Declare more tensors frozen, and compare the new ones from now on with their current values.
-
-        Tensors that were already declared frozen are still compared with their earlier values.
-        """
+        """Declare more tensors frozen, to be compared with their current values; the others still are with earlier ones."""
         frozen_before = [row for row in self.following.rows if row.frozen]
         newly = self.declare(self.as_selection(frozen))
         for row in newly:
-            copied = self.phase_log.copies.of(row)
-            self.following.begin_span(row, self.optimizers.last_step, self.optimizers.made, copied=copied)
-            self.phase_log.copies.begin_span(row)
+            self.phase_log.begin_span(row, self.following, self.optimizers)
         self.watch_lists.clear()
         # Optimizer state from before the freeze may move a tensor in the next step only.
         self.watch_for_a_step(newly, replays=True)
@@ -184,7 +179,7 @@ class Auditor:
         found = self.compare_bits(self.optimizers.rows(optimizer), self.optimizers.last_step) if compares else []
         if compares or is_power_of_two:  # while the gradients and learning rates of the step are still there
             record_gradients(self.optimizers.own_rows(optimizer), optimizer)
-        self.phase_log.on_step_end(optimizer, self.optimizers.own_rows(optimizer))
+        self.phase_log.on_step_end(optimizer, self.optimizers, compares)
         if self.tracer.watched:
             self.tracer.on_step_end(self.optimizers.rows(optimizer))
         unexplained = [row for row in found if not row.evidence.cause]

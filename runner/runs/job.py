@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from runner.experiment import Outcome
+    from runner.proof.results.phases import PhaseRows
     from runner.training.loop import Step
 
 log = logging.getLogger("runner")
@@ -65,6 +66,7 @@ class Result:
         record: the content of `run.json`, a dict.
         exit_code: the code with which the command line would exit; 0 is success.
         rows: the rows of `changes.csv`, a dict for each parameter and buffer; empty if the run did not train.
+        phases: the rows of each phase, with its first and last step; empty unless the run had several.
         model: the trained model, with the `requires_grad` flags and train/eval modes that it had before freezing; None if
             the run did not train.
     """
@@ -73,6 +75,7 @@ class Result:
     record: Record
     exit_code: int
     rows: list[Row] = field(default_factory=list)
+    phases: list[PhaseRows] = field(default_factory=list)
     model: nn.Module | None = None
 
     @property
@@ -277,7 +280,7 @@ def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) 
     for text in training_notes(outcome):
         note(text)
     write_tables(result.folder, outcome, with_weights=config.save)
-    result.rows, result.model = outcome.rows, outcome.model
+    result.rows, result.phases, result.model = outcome.rows, outcome.phases, outcome.model
     result.record.update(outcome.record)
     if outcome.interrupted:
         result.set_end(

@@ -239,7 +239,7 @@ def test_a_plan_of_a_schedule_that_decides_during_the_run_prices_how_it_begins(c
     (row,) = cost_rows(out)
     assert row[:2] == ["from 1", "all blocks"]
     text = " ".join(out.split())
-    assert "phases are found during the run: the schedule is asked every 3 steps; this is how it begins" in text
+    assert "phases are found during the run: the schedule is asked after every 3 steps; this is how it begins" in text
     assert "over the run" not in out
     assert "330 of 3,562 weights are trained in every step" in out  # any block may be frozen later
 

@@ -74,6 +74,14 @@ def assert_same_bits(plain, cached):
     assert rows[0] == rows[1]
 
 
+class Stages(nn.Sequential):
+    """Several layers of one class before the head."""
+
+    def __init__(self):
+        layers = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()) for _ in range(3)]
+        super().__init__(*layers, nn.Flatten(), nn.Linear(192, 10))
+
+
 class Conv(nn.Module):
     """A convolution, a BatchNorm, and a residual connection outside any module."""
 
@@ -648,6 +656,32 @@ def test_a_prefix_that_is_frozen_later_is_cached_from_then_on():
     CALLS.clear()
     run_experiment("method=cached_prefix", *FROZEN, *more, "data.epochs=5")
     assert longer == len(CALLS)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_prefix_that_leaks_empties_the_memory_so_that_nothing_trains_on_what_is_stale(optimizer):
+    more = (*model("Counted"), "schedule=after", "schedule.step=5", "batches=3", "zero_grad_to_none=false", "cost=off")
+    plain, cached = run_both(*more, f"optimizer={optimizer}", epochs=5)
+    assert {row["verdict"] for row in plain.rows if row["frozen"] and row["kind"] == "parameter"} == {"leaked"}
+    assert_same_bits(plain, cached)
+    assert any(note.startswith("frozen layers changed") for note in cached.notes)
+
+
+@pytest.mark.parametrize(
+    "schedule", ["gradual", "gradual schedule.reverse=true", "linear_probe_then_finetune", "freeze_out"]
+)
+def test_the_memory_grows_and_shrinks_with_the_prefix_and_the_weights_are_those_of_requires_grad(schedule):
+    more = (*model("Stages"), f"schedule={schedule.split()[0]}", *schedule.split()[1:], "batches=3", "optimizer=adamw")
+    CALLS.clear()
+    plain, cached = run_both(*more, epochs=8)
+    assert_same_bits(plain, cached)
+    assert [phase.rows for phase in plain.phases] == [phase.rows for phase in cached.phases]
+    assert cached.record["cost"]["flops_forward"] < plain.record["cost"]["flops_forward"]
+
+
+def test_a_prefix_that_is_not_trained_last_is_not_cached_and_the_run_says_why():
+    with pytest.raises(SkippedError, match="no single module's output separates frozen from trained layers"):
+        run_experiment("method=cached_prefix", *FROZEN, *model("Stages"), "schedule=block_coordinate", "data.epochs=4")
 
 
 # Errors of the cache file

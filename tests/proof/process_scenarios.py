@@ -337,6 +337,24 @@ def fsdp_freeze_and_unfreeze_after_validation():
 
 
 @scenario
+def fsdp_phases():
+    def phases_of(model: nn.Module) -> dict:
+        optimizer = adam(model)
+        with audit(model, ["0"], optimizer) as report:
+            train(model, optimizer, 2)
+            report.unfreeze(["0"])
+            model[0].weight.requires_grad_(True)
+            train(model, optimizer, 1)
+            report.freeze(["1"])  # and yet it trains
+            train(model, optimizer, 1)
+        return {(each.first_step, each.last_step): {row["name"]: row for row in each.rows} for each in report.phases}
+
+    plain = net()
+    plain[0].requires_grad_(False)
+    return {"sharded": phases_of(sharded(frozen=(0,))), "plain": phases_of(plain)}
+
+
+@scenario
 def fsdp_parameter_replaced_by_a_plain_one():
     model = sharded(frozen=(0,))
     with audit(model) as report:

@@ -143,6 +143,24 @@ def test_what_fsdp_gathers_for_a_forward_pass_is_not_a_replacement(same):
     assert verdicts(frozen_later, *LAYERS) == ["held"] * 2 + ["trained"] * 4  # a span without a step
 
 
+def test_the_phases_of_shards_are_those_of_the_whole_model(same):
+    sharded, plain = (same("fsdp_phases")[key] for key in ("sharded", "plain"))
+    assert list(sharded) == list(plain) == [(1, 2), (3, 3), (4, 4)]
+    for span, rows in plain.items():
+        for name, row in rows.items():
+            found = sharded[span][name]
+            norms = [key for key in row if key.startswith(("initial", "change_"))]
+            assert [found[key] for key in norms] == pytest.approx([row[key] for key in norms], rel=1e-4)
+            others = row.keys() - {*norms, "module_type"}  # the class of a sharded module has a name of its own
+            assert {key: found[key] for key in others} == {key: row[key] for key in others}
+    words = [[f"{rows[name]['verdict']} {rows[name]['cause']}".strip() for name in LAYERS[:4]] for rows in sharded.values()]
+    assert words == [
+        ["held", "held", "trained", "trained"],
+        ["trained", "idle no_gradient", "trained", "trained"],
+        ["trained", "idle no_gradient", "leaked gradient", "leaked gradient"],
+    ]
+
+
 def test_a_plain_parameter_in_the_place_of_shards_is_a_replacement(same):
     assert verdicts(same("fsdp_parameter_replaced_by_a_plain_one"), "0.weight", "0.bias") == ["leaked replaced", "held"]
 

@@ -8,21 +8,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from runner.errors import ConfigError
+from runner.freezing.phases.check import check_phase
 from runner.freezing.phases.phase import Phase, Plan, Values
+from runner.freezing.selection import Selection
 
 
 class Timetable:
     """Says before each step of a run whether the next phase begins, and asks the plan for it if it is not known beforehand.
 
+    The plan is not asked at a step at which a phase begins that was planned.
+
     Args:
         plan: the plan of the run.
-        phases: the phases so far; a phase that is found during the run is appended.
+        phases: the phases so far; a phase that is found during the run is inserted behind the present one.
         parameters: {name: parameter} of the model.
+        selection: what the config declares frozen.
     """
 
-    def __init__(self, plan: Plan, phases: list[Phase], parameters: Mapping[str, Tensor]) -> None:
-        self.plan, self.phases = plan, phases
+    def __init__(self, plan: Plan, phases: list[Phase], parameters: Mapping[str, Tensor], *, selection: Selection) -> None:
+        self.plan, self.phases, self.selection = plan, phases, selection
         self.present = 0  # the index of the present phase
         blocks = {block: [parameters[name] for name in names] for block, names in plan.blocks.items()}
         self.watched = BlockValues(blocks) if plan.observe else None
@@ -32,15 +36,20 @@ class Timetable:
 
         `losses`: a function that returns the losses of all steps so far, or of as many of the last as the plan's window has.
         """
-        if self.watched and self.plan.observe and step > 1 and (step - 1) % self.plan.window == 0:
+        is_planned = self._next_is_at(step)
+        if self.watched and self.plan.observe and step > 1 and (step - 1) % self.plan.window == 0 and not is_planned:
             phase = self.plan.observe(step - 1, self.watched.read(losses()[-self.plan.window :]))
             if phase is not None:
-                check_found(phase)
-                self.phases.append(replace(phase, first=step))
-        if self.present + 1 < len(self.phases) and self.phases[self.present + 1].first == step:
-            self.present += 1
-            return True
-        return False
+                check_phase(phase, self.plan, self.selection)
+                self.phases.insert(self.present + 1, replace(phase, first=step))
+        if not self._next_is_at(step):
+            return False
+        self.present += 1
+        return True
+
+    def _next_is_at(self, step: int) -> bool:
+        """Return whether there is a next phase, which begins at `step`."""
+        return self.present + 1 < len(self.phases) and self.phases[self.present + 1].first == step
 
     @property
     def copied_bytes(self) -> int:
@@ -82,9 +91,3 @@ def norm_of(tensors: Sequence[Tensor]) -> float:
     """Return the Euclidean norm of all elements of several tensors, summed in float64."""
     squares = [torch.linalg.vector_norm(each.detach().to_dense().flatten(), dtype=torch.float64) ** 2 for each in tensors]
     return float(torch.stack([each.cpu() for each in squares]).sum().sqrt()) if squares else 0.0
-
-
-def check_found(phase: object) -> None:
-    """Raise ConfigError if a schedule that was asked during the run returned neither a phase nor None."""
-    if not isinstance(phase, Phase):
-        raise ConfigError(f"schedule: observe returned a {type(phase).__name__}; it must return a Phase, or None")

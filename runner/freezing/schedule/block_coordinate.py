@@ -30,8 +30,8 @@ def block_coordinate(
     """Return a plan that trains `at_once` blocks of the selection for `every` steps, then others, and so on to the end.
 
     `by`: "cyclic" takes them from the input to the head, "random" in an order that the seed decides anew for each cycle.
-    With "gradient_norm", each block trains once, and then those whose gradients had the largest norm when they were last
-    computed; the phases are found during the run. `every` None: so that each block trains once. What is in no block trains
+    With "gradient_norm", each block trains once, and then those whose gradients had the largest norm when they last
+    trained; the phases are found during the run. `every` None: so that each block trains once. What is in no block trains
     throughout.
     With `state="drop"`, only the blocks that train have optimizer state. Raises ConfigError for bad arguments.
     Source: Luo et al. 2024, arXiv:2404.02827 (BAdam); Pan et al. 2024, arXiv:2403.17919 (LISA)
@@ -49,8 +49,12 @@ def block_coordinate(
 
     a_cycle = -(-len(cut) // at_once)
     length = steps_in(every, "schedule.every", run) if every is not None else 0
+    if length >= run.steps:
+        raise ConfigError(
+            f"schedule.every is {every!r}: the first of {len(cut)} blocks would train in all {run.steps} steps"
+        )
     if by == "gradient_norm":
-        window = length or max(1, run.steps // a_cycle)
+        window = length or first_steps(a_cycle, None, run)[1] - 1
         observe = by_gradient_norm(cut, at_once, training)
         return Plan([training(1, list(cut)[:at_once])], cut, drops_state=drops(state), window=window, observe=observe)
     firsts = first_steps(-(-run.steps // length) if length else a_cycle, every, run)
@@ -78,15 +82,15 @@ def by_gradient_norm(
 ) -> Callable[[int, Values], Phase | None]:
     """Return a function (step, values) that returns the phase that trains the blocks with the largest gradient norms.
 
-    A block whose gradients were never seen comes first. The function returns None if these blocks train now.
+    A block that has never trained comes first. The function returns None if these blocks train now.
     """
     norms: dict[str, float] = {}
     present = list(blocks)[:at_once]
 
     def observe(step: int, values: Values) -> Phase | None:
         nonlocal present
-        norms.update(values.gradients)
-        norms.update(dict.fromkeys((name for name in present if name not in norms), 0.0))  # the loss does not depend on it
+        # Not of frozen blocks: by some methods these have gradients, which are zeros, or the sum of those of many steps.
+        norms.update({name: values.gradients.get(name, 0.0) for name in present})
         ranked = sorted(blocks, key=lambda name: norms.get(name, float("inf")), reverse=True)
         if set(ranked[:at_once]) == set(present):
             return None

@@ -41,7 +41,7 @@ def freeze_out(
     last = len(cut) - is_all(selection, run.model)  # the place of what trains throughout
     require_several(cut, last, "schedule=freeze_out")
     shares = {name: HOW[how](t0 + (1 - t0) * place / last) for place, name in enumerate(cut)}
-    begins = {name: ceil(share * run.steps) + 1 for name, share in shares.items()}  # the first step in which it is frozen
+    begins = {name: ceil(round(share * run.steps, 9)) + 1 for name, share in shares.items()}  # the first step frozen
     factors = {name: partial(annealed, share=share, steps=run.steps, scaled=scaled) for name, share in shares.items()}
     frozen_only = freezer(selection, run.model)
     in_blocks = {parameter for names in cut.values() for parameter in names}

@@ -48,7 +48,7 @@ class Ranks:
         refuse_other_declarations(parts)
         whole = merged(parts)
         report.rows, report.looks, report.why_unknown = whole.rows, whole.looks, whole.why_unknown
-        report.is_empty, report.ended = whole.is_empty, True
+        report.is_empty, report.phases, report.ended = whole.is_empty, whole.phases, True
         report.notes = [f"the shards of {len(parts)} processes are one report, the same in each of them", *whole.notes]
 
     def _part(self, report: Report) -> Part:
@@ -64,6 +64,7 @@ class Ranks:
             sums=frozenset(self.sums),
             is_empty=report.is_empty,
             declarations=report.declarations,
+            phases=report.phases,
         )
 
     def _see_shards(self) -> None:

@@ -8,6 +8,7 @@ from math import hypot, isnan, nan
 
 from runner.contract import Cause, Row, Verdict
 from runner.errors import ConfigError, listed
+from runner.proof.results.phases import PhaseRows
 from runner.proof.results.rows import CAUSE_UNKNOWN, unknown_cause_notes
 from runner.shards import Shard
 
@@ -22,6 +23,8 @@ CAUSE_ORDER: tuple[Cause, ...] = (
     *("not_in_optimizer", "rounded_away", "lr_zero"),
     *("unknown", "zero_gradient", "no_gradient", ""),
 )
+
+NO_PHASES = "the phases of the processes have other steps on some ranks, so that this report has none"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Part:
         sums: the names of tensors whose elements are sums over processes; they have no norms.
         is_empty: whether nothing was declared frozen, although flags were to say it.
         declarations: the number of calls of `report.freeze` and `report.unfreeze`.
+        phases: its phases, whose rows are like `rows`.
     """
 
     rank: int
@@ -49,6 +53,7 @@ class Part:
     sums: frozenset[str] = frozenset()
     is_empty: bool = False
     declarations: int = 0
+    phases: list[PhaseRows] = field(default_factory=list)
 
 
 def refuse_other_declarations(parts: Sequence[Part]) -> None:
@@ -74,22 +79,45 @@ def refuse_other_declarations(parts: Sequence[Part]) -> None:
 
 def merged(parts: Sequence[Part]) -> Part:
     """Return the report of all processes as one part, whose rank is that of the first; it is the same in each process."""
-    rows_of: dict[str, list[tuple[Shard, Row]]] = {}
     why_unknown: dict[str, str] = {}
     for part in parts:
         for row in part.rows:
-            rows_of.setdefault(row["name"], []).append((part.shards.get(row["name"], ()), row))
             why_unknown[row["name"]] = why_unknown.get(row["name"]) or part.why_unknown.get(row["name"], "")
-    sums = frozenset[str]().union(*(part.sums for part in parts))
-    rows = [merge_rows(found, has_norms=name not in sums) for name, found in rows_of.items()]
+    rows, phases = merge_tables(parts, [part.rows for part in parts]), merge_phases(parts)
     return Part(
         rank=parts[0].rank,
         rows=rows,
         looks=sorted({look for part in parts for look in part.looks}),
-        notes=[*unknown_cause_notes(rows, why_unknown), *_merge_notes(parts)],
+        notes=[
+            *unknown_cause_notes(rows, why_unknown),
+            *_merge_notes(parts),
+            *([NO_PHASES] if not phases and any(part.phases for part in parts) else []),
+        ],
         why_unknown=why_unknown,
         is_empty=all(part.is_empty for part in parts),
+        phases=phases,
     )
+
+
+def merge_tables(parts: Sequence[Part], tables: Sequence[Sequence[Row]]) -> list[Row]:
+    """Return the rows of the whole tensors; `tables`: the rows of each part, all of them about the same steps."""
+    rows_of: dict[str, list[tuple[Shard, Row]]] = {}
+    for part, table in zip(parts, tables, strict=True):
+        for row in table:
+            rows_of.setdefault(row["name"], []).append((part.shards.get(row["name"], ()), row))
+    sums = frozenset[str]().union(*(part.sums for part in parts))
+    return [merge_rows(found, has_norms=name not in sums) for name, found in rows_of.items()]
+
+
+def merge_phases(parts: Sequence[Part]) -> list[PhaseRows]:
+    """Return the phases of all processes; none if they do not have the same steps in each."""
+    spans = [[(phase.first_step, phase.last_step) for phase in part.phases] for part in parts]
+    if any(each != spans[0] for each in spans):
+        return []
+    return [
+        PhaseRows(first, last, merge_tables(parts, [part.phases[number].rows for part in parts]))
+        for number, (first, last) in enumerate(spans[0])
+    ]
 
 
 def merge_rows(found: Sequence[tuple[Shard, Row]], has_norms: bool) -> Row:

@@ -43,9 +43,9 @@ class PhaseCopies:
 
     def begin_span(self, row: Followed) -> None:
         """Compare a tensor that has just been declared frozen with its present values, the reference of its row."""
-        if self.of(row) is not row.reference:
+        if row in self.values and self.values[row] is not row.reference:
             self.unmoved.pop(row, None)
-        self.values[row] = row.reference
+            self.values[row] = row.reference
 
     def renew(self, rows: Iterable[Followed]) -> None:
         """Begin a phase, after `change` was asked about each row: copy the tensors that moved in the one that has ended."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
+from weakref import ref
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.contract import Row
+from runner.freezing.groups import Group
 from runner.proof.causes.idle import record_gradients_in
-from runner.proof.changes import Change
 from runner.proof.following import Followed, Following
 from runner.proof.optimizers import KnownOptimizers
 from runner.proof.results.phase_copies import PhaseCopies
@@ -69,13 +72,31 @@ def thawed_parameters(phases: Sequence[PhaseRows]) -> Thawed:
     return Thawed(frozenset(names), trained, idle)
 
 
+class Membership(NamedTuple):
+    """In which parameter group the tensor of a row is, and with which flag."""
+
+    tensor: ref[Tensor]
+    group: str
+    group_id: int | None
+    requires_grad: bool
+
+
+def membership(tensor: Tensor, group_of: Mapping[int, tuple[str, Group]]) -> Membership:
+    """Return the present membership of a tensor; `group_of`: {id of a tensor: (name of its group, the group)}."""
+    name, group = group_of.get(id(tensor), ("", None))
+    return Membership(ref(tensor), name, None if group is None else id(group), tensor.requires_grad)
+
+
 class PhaseLog:
     """Keeps a copy of all tensors as they were when the present phase began, and makes the rows of a phase that ends.
 
     Attributes:
         first: the number of the first step of the present phase.
         copies: the tensors as they were when it began.
-        recorded: the ids of the optimizers that have made a step in the present phase, after the first phase.
+        recorded: the ids of the optimizers that have made a step in the present phase.
+        memberships: those of the tensors after these steps; when the phase ends, the next one may have been prepared.
+        seen_at: in a phase after the first, {row: the number of the step after which other bits were first seen}, for
+            tensors that differed in an earlier phase too.
     """
 
     def __init__(self) -> None:
@@ -83,48 +104,77 @@ class PhaseLog:
         self.copies = PhaseCopies()
         self.evidence: dict[Followed, Evidence] = {}
         self.recorded: set[int] = set()
+        self.memberships: dict[Followed, Membership] = {}
+        self.seen_at: dict[Followed, int] = {}
 
-    def on_step_end(self, optimizer: Optimizer, rows: Iterable[Followed]) -> None:
-        """Record, after an optimizer's first step of a later phase, the gradients of the trainable ones that did not move.
+    def on_step_end(self, optimizer: Optimizer, optimizers: KnownOptimizers, compares: bool) -> None:
+        """Record the groups, flags and gradients after an optimizer's first step of a phase.
 
-        `rows`: those of the tensors that the optimizer steps.
+        `compares`: whether all bits are compared after this step; then those that differed in an earlier phase are, too.
         """
-        if self.first > 1 and id(optimizer) not in self.recorded:
+        if id(optimizer) not in self.recorded:
             self.recorded.add(id(optimizer))
-            trainable = [row for row in rows if row.kind == "parameter" and not row.frozen]
-            idle = [row for row in trainable if not self.copies.differ(row)]
+            self._record(optimizer, optimizers)
+        for row in optimizers.rows(optimizer) if compares and self.first > 1 else ():
+            is_new = row.evidence.differed and row not in self.seen_at and (row.evidence.seen_at or 0) < self.first
+            if is_new and self.copies.differ(row):
+                self.seen_at[row] = optimizers.last_step
+
+    def _record(self, optimizer: Optimizer, optimizers: KnownOptimizers) -> None:
+        """Record groups and flags of the rows of an optimizer, and the gradients of what is to train and did not move."""
+        group_of = optimizers.groups()
+        self.memberships.update((row, membership(row.tensor, group_of)) for row in optimizers.rows(optimizer))
+        if self.first > 1:
+            own = [row for row in optimizers.own_rows(optimizer) if row.kind == "parameter" and not row.frozen]
+            idle = [row for row in own if not self.copies.differ(row)]
             record_gradients_in(((row, self.evidence.setdefault(row, Evidence())) for row in idle), optimizer)
 
     def end(self, following: Following, optimizers: KnownOptimizers) -> PhaseRows:
         """Return the rows of the phase that ends with the last step, after which the frozen tensors have been compared."""
         group_of, rows = optimizers.groups(), []
         for row in following.rows:
-            name, group = group_of.get(id(row.tensor), ("", None))
-            change, differed = self._change(row, optimizers.last_step)
-            word = verdict(row.kind, row.frozen, change.moved, differed)
-            idle = row.evidence if self.first == 1 else self.evidence.get(row, Evidence())
-            found = as_row(
-                row,
-                change,
-                frozen=row.frozen,
-                word=word,
-                cause=cause_of(word, row.evidence, idle, steps_seen=True, in_optimizer=name != ""),
-                seen_at=(row.evidence.seen_at if differed else optimizers.last_step) if change.moved or differed else None,
-                aliases=following.aliases(row),
-                group=name,
-                lr=optimizers.lr_of(group),
-            )
-            rows.append(found)
+            then = self.memberships.get(row)
+            is_known = then is not None and then.tensor() is row.tensor
+            member = then if then and is_known else membership(row.tensor, group_of)
+            rows.append(self._row(row, member, following, optimizers))
         return PhaseRows(self.first, optimizers.last_step, rows)
 
-    def _change(self, row: Followed, last: int) -> tuple[Change, bool]:
-        """Return (how far a tensor moved in this phase, whether other bits were first seen in it); `last`: its last step."""
-        seen_at = row.evidence.seen_at
-        return self.copies.change(row), self.first <= (seen_at or 0) <= last
+    def _row(self, row: Followed, member: Membership, following: Following, optimizers: KnownOptimizers) -> Row:
+        """Return the row of a tensor in the phase that ends."""
+        change = self.copies.change(row)
+        seen_at = self._seen_at(row, last := optimizers.last_step)
+        word = verdict(row.kind, row.frozen, change.moved, seen_at is not None)
+        idle = row.evidence if self.first == 1 else self.evidence.get(row, Evidence())
+        found = as_row(
+            row,
+            change,
+            frozen=row.frozen,
+            word=word,
+            cause=cause_of(word, row.evidence, idle, steps_seen=True, in_optimizer=member.group != ""),
+            seen_at=last if seen_at is None and change.moved else seen_at,
+            aliases=following.aliases(row),
+            group=member.group,
+            lr=None if member.group_id is None else optimizers.last_lrs.get(member.group_id),
+        )
+        return {**found, "requires_grad": member.requires_grad}
+
+    def _seen_at(self, row: Followed, last: int) -> int | None:
+        """Return after which step of this phase other bits were first seen, or None; `last`: its last step."""
+        step = self.seen_at.get(row) or row.evidence.seen_at or 0
+        return step if self.first <= step <= last else None
 
     def begin(self, following: Following, step: int) -> None:
         """Begin a phase whose first step is `step`."""
         self.first = step
         self.copies.renew(following.rows)
-        self.evidence.clear()
-        self.recorded.clear()
+        for recorded in (self.evidence, self.recorded, self.memberships, self.seen_at):
+            recorded.clear()
+
+    def begin_span(self, row: Followed, following: Following, optimizers: KnownOptimizers) -> None:
+        """Begin a span in which a tensor is declared frozen; forget what it did in this phase before.
+
+        If it still has the bits that it had when the phase began, its reference is the copy from then.
+        """
+        following.begin_span(row, optimizers.last_step, optimizers.made, copied=self.copies.of(row))
+        self.copies.begin_span(row)
+        self.seen_at.pop(row, None)

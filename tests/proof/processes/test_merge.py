@@ -8,7 +8,8 @@ from typing import get_args
 import pytest
 
 from runner.contract import IdleCause, LeakCause, Row, Verdict
-from runner.proof.processes.merge import CAUSE_ORDER, VERDICT_ORDER, Part, merged
+from runner.proof.processes.merge import CAUSE_ORDER, NO_PHASES, VERDICT_ORDER, Part, merged
+from runner.proof.results.phases import PhaseRows
 
 
 def row(verdict: str = "held", cause: str = "", **values) -> Row:
@@ -155,3 +156,33 @@ def test_the_note_about_an_unknown_cause_goes_if_another_process_knows_it():
         Part(rank=1, rows=[row("leaked", "gradient")], shards={"w": (1,)}),
     ]
     assert merged(parts).notes == []
+
+
+def part_with_phases(rank: int, *phases: tuple[int, int, Row]) -> Part:
+    """Return what one of two processes has observed: its half of `w`, and its row in each phase."""
+    shard = ((rank * 4, rank * 4 + 4),)
+    found = [PhaseRows(first, last, [each]) for first, last, each in phases]
+    return Part(rank, [row()], shards={"w": shard}, phases=found)
+
+
+def test_phases_are_merged_like_the_rows_of_the_whole_report():
+    one = part_with_phases(0, (1, 2, row("held")), (3, 4, row("trained", initial_l2=3.0, change_l2=3.0)))
+    other = part_with_phases(1, (1, 2, row("leaked", "gradient")), (3, 4, row("trained", initial_l2=4.0, change_l2=4.0)))
+    whole = merged([one, other])
+    assert [(phase.first_step, phase.last_step) for phase in whole.phases] == [(1, 2), (3, 4)]
+    (first,), (second,) = (phase.rows for phase in whole.phases)
+    assert (first["verdict"], first["cause"], first["moved_elements"]) == ("leaked", "gradient", 4)
+    assert (second["verdict"], second["initial_l2"], second["change_l2"], second["moved_elements"]) == (
+        "trained",
+        5.0,
+        5.0,
+        8,
+    )
+    assert whole.notes == []
+
+
+def test_if_the_phases_of_the_processes_have_other_steps_the_report_has_none_and_says_so():
+    one, other = part_with_phases(0, (1, 2, row())), part_with_phases(1, (1, 3, row()))
+    for parts in ([one, other], [one, part_with_phases(1)], [part_with_phases(0), other]):
+        whole = merged(parts)
+        assert (whole.phases, whole.notes) == ([], [NO_PHASES])
