@@ -245,9 +245,9 @@ def steps_of_phase(
     all_steps: Iterator[StepBatches], timetable: Timetable, state: TrainingState
 ) -> Generator[StepBatches, None, None]:
     """Yield the batches of each step, until the next phase begins or the data end."""
-    first = len(state.steps) + 1
+    first, window = len(state.steps) + 1, timetable.plan.window
     for number in count(first):
-        if number > first and timetable.next_begins(number, lambda: [step.loss for step in state.steps]):
+        if number > first and timetable.next_begins(number, lambda: [step.loss for step in state.steps[-window:]]):
             return
         if (step := next(all_steps, None)) is None:
             return

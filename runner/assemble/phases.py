@@ -155,7 +155,7 @@ def groups_of_first_phase(
     selections += [selection, nothing_of(selection)] if plan.observe else []
     first, *later = (groups_of(method, declared, each, apart=plan.thaws) for each in selections)
     if plan.thaws:
-        return tuple(union_of_groups(first, later))
+        return tuple(union_of_groups(first, [*later, declared]))  # a method may read its groups from the present flags
     return tuple(groups_for_all_phases(drop_empty_groups(first), later))
 
 

@@ -186,6 +186,11 @@ def build_method(config: Config, example: Example, model: nn.Module, selections:
     method = build_instance(FreezingMethod, config.method, "method")
     method.example = example
     for selection in selections:
-        if reason := method.skip(model, selection):
-            raise SkippedError(reason)
+        refuse_selection(method, model, selection)
     return method
+
+
+def refuse_selection(method: FreezingMethod, model: nn.Module, selection: Selection) -> None:
+    """Raise SkippedError with the method's reason if it cannot freeze a selection in this model."""
+    if reason := method.skip(model, selection):
+        raise SkippedError(reason)

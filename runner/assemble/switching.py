@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from runner.assemble.phases import groups_of, prepared
-from runner.assemble.setup import Setup
+from runner.assemble.setup import Setup, refuse_selection
 from runner.freezing.eval_mode import force_eval_mode
 from runner.freezing.groups import in_all_groups, regroup
 from runner.freezing.schedule import Phase
@@ -18,9 +18,12 @@ def begin_phase(setup: Setup, number: int) -> Phase:
     `number`: the index of the phase in `setup.phases`, at least 1, because `assembled` begins the first phase. All that the
     freezing method did for the phase that ends is undone, and it is applied to the model anew. Parameters are moved between
     the groups of the existing optimizer; their state goes with them, or is deleted if the plan says so. Changes `setup`.
+    Raises SkippedError with the method's reason if it cannot freeze what a phase freezes that was found during the run.
     """
     before, phase = setup.phases[number - 1], setup.phases[number]
     setup.phase_undo.close()
+    if setup.plan.observe and (phase.selection.parameters or phase.selection.modules):  # it was not known beforehand
+        refuse_selection(setup.method, setup.built_model, phase.selection)
     force_eval_mode(phase.selection, setup.phase_undo)
     setup.model = prepared(setup.method, setup.built_model, phase.selection, setup.phase_undo)
     groups = groups_of(setup.method, setup.declared_groups, phase.selection, apart=setup.plan.thaws)

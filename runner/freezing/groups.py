@@ -172,11 +172,11 @@ def union_of_groups(first: Sequence[Group], later: Sequence[Sequence[Group]]) ->
 
 
 def in_all_groups(groups: Sequence[Group], all_groups: Sequence[Group]) -> list[Group]:
-    """Return `all_groups` with the parameters that `groups` has under their names, and none where it has no such group."""
-    parameters = {group["name"]: group["params"] for group in groups}
-    missing = [group["name"] for group in groups if group["params"] and group["name"] not in {g["name"] for g in all_groups}]
+    """Return `groups` in the order of `all_groups`, with the groups of the latter that it lacks, without parameters."""
+    by_name, names = {group["name"]: group for group in groups}, {group["name"] for group in all_groups}
+    missing = [group["name"] for group in groups if group["params"] and group["name"] not in names]
     assert not missing, f"the optimizer has no group {missing[0]}, which has parameters in the new phase"
-    return [{**group, "params": parameters.get(group["name"], [])} for group in all_groups]
+    return [by_name.get(group["name"], {**group, "params": []}) for group in all_groups]
 
 
 def split_by_block(groups: Sequence[Group], block_of: Mapping[int, str]) -> list[Group]:

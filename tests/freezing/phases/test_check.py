@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
 
 from runner.errors import ConfigError, SkippedError
 from runner.freezing.phases.check import check_phase, check_plan

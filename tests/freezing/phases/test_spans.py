@@ -41,9 +41,11 @@ def test_a_step_is_its_own_number_and_everything_else_ends_before_it():
 
 @pytest.mark.parametrize(
     "value",
-    [0, -1, 1.0, 1.5, 0.0, -0.5, True, False, None, "", "7", "7 steps", "0 passes", "pass", "-1 passes", "1.5 passes"]
-    + ["0%", "100%", "200%", "-5%", "%", [7], {"a": 1}, math.nan, math.inf, "½"],
-)  # fmt: skip
+    [
+        *(0, -1, 1.0, 1.5, 0.0, -0.5, True, False, None, math.nan, math.inf, [7], {"a": 1}),
+        *("", "7", "7 steps", "0 passes", "pass", "-1 passes", "1.5 passes", "0%", "100%", "200%", "-5%", "%", "½"),
+    ],
+)
 def test_any_other_value_is_refused_with_what_is_expected(value):
     for function in (steps_in, step_at):
         with pytest.raises(ConfigError) as caught:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 from math import ceil, cos, pi
 
 import pytest
@@ -41,7 +41,7 @@ def test_the_factor_is_half_a_cosine_that_ends_when_the_block_is_frozen(scaled):
         expected = [(1 + cos(pi * min((step - 1) / 100 / float(share), 1.0))) / 2 / scale for step in range(1, 101)]
         assert factors == expected
         assert factors[0] == 1 / scale
-        assert all(before >= after for before, after in zip(factors, factors[1:], strict=False))
+        assert all(before >= after for before, after in pairwise(factors))
         assert set(factors[ceil(share * 100) :]) == {0.0}
         assert 0.0 not in factors[: ceil(share * 100)]
 
