@@ -266,7 +266,7 @@ class Auditor:
             self.report.phases.append(self.phase_log.end(self.following, self.optimizers))
         rows, self.report.why_unknown = make_rows(self.following, self.optimizers)
         self.report.rows, self.report.appeared = rows, {row.name for row in self.following.rows if row.appeared}
-        self.report.not_training += unfrozen_and_unchanged(self.following.rows, self.optimizers.last_step)
+        self.report.not_training += unfrozen_and_unchanged(self.following.rows, self.report.steps, self.report.phases)
         self.report.notes += [
             *unknown_cause_notes(rows, self.report.why_unknown),
             *(["no parameter was frozen (requires_grad=False) on entry: give patterns"] if self.report.is_empty else []),
