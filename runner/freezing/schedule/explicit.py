@@ -128,7 +128,10 @@ def _after_item(before: _State, step: int, item: Mapping[str, Any], *, key: str,
         for pattern, factor in item["factors"].items():
             check_number(factor, f"{key}.factors.{pattern}", least=0)
             factors.update(dict.fromkeys(names.of(pattern, f"{key}.factors"), float(factor)))
-    return _State(step, frozen, factors)
+    after = _State(step, frozen, factors)
+    if (after.frozen, after.factors) == (before.frozen, before.factors):
+        raise ConfigError(f"{key} changes nothing at step {step}; remove it")
+    return after
 
 
 def _refuse_all_frozen(states: Sequence[_State], model: nn.Module) -> None:
