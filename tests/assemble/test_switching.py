@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from runner.assemble.objects import build_optimizer
+from runner.assemble.setup import assembled
 from runner.config.schema import CONF
 from runner.errors import SkippedError
-from runner.experiment import Outcome
+from runner.experiment import Outcome, TrainingState, audit_options, training_steps
 from runner.freezing.schedule import Phase
 from runner.freezing.selection import Selection, nothing_of
 from runner.methods.exclude import Exclude
+from runner.proof.audit import audit
 from runner.proof.changes import measure_change
 from tests.freezing.test_schedule import (
     DECAY,
@@ -273,6 +276,16 @@ def test_a_factor_multiplies_the_scheduled_rate_exactly_and_does_not_change_it(m
     assert lrs["head.bias"] == result.steps[FREEZE - 2].lrs["head.bias"] == 3 * plain.steps[FREEZE - 2].lrs["head.bias"]
 
 
+def test_factors_hold_from_the_first_step_on():
+    options = ("freeze=backbone", "batches=6", "cost=off", "schedule=gradual", "schedule.rate_decay=2")
+    lrs = [{name: lr / 0.1 for name, lr in step.lrs.items()} for step in run_experiment(*options).steps]
+    assert lrs == [{"trainable": 1.0, "frozen/there+back": 0.5, "frozen/body..norm": 0.25}] * 6
+    annealed = run_experiment("freeze=backbone", "batches=6", "cost=off", "schedule=freeze_out", "schedule.scaled=false")
+    rates = [step.lrs["frozen/body..norm"] for step in annealed.steps]
+    assert rates[0] == 0.1
+    assert all(after < before for before, after in pairwise(rates[:3]))
+
+
 def test_a_factor_of_0_makes_a_parameter_idle_with_the_rate_as_its_cause():
     result = run("requires_grad", "schedule.phases=[{at: 3, thaw: ['**'], factors: {body: 0}}, {at: 6, freeze: ['**']}]")
     rows = {row["name"]: row for row in result.phases[1].rows}
@@ -343,6 +356,33 @@ def test_weight_decay_alone_leaks_through_gradients_kept_as_zeros():
     assert words(run("requires_grad", *options), 2) == {"leaked weight_decay"}
     assert words(run("requires_grad-clean", *options), 2) == {"held"}
     assert words(run("requires_grad", *options, "schedule.state=drop"), 2) == {"held"}
+
+
+def test_state_is_dropped_when_a_parameter_freezes_and_not_again_in_the_next_phase():
+    items = "schedule.phases=[{at: 1, thaw: ['**']}, {at: 3, freeze: [body]}, {at: 6, freeze: [norm]}]"
+    overrides = (*FREEZE_THAW_FREEZE, items, "schedule.state=drop", "optimizer=adamw", "method=zero_lr")
+    with assembled(config_with(*overrides)) as setup:
+        with audit(setup.model, setup.phases[0].selection, setup.optimizer, **audit_options(setup)) as report:
+            for _ in training_steps(setup, report, TrainingState()):
+                pass
+        made = {name: int(setup.optimizer.state[each]["step"]) for name, each in setup.parameters_by_name.items()}
+    assert [made[name] for name in ("body.bias", "norm.bias", "head.bias")] == [STEPS - 2, STEPS - 5, STEPS]
+
+
+def eval_mode_ends(selection: Selection) -> list[Phase]:
+    """Return the phases of a custom schedule that freezes the same parameters throughout, and buffers for two steps."""
+    return [Phase(1, selection), Phase(3, replace(selection, buffers={}, modules={}, names=frozenset(selection.parameters)))]
+
+
+def test_buffers_alone_may_thaw():
+    schedule = f"schedule={{_target_: {__name__}.eval_mode_ends}}"
+    result = run_experiment("freeze=backbone", "freeze.buffers=frozen", schedule, "batches=4", "cost=off")
+    found = [
+        [(row["frozen"], row["verdict"]) for row in phase.rows if row["name"] == "norm.running_var"]
+        for phase in result.phases
+    ]
+    assert found == [[(True, "held")], [(False, "drifted")]]
+    assert {row["verdict"] for phase in result.phases for row in phase.rows if row["name"].startswith("body")} == {"held"}
 
 
 # Groups

@@ -18,10 +18,14 @@ from runner.freezing.groups import (
     by_parameter,
     by_role,
     drop_empty_groups,
+    in_all_groups,
     regroup,
+    set_apart,
+    split_by_block,
     split_by_frozen,
     split_by_lr,
     split_for_later,
+    union_of_groups,
 )
 from runner.freezing.selection import select
 from runner.training.models import MLP
@@ -367,6 +371,77 @@ def test_regroup_without_a_change_keeps_the_params_lists_because_lbfgs_stores_a_
     params = optimizer.param_groups[0]["params"]
     regroup(optimizer, groups, all_in_one(model, select(model, NOTHING)))
     assert optimizer.param_groups[0]["params"] is params
+
+
+def test_regroup_moves_parameters_also_where_a_group_has_as_many_as_before():
+    one, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([{"name": "a", "params": [one]}, {"name": "b", "params": [other]}], lr=0.1)
+    regroup(
+        optimizer,
+        [{"name": "a", "params": [one]}, {"name": "b", "params": [other]}],
+        [{"name": "a", "params": [other]}, {"name": "b", "params": [one]}],
+    )
+    assert [[id(p) for p in group["params"]] for group in optimizer.param_groups] == [[id(other)], [id(one)]]
+
+
+def test_regroup_sets_the_options_of_a_group_to_be_reset_also_where_they_are_as_in_the_last_phase():
+    groups = [{"name": name, "params": [nn.Parameter(torch.ones(1))], "lr": 0.0} for name in ("a/frozen", "b/frozen")]
+    optimizer = torch.optim.SGD([dict(group) for group in groups], lr=0.1)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.07  # as a scheduler raises it
+    regroup(optimizer, groups, groups, reset={"a/frozen"})
+    assert lr_by_group(optimizer.param_groups) == {"a/frozen": 0.0, "b/frozen": 0.07}
+
+
+# Groups of a run that freezes and thaws
+
+
+def group(name: str, *numbers: int, **options: float) -> dict:
+    """Return a group whose parameters are numbers."""
+    return {"name": name, "params": list(numbers), **options}
+
+
+def test_a_group_with_other_options_than_declared_has_a_name_of_its_own():
+    declared = [group("a", 1, 2), group("b", 3, lr=0.5), group("c", 4, lr=0.0)]
+    assert set_apart([group("a", 1, 2, lr=0.0), group("b", 3, lr=0.5), group("c", 4, lr=0.0)], declared) == [
+        group("a/frozen", 1, 2, lr=0.0),
+        group("b", 3, lr=0.5),
+        group("c", 4, lr=0.0),
+    ]
+    assert set_apart([group("a/frozen", 1, lr=0.0), group("a", 2)], declared) == [
+        group("a/frozen", 1, lr=0.0),
+        group("a", 2),
+    ]
+
+
+def test_groups_are_split_by_block_and_what_is_in_none_keeps_the_name():
+    parameters = [nn.Parameter(torch.ones(1)) for _ in range(4)]
+    block_of = {id(parameters[0]): "x", id(parameters[1]): "y", id(parameters[3]): "x"}
+    groups = [{"name": "a", "params": parameters[:3], "lr": 0.5}, {"name": "b", "params": parameters[3:]}]
+    found = [(each["name"], [*map(id, each["params"])], each.get("lr")) for each in split_by_block(groups, block_of)]
+    one, two, three, four = map(id, parameters)
+    assert found == [("a/x", [one], 0.5), ("a/y", [two], 0.5), ("a", [three], 0.5), ("b", [four], None)]
+    assert split_by_block(groups, {}) == groups
+
+
+def test_the_union_has_every_group_that_ever_has_parameters_with_those_of_the_first_phase():
+    first = [group("a", 1), group("b"), group("never")]
+    later = [[group("a"), group("b", 1, lr=0.1)], [group("b", 1, lr=0.2), group("c", 2, lr=0.3)]]
+    assert union_of_groups(first, later) == [group("a", 1), group("b"), group("c", lr=0.3)]
+    assert union_of_groups([group("a", 1)], later) == [group("a", 1), group("b", lr=0.1), group("c", lr=0.3)]
+    assert union_of_groups([group("a"), group("b")], [[group("a")]]) == [group("a"), group("b")]
+
+
+def test_the_groups_of_a_phase_stand_in_the_order_of_all_and_those_that_it_lacks_are_empty():
+    everything = [group("a", 1, lr=0.1), group("b", 2), group("c", 3)]
+    assert in_all_groups([group("c", 1), group("a", 2, lr=0.5)], everything) == [
+        group("a", 2, lr=0.5),
+        group("b"),
+        group("c", 1),
+    ]
+    with pytest.raises(AssertionError, match="the optimizer has no group d, which has parameters in the new phase"):
+        in_all_groups([group("d", 1)], everything)
+    assert in_all_groups([group("d")], everything) == [group("a", lr=0.1), group("b"), group("c")]
 
 
 # All functions together, with random patterns

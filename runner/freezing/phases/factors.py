@@ -59,7 +59,6 @@ class RateFactors:
         """Step pre-hook: multiply the rates."""
         self._restore()  # if the last step raised
         self.step += 1
-        self.last = {}
         for group in self.optimizer.param_groups if self.factors else ():
             factor = self._factor_of(group, self.step)
             if factor != 1 and group.get("lr") is not None:

@@ -80,6 +80,7 @@ def test_in_each_phase_what_is_frozen_holds_and_the_rest_trains_or_the_run_is_sk
     if isinstance(outcome, str):
         assert (method, outcome.split(",")[0].split()[-2:]) == ("detach", ["is", "frozen"])
         return
+    assert [step.number for step in outcome.steps] == [1, 2, 3, 4, 5, 6, 7, 8]
     rows = [row for phase in outcome.phases for row in phase.rows] or outcome.rows
     held = {row["verdict"] for row in rows if row["frozen"]}
     if method not in LEAKY:
@@ -230,21 +231,21 @@ def test_a_plain_loop_that_tells_the_audit_has_the_phases_and_rows_of_the_run(na
 
 
 class RefusesTwo(FreezingMethod):
-    """Refuses to freeze exactly what is frozen second, and freezes nothing."""
+    """Refuses to freeze `body` alone, and freezes nothing."""
 
     def skip(self, model, selection):
         return "not this one" if set(selection.parameters) == {"body.weight", "body.bias"} else None
 
 
 def body_second(selection: Selection) -> list[Phase]:
-    """Return two phases: nothing is frozen, then `body`."""
+    """Return three phases: nothing is frozen, then `body`, then all."""
     body = {name: each for name, each in selection.parameters.items() if name.startswith("body")}
-    return [Phase(1, nothing_of(selection)), Phase(4, Selection(body))]
+    return [Phase(1, nothing_of(selection)), Phase(4, Selection(body)), Phase(6, selection)]
 
 
 def body_found(selection: Selection) -> Plan:
     """Return a plan that finds the phase that freezes `body` during the run."""
-    first, second = body_second(selection)
+    first, second, _ = body_second(selection)
     return Plan([first], window=3, observe=lambda step, values: second)
 
 
