@@ -88,7 +88,7 @@ def membership(tensor: Tensor, group_of: Mapping[int, tuple[str, Group]]) -> Mem
 
 
 class PhaseLog:
-    """Keeps a copy of all tensors as they were when the present phase began, and makes the rows of a phase that ends.
+    """Knows what all tensors were when the present phase began, and makes the rows of a phase that ends.
 
     Attributes:
         first: the number of the first step of the present phase.
