@@ -31,7 +31,7 @@ from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
-from runner.proof.results.phases import PhaseRows, thawed_parameters
+from runner.proof.results.phases import PhaseRows, idle_phase_notes, thawed_parameters
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, loss_rose, run_verdict
 from runner.seeding import seed_all
 from runner.training.data.steps import StepBatches, batches_in_step, batches_of
@@ -109,7 +109,7 @@ def experiment(
                     on_step(step)
             except KeyboardInterrupt:
                 note_interrupt(state, on_note, within_step=getgeneratorstate(steps) == GEN_CLOSED)
-        for text in report.notes:
+        for text in (*report.notes, *idle_phase_notes(report.phases)):
             on_note(text)
         if not state.interrupted:
             evaluate_after(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from torch import nn
@@ -50,6 +50,9 @@ def explicit(selection: Selection, run: Run, phases: Sequence[Mapping[str, Any]]
     for step, item, key in items:
         states.append(_after_item(states[-1], step, item, key=key, names=names))
     states = [list(same)[-1] for _, same in groupby(states, key=lambda each: each.first)]
+    for before, after in pairwise(states):
+        if (before.frozen, before.factors) == (after.frozen, after.factors):
+            raise ConfigError(f"schedule.phases: the items together change nothing at step {after.first}; remove them")
     _refuse_all_frozen(states, run.model)
     blocks = _blocks_alike(states, run.model)
     frozen_only = freezer(selection, run.model)

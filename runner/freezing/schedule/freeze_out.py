@@ -50,10 +50,8 @@ def freeze_out(
     in_blocks = {parameter for names in cut.values() for parameter in names}
     firsts = sorted({1, *(begin for begin in begins.values() if begin <= run.steps)})
     trained = [{each for name in cut if begins[name] > first for each in cut[name]} for first in firsts]
-    phases = [
-        Phase(first, frozen_only(in_blocks - names), factors={name: factors[name] for name in cut if begins[name] > first})
-        for first, names in zip(firsts, trained, strict=True)
-    ]
+    turns = zip(firsts, trained, strict=True)
+    phases = [Phase(first, frozen_only(in_blocks - names), factors=factors) for first, names in turns]
     return Plan(phases, cut, drops_state=drops(state))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.contract import Row
+from runner.errors import listed
 from runner.freezing.groups import Group
 from runner.proof.causes.idle import record_gradients_in
 from runner.proof.following import Followed, Following
@@ -70,6 +71,12 @@ def thawed_parameters(phases: Sequence[PhaseRows]) -> Thawed:
             else:
                 idle.append(f"{name} ({to_train[-1]['cause'] or 'unknown'})")
     return Thawed(frozenset(names), trained, idle)
+
+
+def idle_phase_notes(phases: Sequence[PhaseRows]) -> list[str]:
+    """Return a sentence about parameters that were frozen in some phases, and did not move in those that train them."""
+    idle = thawed_parameters(phases).idle
+    return [f"did not move in the phases that train them: {listed(idle, most=4)}"] if idle else []
 
 
 class Membership(NamedTuple):

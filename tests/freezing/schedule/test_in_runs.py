@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from runner.assemble.setup import assembled
+from runner.errors import ConfigError
 from runner.foresight.hazards import leak_hazards
 from runner.foresight.plan import foresee_run
 from runner.freezing.phases.phase import Phase, Plan
@@ -51,11 +52,6 @@ def test_a_group_that_stays_frozen_keeps_the_rate_to_which_a_scheduler_has_raise
     assert outcome.record["verdict"] == "leaked"
 
 
-def test_a_method_that_freezes_nothing_does_not_hold_because_a_rate_has_annealed_to_zero():
-    outcome = run_experiment(*BASE, "method=none", "optimizer=adamw", "schedule=freeze_out", "batches=8")
-    assert outcome.record["verdict"] == "leaked"
-
-
 def test_gradients_that_only_trained_parameters_had_couple_nothing():
     assert run_experiment(*BASE, "schedule=gradual", "clip=1.0", "batches=8").record["couplings"] == []
     zero_lr = run_experiment(*BASE, "schedule=gradual", "clip=1.0", "batches=8", "method=zero_lr")
@@ -91,3 +87,23 @@ def test_everything_may_be_frozen_in_turn_without_a_note_that_nothing_trains():
     outcome = run_experiment("model=mlp", "freeze=all", "schedule=block_coordinate", "batches=6")
     assert outcome.record["trained_in_phases"] == 9
     assert not any("nothing trains" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize(
+    "schedule", [["gradual", "schedule.reverse=true"], ["block_coordinate"], ["after", "schedule.step=5"]]
+)
+def test_what_trained_before_it_was_frozen_is_counted_as_trained_in_the_summary(schedule, cli):
+    _, out, _ = cli("model=mlp", "freeze=all", "batches=9", f"schedule={schedule[0]}", *schedule[1:], "cost=off")
+    assert "kept every bit while frozen" in out
+    assert "trained  9 parameters" in out
+
+
+def test_a_thaw_that_trains_nothing_is_noted_without_strict():
+    more = ("schedule=linear_probe_then_finetune", "schedule.factor=0", "batches=6")
+    assert any("did not move in the phases that train them" in note for note in run_experiment(*BASE, *more).notes)
+
+
+def test_items_at_one_step_that_cancel_are_refused():
+    items = "schedule.phases=[{at: 3, thaw: there}, {at: 3, freeze: there}]"
+    with pytest.raises(ConfigError, match="change nothing at step 3"):
+        run_experiment(*BASE, "schedule=explicit", items, "batches=9")
