@@ -23,7 +23,7 @@ from runner.assemble.setup import Setup, assembled
 from runner.assemble.switching import begin_phase
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
-from runner.foresight.warnings import Forecast, couplings, foresee_phase
+from runner.foresight.warnings import Forecast, couplings, foresee_phase, have_gradients
 from runner.freezing.phases.timetable import Timetable
 from runner.freezing.schedule import Phase, phase_records
 from runner.freezing.selection import Selection, without
@@ -31,7 +31,7 @@ from runner.methods.base import PhaseContext
 from runner.proof.audit import audit
 from runner.proof.audit_report import Report
 from runner.proof.changes import trained_digest
-from runner.proof.results.phases import PhaseRows, thawed_parameters
+from runner.proof.results.phases import PhaseRows, idle_phase_notes, thawed_parameters
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, loss_rose, run_verdict
 from runner.seeding import seed_all
 from runner.training.data.steps import StepBatches, batches_in_step, batches_of
@@ -75,12 +75,14 @@ class TrainingState:
         steps: the finished training steps.
         forecast: what was predicted for the phases that have begun, such as whether gradients of frozen parameters change
             how the optimizer updates the others; empty without `warn_of_leaks`.
+        frozen_gradients: whether a frozen parameter had a gradient at the end of a phase.
         interrupted: whether Ctrl-C or SIGTERM ended the training early.
         evaluation: the evaluations on held-out data, and their results.
     """
 
     steps: list[Step] = field(default_factory=list)
     forecast: Forecast = field(default_factory=Forecast)
+    frozen_gradients: bool = False
     interrupted: bool = False
     evaluation: Evaluation = field(default_factory=Evaluation)
 
@@ -107,7 +109,7 @@ def experiment(
                     on_step(step)
             except KeyboardInterrupt:
                 note_interrupt(state, on_note, within_step=getgeneratorstate(steps) == GEN_CLOSED)
-        for text in report.notes:
+        for text in (*report.notes, *idle_phase_notes(report.phases)):
             on_note(text)
         if not state.interrupted:
             evaluate_after(state)
@@ -158,7 +160,7 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "trained_in_phases": len(thawed.trained),
         "idle_in_phases": thawed.idle,
         "nothing_frozen": setup.selection.nothing_frozen,
-        "couplings": couplings(setup, state.forecast),
+        "couplings": couplings(setup, state.forecast, state.frozen_gradients),
         "evaluation": state.evaluation.record,
         "cost": read_costs(setup, state),
     }
@@ -192,11 +194,12 @@ def training_steps(
     all_steps, sizes = state.evaluation.between_passes(setup.feed.steps, report.paused), list[int]()
     timetable = Timetable(setup.plan, setup.phases, setup.parameters_by_name, selection=setup.selection)
     setup.meter.extra_bytes += timetable.copied_bytes
+    ahead: list[StepBatches] = []
     while True:
         phase = setup.phases[timetable.present]
         if warn_of_leaks:
             state.forecast = foresee_phase(setup, state.forecast)
-        batches = batches_of(steps_of_phase(all_steps, timetable, state), sizes)
+        batches = batches_of(steps_of_phase(all_steps, ahead, timetable, state), sizes)
         yield from phase_steps(setup, state, phase, batches, task=task, scheduler=scheduler, sizes=sizes)
         if setup.phases[timetable.present] is phase:
             note_phases_not_reached(setup, timetable)
@@ -239,17 +242,23 @@ def phase_steps(
         state.steps.append(step)
         yield step
     setup.meter.on_phase_end(setup.parameters, setup.optimizer, context.not_run)
+    state.frozen_gradients |= have_gradients(phase.selection)
 
 
 def steps_of_phase(
-    all_steps: Iterator[StepBatches], timetable: Timetable, state: TrainingState
+    all_steps: Iterator[StepBatches], ahead: list[StepBatches], timetable: Timetable, state: TrainingState
 ) -> Generator[StepBatches, None, None]:
-    """Yield the batches of each step, until the next phase begins or the data end."""
-    first = len(state.steps) + 1
+    """Yield the batches of each step, until the next phase begins or the data end.
+
+    `ahead`: the batches of a step that were read before a phase ended; they are the first of the next one. So a phase begins
+    only if there is a step to make in it.
+    """
+    first, window = len(state.steps) + 1, timetable.plan.window
     for number in count(first):
-        if number > first and timetable.next_begins(number, lambda: [step.loss for step in state.steps]):
+        if (step := ahead.pop() if ahead else next(all_steps, None)) is None:
             return
-        if (step := next(all_steps, None)) is None:
+        if number > first and timetable.next_begins(number, lambda: [step.loss for step in state.steps[-window:]]):
+            ahead.append(step)
             return
         yield step
 

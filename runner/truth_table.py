@@ -32,7 +32,17 @@ if TYPE_CHECKING:
     from runner.experiment import Outcome
 
 BASE = ("model=token_mlp", "freeze=backbone", "batches=5", "threads=1", "device=cpu", "data.batch_size=8", "cost=off")
-FREEZE_AT = 3  # the first frozen step of the cases that freeze in mid-run
+SCHEDULES: dict[str, dict[str, Any]] = {  # by the first frozen steps
+    "1": {"_target_": "runner.freezing.schedule.constant"},
+    "3": {"_target_": "runner.freezing.schedule.after", "step": 3},
+    "1|4": {
+        "_target_": "runner.freezing.schedule.explicit",
+        "phases": [{"at": 2, "thaw": ["**"]}, {"at": 4, "freeze": ["**"]}],
+    },
+}
+TWICE = "1|4"
+NOT_TWICE = ("chained", "constant", "linear", "multi_step", "multiplicative", "plateau", "polynomial")
+"""Schedulers with which nothing is frozen twice, to save time: like `step` and `cosine`, they never raise a rate from 0."""
 VARIANTS = {"requires_grad clean": {"clean": True}, "zero_lr guard": {"guard": True}}  # methods with options
 GROUPS: dict[str, dict[str, Any]] = {  # for optimizers that do not accept the default groups
     "lbfgs": {"cut": {"_target_": "runner.freezing.groups.all_in_one"}},
@@ -49,7 +59,7 @@ class Case:
         method: a choice of the config group `method`, or a key of VARIANTS, such as `zero_lr guard`.
         optimizer: a choice of the config group `optimizer`.
         weight_decay: the optimizer's weight decay; None if it has no such option.
-        frozen_from: the first step with frozen parameters, counted from 1.
+        frozen_from: the first step with frozen parameters, counted from 1; `1|4` if they are thawed and frozen again.
         gradients: what `zero_grad` sets gradients to, `none` or `zeros`.
         scheduler: a choice of the config group `scheduler`.
     """
@@ -57,7 +67,7 @@ class Case:
     method: str
     optimizer: str
     weight_decay: float | None
-    frozen_from: int
+    frozen_from: str
     gradients: str
     scheduler: str
 
@@ -90,14 +100,16 @@ def choices(group: str) -> list[str]:
 def all_cases() -> Iterator[Case]:
     """Yield all combinations of method, optimizer, weight decay, step at which freezing begins, `set_to_none`, scheduler.
 
-    Cases that differ only in their method follow one another. The first of them has the method `requires_grad`, with which
-    the others are compared.
+    With the schedulers of NOT_TWICE, nothing is frozen twice. Cases that differ only in their method follow one another. The
+    first of them has the method `requires_grad`, with which the others are compared.
     """
     methods = sorted([*choices("method"), *VARIANTS], key=lambda name: (name != "requires_grad", name))
     for optimizer in choices("optimizer"):
         decays = (0.0, 0.1) if "weight_decay" in config_node("optimizer", optimizer) else (None,)
-        settings = product(decays, (1, FREEZE_AT), ("none", "zeros"), choices("scheduler"))
+        settings = product(decays, SCHEDULES, ("none", "zeros"), choices("scheduler"))
         for (weight_decay, frozen_from, gradients, scheduler), method in product(settings, methods):
+            if frozen_from == TWICE and scheduler in NOT_TWICE:
+                continue
             yield Case(
                 method=method,
                 optimizer=optimizer,
@@ -154,13 +166,12 @@ def config_of(case: Case) -> Config:
     optimizer = {**config_node("optimizer", case.optimizer), **FEWER_ITERATIONS.get(case.optimizer, {})}
     if case.weight_decay is not None:
         optimizer = {**optimizer, "weight_decay": case.weight_decay}
-    schedule = {"_target_": "runner.freezing.schedule.after", "step": case.frozen_from}
     config = replace(
         base_config(),
         method={**config_node("method", method), **VARIANTS.get(case.method, {})},
         optimizer=optimizer,
         scheduler=config_node("scheduler", case.scheduler, case.optimizer),
-        schedule=schedule,
+        schedule=SCHEDULES[case.frozen_from],
         zero_grad_to_none=case.gradients == "none",
     )
     return replace(config, groups=replace(config.groups, **GROUPS.get(case.optimizer, {})))

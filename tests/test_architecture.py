@@ -14,7 +14,6 @@ from tests.test_policy import LAYERS
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 EXAMPLES = {
     "blobs": ("data=custom", "data._target_=blobs.Blobs", "++data.input=${model.input}", "++data.classes=${model.classes}"),
-    "from_the_input": ("schedule=custom", "schedule._target_=from_the_input.from_the_input", "++schedule.every=2"),
 }
 
 

@@ -105,6 +105,16 @@ def test_digits_trains_the_head_of_a_resnet_on_half_of_the_digits_and_tests_it_o
     assert set(record["evaluation"]) == {"before", "after"}
 
 
+def test_gradual_unfreezing_thaws_one_more_block_of_a_resnet_in_each_pass():
+    small = ("model.input=[3,8,8]", "data.batch_size=8", "cost=off", "evaluate=false", "batches=2")
+    result = run("experiment=gradual_unfreezing", *small)
+    assert result.verdict == "held"
+    assert [phase["first_step"] for phase in result.record["phases"]] == [1, 3, 5, 7, 9, 11]
+    thawed = [[block["name"] for block in phase["blocks"] if not block["frozen"]] for phase in result.record["phases"]]
+    blocks = ["conv1..bn1", "layer1", "layer2", "layer3", "layer4"]
+    assert thawed == [blocks[5 - number :] for number in range(6)]
+
+
 def parameter_names(result):
     """Return the names of all parameters of the model."""
     return [row["name"] for row in result.rows if row["kind"] == "parameter"]

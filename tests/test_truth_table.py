@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runner.report.truth_page import TRUTH_COLUMNS, read_truth_table, truth_table_markdown
-from runner.truth_table import VARIANTS, Case, all_cases, choices, main, run_case
+from runner.truth_table import NOT_TWICE, SCHEDULES, TWICE, VARIANTS, Case, all_cases, choices, main, run_case
 from tests.conftest import ROOT
 from tests.test_conformance import build_method
 
@@ -27,7 +27,7 @@ def row_of(case: Case) -> dict:
         (TABLE.method == case.method)
         & (TABLE.optimizer == case.optimizer)
         & (TABLE.weight_decay == decay)
-        & (TABLE.frozen_from == str(case.frozen_from))
+        & (TABLE.frozen_from == case.frozen_from)
         & (TABLE.gradients == case.gradients)
         & TABLE.schedulers.map(lambda schedulers: case.scheduler in schedulers.split("|"))
     ]
@@ -39,7 +39,7 @@ def test_the_cases_cover_every_method_optimizer_and_scheduler():
     assert {case.method for case in CASES} == {*choices("method"), *VARIANTS}
     assert {case.optimizer for case in CASES} == set(choices("optimizer"))
     assert {case.scheduler for case in CASES} == set(choices("scheduler"))
-    assert len(CASES) == len(set(CASES)) == 23328
+    assert len(CASES) == len(set(CASES)) == 30456
 
 
 def test_the_table_contains_every_case_once():
@@ -64,8 +64,38 @@ def test_a_case_that_is_run_again_has_the_result_of_the_table(case):
 
 
 def test_the_table_has_the_expected_number_of_runs_for_each_outcome():
-    assert dict(TABLE.groupby("outcome").runs.sum()) == {"held": 15268, "leaked": 5108, "returned": 1872, "skipped": 1080}
+    assert dict(TABLE.groupby("outcome").runs.sum()) == {"held": 19360, "leaked": 7066, "returned": 2422, "skipped": 1608}
     assert set(TABLE[TABLE.outcome == "skipped"].optimizer) == {"lbfgs", "sparse_adam"}
+
+
+def outcomes() -> dict[tuple[str, ...], dict[str, str]]:
+    """Return {all settings but when it is frozen: {first frozen steps: outcome}} of the whole table."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in TABLE.to_dict("records"):
+        for scheduler in row["schedulers"].split("|"):
+            setting = (row["method"], row["optimizer"], row["weight_decay"], row["gradients"], scheduler)
+            found.setdefault(setting, {})[row["frozen_from"]] = row["outcome"]
+    return found
+
+
+def test_what_is_frozen_again_holds_wherever_it_holds_if_it_is_frozen_once():
+    compared = [by for by in outcomes().values() if by.get(TWICE, "skipped") != "skipped"]
+    assert len(compared) == 6600
+    for by in compared:
+        assert by[TWICE] != "leaked" or "leaked" in (by["1"], by["3"])
+
+
+def test_every_scheduler_that_raises_a_rate_from_0_has_runs_that_freeze_again():
+    assert set(TABLE.frozen_from) == set(SCHEDULES)
+    rows = TABLE[(TABLE.method == "zero_lr") & TABLE.causes.str.contains("scheduler")]
+    raise_rates = set("|".join(rows.schedulers).split("|"))
+    assert len(raise_rates) == 7
+    assert raise_rates.isdisjoint(NOT_TWICE)
+
+
+def test_only_methods_that_update_the_state_of_what_is_frozen_train_otherwise_after_a_thaw():
+    differs = TABLE[(TABLE.frozen_from == TWICE) & (TABLE.trained_part == "differs")]
+    assert {name.split()[0] for name in differs.method} == {"none", "restore", "zero_grad", "zero_lr"}
 
 
 def test_a_plan_predicted_every_verdict_and_cause_of_the_table_and_no_cause_is_unknown():

@@ -26,6 +26,7 @@ from runner.freezing.groups import (
 from runner.freezing.phases.check import check_plan
 from runner.freezing.phases.factors import RateFactors
 from runner.freezing.phases.phase import Run
+from runner.freezing.phases.restriction import restricted
 from runner.freezing.schedule import Phase, Plan
 from runner.freezing.selection import Selection, nothing_of
 from runner.methods.base import FreezingMethod
@@ -77,12 +78,16 @@ def refuse_closure(plan: Plan, optimizer: object) -> None:
         raise SkippedError(f"{name} takes one parameter group, and each block of the schedule needs its own")
 
 
-def selections_to_check(plan: Plan, selection: Selection) -> list[Selection]:
+def selections_to_check(plan: Plan, selection: Selection, model: nn.Module) -> list[Selection]:
     """Return what is frozen in the phases that are known, each set once; a method must be able to freeze each.
 
-    `selection`: what the config declares frozen; of it phases are taken that are only found during the run.
+    `selection`: what the config declares frozen. Phases that are found during the run may freeze any blocks of it: then all
+    of it is returned too, and the last block alone, which lies behind what trains.
     """
-    found = [phase.selection for phase in plan.phases] + ([selection] if plan.observe else [])
+    found = [phase.selection for phase in plan.phases]
+    if plan.observe:
+        last = list(plan.blocks.values())[-1:]
+        found += [selection, *(restricted(selection, model, set(names)) for names in last)]
     distinct = {frozenset(each.parameters): each for each in reversed(found) if each.parameters or each.modules}
     return list(reversed(distinct.values())) or [plan.phases[-1].selection]
 

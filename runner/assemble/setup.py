@@ -126,7 +126,7 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         selection = declared_selection(config, built, note, trial)
         note_fields_left_out(task, built_model, feed.first, note)
         plan = build_plan(config, selection, run_of(config, built_model, feed))
-        method = build_method(config, example, built_model, selections_to_check(plan, selection))
+        method = build_method(config, example, built_model, selections_to_check(plan, selection, built_model))
         begun = begin_first_phase(config, plan, method, built_model, selection=selection, undo=undo)
         yield Setup(
             config=config,

@@ -171,7 +171,7 @@ class Config:
     scheduler: dict[str, Any] = MISSING
     """What changes the learning rate, or none."""
     schedule: dict[str, Any] = MISSING
-    """When the freezing begins."""
+    """When what `freeze` selects is frozen."""
     task: dict[str, Any] = MISSING
     """How a batch becomes a loss."""
     data: dict[str, Any] = MISSING

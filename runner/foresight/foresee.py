@@ -189,8 +189,10 @@ def _of_left_gradients(loop: Loop, selection: Selection, trial: Trial) -> Iterat
         )
         return
     leaked = {row["name"] for row in trial.rehearsal.rows if row["verdict"] == "leaked"}
-    rows = [row for row in other.rehearsal.rows if row["name"] not in leaked]
-    for hazard in leak_hazards(replace(other.rehearsal, rows=rows), "the loop", type(loop.optimizer).__name__):
+    phases = [
+        replace(phase, rows=[row for row in phase.rows if row["name"] not in leaked]) for phase in other.rehearsal.phases
+    ]
+    for hazard in leak_hazards(replace(other.rehearsal, phases=phases), "the loop", type(loop.optimizer).__name__):
         sentence = f"if the loop calls zero_grad only after the step, gradients that are there now count: {hazard.sentence}"
         yield replace(hazard, verdict="unknown", sentence=sentence, line="optimizer.zero_grad()")
 

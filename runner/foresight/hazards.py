@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import nan
 from typing import Literal
 
-from runner.contract import Cause, Row
+from runner.contract import Cause
 from runner.errors import listed
 from runner.foresight.rehearsal import Rehearsal
 from runner.foresight.unreached import Unreached
@@ -50,15 +50,18 @@ def leak_hazards(rehearsal: Rehearsal, method: str, optimizer: str, causes: Sequ
     `rehearsal`: the predictions. `method`, `optimizer`: the names that the sentences use. `causes`: if not empty, only leaks
     with one of these causes are reported.
     """
-    rows_of: dict[tuple[Cause, str], list[Row]] = {}
-    for row in rehearsal.rows:
-        if row["verdict"] == "leaked" and (not causes or any(cause in causes for cause in row["cause"].split("|"))):
-            rows_of.setdefault((row["cause"], row["group"]), []).append(row)
-    hazards = []
-    for (cause, group), rows in rows_of.items():
-        names = tuple(row["name"] for row in rows)
-        reason = _describe_cause(cause, group, rehearsal, method=method, optimizer=optimizer)
-        hazards.append(Hazard("leaked", names, cause, f"{reason}: {listed(names, most=2)} would leak"))
+    known, hazards = set[tuple[Cause, str]](), []
+    for phase in rehearsal.phases:
+        names_of: dict[tuple[Cause, str], list[str]] = {}
+        for row in phase.rows:
+            is_wanted = not causes or any(cause in causes for cause in row["cause"].split("|"))
+            if row["verdict"] == "leaked" and is_wanted and (row["cause"], row["name"]) not in known:
+                known.add((row["cause"], row["name"]))
+                names_of.setdefault((row["cause"], row["group"]), []).append(row["name"])
+        for (cause, group), names in names_of.items():
+            lrs = {step: rates.get(group, nan) for step, rates in rehearsal.lrs.items() if step in phase.steps}
+            reason = _describe_cause(cause, group, lrs, rehearsal.scheduler, method=method, optimizer=optimizer)
+            hazards.append(Hazard("leaked", tuple(names), cause, f"{reason}: {listed(names, most=2)} would leak"))
     return hazards
 
 
@@ -119,17 +122,19 @@ def idle_hazards(rehearsal: Rehearsal, unreached: Mapping[str, Unreached] | None
     ]
 
 
-def _describe_cause(cause: str, group: str, rehearsal: Rehearsal, method: str, optimizer: str) -> str:
+def _describe_cause(
+    cause: str, group: str, lrs: Mapping[int, float], scheduler: object, *, method: str, optimizer: str
+) -> str:
     """Return a clause that says why frozen tensors in the parameter group `group` would change.
 
-    `cause`: as in the `cause` column of `changes.csv`. `method`, `optimizer`: the names that the clause uses. For the cause
-    `scheduler`, the clause gives the group's highest learning rate while frozen and the step at which it is reached.
+    `cause`: as in the `cause` column of `changes.csv`. `lrs`: {step: learning rate of the group}, while it is frozen.
+    `method`, `optimizer`: the names that the clause uses. For the cause `scheduler`, the clause gives the highest of the
+    learning rates and the step at which it is reached.
     """
     if cause == "scheduler":
-        lrs = {step: rates.get(group, nan) for step, rates in rehearsal.lrs.items() if step >= rehearsal.first}
         step = max(lrs, key=lambda number: lrs[number])
         return (
-            f"{method} with {type(rehearsal.scheduler).__name__}: the learning rate of the group {group} becomes "
+            f"{method} with {type(scheduler).__name__}: the learning rate of the group {group} becomes "
             f"{lrs[step]:.3g} at step {step}"
         )
     return {

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from runner.errors import ConfigError
 from runner.foresight.effects import names_changed
-from runner.foresight.rehearsal import Rehearsal, advance, run_phase
+from runner.foresight.rehearsal import Rehearsal, RehearsedPhase, advance, run_phase
 from runner.foresight.unreached import ForwardCalls, watching_calls
 from runner.freezing.groups import group_lr, groups_by_tensor
 from runner.freezing.selection import Selection
@@ -155,7 +155,10 @@ def _rehearse(loop: Loop, selection: Selection, trial: Trial, make_steps: Callab
         scheduler = loop.build_scheduler()  # the audit has seen the rates that were declared
         lrs = run_phase(make_steps, optimizer, scheduler, steps, restore_lrs=ExitStack(), full_steps=full_steps)
         trial.without_gradient = {id(each) for each in stepped_tensors(optimizer) if each.grad is None}
-    trial.rehearsal, trial.why_unknown = Rehearsal(1, report.rows, lrs, scheduler), report.why_unknown
+    trial.rehearsal, trial.why_unknown = (
+        Rehearsal([RehearsedPhase(steps, report.rows)], report.rows, lrs, scheduler),
+        report.why_unknown,
+    )
 
 
 def _until_all_have_moved(loop: Loop, before: Snapshot, selection: Selection, steps: range) -> Iterator[int]:

@@ -57,11 +57,18 @@ def planned_parameters(setup: Setup) -> list[PlannedParameter]:
             group=group_name,
             lr=digits_text(group_lr(group)) if group else "",
             requires_grad=tensor is not None and tensor.requires_grad,
-            frozen=frozen_text(setup.phases, setup.config.steps, entry.tensor),
+            frozen=when_frozen(setup, entry.tensor),
         )
         shape, numel = tuple(entry.tensor.shape), entry.tensor.numel()
         planned.append(PlannedParameter(entry.name, tuple(entry.aliases), shape, numel=numel, treatment=treatment))
     return planned
+
+
+def when_frozen(setup: Setup, tensor: Tensor) -> str:
+    """Return when a tensor is frozen, as `frozen_text` does, or what is known of it before the run."""
+    if setup.plan.observe and tensor in setup.selection:
+        return "at first" if tensor in setup.phases[0].selection else "perhaps later"
+    return frozen_text(setup.phases, setup.config.steps, tensor)
 
 
 def frozen_text(phases: Sequence[Phase], steps: int, tensor: Tensor) -> str:

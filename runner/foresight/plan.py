@@ -122,8 +122,10 @@ def parameter_lines(setup: Setup, console: Console) -> list[Text]:
     modules = len(setup.selection.modules)
     when = " in some phase" if len(setup.phases) > 1 else ""
     be = "may" if setup.plan.observe else "would"
+    frozen = {name for phase in setup.phases for name in phase.selection.parameters}
+    number = len(setup.selection.parameters if setup.plan.observe else frozen)
     summary = (
-        f"{len(setup.selection.parameters)} of {len(setup.parameters)} parameters {be} be frozen{when}, "
+        f"{number} of {len(setup.parameters)} parameters {be} be frozen{when}, "
         f"{modules} module{'' if modules == 1 else 's'} held in eval mode; nothing was trained or written."
     )
     return [*hanging(Text(summary, style="bold"), console), *parameter_table(planned_parameters(setup), console.width)]

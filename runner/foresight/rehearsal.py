@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.contract import Row
@@ -39,12 +38,20 @@ FULL_STEPS = 32  # of each phase (span of steps with the same frozen layers); fo
 LearningRates = dict[int, dict[str, float]]  # {step number: {parameter group name: learning rate}}
 
 
+@dataclass(frozen=True)
+class RehearsedPhase:
+    """A phase of a rehearsal: the numbers of its steps, and the rows that are about these steps alone."""
+
+    steps: range
+    rows: list[Row]
+
+
 @dataclass
 class Rehearsal:
     """The predictions for a training: that of a small stand-in for the model, or some steps of the model itself.
 
     Attributes:
-        first: the first step of the last phase (a phase is a span of steps in which the same layers are frozen).
+        phases: the phases that were rehearsed, or those of them that are of interest.
         rows: for each parameter and buffer of the model, a dict that says whether it would change and why.
         lrs: {step number: {parameter group name: learning rate}}.
         scheduler: the learning rate scheduler that was used, or None.
@@ -52,7 +59,7 @@ class Rehearsal:
             under LBFGS.
     """
 
-    first: int
+    phases: list[RehearsedPhase]
     rows: list[Row]
     lrs: LearningRates
     scheduler: Any
@@ -91,38 +98,49 @@ def rehearse(
                 restore_lrs.close()
                 phase_undo.close()
                 if number:
-                    frozen = switch(stand_in, optimizer, report, before=phases[number - 1], after=phase, reset=reset)
-                    drop_state(optimizer, newly_frozen(stand_in, phases[number - 1], phase) if plan.drops_state else ())
+                    switch(stand_in, optimizer, report, before=phases[number - 1], after=phase, plan=plan, reset=reset)
+                frozen = stand_in.map_selection(phase.selection)
                 factors.begin(phase)
                 method.attach(optimizer, frozen, phase_undo)
                 drop_gradients(stand_in, effect, phase_undo)
-                last = phases[number + 1].first - 1 if number + 1 < len(phases) else batches
                 train_steps = partial(train, stand_in, optimizer, _task_of(effect), zero_grad_to_none=zero_grad_to_none)
-                lrs |= run_phase(train_steps, optimizer, scheduler, range(phase.first, last + 1), restore_lrs=restore_lrs)
-        stand_in.zero_grad()
-        stand_in(batches + 1, replace(effects[-1], written=frozenset())).backward()
-        optimizer_couples = couples(optimizer, frozen)
-    rows = _rows_of_model({stand_in.name_of[row["name"]]: row for row in report.rows}, model_entries, equivalents)
-    return Rehearsal(phases[-1].first, rows, lrs, scheduler, optimizer_couples=optimizer_couples)
+                steps = steps_of(phases, number, batches)
+                lrs |= run_phase(train_steps, optimizer, scheduler, steps, restore_lrs=restore_lrs, factors=factors)
+        are_coupled = couples(stand_in, optimizer, frozen, _task_of(replace(effects[-1], written=frozenset())))
+    to_rows = partial(_rows_of_model, stand_in, model_entries, equivalents)
+    of_phases = [to_rows(phase.rows) for phase in report.phases] or [to_rows(report.rows)]
+    rehearsed = [RehearsedPhase(steps_of(phases, number, batches), rows) for number, rows in enumerate(of_phases)]
+    return Rehearsal(rehearsed, to_rows(report.rows), lrs, scheduler, optimizer_couples=are_coupled)
+
+
+def steps_of(phases: Sequence[Phase], number: int, batches: int) -> range:
+    """Return the numbers of the steps of the phase with this index; the last one lasts to step `batches`."""
+    last = phases[number + 1].first - 1 if number + 1 < len(phases) else batches
+    return range(phases[number].first, last + 1)
 
 
 def switch(
-    stand_in: StandInModel, optimizer: Optimizer, report: Report, *, before: Phase, after: Phase, reset: Collection[str]
-) -> Selection:
-    """Begin the phase `after` on the stand-in, and return what is frozen in it."""
+    stand_in: StandInModel,
+    optimizer: Optimizer,
+    report: Report,
+    *,
+    before: Phase,
+    after: Phase,
+    plan: Plan,
+    reset: Collection[str],
+) -> None:
+    """Begin the phase `after` on the stand-in, as it is begun on the real model."""
     regroup(optimizer, stand_in.map_groups(before.groups), stand_in.map_groups(after.groups), reset=reset)
-    was_frozen, frozen = stand_in.map_selection(before.selection), stand_in.map_selection(after.selection)
-    declare(report, was_frozen, frozen)
-    return frozen
+    if plan.drops_state:
+        newly = stand_in.map_selection(without(after.selection, before.selection))
+        drop_state(optimizer, newly.parameters.values())
+    declare(report, stand_in.map_selection(before.selection), stand_in.map_selection(after.selection))
 
 
-def newly_frozen(stand_in: StandInModel, before: Phase, after: Phase) -> list[Tensor]:
-    """Return the stand-ins of the parameters that are frozen in the phase `after` and were not in the one before."""
-    return list(stand_in.map_selection(without(after.selection, before.selection)).parameters.values())
-
-
-def couples(optimizer: Optimizer, frozen: Selection) -> bool:
+def couples(stand_in: StandInModel, optimizer: Optimizer, frozen: Selection, task: Task) -> bool:
     """Return whether gradients of frozen parameters change the updates of others; False if the step cannot be replayed."""
+    stand_in.zero_grad()
+    task(stand_in, 0).backward()
     with suppress(Exception):
         return frozen_gradients_affect_others(optimizer, list(frozen.parameters.values()))
     return False
@@ -144,16 +162,18 @@ def declare(report: Report, before: Selection, after: Selection) -> None:
 
 
 def _rows_of_model(
-    row_of_stand_in: Mapping[str, Row],
+    stand_in: StandInModel,
     model_entries: Mapping[str, TensorEntry],
     equivalents: Mapping[str, list[TensorEntry]],
+    rows: Iterable[Row],
 ) -> list[Row]:
     """Return a row (a dict that says whether a tensor changed, and why) for each tensor of the real model.
 
-    `row_of_stand_in`: {name of a tensor of the real model that has a stand-in: the row of that}. `model_entries`: {name:
-    tensor of the real model}. `equivalents`: {such a name: the tensors of the real model that the stand-in represents}; each
-    of these tensors gets a copy of its row.
+    `model_entries`: {name: tensor of the real model}. `equivalents`: {name of a tensor of the real model that has a
+    stand-in: the tensors of the real model that the stand-in represents}; each of them gets a copy of its row. `rows`: those
+    of the stand-in.
     """
+    row_of_stand_in = {stand_in.name_of[row["name"]]: row for row in rows}
     row_of = {entry.name: row_of_stand_in[name] for name, members in equivalents.items() for entry in members}
     return [{**row_of[name], "name": name, "module_type": entry.module_type} for name, entry in model_entries.items()]
 
@@ -166,6 +186,7 @@ def run_phase(
     *,
     restore_lrs: ExitStack,
     full_steps: Iterable[int] | None = None,
+    factors: RateFactors | None = None,
 ) -> LearningRates:
     """Simulate the steps of one phase; return {step number: {parameter group name: learning rate}}.
 
@@ -174,23 +195,26 @@ def run_phase(
     parameter group has the highest of its recorded rates: a tensor that changes at a lower rate also changes at this one.
     There are two because some optimizers use a rate one step later than it is set (ASGD).
     Closing `restore_lrs` sets the rates back. It stays open at first, so that the audit can repeat the last step to find why
-    a frozen tensor changed.
+    a frozen tensor changed. `factors`: what the scheduled rates are multiplied by.
     """
     full_steps = steps[:FULL_STEPS] if full_steps is None else full_steps
-    lrs = {step.number: step.lrs for step in train_steps(full_steps, scheduler=scheduler, first=steps.start)}
+    factors = factors or RateFactors(optimizer, {}, ExitStack())
+    made = train_steps(full_steps, scheduler=scheduler, first=steps.start)
+    lrs = {step.number: factors.multiplied(step.lrs) for step in made}
     other_steps = steps[len(lrs) :]
     if scheduler is None or not other_steps:
         return lrs
     for number in other_steps:
-        lrs[number] = learning_rates(optimizer)
+        lrs[number] = factors.at(number, learning_rates(optimizer))
         advance(scheduler)
     for position, group in enumerate(optimizer.param_groups):
         if group.get("lr") is not None:
             name = name_of_group(position, group)
             restore_lrs.callback(group.__setitem__, "lr", group["lr"])
             group["lr"] = max(lrs[number][name] for number in other_steps)
-    for _ in train_steps(other_steps[-2:]):
-        pass
+    with factors.ignored():
+        for _ in train_steps(other_steps[-2:]):
+            pass
     return lrs
 
 

@@ -6,7 +6,7 @@ Also finds out whether gradients of frozen parameters affect how the other param
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runner.assemble.objects import build_optimizer, build_scheduler
 from runner.assemble.setup import Setup
@@ -14,7 +14,7 @@ from runner.contract import Coupling, method_name
 from runner.foresight.effects import Effect, effect_of_flags
 from runner.foresight.hazards import CAUSES_WITHOUT_BATCH, leak_hazards
 from runner.foresight.rehearsal import Rehearsal, rehearse
-from runner.freezing.selection import without
+from runner.freezing.selection import Selection, without
 from runner.proof.causes.gradients import gradient_kind
 
 MOST_PHASES = 20  # that are simulated
@@ -58,7 +58,8 @@ def foresee_phase(setup: Setup, before: Forecast) -> Forecast:
     except Exception as error:  # a user's optimizer may not work with a stand-in's tensors; the run itself goes on
         setup.note(f"what would leak could not be foreseen: {type(error).__name__}: {error}")
         return Forecast(effects, before.optimizer_couples, is_complete=number > 0)
-    for hazard in leak_hazards(rehearsal, *method_and_optimizer_names(setup), CAUSES_WITHOUT_BATCH):
+    of_this_phase = replace(rehearsal, phases=rehearsal.phases[-1:])
+    for hazard in leak_hazards(of_this_phase, *method_and_optimizer_names(setup), CAUSES_WITHOUT_BATCH):
         setup.note(hazard.sentence, urgent=True)
     return Forecast(effects, rehearsal.optimizer_couples, is_complete=number > 0)
 
@@ -84,13 +85,17 @@ def rehearse_phases(setup: Setup, effects: Sequence[Effect]) -> Rehearsal:
     )
 
 
-def couplings(setup: Setup, forecast: Forecast) -> list[Coupling]:
+def have_gradients(selection: Selection) -> bool:
+    """Return whether a frozen parameter has a gradient that is not zero."""
+    return any(gradient_kind(tensor) == "present" for tensor in selection.parameters.values())
+
+
+def couplings(setup: Setup, forecast: Forecast, frozen_have_gradients: bool) -> list[Coupling]:
     """Return how the gradients of frozen parameters affected the other updates: `clip`, `optimizer`, both or neither.
 
     `clip`: gradients of frozen parameters counted in the norm that gradient clipping uses. `optimizer`: the optimizer
     computes the update of a parameter from the gradients of other parameters too, as LBFGS does.
     """
-    frozen_have_gradients = any(gradient_kind(tensor) == "present" for tensor in setup.selection.parameters.values())
     is_coupled: dict[Coupling, bool] = {
         "clip": frozen_have_gradients and setup.config.clip is not None,
         "optimizer": forecast.optimizer_couples,

@@ -201,8 +201,8 @@ def regroup(
 
     `old_groups`: the groups of the phase that ends. `new_groups`: those of the phase that begins. Groups are matched by
     name. An option of a group is set only if its old and new values differ; so a learning rate that a scheduler has set
-    stays. `reset`: the names of groups whose options are set in any case. The optimizer keeps its state (such as momentum)
-    for every parameter, even for those that it no longer updates.
+    stays. `reset`: the names of groups whose options are set whenever they get their first parameters. The optimizer keeps
+    its state (such as momentum) for every parameter, even for those that it no longer updates.
     """
     old_by_name, new_by_name = ({group["name"]: group for group in groups} for groups in (old_groups, new_groups))
     names = {group["name"] for group in optimizer.param_groups}
@@ -211,7 +211,7 @@ def regroup(
     for group in optimizer.param_groups:
         old = old_by_name.get(group["name"], {})
         new = new_by_name.get(group["name"], {**old, "params": []})
-        old = {} if group["name"] in reset else old
+        old = {} if group["name"] in reset and not group["params"] else old
         group.update({key: value for key, value in new.items() if key != "params" and value != old.get(key)})
         if [id(p) for p in group["params"]] != [id(p) for p in new["params"]]:
             group["params"] = list(new["params"])

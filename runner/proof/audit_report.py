@@ -69,7 +69,7 @@ class Report:
     Attributes:
         rows: a dict for each parameter and buffer, with the columns of `changes.csv` as keys: how far it moved, and why.
         phases: the spans of steps between calls of `freeze` and `unfreeze`, each with rows of its own; empty if there was no
-            such call after a step. To know what moved in a phase, the audit keeps one more copy of all tensors.
+            such call after a step. To know what moved in a phase, the audit keeps one more copy of what has moved so far.
         looks: the numbers of the steps after which all tensors were compared bit by bit with their initial values.
         notes: sentences for the user, such as why the cause of a change is `unknown`.
         why_unknown: {tensor name: why the cause of its change is not known}; empty where it is known.

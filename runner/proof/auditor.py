@@ -75,10 +75,11 @@ class Auditor:
         self.optimizers.forget_rows()
         return newly
 
-    def watch_for_a_step(self, rows: Iterable[Followed], replays: bool = False) -> None:
+    def watch_for_a_step(self, rows: Iterable[Followed], *, replays: bool = False, by_marks: bool = False) -> None:
         """Watch what writes to the tensors of these rows in the next step, or, with `every=1`, to the end."""
-        is_kept, by_marks = self.options.every == 1, not self.options.watch_forward
-        self.tracer.watch(rows, replays=replays, is_kept=is_kept, in_forward=self.in_forward, by_marks=is_kept and by_marks)
+        is_kept = self.options.every == 1
+        by_marks = not self.options.watch_forward if is_kept else by_marks
+        self.tracer.watch(rows, replays=replays, is_kept=is_kept, in_forward=self.in_forward, by_marks=by_marks)
 
     def end_phase(self) -> None:
         """If a step was made since the present phase began, end the phase: note its rows, and begin another."""
@@ -89,15 +90,15 @@ class Auditor:
             self.phase_log.begin(self.following, self.optimizers.last_step + 1)
 
     def freeze(self, frozen: Frozen) -> None:
-        """Declare more tensors frozen, and compare the new ones from now on with their current values.
-
-        Tensors that were already declared frozen are still compared with their earlier values.
-        """
-        for row in self.declare(self.as_selection(frozen)):
-            self.following.begin_span(row, self.optimizers.last_step, self.optimizers.made)
+        """Declare more tensors frozen, to be compared with their current values; the others still are with earlier ones."""
+        frozen_before = [row for row in self.following.rows if row.frozen]
+        newly = self.declare(self.as_selection(frozen))
+        for row in newly:
+            self.phase_log.begin_span(row, self.following, self.optimizers)
         self.watch_lists.clear()
         # Optimizer state from before the freeze may move a tensor in the next step only.
-        self.watch_for_a_step([row for row in self.following.rows if row.frozen], replays=True)
+        self.watch_for_a_step(newly, replays=True)
+        self.watch_for_a_step(frozen_before, replays=True, by_marks=True)
 
     def unfreeze(self, frozen: Frozen) -> None:
         """Declare tensors trainable again; raise ConfigError if none of them is declared frozen."""
@@ -265,7 +266,7 @@ class Auditor:
             self.report.phases.append(self.phase_log.end(self.following, self.optimizers))
         rows, self.report.why_unknown = make_rows(self.following, self.optimizers)
         self.report.rows, self.report.appeared = rows, {row.name for row in self.following.rows if row.appeared}
-        self.report.not_training += unfrozen_and_unchanged(self.following.rows, self.optimizers.last_step)
+        self.report.not_training += unfrozen_and_unchanged(self.following.rows, self.report.steps, self.report.phases)
         self.report.notes += [
             *unknown_cause_notes(rows, self.report.why_unknown),
             *(["no parameter was frozen (requires_grad=False) on entry: give patterns"] if self.report.is_empty else []),
@@ -288,7 +289,7 @@ class Auditor:
         if self.hooks is not None:
             self.hooks.remove()
         self.watch_lists.clear()
-        self.phase_log.forget()
+        self.phase_log = PhaseLog()
         self.following.forget()
         self.optimizers.forget()
 

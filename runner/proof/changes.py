@@ -157,11 +157,11 @@ def _sums(old: Tensor, new: Tensor | None, in_float64: bool) -> _Sums:
             wide = _widen(old_chunk, in_float64)
             room = scratch[: len(wide)]
             squares.append(torch.square(wide, out=room).sum())
-            different.append(_different(old_chunk, new_chunk).sum(dtype=wide.dtype))  # exact: a chunk has few elements
+            different.append(_different(old_chunk, new_chunk))
             difference = torch.sub(_widen(new_chunk, in_float64), wide, out=room).abs_()
             largest.append(difference.max())
             distances.append(difference.square_().sum())
-    # One transfer from the device.
+    # One transfer from the device. In float32, too, counts are exact: a chunk has few elements.
     values = iter(torch.stack([*squares, *distances, *largest, *(each.to(squares[0]) for each in different)]).tolist())
     square, distance = sum(islice(values, len(squares))), sum(islice(values, len(distances)))
     maximum = _max_or_nan(list(islice(values, len(largest))))
@@ -169,15 +169,15 @@ def _sums(old: Tensor, new: Tensor | None, in_float64: bool) -> _Sums:
 
 
 def _different(old: Tensor, new: Tensor) -> Tensor:
-    """Return which elements of two one-dimensional tensors of the same dtype differ by a bit, as booleans."""
-    different = torch.ne(element_bits(old), element_bits(new))
-    return different.view(len(old), -1).any(1) if len(different) != len(old) else different
+    """Return how many elements of two one-dimensional tensors of the same dtype differ by a bit, as a tensor."""
+    different = torch.bitwise_xor(element_bits(old), element_bits(new))  # twice as fast as `ne`, whose booleans sum slowly
+    return (different.view(len(old), -1).any(1) if len(different) != len(old) else different).count_nonzero()
 
 
 def _count_different(old: Tensor, new: Tensor) -> int:
     """Return how many elements of two one-dimensional tensors of the same dtype differ by a bit."""
     pairs = zip(_split(old, CPU_CHUNK), _split(new, CPU_CHUNK), strict=True)
-    return sum(int(_different(*pair).sum()) for pair in pairs)
+    return sum(int(_different(*pair)) for pair in pairs)
 
 
 def _split(flat: Tensor, size: int) -> Sequence[Tensor]:

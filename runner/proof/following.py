@@ -169,20 +169,23 @@ class Following:
         self.declared -= set(names)
         return [row for row in self.rows if row.frozen and not self._is_declared(row.names)]
 
-    def begin_span(self, row: Followed, step: int, made: int) -> None:
+    def begin_span(self, row: Followed, step: int, made: int, *, copied: Tensor) -> None:
         """Begin a span in which the tensor of a row is declared frozen.
 
-        `step`: the number of the last step. `made`: how many steps all optimizers together have made.
+        `step`: the number of the last step. `made`: how many steps all optimizers together have made. `copied`: an
+        earlier copy of the tensor; if it still has the same bits, no other is made.
         """
-        row.reference, row.frozen_since = copy_of(row.tensor), made
+        row.reference = copied if same_bits(copied, row.tensor) else copy_of(row.tensor)
+        row.frozen_since = made
         row.evidence, row.window = Evidence(), Window(step)
 
     def end_span(self, row: Followed, step: int, made: int) -> None:
         """End the span in which the tensor of a row was declared frozen; the arguments are those of `begin_span`.
 
-        A span without a step of any optimizer does not count, unless the tensor has changed in it.
+        Its bits have just been compared. A span without a step of any optimizer does not count, unless the tensor has
+        changed in it.
         """
-        span = FrozenSpan(not same_bits(row.reference, row.tensor), row.evidence)
+        span = FrozenSpan(row.evidence.differed and not same_bits(row.reference, row.tensor), row.evidence)
         if made > row.frozen_since or span.moved or span.evidence.differed:
             row.ended_spans.append(span)
         row.frozen, row.reference = False, self._first_value(row.tensor)

@@ -160,9 +160,8 @@ def strict_problems(record: TrainingRecord, rows: Iterable[Row] = ()) -> list[st
     if record.get("verdict") == "leaked" and "leaked" not in found:
         problems.append("a frozen tensor leaked in a phase (see phases.csv)")
     if idle := record.get("idle_in_phases"):
-        problems.append(
-            f"{len(idle)} parameter{'' if len(idle) == 1 else 's'} never moved while thawed ({listed(idle, most=4)})"
-        )
+        number = f"{len(idle)} parameter{'' if len(idle) == 1 else 's'}"
+        problems.append(f"{number} did not move in the phases that train them ({listed(idle, most=4)})")
     not_finite = defects_of(record).get("loss not finite")
     return [*problems, f"the loss became {not_finite}"] if not_finite else problems
 

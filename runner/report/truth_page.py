@@ -13,7 +13,7 @@ from runner.runs.folder import write_text
 
 SETTINGS = {  # column -> the text for each of its values
     "weight_decay": {"0.0": "no weight decay", "0.1": "weight decay"},
-    "frozen_from": {"1": "frozen from the start", "3": "frozen in mid-run"},
+    "frozen_from": {"1": "frozen from the start", "3": "frozen in mid-run", "1|4": "frozen again"},
     "gradients": {"none": "gradients None", "zeros": "gradients kept as zeros"},
 }
 TRUTH_COLUMNS = (
@@ -62,6 +62,7 @@ def truth_table_markdown(table: DataFrame, torch_version: str) -> str:
     return environment.get_template("truth_table.md.jinja").render(
         torch_version=torch_version,
         runs=table.runs.sum(),
+        not_frozen_again=sorted({*_schedulers_in(table)} - {*_schedulers_in(table[table.frozen_from == "1|4"])}),
         optimizers=optimizers,
         matrix={
             method: [_outcome_text(table[(table.method == method) & (table.optimizer == name)]) for name in optimizers]
@@ -132,16 +133,23 @@ def _optimizers_by_settings(rows: DataFrame, table: DataFrame) -> dict[str, list
 def _settings_text(rows: DataFrame, table: DataFrame) -> str:
     """Return the conditions under which `rows` occur, such as `scheduler step, weight decay, frozen in mid-run`.
 
-    `rows` are compared with all rows of `table` that have the same optimizers. A setting, such as weight decay, is only
-    named if `rows` lack one of the setting's values. The text is `any` if no setting is named.
+    `rows` are compared with all rows of `table` that have the same optimizers and were not skipped. A setting, such as
+    weight decay, is only named if `rows` lack one of the setting's values. The text is `any` if no setting is named.
     """
-    all_rows = table[table.optimizer.isin(rows.optimizer.unique())]
-    schedulers, all_schedulers = (sorted(set("|".join(part.schedulers).split("|"))) for part in (rows, all_rows))
-    texts = [f"scheduler {', '.join(schedulers)}"] if schedulers != all_schedulers else []
+    all_rows = table[table.optimizer.isin(rows.optimizer.unique()) & (table.outcome != "skipped")]
+    alike = all_rows[all_rows.frozen_from.isin(rows.frozen_from.unique())]  # not every scheduler has runs that freeze twice
+    schedulers = _schedulers_in(rows)
+    texts = [f"scheduler {', '.join(schedulers)}"] if schedulers != _schedulers_in(alike) else []
     for column, words in SETTINGS.items():
         values, all_values = (set(part[column]) & words.keys() for part in (rows, all_rows))
-        texts += [words[value] for value in values if len(values) < len(all_values)]
+        if values and values != all_values:
+            texts.append(" or ".join(text for value, text in words.items() if value in values))
     return ", ".join(texts) or "any"
+
+
+def _schedulers_in(rows: DataFrame) -> list[str]:
+    """Return the schedulers of all runs that `rows` stand for, sorted."""
+    return sorted(set("|".join(rows.schedulers).split("|")))
 
 
 def _count_runs(rows: DataFrame) -> int:

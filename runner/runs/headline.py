@@ -80,7 +80,7 @@ def _verdict_part(record: Record, rows: Sequence[Row], missing: Mapping[str, int
         return Headline("HELD", f"{counted(total, 'frozen tensor')}; {returned} of them moved and returned", "green")
     parameters = [row["frozen"] for row in rows if row["kind"] == "parameter"]
     all_frozen = (parameters or "held" in missing) and all(parameters) and not any(word in missing for word in TRAINABLE)
-    trained_too = any(map(trained_in_phases, rows))
+    trained_too = bool(record.get("trained_in_phases", 0))
     alone = "; every parameter is frozen, so nothing trained" if all_frozen and not trained_too else ""
     when = " while frozen" if trained_too else ""
     return Headline("HELD", f"{total} of {counted(total, 'frozen tensor')} kept every bit{when}{alone}", "green")
@@ -147,11 +147,14 @@ def moved_lines(record: Record, rows: Sequence[Row]) -> Iterator[tuple[str, str]
     texts = []
     if trained := [row for row in rows if row["verdict"] == "trained" or trained_in_phases(row)]:
         most = max(trained, key=change_key)
-        texts.append(f"{counted(len(trained), 'parameter')}, most of all {most['name']}, {change_of(most)}")
+        number = max(len(trained), sum(row["verdict"] == "trained" for row in rows) + record.get("trained_in_phases", 0))
+        texts.append(f"{counted(number, 'parameter')}, most of all {most['name']}, {change_of(most)}")
+    elif number := record.get("trained_in_phases", 0):  # before they were frozen, from when on their change is measured
+        texts.append(counted(number, "parameter"))
     if drifted := [row["module_type"] for row in rows if row["verdict"] == "drifted"]:
         texts.append(changed_buffers(len(drifted), drifted))
     if texts:
-        yield "trained" if trained else "moved", "; ".join(texts)
+        yield "trained" if trained or record.get("trained_in_phases", 0) else "moved", "; ".join(texts)
 
 
 def trained_in_phases(row: Row) -> bool:

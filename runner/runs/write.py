@@ -69,7 +69,7 @@ def training_notes(outcome: Outcome) -> Iterator[str]:
     """
     parameters = [row for row in outcome.rows if row["kind"] == "parameter"]
     losses = outcome.losses
-    if parameters and all(row["frozen"] for row in parameters):
+    if parameters and all(row["frozen"] for row in parameters) and not outcome.record["trained_in_phases"]:
         yield "every parameter is declared frozen: nothing trains"
     if len(losses) < outcome.planned_steps and not outcome.interrupted:
         yield f"the data ended after {len(losses)} of {outcome.planned_steps} steps"

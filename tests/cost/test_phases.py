@@ -17,6 +17,7 @@ from runner.cost import meter as meter_module
 from runner.cost.flops import REAL
 from runner.cost.meter import CountingMeter
 from runner.cost.phases import MOST_SETS, MeteredSet, held_in_run, most_bytes
+from runner.cost.shares import total_bytes
 from runner.experiment import TrainingState, training_steps
 from runner.freezing.schedule import reached_phases
 from runner.proof.audit import audit
@@ -73,6 +74,33 @@ def test_a_schedule_that_drops_state_holds_that_of_the_largest_block_and_of_what
     assert run["optimizer_state_bytes"] == run["gradient_bytes"] == 4 * (largest + HEAD_PARAMETERS)
     assert run["optimizer_state_bytes_share"] == (largest + HEAD_PARAMETERS) / PARAMETERS
     assert run["frozen_optimizer_state_bytes"] == 0
+
+
+def equal_layers(count: int) -> nn.Sequential:
+    """Return a chain of layers with as many parameters each."""
+    return nn.Sequential(*(nn.Linear(8, 8) for _ in range(count)))
+
+
+def state_at_each_step(count: int, *overrides: str) -> list[int]:
+    """Return the bytes of optimizer state after each step of a run with a model of `count` equal layers."""
+    model = ("model=custom", f"model.build._target_={__name__}.equal_layers", f"model.build.count={count}")
+    config = config_with(*model, "model.input=[8]", "model.classes=8", f"batches={3 * count}", "cost=off", *overrides)
+    with assembled(config) as setup, audit(setup.model, setup.phases[0].selection, setup.optimizer) as report:
+        return [total_bytes(setup.optimizer.state) for _ in training_steps(setup, report, TrainingState())]
+
+
+@pytest.mark.parametrize(("optimizer", "buffers", "counters"), [("sgd", 1, 0), ("adam", 2, 1), ("adamw", 2, 1)])
+@pytest.mark.parametrize("count", [2, 5])
+def test_equal_blocks_that_train_in_turn_hold_of_the_optimizer_state_the_share_of_one_at_every_step(
+    optimizer, buffers, counters, count
+):
+    block = 4 * (buffers * (8 * 8 + 8) + counters * 2)  # bytes, for a weight and a bias
+    in_turn = (f"optimizer={optimizer}", "freeze=all", "schedule=block_coordinate")
+    for every in (1, 2, 3):
+        assert set(state_at_each_step(count, *in_turn, f"schedule.every={every}")) == {block}
+    kept = state_at_each_step(count, *in_turn, "schedule.every=1", "schedule.state=keep")
+    assert kept == [min(step, count) * block for step in range(1, 3 * count + 1)]
+    assert set(state_at_each_step(count, in_turn[0], "method=none", "freeze=none")) == {count * block}
 
 
 def test_the_costs_of_a_small_model_are_as_by_hand():

@@ -253,6 +253,22 @@ def test_a_parameter_that_is_unfrozen_and_not_in_the_optimizer_does_not_train(un
     assert report.notes[0] == "from step 4 on, the flags declare trainable: 0.weight and 0.bias"
 
 
+def test_a_parameter_that_is_unfrozen_without_effect_and_frozen_again_is_a_problem():
+    def problems(is_stepped: bool, has_step: bool = True) -> list[str]:
+        model = net()
+        optimizer = SGD([*(model[0].parameters() if is_stepped else ()), *model[1:].parameters()], lr=0.1)
+        with audit(model, ["0"], optimizer) as report:
+            for is_frozen in (True, False, True):
+                model[0].requires_grad_(not is_frozen)
+                (report.freeze if is_frozen else report.unfreeze)(["0"])
+                train(model, optimizer, steps=2 if is_frozen or has_step else 0)
+        return report.problems
+
+    said = "unfrozen, unchanged, and frozen again: 0.weight (not_in_optimizer) and 0.bias (not_in_optimizer)"
+    assert problems(is_stepped=False) == [said]
+    assert problems(is_stepped=True) == problems(is_stepped=False, has_step=False) == []
+
+
 def test_flags_that_change_every_step_are_told_in_few_notes():
     model = net()
     optimizer = SGD(model.parameters(), lr=0.1)

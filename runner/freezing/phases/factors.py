@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch.optim import Optimizer
@@ -37,18 +37,30 @@ class RateFactors:
 
     def begin(self, phase: Phase) -> None:
         """Use the factors of this phase from the next step on."""
-        self.factors = phase.factors
+        self.factors, self.step = phase.factors, phase.first - 1
 
     def multiplied(self, lrs: Mapping[str, float]) -> dict[str, float]:
         """Return the learning rates of the last step, those of some groups multiplied; `lrs`: those that are scheduled."""
         return {**lrs, **self.last}
+
+    def at(self, step: int, lrs: Mapping[str, float]) -> dict[str, float]:
+        """Return the learning rates of a step that is not made, in the present phase; `lrs`: those that are scheduled."""
+        factors = {group["name"]: self._factor_of(group, step) for group in self.optimizer.param_groups if self.factors}
+        return {name: lr * factors.get(name, 1.0) for name, lr in lrs.items()}
+
+    @contextmanager
+    def ignored(self) -> Iterator[None]:
+        """Leave the scheduled rates as they are in the steps of this block."""
+        factors, self.factors = self.factors, {}
+        yield
+        self.factors = factors
 
     def _apply(self, *_: Any) -> None:
         """Step pre-hook: multiply the rates."""
         self._restore()  # if the last step raised
         self.step += 1
         for group in self.optimizer.param_groups if self.factors else ():
-            factor = self._factor_of(group)
+            factor = self._factor_of(group, self.step)
             if factor != 1 and group.get("lr") is not None:
                 scheduled = group["lr"]
                 group["lr"] = scheduled * factor
@@ -66,10 +78,10 @@ class RateFactors:
                 group["lr"] = scheduled
         self.applied.clear()
 
-    def _factor_of(self, group: Mapping[str, Any]) -> float:
-        """Return the factor of the block whose parameters a group has, in the present step."""
+    def _factor_of(self, group: Mapping[str, Any], step: int) -> float:
+        """Return the factor of the block whose parameters a group has, at a step of the present phase."""
         block = self.block_of.get(id(group["params"][0])) if group["params"] else None
-        return factor_at(self.factors.get(block, 1.0), self.step) if block is not None else 1.0
+        return factor_at(self.factors.get(block, 1.0), step) if block is not None else 1.0
 
 
 def factor_at(factor: Factor, step: int) -> float:

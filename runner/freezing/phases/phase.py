@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 from torch import nn
@@ -73,7 +74,7 @@ class Plan:
     window: int = 0
     observe: Callable[[int, Values], Phase | None] | None = None
 
-    @property
+    @cached_property
     def thaws(self) -> bool:
         """Whether a phase trains what an earlier one froze, or may do so."""
         names = [set(phase.selection.parameters) for phase in self.phases]

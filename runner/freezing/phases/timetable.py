@@ -34,7 +34,7 @@ class Timetable:
     def next_begins(self, step: int, losses: Callable[[], Sequence[Tensor]]) -> bool:
         """Return whether the next phase begins at `step`, after all steps before it; the present one is then the next.
 
-        `losses`: a function that returns the losses of all steps so far.
+        `losses`: a function that returns the losses of all steps so far, or of as many of the last as the plan's window has.
         """
         is_planned = self._next_is_at(step)
         if self.watched and self.plan.observe and step > 1 and (step - 1) % self.plan.window == 0 and not is_planned:
@@ -76,7 +76,9 @@ class BlockValues:
         for block, parameters in self.blocks.items():
             copies = self.copies[block]
             weights[block] = norm_of(copies)
-            changes[block] = norm_of([each - copy for each, copy in zip(parameters, copies, strict=True)])
+            for each, copy in zip(parameters, copies, strict=True):
+                copy.sub_(each)
+            changes[block] = norm_of(copies)
             present = [each.grad for each in parameters if each.grad is not None]
             if present:
                 gradients[block] = norm_of(present)

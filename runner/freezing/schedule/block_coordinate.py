@@ -33,7 +33,8 @@ def block_coordinate(
     With "gradient_norm", each block trains once, and then those whose gradients had the largest norm when they last
     trained; the phases are found during the run. `every` None: so that each block trains once. What is in no block trains
     throughout.
-    With `state="drop"`, only the blocks that train have optimizer state. Raises ConfigError for bad arguments.
+    With `state="drop"`, only the blocks that train have optimizer state, if the method keeps the optimizer from stepping
+    the others (as `requires_grad` does, and `zero_lr` does not). Raises ConfigError for bad arguments.
     Source: Luo et al. 2024, arXiv:2404.02827 (BAdam); Pan et al. 2024, arXiv:2403.17919 (LISA)
     """
     cut = selected_blocks(run.model, selection, blocks)

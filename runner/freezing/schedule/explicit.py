@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from torch import nn
@@ -50,6 +50,9 @@ def explicit(selection: Selection, run: Run, phases: Sequence[Mapping[str, Any]]
     for step, item, key in items:
         states.append(_after_item(states[-1], step, item, key=key, names=names))
     states = [list(same)[-1] for _, same in groupby(states, key=lambda each: each.first)]
+    for before, after in pairwise(states):
+        if (before.frozen, before.factors) == (after.frozen, after.factors):
+            raise ConfigError(f"schedule.phases: the items together change nothing at step {after.first}; remove them")
     _refuse_all_frozen(states, run.model)
     blocks = _blocks_alike(states, run.model)
     frozen_only = freezer(selection, run.model)
@@ -128,7 +131,10 @@ def _after_item(before: _State, step: int, item: Mapping[str, Any], *, key: str,
         for pattern, factor in item["factors"].items():
             check_number(factor, f"{key}.factors.{pattern}", least=0)
             factors.update(dict.fromkeys(names.of(pattern, f"{key}.factors"), float(factor)))
-    return _State(step, frozen, factors)
+    after = _State(step, frozen, factors)
+    if (after.frozen, after.factors) == (before.frozen, before.factors):
+        raise ConfigError(f"{key} changes nothing at step {step}; remove it")
+    return after
 
 
 def _refuse_all_frozen(states: Sequence[_State], model: nn.Module) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from math import ceil, cos, pi
 from typing import Any
 
+from runner.errors import ConfigError
 from runner.freezing.phases.blocks import selected_blocks
 from runner.freezing.phases.phase import Phase, Plan, Run
 from runner.freezing.phases.restriction import freezer, is_all, require_several
@@ -37,6 +38,8 @@ def freeze_out(
     cut = selected_blocks(run.model, selection, blocks)
     check_choice(how, "schedule.how", tuple(HOW))
     check_number(t0, "schedule.t0", least=0, most=1, exclusive=True)
+    if t0 == 1:
+        raise ConfigError("schedule.t0 is 1, with which no block is frozen before the end; give a number below 1")
     require_length(run, "schedule")
     last = len(cut) - is_all(selection, run.model)  # the place of what trains throughout
     require_several(cut, last, "schedule=freeze_out")
@@ -47,14 +50,9 @@ def freeze_out(
     in_blocks = {parameter for names in cut.values() for parameter in names}
     firsts = sorted({1, *(begin for begin in begins.values() if begin <= run.steps)})
     trained = [{each for name in cut if begins[name] > first for each in cut[name]} for first in firsts]
-    return Plan(
-        [
-            Phase(first, frozen_only(in_blocks - trains), factors=factors)
-            for first, trains in zip(firsts, trained, strict=True)
-        ],
-        cut,
-        drops_state=drops(state),
-    )
+    turns = zip(firsts, trained, strict=True)
+    phases = [Phase(first, frozen_only(in_blocks - names), factors=factors) for first, names in turns]
+    return Plan(phases, cut, drops_state=drops(state))
 
 
 def annealed(step: int, *, share: float, steps: int, scaled: bool) -> float:

@@ -27,8 +27,8 @@ def gradual(
 
     With `reverse`, nothing is frozen at first, and the blocks are frozen one by one from the input up. Each phase lasts
     `every` steps. A block `n` places below the head trains at the scheduled rate divided by `rate_decay` to the power of
-    `n` (None: 2.6, or 1 with `reverse`). If everything is selected, the block nearest to the head trains throughout. What is
-    selected and in no block is frozen throughout.
+    `n` (None: 2.6, or 1 with `reverse`). If everything is selected, the block nearest to the head trains throughout.
+    What is selected and in no block stays frozen; with `reverse`, it trains.
     Raises ConfigError for bad arguments, and if the selection is not divided into blocks.
     Source: Howard and Ruder 2018, arXiv:1801.06146 (ULMFiT); reversed: Raghu et al. 2017, arXiv:1706.05806 (freeze training)
     """
@@ -41,10 +41,11 @@ def gradual(
     nearest = int(not is_all(selection, run.model))  # how far the last block is from the part that trains throughout
     factors = {name: float(decay) ** -(nearest + place) for place, name in enumerate(reversed(names))} if decay != 1 else {}
     counts = [*range(most + 1)] if reverse else [*range(most, -1, -1)]
+    held = {parameter for name in names for parameter in cut[name]} if reverse else selection.parameters.keys()
     thawed = [{parameter for name in names[count:] for parameter in cut[name]} for count in counts]
     return Plan(
         [
-            Phase(first, frozen_only(selection.parameters.keys() - trained), factors=factors)
+            Phase(first, frozen_only(held - trained), factors=factors)
             for first, trained in zip(first_steps(len(counts), every, run), thawed, strict=True)
         ],
         cut,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from runner.freezing.phases.blocks import selected_blocks
@@ -56,11 +57,12 @@ def by_movement(
     `must_train`: whether one block must go on training.
     """
     frozen: set[str] = set()
-    last_loss = float("inf")
+    last_loss = inf
 
     def observe(step: int, values: Values) -> Phase | None:
         nonlocal frozen, last_loss
-        stalls, last_loss = not values.loss < last_loss * (1 - stall), values.loss
+        needed = stall * abs(last_loss) if last_loss < inf else 0.0
+        stalls, last_loss = not values.loss < last_loss - needed, values.loss
         if frozen and stalls:
             frozen = set()
             return freezing(step + 1, frozen)

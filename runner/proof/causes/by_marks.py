@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.proof.causes.replay import shares_memory
+from runner.proof.causes.replay import sharing_memory
 from runner.proof.following import Followed
 from runner.proof.optimizers import KnownOptimizers
 from runner.shards import rank_and_count
@@ -24,7 +24,7 @@ def explain_by_marks(row: Followed, optimizers: KnownOptimizers, *, steps_are_se
         return
     if evidence.replaced:
         evidence.cause = evidence.replaced
-    elif any(shares_memory(row.tensor, each) for each in optimizers.known):
+    elif any(sharing_memory({row.name: row.tensor}, each) for each in optimizers.known):
         evidence.cause = "shared_tensor"
     elif not steps_are_seen:
         evidence.why_unknown = "torch.compile had compiled a step before, so that no step was seen in the block"

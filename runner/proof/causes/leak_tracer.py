@@ -9,10 +9,11 @@ from torch.optim import Optimizer
 
 from runner.contract import LeakCause
 from runner.proof.causes.forward_hooks import ForwardHooks
-from runner.proof.causes.optimizer_copy import requires_closure
+from runner.proof.causes.optimizer_copy import requires_closure, skips
 from runner.proof.causes.places import owners_of, places_of
 from runner.proof.causes.watched_tensor import WatchedTensor
 from runner.proof.following import Followed
+from runner.proof.marks import marks_of
 from runner.tensors import copy_of, same_bits
 
 FindCauses = Callable[[Optimizer, Mapping[str, Tensor], bool], tuple[dict[str, LeakCause], str]]
@@ -61,7 +62,9 @@ class LeakTracer:
         `by_marks`: compare the bits of parameters only when their marks have changed; BatchNorm does not mark its buffers.
         """
         for row in rows:
-            value = row.reference if same_bits(row.reference, row.tensor) else copy_of(row.tensor)
+            mark = marks_of([row.tensor])[0] if by_marks and row.kind == "parameter" else None
+            has_held = mark is not None and mark == row.window.mark and not row.evidence.differed
+            value = row.reference if has_held or same_bits(row.reference, row.tensor) else copy_of(row.tensor)
             self.watched[row] = WatchedTensor(
                 row=row,
                 registrations=places_of(self.model, row.names),
@@ -70,8 +73,9 @@ class LeakTracer:
                 last_value=value,
                 replays=replays,
                 is_kept=is_kept,
-                by_marks=by_marks and row.kind == "parameter",
+                by_marks=mark is not None,
                 in_forward=in_forward,
+                mark=mark,
             )
         self._update_module_hooks()
 
@@ -177,9 +181,9 @@ class LeakTracer:
     def _replay(self, optimizer: Optimizer, watched: Sequence[WatchedTensor]) -> None:
         """Repeat the step that begins now on copies, and record why it moves those tensors that are not explained yet.
 
-        That is why it moves those that have changed, or are to be replayed. With an optimizer that requires a closure it is
-        the first step for all: its gradients are gone at its end, and a later step may move nothing. If the step cannot be
-        repeated on copies, the reason is recorded instead.
+        That is why it moves those that have changed, or are to be replayed and not skipped by it. With an optimizer that
+        requires a closure it is the first step for all: its gradients are gone at its end, and a later step may move
+        nothing. If the step cannot be repeated on copies, the reason is recorded instead.
         """
         replays_all = requires_closure(optimizer)
         to_explain = {
@@ -187,7 +191,7 @@ class LeakTracer:
             for each in watched
             if each.current is not None
             and not each.row.evidence.cause
-            and (each.replays or each.differs or (replays_all and each.steps == 1))
+            and ((each.replays and not skips(optimizer, each.current)) or each.differs or (replays_all and each.steps == 1))
         }
         if to_explain:
             self.replayed.update(to_explain)
@@ -225,13 +229,14 @@ class LeakTracer:
     def _on_forward_begin(self, module: nn.Module) -> bool:
         """Compare the module's tensors before its forward pass: what has changed was written by other code.
 
-        Returns whether it has any.
+        Those of a module around it whose forward pass runs have been compared before that, and are again after it. Returns
+        whether it has any.
         """
         within = self._watched_within(module)
         for watched in within:
             if not watched.forward_depth:
                 watched.is_substituted = watched.current is not watched.tensor
-        self._record_writers(watched for watched in within if not watched.is_substituted)
+        self._record_writers(each for each in within if not each.forward_depth and not each.is_substituted)
         for watched in within:
             watched.forward_depth += 1
         return bool(within)
@@ -239,7 +244,7 @@ class LeakTracer:
     def _on_forward_end(self, module: nn.Module) -> None:
         """Compare the module's tensors after its forward pass: what has changed was written by that pass."""
         within = self._watched_within(module)
-        self._record_writers(watched for watched in within if not watched.is_substituted)
+        self._record_writers(each for each in within if each.forward_depth <= 1 and not each.is_substituted)
         for watched in within:
             watched.forward_depth = max(0, watched.forward_depth - 1)
 

@@ -150,6 +150,12 @@ def requires_closure(optimizer: Optimizer) -> bool:
     return argument is not None and argument.default is Parameter.empty
 
 
+def skips(optimizer: Optimizer, tensor: Tensor) -> bool:
+    """Return whether a step is known to leave a tensor as it is, as those of torch do without a gradient, except LBFGS."""
+    is_of_torch = type(optimizer).__module__.split(".")[:2] == ["torch", "optim"]
+    return tensor.grad is None and is_of_torch and not requires_closure(optimizer)
+
+
 def step_copy(optimizer: Optimizer, with_closure: bool = False) -> None:
     """Step a copied optimizer with its current gradients, without calling hooks.
 

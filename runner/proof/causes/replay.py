@@ -20,6 +20,7 @@ from runner.proof.causes.no_collectives import no_collectives
 from runner.proof.causes.optimizer_copy import copy_optimizer, step_copy, stepped_tensors, with_inner_optimizers
 from runner.proof.causes.trials import Edit, Trials, moved_from, stepped_copy
 from runner.seeding import preserve_random_state
+from runner.shards import local
 from runner.tensors import memory_overlaps, same_bits
 
 WEIGHT_DECAY_NAME = re.compile(r"(^|_)weight_?decay|^(wd|l2|l2_reg|decay)$")  # names of the option in various optimizers
@@ -65,9 +66,8 @@ def _causes_and_errors(
     causes = _causes_of_moves(trials, declared_lrs) if trials.moved else {}
     if trials.start_at_first_step():
         causes.update(_causes_of_moves(trials, declared_lrs))
-    for name, tensor in tensors.items():
-        if name not in causes and shares_memory(tensor, optimizer):
-            causes[name] = "shared_tensor"
+    others = {name: tensor for name, tensor in tensors.items() if name not in causes}
+    causes.update(dict.fromkeys(sharing_memory(others, optimizer), "shared_tensor"))
     return causes, trials.errors
 
 
@@ -186,9 +186,17 @@ def frozen_gradients_affect_others(optimizer: Optimizer, frozen: Sequence[Tensor
     return any(not same_bits(results[0][tensor_id], results[1][tensor_id]) for tensor_id in other_ids)
 
 
-def shares_memory(tensor: Tensor, optimizer: Optimizer) -> bool:
-    """Return whether an optimizer may update another tensor that uses the same memory."""
-    return any(other is not tensor and memory_overlaps(other, tensor) for other in stepped_tensors(optimizer))
+def sharing_memory(tensors: Mapping[str, Tensor], optimizer: Optimizer) -> set[str]:
+    """Return the names of those tensors whose memory another tensor uses that the optimizer may update."""
+    at_storage: dict[int, list[Tensor]] = {}
+    for other in stepped_tensors(optimizer) if tensors else ():
+        at_storage.setdefault(local(other).untyped_storage().data_ptr(), []).append(other)
+    return {
+        name
+        for name, tensor in tensors.items()
+        for other in at_storage.get(local(tensor).untyped_storage().data_ptr(), ())
+        if other is not tensor and memory_overlaps(other, tensor)
+    }
 
 
 def _set_learning_rates(lrs: list[float], optimizer: Optimizer) -> None:

@@ -16,6 +16,7 @@ from runner.errors import listed
 from runner.freezing.names import ModelNames
 from runner.freezing.selection import modules_frozen_as_a_whole
 from runner.proof.following import Followed, Following
+from runner.proof.results.phases import PhaseRows, thawed_parameters
 from runner.tensors import has_arithmetic, has_values, same_bits, tensor_entries
 
 FLAG = "requires_grad"
@@ -156,12 +157,18 @@ def gone_notes(rows: Iterable[Followed]) -> list[str]:
     return [f"no longer in the model: {listed(gone, most=3)}"] if gone else []
 
 
-def unfrozen_and_unchanged(rows: Iterable[Followed], last_step: int) -> list[str]:
-    """Return a sentence about parameters that were unfrozen before a step, and that no step has changed since then."""
+def unfrozen_and_unchanged(rows: Iterable[Followed], last_step: int, phases: Sequence[PhaseRows]) -> list[str]:
+    """Return sentences about parameters that were unfrozen before a step, and that no step has changed since then.
+
+    One is about those that are unfrozen still; one about those that were frozen again, and changed in no phase between.
+    """
     unfrozen = [row for row in rows if row.ended_spans and not row.frozen and row.kind == "parameter"]
-    return unchanged_since_unfrozen(
-        [row.name for row in unfrozen if last_step > row.window.begin and same_bits(row.reference, row.tensor)]
-    )
+    since = [row.name for row in unfrozen if last_step > row.window.begin and same_bits(row.reference, row.tensor)]
+    thawed = thawed_parameters(phases)
+    again = {row["name"] for row in phases[-1].rows if row["frozen"]} & thawed.names if phases else set()
+    idle = [text for text in thawed.idle if text.rpartition(" (")[0] in again]
+    between = [f"unfrozen, unchanged, and frozen again: {listed(idle, most=4)}"] if idle else []
+    return [*unchanged_since_unfrozen(since), *between]
 
 
 def unchanged_since_unfrozen(names: Sequence[str]) -> list[str]:

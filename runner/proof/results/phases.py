@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.contract import Row
+from runner.errors import listed
 from runner.freezing.groups import Group
 from runner.proof.causes.idle import record_gradients_in
-from runner.proof.changes import measure_change
 from runner.proof.following import Followed, Following
 from runner.proof.optimizers import KnownOptimizers
+from runner.proof.results.phase_copies import PhaseCopies
 from runner.proof.results.rows import as_row, cause_of
 from runner.proof.verdict import Evidence, verdict
-from runner.tensors import copy_of, same_bits
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ def thawed_parameters(phases: Sequence[PhaseRows]) -> Thawed:
     return Thawed(frozenset(names), trained, idle)
 
 
+def idle_phase_notes(phases: Sequence[PhaseRows]) -> list[str]:
+    """Return a sentence about parameters that were frozen in some phases, and did not move in those that train them."""
+    idle = thawed_parameters(phases).idle
+    return [f"did not move in the phases that train them: {listed(idle, most=4)}"] if idle else []
+
+
 class Membership(NamedTuple):
     """In which parameter group the tensor of a row is, and with which flag."""
 
@@ -89,12 +95,11 @@ def membership(tensor: Tensor, group_of: Mapping[int, tuple[str, Group]]) -> Mem
 
 
 class PhaseLog:
-    """Keeps a copy of all tensors as they were when the present phase began, and makes the rows of a phase that ends.
-
-    In the first phase, the copies are those that the audit has anyway.
+    """Knows what all tensors were when the present phase began, and makes the rows of a phase that ends.
 
     Attributes:
         first: the number of the first step of the present phase.
+        copies: the tensors as they were when it began.
         recorded: the ids of the optimizers that have made a step in the present phase.
         memberships: those of the tensors after these steps; when the phase ends, the next one may have been prepared.
         seen_at: in a phase after the first, {row: the number of the step after which other bits were first seen}, for
@@ -103,7 +108,7 @@ class PhaseLog:
 
     def __init__(self) -> None:
         self.first = 1
-        self.values: dict[Followed, Tensor] = {}
+        self.copies = PhaseCopies()
         self.evidence: dict[Followed, Evidence] = {}
         self.recorded: set[int] = set()
         self.memberships: dict[Followed, Membership] = {}
@@ -119,19 +124,20 @@ class PhaseLog:
             self._record(optimizer, optimizers)
         for row in optimizers.rows(optimizer) if compares and self.first > 1 else ():
             is_new = row.evidence.differed and row not in self.seen_at and (row.evidence.seen_at or 0) < self.first
-            if is_new and not same_bits(self.values.get(row, row.reference), row.tensor):
+            if is_new and self.copies.differ(row):
                 self.seen_at[row] = optimizers.last_step
 
     def _record(self, optimizer: Optimizer, optimizers: KnownOptimizers) -> None:
-        """Record the groups and flags of the rows of an optimizer, and the gradients of those that are to train."""
+        """Record groups and flags of the rows of an optimizer, and the gradients of what is to train and did not move."""
         group_of = optimizers.groups()
         self.memberships.update((row, membership(row.tensor, group_of)) for row in optimizers.rows(optimizer))
         if self.first > 1:
             own = [row for row in optimizers.own_rows(optimizer) if row.kind == "parameter" and not row.frozen]
-            record_gradients_in(((row, self.evidence.setdefault(row, Evidence())) for row in own), optimizer)
+            idle = [row for row in own if not self.copies.differ(row)]
+            record_gradients_in(((row, self.evidence.setdefault(row, Evidence())) for row in idle), optimizer)
 
     def end(self, following: Following, optimizers: KnownOptimizers) -> PhaseRows:
-        """Return the rows of the phase that ends with the last step."""
+        """Return the rows of the phase that ends with the last step, after which the frozen tensors have been compared."""
         group_of, rows = optimizers.groups(), []
         for row in following.rows:
             then = self.memberships.get(row)
@@ -142,7 +148,7 @@ class PhaseLog:
 
     def _row(self, row: Followed, member: Membership, following: Following, optimizers: KnownOptimizers) -> Row:
         """Return the row of a tensor in the phase that ends."""
-        change = measure_change(self.values.get(row, row.reference), row.tensor)
+        change = self.copies.change(row)
         seen_at = self._seen_at(row, last := optimizers.last_step)
         word = verdict(row.kind, row.frozen, change.moved, seen_at is not None)
         idle = row.evidence if self.first == 1 else self.evidence.get(row, Evidence())
@@ -165,13 +171,17 @@ class PhaseLog:
         return step if self.first <= step <= last else None
 
     def begin(self, following: Following, step: int) -> None:
-        """Begin a phase whose first step is `step`: copy all tensors."""
+        """Begin a phase whose first step is `step`."""
         self.first = step
-        self.values = {row: copy_of(row.tensor) for row in following.rows}
+        self.copies.renew(following.rows)
         for recorded in (self.evidence, self.recorded, self.memberships, self.seen_at):
             recorded.clear()
 
-    def forget(self) -> None:
-        """Drop all copies of tensors."""
-        self.values.clear()
-        self.memberships.clear()
+    def begin_span(self, row: Followed, following: Following, optimizers: KnownOptimizers) -> None:
+        """Begin a span in which a tensor is declared frozen; forget what it did in this phase before.
+
+        If it still has the bits that it had when the phase began, its reference is the copy from then.
+        """
+        following.begin_span(row, optimizers.last_step, optimizers.made, copied=self.copies.of(row))
+        self.copies.begin_span(row)
+        self.seen_at.pop(row, None)

@@ -806,6 +806,47 @@ def test_with_every_1_a_frozen_parameter_is_read_once_a_step(optimizer_class):
     assert not report.leaks
 
 
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("options", [{}, {"watch_forward": True}], ids=["without forward passes", "watch_forward"])
+def test_at_a_later_freeze_what_was_frozen_before_is_compared_once_and_not_again_in_the_next_step(options):
+    counts = []
+    for more in range(2):
+        model = small_net(**{f"frozen{number}": linear(2, 2).requires_grad_(False) for number in range(more)})
+        optimizer = SGD(model.parameters(), lr=LR)
+        with audit(model, None, optimizer, **options) as report:
+            train(model, optimizer, steps=4)
+            freeze(model.leaky)
+            with CountComparisons() as comparisons:
+                report.freeze(["leaky"])
+                train(model, optimizer, steps=1)
+        counts.append(comparisons.count)
+    assert counts[1] == counts[0] + 1
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_watched_forward_pass_compares_a_tensor_as_often_however_deep_in_the_model_it_is():
+    counts = []
+    for model in (small_net(), layers(outer=layers(inner=small_net()))):
+        with audit(model, None, watch_forward=True), CountComparisons() as comparisons:
+            train(model, SGD(model.parameters(), lr=LR), steps=1)
+        counts.append(comparisons.count)
+    assert counts[0] == counts[1]
+
+
+def test_a_step_that_moves_what_was_frozen_before_only_when_more_is_frozen_has_its_cause():
+    model = small_net()
+    optimizer = SGD(model.parameters(), lr=LR)
+    with audit(model, None, optimizer) as report:
+        train(model, optimizer, steps=4)
+        freeze(model.leaky)
+        report.freeze(["leaky"])
+        compute_gradients(model, optimizer)
+        model.held.weight.grad = torch.ones_like(model.held.weight)  # left over from before it was frozen
+        optimizer.step()
+        train(model, optimizer, steps=6)
+    assert is_only_leak(report, "gradient", "held.weight")
+
+
 @pytest.mark.parametrize("options", [{}, {"watch_forward": True}], ids=["by version", "watch_forward"])
 def test_a_single_write_through_data_in_a_forward_pass_is_told_apart_only_with_watch_forward(options):
     model = small_net(odd=WritesWhenAsked())

@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from runner import audit
 from runner.freezing.groups import group_lr
 from runner.proof.causes.gradients import gradient_kind
-from runner.proof.causes.optimizer_copy import copy_optimizer, step_copy
+from runner.proof.causes.optimizer_copy import copy_optimizer, skips, step_copy
 from runner.proof.causes.replay import find_causes, moved_tensors, try_find_causes
 from runner.seeding import preserve_random_state
 from runner.tensors import memory_overlaps, same_bits
@@ -152,6 +152,17 @@ def test_a_copy_of_lbfgs_steps_a_parameter_that_was_removed_from_its_group_as_th
     real_step(model, optimizer)
     assert len(copy_of) == 3
     assert all(same_bits(copy_of[id(parameter)], parameter) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("make_optimizer", [*with_defaults(), *CUSTOM_OPTIMIZERS])
+def test_a_step_moves_no_tensor_that_it_is_known_to_skip(make_optimizer):
+    model, optimizer = trained(make_optimizer, steps=3)
+    assert not any(skips(optimizer, parameter) for parameter in model.parameters() if parameter.grad is not None)
+    model.leaky.weight.grad = None
+    is_of_torch = type(optimizer).__module__.startswith("torch.") and not isinstance(optimizer, LBFGS)
+    assert skips(optimizer, model.leaky.weight) == is_of_torch
+    if is_of_torch:
+        assert not moved_tensors(optimizer, {"leaky": model.leaky.weight})
 
 
 @pytest.mark.parametrize("make_optimizer", [Adam, lookahead])

@@ -43,7 +43,7 @@ def test_without_a_call_after_a_step_there_are_no_phases_and_no_copy_is_kept():
         step(model, optimizer)
         step(model, optimizer)
         log = report.watcher.phase_log
-        assert (log.first, log.values, log.evidence, log.seen_at) == (1, {}, {}, {})
+        assert (log.first, log.copies.values, log.evidence, log.seen_at) == (1, {}, {}, {})
     assert report.phases == []
 
 
