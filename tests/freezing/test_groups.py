@@ -384,13 +384,18 @@ def test_regroup_moves_parameters_also_where_a_group_has_as_many_as_before():
     assert [[id(p) for p in group["params"]] for group in optimizer.param_groups] == [[id(other)], [id(one)]]
 
 
-def test_regroup_sets_the_options_of_a_group_to_be_reset_also_where_they_are_as_in_the_last_phase():
-    groups = [{"name": name, "params": [nn.Parameter(torch.ones(1))], "lr": 0.0} for name in ("a/frozen", "b/frozen")]
-    optimizer = torch.optim.SGD([dict(group) for group in groups], lr=0.1)
+def test_regroup_sets_the_options_of_a_group_to_be_reset_when_it_gets_its_first_parameters_and_not_again():
+    one, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    before = [{"name": "a/frozen", "params": [], "lr": 0.0}, {"name": "b/frozen", "params": [other], "lr": 0.0}]
+    after = [{**before[0], "params": [one]}, before[1]]
+    optimizer = torch.optim.SGD([dict(group) for group in before], lr=0.1)
     for group in optimizer.param_groups:
         group["lr"] = 0.07  # as a scheduler raises it
-    regroup(optimizer, groups, groups, reset={"a/frozen"})
+    regroup(optimizer, before, after, reset={"a/frozen", "b/frozen"})
     assert lr_by_group(optimizer.param_groups) == {"a/frozen": 0.0, "b/frozen": 0.07}
+    optimizer.param_groups[0]["lr"] = 0.07
+    regroup(optimizer, after, after, reset={"a/frozen", "b/frozen"})
+    assert lr_by_group(optimizer.param_groups) == {"a/frozen": 0.07, "b/frozen": 0.07}
 
 
 # Groups of a run that freezes and thaws
