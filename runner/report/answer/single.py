@@ -28,8 +28,9 @@ def describe_run(run: Run) -> tuple[str, str, Findings, bool]:
     title, sentence, is_bad = _headline_and_sentence(run)
     idle = [f"{row.name} ({row.cause or 'unknown'})" for row in run.tensors if row.verdict == "idle"]
     idle += [f"{run.missing['idle']:,} whose rows are missing"] if "idle" in run.missing else []
+    trained = counts["trained"] + int(record.get("trained_in_phases") or 0)
     findings: Findings = [
-        ("Trained", [f"{counted(counts['trained'], 'parameter')}"] if counts["trained"] else []),
+        ("Trained", [counted(trained, "parameter")] if trained else []),
         ("Idle", [listed(idle)] if idle else []),
         ("Drifted", [changed_buffers(counts["drifted"])] if counts["drifted"] else []),
         ("Held-out data", list(evaluation_lines(record["evaluation"]))),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from runner.assemble.setup import assembled
+from runner.contract import PAGE
 from runner.errors import ConfigError
 from runner.foresight.hazards import leak_hazards
 from runner.foresight.plan import foresee_run
@@ -107,3 +111,9 @@ def test_items_at_one_step_that_cancel_are_refused():
     items = "schedule.phases=[{at: 3, thaw: there}, {at: 3, freeze: there}]"
     with pytest.raises(ConfigError, match="change nothing at step 3"):
         run_experiment(*BASE, "schedule=explicit", items, "batches=9")
+
+
+def test_the_page_counts_what_trained_in_some_phases_too(cli):
+    cli("model=mlp", "freeze=all", "schedule=block_coordinate", "batches=6", "cost=off", "hydra.run.dir=run")
+    page = " ".join(Path("run", PAGE).read_text(encoding="utf-8").split())
+    assert re.search(r"Trained</dt> ?<dd>(<[^>]*>| )*9 parameters", page)
