@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from itertools import chain, count, islice
 from math import nan
 from time import perf_counter
@@ -13,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-
-from runner.tensors.optimizer_state import needs_closure
 
 Task = Callable[[nn.Module, Any], Tensor]  # task(model, batch) returns the loss
 
@@ -87,7 +86,9 @@ def train_in_present_modes(
     batches_in_step: Callable[[int], int] = lambda step: 1,
 ) -> Iterator[Step]:
     """Do what `train` does, but leave each module in train or eval mode as it is."""
-    parameters, with_closure, batches = list(model.parameters()), needs_closure(optimizer), iter(batches)
+    parameters, batches = list(model.parameters()), iter(batches)
+    closure_of_step = signature(optimizer.step).parameters.get("closure")
+    with_closure = closure_of_step is not None and closure_of_step.default is Parameter.empty  # as with LBFGS
     for number in count(first):
         if not (loaded := list(islice(batches, 1))):
             return
