@@ -26,3 +26,9 @@ def covering_names(names: Sequence[str], covered: Set[str], prefix: str = "") ->
             yield part
         elif part not in within:
             yield from covering_names(within, covered, f"{part}.")
+
+
+def covering_name(names: Sequence[str], covered: Set[str]) -> str:
+    """Return the only name that covers these parameters, or the first and the last of several: `conv1..bn1`."""
+    words = list(covering_names(names, covered))
+    return words[0] if len(words) == 1 else f"{words[0]}..{words[-1]}"

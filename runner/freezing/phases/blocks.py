@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from runner.errors import ConfigError, short_repr
-from runner.freezing.covering import by_part, covering_names
+from runner.freezing.covering import by_part, covering_name
 from runner.freezing.parts.chain import Chain, children_with_parameters, main_chain
 from runner.freezing.patterns import parse, parse_all
 from runner.freezing.phases.restriction import require_selected
@@ -87,7 +87,7 @@ def _by_structure(model: nn.Module, selection: Selection) -> dict[str, tuple[str
     words: dict[int, list[str]] = {block: [] for block in sorted(block_of)}
     for part, block in zip(parts, block_of, strict=True):
         if within := selected.intersection(part.names):
-            words[block].append(part.module or _first_and_last([*covering_names(names, within)]))
+            words[block].append(part.module or covering_name(names, within))
     return {
         "+".join(each): tuple(name for name in names_of if block_of[part_of[name]] == block)
         for block, each in words.items()
@@ -105,11 +105,6 @@ def _joined(count: int, ties: Iterable[Set[int]]) -> list[int]:
         joined = {last[part] for part in tie}
         last = [max(joined) if each in joined else each for each in last]
     return last
-
-
-def _first_and_last(words: Sequence[str]) -> str:
-    """Return the only one of the words, or the first and the last: `conv1..bn1`."""
-    return words[0] if len(words) == 1 else f"{words[0]}..{words[-1]}"
 
 
 def _around(names: Sequence[str], chain: Chain) -> list[_Part]:

@@ -52,8 +52,10 @@ class RateFactors:
     def ignored(self) -> Iterator[None]:
         """Leave the scheduled rates as they are in the steps of this block."""
         factors, self.factors = self.factors, {}
-        yield
-        self.factors = factors
+        try:
+            yield
+        finally:
+            self.factors = factors
 
     def _apply(self, *_: Any) -> None:
         """Step pre-hook: multiply the rates."""

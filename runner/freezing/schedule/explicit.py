@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from runner.errors import ConfigError, did_you_mean, short_repr
-from runner.freezing.covering import covering_names
+from runner.freezing.covering import covering_name
 from runner.freezing.patterns import parse
 from runner.freezing.phases.phase import Phase, Plan, Run
 from runner.freezing.phases.restriction import freezer, require_selected
@@ -157,13 +157,7 @@ def _blocks_alike(states: Sequence[_State], model: nn.Module) -> dict[str, tuple
         signature = tuple((name in state.frozen, state.factors.get(name, 1.0)) for state in states)
         if set(signature) != {(False, 1.0)}:
             alike.setdefault(signature, []).append(name)
-    return {_label(names, set(members)): tuple(members) for members in alike.values()}
-
-
-def _label(names: Sequence[str], members: Set[str]) -> str:
-    """Return a name for a block: the only module or parameter in it, or the first and the last."""
-    words = list(covering_names(names, members))
-    return words[0] if len(words) == 1 else f"{words[0]}..{words[-1]}"
+    return {covering_name(names, set(members)): tuple(members) for members in alike.values()}
 
 
 def _factors_of(blocks: Mapping[str, Sequence[str]], factors: Mapping[str, float]) -> dict[str, float]:

@@ -37,9 +37,8 @@ def freeze_out(
     """
     cut = selected_blocks(run.model, selection, blocks)
     check_choice(how, "schedule.how", tuple(HOW))
-    check_number(t0, "schedule.t0", least=0, most=1, exclusive=True)
-    if t0 == 1:
-        raise ConfigError("schedule.t0 is 1, with which no block is frozen before the end; give a number below 1")
+    if check_number(t0, "schedule.t0", least=0, exclusive=True) >= 1:
+        raise ConfigError(f"schedule.t0 is {t0}, with which no block is frozen before the end; give a number below 1")
     require_length(run, "schedule")
     last = len(cut) - is_all(selection, run.model)  # the place of what trains throughout
     require_several(cut, last, "schedule=freeze_out")

@@ -64,8 +64,9 @@ def test_a_share_that_ends_with_a_step_freezes_the_block_at_the_next_one_however
     [
         ({"how": "square"}, r"^schedule\.how is 'square'; give linear or cubic$"),
         ({"how": None}, r"^schedule\.how is None; give linear or cubic$"),
-        ({"t0": 0}, r"^schedule\.t0 is 0; give a number above 0, at most 1$"),
-        ({"t0": 1.5}, r"^schedule\.t0 is 1\.5; give a number above 0, at most 1$"),
+        ({"t0": 0}, r"^schedule\.t0 is 0; give a number above 0$"),
+        ({"t0": 1}, r"^schedule\.t0 is 1, with which no block is frozen before the end; give a number below 1$"),
+        ({"t0": 1.5}, r"^schedule\.t0 is 1\.5, with which no block is frozen before the end; give a number below 1$"),
         ({"t0": "0.5"}, r"^schedule\.t0 is '0\.5'; "),
         ({"state": 1}, r"^schedule\.state is 1; give keep or drop$"),
         ({"is_length_known": False}, r"^the phases divide the run, but the data have no length; give batches=N"),
