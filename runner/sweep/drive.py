@@ -77,7 +77,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     try:
         with handle_interrupts(signal.default_int_handler), remove_if_refused(runs, live):
             prepare_folder(config, runs, folder)
-            in_order = clear_folders(unfinished)
+            in_order = clear_folders(runs, unfinished)
             live.start()
             worker = Worker.from_this_process(folder, partial(end_with_process, runs, live))
             launch_runs(config, context, launcher, in_order, worker=worker)
@@ -215,18 +215,19 @@ def prepare_folder(config: DictConfig, runs: list[SweepRun], folder: Path) -> No
     write_text(folder / SWEEP_PLAN, json.dumps(plan, indent=1) + "\n")
 
 
-def clear_folders(runs: list[SweepRun]) -> list[SweepRun]:
-    """Remove the `run.json` and `.running` that an earlier start of the runs left, so that no report shows them as results.
+def clear_folders(runs: list[SweepRun], unfinished: list[SweepRun]) -> list[SweepRun]:
+    """Remove what an earlier start left: `.running` of all runs, and `run.json` of the unfinished ones, so that no report
+    shows it as a result.
 
-    Returns the runs in the order in which to start them: those whose process died then come after the others, and a line
-    that says so is printed.
+    Returns the unfinished runs in the order in which to start them: those whose process died then come after the others, and
+    a line that says so is printed.
     """
-    died = [run for run in runs if detect_death(run.folder)]
-    for run in runs:
+    died = {run.hash for run in runs if detect_death(run.folder)}
+    for run in unfinished:
         clear_folder(run)
     if died:
         print(f"an earlier start died during {counted(len(died), 'run')}, now run last; launch=joblib isolates each run")
-    return [*(run for run in runs if run not in died), *died]
+    return sorted(unfinished, key=lambda run: run.hash in died)
 
 
 def launch_runs(

@@ -294,6 +294,18 @@ def test_a_finished_run_whose_table_is_missing_is_run_again(cli):
     assert table.read_bytes() == before
 
 
+def test_a_process_that_died_between_its_record_and_the_end_of_its_run_leaves_no_mark_in_a_resumed_sweep(cli):
+    cli("-m", "seed=0,1", *QUICK)
+    finished, other = sorted(path.parent for path in SWEEP.glob("*/run.json"))
+    (finished / ".running").touch()
+    (other / "run.json").unlink()
+    written_at = (finished / "run.json").stat().st_mtime_ns
+    code, out, _ = cli("-m", "seed=0,1", *QUICK)
+    assert (code, "an earlier start died" in out) == (0, False)
+    assert (finished / "run.json").stat().st_mtime_ns == written_at
+    assert not list(SWEEP.glob("*/.running"))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("died", "said"), [(1, "during 1 run,"), (2, "during 2 runs,")])
 def test_runs_during_which_an_earlier_start_died_are_counted_and_run_last(died, said, cli):
