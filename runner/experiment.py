@@ -34,6 +34,7 @@ from runner.proof.changes import trained_digest
 from runner.proof.results.phases import PhaseRows, idle_phase_notes, thawed_parameters
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, loss_rose, run_verdict
 from runner.seeding import seed_all
+from runner.sharing.folder import SharedFolder
 from runner.training.data.steps import StepBatches, batches_in_step, batches_of
 from runner.training.evaluate import Evaluation
 from runner.training.loop import Step, Task, train
@@ -93,14 +94,17 @@ def experiment(
     on_note: Note = ignore_note,
     *,
     warn_of_leaks: bool = False,
+    shared: SharedFolder | None = None,
 ) -> Outcome:
     """Train the model that a config declares, and return how its tensors changed (until Ctrl-C); no file is written.
 
     `on_step` is called after each step, `on_note` with each message, with `warn_of_leaks` also about leaks that it predicts.
+    `shared`: what the runs of a sweep compute once.
     Raises ConfigError for a wrong config, and SkippedError if the freezing method does not work with this model.
     """
     state = TrainingState()
     with assembled(config, on_note) as setup:
+        setup.shared = shared
         state.evaluation = build_evaluation(setup)
         state.evaluation.before()
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, **audit_options(setup)) as report:

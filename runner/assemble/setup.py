@@ -35,6 +35,7 @@ from runner.freezing.trial.run import try_model
 from runner.methods.base import Example, FreezingMethod
 from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import machine_settings, pick_device, seed_all
+from runner.sharing.folder import SharedFolder
 from runner.tensors import map_tensors
 from runner.training.data.reading import explained_worker_death
 from runner.training.tasks.task import BatchTask
@@ -65,6 +66,7 @@ class Setup:
         undo: a stack of callbacks; closing it closes `phase_undo`, and restores the model (except its values) and the
             process's settings.
         note: reports a message to the user.
+        shared: what the runs of a sweep compute once; None outside a sweep.
     """
 
     config: Config
@@ -85,6 +87,7 @@ class Setup:
     phase_undo: ExitStack
     undo: ExitStack
     note: Note
+    shared: SharedFolder | None = None
 
     @property
     def made_groups(self) -> set[str]:
