@@ -103,8 +103,7 @@ def experiment(
     Raises ConfigError for a wrong config, and SkippedError if the freezing method does not work with this model.
     """
     state = TrainingState()
-    with assembled(config, on_note) as setup:
-        setup.shared = shared
+    with assembled(config, on_note, shared=shared) as setup:
         state.evaluation = build_evaluation(setup)
         state.evaluation.before()
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, **audit_options(setup)) as report:
@@ -164,6 +163,7 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "trained_in_phases": len(thawed.trained),
         "idle_in_phases": thawed.idle,
         "nothing_frozen": setup.selection.nothing_frozen,
+        "shared": setup.shared_prefix.record if setup.shared else None,
         "couplings": couplings(setup, state.forecast, state.frozen_gradients),
         "evaluation": state.evaluation.record,
         "cost": read_costs(setup, state),
@@ -229,6 +229,9 @@ def phase_steps(
     setup.meter.on_phase_prepared(setup.model, phase.selection)
     context = PhaseContext(setup.model, task, setup.note)
     setup.task.take_parts(0)  # those of trials before the first step
+    batches = setup.shared_prefix.feed(
+        batches, context, phase.selection, example=setup.method.example, undo=setup.phase_undo
+    )
     fed = setup.meter.watch_batches(setup.method.feed(batches, context), phase.first, setup.optimizer, setup.undo)
     for step in train(
         setup.model,

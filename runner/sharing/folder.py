@@ -53,6 +53,17 @@ class SharedFolder:
         value = json.loads(content)
         return value
 
+    def asked_before(self, what: str, key: str) -> bool:
+        """Return whether a process of the sweep has called this method before with the same `what` and `key`."""
+        try:
+            (self.path / what).mkdir(parents=True, exist_ok=True)
+            (self.path / what / digest_of(key)).touch(exist_ok=False)
+        except FileExistsError:
+            return True
+        except OSError:
+            return False
+        return False
+
     @contextmanager
     def _locked(self, file: Path) -> Iterator[None]:
         """Keep the lock of a file inside the block; without it after LONGEST_WAIT, or where files cannot be locked."""
@@ -64,6 +75,19 @@ class SharedFolder:
             yield
         finally:
             lock.release()
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What a run shares with the other runs of a sweep, and what tells apart those of them that compute other bits.
+
+    Attributes:
+        folder: the folder of shared values; None if nothing is shared.
+        settings: the settings of the run and of its process on which bits depend, as text.
+    """
+
+    folder: SharedFolder | None = None
+    settings: str = ""
 
 
 def digest_of(*texts: str | bytes) -> str:
