@@ -57,6 +57,8 @@ def why_not_shared(
     Reasons are that a forward pass changes the model's state, reads the clock, a file or the system, or uses tensors of
     later layers. Returns "" if none of them holds. `model`: the model of the run; it and the random state do not change.
     """
+    if sys.getprofile() is not None:
+        return "a profiler is active, so it cannot be seen what the frozen prefix calls"
     copied, example = trial_copy(model, selection, example)
     try:
         with preserve_random_state():
@@ -105,9 +107,8 @@ def calls_outside() -> Iterator[list[tuple[str, str]]]:
             if module in OUTSIDE and function.__name__ not in ("fspath", "allocate_lock", "get_ident"):
                 calls.append((module, function.__name__))
 
-    previous = sys.getprofile()
     sys.setprofile(profile)
     try:
         yield calls
     finally:
-        sys.setprofile(previous)
+        sys.setprofile(None)
