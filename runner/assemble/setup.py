@@ -115,10 +115,9 @@ def assembled(
 ) -> Iterator[Setup]:
     """Build the model, optimizer and other objects that a config declares, and give them to the `with` block.
 
-    When the block is left, the model (except its values) and the process's settings (threads, random state) are restored.
-    `note` is called with messages for the user. `have_values`: False to build the model on the meta device, without values,
-    for a plan. `shared`: what the runs of a sweep compute once. Raises ConfigError for a wrong config, and SkippedError if
-    the freezing method does not fit this model.
+    When it is left, the model (except its values) and the process's settings (threads, random state) are restored. `note` is
+    called with messages for the user. `have_values`: False to build the model on the meta device, for a plan. `shared`: what
+    the runs of a sweep compute once. Raises ConfigError for a wrong config, SkippedError if the method does not fit the model.
     """
     with ExitStack() as undo:
         device = prepare_process(config, undo)
@@ -133,8 +132,8 @@ def assembled(
         selection = declared_selection(config, built, note, trial)
         note_fields_left_out(task, built_model, feed.first, note)
         plan = build_plan(config, selection, run_of(config, built_model, feed))
-        sharing = sharing_of(config, shared, device)
-        method = build_method(config, example, sharing, built_model, selections_to_check(plan, selection, built_model))
+        sharing, checked = sharing_of(config, shared, device), selections_to_check(plan, selection, built_model)
+        method = build_method(config, example, built_model, checked, sharing=sharing)
         begun = begin_first_phase(config, plan, method, built_model, selection=selection, undo=undo)
         yield Setup(
             config=config,
@@ -198,7 +197,7 @@ def example_for(model: nn.Module, task: TrainedTask, feed: Feed) -> Example:
 
 
 def build_method(
-    config: Config, example: Example, sharing: Sharing, model: nn.Module, selections: Sequence[Selection]
+    config: Config, example: Example, model: nn.Module, selections: Sequence[Selection], *, sharing: Sharing
 ) -> FreezingMethod:
     """Return the freezing method that the config declares; it is given the training step to try, and what is shared.
 
