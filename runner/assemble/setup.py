@@ -117,7 +117,7 @@ def assembled(
 
     When it is left, the model (except its values) and the process's settings (threads, random state) are restored. `note` is
     called with messages for the user. `have_values`: False to build the model on the meta device, for a plan. `shared`: what
-    the runs of a sweep compute once. Raises ConfigError for a wrong config, SkippedError if the method does not fit the model.
+    the runs of a sweep compute once. Raises ConfigError for a wrong config, SkippedError if the method does not fit.
     """
     with ExitStack() as undo:
         device = prepare_process(config, undo)
@@ -127,10 +127,9 @@ def assembled(
         (meter := build_meter(config, device, note)).on_model_built(built_model)
         keep_modes(built_model, undo)
         before = snapshot(built_model)
-        example = example_for(built_model, (task := build_task(config, device)), feed)
+        example = example_for(built_model, (task := build_task(config, device)), feed, note)
         trial = partial(try_model, built_model, example.batch, task, classes=config.model.classes, copies=before.values)
         selection = declared_selection(config, built, note, trial)
-        note_fields_left_out(task, built_model, feed.first, note)
         plan = build_plan(config, selection, run_of(config, built_model, feed))
         sharing, checked = sharing_of(config, shared, device), selections_to_check(plan, selection, built_model)
         method = build_method(config, example, built_model, checked, sharing=sharing)
@@ -188,8 +187,9 @@ def keep_modes(model: nn.Module, undo: ExitStack) -> None:
         undo.callback(setattr, module, "training", module.training)
 
 
-def example_for(model: nn.Module, task: TrainedTask, feed: Feed) -> Example:
-    """Return the first batch with its task; the batch is moved to the meta device if the model is there."""
+def example_for(model: nn.Module, task: TrainedTask, feed: Feed, note: Note) -> Example:
+    """Return the first batch with its task, and note what the task leaves out; the batch is on meta if the model is there."""
+    note_fields_left_out(task, model, feed.first, note)
     example = Example(task, feed.first, feed.reread)
     if any(parameter.is_meta for parameter in model.parameters()):
         return replace(example, batch=map_tensors(example.batch, lambda tensor: tensor.to("meta")))
