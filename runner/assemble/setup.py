@@ -122,8 +122,7 @@ def assembled(
     with ExitStack() as undo:
         device = prepare_process(config, undo)
         built_model = (built := build_model(config, device, note) if have_values else build_on_meta(config, note)).model
-        feed = open_feed(config, device, note, undo)
-        config = feed.config
+        config = (feed := open_feed(config, device, note, undo)).config
         (meter := build_meter(config, device, note)).on_model_built(built_model)
         keep_modes(built_model, undo)
         before = snapshot(built_model)
@@ -188,7 +187,7 @@ def keep_modes(model: nn.Module, undo: ExitStack) -> None:
 
 
 def example_for(model: nn.Module, task: TrainedTask, feed: Feed, note: Note) -> Example:
-    """Return the first batch with its task, and note what the task leaves out; the batch is on meta if the model is there."""
+    """Return the first batch with its task, and note what the task leaves out; the batch is moved to meta with the model."""
     note_fields_left_out(task, model, feed.first, note)
     example = Example(task, feed.first, feed.reread)
     if any(parameter.is_meta for parameter in model.parameters()):
