@@ -81,7 +81,7 @@ class SharedRows:
             new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self.positions}
             used = sum(path.stat().st_size for path in self.folder.parent.glob(f"*/{DATA}"))
             if new and used + len(new) * self.row_bytes > self.limit:
-                raise FullError(f"they would take more than {self.limit / 2**20:.4g} MiB")
+                raise FullError(f"sweep.share_mb={self.limit / 2**20:.3g} is reached")
             first = len(self.checksums)
             checksums = [zlib.crc32(row) for row in new.values()]
             _write_at(self.folder / DATA, first * self.row_bytes, b"".join(row.tobytes() for row in new.values()))

@@ -155,7 +155,7 @@ def test_a_damaged_index_ends_before_the_damage(tmp_path):
 def test_rows_beyond_the_limit_of_all_folders_are_refused(tmp_path):
     first, second = SharedRows(tmp_path / "a", LENGTH, 3 * LENGTH), SharedRows(tmp_path / "b", LENGTH, 3 * LENGTH)
     first.add([key(1), key(2)], rows([1, 2]))
-    with pytest.raises(FullError, match="more than"):
+    with pytest.raises(FullError, match="is reached"):
         second.add([key(1), key(2)], rows([1, 2]))
     second.add([key(1)], rows([1]))
     first.add([key(1)], rows([1]))  # it is there already

@@ -100,7 +100,7 @@ class SharedPrefix:
         self.prefix = Prefix(found.boundary, found.modules)
         if reason := self.trials.why_not_shared(self.prefix, example):
             return reason
-        self.record["layer"] = found.boundary or "the model"
+        self.record |= {"layer": found.boundary or "the model", "reason": found.reason}
         self.weights = UnchangedTensors(prefix_tensors(model, found.boundary, found.modules))
         self.bypass = Bypass(model, found.boundary, found.modules, beneath=True)
         undo.callback(self.bypass.undo)

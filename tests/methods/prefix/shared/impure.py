@@ -1,0 +1,171 @@
+"""Models whose frozen first layers depend on more than their weights and their input, and optimizers that write unseen."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from pathlib import Path
+
+import numpy
+import torch
+from torch import nn
+
+calls = 0
+FACTOR = 1.0
+
+
+class Net(nn.Module):
+    """A body and a head, on samples of shape (8,). Subclasses change what the body returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = self.make_body()
+        self.head = nn.Linear(8, 3)
+
+    def make_body(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Body(nn.Module):
+    """A linear layer whose output goes through `change`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.calls = 0
+
+    def forward(self, x):
+        return self.change(self.layer(x))
+
+    def change(self, y):
+        return y
+
+
+class ClockBody(Body):
+    def change(self, y):
+        return y + (time.time() > 1e12)
+
+
+class DateBody(Body):
+    def change(self, y):
+        return y + (datetime.datetime.now().year > 9000)
+
+
+class FileBody(Body):
+    def change(self, y):
+        return y * float(Path("factor.txt").read_text())
+
+
+class EnvironmentBody(Body):
+    def change(self, y):
+        return y * len(os.listdir("."))
+
+
+class RandomBody(Body):
+    def change(self, y):
+        return y + torch.rand(1)
+
+
+class NumpyRandomBody(Body):
+    def change(self, y):
+        return y + float(numpy.random.rand())
+
+
+class OwnGeneratorBody(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = numpy.random.default_rng(0)
+
+    def change(self, y):
+        return y + (float(self.generator.random()) > 2)
+
+
+class CountingBody(Body):
+    """Has the same output in the first calls, and another one later."""
+
+    def change(self, y):
+        self.calls += 1
+        return y * (1 if self.calls < 1000 else 2)
+
+
+class GlobalCountingBody(Body):
+    def change(self, y):
+        global calls
+        calls += 1
+        return y * (1 if calls < 1000 else 2)
+
+
+class GlobalBody(Body):
+    """Depends on a global that another run may have changed, but changes nothing."""
+
+    def change(self, y):
+        return y * FACTOR
+
+
+class BufferBody(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def change(self, y):
+        self.seen += 1
+        return y
+
+
+def net(body: type[Body]) -> type[Net]:
+    """Return a class of nets with such a body."""
+    return type(f"Net{body.__name__}", (Net,), {"make_body": lambda self: body(), "__module__": __name__})
+
+
+Clock, Date, File, Environment = net(ClockBody), net(DateBody), net(FileBody), net(EnvironmentBody)
+Random, NumpyRandom, OwnGenerator = net(RandomBody), net(NumpyRandomBody), net(OwnGeneratorBody)
+Counting, GlobalCounting, Buffer, Global = net(CountingBody), net(GlobalCountingBody), net(BufferBody), net(GlobalBody)
+
+
+class UsesTheHead(Net):
+    """Its first layers read the weights of the head."""
+
+    def forward(self, x):
+        return self.head(self.body(x + self.head.weight.detach().sum()))
+
+
+class BatchDependent(Net):
+    """Its first layers subtract the mean of the batch."""
+
+    def forward(self, x):
+        return self.head(self.body(x - x.mean(0)))
+
+
+class WritesUnseen(torch.optim.SGD):
+    """SGD that from its step `begin` on changes every parameter through `.data`, those without a gradient too."""
+
+    def __init__(self, params, begin: int = 3, **options) -> None:
+        super().__init__(params, **options)
+        self.begin, self.count = begin, 0
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.count += 1
+        if self.count == self.begin:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.mul_(0.5)
+        return loss
+
+
+class WritesInForward(Net):
+    """Its head, which trains, changes the body in the forward pass of the fifth call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x):
+        self.count += self.training
+        if self.count == 5:
+            self.body[0].weight.data.mul_(0.5)
+        return super().forward(x)

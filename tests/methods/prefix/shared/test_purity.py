@@ -1,0 +1,94 @@
+"""Frozen layers that depend on more than weights and input are never shared, with the reason; a changed one is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.methods.prefix.shared import impure
+from tests.methods.prefix.shared.test_sweeps import SWEEP, assert_equal_to_runs_alone, records, shared
+
+TARGET = "tests.methods.prefix.shared.impure"
+CUSTOM = ("model=custom", "model.input=[8]", "model.classes=3", "model.head=head", "threads=1")
+FROZEN = (*CUSTOM, "freeze=backbone", "freeze.buffers=frozen", "batches=4", "data.epochs=12", "data.batch_size=4")
+REASONS = {
+    "Clock": "the frozen prefix reads the clock (time.time)",
+    "Date": "the frozen prefix reads the clock (datetime.now)",
+    "File": "the frozen prefix reads a file (",
+    "Environment": "the frozen prefix reads the system (posix.listdir)",
+    "OwnGenerator": "a forward pass of the frozen prefix, or the task, keeps state",
+    "Counting": "a forward pass of the frozen prefix, or the task, keeps state",
+    "GlobalCounting": "a forward pass of the frozen prefix, or the task, keeps state",
+    "Buffer": "",
+    "UsesTheHead": "",
+}
+
+
+def sweep(cli, *overrides: str) -> None:
+    """Carry out two runs that differ in their learning rate."""
+    code, _, err = cli("-m", *FROZEN, "optimizer.lr=0.1,0.01", *overrides, f"hydra.sweep.dir={SWEEP}")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_a_prefix_that_depends_on_more_than_its_weights_and_input_is_never_shared(name, cli):
+    Path("factor.txt").write_text("1.5")
+    sweep(cli, f"model.build._target_={TARGET}.{name}")
+    assert {each["batches_stored"] for each in shared()} == {0}
+    (reason,) = {each["reason"] for each in shared()}
+    assert REASONS[name] in reason
+    assert reason
+
+
+@pytest.mark.parametrize("name", ["Random", "NumpyRandom"])
+def test_layers_before_one_that_draws_random_numbers_are_shared_and_it_is_named(name, cli):
+    build = f"model.build._target_={TARGET}.{name}"
+    sweep(cli, build)
+    assert {(each["layer"], each["batches_stored"] > 0) for each in shared()} == {
+        ("body.layer", True),
+        ("body.layer", False),
+    }
+    assert {each["reason"].split(",")[0] for each in shared()} == {"body"}
+    assert_equal_to_runs_alone(cli, *FROZEN, "optimizer.lr=0.1,0.01", build)
+
+
+def test_a_global_that_changes_between_two_runs_shows(cli, monkeypatch):
+    keep = ("sweep.keep=true", f"model.build._target_={TARGET}.Global", f"hydra.sweep.dir={SWEEP}")
+    assert cli("-m", *FROZEN, "optimizer.lr=0.1", *keep)[0] == 0
+    monkeypatch.setattr(impure, "FACTOR", 2.0)
+    assert cli("-m", *FROZEN, "optimizer.lr=0.1,0.01", *keep)[0] == 0
+    assert [each["batches_stored"] for each in shared()] == [4, 4]
+
+
+def test_a_prefix_whose_output_for_a_sample_depends_on_the_others_is_not_shared(cli):
+    sweep(cli, f"model.build._target_={TARGET}.BatchDependent")
+    assert {each["reason"] for each in shared()} == {
+        "the frozen prefix's output for a sample depends on the other samples of its batch"
+    }
+
+
+@pytest.mark.parametrize("begin", [1, 2, 3, 5, 11, 47, 48])
+def test_a_write_that_leaves_no_trace_is_noticed_and_the_run_is_what_it_is_alone(begin, cli):
+    optimizer = (
+        "optimizer=custom",
+        f"optimizer._target_={TARGET}.WritesUnseen",
+        "++optimizer.lr=0.1",
+        "~optimizer.momentum",
+    )
+    overrides = (*FROZEN, f"model.build._target_={TARGET}.Net", *optimizer[:3], f"++optimizer.begin={begin}", "clip=1,2")
+    assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert {record["verdict"] for record in records().values()} == {"leaked"}
+    assert_equal_to_runs_alone(cli, *overrides)
+
+
+def test_a_write_in_the_forward_pass_is_noticed_and_the_run_is_what_it_is_alone(cli):
+    overrides = (*FROZEN, f"model.build._target_={TARGET}.WritesInForward", "optimizer.lr=0.1,0.01")
+    assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert_equal_to_runs_alone(cli, *overrides)
+
+
+def test_a_prefix_that_thaws_is_shared_only_while_it_is_frozen(cli):
+    overrides = (*FROZEN, f"model.build._target_={TARGET}.Net", "schedule=gradual", "optimizer.lr=0.1,0.01")
+    assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert_equal_to_runs_alone(cli, *overrides)
