@@ -45,11 +45,9 @@ def test_a_prefix_that_depends_on_more_than_its_weights_and_input_is_never_share
 def test_layers_before_one_that_draws_random_numbers_are_shared_and_it_is_named(name, cli):
     build = f"model.build._target_={TARGET}.{name}"
     sweep(cli, build)
-    assert {(each["layer"], each["batches_stored"] > 0) for each in shared()} == {
-        ("body.layer", True),
-        ("body.layer", False),
-    }
-    assert {each["reason"].split(",")[0] for each in shared()} == {"body"}
+    assert {each["layer"] for each in shared()} == {"body.layer"}
+    assert sum(each["batches_stored"] for each in shared()) == 4
+    assert {each["reason"] for each in shared()} == {"the frozen prefix gives different outputs for the same samples"}
     assert_equal_to_runs_alone(cli, *FROZEN, "optimizer.lr=0.1,0.01", build)
 
 
