@@ -17,10 +17,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.arguments import refuse_key_within_a_value, unreadable_message
+from runner.config.files import choices_of, config_groups
 from runner.config.help.keys import known_keys
 from runner.config.messages import (
-    choices_of,
-    config_groups,
     interpolation_problem,
     omegaconf_message,
     unknown_key_message,

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 from rich.text import Text
 
-from runner.config.check import check, check_folders
+from runner.config.check import check_folders
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG, SWEEP_PLAN
 from runner.display.console import create_console, hanging, print_unbroken
 from runner.display.table import Column, table_lines
@@ -81,7 +81,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
             prepare_folder(config, runs, folder)
             in_order = clear_folders(runs, unfinished)
             live.start()
-            worker = Worker.from_this_process(folder, partial(end_with_process, runs, live))
+            checked = {run.folder.name: run.config for run in in_order}
+            worker = Worker.from_this_process(folder, partial(end_with_process, runs, live), checked)
             launch_runs(config, context, launcher, in_order, worker=worker)
     except KeyboardInterrupt:
         interrupted = True
@@ -156,11 +157,11 @@ def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
     The model is built once, in this process. If that fails, nothing is raised: the runs themselves will fail and say why. If
     it hangs, and no signal ends it after the config's `timeout`, the process is ended.
     """
-    if len({run.model for run in runs}) > 1:
+    if len({repr(run.config.model) for run in runs}) > 1:
         return
     from runner.assemble.objects import check_patterns
 
-    configs = [check(run.composed) for run in {run.patterns: run for run in runs}.values()]
+    configs = list({repr((config.freeze, config.groups)): config for config in (run.config for run in runs)}.values())
 
     def print_end(reason: str) -> None:
         print(error_line(f"failed: {reason} (while the model was built, before the first run)"), file=sys.stderr)

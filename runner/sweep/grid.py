@@ -12,8 +12,8 @@ from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.check import check
-from runner.config.naming import config_hash, run_name
-from runner.config.schema import Sweep
+from runner.config.naming import run_name
+from runner.config.schema import Config, Sweep
 from runner.contract import Record
 from runner.errors import ConfigError, is_integer
 from runner.runs.folder import RUN_NAME
@@ -29,19 +29,20 @@ class SweepRun:
         overrides: the `key=value` texts that its config is composed from.
         hash: the hash of its config, equal for equal configs.
         folder: the folder for its files.
-        strict: whether its config has `strict=true`.
-        model: the node `model` of its config, as text.
-        patterns: the patterns of its config and the node `groups`, as text.
-        composer: what composes its config, which is not kept: a thousand would take a gigabyte.
+        config: its config after it was checked.
+        composer: what composes its config anew. A thousand composed configs would take a gigabyte.
     """
 
     overrides: list[str]
     hash: str
     folder: Path
-    strict: bool
-    model: str
-    patterns: str
+    config: Config
     composer: Composer
+
+    @property
+    def strict(self) -> bool:
+        """Whether its config has `strict=true`."""
+        return self.config.strict
 
     @property
     def composed(self) -> DictConfig:
@@ -121,17 +122,9 @@ def compose_runs(composer: Composer, override_lists: Sequence[list[str]], folder
             checked = check(composed)
         except ConfigError as error:
             raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
-        hash_ = config_hash(composed)
-        run = SweepRun(
-            overrides=overrides,
-            hash=hash_,
-            folder=folder / run_name(composed),
-            strict=checked.strict,
-            model=repr(checked.model),
-            patterns=repr((checked.freeze.patterns, checked.freeze.keep, checked.groups)),
-            composer=composer,
-        )
-        runs.setdefault(hash_, run)
+        name = run_name(composed)
+        run = SweepRun(overrides=overrides, hash=name[-8:], folder=folder / name, config=checked, composer=composer)
+        runs.setdefault(run.hash, run)
     for path in filter(has_run_name, folder.iterdir()) if folder.is_dir() else ():
         run_of_hash = runs.get(path.name[-8:])
         if run_of_hash and path != run_of_hash.folder and (moved := replace(run_of_hash, folder=path)).finished:
