@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,24 @@ def choices_of(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+@cache
 def texts_in(group: str, choice: str) -> dict[str, Any]:
     """Return what the file of a choice sets, as {key: value}; single values are texts, interpolations as they stand."""
     return yaml.load((CONF / group / f"{choice}.yaml").read_bytes(), TEXT_LOADER) or {}
+
+
+@cache
+def defaults_of_config() -> tuple[dict[str, str], dict[str, Any]]:
+    """Return ({config group: its choice}, values) of `config.yaml`, as texts, without what it sets of Hydra's own."""
+    values = yaml.load((CONF / "config.yaml").read_bytes(), TEXT_LOADER)
+    chosen = {group: name for each in values["defaults"] if isinstance(each, dict) for group, name in each.items()}
+    return chosen, {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+
+
+@cache
+def words_in_files() -> set[str]:
+    """Return all words in all files of `conf`: a key that is none of them is in no config, whatever is chosen."""
+    return {word for path in CONF.rglob("*.yaml") for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
 
 
 def values_in(group: str, choice: object) -> Mapping[str, Any]:

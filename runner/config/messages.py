@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
+LAUNCHERS = {  # by Hydra's name of the launcher: the package that provides it, and the extra that installs it
+    "joblib": ("hydra-joblib-launcher", "joblib"),
+    "ray": ("hydra-ray-launcher", "ray"),
+    "submitit_slurm": ("hydra-submitit-launcher", "slurm"),
+    "submitit_local": ("hydra-submitit-launcher", "slurm"),
+}
 UNKNOWN_RESOLVER = "Unsupported interpolation type "  # the beginning of OmegaConf's message
 
 
@@ -111,6 +117,20 @@ def unknown_key_message(key: str) -> str:
         return f"{key}: no such key; to add it, write ++{key}=..."
     advice = f"; an argument of the model's builder is given as ++{key}=..." if key.startswith("model.") else ""
     return f"{key}: no such key{did_you_mean(key, keys)}{advice}"
+
+
+def unknown_choice_message(group: str, choice: str, choices: list[str]) -> str:
+    """Return the message for an argument `group=choice` for which there is no config file.
+
+    `choices` are the choices that exist in this group; empty if they are those of `conf`, or there is no such group.
+    """
+    if group == "hydra/launcher" and choice in LAUNCHERS:
+        plugin, extra = LAUNCHERS[choice]
+        return f"launch={extra} needs {plugin}; install it with: pip install 'freeze-runner[{extra}]'"
+    choices = choices or choices_of(group)
+    if not choices:
+        return f"{group}={choice}: there is no group {group}{did_you_mean(group, config_groups())}"
+    return f"{group}={choice}: no such choice{did_you_mean(choice, choices) or ';'} there are {', '.join(choices)}"
 
 
 def unknown_resolver_message(name: str) -> str:

@@ -145,7 +145,7 @@ def execute_run(
 
     `composed`: the config as Hydra composed it; `checked`: what `check` returned for it, if it has been checked already.
     `on_step` is called after each training step. `on_note` is called with each message for the user; the message is also
-    logged and written to `run.json`. If the run fails, nothing is raised: the exception is logged, written to `run.json`, and
+    logged and written to `run.json`. If the run fails, nothing is raised: the exception is logged, written to `run.json` and
     passed to `on_error`.
 
     The run fails when the config's `timeout` is over. `before_exit`: if given, the process may be ended where nothing else
