@@ -45,6 +45,13 @@ def words_in_files() -> set[str]:
     return {word for path in CONF.rglob("*.yaml") for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
 
 
+@cache
+def only_recipes_set_keys_of_other_groups(recipes: tuple[str, ...]) -> bool:
+    """Return whether each file sets nothing but the keys of its group, except for those of the groups `recipes`."""
+    others = [path for path in CONF.rglob("*.yaml") if path.parent != CONF and path.parent.name not in recipes]
+    return not any(re.search(r"@package|^defaults\b", path.read_text(encoding="utf-8"), re.M) for path in others)
+
+
 def values_in(group: str, choice: object) -> Mapping[str, Any]:
     """Return what the file of a choice sets, as {key: value}, interpolations as they stand; do not change the result.
 

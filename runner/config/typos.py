@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.arguments import refuse_key_within_a_value
-from runner.config.files import choices_of, config_groups, defaults_of_config, texts_in, words_in_files
+from runner.config.files import (
+    choices_of,
+    config_groups,
+    defaults_of_config,
+    only_recipes_set_keys_of_other_groups,
+    texts_in,
+    words_in_files,
+)
 from runner.config.messages import unknown_choice_message, unknown_key_message
 from runner.config.schema import Sweep
 from runner.errors import ConfigError
@@ -22,7 +29,7 @@ from runner.errors import ConfigError
 PLAIN = r"[A-Za-z0-9_./-]+"
 ARGUMENT = re.compile(rf"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=({PLAIN}(?:,{PLAIN})*|\[(?:{PLAIN}(?:,{PLAIN})*)?\])", re.ASCII)
 CHOICE = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z_][\w-]*", re.ASCII | re.IGNORECASE)
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # keys of Hydra's that change no other key
 FILES_OF_KEYS = ("experiment", "launch")  # groups whose files set keys of other groups
 PLUGINS = {"freeze_sweeper", "hydra_joblib_launcher", "hydra_ray_launcher", "hydra_submitit_launcher", "__pycache__"}
 
@@ -38,7 +45,7 @@ def refuse_typos(arguments: Sequence[str]) -> None:
     given = {match[1]: match[2] for match in found if match}
     if len(given) < len(texts) or not given or (is_sweep and _ends_otherwise(given)) or _has_other_plugins():
         return
-    if any(key.split(".")[0] == "hydra" and key not in FOLDERS for key in given):
+    if any(key.split(".")[0] == "hydra" and not _is_folder(key, value) for key, value in given.items()):
         return
     if not is_sweep and any(_is_swept(value) for value in given.values()):
         return
@@ -51,6 +58,10 @@ def refuse_typos(arguments: Sequence[str]) -> None:
         refuse_key_within_a_value(text)
     _refuse_wrong_choice(choices, others, is_sweep)
     _refuse_unknown_key(choices, others, is_sweep)
+
+
+def _is_folder(key: str, value: str) -> bool:
+    return key in FOLDERS and value.lower() != "null" and "," not in value and "[" not in value
 
 
 def _is_swept(value: str) -> bool:
@@ -87,7 +98,7 @@ def _refuse_wrong_choice(choices: Mapping[str, list[str]], others: Mapping[str, 
     if len(wrong) != 1:
         return
     ((group, name),) = wrong
-    if not is_sweep or (choices[group][0] == name and all(_node(key, choices) is not None for key in others)):
+    if not is_sweep or (choices[group][0] == name and all(None not in _nodes(key, choices) for key in others)):
         raise ConfigError(unknown_choice_message(group, name, choices_of(group)))
 
 
@@ -100,7 +111,7 @@ def _refuse_unknown_key(choices: Mapping[str, list[str]], others: Mapping[str, s
     if not all(_is_choice(group, name) for group, names in choices.items() for name in names):
         return
     ordered = sorted(others, key=lambda key: is_sweep and _is_swept(others[key]))
-    key = next((key for key in ordered if _node(key, choices) is None), "")
+    key = next((key for key in ordered if None in _nodes(key, choices)), "")
     if not key:
         return
     parts = key.split(".")
@@ -108,15 +119,31 @@ def _refuse_unknown_key(choices: Mapping[str, list[str]], others: Mapping[str, s
         path = ".".join(parts[:count])
         if path in others and count < len(parts):
             return
-        node = _node(path, choices)
-        if node is None and parts[count - 1] not in words_in_files():
+        if _is_absent(path, choices):
             raise ConfigError(unknown_key_message(path))
-        if not isinstance(node, dict):
+        if not all(isinstance(node, dict) for node in _nodes(path, choices)):
             return
 
 
-def _node(key: str, choices: Mapping[str, list[str]]) -> Any:
-    """Return what the files of `conf` set for a key, as texts; None unless all files that may be chosen set it.
+def _is_absent(path: str, choices: Mapping[str, list[str]]) -> bool:
+    """Return whether no config has a key, whichever choice of the command line it is composed from.
+
+    A recipe may set any key; then the last part of the key must be in no file at all.
+    """
+    if _has_recipe(choices) or not only_recipes_set_keys_of_other_groups(FILES_OF_KEYS):
+        return path.rpartition(".")[2] not in words_in_files()
+    return not any(node is not None for node in _nodes(path, choices))
+
+
+def _has_recipe(choices: Mapping[str, list[str]]) -> bool:
+    """Return whether a file that sets keys of other groups is chosen, or may be."""
+    defaults, _ = defaults_of_config()
+    recipe = choices.get("experiment", [defaults["experiment"]])
+    return recipe != ["null"] or defaults["launch"] != "local"
+
+
+def _nodes(key: str, choices: Mapping[str, list[str]]) -> list[Any]:
+    """Return what a key is, as texts, with each of the files of its group that may be chosen; None where it is not set.
 
     `choices`: {config group: its choices} of the command line.
     """
@@ -124,14 +151,14 @@ def _node(key: str, choices: Mapping[str, list[str]]) -> Any:
     defaults, values = defaults_of_config()
     of_config = _select(values, key)
     if group not in config_groups() or group in FILES_OF_KEYS:
-        return of_config
-    names = {defaults[group], *choices.get(group, [])}
-    if choices.get("experiment", ["null"]) != ["null"]:
-        names = set(choices_of(group))
-    if not names <= set(choices_of(group)):
-        return None
-    found = [_select(texts_in(group, name), inner) if inner else {} for name in sorted(names)]
-    return of_config if of_config is not None else None if None in found else found[0]
+        return [of_config]
+    names = choices.get(group, [defaults[group]])
+    if len(names) > 1:  # a sweep over them begins with a config that has the default
+        names = [*names, defaults[group]]
+    if _has_recipe(choices):
+        names = choices_of(group)
+    found = [_select(texts_in(group, name), inner) if inner else {} for name in names if _is_choice(group, name)]
+    return [node if of_config is None else of_config for node in found] or [None]
 
 
 def _select(values: Any, key: str) -> Any:
