@@ -12,28 +12,19 @@ import traceback
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any
 
 import runner
-from runner.config.arguments import with_added_targets
-from runner.config.compose import VERSION_BASE, allow_any_target
 from runner.config.help.completion import is_query, readable_line
-from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_arguments, short_message
-from runner.config.naming import CUSTOM, freeze_name, method_choice
-from runner.config.resolvers import register_resolvers
-from runner.config.schema import CONF
+from runner.config.typos import refuse_typos
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_STRICT, LOG, STATUSES_WITH_TABLES
 from runner.errors import ConfigError, Refused
-from runner.proof.verdict import strict_problems
 from runner.runs.exits import guard_process
 from runner.runs.interrupts import exit_at_once, handle_interrupts
 from runner.runs.text import error_line
+
+if TYPE_CHECKING:  # Hydra and OmegaConf take longer to import than a typo to find
+    from omegaconf import DictConfig
 
 
 def main() -> int:
@@ -48,30 +39,54 @@ def main() -> int:
         return answer_shell()
     try:
         with handle_interrupts(exit_at_once), guard_process(sys.exit):
-            refuse_wrong_arguments(sys.argv[1:])
-            sys.argv[1:] = with_added_targets(sys.argv[1:])
-            return run_hydra()
+            refuse_typos(sys.argv[1:])
+            return run_command()
     except KeyboardInterrupt:
         print(error_line("interrupted"), file=sys.stderr)
         return EXIT_INTERRUPTED
     except Refused as refused:
         return print_error(str(refused.code))
+    except ConfigError as error:
+        return print_error(str(error))
     except BrokenPipeError:  # the reader of the output has closed it, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return print_error(short_message(error))
-    except OSError as error:
-        path = error.filename or "the output folder"
-        return print_error(f"cannot write {path}: {error.strerror}; give hydra.run.dir=DIR (hydra.sweep.dir in a sweep)")
     except SystemExit as system_exit:
         code = EXIT_DONE if system_exit.code is None else system_exit.code
         return code if isinstance(code, int) else print_error(str(code))
     except Exception as error:
-        if raised_by_hydra(error):
-            return print_error(short_message(error, sys.argv[1:]))
-        traceback.print_exc()
-        return EXIT_FAILED
+        return print_exception(error)
+
+
+def run_command() -> int:
+    """Do what the command line asks for, as Hydra reads it, and return an exit code; raises the errors that Hydra raises."""
+    from runner.config.arguments import with_added_targets
+    from runner.config.hydra_errors import refuse_wrong_arguments
+
+    refuse_wrong_arguments(sys.argv[1:])
+    sys.argv[1:] = with_added_targets(sys.argv[1:])
+    return run_hydra()
+
+
+def print_exception(error: Exception) -> int:
+    """Print an exception to stderr, and return an exit code.
+
+    One of Hydra or of the disk is one line; any other has its traceback, and must be the one that is being handled.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from runner.config.hydra_errors import raised_by_hydra, short_message
+
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return print_error(short_message(error))
+    if isinstance(error, OSError):
+        path = error.filename or "the output folder"
+        return print_error(f"cannot write {path}: {error.strerror}; give hydra.run.dir=DIR (hydra.sweep.dir in a sweep)")
+    if raised_by_hydra(error):
+        return print_error(short_message(error, sys.argv[1:]))
+    traceback.print_exc()
+    return EXIT_FAILED
 
 
 def answer_shell() -> int:
@@ -90,6 +105,14 @@ def run_hydra() -> int:
     It is the highest exit code of the runs that were carried out in this process, or 0 if there was none, as with `--help`.
     A sweep sets its exit code itself, by raising SystemExit. Raises the errors that Hydra raises.
     """
+    import hydra
+    from omegaconf.errors import OmegaConfBaseException
+
+    from runner.config.compose import VERSION_BASE, allow_any_target
+    from runner.config.hydra_errors import short_message
+    from runner.config.resolvers import register_resolvers
+    from runner.config.schema import CONF
+
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra raise errors; otherwise it prints them and exits with 1
     codes: list[int] = []
@@ -120,7 +143,10 @@ def run_and_report(config: DictConfig) -> int:
     `config`: the composed config. A progress bar is shown during the run. If the run was interrupted (Ctrl-C, SIGTERM), all
     files are written, and then KeyboardInterrupt is raised. A failed or skipped run prints only the reason, to stderr.
     """
+    from hydra.core.hydra_config import HydraConfig
+
     from runner.display.console import create_console
+    from runner.proof.verdict import strict_problems
     from runner.runs import console, job
 
     terminal = create_console()
@@ -155,6 +181,10 @@ def run_and_report(config: DictConfig) -> int:
 
 def run_title(config: DictConfig) -> str:
     """Return a title for a run: its main settings, such as `method=zero_lr`, then all other overrides that were given."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from runner.config.naming import CUSTOM, freeze_name, method_choice
+
     choices: dict[str, Any] = dict(HydraConfig.get().runtime.choices)
     choices["freeze"] = freeze_name(config.freeze, choices["freeze"])
     choices["method"] = method_choice(config.method, choices["method"])

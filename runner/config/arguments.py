@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import get_origin
 
-from runner.config.messages import choices_of, config_groups, expected_value, type_of
+from runner.config.files import choices_of, config_groups
+from runner.config.messages import expected_value, type_of
 from runner.errors import ConfigError
 from runner.freezing.patterns import TYPOGRAPHIC_QUOTES
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.build import LIBRARY_BUILDERS, check_node, offered, refuse_malformed_path
@@ -22,8 +22,9 @@ from runner.config.checks.machine import (
 )
 from runner.config.checks.metrics import check_evaluation
 from runner.config.checks.numbers import check_numbers
-from runner.config.messages import choices_of, omegaconf_message, wrong_value_message
-from runner.config.schema import CONF, RUNNERS_DATA_KEYS, STEPS, Config, Model, values_by_key
+from runner.config.files import choices_of, values_in
+from runner.config.messages import omegaconf_message, wrong_value_message
+from runner.config.schema import MISSING, RUNNERS_DATA_KEYS, STEPS, Config, Model, values_by_key
 from runner.errors import ConfigError, did_you_mean
 from runner.freezing.patterns import parse, parse_all, refuse_patterns_in_both
 
@@ -160,8 +161,7 @@ def _drop_options_of_another_method(typed: DictConfig, choice: str) -> None:
     another `_target_` than the file, each option that still has the file's value is removed, because the new target need not
     accept it. Changes `typed` in place.
     """
-    file, method = CONF / "method" / f"{choice}.yaml", OmegaConf.to_container(typed.method)
-    from_file: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    from_file, method = values_in("method", choice), OmegaConf.to_container(typed.method)
     assert isinstance(method, dict)
     if from_file.get("_target_") != method.get("_target_"):
         for key in from_file.keys() & method.keys() - {"_target_"}:
@@ -176,8 +176,7 @@ def _check_options(config: Config, choices: Mapping[str, Any]) -> None:
     the user put in place of the file's.
     """
     for group in ("optimizer", "scheduler", "schedule", "data", "method"):
-        file, node = CONF / group / f"{choices.get(group)}.yaml", getattr(config, group)
-        defaults: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        defaults, node = values_in(group, choices.get(group)), getattr(config, group)
         for name, default in defaults.items() if defaults.get("_target_") == node.get("_target_") else ():
             value = node.get(name)
             if _is_number(default) and value is not None and not _is_number(value):
@@ -193,8 +192,7 @@ def _check_signatures(config: Config, choices: Mapping[str, Any]) -> None:
     values = dict(values_by_key(config))
     for key, given in GIVEN.items():
         group, _, inner = key.partition(".")
-        node, file = values[key], CONF / group / f"{choices.get(group)}.yaml"
-        from_file: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        node, from_file = values[key], values_in(group, choices.get(group))
         from_file = from_file.get(inner, {}) if inner else from_file
         is_as_in_file = node.keys() == from_file.keys() and node.get("_target_") == from_file.get("_target_")
         if node and not is_as_in_file and str(node.get("_target_")).split(".")[0] in ("runner", "torch"):

@@ -17,23 +17,17 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.arguments import refuse_key_within_a_value, unreadable_message
+from runner.config.files import choices_of, config_groups
 from runner.config.help.keys import known_keys
 from runner.config.messages import (
-    choices_of,
-    config_groups,
     interpolation_problem,
     omegaconf_message,
+    unknown_choice_message,
     unknown_key_message,
     unknown_resolver_message,
 )
 from runner.errors import ConfigError, did_you_mean
 
-LAUNCHERS = {  # by Hydra's name of the launcher: the package that provides it, and the extra that installs it
-    "joblib": ("hydra-joblib-launcher", "joblib"),
-    "ray": ("hydra-ray-launcher", "ray"),
-    "submitit_slurm": ("hydra-submitit-launcher", "slurm"),
-    "submitit_local": ("hydra-submitit-launcher", "slurm"),
-}
 CONFIG_LIBRARIES = ("hydra", "omegaconf", "yaml")
 
 
@@ -112,7 +106,7 @@ def short_message(error: Exception, arguments: Sequence[str] = ()) -> str:
         chain.append(chain[-1].__cause__)
     text = "\n".join(str(each) for each in chain)
     if found := re.search(r"Could not (?:find|load) '([\w/]+)/([^/'\s]*)'", text):
-        return _unknown_choice_message(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.M))
+        return unknown_choice_message(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.M))
     if found := re.search(r"Unsupported interpolation type (\S+)", text):
         return unknown_resolver_message(found[1])
     if isinstance(chain[-1], OmegaConfBaseException) and chain[-1].full_key:
@@ -156,17 +150,3 @@ def _unreadable_file_message(error: yaml.YAMLError | UnicodeDecodeError, argumen
 def _shown(path: str) -> str:
     """Return a path relative to the current folder if it is below it, otherwise unchanged."""
     return os.path.relpath(path) if os.path.abspath(path).startswith(os.getcwd() + os.sep) else path
-
-
-def _unknown_choice_message(group: str, choice: str, choices: list[str]) -> str:
-    """Return the message for an argument `group=choice` for which Hydra finds no config file.
-
-    `choices` are the choices that exist in this group; empty if Hydra does not say them or there is no such group.
-    """
-    if group == "hydra/launcher" and choice in LAUNCHERS:
-        plugin, extra = LAUNCHERS[choice]
-        return f"launch={extra} needs {plugin}; install it with: pip install 'freeze-runner[{extra}]'"
-    choices = choices or choices_of(group)
-    if not choices:
-        return f"{group}={choice}: there is no group {group}{did_you_mean(group, config_groups())}"
-    return f"{group}={choice}: no such choice{did_you_mean(choice, choices) or ';'} there are {', '.join(choices)}"

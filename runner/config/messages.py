@@ -1,20 +1,27 @@
-"""Word the errors about config keys and their values. Does not import torch."""
+"""Word the errors about config keys and their values. Does not import torch, and OmegaConf only where it has raised."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import fields, is_dataclass
 from enum import EnumMeta
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
-
+from runner.config.files import choices_of, config_groups, texts_in
 from runner.config.help.keys import is_passed_on, known_keys
-from runner.config.resolvers import RESOLVERS
-from runner.config.schema import CONF, Config
+from runner.config.schema import Config
 from runner.errors import did_you_mean, listed
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+LAUNCHERS = {  # by Hydra's name of the launcher: the package that provides it, and the extra that installs it
+    "joblib": ("hydra-joblib-launcher", "joblib"),
+    "ray": ("hydra-ray-launcher", "ray"),
+    "submitit_slurm": ("hydra-submitit-launcher", "slurm"),
+    "submitit_local": ("hydra-submitit-launcher", "slurm"),
+}
 UNKNOWN_RESOLVER = "Unsupported interpolation type "  # the beginning of OmegaConf's message
 
 
@@ -23,6 +30,9 @@ def omegaconf_message(error: OmegaConfBaseException, composed: DictConfig | None
 
     `composed`: the config that has the value, if there is one.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError
+
     key, problem = error.full_key or str(error.key or ""), (error.msg or str(error)).splitlines()[0]
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return unknown_key_message(key)
@@ -44,6 +54,8 @@ def interpolation_problem(problem: str) -> str:
 
 def wrong_value_message(key: str, value: Any) -> str:
     """Return the message for a value of a wrong type: what was given for the key, and what the schema expects."""
+    from omegaconf import OmegaConf
+
     value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     expected = expected_value(key)
     if expected.startswith("a list") and value not in ("", None) and isinstance(value, (str, int, float)):
@@ -94,7 +106,7 @@ def unknown_key_message(key: str) -> str:
     keys = _all_keys()
     if key in keys:  # a key of another choice of its group
         group, _, option = key.partition(".")
-        choices = sorted(path.stem for path in (CONF / group).glob("*.yaml") if option in OmegaConf.load(path))
+        choices = [choice for choice in choices_of(group) if option in texts_in(group, choice)]
         if not choices:
             return f"{key}: no such key"
         verb = "has" if len(choices) == 1 else "have"
@@ -107,22 +119,28 @@ def unknown_key_message(key: str) -> str:
     return f"{key}: no such key{did_you_mean(key, keys)}{advice}"
 
 
+def unknown_choice_message(group: str, choice: str, choices: list[str]) -> str:
+    """Return the message for an argument `group=choice` for which there is no config file.
+
+    `choices` are the choices that exist in this group; empty if they are those of `conf`, or there is no such group.
+    """
+    if group == "hydra/launcher" and choice in LAUNCHERS:
+        plugin, extra = LAUNCHERS[choice]
+        return f"launch={extra} needs {plugin}; install it with: pip install 'freeze-runner[{extra}]'"
+    choices = choices or choices_of(group)
+    if not choices:
+        return f"{group}={choice}: there is no group {group}{did_you_mean(group, config_groups())}"
+    return f"{group}={choice}: no such choice{did_you_mean(choice, choices) or ';'} there are {', '.join(choices)}"
+
+
 def unknown_resolver_message(name: str) -> str:
     """Return the error message for a config value `${name:}` if OmegaConf has no resolver (function) called `name`.
 
     If this project registers a resolver `runner.name`, the message suggests it.
     """
+    from runner.config.resolvers import RESOLVERS
+
     return f"there is no resolver ${{{name}:}}{f'; did you mean ${{runner.{name}:}}?' if name in RESOLVERS else ''}"
-
-
-def config_groups() -> list[str]:
-    """Return the names of the config groups, such as `model` and `optimizer`: the subfolders of the folder `conf`."""
-    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
-
-
-def choices_of(group: str) -> list[str]:
-    """Return the choices of a config group: the names of its files in the folder `conf`."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def _all_keys() -> list[str]:
@@ -132,8 +150,7 @@ def _all_keys() -> list[str]:
     `optimizer.momentum`. A key such as `input: ${model.input}`, which passes the value of a key of the same name on, is
     left out.
     """
-    files = [(path.parent.name, path) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "launch")]
-    nodes: list[tuple[str, Any]] = [(group, OmegaConf.to_container(OmegaConf.load(path))) for group, path in files]
-    items = [(group, key, value) for group, node in nodes for key, value in node.items()]
-    options = {f"{group}.{key}" for group, key, value in items if not is_passed_on(key, value)}
+    groups = [group for group in config_groups() if group not in ("experiment", "launch")]
+    files = [(group, texts_in(group, choice)) for group in groups for choice in choices_of(group)]
+    options = {f"{group}.{key}" for group, file in files for key, value in file.items() if not is_passed_on(key, value)}
     return [*known_keys(), *config_groups(), *sorted(options)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config.schema import CONF
+from runner.config.files import values_in
 from runner.contract import NOT_HASHED, method_name
 
 CUSTOM = "custom"  # the name of patterns that are not those of a file in conf/freeze
@@ -22,15 +22,15 @@ def config_hash(composed: DictConfig) -> str:
     return _hash(_hashed(composed))
 
 
-def setting_hash(composed: DictConfig) -> str:
-    """Return a hash like `config_hash` that also leaves out the method and `freeze.buffers`.
+def config_and_setting_hash(composed: DictConfig) -> tuple[str, str]:
+    """Return `config_hash`, and such a hash that also leaves out the method and `freeze.buffers`.
 
     Runs with the same setting hash may differ only in their freezing method, in `freeze.buffers` and in keys in NOT_HASHED.
     Their results can therefore be compared.
     """
     hashed = _hashed(composed)
-    del hashed["method"]
-    return _hash({**hashed, "freeze": {**hashed["freeze"], "buffers": None}})
+    setting = {key: value for key, value in hashed.items() if key != "method"}
+    return _hash(hashed), _hash({**setting, "freeze": {**setting["freeze"], "buffers": None}})
 
 
 def _hashed(composed: DictConfig) -> dict[str, Any]:
@@ -67,9 +67,8 @@ def method_choice(method: DictConfig, choice: str) -> str:
     `_target_` as the file, the result is `choice`. If the user gave another `_target_`, the result is `method_name`
     of this `_target_`.
     """
-    file = CONF / "method" / f"{choice}.yaml"
-    target = str(method.get("_target_"))
-    if file.is_file() and OmegaConf.select(OmegaConf.load(file), "_target_") != target:
+    from_file, target = values_in("method", choice), str(method.get("_target_"))
+    if from_file and from_file.get("_target_") != target:
         return method_name(target)
     return choice.replace("/", "-")
 
@@ -80,12 +79,9 @@ def freeze_name(freeze: DictConfig, choice: str) -> str:
     `choice` is the name of the chosen file in `conf/freeze`, and `freeze` is the config node. If the node has the same
     `patterns` and `keep` as the file, the result is `choice`; otherwise it is `custom`.
     """
-    file = CONF / "freeze" / f"{choice}.yaml"
-    if file.is_file():
-        from_file = OmegaConf.load(file)
-        assert isinstance(from_file, DictConfig)
-        if any(list(from_file.get(key) or []) != list(freeze.get(key) or []) for key in ("patterns", "keep")):
-            return CUSTOM
+    from_file = values_in("freeze", choice)
+    if from_file and any(list(from_file.get(key) or []) != list(freeze.get(key) or []) for key in ("patterns", "keep")):
+        return CUSTOM
     return choice.replace("/", "-")
 
 

@@ -11,8 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
+MISSING: Any = "???"  # a value that must be given, as OmegaConf writes it
 SYNTHETIC = "runner.training.data.synthetic."  # the targets in this module give data without an end
 ENDLESS_BATCHES = 10  # of a pass with `batches=auto`, where the data have no length
 RUNNERS_DATA_KEYS = ("epochs", "test")  # keys of the node `data` that are not arguments of its target

@@ -22,7 +22,7 @@ from runner.config.arguments import with_added_targets
 from runner.config.check import check
 from runner.config.compose import hydra_initialized
 from runner.config.hydra_errors import raised_by_hydra, refuse_wrong_overrides, short_message
-from runner.config.naming import config_hash, setting_hash
+from runner.config.naming import config_and_setting_hash
 from runner.config.schema import Config
 from runner.contract import (
     EXIT_DONE,
@@ -142,19 +142,21 @@ def execute_run(
     before_exit: Callable[[str], None] | None = None,
     *,
     shared: SharedFolder | None = None,
+    checked: Config | None = None,
 ) -> Result:
     """Carry out one run, write its files to the folder that Hydra made for it, and return a Result.
 
-    `composed`: the config as Hydra composed it. `on_step` is called after each training step. `on_note` is called with each
-    message for the user; the message is also logged and written to `run.json`. If the run fails, nothing is raised: the
-    exception is logged, written to `run.json`, and passed to `on_error`.
+    `composed`: the config as Hydra composed it; `checked`: what `check` returned for it, if it has been checked already.
+    `on_step` is called after each training step. `on_note` is called with each message for the user; the message is also
+    logged and written to `run.json`. If the run fails, nothing is raised: the exception is logged, written to `run.json` and
+    passed to `on_error`.
 
     The run fails when the config's `timeout` is over. `before_exit`: if given, the process may be ended where nothing else
     ends the run, such as a call of a library that hangs. The run is recorded as failed, and `before_exit(reason)` is called.
     `shared`: what the runs of a sweep compute once.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    config = check(composed, HydraConfig.get().runtime.choices.get("method"))
+    config = checked or check(composed, HydraConfig.get().runtime.choices.get("method"))
     record = initial_record(config, composed, HydraConfig.get().overrides.task)
     result = Result(folder, record, exit_code=EXIT_FAILED)
     remove_files(folder, RECORD, *TRAINING_FILES)  # of an earlier attempt, in a sweep that is resumed
@@ -209,12 +211,13 @@ def initial_record(config: Config, composed: DictConfig, overrides: Sequence[str
     `composed`: the config as Hydra composed it. `config`: the same config after it was checked. `overrides`: the
     command-line arguments.
     """
+    hash_, setting = config_and_setting_hash(composed)
     return new_record(
         overrides=overrides,
-        config_hash=config_hash(composed),
+        config_hash=hash_,
         method=config.method,
         buffers=config.freeze.buffers.value,
-        setting=setting_hash(composed),
+        setting=setting,
         seed=config.seed,
         device=config.device.value,
     )

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 from rich.text import Text
 
-from runner.config.check import check, check_folders
+from runner.config.check import check_folders
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG, SWEEP_PLAN
 from runner.display.console import create_console, hanging, print_unbroken
 from runner.display.table import Column, table_lines
@@ -28,6 +28,7 @@ from runner.runs.interrupts import delay_interrupts, handle_interrupts, time_lim
 from runner.runs.read import is_run_folder
 from runner.runs.record import persistent_overrides
 from runner.runs.text import counted, error_line
+from runner.sweep.composing import Composer, composed_for_workers
 from runner.sweep.end import (
     command_to_go_on,
     end_running,
@@ -39,7 +40,7 @@ from runner.sweep.end import (
     remove_marks,
     write_sweep_results,
 )
-from runner.sweep.grid import ComposedConfigLoader, SweepRun, compose_runs, has_run_name
+from runner.sweep.grid import SweepRun, compose_runs, has_run_name
 from runner.sweep.launch import DiskFullError, check_reachable, launch
 from runner.sweep.live import LiveReport
 from runner.sweep.lock import check_locks_work, clear_folder, detect_death
@@ -60,7 +61,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     the exit code of the sweep is not 0.
     """
     folder = resolve_folder(config)
-    runs, dropped = compose_runs(config, context.config_loader, override_lists, folder)
+    composer = Composer(context.config_loader, config)
+    runs, dropped = compose_runs(composer, override_lists, folder)
     if not runs:
         raise ConfigError("the sweep has no run: a glob or a range in it is empty")
     if dropped:
@@ -79,7 +81,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
             prepare_folder(config, runs, folder)
             in_order = clear_folders(runs, unfinished)
             live.start()
-            worker = Worker.from_this_process(folder, partial(end_with_process, runs, live))
+            checked = {run.folder.name: run.config for run in in_order}
+            worker = Worker.from_this_process(folder, partial(end_with_process, runs, live), checked)
             launch_runs(config, context, launcher, in_order, worker=worker)
     except KeyboardInterrupt:
         interrupted = True
@@ -154,11 +157,11 @@ def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
     The model is built once, in this process. If that fails, nothing is raised: the runs themselves will fail and say why. If
     it hangs, and no signal ends it after the config's `timeout`, the process is ended.
     """
-    if len({run.model for run in runs}) > 1:
+    if len({repr(run.config.model) for run in runs}) > 1:
         return
     from runner.assemble.objects import check_patterns
 
-    configs = [check(run.composed) for run in {run.patterns: run for run in runs}.values()]
+    configs = list({repr((config.freeze, config.groups)): config for config in (run.config for run in runs)}.values())
 
     def print_end(reason: str) -> None:
         print(error_line(f"failed: {reason} (while the model was built, before the first run)"), file=sys.stderr)
@@ -239,14 +242,14 @@ def launch_runs(
     """
     if not runs:
         return
-    batches = [runs]
-    if config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL_LAUNCHER:  # it keeps all configs of a launch in memory
-        context = ComposedConfigLoader.context_for(context, runs)
-        batches = [[run] for run in runs]
-    launcher.setup(hydra_context=context, task_function=worker, config=config)
-    with show_progress(runs, create_console()):
+    is_sequential = config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL_LAUNCHER
+    batches = [[run] for run in runs] if is_sequential else [runs]  # it keeps all configs of a launch in memory
+    elsewhere = [] if is_sequential else [run.overrides for run in runs]
+    folder, composer = Path(worker.sweep), runs[0].composer
+    with composed_for_workers(context, composer, elsewhere, folder) as context, show_progress(runs, create_console()):
+        launcher.setup(hydra_context=context, task_function=worker, config=config)
         try:
-            launch(launcher, batches, Path(worker.sweep), config.on_error == "stop")
+            launch(launcher, batches, folder, config.on_error == "stop")
         except DiskFullError as error:
             print(error_line(f"failed: {error}"), file=sys.stderr)
 

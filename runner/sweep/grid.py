@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from math import ceil, prod
 from pathlib import Path
-from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override, RangeSweep
-from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.check import check
-from runner.config.naming import config_hash, run_name
-from runner.config.schema import Sweep
+from runner.config.naming import run_name
+from runner.config.schema import Config, Sweep
 from runner.contract import Record
 from runner.errors import ConfigError, is_integer
 from runner.runs.folder import RUN_NAME
 from runner.runs.read import checked_record, read_record, tables_are_complete
+from runner.sweep.composing import Composer
 
 
 @dataclass(frozen=True)
@@ -32,25 +29,25 @@ class SweepRun:
         overrides: the `key=value` texts that its config is composed from.
         hash: the hash of its config, equal for equal configs.
         folder: the folder for its files.
-        strict: whether its config has `strict=true`.
-        model: the node `model` of its config, as text.
-        patterns: the patterns of its config and the node `groups`, as text.
-        pickled_config: its composed config, pickled to save memory.
+        config: its config after it was checked.
+        composer: what composes its config anew. A thousand composed configs would take a gigabyte.
     """
 
     overrides: list[str]
     hash: str
     folder: Path
-    strict: bool
-    model: str
-    patterns: str
-    pickled_config: bytes
+    config: Config
+    composer: Composer
+
+    @property
+    def strict(self) -> bool:
+        """Whether its config has `strict=true`."""
+        return self.config.strict
 
     @property
     def composed(self) -> DictConfig:
-        """Its composed config."""
-        config: DictConfig = pickle.loads(self.pickled_config)
-        return config
+        """Its composed config, composed anew at each access."""
+        return self.composer.compose(self.overrides)
 
     @property
     def record(self) -> Record | None:
@@ -109,36 +106,25 @@ def count_values(override: Override) -> int:
         raise ConfigError(f"{override.input_line}: a range needs a first value, an end, and a step other than 0") from error
 
 
-def compose_runs(
-    config: DictConfig, loader: ConfigLoader, override_lists: Sequence[list[str]], folder: Path
-) -> tuple[list[SweepRun], int]:
+def compose_runs(composer: Composer, override_lists: Sequence[list[str]], folder: Path) -> tuple[list[SweepRun], int]:
     """Compose and check the config of each run, and return (list of runs, number of duplicates that were left out).
 
-    A run is a duplicate if its config equals that of an earlier run. `config` is Hydra's config of the sweep; `loader` is
-    Hydra's config loader. `override_lists`: one list of `key=value` texts for each run. `folder`: the sweep's folder. Raises
-    ConfigError if a config is wrong.
+    A run is a duplicate if its config equals that of an earlier run. `override_lists`: a list of `key=value` texts for each
+    run. `folder`: the sweep's folder. Raises ConfigError if a config is wrong.
 
     The sweep's folder may already have a finished run with an equal config in a folder of another name. Then the run uses
     that folder.
     """
     runs: dict[str, SweepRun] = {}
     for overrides in override_lists:
-        composed = loader.load_sweep_config(config, overrides)
+        composed = composer.compose(overrides)
         try:
             checked = check(composed)
         except ConfigError as error:
             raise ConfigError(f"{error} (in the run {' '.join(overrides)}; nothing was run)") from error
-        hash_ = config_hash(composed)
-        run = SweepRun(
-            overrides=overrides,
-            hash=hash_,
-            folder=folder / run_name(composed),
-            strict=checked.strict,
-            model=repr(checked.model),
-            patterns=repr((checked.freeze.patterns, checked.freeze.keep, checked.groups)),
-            pickled_config=pickle.dumps(composed),  # a thousand config objects would take a gigabyte
-        )
-        runs.setdefault(hash_, run)
+        name = run_name(composed)
+        run = SweepRun(overrides=overrides, hash=name[-8:], folder=folder / name, config=checked, composer=composer)
+        runs.setdefault(run.hash, run)
     for path in filter(has_run_name, folder.iterdir()) if folder.is_dir() else ():
         run_of_hash = runs.get(path.name[-8:])
         if run_of_hash and path != run_of_hash.folder and (moved := replace(run_of_hash, folder=path)).finished:
@@ -149,34 +135,3 @@ def compose_runs(
 def has_run_name(path: Path) -> bool:
     """Return True if a path's last part has the form of a run's folder in a sweep, `METHOD__FREEZE__sSEED__HASH8`."""
     return bool(RUN_NAME.fullmatch(path.name))
-
-
-class ComposedConfigLoader:
-    """A Hydra config loader that returns the config of a run as composed before, instead of composing it again.
-
-    Composing a config takes longer than a small run. `loader`: Hydra's own config loader, which does everything else.
-    `runs`: the runs with their composed configs.
-    """
-
-    def __init__(self, loader: ConfigLoader, runs: list[SweepRun]) -> None:
-        self.loader, self.pickled_configs = loader, {tuple(run.overrides): run.pickled_config for run in runs}
-
-    @classmethod
-    def context_for(cls, context: HydraContext, runs: list[SweepRun]) -> HydraContext:
-        """Return a copy of Hydra's `context` with a ComposedConfigLoader for these runs as its config loader."""
-        loader: Any = cls(context.config_loader, runs)
-        return HydraContext(config_loader=loader, callbacks=context.callbacks)
-
-    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """Return the composed config of the run whose overrides are `sweep_overrides`.
-
-        `master_config`: the config of the whole sweep.
-        """
-        config = pickle.loads(self.pickled_configs[tuple(sweep_overrides)])
-        OmegaConf.copy_cache(master_config, config)  # keeps the sweep's start time, which is in its folder's name
-        return config
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # not set yet while the object is copied
-            raise AttributeError(name)
-        return getattr(self.loader, name)

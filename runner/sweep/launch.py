@@ -13,7 +13,6 @@ from pathlib import Path
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 
-from runner.config.check import check
 from runner.contract import LOG, STOP, Status
 from runner.errors import ConfigError
 from runner.runs.folder import logging_to, write_record
@@ -112,7 +111,7 @@ def record_end(run: SweepRun, status: Status, reason: str) -> None:
     `status`: how the run ended. `reason`: why. If the run has a `run.json`, nothing is written.
     """
     composed = run.composed
-    record = initial_record(check(composed), composed, composed.hydra.overrides.task)
+    record = initial_record(run.config, composed, composed.hydra.overrides.task)
     with locked(run.folder):
         if not run.ended:
             write_record(run.folder, {**record, "status": status, "reason": reason})

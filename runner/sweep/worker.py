@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from time import monotonic
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from runner.config.schema import Share
+from runner.config.schema import Config, Share
 from runner.contract import INTERRUPT, RUNNING, SHARED, SLOTS, STOP
 from runner.runs.folder import remove_files
 from runner.runs.job import execute_run
@@ -35,20 +36,22 @@ class Worker:
         home: the current folder when the sweep was started; other processes change to it, to find the user's files.
         process: (host name, process id) of the process that started the sweep.
         before_exit: called with the reason if a run ends that process; other processes do not have it.
+        checked: {name of a run's folder: its config}, of runs that need not be checked again; other processes have none.
     """
 
     sweep: str
     home: str
     process: tuple[str, int]
     before_exit: Callable[[str], None] | None = None
+    checked: Mapping[str, Config] = field(default_factory=dict)
 
     @classmethod
-    def from_this_process(cls, sweep: Path, before_exit: Callable[[str], None]) -> Worker:
+    def from_this_process(cls, sweep: Path, before_exit: Callable[[str], None], checked: Mapping[str, Config]) -> Worker:
         """Return a Worker for a sweep that this process starts; `sweep` is the absolute path of the sweep's folder."""
-        return cls(str(sweep), os.getcwd(), this_process(), before_exit)
+        return cls(str(sweep), os.getcwd(), this_process(), before_exit=before_exit, checked=checked)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "before_exit": None}
+        return {**vars(self), "before_exit": None, "checked": {}}
 
     def __call__(self, composed: DictConfig) -> None:
         """Carry out the run with the config `composed`.
@@ -84,6 +87,7 @@ class Worker:
                 on_error,
                 before_exit=before_exit,
                 shared=shared_folder(sweep, composed),
+                checked=deepcopy(self.checked.get(folder.name)),
             )
         if result.status == "interrupted" and not elsewhere:
             raise KeyboardInterrupt

@@ -5,9 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
 
 def is_query(arguments: Sequence[str]) -> bool:
     """Return whether a shell asks how a typed line can go on, as it does with `-sc query=bash`."""
@@ -30,6 +27,9 @@ def readable_line(line: str) -> str:
 
 def _is_readable(word: str) -> bool:
     """Return whether a word of the line is an option, the name of a program, or an argument that Hydra can read."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     try:
         OverridesParser.create().parse_overrides([word] if "=" in word else [])
     except HydraException:
