@@ -21,6 +21,7 @@ SWEEP_PLAN = "sweep.json"  # the names of its runs, and the command that goes on
 STOP = ".stop"  # while it exists, no further run begins
 INTERRUPT = ".interrupt"  # while it exists, the runs in progress end too
 LOCKS = ".locks"  # the folder of a lock file for each run
+BATCHES = ".batches.json"  # which runs follow which in the jobs of `launch.batch`
 SLOTS = ".slots"  # the folder of a lock file for each worker that uses an accelerator
 PAGE = "report.html"  # in the folder of a run, and of a sweep
 

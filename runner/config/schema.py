@@ -136,6 +136,14 @@ class Groups:
 
 
 @dataclass
+class Launch:
+    """The config node `launch`: how the runs of a sweep start; the keys of Hydra's launcher are in `hydra.launcher`."""
+
+    batch: int = 1
+    """Runs that a job of Ray or Slurm carries out."""
+
+
+@dataclass
 class Sweep:
     """The config node `sweep`: what concerns a whole sweep."""
 
@@ -220,6 +228,8 @@ class Config:
     """After a failed run: continue, or stop."""
     timeout: float | None = None
     """The most seconds that a run may take."""
+    launch: Launch = field(default_factory=Launch)
+    """Where the runs of a sweep run."""
     sweep: Sweep = field(default_factory=Sweep)
     """What concerns a whole sweep."""
     report: Report = field(default_factory=Report)

@@ -39,15 +39,15 @@ from runner.sweep.end import (
     remove_marks,
     write_sweep_results,
 )
-from runner.sweep.grid import ComposedConfigLoader, SweepRun, compose_runs, has_run_name
+from runner.sweep.grid import SweepRun, compose_runs, has_run_name
 from runner.sweep.launch import DiskFullError, check_reachable, launch
 from runner.sweep.live import LiveReport
 from runner.sweep.lock import check_locks_work, clear_folder, detect_death
 from runner.sweep.progress import show_progress
-from runner.sweep.worker import Worker
+from runner.sweep.start import starting
+from runner.sweep.worker import Job, Worker
 
 SWEEPS_FOLDER = Path("outputs") / "sweeps"
-SEQUENTIAL_LAUNCHER = "basic"  # Hydra's launcher that carries out the runs one by one in this process
 
 
 def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, override_lists: Sequence[list[str]]) -> None:
@@ -239,14 +239,9 @@ def launch_runs(
     """
     if not runs:
         return
-    batches = [runs]
-    if config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL_LAUNCHER:  # it keeps all configs of a launch in memory
-        context = ComposedConfigLoader.context_for(context, runs)
-        batches = [[run] for run in runs]
-    launcher.setup(hydra_context=context, task_function=worker, config=config)
-    with show_progress(runs, create_console()):
+    with show_progress(runs, create_console()), starting(Job(context, config, worker), launcher, runs) as (start, batches):
         try:
-            launch(launcher, batches, Path(worker.sweep), config.on_error == "stop")
+            launch(start, batches, Path(worker.sweep), config.on_error == "stop")
         except DiskFullError as error:
             print(error_line(f"failed: {error}"), file=sys.stderr)
 
