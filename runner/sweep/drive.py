@@ -44,8 +44,9 @@ from runner.sweep.launch import DiskFullError, check_reachable, launch
 from runner.sweep.live import LiveReport
 from runner.sweep.lock import check_locks_work, clear_folder, detect_death
 from runner.sweep.progress import show_progress
-from runner.sweep.start import starting
+from runner.sweep.start import number_of_workers, starting
 from runner.sweep.worker import Job, Worker
+from runner.sweep.workers import call_in_process
 
 SWEEPS_FOLDER = Path("outputs") / "sweeps"
 
@@ -145,7 +146,10 @@ def check_before_first(config: DictConfig, runs: list[SweepRun]) -> None:
     check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
     if warning := too_many_threads(config):
         print(warning)
-    refuse_patterns_that_never_fit(runs)
+    if workers := number_of_workers(config):
+        call_in_process(workers, refuse_patterns_that_never_fit, runs)
+    else:
+        refuse_patterns_that_never_fit(runs)
 
 
 def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:

@@ -33,7 +33,7 @@ def starting(job: Job, launcher: Launcher, runs: list[SweepRun]) -> Iterator[tup
     `hydra.launcher`.
     """
     name, sweep = job.config.hydra.runtime.choices["hydra/launcher"], Path(job.worker.sweep)
-    if name == JOBLIB and (count := number_of_workers(job.config.hydra.launcher)) > 1:
+    if count := number_of_workers(job.config):
 
         def on_death() -> None:
             if job.config.on_error == "stop":
@@ -52,8 +52,14 @@ def starting(job: Job, launcher: Launcher, runs: list[SweepRun]) -> Iterator[tup
     yield partial(launch_in_batches, launcher, sweep, batch), batches
 
 
-def number_of_workers(launcher: DictConfig) -> int:
-    """Return how many processes `hydra.launcher.n_jobs` asks joblib for. Raises ConfigError if joblib refuses a key."""
+def number_of_workers(config: DictConfig) -> int:
+    """Return how many Workers a sweep with this config has: 0 if a launcher of Hydra starts its runs.
+
+    Raises ConfigError if joblib refuses a key of `hydra.launcher`.
+    """
+    launcher = config.hydra.launcher
+    if config.hydra.runtime.choices["hydra/launcher"] != JOBLIB:
+        return 0
     from joblib import Parallel, effective_n_jobs
 
     keys = OmegaConf.to_container(launcher, resolve=True)
@@ -61,9 +67,10 @@ def number_of_workers(launcher: DictConfig) -> int:
     numbers = {str(key): int(value) if str(value).isdecimal() else value for key, value in keys.items() if key != "_target_"}
     try:
         Parallel(**{**numbers, "backend": "loky"})
-        return int(effective_n_jobs(launcher.n_jobs))
+        count = int(effective_n_jobs(launcher.n_jobs))
     except Exception as error:
         raise ConfigError(f"the launcher could not begin a run: {error_line(error)}") from error
+    return count if count > 1 else 0  # one worker of joblib is the process of the sweep
 
 
 def launch_in_batches(launcher: Launcher, sweep: Path, size: int, runs: list[SweepRun]) -> list[Exception | None]:

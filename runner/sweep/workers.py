@@ -19,11 +19,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
 
-from runner.contract import EXIT_INTERRUPTED, STOP
+from runner.contract import EXIT_FAILED, EXIT_INTERRUPTED, STOP
+from runner.errors import ConfigError
 from runner.runs.exits import exit_process
 from runner.runs.interrupts import GRACE_SECONDS, delay_interrupts
 from runner.runs.job import import_dependencies
@@ -177,25 +179,30 @@ def thread_limits(count: int) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def pickled(job: Job) -> bytes:
-    """Return a job and Hydra's global state as bytes, for `serve`."""
+def pickled(value: object) -> bytes:
+    """Return a value and Hydra's global state as bytes, for `unpickled`."""
     from joblib.externals import cloudpickle  # which pickles the lambdas in Hydra's state
 
-    data: bytes = cloudpickle.dumps((job, Singleton.get_state()))
+    data: bytes = cloudpickle.dumps((value, Singleton.get_state()))
     return data
 
 
+def unpickled(data: bytes) -> Any:
+    """Return the value of `pickled`; Hydra's global state in this process becomes that of the process that pickled it."""
+    setup_globals()
+    value, state = pickle.loads(data)
+    Singleton.set_state(state)
+    return value
+
+
 def serve(connection: Connection, pickled_job: bytes) -> None:
-    """Carry out the runs that come through a connection, and answer each with its exception or None; never return early.
+    """Carry out the runs that come through a connection, and answer each with its exception or None.
 
     Ends when the connection is closed, and when the process that started the sweep has ended.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a run it has nothing to write
-    threading.Thread(target=end_with_sweep, daemon=True).start()
+    end_with_sweep()
     import_dependencies()
-    setup_globals()
-    job, state = pickle.loads(pickled_job)
-    Singleton.set_state(state)
+    job = unpickled(pickled_job)
     with suppress(EOFError, OSError):
         while True:
             index, overrides = connection.recv()
@@ -214,10 +221,49 @@ def error_of(job: Job, overrides: list[str], index: int) -> Exception | None:
 
 
 def end_with_sweep() -> None:
-    """Wait until the process that started the sweep has ended; then end this one, and its run as if interrupted."""
+    """Let this process end, as if interrupted, when the process that started the sweep has ended, or at an interrupt."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    sleep(GRACE_SECONDS)
-    exit_process(EXIT_INTERRUPTED)
+
+    def wait_and_end() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        sleep(GRACE_SECONDS)
+        exit_process(EXIT_INTERRUPTED)
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a run it has nothing to write
+    threading.Thread(target=wait_and_end, daemon=True).start()
+
+
+def call_in_process(count: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function that needs torch in a process of its own, so that this process need not import torch.
+
+    `count`: how many Workers there will be. Raises the ConfigError that the function raises. If it ends its process, raises
+    SystemExit; if it crashes its process, nothing is raised.
+    """
+    context = process_context()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=answer, args=(theirs, pickled((function, arguments))))  # type: ignore[attr-defined]
+    with thread_limits(count):
+        process.start()
+    theirs.close()
+    with suppress(EOFError):
+        message: str | None = ours.recv()
+        if message is not None:
+            raise ConfigError(message)
+        return
+    process.join()
+    if process.exitcode > 0:  # it has said why
+        sys.exit(EXIT_FAILED)
+
+
+def answer(connection: Connection, pickled_call: bytes) -> None:
+    """Call a function, and send the text of the ConfigError that it raises, or None."""
+    end_with_sweep()
+    function, arguments = unpickled(pickled_call)
+    message = None
+    try:
+        function(*arguments)
+    except ConfigError as error:
+        message = str(error)
+    connection.send(message)
