@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,6 +17,7 @@ from time import perf_counter, process_time
 
 ROOT = Path(__file__).resolve().parents[1]
 BY_HAND = [sys.executable, str(Path(__file__).with_name("by_hand.py"))]
+PR_SET_CHILD_SUBREAPER = 36  # in linux/prctl.h
 RUNNER = [sys.executable, "-m", "runner"]
 
 
@@ -40,18 +44,35 @@ def time_and_peak(command: Sequence[str]) -> tuple[Time, int]:
     """Run a command from the project's root; returns its time, with that of its children, and its peak resident bytes.
 
     The peak is that of its largest process. It is only right if this process is small, because a child starts as a copy.
-    Raises RuntimeError with the command's output if its exit code is not 0.
+    On Linux, processes that it started and that end after it count too; their time is not in the CPU time that the system
+    gives for it. Raises RuntimeError with the command's output if its exit code is not 0.
     """
+    _adopt_orphans()
     with tempfile.TemporaryFile() as output:
         start = perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         _, status, usage = os.wait4(process.pid, 0)
         wall = perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
+        usages = [usage, *_usages_of_orphans(process.pid)]
         if process.returncode != 0:
             output.seek(0)
             raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}\n{output.read().decode()[-3000:]}")
-    return Time(usage.ru_utime + usage.ru_stime, wall), usage.ru_maxrss * 1024
+    cpu = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return Time(cpu, wall), max(usage.ru_maxrss for usage in usages) * 1024
+
+
+def _adopt_orphans() -> None:
+    """Make this process the parent of all descendants whose own parent has ended (only on Linux)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _usages_of_orphans(group: int) -> Iterator[resource.struct_rusage]:
+    """Wait for all adopted processes of a process group, and yield what each used."""
+    with suppress(ChildProcessError):
+        while True:
+            yield os.wait4(-group, 0)[2]
 
 
 def time_command(command: Sequence[str]) -> Time:

@@ -23,6 +23,7 @@ INTERRUPT = ".interrupt"  # while it exists, the runs in progress end too
 LOCKS = ".locks"  # the folder of a lock file for each run
 SHARED = ".shared"  # the folder of what the runs of a sweep compute once
 CONFIGS = ".configs"  # the folder of composed configs for workers, while a sweep runs
+BATCHES = ".batches.json"  # which runs follow which in the jobs of `launch.batch`
 SLOTS = ".slots"  # the folder of a lock file for each worker that uses an accelerator
 PAGE = "report.html"  # in the folder of a run, and of a sweep
 

@@ -1,7 +1,4 @@
-"""The schema of the config: every key of `conf/config.yaml` with its type. Does not import torch.
-
-The first line of the docstring beneath a key is its half line in `--help` and in `docs/config.md`.
-"""
+"""The schema of the config: every key of `conf/config.yaml` with its type, and beneath it its sentence in `--help`."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ SYNTHETIC = "runner.training.data.synthetic."  # the targets in this module give
 ENDLESS_BATCHES = 10  # of a pass with `batches=auto`, where the data have no length
 RUNNERS_DATA_KEYS = ("epochs", "test")  # keys of the node `data` that are not arguments of its target
 STEPS = "<number of steps>"  # stands for it in a config until the data are open
-
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # An installed wheel has the folder inside the package, a checkout has it beside the package.
@@ -49,10 +45,7 @@ class CostLevel(Enum):
 
 
 class Share(Enum):
-    """The values of `sweep.share`: what the runs of a sweep compute once.
-
-    `none`: nothing. `prefix`: outputs of frozen first layers, costs of a step, and predictions for the start of a run.
-    """
+    """The values of `sweep.share`; `prefix`: outputs of frozen first layers, and costs of a step, are computed once."""
 
     none = "none"
     prefix = "prefix"
@@ -145,18 +138,23 @@ class Groups:
 
 
 @dataclass
+class Launch:
+    """The config node `launch`: how the runs of a sweep start; the keys of Hydra's launcher are in `hydra.launcher`."""
+
+    batch: int = 1
+    """Runs that a job of Ray or Slurm carries out."""
+
+
+@dataclass
 class Sweep:
     """The config node `sweep`: what concerns a whole sweep."""
 
     max_runs: int = 10_000
     """A sweep of more runs is refused."""
-
     share: Share = Share.prefix
     """What runs compute once: `prefix`, `none`."""
-
     share_mb: float = 1024.0
     """MiB on disk for outputs of frozen layers."""
-
     keep: bool = False
     """Keep what the runs shared after the sweep."""
 
@@ -238,6 +236,8 @@ class Config:
     """After a failed run: continue, or stop."""
     timeout: float | None = None
     """The most seconds that a run may take."""
+    launch: Launch = field(default_factory=Launch)
+    """Where the runs of a sweep run."""
     sweep: Sweep = field(default_factory=Sweep)
     """What concerns a whole sweep."""
     report: Report = field(default_factory=Report)

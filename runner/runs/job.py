@@ -172,9 +172,7 @@ def execute_run(
             import_dependencies()
             with end_once(partial(record_process_end, result, before_exit), folder / LOG) as end, raise_interrupts():
                 on_kill = end if before_exit else None
-                outcome = train_guarded(
-                    config, on_step, note, log_file=folder / LOG, end=end, on_kill=on_kill, shared=shared
-                )
+                outcome = train_guarded(config, on_step, note, folder / LOG, end=end, on_kill=on_kill, shared=shared)
             write_outcome(result, outcome, config, note)
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
@@ -224,10 +222,7 @@ def initial_record(config: Config, composed: DictConfig, overrides: Sequence[str
 
 
 def import_dependencies() -> None:
-    """Import the modules that training needs, so that a later interrupt cannot stop an import half-way.
-
-    One of them is torch._dynamo, which torch would otherwise import when an optimizer is created.
-    """
+    """Import what training needs, such as torch._dynamo, so that a later interrupt cannot stop an import half-way."""
     import_module("runner.experiment")
     import_module("torch._dynamo")
 
@@ -247,8 +242,8 @@ def train_guarded(
     config: Config,
     on_step: Callable[[Step], None],
     note: Note,
-    *,
     log_file: Path,
+    *,
     end: Callable[[str], None],
     on_kill: Callable[[str], None] | None,
     shared: SharedFolder | None,

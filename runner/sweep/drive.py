@@ -45,10 +45,11 @@ from runner.sweep.launch import DiskFullError, check_reachable, launch
 from runner.sweep.live import LiveReport
 from runner.sweep.lock import check_locks_work, clear_folder, detect_death
 from runner.sweep.progress import show_progress
-from runner.sweep.worker import Worker
+from runner.sweep.start import SEQUENTIAL, number_of_workers, starting
+from runner.sweep.worker import Job, Worker
+from runner.sweep.workers import call_in_process
 
 SWEEPS_FOLDER = Path("outputs") / "sweeps"
-SEQUENTIAL_LAUNCHER = "basic"  # Hydra's launcher that carries out the runs one by one in this process
 
 
 def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, override_lists: Sequence[list[str]]) -> None:
@@ -148,7 +149,10 @@ def check_before_first(config: DictConfig, runs: list[SweepRun]) -> None:
     check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
     if warning := too_many_threads(config):
         print(warning)
-    refuse_patterns_that_never_fit(runs)
+    if workers := number_of_workers(config):
+        call_in_process(workers, refuse_patterns_that_never_fit, runs)
+    else:
+        refuse_patterns_that_never_fit(runs)
 
 
 def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
@@ -242,14 +246,15 @@ def launch_runs(
     """
     if not runs:
         return
-    is_sequential = config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL_LAUNCHER
-    batches = [[run] for run in runs] if is_sequential else [runs]  # it keeps all configs of a launch in memory
-    elsewhere = [] if is_sequential else [run.overrides for run in runs]
-    folder, composer = Path(worker.sweep), runs[0].composer
-    with composed_for_workers(context, composer, elsewhere, folder) as context, show_progress(runs, create_console()):
-        launcher.setup(hydra_context=context, task_function=worker, config=config)
+    folder = Path(worker.sweep)
+    elsewhere = [] if config.hydra.runtime.choices["hydra/launcher"] == SEQUENTIAL else [run.overrides for run in runs]
+    with (
+        composed_for_workers(context, runs[0].composer, elsewhere, folder) as context,
+        show_progress(runs, create_console()),
+        starting(Job(context, config, worker), launcher, runs) as (start, batches),
+    ):
         try:
-            launch(launcher, batches, folder, config.on_error == "stop")
+            launch(start, batches, folder, config.on_error == "stop")
         except DiskFullError as error:
             print(error_line(f"failed: {error}"), file=sys.stderr)
 

@@ -14,6 +14,7 @@ from typing import NoReturn
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from runner.contract import (
+    BATCHES,
     COMPARISON,
     COMPARISON_JSON,
     EXIT_DONE,
@@ -40,7 +41,15 @@ from runner.sweep.launch import record_end
 from runner.sweep.live import LiveReport
 from runner.sweep.lock import detect_death, is_locked, remove_if_unused, wait_until_free
 
-WITHOUT_RUNS = (SWEEP_CONFIG, SWEEP_PLAN, PAGE, COMPARISON, COMPARISON_JSON, FAILURES)  # written before the first run begins
+WITHOUT_RUNS = (
+    SWEEP_CONFIG,
+    SWEEP_PLAN,
+    PAGE,
+    COMPARISON,
+    COMPARISON_JSON,
+    FAILURES,
+    BATCHES,
+)  # written before the first run begins
 
 
 def end_with_process(runs: list[SweepRun], live: LiveReport, reason: str) -> None:
@@ -111,12 +120,12 @@ def remove_if_refused(runs: list[SweepRun], live: LiveReport) -> Iterator[None]:
 
 
 def remove_marks(runs: list[SweepRun], folder: Path, *, keep_shared: bool) -> None:
-    """Remove the files that tell the processes of a sweep to stop, unless one of them still carries out a run.
+    """Remove the files that tell the processes of a sweep what to do, unless one of them still carries out a run.
 
     Also removes what the runs shared, unless `keep_shared`.
     """
     if not any(is_locked(run.folder) for run in runs):
-        remove_files(folder, STOP, INTERRUPT)
+        remove_files(folder, STOP, INTERRUPT, BATCHES)
         if not keep_shared:
             shutil.rmtree(folder / SHARED, ignore_errors=True)
 

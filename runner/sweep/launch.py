@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
+import signal
 import socket
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,22 +23,35 @@ from runner.sweep.grid import SweepRun
 from runner.sweep.lock import detect_death, locked, wait_until_free
 
 log = logging.getLogger("runner")
+Start = Callable[[list[SweepRun]], list[Exception | None]]  # starts runs; an exception that ended it, or None, for each
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+class WorkerDiedError(Exception):
+    """Raised in place of a run's result if the process that carried out the run has died; the text says how."""
+
+    @classmethod
+    def from_exit_code(cls, code: int | None) -> WorkerDiedError:
+        """Return the error for a process that ended with this exit code; that of a signal is negative."""
+        if code is not None and code < 0:
+            names = {number.value: f" ({number.name})" for number in signal.Signals}
+            return cls(f"killed by signal {-code}{names.get(-code, '')}")
+        return cls(f"it ended with exit code {code} before the run had ended")
 
 
 class DiskFullError(Exception):
     """Raised if the launcher could start no run because files could not be written."""
 
 
-def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_on_error: bool) -> None:
+def launch(start: Start, batches: list[list[SweepRun]], sweep: Path, stop_on_error: bool) -> None:
     """Start the runs of a sweep, batch by batch, until every run has ended or the sweep's folder has a file `.stop`.
 
-    `batches`: lists of runs; the runs of a list are given to the launcher together. `sweep`: the sweep's folder.
-    `stop_on_error`: whether to create `.stop` when a run has failed.
+    `start`: starts runs, and returns for each an exception that ended it, or None. `batches`: lists of runs; the runs of a
+    list are started together. `sweep`: the sweep's folder. `stop_on_error`: whether to create `.stop` when a run has failed.
 
-    The runs' folders show which runs have ended; the others are started again. The launcher cannot be asked: if one process
-    dies, joblib ends all others, and Ray and submitit forget runs that go on. A run that is still in the launcher's queue
-    may be started twice; the second start does nothing.
+    The runs' folders show which runs have ended; the others are started again. Hydra's launchers cannot be asked: if one
+    process dies, Ray and submitit forget runs that go on. A run that is still in the launcher's queue may be started twice;
+    the second start does nothing.
 
     A run whose process dies is started again together with others. If its process dies a second time, the run is started
     alone. If the process of a run that was started alone dies, the run is recorded as failed. With `stop_on_error` it is
@@ -48,11 +62,12 @@ def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_
     waiting, deaths = deque(batches), Counter[str]()
     while waiting and not (sweep / STOP).exists():
         batch = waiting.popleft()
-        error = launch_once(launcher, batch)
+        errors = dict(zip((run.hash for run in batch), start(batch), strict=True))
         wait_until_free([run.folder for run in batch])
         died = [run for run in batch if detect_death(run.folder)]
         remaining = [run for run in batch if not run.ended and run not in died]
         if len(remaining) == len(batch) and not (sweep / STOP).exists():
+            error = next((error for error in errors.values() if error), None)
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise DiskFullError(str(error)) from error
             raise ConfigError(f"the launcher could not begin a run: {error_line(error) if error else 'it gave no reason'}")
@@ -60,7 +75,7 @@ def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_
         if len(batch) == 1 or stop_on_error:
             for run in died:
                 with suppress(OSError):  # the tables then say that the run left no record
-                    record_end(run, "failed", reason_of_death(error))
+                    record_end(run, "failed", reason_of_death(errors[run.hash]))
         else:
             waiting.extend([run] for run in died if deaths[run.hash] > 1)
             remaining += [run for run in died if deaths[run.hash] == 1]
@@ -71,14 +86,11 @@ def launch(launcher: Launcher, batches: list[list[SweepRun]], sweep: Path, stop_
 
 
 def reason_of_death(error: Exception | None) -> str:
-    """Return why a run has no record, from what the launcher raised, with the signal or exit code if that names one."""
-    message = str(error)
+    """Return why a run has no record, from the exception that the launcher raised; see `WorkerDiedError`."""
+    if isinstance(error, WorkerDiedError):
+        return f"its process died: {error}"
     if isinstance(error, OSError):
         return f"its record could not be written ({error_line(error).split('. ')[0]})"
-    if found := re.search(r"\b(SIG[A-Z0-9]+)\(-(\d+)\)", message):
-        return f"its process died: killed by signal {found[2]} ({found[1]})"
-    if found := re.search(r"\bEXIT\((\d+)\)", message):
-        return f"its process died: it ended with exit code {found[1]} before the run had ended"
     return f"its process died ({error_line(error).split('. ')[0]})" if error else "its process died"
 
 
@@ -96,10 +108,10 @@ def check_reachable(address: str | None) -> None:
         raise ConfigError(f"nothing answers at hydra.launcher.ray.init.address={address}: {error}") from error
 
 
-def launch_once(launcher: Launcher, runs: list[SweepRun]) -> Exception | None:
-    """Give the runs to Hydra's launcher once; return an exception that the launcher or a run raised, or None."""
+def launch_once(launcher: Launcher, override_lists: list[list[str]]) -> Exception | None:
+    """Let Hydra's launcher start a job for each list of overrides; return an exception that it or a job raised, or None."""
     try:
-        jobs = launcher.launch([run.overrides for run in runs], initial_job_idx=0)
+        jobs = launcher.launch(override_lists, initial_job_idx=0)
     except Exception as error:
         return error
     return next((job._return_value for job in jobs if job.status is JobStatus.FAILED), None)

@@ -14,10 +14,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.core.utils import JobStatus, run_job
+from hydra.types import HydraContext
+from omegaconf import DictConfig, open_dict
 
 from runner.config.schema import Config, Share
-from runner.contract import INTERRUPT, RUNNING, SHARED, SLOTS, STOP
+from runner.contract import INTERRUPT, RUNNING, SHARED, SLOTS, STOP, Status
 from runner.runs.folder import remove_files
 from runner.runs.job import execute_run
 from runner.runs.read import read_record
@@ -53,10 +55,10 @@ class Worker:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "before_exit": None, "checked": {}}
 
-    def __call__(self, composed: DictConfig) -> None:
-        """Carry out the run with the config `composed`.
+    def __call__(self, composed: DictConfig) -> Status | None:
+        """Carry out the run with the config `composed`, and return how it ended.
 
-        Does nothing if the run already has a `run.json`, or if the sweep was stopped or interrupted. Raises
+        Does nothing and returns None if the run already has a `run.json`, or if the sweep was stopped or interrupted. Raises
         KeyboardInterrupt if the run is interrupted and this process is the one that started the sweep.
         """
         folder, sweep = Path(HydraConfig.get().runtime.output_dir), Path(self.sweep)
@@ -74,10 +76,10 @@ class Worker:
 
         with locked(folder):
             if read_record(folder):
-                return
+                return None
             if (sweep / STOP).exists() or (sweep / INTERRUPT).exists():
                 remove_if_unused(folder)
-                return
+                return None
             if elsewhere:
                 os.chdir(self.home)
                 select_accelerator(sweep)
@@ -91,6 +93,41 @@ class Worker:
             )
         if result.status == "interrupted" and not elsewhere:
             raise KeyboardInterrupt
+        return result.status
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to carry out any runs of a sweep, one after the other, without a launcher of Hydra.
+
+    Attributes:
+        context: Hydra's context, whose config loader composes the config of each run.
+        config: Hydra's config of the sweep.
+        worker: carries out each run.
+    """
+
+    context: HydraContext
+    config: DictConfig
+    worker: Worker
+
+    def carry_out(self, overrides: list[str], number: int) -> Status | None:
+        """Carry out the run with these overrides, the `number`-th of its job; return or raise what `worker` does."""
+        composed = self.context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(composed):
+            composed.hydra.job.id = f"{composed.hydra.job.name}_{number}"
+            composed.hydra.job.num = number
+        HydraConfig.instance().set_config(composed)
+        job = run_job(
+            hydra_context=self.context,
+            config=composed,
+            task_function=self.worker,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        if job.status is JobStatus.FAILED:  # `job.return_value` would print a line to stderr, too
+            raise job._return_value
+        status: Status | None = job.return_value
+        return status
 
 
 def shared_folder(sweep: Path, composed: DictConfig) -> SharedFolder | None:

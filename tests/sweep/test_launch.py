@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.sweep.launch import reason_of_death
+from runner.sweep.launch import WorkerDiedError, reason_of_death
 from tests.conftest import ROOT, read_table
 from tests.failing_model import FAILING_MODEL, write_failing_model
 
@@ -215,18 +215,11 @@ def test_a_launcher_that_is_not_available_is_refused_with_one_line(launch, messa
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (
-            RuntimeError("The exit codes of the workers are {SIGSEGV(-11)}"),
-            "its process died: killed by signal 11 (SIGSEGV)",
-        ),
-        (
-            RuntimeError("The exit codes of the workers are {EXIT(0)}"),
-            "its process died: it ended with exit code 0 before the run had ended",
-        ),
+        (WorkerDiedError("killed by signal 11 (SIGSEGV)"), "its process died: killed by signal 11 (SIGSEGV)"),
         (RuntimeError("it is gone. Perhaps by SIGKILL"), "its process died (RuntimeError: it is gone)"),
         (OSError(28, "no space"), "its record could not be written (OSError: [Errno 28] no space)"),
         (None, "its process died"),
     ],
 )
-def test_the_reason_names_the_signal_or_exit_code_that_the_launcher_names(error, reason):
+def test_the_reason_is_what_the_launcher_says(error, reason):
     assert reason_of_death(error) == reason

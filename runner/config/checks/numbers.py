@@ -53,7 +53,12 @@ def check_numbers(config: Config) -> None:
 
 def _check_counts(config: Config) -> None:
     """Raise ConfigError if what the config counts (batches, epochs, samples, classes, sizes) is no whole number in range."""
-    counts = {"data.epochs": config.epochs, "accumulate": config.accumulate, "sweep.max_runs": config.sweep.max_runs}
+    counts = {
+        "data.epochs": config.epochs,
+        "accumulate": config.accumulate,
+        "launch.batch": config.launch.batch,
+        "sweep.max_runs": config.sweep.max_runs,
+    }
     if config.batches not in ("auto", "all"):
         counts["batches"] = config.batches
     if config.model.classes is not None:

@@ -65,7 +65,6 @@ OPTIONS = {
     "data.count": "Boxes in a picture.",
     "data.masks": "If true, adds a mask for each box.",
     "data.keypoints": "Points in each box.",
-    "launch": "Where the runs of a sweep run.",
     "experiment": "A recipe that sets several of these.",
 }
 

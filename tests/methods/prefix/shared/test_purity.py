@@ -47,7 +47,7 @@ def test_layers_before_one_that_draws_random_numbers_are_shared_and_it_is_named(
     sweep(cli, build)
     assert {each["layer"] for each in shared()} == {"body.layer"}
     assert sum(each["batches_stored"] for each in shared()) == 4
-    assert {each["reason"] for each in shared()} == {"the frozen prefix gives different outputs for the same samples"}
+    assert all(each["reason"].startswith("the frozen prefix gives different outputs") for each in shared())
     assert_equal_to_runs_alone(cli, *FROZEN, "optimizer.lr=0.1,0.01", build)
 
 
