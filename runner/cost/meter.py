@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from runner.contract import COSTS, Cost, Note
 from runner.cost.batches import FedBatches, Shapes, count_notes
-from runner.cost.flops import REAL, ModelCopy, StepCount, count_step
+from runner.cost.copies import ModelCopy, count_step
+from runner.cost.flops import REAL, StepCount
 from runner.cost.phases import (
     MOST_BYTES,
     MOST_SETS,
@@ -247,7 +248,7 @@ class CountingMeter(Meter):
         try:
             return self.count(metered.copied, settings, metered.fed)
         except Exception:
-            if metered.copied.mode is None:
+            if metered.copied.has_values:
                 raise
             valued = model if is_last else metered.copied.with_values(values_of(entries) | values_of(tensor_entries(model)))
             return self.count(valued, settings, metered.fed)
@@ -258,7 +259,7 @@ class CountingMeter(Meter):
         `settings`: what the count depends on besides the shapes and the structure of the model. If these are equal, a step
         without values is counted only once. `fed`: {shapes of a batch: number of batches}.
         """
-        if not isinstance(model, ModelCopy) or model.mode is None:  # values may decide about such a step
+        if not isinstance(model, ModelCopy) or model.has_values:  # values may decide about such a step
             return self.fed.mean(lambda batch, shapes: count_step(model, self.task, batch), self.device, fed)
         types = (type(model.model), type(self.task))
         depends_on = [settings, str(self.device), model.structure]
@@ -285,7 +286,7 @@ class CountingMeter(Meter):
 
         `counted_on`: what that was counted on. `entries`: {name: entry} of the tensors whose values the copy is given.
         """
-        if self.unfrozen is None or self.unfrozen.mode is None or counted_on != REAL:
+        if self.unfrozen is None or self.unfrozen.has_values or counted_on != REAL:
             return self.unfrozen
         return self.unfrozen.with_values(values_of(entries))
 
