@@ -21,6 +21,7 @@ SWEEP_PLAN = "sweep.json"  # the names of its runs, and the command that goes on
 STOP = ".stop"  # while it exists, no further run begins
 INTERRUPT = ".interrupt"  # while it exists, the runs in progress end too
 LOCKS = ".locks"  # the folder of a lock file for each run
+SHARED = ".shared"  # the folder of what the runs of a sweep compute once
 SLOTS = ".slots"  # the folder of a lock file for each worker that uses an accelerator
 PAGE = "report.html"  # in the folder of a run, and of a sweep
 
@@ -169,6 +170,20 @@ class PhaseRecord(PhaseCounts, total=False):
     blocks: list[BlockRecord]
 
 
+class SharedRecord(TypedDict):
+    """The entry `shared` of `run.json`: what a run of a sweep took from other runs, and stored for them.
+
+    `layer`: the last of the frozen layers whose outputs are shared; "" if none are. `batches_read`: how many batches were
+    trained on with stored outputs, without running these layers; `batches_stored`: of how many the outputs were stored.
+    `reason`: why outputs are not shared, or why not all; "" if they are.
+    """
+
+    layer: str
+    batches_read: int
+    batches_stored: int
+    reason: str
+
+
 class TrainingRecord(TypedDict):
     """The entries of `run.json` that a run has only if it trained.
 
@@ -180,6 +195,7 @@ class TrainingRecord(TypedDict):
     data. `trained_digest`: a sha256 of all parameters that were not frozen, or were thawed. `trained_in_phases`: how many
     parameters were frozen in some phases and moved in others. `idle_in_phases`: the names, with causes, of those that moved
     in none. `nothing_frozen`: why nothing was, although the flags of the model as built were to say what is; else empty.
+    `shared`: what was shared with the other runs of a sweep; None outside a sweep, and where nothing is to be shared.
     `couplings`: how gradients of frozen parameters changed the updates of the others. `cost`: see `Cost`.
     `evaluation`: the values on held-out data (`loss`, `accuracy`, each metric) under `before` and `after`, and a list of
     such values after each pass under `passes`; empty without evaluation.
@@ -200,6 +216,7 @@ class TrainingRecord(TypedDict):
     trained_in_phases: int
     idle_in_phases: list[str]
     nothing_frozen: str
+    shared: SharedRecord | None
     couplings: list[Coupling]
     evaluation: dict[str, Any]
     cost: Cost

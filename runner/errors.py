@@ -65,11 +65,15 @@ def line_in_user_code(until: CodeType) -> str:
     return ""
 
 
+def is_installed(file: str) -> bool:
+    """Return whether a file's path is in this package or in an installed library."""
+    path = os.path.abspath(file)
+    return path.startswith(_OWN_FOLDERS) or bool(_LIBRARY_FOLDERS & set(path.split(os.sep)))
+
+
 def _is_users(file: str) -> bool:
     """Return whether a file exists that is neither in this package nor in an installed library."""
-    path = os.path.abspath(file)
-    is_elsewhere = not path.startswith(_OWN_FOLDERS) and not _LIBRARY_FOLDERS & set(path.split(os.sep))
-    return is_elsewhere and os.path.isfile(path)
+    return not is_installed(file) and os.path.isfile(file)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -34,6 +34,7 @@ from runner.proof.changes import trained_digest
 from runner.proof.results.phases import PhaseRows, idle_phase_notes, thawed_parameters
 from runner.proof.verdict import count_verdicts, finite_or_none, first_not_finite, loss_rose, run_verdict
 from runner.seeding import seed_all
+from runner.sharing.folder import SharedFolder
 from runner.training.data.steps import StepBatches, batches_in_step, batches_of
 from runner.training.evaluate import Evaluation
 from runner.training.loop import Step, Task, train
@@ -93,14 +94,16 @@ def experiment(
     on_note: Note = ignore_note,
     *,
     warn_of_leaks: bool = False,
+    shared: SharedFolder | None = None,
 ) -> Outcome:
     """Train the model that a config declares, and return how its tensors changed (until Ctrl-C); no file is written.
 
     `on_step` is called after each step, `on_note` with each message, with `warn_of_leaks` also about leaks that it predicts.
+    `shared`: what the runs of a sweep compute once.
     Raises ConfigError for a wrong config, and SkippedError if the freezing method does not work with this model.
     """
     state = TrainingState()
-    with assembled(config, on_note) as setup:
+    with assembled(config, on_note, shared=shared) as setup:
         state.evaluation = build_evaluation(setup)
         state.evaluation.before()
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, **audit_options(setup)) as report:
@@ -160,6 +163,7 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "trained_in_phases": len(thawed.trained),
         "idle_in_phases": thawed.idle,
         "nothing_frozen": setup.selection.nothing_frozen,
+        "shared": setup.shared_prefix.record if setup.shared else None,
         "couplings": couplings(setup, state.forecast, state.frozen_gradients),
         "evaluation": state.evaluation.record,
         "cost": read_costs(setup, state),
@@ -225,6 +229,9 @@ def phase_steps(
     setup.meter.on_phase_prepared(setup.model, phase.selection)
     context = PhaseContext(setup.model, task, setup.note)
     setup.task.take_parts(0)  # those of trials before the first step
+    batches = setup.shared_prefix.feed(
+        batches, context, phase.selection, example=setup.method.example, undo=setup.phase_undo
+    )
     fed = setup.meter.watch_batches(setup.method.feed(batches, context), phase.first, setup.optimizer, setup.undo)
     for step in train(
         setup.model,

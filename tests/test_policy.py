@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 ENTRY_POINTS = {"__main__", "hydra_callback", "truth_table", "testing", "diff", "restore", "hydra_plugins", "integrations"}
 # Packages and top-level modules. Each may import those of earlier rows, and from its own row only what SIDEWAYS allows.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "contract", "tensors", "shards", "seeding", "tracing", "kept_state", "display"},
+    {"errors", "contract", "tensors", "shards", "seeding", "tracing", "kept_state", "display", "sharing"},
     {"freezing"},
     {"proof", "training", "cost", "methods", "config"},
     {"assemble"},

@@ -21,6 +21,7 @@ from runner.assemble.phases import (
     build_plan,
     selections_to_check,
 )
+from runner.assemble.sharing import build_shared_prefix, sharing_of
 from runner.config.build import build_instance
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
@@ -33,8 +34,10 @@ from runner.freezing.schedule import Phase, Plan
 from runner.freezing.selection import Selection
 from runner.freezing.trial.run import try_model
 from runner.methods.base import Example, FreezingMethod
+from runner.methods.prefix.shared.feed import SharedPrefix
 from runner.proof.changes import Snapshot, snapshot
 from runner.seeding import machine_settings, pick_device, seed_all
+from runner.sharing.folder import SharedFolder, Sharing
 from runner.tensors import map_tensors
 from runner.training.data.reading import explained_worker_death
 from runner.training.tasks.task import BatchTask
@@ -65,6 +68,8 @@ class Setup:
         undo: a stack of callbacks; closing it closes `phase_undo`, and restores the model (except its values) and the
             process's settings.
         note: reports a message to the user.
+        shared: what the runs of a sweep compute once; None outside a sweep.
+        shared_prefix: lets steps use outputs of frozen first layers that other runs of the sweep have computed.
     """
 
     config: Config
@@ -85,6 +90,8 @@ class Setup:
     phase_undo: ExitStack
     undo: ExitStack
     note: Note
+    shared: SharedFolder | None
+    shared_prefix: SharedPrefix
 
     @property
     def made_groups(self) -> set[str]:
@@ -103,18 +110,18 @@ class Setup:
 
 
 @contextmanager
-def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = True) -> Iterator[Setup]:
+def assembled(
+    config: Config, note: Note = ignore_note, *, have_values: bool = True, shared: SharedFolder | None = None
+) -> Iterator[Setup]:
     """Build the model, optimizer and other objects that a config declares, and give them to the `with` block.
 
     When the block is left, the model (except its values) and the process's settings (threads, random state) are restored.
     `note` is called with messages for the user. `have_values`: False to build the model on the meta device, without values,
-    for a plan. Raises ConfigError for a wrong config, and SkippedError if the freezing method does not fit this model.
+    for a plan. `shared`: what the runs of a sweep compute once. Raises ConfigError for a wrong config, and SkippedError if
+    the freezing method does not fit this model.
     """
     with ExitStack() as undo:
-        undo.enter_context(explained_worker_death())
-        undo.enter_context(machine_settings(config.threads, config.deterministic))
-        device = pick_device(config.device.value)
-        seed_all(config.seed)
+        device = prepare_process(config, undo)
         built_model = (built := build_model(config, device, note) if have_values else build_on_meta(config, note)).model
         feed = open_feed(config, device, note, undo)
         config = feed.config
@@ -126,7 +133,8 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
         selection = declared_selection(config, built, note, trial)
         note_fields_left_out(task, built_model, feed.first, note)
         plan = build_plan(config, selection, run_of(config, built_model, feed))
-        method = build_method(config, example, built_model, selections_to_check(plan, selection, built_model))
+        sharing = sharing_of(config, shared, device)
+        method = build_method(config, example, sharing, built_model, selections_to_check(plan, selection, built_model))
         begun = begin_first_phase(config, plan, method, built_model, selection=selection, undo=undo)
         yield Setup(
             config=config,
@@ -147,7 +155,18 @@ def assembled(config: Config, note: Note = ignore_note, *, have_values: bool = T
             phase_undo=begun.undo,
             undo=undo,
             note=note,
+            shared=shared,
+            shared_prefix=build_shared_prefix(config, sharing),
         )
+
+
+def prepare_process(config: Config, undo: ExitStack) -> torch.device:
+    """Set what the config says about the process, until `undo` is closed, and its random state; return the device."""
+    undo.enter_context(explained_worker_death())
+    undo.enter_context(machine_settings(config.threads, config.deterministic))
+    device = pick_device(config.device.value)
+    seed_all(config.seed)
+    return device
 
 
 def note_fields_left_out(task: TrainedTask, model: nn.Module, batch: object, note: Note) -> None:
@@ -178,13 +197,15 @@ def example_for(model: nn.Module, task: TrainedTask, feed: Feed) -> Example:
     return example
 
 
-def build_method(config: Config, example: Example, model: nn.Module, selections: Sequence[Selection]) -> FreezingMethod:
-    """Return the freezing method that the config declares.
+def build_method(
+    config: Config, example: Example, sharing: Sharing, model: nn.Module, selections: Sequence[Selection]
+) -> FreezingMethod:
+    """Return the freezing method that the config declares; it is given the training step to try, and what is shared.
 
     Raises SkippedError with its reason if it cannot freeze one of the selections in this model.
     """
     method = build_instance(FreezingMethod, config.method, "method")
-    method.example = example
+    method.example, method.sharing = example, sharing
     for selection in selections:
         refuse_selection(method, model, selection)
     return method

@@ -49,6 +49,16 @@ class CostLevel(Enum):
     time = "time"
 
 
+class Share(Enum):
+    """The values of `sweep.share`: what the runs of a sweep compute once.
+
+    `none`: nothing. `prefix`: outputs of frozen first layers, costs of a step, and predictions for the start of a run.
+    """
+
+    none = "none"
+    prefix = "prefix"
+
+
 class Resume(Enum):
     """The values of `resume`: `last` carries out those runs of the newest sweep that have not finished."""
 
@@ -141,6 +151,15 @@ class Sweep:
 
     max_runs: int = 10_000
     """A sweep of more runs is refused."""
+
+    share: Share = Share.prefix
+    """What runs compute once: `prefix`, `none`."""
+
+    share_mb: float = 1024.0
+    """MiB on disk for outputs of frozen layers."""
+
+    keep: bool = False
+    """Keep what the runs shared after the sweep."""
 
 
 @dataclass

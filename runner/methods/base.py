@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from runner.contract import Note
 from runner.freezing.groups import Group
 from runner.freezing.selection import Selection
+from runner.sharing.folder import Sharing
 from runner.tensors import map_tensors
 
 Task = Callable[[nn.Module, Any], Tensor]  # task(model, batch) returns the loss
@@ -83,6 +84,9 @@ class FreezingMethod:
 
     example: Example | None = None
     """What a training step does. A run sets it before it calls `skip`; it is None where a method is used by itself."""
+
+    sharing: Sharing = Sharing()
+    """What the run shares with other runs of a sweep; a run sets it together with `example`."""
 
     def skip(self, model: nn.Module, selection: Selection) -> str | None:
         """Return why this method cannot freeze the selected parameters in this model, or None if it can.

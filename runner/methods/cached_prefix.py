@@ -11,13 +11,12 @@ from torch import nn
 from runner.errors import SkippedError
 from runner.freezing.selection import Selection
 from runner.methods.base import Example, PhaseContext
-from runner.methods.prefix.boundary import NO_EXAMPLE, frozen_prefixes
-from runner.methods.prefix.bypass import Bypass, Recording, find_prefix_modules
-from runner.methods.prefix.check import Prefix, verified_recording
+from runner.methods.prefix.boundary import NO_EXAMPLE
+from runner.methods.prefix.bypass import Bypass, Recording
+from runner.methods.prefix.check import Prefix
 from runner.methods.prefix.output_cache import OutputCache, row_format
-from runner.methods.prefix.repeatable import why_not_repeatable
 from runner.methods.prefix.samples import Format, batch_format, first_difference, part_named, sample_keys, why_no_samples
-from runner.methods.prefix.trial import trial_copy
+from runner.methods.prefix.shared.trials import Trials
 from runner.methods.prefix.unchanged import UnchangedTensors, tensors_of
 from runner.methods.requires_grad import RequiresGrad
 from runner.tensors import is_compiled
@@ -66,36 +65,11 @@ class CachedPrefix(RequiresGrad):
             self.not_reusable = why_not_reusable(self.example)
         if self.not_reusable:
             return self.not_reusable
-        reasons: list[str] = []
-        try:
-            for boundary in frozen_prefixes(model, selection, self.example, may_use_again=True):
-                reason = self.why_not_cached(model, selection, boundary)
-                if not reason:
-                    self.not_cached = reasons[0] if reasons else ""
-                    return None
-                if reason in reasons:  # it lies further ahead in the model: earlier boundaries will have it too
-                    break
-                reasons.append(reason)
-        except SkippedError as error:
-            return str(error)
-        return reasons[0]
-
-    def why_not_cached(self, model: nn.Module, selection: Selection, boundary: str) -> str:
-        """Return why the output of the module `boundary` cannot be cached, or set `prefix` and return "" if it can be."""
-        assert self.example is not None
-        copied, example = trial_copy(model, selection, self.example)
-        try:
-            modules = find_prefix_modules(copied, boundary, example)
-            if reason := why_not_repeatable(copied, selection, boundary, example):
-                return reason
-        except SkippedError as error:
-            return str(error)
-        except TimeoutError:  # of the run, which may end any line
-            raise
-        except Exception as error:  # the user's modules may not be callable by themselves
-            return f"the frozen prefix cannot be tried: {type(error).__name__}: {error}"
-        self.prefix = Prefix(boundary, modules)
-        return ""
+        found = Trials.of(self.sharing, model, selection, self.example.task).find(self.example)
+        if found.modules is None:
+            return found.reason
+        self.prefix, self.not_cached = Prefix(found.boundary, found.modules), found.reason
+        return None
 
     def prepare(self, model: nn.Module, selection: Selection, undo: ExitStack) -> nn.Module:
         if self.epochs > 1 and selection.parameters:
@@ -155,8 +129,10 @@ class CachedPrefix(RequiresGrad):
         which ends the run as skipped, if a step without the layers gives other bits than a full step.
         """
         assert self.prefix is not None
+        assert self.checked_selection is not None
         known = {row_format(each.last_tensor): each.dim_order for each in reversed(self.recordings.values())}
-        recording, difference = verified_recording(context.model, self.prefix, Example(context.task, batch), known)
+        trials = Trials.of(self.sharing, context.model, self.checked_selection, context.task)
+        recording, difference = trials.recording(self.prefix, Example(context.task, batch), known)
         size, sizes = len(recording.last_tensor), {len(each.last_tensor) for each in self.recordings.values()}
         self.recordings[shapes] = recording
         if difference:

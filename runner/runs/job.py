@@ -46,6 +46,7 @@ from runner.runs.folder import logging_to, remove_files, write_record
 from runner.runs.interrupts import delay_interrupts, time_limit
 from runner.runs.record import error_line, new_record
 from runner.runs.write import TRAINING_FILES, training_notes, write_tables
+from runner.sharing.folder import SharedFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,6 +140,8 @@ def execute_run(
     on_error: Callable[[BaseException], None] = lambda error: None,
     on_note: Note = ignore_note,
     before_exit: Callable[[str], None] | None = None,
+    *,
+    shared: SharedFolder | None = None,
 ) -> Result:
     """Carry out one run, write its files to the folder that Hydra made for it, and return a Result.
 
@@ -148,6 +151,7 @@ def execute_run(
 
     The run fails when the config's `timeout` is over. `before_exit`: if given, the process may be ended where nothing else
     ends the run, such as a call of a library that hangs. The run is recorded as failed, and `before_exit(reason)` is called.
+    `shared`: what the runs of a sweep compute once.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = check(composed, HydraConfig.get().runtime.choices.get("method"))
@@ -166,7 +170,9 @@ def execute_run(
             import_dependencies()
             with end_once(partial(record_process_end, result, before_exit), folder / LOG) as end, raise_interrupts():
                 on_kill = end if before_exit else None
-                outcome = train_guarded(config, on_step, note, log_file=folder / LOG, end=end, on_kill=on_kill)
+                outcome = train_guarded(
+                    config, on_step, note, log_file=folder / LOG, end=end, on_kill=on_kill, shared=shared
+                )
             write_outcome(result, outcome, config, note)
         write_record(folder, record)
         log.info("%s%s", record["status"], f": {record['reason']}" if record["reason"] else "")
@@ -242,6 +248,7 @@ def train_guarded(
     log_file: Path,
     end: Callable[[str], None],
     on_kill: Callable[[str], None] | None,
+    shared: SharedFolder | None,
 ) -> Outcome:
     """Train as the config says, and return the Outcome, which is the result of the training.
 
@@ -269,7 +276,7 @@ def train_guarded(
             end_forked_child()
             note(text, urgent=urgent)
 
-        return experiment(config, after_step, note_unless_forked, warn_of_leaks=True)
+        return experiment(config, after_step, note_unless_forked, warn_of_leaks=True, shared=shared)
 
 
 def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) -> None:

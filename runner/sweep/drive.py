@@ -88,7 +88,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
         with delay_interrupts():
             live.stop()
             written = not any(run.ended for run in runs) or write_sweep_results(folder, live.kept)
-            remove_marks(runs, folder)
+            remove_marks(runs, folder, keep_shared=config.sweep.keep)
     print_what_is_left(runs, folder)
     code = EXIT_INTERRUPTED if interrupted else exit_code(runs) or (EXIT_DONE if written else EXIT_FAILED)
     if code:

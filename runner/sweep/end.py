@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from runner.contract import (
     FAILURES,
     INTERRUPT,
     PAGE,
+    SHARED,
     STOP,
     SWEEP_CONFIG,
     SWEEP_PLAN,
@@ -108,10 +110,15 @@ def remove_if_refused(runs: list[SweepRun], live: LiveReport) -> Iterator[None]:
         raise
 
 
-def remove_marks(runs: list[SweepRun], folder: Path) -> None:
-    """Remove the files that tell the processes of a sweep to stop, unless one of them still carries out a run."""
+def remove_marks(runs: list[SweepRun], folder: Path, *, keep_shared: bool) -> None:
+    """Remove the files that tell the processes of a sweep to stop, unless one of them still carries out a run.
+
+    Also removes what the runs shared, unless `keep_shared`.
+    """
     if not any(is_locked(run.folder) for run in runs):
         remove_files(folder, STOP, INTERRUPT)
+        if not keep_shared:
+            shutil.rmtree(folder / SHARED, ignore_errors=True)
 
 
 def write_sweep_results(folder: Path, kept: dict[Path, Run]) -> bool:

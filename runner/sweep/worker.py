@@ -15,10 +15,12 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from runner.contract import INTERRUPT, RUNNING, SLOTS, STOP
+from runner.config.schema import Share
+from runner.contract import INTERRUPT, RUNNING, SHARED, SLOTS, STOP
 from runner.runs.folder import remove_files
 from runner.runs.job import execute_run
 from runner.runs.read import read_record
+from runner.sharing.folder import SharedFolder
 from runner.sweep.lock import locked, remove_if_unused, system_lock
 
 _own_slot: list[tuple[int, FileLock]] = []  # this process's slot and its lock, which is held until the process ends
@@ -76,9 +78,21 @@ class Worker:
             if elsewhere:
                 os.chdir(self.home)
                 select_accelerator(sweep)
-            result = execute_run(composed, interrupt_check(sweep / INTERRUPT), on_error, before_exit=before_exit)
+            result = execute_run(
+                composed,
+                interrupt_check(sweep / INTERRUPT),
+                on_error,
+                before_exit=before_exit,
+                shared=shared_folder(sweep, composed),
+            )
         if result.status == "interrupted" and not elsewhere:
             raise KeyboardInterrupt
+
+
+def shared_folder(sweep: Path, composed: DictConfig) -> SharedFolder | None:
+    """Return what the runs of the sweep in the folder `sweep` compute once; None with `sweep.share=none`."""
+    wanted = composed.sweep
+    return SharedFolder(sweep / SHARED, int(wanted.share_mb * 2**20)) if wanted.share != Share.none.name else None
 
 
 def interrupt_check(flag: Path) -> Callable[[Any], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from runner.config.schema import Config, values_by_key
@@ -38,6 +38,8 @@ def check_numbers(config: Config) -> None:
             f"timeout is {config.timeout}; give the most seconds of a run, above 0 and at most {MAX_TIMEOUT:g}, or null"
         )
     _check_seconds_between_reports(config.report.every)
+    if not 0 <= config.sweep.share_mb < inf:
+        raise ConfigError(f"sweep.share_mb is {config.sweep.share_mb}; give MiB, 0 or more")
     if config.clip is not None and not (config.clip > 0 and isfinite(config.clip)):
         raise ConfigError(
             f"clip is {config.clip}; give the maximum total norm of the gradients, above 0, or null for no clipping"

@@ -54,9 +54,8 @@ def frozen_prefixes(
             found = True
             yield name
     if not found:
-        raise SkippedError(
-            f"{frozen_names[0]} is frozen, but no single module's output separates frozen from trained layers"
-        )
+        name = next(iter(selection.parameters))
+        raise SkippedError(f"{name} is frozen, but no single module's output separates frozen from trained layers")
 
 
 def _require_grad(parameters: Iterable[Tensor], value: bool) -> None:

@@ -78,9 +78,11 @@ class Bypass:
     `boundary`: name of the last frozen module. `prefix_modules`: the names that `find_prefix_modules` returns. `forward` is
     replaced on the model and on these modules. The replacements have an effect only within a `with` block of `record` or
     `replay`; elsewhere every module runs as usual. The model may be called in any way.
+
+    `beneath`: if another Bypass has replaced `forward`, replace what that one calls, so that it notices nothing of this one.
     """
 
-    def __init__(self, model: nn.Module, boundary: str, prefix_modules: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, boundary: str, prefix_modules: Sequence[str], *, beneath: bool = False) -> None:
         self.boundary = boundary
         self.active = False  # True within a block of `record` or `replay`
         self.calls = 0  # of the model, within the block
@@ -91,7 +93,7 @@ class Bypass:
         self.on_output: Callable[[str, Any], None] = lambda name, output: None
         self.load_output: Callable[[], Tensor] = lambda: torch.empty(0)
         names = dict.fromkeys(["", *prefix_modules, boundary])
-        self.replaced = [ReplacedForward(self, name, model.get_submodule(name)) for name in names]
+        self.replaced = [ReplacedForward(self, name, model.get_submodule(name), beneath) for name in names]
 
     @contextmanager
     def record(self, on_output: Callable[[str, Any], None]) -> Iterator[Bypass]:
@@ -170,13 +172,23 @@ class ReplacedForward:
     """Stands in for `forward` on one module instance and passes each call to a Bypass, which may skip the module.
 
     `name`: the module's name in the model. A deep copy of the module gets the original `forward`, not this object.
+    `beneath`: stand in for what another such object on the module calls.
     """
 
-    def __init__(self, bypass: Bypass, name: str, module: nn.Module) -> None:
+    def __init__(self, bypass: Bypass, name: str, module: nn.Module, beneath: bool = False) -> None:
         self.bypass, self.name, self.module = bypass, name, module
-        self.instance_forward = vars(module).get("forward")  # None if the instance used the `forward` of its class
-        self.forward = self.__wrapped__ = module.forward  # `inspect.signature` reads that of `__wrapped__`
-        vars(module)["forward"] = self
+        present = vars(module).get("forward")  # None if the instance used the `forward` of its class
+        self.outer = present if beneath and isinstance(present, ReplacedForward) else None
+        self.instance_forward: Any
+        self.forward: Callable[..., Any]
+        if self.outer:
+            self.instance_forward = self.outer.instance_forward
+            self.forward = self.__wrapped__ = self.outer.forward
+            self.outer.forward = self
+        else:
+            self.instance_forward = present
+            self.forward = self.__wrapped__ = module.forward  # `inspect.signature` reads that of `__wrapped__`
+            vars(module)["forward"] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bypass = self.bypass
@@ -193,10 +205,29 @@ class ReplacedForward:
         return type(copied).forward.__get__(copied)
 
     def undo(self) -> None:
-        """Give the module its original `forward` back."""
+        """Give the module, or the object that calls this one, its original `forward` back."""
+        if self.outer:
+            self.outer.forward = self.forward
+            return
         vars(self.module).pop("forward", None)
         if self.instance_forward is not None:
             vars(self.module)["forward"] = self.instance_forward
+
+
+@contextmanager
+def original_forward(model: nn.Module) -> Iterator[None]:
+    """Within the `with` block, no module of the model has a `forward` that a Bypass has replaced."""
+    replaced = {}
+    for module in model.modules():
+        if isinstance(present := vars(module).get("forward"), ReplacedForward):
+            replaced[module] = vars(module).pop("forward")
+            if present.instance_forward is not None:
+                vars(module)["forward"] = present.instance_forward
+    try:
+        yield
+    finally:
+        for module, forward in replaced.items():
+            vars(module)["forward"] = forward
 
 
 @torch.no_grad()

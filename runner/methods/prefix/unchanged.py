@@ -31,6 +31,10 @@ class UnchangedTensors:
         if not is_power_of_two and marks == self.marks and all(tensor.grad is None for tensor in self.tensors):
             return True
         self.marks = marks
+        return self.have_the_same_bits()
+
+    def have_the_same_bits(self) -> bool:
+        """Return whether all tensors have the bits of the copies; reads all of them."""
         return all(map(same_bits, self.copies, self.tensors))
 
     def _marks(self) -> list[tuple[int, int]]:

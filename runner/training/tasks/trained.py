@@ -34,6 +34,9 @@ class TrainedTask:
         self.parts.append({name: part.detach() for name, part in result.parts.items()})
         return result.loss
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "parts": []}  # a copy begins without any
+
     def run(self, model: nn.Module, batch: Any) -> TaskResult:
         """Return the loss with what it was taken of. Raises ConfigError if the task returns no loss."""
         with self._precision():

@@ -1,0 +1,51 @@
+"""What the runs of a sweep compute once, as far as it concerns the frozen first layers of a run."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from runner.config.schema import Config, CostLevel
+from runner.methods.prefix.shared.feed import SharedPrefix
+from runner.sharing.folder import SharedFolder, Sharing
+from runner.sharing.settings import process_settings
+
+WORTH = 30  # a trial takes about as long as the frozen layers for this many batches
+AGREE = (
+    "model",
+    "freeze",
+    "data",
+    "task",
+    "seed",
+    "batches",
+    "accumulate",
+    "device",
+    "threads",
+    "deterministic",
+    "autocast",
+)
+
+
+def sharing_of(config: Config, shared: SharedFolder | None, device: torch.device) -> Sharing:
+    """Return what the run shares with the others of a sweep, by the folder `shared`."""
+    if shared is None:
+        return Sharing()
+    settings = {"autocast": config.autocast, "task": config.task, **process_settings(device)}
+    return Sharing(shared, json.dumps(settings, sort_keys=True, default=str))
+
+
+def build_shared_prefix(config: Config, sharing: Sharing) -> SharedPrefix:
+    """Return what lets the steps of a run use outputs that other runs of the sweep have computed."""
+    shared = sharing.folder
+    if shared is None or not shared.limit:
+        return SharedPrefix(Sharing())
+    if config.cost is CostLevel.time:
+        return SharedPrefix(Sharing(), reason="cost=time measures the seconds of whole steps")
+    agreeing = repr([getattr(config, name) for name in AGREE])
+
+    def is_worth() -> bool:
+        other_has_begun = shared.asked_before("begun", agreeing)
+        return other_has_begun or (config.epochs - 1) * config.steps_a_pass >= WORTH
+
+    return SharedPrefix(sharing, is_worth)

@@ -1,0 +1,162 @@
+"""Give the steps of a run the outputs of frozen first layers that any run of the sweep has computed for their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+from runner.contract import SharedRecord
+from runner.errors import SkippedError
+from runner.freezing.selection import Selection
+from runner.methods.base import Example, PhaseContext
+from runner.methods.prefix.bypass import Bypass
+from runner.methods.prefix.check import Prefix
+from runner.methods.prefix.samples import Format, batch_format, why_no_samples
+from runner.methods.prefix.shared.purity import prefix_tensors
+from runner.methods.prefix.shared.store import Store
+from runner.methods.prefix.shared.trials import Trials
+from runner.methods.prefix.unchanged import UnchangedTensors
+from runner.sharing.folder import Sharing
+from runner.sharing.rows import DamagedError, FullError
+from runner.tensors import is_compiled, tensors_in
+
+
+class PrefixChangedError(Exception):
+    """Frozen layers changed after steps had used their stored outputs, so the run is not what it would be by itself."""
+
+
+class SharedPrefix:
+    """Lets the steps of a run use outputs of frozen first layers that a run of the sweep has stored, and store the others.
+
+    The trained weights have the same bits as without it. Outputs are used only for a sample with the same bytes, in a batch
+    of the same form, by the same frozen layers with the same flags and modes, under the same settings.
+
+    `sharing`: what the run shares with others. `is_worth`: returns whether a trial costs less than it may save.
+    `reason`: why nothing can be shared.
+    """
+
+    def __init__(self, sharing: Sharing, is_worth: Callable[[], bool] = lambda: True, *, reason: str = "") -> None:
+        self.sharing, self.is_worth = sharing, is_worth
+        self.record: SharedRecord = {"layer": "", "batches_read": 0, "batches_stored": 0, "reason": reason}
+        self.bypass: Bypass | None = None  # None while nothing is shared
+        self.prefix = Prefix("", [])
+        self.trials: Trials
+        self.weights = UnchangedTensors([])
+        self.stores: dict[Format, Store] = {}
+        self.may_store = True
+
+    def feed(
+        self,
+        batches: Iterable[Any],
+        context: PhaseContext,
+        selection: Selection,
+        *,
+        example: Example | None,
+        undo: ExitStack,
+    ) -> Iterator[Any]:
+        """Yield the batches; while each is trained on, the model skips the frozen first layers if their outputs are stored.
+
+        `selection`: what is frozen in this phase. Closing `undo` lets all layers run again. Raises PrefixChangedError if
+        the frozen layers changed after their stored outputs were used.
+        """
+        if self.sharing.folder is not None:
+            self._stop(self._begin(context.model, selection, example, undo))
+        for batch in batches:
+            yield from self._fed(batch, context)
+        if self.bypass is not None:
+            self._refuse_change(self.weights.have_the_same_bits())
+        self.bypass, self.stores, self.weights = None, {}, UnchangedTensors([])
+
+    def _begin(self, model: nn.Module, selection: Selection, example: Example | None, undo: ExitStack) -> str:
+        """Find out which outputs can be shared in this phase; return why none can be, or ""."""
+        if not selection.parameters:
+            return "nothing is frozen"
+        if any(parameter.requires_grad for parameter in selection.parameters.values()):
+            return "frozen parameters require gradients, so every layer must run"
+        if is_compiled(model):
+            return "a part of the model is compiled"
+        if example is None or why_no_samples(example.batch):
+            return "a batch cannot be divided into samples"
+        if not self.is_worth():
+            return "no other run with the same model and data has begun, and this one reads its data too rarely"
+        self.trials = Trials.of(self.sharing, model, selection, example.task)
+        if self.trials.reason:
+            return self.trials.reason
+        found = self.trials.find(example)
+        if found.modules is None:
+            return found.reason
+        self.prefix = Prefix(found.boundary, found.modules)
+        if reason := self.trials.why_not_shared(self.prefix, example):
+            return reason
+        self.record["layer"] = found.boundary or "the model"
+        self.weights = UnchangedTensors(prefix_tensors(model, found.boundary, found.modules))
+        self.bypass = Bypass(model, found.boundary, found.modules, beneath=True)
+        undo.callback(self.bypass.undo)
+        return ""
+
+    def _stop(self, reason: str) -> None:
+        """Share nothing more in this phase, for a reason; do nothing for the reason ""."""
+        if reason:
+            self.record["reason"], self.bypass = reason, None
+
+    def _refuse_change(self, is_unchanged: bool) -> None:
+        """If the frozen layers changed: raise PrefixChangedError if stored outputs were used, otherwise stop."""
+        if not is_unchanged:
+            if self.record["batches_read"]:
+                raise PrefixChangedError
+            self._stop("the frozen layers changed during the run")
+
+    def _fed(self, batch: Any, context: PhaseContext) -> Iterator[Any]:
+        """Yield one batch, which is trained on with the stored outputs or without them."""
+        store = self._store(batch, context) if self.bypass is not None else None
+        keys = store.keys(batch) if store else []
+        load = self._loader(store, keys, batch) if store else None
+        if self.bypass is not None:
+            self._refuse_change(self.weights.are_unchanged() if load else self.weights.have_the_same_bits())
+        if self.bypass is None or store is None:
+            yield batch
+        elif load:
+            self.record["batches_read"] += 1
+            with self.bypass.replay(store.recording, load):
+                yield batch
+        else:
+            with self.bypass.record(lambda name, output: self._save(store, keys, name, output)):
+                yield batch
+
+    def _store(self, batch: Any, context: PhaseContext) -> Store | None:
+        """Return the store for batches of this form; None, for the rest of the phase, if their outputs cannot be shared."""
+        if why_no_samples(batch):
+            self._stop("a batch cannot be divided into samples")
+            return None
+        form, shared = batch_format(batch), self.trials.shared
+        if form not in self.stores and shared is not None:
+            try:
+                verified = self.trials.recording(self.prefix, Example(context.task, batch), {})
+            except SkippedError as error:
+                self._stop(str(error))
+                return None
+            self.stores[form] = Store.of(shared, (self.trials.state, repr(self.prefix), repr(form)), *verified)
+        return self.stores[form]
+
+    def _loader(self, store: Store, keys: list[bytes], batch: Any) -> Callable[[], Tensor] | None:
+        """Return a function that returns the stored outputs of samples; None if one is missing or cannot be read."""
+        try:
+            return store.load(keys, batch) if store.rows.has(keys) else None
+        except (DamagedError, OSError) as error:
+            self.record["reason"] = f"the file of outputs is damaged ({error}): what was in it is computed again"
+            return None
+
+    def _save(self, store: Store, keys: list[bytes], name: str, output: Any) -> None:
+        """Store the output of the last frozen module; from the first error on, store nothing more."""
+        tensors = tensors_in(output) if name == self.prefix.boundary and self.may_store else []
+        if [(each.shape, each.dtype) for each in tensors] != [store.form] or store.rows.has(keys):
+            return
+        try:
+            store.save(keys, tensors[0].detach())
+            self.record["batches_stored"] += 1
+        except (FullError, OSError) as error:
+            self.may_store = False
+            self.record["reason"] = f"not all outputs are stored: {error}"

@@ -1,0 +1,1 @@
+"""What the runs of a sweep compute once, and read again from files in the sweep's folder."""

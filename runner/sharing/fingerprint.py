@@ -1,0 +1,215 @@
+"""A digest of all that an object's behaviour depends on: values, bits of tensors, and the code of the user's classes."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from runner.errors import is_installed
+from runner.tensors import has_values
+
+HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")  # the ends of the names under which a module has its hooks
+NOT_BEHAVIOUR = (  # names in a class
+    *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__slots__", "_abc_impl"),
+    *("__dataclass_fields__", "__dataclass_params__", "__match_args__"),
+)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), range, slice)
+TORCH_PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+class NotComparableError(Exception):
+    """An object has a part of which it cannot be told whether it is the same as another."""
+
+
+class Fingerprint:
+    """Takes in objects, and gives a digest that is equal only if all of them behave the same.
+
+    Of a tensor, its bits, type, dtype, shape, strides, device and flag enter. Of a module and any other object, its class
+    and attributes. Of a function and a class of the user, the code, and the values of globals that the code names; of one
+    from an installed library, its name and the library's version. Two equal objects may have different digests.
+
+    `outline`: returns True for a module of which only the class is to enter, and for a tensor without whose bits it is the
+    same.
+    """
+
+    def __init__(self, outline: Callable[[Any], bool] = lambda part: False) -> None:
+        self.outline = outline
+        self._digest = hashlib.sha256()
+        self._numbers: dict[int, int] = {}  # id of an object that was taken in -> its number
+        self._kept_alive: list[Any] = []
+
+    def hexdigest(self) -> str:
+        """Return the digest of what was taken in so far, as 32 hex digits."""
+        return self._digest.hexdigest()[:32]
+
+    def add(self, value: Any) -> Fingerprint:
+        """Take in a value, and return this object. Raises NotComparableError for what cannot be compared."""
+        if isinstance(value, PLAIN + TORCH_PLAIN) and type(value).__module__ in ("builtins", "torch"):
+            self._text(type(value).__name__, repr(value))
+        elif isinstance(value, (list, tuple)) and type(value) in (list, tuple, torch.Size):
+            self._text(type(value).__name__, str(len(value)))
+            for each in value:
+                self.add(each)
+        elif type(value) is dict:
+            self._text("dict", str(len(value)))
+            for key, each in value.items():
+                self.add(key).add(each)
+        elif isinstance(value, (set, frozenset)):
+            self._text("set", *sorted(Fingerprint(self.outline).add(each).hexdigest() for each in value))
+        elif id(value) in self._numbers:
+            self._text("again", str(self._numbers[id(value)]))
+        else:
+            self._numbers[id(value)] = len(self._numbers)
+            self._kept_alive.append(value)  # so that no other object gets its id
+            self._add_object(value)
+        return self
+
+    def _text(self, *texts: str) -> None:
+        """Take in texts, with their lengths, so that no others join to the same."""
+        for text in texts:
+            data = text.encode("utf-8", "surrogatepass")
+            self._digest.update(b"%d:" % len(data) + data)
+
+    def _add_object(self, value: Any) -> None:
+        """Take in an object that is met for the first time."""
+        if isinstance(value, Tensor):
+            self._add_tensor(value)
+        elif isinstance(value, numpy.ndarray) and value.dtype != object:
+            self._text("array", str(value.dtype), str(value.shape), str(value.strides))
+            self._digest.update(numpy.ascontiguousarray(value).data)
+        elif isinstance(value, nn.Module):
+            self._text("module")
+            self.add(type(value))
+            if not self.outline(value):
+                self._add_attributes(value)
+        elif isinstance(value, (PurePath, numpy.generic, numpy.dtype)):
+            self._text(type(value).__name__, repr(value))
+        elif isinstance(value, enum.Enum):
+            self.add(type(value))._text(value.name)
+        elif isinstance(value, ModuleType):
+            self._text("python module", value.__name__, _version_of(value.__name__))
+        elif isinstance(value, type):
+            self._add_class(value)
+        elif isinstance(value, FunctionType):
+            self._add_function(value)
+        elif isinstance(value, CodeType):
+            self._add_code(value)
+        elif isinstance(value, MethodType):
+            self.add(value.__func__).add(value.__self__)
+        elif isinstance(value, BuiltinFunctionType) or type(value).__name__ in ("wrapper_descriptor", "method_descriptor"):
+            self._text("builtin", str(getattr(value, "__module__", "")), value.__qualname__)
+        elif isinstance(value, torch.Generator):
+            self._text("generator")
+            self.add(value.get_state())
+        elif isinstance(value, (staticmethod, classmethod)):
+            self._text(type(value).__name__)
+            self.add(value.__func__)
+        elif isinstance(value, property):
+            self.add([value.fget, value.fset])
+        else:
+            self._add_by_reduction(value)
+
+    def _add_tensor(self, tensor: Tensor) -> None:
+        """Take in a tensor. Raises NotComparableError unless it is strided."""
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+            raise NotComparableError(f"a tensor that is not dense ({type(tensor).__name__})")
+        self._text("tensor", f"{type(tensor).__module__}.{type(tensor).__qualname__}", str(tensor.dtype), str(tensor.device))
+        self._text(str(tuple(tensor.shape)), str(tensor.stride()), str(tensor.requires_grad))
+        if not self.outline(tensor) and has_values(tensor) and tensor.numel():
+            bits = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().view(-1).view(torch.uint8)
+            self._digest.update(bits.numpy().data)
+
+    def _add_attributes(self, module: nn.Module) -> None:
+        """Take in the attributes of a module; its hooks by their order, because each gets a number that no other has."""
+        attributes = vars(module)
+        hooks = {name: value for name, value in attributes.items() if name.endswith(HOOKS) and isinstance(value, Mapping)}
+        order = {
+            number: position for position, number in enumerate(sorted({key for each in hooks.values() for key in each}))
+        }
+        for name, value in attributes.items():
+            if name in hooks:
+                value = {order[number]: hook for number, hook in value.items()}
+            try:
+                self.add(name).add(value)
+            except NotComparableError as error:
+                raise NotComparableError(f"{name} of a {type(module).__name__}: {error}") from error
+
+    def _add_class(self, value: type) -> None:
+        """Take in a class: its name; one of the user also by what is defined in it and in the classes that it extends."""
+        self._text("class", value.__module__, value.__qualname__)
+        if _is_of_library(value.__module__):
+            self._text(_version_of(value.__module__))
+            return
+        for base in value.__mro__[1:]:
+            self.add(base)
+        for name, member in vars(value).items():
+            if name not in NOT_BEHAVIOUR:
+                self.add(name).add(member)
+
+    def _add_function(self, function: FunctionType) -> None:
+        """Take in a function: its code, defaults and closure, and the globals that it names if it is the user's."""
+        self._text("function", str(function.__module__), function.__qualname__)
+        self.add(function.__code__).add(function.__defaults__).add(function.__kwdefaults__)
+        for cell in function.__closure__ or ():
+            try:
+                self.add(cell.cell_contents)
+            except ValueError:  # it is empty
+                self._text("empty cell")
+        if _is_of_library(str(function.__module__)):
+            self._text(_version_of(str(function.__module__)))
+            return
+        for name in _names_in(function.__code__):
+            if name in function.__globals__:
+                self.add(name).add(function.__globals__[name])
+
+    def _add_code(self, code: CodeType) -> None:
+        """Take in what a function does: its instructions, constants and names."""
+        self._text("code", code.co_name, repr((code.co_names, code.co_varnames, code.co_freevars, code.co_flags)))
+        self._digest.update(code.co_code)
+        self.add(code.co_consts)
+
+    def _add_by_reduction(self, value: Any) -> None:
+        """Take in any other object, by what `pickle` would store of it."""
+        try:
+            reduced = value.__reduce_ex__(4)
+        except Exception as error:
+            raise NotComparableError(f"an object of type {type(value).__name__}: {error}") from error
+        if isinstance(reduced, str):
+            self._text("global", type(value).__module__, reduced)
+            return
+        self._text("object")
+        self.add(type(value))
+        for part in reduced:
+            self.add(part if isinstance(part, (tuple, dict, type(None))) or callable(part) else _listed(part))
+
+
+def _listed(part: Any) -> Any:
+    """Return the items of an iterator as a list, and any other part of a reduction as it is."""
+    return list(part) if isinstance(part, Iterator) else part
+
+
+def _names_in(code: CodeType) -> list[str]:
+    """Return the names that a function uses, with those of the functions that are defined in it."""
+    inner = [name for each in code.co_consts if isinstance(each, CodeType) for name in _names_in(each)]
+    return list(dict.fromkeys([*code.co_names, *inner]))
+
+
+def _is_of_library(module: str) -> bool:
+    """Return whether a Python module, by its name, is of this project, of Python, or of an installed library."""
+    loaded = sys.modules.get(module)
+    file = getattr(loaded, "__file__", None)
+    return is_installed(file) if file else loaded is not None and module != "__main__"
+
+
+def _version_of(module: str) -> str:
+    """Return the version of the library that a Python module belongs to; "" if it has none."""
+    return str(getattr(sys.modules.get(module.partition(".")[0]), "__version__", ""))
