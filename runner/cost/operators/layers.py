@@ -7,6 +7,7 @@ fake tensors give. It returns NotImplemented where it does not know them: for te
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -57,6 +58,8 @@ def convolution_backward(gradient: Form, x: Form, weight: Form, bias_sizes: Any,
 def batch_norm(x: Form, weight: Form | None, bias: Form | None, *more: Any) -> Any:
     """The output, and the mean and the inverse deviation of each channel, which are empty in eval mode."""
     is_training = more[-3]
+    if is_training and prod(x.size) == x.size[1]:  # one value a channel, of which torch computes no deviation
+        return NotImplemented
     if not _are_normalised(x, weight, bias, *more[:-3]):
         return NotImplemented
     saved = row_major((x.size[1],) if is_training else (0,), x.dtype)
@@ -74,7 +77,7 @@ def batch_norm_backward(gradient: Form, x: Form, weight: Form | None, *more: Any
 
 def _are_normalised(x: Form, *others: Form | None) -> bool:
     """Return whether these are the arguments of a batch norm as it is known here."""
-    is_known = x.dtype in (torch.float32, torch.float64) and len(x.size) > 1 and min(x.size) > 1
+    is_known = x.dtype in (torch.float32, torch.float64) and len(x.size) > 1
     return is_known and is_row_major(x) and _same_dtype(x, *others)
 
 

@@ -148,6 +148,7 @@ MODELS = {
     "channels last": (nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), torch.randn(2, 3, 9, 9)),
     "a convolution of one column": (nn.Conv2d(3, 4, (3, 1)), torch.randn(2, 3, 9, 1)),
     "one sample of batch norm": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.randn(1, 3, 9, 9)),
+    "batch norm of one position": (nn.Sequential(nn.Conv2d(3, 4, 9), nn.BatchNorm2d(4)), torch.randn(3, 3, 9, 9)),
     "batch norm in eval mode": (Calls(lambda x: x, nn.BatchNorm1d(8, affine=False)), torch.randn(4, 8)),
     "double precision": (nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4)).double(), torch.randn(2, 3, 9).double()),
     "bfloat16": (nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4)).bfloat16(), torch.randn(2, 3, 9).bfloat16()),
@@ -211,6 +212,9 @@ def writes_data(x):
 
 
 NOT_KNOWN = {
+    "batch norm of one value": Calls(
+        lambda x: x, nn.Sequential(nn.Unflatten(0, (1, 4)), nn.Flatten(0, 2), nn.Unflatten(0, (1, 32)), nn.BatchNorm1d(32))
+    ),
     "reads values": Reads(8, 8),
     "reads new values": Calls(lambda x: x * torch.ones(3).sum().item()),
     "makes a list": Calls(lambda x: x * sum(torch.ones(3).tolist())),
