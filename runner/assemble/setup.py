@@ -125,7 +125,8 @@ def assembled(
         built_model = (built := build_model(config, device, note) if have_values else build_on_meta(config, note)).model
         feed = open_feed(config, device, note, undo)
         config = feed.config
-        (meter := build_meter(config, device, note)).on_model_built(built_model)
+        sharing = sharing_of(config, shared, device)
+        (meter := build_meter(config, device, note, sharing)).on_model_built(built_model)
         keep_modes(built_model, undo)
         before = snapshot(built_model)
         example = example_for(built_model, (task := build_task(config, device)), feed)
@@ -133,7 +134,6 @@ def assembled(
         selection = declared_selection(config, built, note, trial)
         note_fields_left_out(task, built_model, feed.first, note)
         plan = build_plan(config, selection, run_of(config, built_model, feed))
-        sharing = sharing_of(config, shared, device)
         method = build_method(config, example, sharing, built_model, selections_to_check(plan, selection, built_model))
         begun = begin_first_phase(config, plan, method, built_model, selection=selection, undo=undo)
         yield Setup(
