@@ -100,6 +100,7 @@ PRIVATE_NAMES = {
         "_unsafe_view",
         "torch._subclasses.fake_tensor.FakeTensorMode",
     },
+    "runner/sharing/draws.py": {"torch.utils._python_dispatch.TorchDispatchMode"},
     "runner/cost/copies.py": {"torch._subclasses.fake_tensor.FakeTensorMode"},
     "runner/foresight/effects.py": {"_backward_hooks", "_post_accumulate_grad_hooks"},
     "runner/foresight/stand_in.py": {"_buffers", "_parameters"},

@@ -21,7 +21,7 @@ from runner.assemble.phases import (
     build_plan,
     selections_to_check,
 )
-from runner.assemble.sharing import build_shared_prefix, sharing_of
+from runner.assemble.sharing import build_shared_prefix, first_weights, sharing_of
 from runner.config.build import build_instance
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
@@ -122,7 +122,9 @@ def assembled(
     """
     with ExitStack() as undo:
         device = prepare_process(config, undo)
-        built_model = (built := build_model(config, device, note) if have_values else build_on_meta(config, note)).model
+        with first_weights(shared):
+            built = build_model(config, device, note) if have_values else build_on_meta(config, note)
+        built_model = built.model
         feed = open_feed(config, device, note, undo)
         config = feed.config
         sharing = sharing_of(config, shared, device)

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from runner.cost.batches import Shapes
 from runner.cost.copies import ModelCopy, count_step
 from runner.cost.flops import StepCount
 from runner.sharing.fingerprint import Fingerprint, NotComparableError
 from runner.sharing.folder import Sharing
+from runner.tensors import tensor_entries
 from runner.training.loop import Task
 
 _counts: dict[tuple[Any, ...], StepCount] = {}
@@ -30,26 +30,27 @@ def counting_once(model: ModelCopy, task: Task, depends_on: Any, sharing: Sharin
     def count(batch: Any, shapes: Shapes) -> StepCount:
         text = json.dumps([structure, shapes], sort_keys=True, default=str)
         if (key := (*classes, text)) not in _counts:
-            _counts[key] = _shared_count(model, task, batch, sharing, text)
+            _counts[key] = _shared_count(model, task, batch, Sharing(sharing.folder, json.dumps([sharing.settings, text])))
         return _counts[key]
 
     return count
 
 
-def _shared_count(model: ModelCopy, task: Task, batch: Any, sharing: Sharing, key: str) -> StepCount:
-    """Return the count of a step that another process of the sweep has counted, if there is one with the same key.
+def _shared_count(model: ModelCopy, task: Task, batch: Any, sharing: Sharing) -> StepCount:
+    """Return the count of a step that another process of the sweep has counted, if there is one.
 
-    The attributes of the modules and of the task belong to the key too. Nothing is shared if one of them cannot be compared.
+    The attributes of the modules and of the task must be the same too. Nothing is shared if one of them cannot be compared.
     """
     if sharing.folder is None:
         return count_step(model, task, batch)
+    own = {id(entry.tensor) for entry in tensor_entries(model.model).values()}  # which have no values
     try:
-        objects = Fingerprint(lambda part: isinstance(part, FakeTensor)).add(model.model).add(task)
+        objects = Fingerprint(lambda part: id(part) in own).add(model.model).add(task)
         forms = Fingerprint(lambda part: isinstance(part, Tensor)).add(batch)
     except NotComparableError:
         return count_step(model, task, batch)
-    whole_key = json.dumps([sharing.settings, key, objects.hexdigest(), forms.hexdigest()])
-    return _from_json(sharing.folder.once("counts", whole_key, lambda: asdict(count_step(model, task, batch))))
+    key = json.dumps([sharing.settings, objects.hexdigest(), forms.hexdigest()])
+    return _from_json(sharing.folder.once("counts", key, lambda: asdict(count_step(model, task, batch))))
 
 
 def _from_json(fields: dict[str, Any]) -> StepCount:
