@@ -170,7 +170,7 @@ class PhaseRecord(PhaseCounts, total=False):
     blocks: list[BlockRecord]
 
 
-class SharedRecord(TypedDict):
+class SharedRecord(TypedDict, total=False):
     """The entry `shared` of `run.json`: what a run of a sweep took from other runs, and stored for them.
 
     `layer`: the last of the frozen layers whose outputs are shared; "" if none are. `batches_read`: how many batches were
@@ -195,7 +195,7 @@ class TrainingRecord(TypedDict):
     data. `trained_digest`: a sha256 of all parameters that were not frozen, or were thawed. `trained_in_phases`: how many
     parameters were frozen in some phases and moved in others. `idle_in_phases`: the names, with causes, of those that moved
     in none. `nothing_frozen`: why nothing was, although the flags of the model as built were to say what is; else empty.
-    `shared`: what was shared with the other runs of a sweep; None outside a sweep, and where nothing is to be shared.
+    `shared`: what was shared with the other runs of a sweep; empty outside a sweep, and where nothing is to be shared.
     `couplings`: how gradients of frozen parameters changed the updates of the others. `cost`: see `Cost`.
     `evaluation`: the values on held-out data (`loss`, `accuracy`, each metric) under `before` and `after`, and a list of
     such values after each pass under `passes`; empty without evaluation.
@@ -216,7 +216,7 @@ class TrainingRecord(TypedDict):
     trained_in_phases: int
     idle_in_phases: list[str]
     nothing_frozen: str
-    shared: SharedRecord | None
+    shared: SharedRecord
     couplings: list[Coupling]
     evaluation: dict[str, Any]
     cost: Cost

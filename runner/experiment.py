@@ -20,7 +20,7 @@ from torch import nn
 from runner.assemble.evaluation import build_evaluation
 from runner.assemble.objects import build_scheduler
 from runner.assemble.setup import Setup, assembled
-from runner.assemble.switching import begin_phase
+from runner.assemble.switching import begin_phase, note_phases_not_reached
 from runner.config.schema import Config
 from runner.contract import Cost, Note, Row, TrainingRecord, ignore_note
 from runner.foresight.warnings import Forecast, couplings, foresee_phase, have_gradients
@@ -163,7 +163,7 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "trained_in_phases": len(thawed.trained),
         "idle_in_phases": thawed.idle,
         "nothing_frozen": setup.selection.nothing_frozen,
-        "shared": setup.shared_prefix.record if setup.shared else None,
+        "shared": setup.shared_prefix.record if setup.shared else {},
         "couplings": couplings(setup, state.forecast, state.frozen_gradients),
         "evaluation": state.evaluation.record,
         "cost": read_costs(setup, state),
@@ -279,14 +279,6 @@ def switch_phase(setup: Setup, report: Report, number: int) -> None:
         report.unfreeze(thawed)  # before the method puts back what it did to them
     begin_phase(setup, number)
     report.freeze(after)
-
-
-def note_phases_not_reached(setup: Setup, timetable: Timetable) -> None:
-    """Note it if the data ended before a phase that was planned."""
-    later = setup.phases[timetable.present + 1 :]
-    if later:
-        what = "the next phase would have begun" if setup.plan.thaws else "more would have been frozen"
-        setup.note(f"the data ended before step {later[0].first}, where {what}")
 
 
 def read_costs(setup: Setup, state: TrainingState) -> Cost:

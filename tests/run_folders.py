@@ -76,7 +76,7 @@ def write_run(
         "device": "cpu",
         "trained_digest": "same",
         "nothing_frozen": "",
-        "shared": None,
+        "shared": {},
         "couplings": [],
         "evaluation": {},
         "cost": {},

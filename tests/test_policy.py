@@ -36,6 +36,8 @@ LAYERS: tuple[set[str], ...] = (
 )
 SIDEWAYS = {
     ("kept_state", "tensors"),
+    ("sharing", "errors"),
+    ("sharing", "tensors"),
     ("tensors", "errors"),
     ("tensors", "contract"),
     ("tensors", "shards"),
@@ -104,6 +106,7 @@ PRIVATE_NAMES = {
     "runner/cost/copies.py": {"torch._subclasses.fake_tensor.FakeTensorMode"},
     "runner/foresight/effects.py": {"_backward_hooks", "_post_accumulate_grad_hooks"},
     "runner/foresight/stand_in.py": {"_buffers", "_parameters"},
+    "runner/sharing/fingerprint.py": {"_abc_impl"},
     "runner/freezing/matching.py": {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_modules", "_orig_mod"},
     "runner/freezing/trial/graph.py": {"_input_metadata"},
     "runner/methods/to_buffer.py": {"_buffers", "_parameters"},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.assemble.feeding import Feed, build_task, open_feed
-from runner.assemble.models import build_model, build_on_meta, declared_selection
+from runner.assemble.models import BuiltModel, build_model, build_on_meta, declared_selection
 from runner.assemble.objects import (
     build_meter,
 )
@@ -115,28 +115,23 @@ def assembled(
 ) -> Iterator[Setup]:
     """Build the model, optimizer and other objects that a config declares, and give them to the `with` block.
 
-    When the block is left, the model (except its values) and the process's settings (threads, random state) are restored.
-    `note` is called with messages for the user. `have_values`: False to build the model on the meta device, without values,
-    for a plan. `shared`: what the runs of a sweep compute once. Raises ConfigError for a wrong config, and SkippedError if
-    the freezing method does not fit this model.
+    When it is left, the model (except its values) and the process's settings (threads, random state) are restored. `note` is
+    called with messages for the user. `have_values`: False to build the model on the meta device, for a plan. `shared`: what
+    the runs of a sweep compute once. Raises ConfigError for a wrong config, SkippedError if the method does not fit.
     """
     with ExitStack() as undo:
         device = prepare_process(config, undo)
-        with first_weights(shared):
-            built = build_model(config, device, note) if have_values else build_on_meta(config, note)
-        built_model = built.model
-        feed = open_feed(config, device, note, undo)
-        config = feed.config
-        sharing = sharing_of(config, shared, device)
-        (meter := build_meter(config, device, note, sharing)).on_model_built(built_model)
+        built = built_with_values(config, device, note, shared) if have_values else build_on_meta(config, note)
+        config, built_model = (feed := open_feed(config, device, note, undo)).config, built.model
+        (meter := build_meter(config, device, note, sharing_of(config, shared, device))).on_model_built(built_model)
         keep_modes(built_model, undo)
         before = snapshot(built_model)
-        example = example_for(built_model, (task := build_task(config, device)), feed)
+        example = example_for(built_model, (task := build_task(config, device)), feed, note)
         trial = partial(try_model, built_model, example.batch, task, classes=config.model.classes, copies=before.values)
         selection = declared_selection(config, built, note, trial)
-        note_fields_left_out(task, built_model, feed.first, note)
         plan = build_plan(config, selection, run_of(config, built_model, feed))
-        method = build_method(config, example, sharing, built_model, selections_to_check(plan, selection, built_model))
+        checked = selections_to_check(plan, selection, built_model)
+        method = build_method(config, example, built_model, checked, sharing=meter.sharing)
         begun = begin_first_phase(config, plan, method, built_model, selection=selection, undo=undo)
         yield Setup(
             config=config,
@@ -158,8 +153,14 @@ def assembled(
             undo=undo,
             note=note,
             shared=shared,
-            shared_prefix=build_shared_prefix(config, sharing),
+            shared_prefix=build_shared_prefix(config, meter.sharing),
         )
+
+
+def built_with_values(config: Config, device: torch.device, note: Note, shared: SharedFolder | None) -> BuiltModel:
+    """Return the model that the config declares; in a sweep, the random numbers of equal first weights are drawn once."""
+    with first_weights(shared):
+        return build_model(config, device, note)
 
 
 def prepare_process(config: Config, undo: ExitStack) -> torch.device:
@@ -191,8 +192,9 @@ def keep_modes(model: nn.Module, undo: ExitStack) -> None:
         undo.callback(setattr, module, "training", module.training)
 
 
-def example_for(model: nn.Module, task: TrainedTask, feed: Feed) -> Example:
-    """Return the first batch with its task; the batch is moved to the meta device if the model is there."""
+def example_for(model: nn.Module, task: TrainedTask, feed: Feed, note: Note) -> Example:
+    """Return the first batch with its task, and note what the task leaves out; the batch is moved to meta with the model."""
+    note_fields_left_out(task, model, feed.first, note)
     example = Example(task, feed.first, feed.reread)
     if any(parameter.is_meta for parameter in model.parameters()):
         return replace(example, batch=map_tensors(example.batch, lambda tensor: tensor.to("meta")))
@@ -200,7 +202,7 @@ def example_for(model: nn.Module, task: TrainedTask, feed: Feed) -> Example:
 
 
 def build_method(
-    config: Config, example: Example, sharing: Sharing, model: nn.Module, selections: Sequence[Selection]
+    config: Config, example: Example, model: nn.Module, selections: Sequence[Selection], *, sharing: Sharing
 ) -> FreezingMethod:
     """Return the freezing method that the config declares; it is given the training step to try, and what is shared.
 

@@ -8,6 +8,7 @@ from runner.assemble.phases import groups_of, prepared
 from runner.assemble.setup import Setup, refuse_selection
 from runner.freezing.eval_mode import force_eval_mode
 from runner.freezing.groups import in_all_groups, regroup
+from runner.freezing.phases.timetable import Timetable
 from runner.freezing.schedule import Phase
 from runner.tensors.optimizer_state import drop_state
 
@@ -36,3 +37,11 @@ def begin_phase(setup: Setup, number: int) -> Phase:
     setup.factors.begin(phase)
     setup.method.attach(setup.optimizer, phase.selection, setup.phase_undo)
     return phase
+
+
+def note_phases_not_reached(setup: Setup, timetable: Timetable) -> None:
+    """Note it if the data ended before a phase that was planned."""
+    later = setup.phases[timetable.present + 1 :]
+    if later:
+        what = "the next phase would have begun" if setup.plan.thaws else "more would have been frozen"
+        setup.note(f"the data ended before step {later[0].first}, where {what}")

@@ -260,6 +260,7 @@ def train_guarded(
     called if the training hangs in spite of the timeout; None: that is not ended.
     """
     from runner.experiment import experiment
+    from runner.methods.prefix.shared.alone import alone_if_changed
 
     with (
         crash_dumps_in(log_file),
@@ -276,7 +277,8 @@ def train_guarded(
             end_forked_child()
             note(text, urgent=urgent)
 
-        return experiment(config, after_step, note_unless_forked, warn_of_leaks=True, shared=shared)
+        train = partial(experiment, config, after_step, warn_of_leaks=True)
+        return alone_if_changed(train, note_unless_forked, shared)
 
 
 def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) -> None:

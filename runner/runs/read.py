@@ -42,7 +42,7 @@ TEXT_KEYS = ("reason", "verdict", "device", "setting", "buffers", "config_hash",
 MAX_RECORD_BYTES = 10_000_000  # of a `run.json` that is read; real ones have a few thousand
 LIST_KEYS = ("overrides", "notes", "couplings", "idle_in_phases")
 LONG_LISTS = ("looks", "phases", "evaluation")  # keys of lists that may have up to MAX_LONG_LIST items
-MAPPING_KEYS = ("method", "versions", "git")
+MAPPING_KEYS = ("method", "versions", "git", "shared")
 NUMBER_KEYS = ("loss_first", "loss_last", "loss_not_finite_at", "seed", "threads", "batches", "trained_in_phases")
 
 

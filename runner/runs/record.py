@@ -69,7 +69,7 @@ def _nothing_trained(device: str) -> TrainingRecord:
         "trained_in_phases": 0,
         "idle_in_phases": [],
         "nothing_frozen": "",
-        "shared": None,
+        "shared": {},
         "couplings": [],
         "evaluation": {},
         "cost": {},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from runner.errors import is_installed
 from runner.tensors import has_values
 
-HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")  # the ends of the names under which a module has its hooks
+HOOKS = ("hooks", "hooks_with_kwargs", "hooks_always_called")  # the ends of the names under which a module has its hooks
 NOT_BEHAVIOUR = (  # names in a class
     *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__slots__", "_abc_impl"),
     *("__dataclass_fields__", "__dataclass_params__", "__match_args__"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,7 +26,15 @@ from runner.tensors import is_compiled, tensors_in
 
 
 class PrefixChangedError(Exception):
-    """Frozen layers changed after steps had used their stored outputs, so the run is not what it would be by itself."""
+    """Frozen layers changed after steps had used their stored outputs, so the run is not what it would be by itself.
+
+    `record`: the entry `shared` of `run.json` for the run that is then made without stored outputs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("frozen layers changed after their stored outputs were used")
+        reason = "frozen layers changed in the run, so it was made anew without stored outputs"
+        self.record: SharedRecord = {"layer": "", "batches_read": 0, "batches_stored": 0, "reason": reason}
 
 
 class SharedPrefix:
@@ -119,7 +128,6 @@ class SharedPrefix:
         if self.bypass is None or store is None:
             yield batch
         elif load:
-            self.record["batches_read"] += 1
             with self.bypass.replay(store.recording, load):
                 yield batch
         else:
@@ -142,12 +150,24 @@ class SharedPrefix:
         return self.stores[form]
 
     def _loader(self, store: Store, keys: list[bytes], batch: Any) -> Callable[[], Tensor] | None:
-        """Return a function that returns the stored outputs of samples; None if one is missing or cannot be read."""
+        """Return a function that returns the stored outputs of samples; None if one is missing or cannot be read.
+
+        A method may have outputs of its own. So a batch counts as read when the function is first called.
+        """
         try:
-            return store.load(keys, batch) if store.rows.has(keys) else None
+            if not store.rows.has(keys):
+                return None
+            load = store.load(keys, batch)
         except (DamagedError, OSError) as error:
             self.record["reason"] = f"the file of outputs is damaged ({error}): what was in it is computed again"
             return None
+        calls = count()
+
+        def counted() -> Tensor:
+            self.record["batches_read"] += next(calls) == 0
+            return load()
+
+        return counted
 
     def _save(self, store: Store, keys: list[bytes], name: str, output: Any) -> None:
         """Store the output of the last frozen module; from the first error on, store nothing more."""

@@ -20,19 +20,16 @@ from runner.seeding import preserve_random_state
 from runner.sharing.fingerprint import Fingerprint, NotComparableError
 from runner.tensors import same_bits
 
-OUTSIDE = {  # Python modules in C whose functions read what is outside of the model -> what that is
+OUTSIDE = {  # Python modules in C, without a first underscore, that read what is outside of the model -> what that is
     "time": "the clock",
     "datetime": "the clock",
-    "_datetime": "the clock",
     "posix": "the system",
     "nt": "the system",
     "io": "a file",
-    "_io": "a file",
     "mmap": "a file",
-    "_socket": "a network",
+    "socket": "a network",
     "random": "random numbers",
-    "_random": "random numbers",
-    "_thread": "a thread",
+    "thread": "a thread",
 }
 
 
@@ -96,14 +93,14 @@ def _other_values(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def calls_outside() -> Iterator[list[tuple[str, str]]]:
-    """Yield a list; in the block, each call of a C function of a Python module in OUTSIDE is added as (module, name)."""
+    """Yield a list; in the block, each call of a function of a module in OUTSIDE is added as (module, name)."""
     calls: list[tuple[str, str]] = []
 
     def profile(frame: Any, event: str, function: Any) -> None:
         if event == "c_call":
             owner = getattr(function, "__self__", None)
             owner = owner if isinstance(owner, type) else type(owner)
-            module = getattr(function, "__module__", None) or owner.__module__
+            module = (getattr(function, "__module__", None) or owner.__module__).lstrip("_")
             if module in OUTSIDE and function.__name__ not in ("fspath", "allocate_lock", "get_ident"):
                 calls.append((module, function.__name__))
 

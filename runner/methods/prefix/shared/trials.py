@@ -81,11 +81,11 @@ class Trials:
             own.append(verified_recording(self.model, prefix, example, dim_orders))
             return [_as_text(own[0][0]) if self.shared else "", own[0][1]]
 
-        text, difference = self._once("recording", example, compute, prefix, dict(dim_orders))
+        text, difference = self._once("recording", example, compute, (prefix, dict(dim_orders)))
         recording = own[0][0] if own else _from_text(text)
         return (recording, difference) if recording else verified_recording(self.model, prefix, example, dim_orders)
 
-    def _once(self, what: str, example: Example, compute: Callable[[], T], *given: object) -> T:
+    def _once(self, what: str, example: Example, compute: Callable[[], T], given: object = None) -> T:
         """Return `compute()`, called by one run of the sweep for each state, batch and `given`."""
         if self.shared is None:
             return compute()
