@@ -19,6 +19,7 @@ from runner.errors import ConfigError
 from runner.freezing.groups import Group, split_by_lr
 from runner.freezing.selection import Selection
 from runner.seeding import machine_settings, seed_all
+from runner.sharing.folder import Sharing
 from runner.tensors.optimizer_state import needs_closure
 
 
@@ -73,11 +74,13 @@ def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
     return scheduler
 
 
-def build_meter(config: Config, device: torch.device, note: Note) -> Meter:
+def build_meter(config: Config, device: torch.device, note: Note, sharing: Sharing) -> Meter:
     """Return the object that measures the costs of a step, as `cost` in the config asks for.
 
     `off` measures nothing, `count` FLOPs and bytes, `time` seconds too. `note` is called with messages for the user.
+    `sharing`: what the run shares with the others of a sweep.
     """
     meter_class = {"off": Meter, "count": CountingMeter, "time": TimingMeter}[config.cost.value]
     settings = ("task", "autocast", "method", "freeze", "schedule")
-    return meter_class({"model": config.model.build} | {key: getattr(config, key) for key in settings}, device, note)
+    values = {"model": config.model.build} | {key: getattr(config, key) for key in settings}
+    return meter_class(values, device, note, sharing=sharing)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.assemble.feeding import Feed, build_task, open_feed
-from runner.assemble.models import build_model, build_on_meta, declared_selection
+from runner.assemble.models import BuiltModel, build_model, build_on_meta, declared_selection
 from runner.assemble.objects import (
     build_meter,
 )
@@ -21,7 +21,7 @@ from runner.assemble.phases import (
     build_plan,
     selections_to_check,
 )
-from runner.assemble.sharing import build_shared_prefix, sharing_of
+from runner.assemble.sharing import build_shared_prefix, first_weights, sharing_of
 from runner.config.build import build_instance
 from runner.config.schema import Config
 from runner.contract import Note, ignore_note
@@ -121,17 +121,17 @@ def assembled(
     """
     with ExitStack() as undo:
         device = prepare_process(config, undo)
-        built_model = (built := build_model(config, device, note) if have_values else build_on_meta(config, note)).model
-        config = (feed := open_feed(config, device, note, undo)).config
-        (meter := build_meter(config, device, note)).on_model_built(built_model)
+        built = built_with_values(config, device, note, shared) if have_values else build_on_meta(config, note)
+        config, built_model = (feed := open_feed(config, device, note, undo)).config, built.model
+        (meter := build_meter(config, device, note, sharing_of(config, shared, device))).on_model_built(built_model)
         keep_modes(built_model, undo)
         before = snapshot(built_model)
         example = example_for(built_model, (task := build_task(config, device)), feed, note)
         trial = partial(try_model, built_model, example.batch, task, classes=config.model.classes, copies=before.values)
         selection = declared_selection(config, built, note, trial)
         plan = build_plan(config, selection, run_of(config, built_model, feed))
-        sharing, checked = sharing_of(config, shared, device), selections_to_check(plan, selection, built_model)
-        method = build_method(config, example, built_model, checked, sharing=sharing)
+        checked = selections_to_check(plan, selection, built_model)
+        method = build_method(config, example, built_model, checked, sharing=meter.sharing)
         begun = begin_first_phase(config, plan, method, built_model, selection=selection, undo=undo)
         yield Setup(
             config=config,
@@ -153,8 +153,14 @@ def assembled(
             undo=undo,
             note=note,
             shared=shared,
-            shared_prefix=build_shared_prefix(config, sharing),
+            shared_prefix=build_shared_prefix(config, meter.sharing),
         )
+
+
+def built_with_values(config: Config, device: torch.device, note: Note, shared: SharedFolder | None) -> BuiltModel:
+    """Return the model that the config declares; in a sweep, the random numbers of equal first weights are drawn once."""
+    with first_weights(shared):
+        return build_model(config, device, note)
 
 
 def prepare_process(config: Config, undo: ExitStack) -> torch.device:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from runner.config.schema import Config, CostLevel
 from runner.methods.prefix.shared.feed import SharedPrefix
+from runner.sharing.draws import Draws
 from runner.sharing.folder import SharedFolder, Sharing
 from runner.sharing.settings import process_settings
 
@@ -25,6 +27,13 @@ AGREE = (
     "deterministic",
     "autocast",
 )
+
+_draws = Draws()
+
+
+def first_weights(shared: SharedFolder | None) -> AbstractContextManager[None]:
+    """Return a context in which to build the model of a run: in a sweep, the last model's random numbers are copied."""
+    return nullcontext() if shared is None else _draws.copied()
 
 
 def sharing_of(config: Config, shared: SharedFolder | None, device: torch.device) -> Sharing:

@@ -6,7 +6,6 @@ The trained weights are the same to the last bit, whether or not anything is mea
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from torch.optim import Optimizer
 
 from runner.contract import COSTS, Cost, Note
 from runner.cost.batches import FedBatches, Shapes, count_notes
-from runner.cost.flops import REAL, ModelCopy, StepCount, count_step
+from runner.cost.copies import ModelCopy, count_step
+from runner.cost.flops import REAL, StepCount
 from runner.cost.phases import (
     MOST_BYTES,
     MOST_SETS,
@@ -30,16 +30,16 @@ from runner.cost.phases import (
     phase_notes,
     why_small_of_run,
 )
+from runner.cost.remembered import counting_once
 from runner.cost.shares import bytes_held, shares_of_unfrozen, state_per_byte, total_bytes
 from runner.freezing.selection import Selection
+from runner.sharing.folder import Sharing
 from runner.tensors import tensor_entries
 from runner.tensors.optimizer_state import needs_closure
 from runner.training.loop import Task
 
+NOT_SHARED = Sharing()
 FREEZING_SETTINGS = ("method", "freeze", "schedule")  # config keys that do not matter when nothing is frozen
-
-
-_count_cache: dict[tuple[Any, ...], StepCount] = {}  # so that a sweep counts once for equal model, input and frozen layers
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Meter:
         device: the device of the model.
         note: a function that shows a message to the user; called with the reason if a cost cannot be measured.
         extra_bytes: memory that a schedule keeps besides, such as a copy of the weights; a part of the peak memory.
+        sharing: what the run shares with the others of a sweep.
         noted: what `note_errors` has told the user.
     """
 
@@ -58,6 +59,7 @@ class Meter:
     device: torch.device
     note: Note
     extra_bytes: int = 0
+    sharing: Sharing = NOT_SHARED
     noted: set[str] = field(default_factory=set)
 
     def on_model_built(self, model: nn.Module) -> None:
@@ -247,7 +249,7 @@ class CountingMeter(Meter):
         try:
             return self.count(metered.copied, settings, metered.fed)
         except Exception:
-            if metered.copied.mode is None:
+            if metered.copied.has_values:
                 raise
             valued = model if is_last else metered.copied.with_values(values_of(entries) | values_of(tensor_entries(model)))
             return self.count(valued, settings, metered.fed)
@@ -258,18 +260,10 @@ class CountingMeter(Meter):
         `settings`: what the count depends on besides the shapes and the structure of the model. If these are equal, a step
         without values is counted only once. `fed`: {shapes of a batch: number of batches}.
         """
-        if not isinstance(model, ModelCopy) or model.mode is None:  # values may decide about such a step
+        if not isinstance(model, ModelCopy) or model.has_values:  # values may decide about such a step
             return self.fed.mean(lambda batch, shapes: count_step(model, self.task, batch), self.device, fed)
-        types = (type(model.model), type(self.task))
-        depends_on = [settings, str(self.device), model.structure]
-
-        def count_once(batch: Any, shapes: Any) -> StepCount:
-            key = (*types, json.dumps([*depends_on, shapes], sort_keys=True, default=str))
-            if key not in _count_cache:
-                _count_cache[key] = count_step(model, self.task, batch)
-            return _count_cache[key]
-
-        return self.fed.mean(count_once, self.device, fed)
+        once = counting_once(model, self.task, [settings, str(self.device)], self.sharing)
+        return self.fed.mean(once, self.device, fed)
 
     def count_unfrozen(self, counted_on: str, entries: Entries) -> StepCount | None:
         """Return the FLOPs and memory of a step with nothing frozen; None if there is no copy of the unfrozen model.
@@ -285,7 +279,7 @@ class CountingMeter(Meter):
 
         `counted_on`: what that was counted on. `entries`: {name: entry} of the tensors whose values the copy is given.
         """
-        if self.unfrozen is None or self.unfrozen.mode is None or counted_on != REAL:
+        if self.unfrozen is None or self.unfrozen.has_values or counted_on != REAL:
             return self.unfrozen
         return self.unfrozen.with_values(values_of(entries))
 

@@ -10,7 +10,8 @@ from typing import Literal
 from runner.contract import COUNTED, Cost, WhySmall
 from runner.cost.answers import FrozenPart, explain_small_saving
 from runner.cost.batches import Shapes
-from runner.cost.flops import META, REAL, ModelCopy, StepCount
+from runner.cost.copies import ModelCopy
+from runner.cost.flops import META, REAL, StepCount
 from runner.cost.shares import Shares, costs_of_count, shares_of_unfrozen
 from runner.display.units import bytes_text
 from runner.freezing.selection import Selection

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from runner.contract import COUNTED, Cost
 from runner.cost.answers import LITTLE, FrozenPart, explain_cost, explain_small_saving, flops_computed_again
 from runner.cost.blocks import Block, blocks_in_order
-from runner.cost.flops import ModelCopy, StepCount, count_step
+from runner.cost.copies import ModelCopy, count_step
+from runner.cost.flops import StepCount
 from runner.cost.shares import bytes_held, costs_of_count, shares_of_unfrozen, state_per_byte, total_bytes
 from runner.cost.slower import why_slower
 from runner.display.units import bytes_text, flops_text, percent_text

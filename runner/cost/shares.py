@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from runner.contract import COUNTED, Cost
-from runner.cost.counter import storages_in
 from runner.cost.flops import StepCount
+from runner.cost.operators.counter import storages_in
 from runner.freezing.selection import Selection
 from runner.tensors import tensors_in
 from runner.tensors.optimizer_state import needs_closure

@@ -8,7 +8,8 @@ from typing import Any
 
 from runner.assemble.setup import Setup
 from runner.assemble.switching import begin_phase
-from runner.cost.flops import META, REAL, StepCount, count_step
+from runner.cost.copies import count_step
+from runner.cost.flops import META, REAL, StepCount
 from runner.cost.meter import CountingMeter
 from runner.cost.phases import names_frozen
 from runner.display.table import Column, number

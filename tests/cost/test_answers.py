@@ -18,7 +18,8 @@ from runner.cost.answers import (
     explain_small_saving,
     flops_computed_again,
 )
-from runner.cost.flops import ModelCopy, StepCount, count_step
+from runner.cost.copies import ModelCopy, count_step
+from runner.cost.flops import StepCount
 from runner.freezing.selection import select
 from runner.tensors import tensor_entries
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torchvision.models import resnet18, vit_b_16
 
-from runner.cost.flops import META, REAL, ModelCopy, _run_and_count, count_step
+from runner.cost.copies import ModelCopy, count_step
+from runner.cost.flops import META, REAL, run_and_count
 from runner.freezing.selection import select
 from runner.training.models import MLP, TokenMLP
 from runner.training.tasks.task import BatchTask
@@ -67,7 +68,7 @@ def test_a_fake_copy_gives_the_same_counts_as_a_real_step(name):
     build, one = MODELS[name]
     model = build()
     fake = ModelCopy.without_values(model).count(BatchTask(), one)
-    real = _run_and_count(copy.deepcopy(model), BatchTask(), one, META)
+    real = run_and_count(copy.deepcopy(model), BatchTask(), one, META)
     assert fake == real
     assert fake.flops_forward > 0
 
@@ -123,7 +124,7 @@ def test_in_an_unfrozen_copy_everything_trains_whatever_the_flags_of_the_model(h
     expected = count_step(model, BatchTask(), batch(64))
     model[0].requires_grad_(False)
     copied = ModelCopy.unfrozen(model)
-    assert (copied.mode is not None) == (hidden > 8)
+    assert copied.has_values == (hidden == 8)
     assert count_step(copied, BatchTask(), batch(64)) == expected
     assert not model[0].weight.requires_grad
 

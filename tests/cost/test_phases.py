@@ -236,7 +236,7 @@ def test_copies_without_values_in_place_of_many_with_them_give_the_same_costs(mo
     monkeypatch.setattr(meter_module, "MOST_BYTES", 0)
     few = Metered(linear_layers(3))
     assert few.train(phases) == with_values
-    assert [each.copied.mode is None for each in few.meter.sets.values()] == [True, False, False]
+    assert [each.copied.has_values for each in few.meter.sets.values()] == [True, False, False]
 
 
 class ReadsValues(nn.Module):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from runner.cost.flops import count_step
+from runner.cost.copies import count_step
 from runner.display.units import bytes_text, flops_text, percent_text
 from runner.foresight import costs
 from runner.foresight.costs import MOST_ROWS, trained_text

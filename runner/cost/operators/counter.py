@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runner.cost.formulas import (
+from runner.cost.operators.formulas import (
     WITH_WORKSPACE,
     depends_on_values,
     formula_of,
@@ -22,6 +22,10 @@ from runner.cost.formulas import (
     name_of,
     operands,
 )
+from runner.cost.operators.outline import Memory, Outline
+from runner.cost.operators.results import execute
+
+Storage = torch.UntypedStorage | Memory
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -51,9 +55,9 @@ class OperatorCounter(TorchDispatchMode):
         self.unmeasured: set[str] = set()
         self.depends_on_values = False
         # By weak references, which do not keep a storage (block of memory of a tensor) from being freed.
-        self._sizes: dict[ref[torch.UntypedStorage], int] = {}
-        self._saved: WeakSet[torch.UntypedStorage] = WeakSet()
-        for storage in storages_in(existing):
+        self._sizes: dict[ref[Storage], int] = {}
+        self._saved: WeakSet[Storage] = WeakSet()
+        for storage in memories_in(existing):
             self._sizes[ref(storage, self._forget)] = 0
         self._parameter_ids = {id(parameter) for parameter in parameters}
         self._modules: list[str] = []
@@ -69,7 +73,7 @@ class OperatorCounter(TorchDispatchMode):
 
     def add_saved(self, tensor: Tensor) -> Tensor:
         """Count a tensor that autograd saves for backward, and return it."""
-        for storage in storages_in([tensor]) if id(tensor) not in self._parameter_ids else ():
+        for storage in memories_in([tensor]) if id(tensor) not in self._parameter_ids else ():
             if storage not in self._saved:
                 self._saved.add(storage)
                 self.saved_bytes += storage.nbytes()
@@ -77,16 +81,23 @@ class OperatorCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator `func`, count its FLOPs and the newly allocated memory of its result, and return the result."""
-        kwargs = kwargs or {}
+        return self.run_and_count(func, args, kwargs or {})
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator, and return its result."""
+        return func(*args, **kwargs)
+
+    def run_and_count(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator, count its FLOPs and the newly allocated memory of its result, and return the result."""
         if id(func) in self._without_flops:
-            result = func(*args, **kwargs)
+            result = self.run(func, args, kwargs)
         else:
             parts = self._count_parts(func, args, kwargs)
             if parts is not NotImplemented:
                 return parts
-            result = func(*args, **kwargs)
+            result = self.run(func, args, kwargs)
             self._add_flops(func, args, kwargs, result=result)
-        for storage in storages_in(operands(result)):
+        for storage in memories_in(operands(result)):
             reference = ref(storage, self._forget)
             if reference not in self._sizes:
                 self._sizes[reference] = storage.nbytes()
@@ -127,15 +138,40 @@ class OperatorCounter(TorchDispatchMode):
         self.flops += flops
         self.flops_by_module.update(dict.fromkeys(self._modules, flops))
 
-    def _forget(self, reference: ref[torch.UntypedStorage]) -> None:
+    def _forget(self, reference: ref[Storage]) -> None:
         """Subtract the size of a storage from `bytes`; called when it is freed."""
         self.bytes -= self._sizes.pop(reference)
+
+
+class OutlineCounter(OperatorCounter):
+    """Counts operators on outlines, tensors without values: what they return is known without running them."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # no code that is compiled runs on outlines: each operator need not be shielded from the compiler
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count the operator `func`, and return what it returns, as outlines."""
+        return self.run_and_count(func, args, kwargs or {})
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operator returns, as outlines; raises NotOutlinedError if that is not known without values."""
+        return execute(func, args, kwargs)
 
 
 @lru_cache(maxsize=4096)
 def _returns_tensors(operator: Any) -> bool:
     """Return whether an operator returns a tensor or a list of them, and not just a device, a size or a number."""
     return any("Tensor" in str(returned.type) for returned in operator._schema.returns)
+
+
+def memories_in(tensors: Iterable[Tensor]) -> Iterator[Storage]:
+    """Yield the storage (block of memory) of every tensor; of an outline, the memory that it would take."""
+    for tensor in tensors:
+        if isinstance(tensor, Outline):
+            yield tensor.memory
+        else:
+            yield from storages_in([tensor])
 
 
 def storages_in(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:

@@ -9,9 +9,9 @@ import torch
 import torchvision.models
 from torch import nn
 
-from runner.cost.counter import OperatorCounter
-from runner.cost.flops import ModelCopy, count_step
-from runner.cost.formulas import formula_of, may_multiply_matrices
+from runner.cost.copies import ModelCopy, count_step
+from runner.cost.operators.counter import OperatorCounter
+from runner.cost.operators.formulas import formula_of, may_multiply_matrices
 from runner.training.tasks.task import BatchTask
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
