@@ -100,7 +100,7 @@ def draw_batches(count: int, samples: int, size: int, seed: int) -> Iterator[tup
 
 
 def optimizer_of(model: nn.Module, frozen: set[str], args: argparse.Namespace) -> torch.optim.Optimizer:
-    """Freeze the parameters named `frozen` by a method; return the optimizer, with a group for them and one for the others."""
+    """Freeze the parameters in `frozen` by a method; return the optimizer, with a group for them and one for the others."""
     parts = {"frozen": frozen, "trainable": {name for name, _ in model.named_parameters()} - frozen}
     groups = [{"name": n, "params": [p for k, p in model.named_parameters() if k in part]} for n, part in parts.items()]
     if args.method == "zero_lr":

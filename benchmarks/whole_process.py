@@ -47,7 +47,7 @@ def pair(batches: int, samples: int, threads: int | None, runner_first: bool) ->
 
 
 def check_same(runner: Path, hand: Path) -> None:
-    """Raise AssertionError unless the rows are the same in the columns that both have, with norms compared to three digits."""
+    """Raise AssertionError if the rows differ in a column that both have; norms are compared to three digits."""
     with runner.open(newline="") as first, hand.open(newline="") as second:
         for one, other in zip(csv.DictReader(first), csv.DictReader(second), strict=True):
             assert set(other) <= set(one), f"columns {list(one)} and {list(other)}"
