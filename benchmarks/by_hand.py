@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ def row(name: str, kind: str, module_type: str, before: Tensor, after: Tensor, f
     old, new = (before, after) if before.is_floating_point() else (before.double(), after.double())
     difference = new.detach() - old
     initial, distance = torch.linalg.vector_norm(old).item(), torch.linalg.vector_norm(difference).item()
-    if kind == "buffer":
-        verdict = "drifted" if moved else "still"
-    elif frozen:
+    if frozen:
         verdict = "leaked" if moved else "held"
+    elif kind == "buffer":
+        verdict = "drifted" if moved else "still"
     else:
         verdict = "trained" if moved else "idle"
     return {
@@ -73,36 +74,47 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
+    """The settings of a run, from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--method", choices=["zero_lr", "requires_grad", "none"], default="zero_lr")
     parser.add_argument("--freeze", choices=["fc", "backbone"], default="fc")
+    parser.add_argument("--buffers", choices=["live", "frozen"], default="live", help="frozen: keep that part in eval mode")
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batches", type=int, default=10)
+    parser.add_argument("--passes", type=int, default=1, help="how often all batches are trained on")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--size", type=int, default=224, help="height and width of a sample")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    model = resnet18(weights=None)
-    before = {name: tensor.detach().clone() for name, (_, _, tensor) in tensors(model).items()}
-    frozen = {name for name, _ in model.named_parameters() if name.startswith("fc.") == (args.freeze == "fc")}
+    return parser.parse_args()
+
+
+def draw_batches(count: int, samples: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw batches of random pictures and classes, one when it is asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        yield torch.randn(samples, 3, size, size, generator=generator), torch.randint(1000, (samples,), generator=generator)
+
+
+def optimizer_of(model: nn.Module, frozen: set[str], args: argparse.Namespace) -> torch.optim.Optimizer:
+    """Freeze the parameters in `frozen` by a method; return the optimizer, with a group for them and one for the others."""
     parts = {"frozen": frozen, "trainable": {name for name, _ in model.named_parameters()} - frozen}
     groups = [{"name": n, "params": [p for k, p in model.named_parameters() if k in part]} for n, part in parts.items()]
     if args.method == "zero_lr":
         groups[0]["lr"] = 0.0
     for parameter in groups[0]["params"] if args.method == "requires_grad" else []:
         parameter.requires_grad_(False)
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[Tensor, Tensor]]) -> list[dict]:
+    """Train on the batches, with the modules in the modes that they are in; return the rows of `steps.csv`."""
     loss_of = nn.CrossEntropyLoss()
-    generator = torch.Generator().manual_seed(args.seed)
     steps = []
-    model.train()
-    for number in range(1, args.batches + 1):
-        x = torch.randn(args.batch_size, 3, args.size, args.size, generator=generator)
-        y = torch.randint(1000, (args.batch_size,), generator=generator)
+    for number, (x, y) in enumerate(batches, 1):
         start = time.perf_counter()
         optimizer.zero_grad()
         loss = loss_of(model(x), y)
@@ -110,18 +122,54 @@ def main() -> None:
         optimizer.step()
         lrs = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
         steps.append({"step": number, "loss": loss.item(), "seconds": time.perf_counter() - start, **lrs})
-    lr_of = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    return steps
+
+
+def write_run(
+    out: Path,
+    model: nn.Module,
+    before: dict[str, Tensor],
+    frozen: set[str],
+    lrs: dict[str, float],
+    steps: list[dict],
+    settings: dict[str, Any],
+) -> None:
+    """Write the files of a run: how each tensor moved since `before`, the steps, and a record with the settings.
+
+    `frozen`: names of parameters and buffers. `lrs`: {name of a parameter group: its learning rate}.
+    """
     rows = []
     for name, (kind, module_type, tensor) in tensors(model).items():
         group = "" if kind == "buffer" else "frozen" if name in frozen else "trainable"
-        rows.append(row(name, kind, module_type, before[name], tensor, name in frozen, group, lr_of.get(group)))
+        rows.append(row(name, kind, module_type, before[name], tensor, name in frozen, group, lrs.get(group)))
     verdict = "leaked" if any(row["verdict"] == "leaked" for row in rows) else "held"
     losses = {"loss_first": steps[0]["loss"], "loss_last": steps[-1]["loss"]}
-    record = {"verdict": verdict, **losses, "seed": args.seed, "threads": args.threads, "torch": torch.__version__}
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_csv(args.out / "changes.csv", rows)
-    write_csv(args.out / "steps.csv", steps)
-    (args.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    record = {"verdict": verdict, **losses, **settings, "torch": torch.__version__}
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "changes.csv", rows)
+    write_csv(out / "steps.csv", steps)
+    (out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    model = resnet18(weights=None)
+    before = {name: tensor.detach().clone() for name, (_, _, tensor) in tensors(model).items()}
+    frozen = {name for name, _ in model.named_parameters() if name.startswith("fc.") == (args.freeze == "fc")}
+    optimizer = optimizer_of(model, frozen, args)
+    model.train()
+    if args.buffers == "frozen":
+        for name, module in model.named_children():
+            module.train((name == "fc") != (args.freeze == "fc"))
+        frozen |= {name for name, _ in model.named_buffers() if args.freeze == "backbone"}
+    batches: Iterable[tuple[Tensor, Tensor]] = draw_batches(args.batches, args.batch_size, args.size, args.seed)
+    if args.passes > 1:
+        batches = [*batches] * args.passes
+    steps = train(model, optimizer, batches)
+    lrs = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    write_run(args.out, model, before, frozen, lrs, steps, {"seed": args.seed, "threads": args.threads})
 
 
 if __name__ == "__main__":
