@@ -121,7 +121,7 @@ PRIVATE_NAMES = {
     "runner/tensors/checkpoint.py": {"_extra_state"},
     "runner/training/pretrained/loading.py": {"_metadata"},
     "runner/training/pretrained/prefixes.py": {"_metadata"},
-    "runner/sweep/launch.py": {"_return_value"},
+    "runner/sweep/worker.py": {"_return_value"},
     "runner/kept_state.py": {"_buffers", "_parameters"},
     "runner/tensors/entries.py": {"_type", "_buffers", "_compiled_call_impl", "_orig_mod", "_parameters"},
     "runner/tensors/nested.py": {"torch.utils._pytree.tree_map"},

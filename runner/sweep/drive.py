@@ -146,23 +146,24 @@ def check_before_first(config: DictConfig, runs: list[SweepRun]) -> None:
     check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
     if warning := too_many_threads(config):
         print(warning)
+    if len({run.model for run in runs}) > 1:
+        return
+    runs_to_check = list({run.patterns: run for run in runs}.values())
     if workers := number_of_workers(config):
-        call_in_process(workers, refuse_patterns_that_never_fit, runs)
+        call_in_process(workers, refuse_patterns_that_never_fit, runs_to_check)
     else:
-        refuse_patterns_that_never_fit(runs)
+        refuse_patterns_that_never_fit(runs_to_check)
 
 
 def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
-    """Raise ConfigError if all runs have the same model, and the patterns of none of them fit it.
+    """Raise ConfigError if the patterns of none of the runs fit their model, which is the same for all.
 
     The model is built once, in this process. If that fails, nothing is raised: the runs themselves will fail and say why. If
     it hangs, and no signal ends it after the config's `timeout`, the process is ended.
     """
-    if len({run.model for run in runs}) > 1:
-        return
     from runner.assemble.objects import check_patterns
 
-    configs = [check(run.composed) for run in {run.patterns: run for run in runs}.values()]
+    configs = [check(run.composed) for run in runs]
 
     def print_end(reason: str) -> None:
         print(error_line(f"failed: {reason} (while the model was built, before the first run)"), file=sys.stderr)
