@@ -147,7 +147,6 @@ PRIVATE_NAMES = {
     "runner/training/pretrained/loading.py": {"_metadata"},
     "runner/training/pretrained/prefixes.py": {"_metadata"},
     "runner/sweep/composing.py": {"hydra._internal.config_loader_impl.get_overrides_dirname"},
-    "runner/sweep/launch.py": {"_return_value"},
     "runner/sweep/worker.py": {"_return_value"},
     "runner/kept_state.py": {"_buffers", "_parameters"},
     "runner/tensors/entries.py": {"_type", "_buffers", "_compiled_call_impl", "_orig_mod", "_parameters"},

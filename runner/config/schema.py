@@ -142,7 +142,10 @@ class Launch:
     """The config node `launch`: how the runs of a sweep start; the keys of Hydra's launcher are in `hydra.launcher`."""
 
     batch: int = 1
-    """Runs that a job of Ray or Slurm carries out."""
+    """Runs that a job of Ray or Slurm carries out.
+
+    Without effect with launch=local and launch=joblib, whose processes live through the sweep anyway.
+    """
 
 
 @dataclass

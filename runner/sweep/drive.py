@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from runner.config.check import check_folders
+from runner.config.schema import Config
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPT, STOP, SWEEP_CONFIG, SWEEP_PLAN
 from runner.display.console import create_console, hanging, print_unbroken
 from runner.display.table import Column, table_lines
@@ -149,23 +150,22 @@ def check_before_first(config: DictConfig, runs: list[SweepRun]) -> None:
     check_reachable(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
     if warning := too_many_threads(config):
         print(warning)
+    if len({repr(run.config.model) for run in runs}) > 1:
+        return
+    configs = list({repr((run.config.freeze, run.config.groups)): run.config for run in runs}.values())
     if workers := number_of_workers(config):
-        call_in_process(workers, refuse_patterns_that_never_fit, runs)
+        call_in_process(workers, refuse_patterns_that_never_fit, configs)
     else:
-        refuse_patterns_that_never_fit(runs)
+        refuse_patterns_that_never_fit(configs)
 
 
-def refuse_patterns_that_never_fit(runs: list[SweepRun]) -> None:
-    """Raise ConfigError if all runs have the same model, and the patterns of none of them fit it.
+def refuse_patterns_that_never_fit(configs: list[Config]) -> None:
+    """Raise ConfigError if the patterns of none of the runs' configs fit their model, which is the same for all.
 
     The model is built once, in this process. If that fails, nothing is raised: the runs themselves will fail and say why. If
     it hangs, and no signal ends it after the config's `timeout`, the process is ended.
     """
-    if len({repr(run.config.model) for run in runs}) > 1:
-        return
     from runner.assemble.objects import check_patterns
-
-    configs = list({repr((config.freeze, config.groups)): config for config in (run.config for run in runs)}.values())
 
     def print_end(reason: str) -> None:
         print(error_line(f"failed: {reason} (while the model was built, before the first run)"), file=sys.stderr)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 
 from runner.contract import LOG, STOP, Status
@@ -21,6 +20,7 @@ from runner.runs.job import initial_record
 from runner.runs.record import error_line
 from runner.sweep.grid import SweepRun
 from runner.sweep.lock import detect_death, locked, wait_until_free
+from runner.sweep.worker import error_of
 
 log = logging.getLogger("runner")
 Start = Callable[[list[SweepRun]], list[Exception | None]]  # starts runs; an exception that ended it, or None, for each
@@ -114,7 +114,7 @@ def launch_once(launcher: Launcher, override_lists: list[list[str]]) -> Exceptio
         jobs = launcher.launch(override_lists, initial_job_idx=0)
     except Exception as error:
         return error
-    return next((job._return_value for job in jobs if job.status is JobStatus.FAILED), None)
+    return next(filter(None, map(error_of, jobs)), None)
 
 
 def record_end(run: SweepRun, status: Status, reason: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobStatus, run_job
+from hydra.core.utils import JobReturn, JobStatus, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
@@ -124,8 +124,8 @@ class Job:
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
-        if job.status is JobStatus.FAILED:  # `job.return_value` would print a line to stderr, too
-            raise job._return_value
+        if error := error_of(job):
+            raise error
         status: Status | None = job.return_value
         return status
 
@@ -134,6 +134,12 @@ def shared_folder(sweep: Path, composed: DictConfig) -> SharedFolder | None:
     """Return what the runs of the sweep in the folder `sweep` compute once; None with `sweep.share=none`."""
     wanted = composed.sweep
     return SharedFolder(sweep / SHARED, int(wanted.share_mb * 2**20)) if wanted.share != Share.none.name else None
+
+
+def error_of(job: JobReturn) -> Exception | None:
+    """Return the exception that a job of Hydra raised, or None. `job.return_value` would raise it and print a line."""
+    error: Exception | None = job._return_value if job.status is JobStatus.FAILED else None
+    return error
 
 
 def interrupt_check(flag: Path) -> Callable[[Any], None]:

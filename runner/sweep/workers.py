@@ -24,7 +24,7 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
 
-from runner.contract import EXIT_FAILED, EXIT_INTERRUPTED, STOP
+from runner.contract import EXIT_FAILED, EXIT_INTERRUPTED, RUNNING, STOP
 from runner.errors import ConfigError
 from runner.runs.exits import exit_process
 from runner.runs.interrupts import GRACE_SECONDS, delay_interrupts
@@ -104,6 +104,8 @@ class Workers:
                 for process in self.wait_for_any():
                     index = self.busy.pop(process)
                     errors[index] = self.result(process)
+                    if isinstance(errors[index], WorkerDiedError) and (runs[index].folder / RUNNING).exists():
+                        self.on_death()
         return errors
 
     def give(self, run: SweepRun, index: int) -> None:
@@ -147,7 +149,6 @@ class Workers:
                 return error
         is_late = process.system.is_alive() and process.deadline <= monotonic()
         code = process.end(0 if is_late else GRACE_SECONDS)
-        self.on_death()
         if is_late:
             return WorkerDiedError(f"the run was not done after hydra.launcher.timeout={self.seconds:g} seconds")
         return WorkerDiedError.from_exit_code(code)
@@ -206,10 +207,10 @@ def serve(connection: Connection, pickled_job: bytes) -> None:
     with suppress(EOFError, OSError):
         while True:
             index, overrides = connection.recv()
-            connection.send(error_of(job, overrides, index))
+            connection.send(error_in(job, overrides, index))
 
 
-def error_of(job: Job, overrides: list[str], index: int) -> Exception | None:
+def error_in(job: Job, overrides: list[str], index: int) -> Exception | None:
     """Carry out a run; return None, or the exception that it raised in a form that every process can unpickle."""
     try:
         job.carry_out(overrides, index)
@@ -247,11 +248,13 @@ def call_in_process(count: int, function: Callable[..., None], *arguments: Any) 
     with thread_limits(count):
         process.start()
     theirs.close()
+    wait([ours, process.sentinel])
     with suppress(EOFError):
-        message: str | None = ours.recv()
-        if message is not None:
-            raise ConfigError(message)
-        return
+        if ours.poll():
+            message: str | None = ours.recv()
+            if message is not None:
+                raise ConfigError(message)
+            return
     process.join()
     if process.exitcode > 0:  # it has said why
         sys.exit(EXIT_FAILED)
