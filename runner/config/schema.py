@@ -14,8 +14,7 @@ ENDLESS_BATCHES = 10  # of a pass with `batches=auto`, where the data have no le
 RUNNERS_DATA_KEYS = ("epochs", "test")  # keys of the node `data` that are not arguments of its target
 STEPS = "<number of steps>"  # stands for it in a config until the data are open
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-# An installed wheel has the folder inside the package, a checkout has it beside the package.
+_PACKAGE = Path(__file__).resolve().parent.parent  # a wheel has `conf` inside, a checkout beside it
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
