@@ -27,8 +27,12 @@ class UnchangedTensors:
         """Return whether all tensors have the bits of the copies, as far as this is looked for; call it before each step."""
         self.asked += 1
         is_power_of_two = self.asked & (self.asked - 1) == 0
+        return self.have_the_same_bits() if is_power_of_two else self.show_no_change()
+
+    def show_no_change(self) -> bool:
+        """Return False if a tensor has other bits than its copy, as far as its version, address and gradient show."""
         marks = self._marks()
-        if not is_power_of_two and marks == self.marks and all(tensor.grad is None for tensor in self.tensors):
+        if marks == self.marks and all(tensor.grad is None for tensor in self.tensors):
             return True
         self.marks = marks
         return self.have_the_same_bits()

@@ -124,7 +124,7 @@ class SharedPrefix:
         keys = store.keys(batch) if store else []
         load = self._loader(store, keys, batch) if store else None
         if self.bypass is not None:
-            self._refuse_change(self.weights.are_unchanged() if load else self.weights.have_the_same_bits())
+            self._refuse_change(self.weights.show_no_change() if load else self.weights.have_the_same_bits())
         if self.bypass is None or store is None:
             yield batch
         elif load:
