@@ -177,12 +177,14 @@ class SharedRecord(TypedDict, total=False):
 
     `layer`: the last of the frozen layers whose outputs are shared; "" if none are. `batches_read`: how many batches were
     trained on with stored outputs, without running these layers; `batches_stored`: of how many the outputs were stored.
-    `reason`: why outputs are not shared, or why not all; "" if they are.
+    `flops_not_run`: the FLOPs of these layers in the batches read; None if they are not known. `reason`: why outputs are not
+    shared, or why not all; "" if they are.
     """
 
     layer: str
     batches_read: int
     batches_stored: int
+    flops_not_run: int | None
     reason: str
 
 

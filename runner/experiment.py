@@ -140,7 +140,7 @@ def evaluate_after(state: TrainingState) -> None:
 
 def training_record(setup: Setup, report: Report, state: TrainingState, losses: list[float]) -> TrainingRecord:
     """Return the entries of `run.json` that a run has only if it trained; measures the costs of a step."""
-    thawed = thawed_parameters(report.phases)
+    thawed, cost = thawed_parameters(report.phases), read_costs(setup, state)
     return {
         "verdict": run_verdict(chain(report.rows, *(phase.rows for phase in report.phases))),
         "counts": count_verdicts(report.rows),
@@ -163,10 +163,10 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "trained_in_phases": len(thawed.trained),
         "idle_in_phases": thawed.idle,
         "nothing_frozen": setup.selection.nothing_frozen,
-        "shared": setup.shared_prefix.record if setup.shared else {},
+        "shared": setup.shared_prefix.record_with(setup.meter.flops_by_module) if setup.shared else {},
         "couplings": couplings(setup, state.forecast, state.frozen_gradients),
         "evaluation": state.evaluation.record,
-        "cost": read_costs(setup, state),
+        "cost": cost,
     }
 
 

@@ -53,6 +53,7 @@ class Meter:
         extra_bytes: memory that a schedule keeps besides, such as a copy of the weights; a part of the peak memory.
         sharing: what the run shares with the others of a sweep.
         noted: what `note_errors` has told the user.
+        flops_by_module: FLOPs of the forward pass of each module in the last phase; empty if they were not counted.
     """
 
     settings: Mapping[str, Any]
@@ -61,6 +62,7 @@ class Meter:
     extra_bytes: int = 0
     sharing: Sharing = NOT_SHARED
     noted: set[str] = field(default_factory=set)
+    flops_by_module: Mapping[str, int] = field(default_factory=dict)
 
     def on_model_built(self, model: nn.Module) -> None:
         """Do nothing; a run calls this method with the model before anything is frozen."""
@@ -222,6 +224,7 @@ class CountingMeter(Meter):
         with self.note_errors("FLOPs and saved bytes are not known"):
             counts = [(each, self.count_set(each, model, entries)) for each in sets[:MOST_SETS]]
             parameters = [entry.tensor for entry in entries.values() if entry.kind == "parameter"]
+            self.flops_by_module = counts[-1][1].flops_by_module
             buffers = total_bytes([*parameters, *model.buffers()]) - total_bytes(parameters)  # a frozen one may be in both
             cost |= costs_of_run(counts, buffers + self.extra_bytes)
             baseline = self.count_unfrozen(cost["flops_counted_on"], entries)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from runner.contract import Cost
 from runner.display.units import bytes_text, flops_text, percent_text, seconds_text
 from runner.errors import listed
+from runner.report.answer.sharing import sharing_text
 from runner.report.compare.costs import total_flops
 from runner.report.compare.run_set import RunSet
 from runner.report.compare.savings import Opportunity, opportunities
@@ -85,7 +86,8 @@ def costs_section(run_set: RunSet) -> Section | None:
         return None
     groups = cost_groups(settings)
     more = f"Shown are the first {MAX_GROUPS} of {len(groups):,} groups of settings." if len(groups) > MAX_GROUPS else ""
-    return Section("costs", "What a step costs", "costs", {"groups": groups[:MAX_GROUPS], "more": more})
+    data = {"groups": groups[:MAX_GROUPS], "more": more, "shared": sharing_text(run_set.runs)}
+    return Section("costs", "What a step costs", "costs", data)
 
 
 def cost_groups(settings: Sequence[Setting]) -> list[CostGroup]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import count
 from typing import Any
@@ -78,6 +78,14 @@ class SharedPrefix:
         if self.bypass is not None:
             self._refuse_change(self.weights.have_the_same_bits())
         self.bypass, self.stores, self.weights = None, {}, UnchangedTensors([])
+
+    def record_with(self, flops_by_module: Mapping[str, int]) -> SharedRecord:
+        """Return the entry `shared` of `run.json`. `flops_by_module`: {module name: FLOPs of its forward pass}."""
+        boundary = self.prefix.boundary
+        outermost = [name for name in self.prefix.modules if boundary and not name.startswith(f"{boundary}.")]
+        flops = [flops_by_module.get(name, 0) for name in (*outermost, boundary)]
+        is_known = bool(flops_by_module and self.record["layer"])
+        return {**self.record, "flops_not_run": sum(flops) * self.record["batches_read"] if is_known else None}
 
     def _begin(self, model: nn.Module, selection: Selection, example: Example | None, undo: ExitStack) -> str:
         """Find out which outputs can be shared in this phase; return why none can be, or ""."""
