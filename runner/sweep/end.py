@@ -36,7 +36,7 @@ from runner.runs.console import display_path
 from runner.runs.folder import remove_files
 from runner.runs.read import Run
 from runner.runs.text import error_line
-from runner.sweep.grid import SweepRun
+from runner.sweep.grid import SweepRun, has_run_name
 from runner.sweep.launch import record_end
 from runner.sweep.live import LiveReport
 from runner.sweep.lock import detect_death, is_locked, remove_if_unused, wait_until_free
@@ -122,11 +122,11 @@ def remove_if_refused(runs: list[SweepRun], live: LiveReport) -> Iterator[None]:
 def remove_marks(runs: list[SweepRun], folder: Path, *, keep_shared: bool) -> None:
     """Remove the files that tell the processes of a sweep what to do, unless one of them still carries out a run.
 
-    Also removes what the runs shared, unless `keep_shared`.
+    Also removes what the runs shared, unless `keep_shared`, or a run of another sweep in this folder is in progress.
     """
     if not any(is_locked(run.folder) for run in runs):
         remove_files(folder, STOP, INTERRUPT, BATCHES)
-        if not keep_shared:
+        if not keep_shared and not any(map(is_locked, filter(has_run_name, folder.iterdir()))):
             shutil.rmtree(folder / SHARED, ignore_errors=True)
 
 

@@ -27,8 +27,8 @@ def sharing_text(runs: Sequence[Run]) -> str:
     saved = sum(_number(entry.get("flops_not_run")) for entry in readers)
     layers = listed([shortened(name, MAX_CELL) for name in dict.fromkeys(str(entry.get("layer")) for entry in readers)], 3)
     text = (
-        f"The frozen layers up to {layers} ran once for each sample: {len(readers):,} of {counted(len(runs), 'run')} used their "
-        f"stored outputs in {read:,} of their steps' batches; those of {stored:,} batches were computed and stored."
+        f"The frozen layers up to {layers} ran once for each sample: {len(readers):,} of {counted(len(runs), 'run')} used "
+        f"their stored outputs in {read:,} of their steps' batches; those of {stored:,} batches were computed and stored."
     )
     text += f" That saved {flops_text(saved)}, which the costs of the runs do not show." if saved else ""
     reasons = Counter(str(entry.get("reason")) for entry in entries if not _number(entry.get("batches_read")))

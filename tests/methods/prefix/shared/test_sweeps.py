@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -125,3 +129,66 @@ def test_a_word_that_share_does_not_know_is_refused_with_those_that_it_knows(cli
 def test_a_measurement_of_seconds_is_not_shared(cli):
     assert cli("-m", *FROZEN, "cost=time", "optimizer.lr=0.1,0.01", f"hydra.sweep.dir={SWEEP}")[0] == 0
     assert {each["reason"] for each in shared()} == {"cost=time measures the seconds of whole steps"}
+
+
+def test_a_sweep_goes_on_where_nothing_can_be_stored(cli):
+    SWEEP.mkdir()
+    (SWEEP / ".shared").write_text("no folder")
+    overrides = ("data.epochs=12", "optimizer.lr=0.1,0.01")
+    assert cli("-m", *FROZEN, *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert {each["batches_stored"] for each in shared()} == {0}
+    assert all("not all outputs are stored: " in each["reason"] for each in shared())
+    assert_equal_to_runs_alone(cli, *FROZEN, *overrides)
+
+
+@pytest.mark.parametrize("name", ["rows", "index"])
+@pytest.mark.parametrize("damage", ["cut", "a bit"])
+def test_damaged_outputs_are_computed_again(name, damage, cli):
+    sweep = ("-m", *FROZEN, "data.epochs=12", "sweep.keep=true", f"hydra.sweep.dir={SWEEP}")
+    assert cli(*sweep, "optimizer.lr=0.1")[0] == 0
+    (file,) = SWEEP.glob(f".shared/prefix/*/{name}")
+    data = bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(data[:30] if damage == "cut" else data)
+    assert cli(*sweep, "optimizer.lr=0.1,0.01")[0] == 0
+    assert_equal_to_runs_alone(cli, *FROZEN, "data.epochs=12", "optimizer.lr=0.1,0.01")
+
+
+@pytest.mark.long
+def test_workers_share_what_one_of_them_has_computed(cli):
+    overrides = ("data.epochs=12", "optimizer.lr=0.1,0.01,0.001,0.2,0.02,0.002", "launch=joblib", "hydra.launcher.n_jobs=2")
+    assert cli("-m", *FROZEN, *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert len(shared()) == 6
+    assert all(each["batches_read"] + each["batches_stored"] >= 48 for each in shared())
+    assert_equal_to_runs_alone(cli, *FROZEN, *overrides[:2])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sweep_that_is_killed_and_resumed_has_the_bytes_of_runs_alone(seed, cli):
+    overrides = (*FROZEN, "data.epochs=12", "optimizer.lr=0.1,0.01,0.001,0.2,0.02,0.002")
+    command = [sys.executable, "-m", "runner", "-m", *overrides, f"hydra.sweep.dir={SWEEP}"]
+    for attempt in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not list(SWEEP.glob(".shared/*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(random.Random(10 * seed + attempt).uniform(0, 0.4))
+        process.kill()
+        process.wait()
+    assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert not (SWEEP / ".shared").exists()
+    assert_equal_to_runs_alone(cli, *overrides)
+
+
+@pytest.mark.long
+def test_two_sweeps_on_one_folder_at_the_same_time_both_have_the_bytes_of_runs_alone(cli):
+    grids = ("optimizer.lr=0.1,0.01,0.001", "optimizer.lr=0.2,0.02,0.002")
+    commands = [
+        [sys.executable, "-m", "runner", "-m", *FROZEN, "data.epochs=12", grid, f"hydra.sweep.dir={SWEEP}"] for grid in grids
+    ]
+    processes = [subprocess.Popen(each, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for each in commands]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(records()) == 6
+    assert not (SWEEP / ".shared").exists()
+    assert_equal_to_runs_alone(cli, *FROZEN, "data.epochs=12", "optimizer.lr=0.1,0.01,0.001,0.2,0.02,0.002")
