@@ -147,6 +147,11 @@ class CountingMeter(Meter):
     peak_so_far = 0  # bytes of the device's memory, before the last evaluation
     task: Task
 
+    @property
+    def skips_layers(self) -> bool:
+        """Whether steps may run without frozen layers whose outputs another run has stored, and take less memory then."""
+        return bool(self.sharing.folder and self.sharing.folder.limit)
+
     def on_model_built(self, model: nn.Module) -> None:
         """Keep a copy of the model in which everything can train, to count later what it costs to train all of it.
 
@@ -218,7 +223,7 @@ class CountingMeter(Meter):
         held, per_byte = held_in_run(sets)
         cost: Cost = dict.fromkeys(COSTS) | held
         on_device: Cost = {}
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not self.skips_layers:
             on_device["peak_memory_bytes"] = max(self.peak_so_far, torch.cuda.max_memory_allocated(self.device))
             on_device["peak_memory_by"] = "torch.cuda.max_memory_allocated"
         with self.note_errors("FLOPs and saved bytes are not known"):
