@@ -1,1 +1,1 @@
-"""What the runs of a sweep compute once, and read again from files in the sweep's folder."""
+"""What the runs of a sweep compute once: values and outputs in files of the sweep's folder, and random numbers in memory."""

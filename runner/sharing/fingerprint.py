@@ -18,6 +18,7 @@ from runner.errors import is_installed
 from runner.tensors import has_values
 
 HOOKS = ("hooks", "hooks_with_kwargs", "hooks_always_called")  # the ends of the names under which a module has its hooks
+MOST_NESTED = 5  # Python modules in Python modules
 NOT_BEHAVIOUR = (  # names in a class
     *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__slots__", "_abc_impl"),
     *("__dataclass_fields__", "__dataclass_params__", "__match_args__"),
@@ -31,7 +32,7 @@ class NotComparableError(Exception):
 
 
 class Fingerprint:
-    """Takes in objects, and gives a digest that is equal only if all of them behave the same.
+    """Takes in objects, and gives a digest that is other if they behave differently, as far as can be seen from them.
 
     Of a tensor, its bits, type, dtype, shape, strides, device and flag enter. Of a module and any other object, its class
     and attributes. Of a function and a class of the user, the code, and the values of globals that the code names; of one
@@ -46,6 +47,7 @@ class Fingerprint:
         self._digest = hashlib.sha256()
         self._numbers: dict[int, int] = {}  # id of an object that was taken in -> its number
         self._kept_alive: list[Any] = []
+        self._open: set[int] = set()  # ids of lists and dicts that are being taken in
 
     def hexdigest(self) -> str:
         """Return the digest of what was taken in so far, as 32 hex digits."""
@@ -53,16 +55,29 @@ class Fingerprint:
 
     def add(self, value: Any) -> Fingerprint:
         """Take in a value, and return this object. Raises NotComparableError for what cannot be compared."""
+        try:
+            return self._add(value)
+        except (RecursionError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:  # of users' classes
+            raise NotComparableError(f"an object of type {type(value).__name__}: {error}") from error
+
+    def _add(self, value: Any) -> Fingerprint:
+        """Take in a value, and return this object. What the user's classes raise is passed on."""
         if isinstance(value, PLAIN + TORCH_PLAIN) and type(value).__module__ in ("builtins", "torch"):
             self._text(type(value).__name__, repr(value))
+        elif isinstance(value, (list, dict)) and id(value) in self._open:
+            raise NotComparableError("a list or dict that contains itself")
         elif isinstance(value, (list, tuple)) and type(value) in (list, tuple, torch.Size):
             self._text(type(value).__name__, str(len(value)))
+            self._open.add(id(value))
             for each in value:
                 self.add(each)
+            self._open.discard(id(value))
         elif type(value) is dict:
             self._text("dict", str(len(value)))
+            self._open.add(id(value))
             for key, each in value.items():
                 self.add(key).add(each)
+            self._open.discard(id(value))
         elif isinstance(value, (set, frozenset)):
             self._text("set", *sorted(Fingerprint(self.outline).add(each).hexdigest() for each in value))
         elif id(value) in self._numbers:
@@ -83,9 +98,9 @@ class Fingerprint:
         """Take in an object that is met for the first time."""
         if isinstance(value, Tensor):
             self._add_tensor(value)
-        elif isinstance(value, numpy.ndarray) and value.dtype != object:
+        elif isinstance(value, numpy.ndarray) and not value.dtype.hasobject:
             self._text("array", str(value.dtype), str(value.shape), str(value.strides))
-            self._digest.update(numpy.ascontiguousarray(value).data)
+            self._digest.update(value.tobytes())
         elif isinstance(value, nn.Module):
             self._text("module")
             self.add(type(value))
@@ -167,9 +182,17 @@ class Fingerprint:
         if _is_of_library(str(function.__module__)):
             self._text(_version_of(str(function.__module__)))
             return
-        for name in _names_in(function.__code__):
-            if name in function.__globals__:
-                self.add(name).add(function.__globals__[name])
+        names = _names_in(function.__code__)
+        self._add_named(function.__globals__, names)
+
+    def _add_named(self, values: Mapping[str, Any], names: list[str], depth: int = 0) -> None:
+        """Take in those of the values that code names; of a Python module of the user, those of its attributes."""
+        for name in names:
+            if name not in values:
+                continue
+            self.add(name).add(value := values[name])
+            if isinstance(value, ModuleType) and not _is_of_library(value.__name__) and depth < MOST_NESTED:
+                self._add_named(vars(value), names, depth + 1)
 
     def _add_code(self, code: CodeType) -> None:
         """Take in what a function does: its instructions, constants and names."""
@@ -183,8 +206,13 @@ class Fingerprint:
             reduced = value.__reduce_ex__(4)
         except Exception as error:
             raise NotComparableError(f"an object of type {type(value).__name__}: {error}") from error
-        if isinstance(reduced, str):
-            self._text("global", type(value).__module__, reduced)
+        if isinstance(reduced, str):  # the name of a global
+            module = str(getattr(value, "__module__", type(value).__module__))
+            self._text("global", module, reduced, _version_of(module))
+            if not _is_of_library(module):
+                if not hasattr(value, "__wrapped__"):
+                    raise NotComparableError(f"{reduced}, an object of type {type(value).__name__}")
+                self.add(value.__wrapped__)
             return
         self._text("object")
         self.add(type(value))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy
@@ -12,6 +11,7 @@ from filelock import FileLock
 
 KEY_BYTES = 16
 RECORD_BYTES = KEY_BYTES + 8  # a key, the checksum of its row, and the checksum of both
+LONGEST_WAIT = 60.0  # seconds, for another process that stores rows
 DATA, INDEX, LOCK = "rows", "index", ".lock"
 
 
@@ -43,8 +43,12 @@ class SharedRows:
     def has(self, keys: Sequence[bytes]) -> bool:
         """Return whether all keys have a row; reads the records that other processes have added where one has none."""
         if not all(key in self.positions for key in keys):
-            with suppress(OSError):
+            try:
                 self._read_index()
+            except TimeoutError:  # of the run, which may end any line
+                raise
+            except OSError:
+                return False
         return all(key in self.positions and key not in self.damaged for key in keys)
 
     def get(self, keys: Sequence[bytes]) -> numpy.ndarray:
@@ -76,9 +80,10 @@ class SharedRows:
         Raises FullError if they would take more than the limit, and OSError if they cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder.parent / LOCK, fallback_to_soft=False):
+        with FileLock(self.folder.parent / LOCK, timeout=LONGEST_WAIT, fallback_to_soft=False):
             self._read_index()
-            new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self.positions}
+            known = self.positions.keys() - self.damaged
+            new = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
             used = sum(path.stat().st_size for path in self.folder.parent.glob(f"*/{DATA}"))
             if new and used + len(new) * self.row_bytes > self.limit:
                 raise FullError(f"sweep.share_mb={self.limit / 2**20:.3g} is reached")
@@ -87,6 +92,7 @@ class SharedRows:
             _write_at(self.folder / DATA, first * self.row_bytes, b"".join(row.tobytes() for row in new.values()))
             records = b"".join(map(_record, new, checksums))
             _write_at(self.folder / INDEX, first * RECORD_BYTES, records)
+        self.damaged -= set(new)
         self._take(list(new), checksums)
 
     def _read_index(self) -> None:

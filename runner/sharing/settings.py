@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-VARIABLES = ("MKL_", "DNNL_", "ONEDNN_", "ATEN_", "CUBLAS_", "CUDNN_", "NVIDIA_", "TORCH_", "PYTORCH_", "OMP_")
+import runner
+
+VARIABLES = (  # how the names of environment variables begin that libraries for computing read
+    *(
+        "MKL_",
+        "DNNL_",
+        "ONEDNN_",
+        "ATEN_",
+        "CUBLAS_",
+        "CUDNN_",
+        "NVIDIA_",
+        "TORCH_",
+        "PYTORCH_",
+        "OMP_",
+        "KMP_",
+        "OPENBLAS_",
+    ),
+)
+ATTENTION = ("flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled", "cudnn_sdp_enabled")
 
 
 def process_settings(device: torch.device) -> dict[str, Any]:
     """Return {setting: value} of this process: threads, precision, determinism, the device, the processor, and versions."""
     cudnn: Any = torch.backends.cudnn
+    cuda: Any = torch.backends.cuda
     settings = {
         "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
         "dtype": str(torch.get_default_dtype()),
@@ -25,16 +45,32 @@ def process_settings(device: torch.device) -> dict[str, Any]:
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ],
+        "attention": {name: getattr(cuda, name)() for name in ATTENTION if hasattr(cuda, name)},
+        "transformers": torch.backends.mha.get_fastpath_enabled(),
+        "precisions": _precisions(),
         "mkldnn": torch.backends.mkldnn.is_available() and str(torch.backends.mkldnn.enabled),
         "cudnn": {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")},
         "device": str(device),
         "processor": processor(),
-        "versions": [torch.__version__, platform.python_version(), platform.platform()],
+        "versions": [runner.__version__, torch.__version__, platform.python_version(), platform.platform()],
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
     }
     if device.type == "cuda":
-        settings["cuda"] = [torch.cuda.get_device_name(device), torch.version.cuda, torch.backends.cuda.matmul.allow_tf32]
+        settings["cuda"] = [torch.cuda.get_device_name(device), torch.version.cuda]
     return settings
+
+
+def _precisions() -> dict[str, Any]:
+    """Return {setting: value} of the precisions in which the backends of torch compute, as far as this version has them."""
+    found: dict[str, Any] = {}
+    for name in ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "cudnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn", "mkldnn"):
+        backend: Any = torch.backends
+        for part in name.split("."):
+            backend = getattr(backend, part, None)
+        for setting in ("fp32_precision", "allow_tf32", "allow_fp16_reduced_precision_reduction"):
+            with suppress(AttributeError, RuntimeError):  # an old name beside a new one may not be read
+                found[f"{name}.{setting}"] = getattr(backend, setting)
+    return found
 
 
 @cache

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy
 import pytest
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from runner.sharing.fingerprint import Fingerprint, NotComparableError
+from tests.methods.prefix.shared import impure
 
 SCALE = 2.0
 
@@ -189,3 +190,31 @@ def test_another_process_gives_the_same_fingerprints():
     )
     outputs = {subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout for _ in range(3)}
     assert len(outputs) == 1
+
+
+@lru_cache
+def remembered(x):
+    return x * SCALE
+
+
+def test_what_a_users_module_holds_shows_where_code_names_it(monkeypatch):
+    def uses_a_module(x):
+        return impure.FACTOR * x
+
+    before = fingerprint(uses_a_module)
+    monkeypatch.setattr(impure, "FACTOR", 5.0)
+    assert fingerprint(uses_a_module) != before
+
+
+def test_the_code_behind_a_cache_shows(monkeypatch):
+    before = fingerprint(remembered)
+    monkeypatch.setitem(globals(), "SCALE", 7.0)
+    assert fingerprint(remembered) != before
+
+
+def test_a_dict_that_contains_itself_is_refused_and_one_that_stands_twice_is_not():
+    table: dict = {}
+    assert fingerprint([table, table])
+    table["self"] = table
+    with pytest.raises(NotComparableError, match="contains itself"):
+        fingerprint(table)

@@ -27,14 +27,13 @@ def sharing_text(runs: Sequence[Run]) -> str:
     saved = sum(_number(entry.get("flops_not_run")) for entry in readers)
     layers = listed([shortened(name, MAX_CELL) for name in dict.fromkeys(str(entry.get("layer")) for entry in readers)], 3)
     text = (
-        f"The frozen layers up to {layers} ran once for each sample: {len(readers):,} of {counted(len(runs), 'run')} used "
-        f"their stored outputs in {read:,} of their steps' batches; those of {stored:,} batches were computed and stored."
+        f"Outputs of the frozen layers up to {layers} were shared: {len(readers):,} of {counted(len(runs), 'run')} trained on "
+        f"stored outputs in {read:,} batches, and those of {stored:,} batches were stored."
     )
     text += f" That saved {flops_text(saved)}, which the costs of the runs do not show." if saved else ""
-    reasons = Counter(str(entry.get("reason")) for entry in entries if not _number(entry.get("batches_read")))
+    reasons = Counter(str(entry.get("reason")) for entry in entries if entry.get("reason"))
     for reason, count in reasons.most_common(MAX_REASONS):
-        if reason:
-            text += f" Not shared in {counted(count, 'run')}: {shortened(reason, MAX_CELL)}."
+        text += f" Not shared, or not all, in {counted(count, 'run')}: {shortened(reason, MAX_CELL)}."
     return text
 
 

@@ -39,6 +39,7 @@ def alone_if_changed(train: Callable[..., T], note: Note, shared: SharedFolder |
     try:
         return train(on_note=note_first, shared=shared)
     except PrefixChangedError as error:
-        outcome = train(on_note=note_unless_said, shared=None)
-        outcome.record["shared"] = error.record
-        return outcome
+        record = error.record
+    outcome = train(on_note=note_unless_said, shared=None)  # not above, where the error holds the first model
+    outcome.record["shared"] = record
+    return outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import count
@@ -15,11 +16,12 @@ from runner.freezing.selection import Selection
 from runner.methods.base import Example, PhaseContext
 from runner.methods.prefix.bypass import Bypass
 from runner.methods.prefix.check import Prefix
-from runner.methods.prefix.samples import Format, batch_format, why_no_samples
+from runner.methods.prefix.samples import named_parts, why_no_samples
 from runner.methods.prefix.shared.purity import prefix_tensors
 from runner.methods.prefix.shared.store import Store
 from runner.methods.prefix.shared.trials import Trials
 from runner.methods.prefix.unchanged import UnchangedTensors
+from runner.seeding import random_state
 from runner.sharing.folder import Sharing
 from runner.sharing.rows import DamagedError, FullError
 from runner.tensors import is_compiled, tensors_in
@@ -54,8 +56,10 @@ class SharedPrefix:
         self.prefix = Prefix("", [])
         self.trials: Trials
         self.weights = UnchangedTensors([])
-        self.stores: dict[Format, Store] = {}
+        self.stores: dict[str, Store] = {}
         self.may_store = True
+        self.attributes = ""
+        self.read = Counter[tuple[str, tuple[str, ...]]]()  # batches by the prefix that did not run
 
     def feed(
         self,
@@ -72,20 +76,25 @@ class SharedPrefix:
         the frozen layers changed after their stored outputs were used.
         """
         if self.sharing.folder is not None:
-            self._stop(self._begin(context.model, selection, example, undo))
+            try:
+                self._stop(self._begin(context.model, selection, example, undo))
+            except TimeoutError:  # of the run, which may end any line
+                raise
+            except Exception as error:  # of the user's classes, on a copy of the model
+                self._stop(f"the frozen layers cannot be tried: {worded(error)}")
         for batch in batches:
             yield from self._fed(batch, context)
         if self.bypass is not None:
-            self._refuse_change(self.weights.have_the_same_bits())
+            self._refuse_change(self.weights.have_the_same_bits() and self.trials.attributes() == self.attributes)
         self.bypass, self.stores, self.weights = None, {}, UnchangedTensors([])
 
     def record_with(self, flops_by_module: Mapping[str, int]) -> SharedRecord:
         """Return the entry `shared` of `run.json`. `flops_by_module`: {module name: FLOPs of its forward pass}."""
-        boundary = self.prefix.boundary
-        outermost = [name for name in self.prefix.modules if boundary and not name.startswith(f"{boundary}.")]
-        flops = [flops_by_module.get(name, 0) for name in (*outermost, boundary)]
-        is_known = bool(flops_by_module and self.record["layer"])
-        return {**self.record, "flops_not_run": sum(flops) * self.record["batches_read"] if is_known else None}
+        saved = 0
+        for (boundary, modules), batches in self.read.items():
+            outermost = [name for name in modules if boundary and not name.startswith(f"{boundary}.")]
+            saved += batches * sum(flops_by_module.get(name, 0) for name in (*outermost, boundary))
+        return {**self.record, "flops_not_run": saved if flops_by_module and self.record["layer"] else None}
 
     def _begin(self, model: nn.Module, selection: Selection, example: Example | None, undo: ExitStack) -> str:
         """Find out which outputs can be shared in this phase; return why none can be, or ""."""
@@ -108,7 +117,10 @@ class SharedPrefix:
         self.prefix = Prefix(found.boundary, found.modules)
         if reason := self.trials.why_not_shared(self.prefix, example):
             return reason
-        self.record |= {"layer": found.boundary or "the model", "reason": found.reason}
+        layers = [name for name in self.record["layer"].split(", ") if name]
+        self.record["layer"] = ", ".join(dict.fromkeys([*layers, found.boundary or "the model"]))
+        self.record["reason"] = self.record["reason"] or found.reason
+        self.attributes = self.trials.attributes()
         self.weights = UnchangedTensors(prefix_tensors(model, found.boundary, found.modules))
         self.bypass = Bypass(model, found.boundary, found.modules, beneath=True)
         undo.callback(self.bypass.undo)
@@ -117,7 +129,7 @@ class SharedPrefix:
     def _stop(self, reason: str) -> None:
         """Share nothing more in this phase, for a reason; do nothing for the reason ""."""
         if reason:
-            self.record["reason"], self.bypass = reason, None
+            self.record["reason"], self.bypass = self.record["reason"] or reason, None
 
     def _refuse_change(self, is_unchanged: bool) -> None:
         """If the frozen layers changed: raise PrefixChangedError if stored outputs were used, otherwise stop."""
@@ -139,7 +151,8 @@ class SharedPrefix:
             with self.bypass.replay(store.recording, load):
                 yield batch
         else:
-            with self.bypass.record(lambda name, output: self._save(store, keys, name, output)):
+            before = random_state()
+            with self.bypass.record(lambda name, output: self._save(store, keys, before, name=name, output=output)):
                 yield batch
 
     def _store(self, batch: Any, context: PhaseContext) -> Store | None:
@@ -147,14 +160,16 @@ class SharedPrefix:
         if why_no_samples(batch):
             self._stop("a batch cannot be divided into samples")
             return None
-        form, shared = batch_format(batch), self.trials.shared
+        form, shared = strided_format(batch), self.trials.shared
         if form not in self.stores and shared is not None:
             try:
-                verified = self.trials.recording(self.prefix, Example(context.task, batch), {})
-            except SkippedError as error:
-                self._stop(str(error))
+                recording, _ = self.trials.recording(self.prefix, Example(context.task, batch), {})
+            except TimeoutError:  # of the run, which may end any line
+                raise
+            except Exception as error:  # of the user's classes, on a copy of the model
+                self._stop(worded(error))
                 return None
-            self.stores[form] = Store.of(shared, (self.trials.state, repr(self.prefix), repr(form)), *verified)
+            self.stores[form] = Store.of(shared, (self.trials.state, repr(self.prefix), form), recording)
         return self.stores[form]
 
     def _loader(self, store: Store, keys: list[bytes], batch: Any) -> Callable[[], Tensor] | None:
@@ -166,25 +181,49 @@ class SharedPrefix:
             if not store.rows.has(keys):
                 return None
             load = store.load(keys, batch)
+        except TimeoutError:  # of the run, which may end any line
+            raise
         except (DamagedError, OSError) as error:
             self.record["reason"] = f"the file of outputs is damaged ({error}): what was in it is computed again"
             return None
         calls = count()
 
         def counted() -> Tensor:
-            self.record["batches_read"] += next(calls) == 0
+            if next(calls) == 0:
+                self.record["batches_read"] += 1
+                self.read[self.prefix.boundary, tuple(self.prefix.modules)] += 1
             return load()
 
         return counted
 
-    def _save(self, store: Store, keys: list[bytes], name: str, output: Any) -> None:
-        """Store the output of the last frozen module; from the first error on, store nothing more."""
+    def _save(self, store: Store, keys: list[bytes], before: bytes, *, name: str, output: Any) -> None:
+        """Store the output of the last frozen module; from the first error on, store nothing more.
+
+        `before`: the random state when the step began; if numbers were drawn since, the output is not stored.
+        """
         tensors = tensors_in(output) if name == self.prefix.boundary and self.may_store else []
         if [(each.shape, each.dtype) for each in tensors] != [store.form] or store.rows.has(keys):
+            return
+        if random_state() != before:
+            self.may_store = False
+            self.record["reason"] = self.record["reason"] or "random numbers are drawn before the end of the frozen layers"
             return
         try:
             store.save(keys, tensors[0].detach())
             self.record["batches_stored"] += 1
-        except (FullError, OSError) as error:
+        except TimeoutError:  # of the run, which may end any line
+            raise
+        except (FullError, OSError, NotImplementedError) as error:
             self.may_store = False
             self.record["reason"] = f"not all outputs are stored: {error}"
+
+
+def worded(error: Exception) -> str:
+    """Return the message of an error in one line, with its type unless it says why frozen layers cannot be skipped."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, SkippedError) else f"{type(error).__name__}: {message}"
+
+
+def strided_format(batch: Any) -> str:
+    """Return the name, dtype, shape and strides of each tensor of a batch, on which the bits of an output may depend."""
+    return repr([(name, part.dtype, part.shape, part.stride(), part.device) for name, part in named_parts(batch)])

@@ -23,6 +23,7 @@ from runner.tensors import same_bits
 OUTSIDE = {  # Python modules in C, without a first underscore, that read what is outside of the model -> what that is
     "time": "the clock",
     "datetime": "the clock",
+    "os": "the system",
     "posix": "the system",
     "nt": "the system",
     "io": "a file",
@@ -59,15 +60,16 @@ def why_not_shared(
     copied, example = trial_copy(model, selection, example)
     try:
         with preserve_random_state():
+            own = {id(each) for each in prefix_tensors(copied, boundary, modules)}
+            before = _state(copied, example, own)
             first = boundary_output(copied, boundary, example)
-            before = Fingerprint().add(copied).add(example.task).hexdigest()
             with calls_outside() as calls:
                 boundary_output(copied, boundary, example)
-            if Fingerprint().add(copied).add(example.task).hexdigest() != before:
-                return "a forward pass of the frozen prefix, or the task, keeps state"
+            example.loss(copied)
+            if _state(copied, example, own) != before:
+                return "a forward pass changes attributes of the model or of the task, or tensors of the frozen prefix"
             if calls:
                 return f"the frozen prefix reads {OUTSIDE[calls[0][0]]} ({'.'.join(calls[0])})"
-            own = {id(each) for each in prefix_tensors(copied, boundary, modules)}
             for tensor in (*copied.parameters(), *copied.buffers()):
                 if id(tensor) not in own:
                     tensor.data = _other_values(tensor)
@@ -84,6 +86,12 @@ def why_not_shared(
     return ""
 
 
+def _state(model: nn.Module, example: Example, own: set[int]) -> str:
+    """Return a digest of the model and the task, without the bits of tensors whose ids are not in `own`."""
+    outline = Fingerprint(lambda part: isinstance(part, Tensor) and id(part) not in own)
+    return outline.add(model).add(example.task).hexdigest()
+
+
 def _other_values(tensor: Tensor) -> Tensor:
     """Return a tensor like the given one in which each element has another value; NaN if it has a float dtype."""
     if tensor.is_floating_point() or tensor.is_complex():
@@ -97,6 +105,8 @@ def calls_outside() -> Iterator[list[tuple[str, str]]]:
     calls: list[tuple[str, str]] = []
 
     def profile(frame: Any, event: str, function: Any) -> None:
+        if event == "call" and frame.f_globals.get("__name__") == "os":
+            calls.append(("os", frame.f_code.co_name))
         if event == "c_call":
             owner = getattr(function, "__self__", None)
             owner = owner if isinstance(owner, type) else type(owner)

@@ -27,23 +27,21 @@ class Store:
     Attributes:
         recording: the placeholders with which a step skips the frozen layers.
         rows: the files of the outputs.
-        depends_on_batch: whether the output for a sample depends on the other samples of its batch.
     """
 
     recording: Recording
     rows: SharedRows
-    depends_on_batch: bool
 
     @classmethod
-    def of(cls, shared: SharedFolder, key: Sequence[str], recording: Recording, difference: float) -> Store:
+    def of(cls, shared: SharedFolder, key: Sequence[str], recording: Recording) -> Store:
         """Return the store under a key, texts that differ wherever the outputs may.
 
-        `recording`, `difference`: what `verified_recording` returned.
+        `recording`: what `verified_recording` returned.
         """
         last = recording.last_tensor
         name = digest_of(*key, repr((last.dtype, last.shape, list(recording.dim_order))))
         length = prod(last.shape[1:]) * last.element_size()
-        return cls(recording, SharedRows(shared.path / FOLDER / name, length, shared.limit), difference != 0)
+        return cls(recording, SharedRows(shared.path / FOLDER / name, length, shared.limit))
 
     @property
     def form(self) -> tuple[torch.Size, torch.dtype]:
@@ -51,12 +49,12 @@ class Store:
         return self.recording.last_tensor.shape, self.recording.last_tensor.dtype
 
     def keys(self, batch: Any) -> list[bytes]:
-        """Return the key of each sample of a batch; if the outputs depend on the batch, of the sample's place in it."""
-        keys = sample_keys(batch)
-        if not self.depends_on_batch:
-            return keys
-        whole = b"".join(keys)
-        return [bytes.fromhex(digest_of(whole, str(place)))[:KEY_BYTES] for place in range(len(keys))]
+        """Return a key for each place in a batch; two batches have the same keys only if all their samples are the same.
+
+        The output for a sample may depend on the others of its batch, for some batches alone.
+        """
+        whole = b"".join(sample_keys(batch))
+        return [bytes.fromhex(digest_of(whole, str(place)))[:KEY_BYTES] for place in range(len(tensors_in(batch)[0]))]
 
     def load(self, keys: Sequence[bytes], batch: Any) -> Callable[[], Tensor]:
         """Return a function that returns the outputs for the samples of a batch, as a new tensor at each call.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from runner.methods.prefix.output_cache import RowFormat
 from runner.methods.prefix.shared.purity import why_not_shared
 from runner.sharing.fingerprint import Fingerprint, NotComparableError
 from runner.sharing.folder import SharedFolder, Sharing, digest_of
+from runner.sharing.settings import process_settings
 
 T = TypeVar("T")
 WHAT = "trials"  # the name of their folder
@@ -31,7 +33,7 @@ class Trials:
     """Carries out trials on a model, or reads the results of another run of the sweep with the same model.
 
     Attributes:
-        model, selection: the model, and what is frozen in it.
+        model, selection, task: the model, what is frozen in it, and the task.
         shared: what the runs of a sweep compute once; None if every trial is carried out.
         state: a digest of the model, the task and the settings on which results depend, without the bits of parameters that
             are trained; "" without `shared`.
@@ -40,6 +42,7 @@ class Trials:
 
     model: nn.Module
     selection: Selection
+    task: Task
     shared: SharedFolder | None = None
     state: str = ""
     reason: str = ""
@@ -48,18 +51,25 @@ class Trials:
     def of(cls, sharing: Sharing, model: nn.Module, selection: Selection, task: Task) -> Trials:
         """Return what carries out trials on a model with a task; `selection` is what is frozen."""
         if sharing.folder is None:
-            return cls(model, selection, reason="it is no run of a sweep")
+            return cls(model, selection, task, reason="it is no run of a sweep")
         parameters = list(model.parameters())
         trained = {id(each) for each in parameters if each.requires_grad and each not in selection}
         names = list(selection.parameters), list(selection.modules)
+        device = next((each.device for each in (*parameters, *model.buffers())), torch.device("cpu"))
+        settings = json.dumps(process_settings(device), sort_keys=True, default=str)
         try:
             with original_forward(model):
-                fingerprint = Fingerprint(lambda part: id(part) in trained).add(model).add(task).add(names)
+                fingerprint = Fingerprint(lambda part: id(part) in trained).add(model).add(task).add(names).add(settings)
         except NotComparableError as error:
-            return cls(
-                model, selection, reason=f"it cannot be told whether another run has the same model and task: {error}"
-            )
-        return cls(model, selection, sharing.folder, digest_of(fingerprint.hexdigest(), sharing.settings))
+            reason = f"it cannot be told whether another run has the same model and task: {error}"
+            return cls(model, selection, task, reason=reason)
+        state = digest_of(fingerprint.hexdigest(), sharing.settings)
+        return cls(model, selection, task, shared=sharing.folder, state=state)
+
+    def attributes(self) -> str:
+        """Return a digest of the model and the task without the bits of tensors: of all else that a step may change."""
+        with original_forward(self.model):
+            return Fingerprint(lambda part: isinstance(part, torch.Tensor)).add(self.model).add(self.task).hexdigest()
 
     def find(self, example: Example) -> FoundPrefix:
         """Return what `find_prefix` returns."""

@@ -169,3 +169,141 @@ class WritesInForward(Net):
         if self.count == 5:
             self.body[0].weight.data.mul_(0.5)
         return super().forward(x)
+
+
+class AfterTheBoundary(Net):
+    """Changes, after its head has run, what its body does in the next step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 1.0
+
+    def forward(self, x):
+        y = super().forward(self.scale * x)
+        self.scale *= 0.9
+        return y
+
+
+class FirstCall(Net):
+    """Keeps, in an attribute, what it saw in its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = None
+
+    def forward(self, x):
+        if self.shift is None:
+            self.shift = float(x.mean())
+        return super().forward(x - self.shift)
+
+
+class RaisesInACopy(Net):
+    """Fails as a copy, because it finds itself by its address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = {id(self): True}
+
+    def forward(self, x):
+        assert self.known[id(self)]
+        return super().forward(x)
+
+
+class HasDates(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dates = numpy.array(["2020-01-01"], dtype="datetime64[D]")
+
+
+class ContainsItself(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = {}
+        self.table["table"] = self.table
+
+
+def annealed(model, batch):
+    """A task that scales its input by a number that it changes after the model has run."""
+    x, y = batch
+    loss = nn.functional.cross_entropy(model(x * annealed.scale), y)
+    annealed.scale *= 0.9
+    return loss
+
+
+annealed.scale = 1.0
+
+
+class Perturbs(torch.optim.SGD):
+    """SGD that adds 64 to every parameter at its step `begin`, through `.data`, and takes it away four steps later."""
+
+    def __init__(self, params, begin: int = 9, **options) -> None:
+        super().__init__(params, **options)
+        self.begin, self.count = begin, 0
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.count += 1
+        change = {self.begin: 64.0, self.begin + 4: -64.0}.get(self.count)
+        if change:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.add_(change)
+        return loss
+
+
+class Conv(Net):
+    """Its body is a convolution on samples of shape (3, 6, 6)."""
+
+    def make_body(self) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 8))
+
+
+class Pictures:
+    """The same four batches in each pass, in one of two memory formats."""
+
+    def __init__(self, channels_last: bool = False) -> None:
+        form = torch.channels_last if channels_last else torch.contiguous_format
+        generator = torch.Generator().manual_seed(0)
+        shape = (8, 3, 6, 6)
+        self.batches = [
+            (torch.randn(shape, generator=generator).contiguous(memory_format=form), torch.arange(8) % 3) for _ in range(4)
+        ]
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class SometimesDivides(Net):
+    """Its first layers divide a batch by 255 where its largest value is above 1."""
+
+    def forward(self, x):
+        return super().forward(x / 255 if x.max() > 2.5 else x)
+
+
+class SometimesRandom(Net):
+    """Its first layers draw random numbers for some batches."""
+
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x) if x.max() > 2.5 else x)
+
+
+class EnvironmentVariable(Net):
+    def forward(self, x):
+        return super().forward(x * float(os.environ.get("FACTOR", "1")))
+
+
+class Shuffled(torch.utils.data.Dataset):
+    """24 samples, a few of which have large values."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x, self.y = torch.randn(24, 8, generator=generator), torch.arange(24) % 3
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index]

@@ -12,15 +12,20 @@ from tests.methods.prefix.shared.test_sweeps import SWEEP, assert_equal_to_runs_
 TARGET = "tests.methods.prefix.shared.impure"
 CUSTOM = ("model=custom", "model.input=[8]", "model.classes=3", "model.head=head", "threads=1")
 FROZEN = (*CUSTOM, "freeze=backbone", "freeze.buffers=frozen", "batches=4", "data.epochs=12", "data.batch_size=4")
+KEEPS_STATE = "a forward pass changes attributes of the model or of the task, or tensors of the frozen prefix"
 REASONS = {
     "Clock": "the frozen prefix reads the clock (time.time)",
     "Date": "the frozen prefix reads the clock (datetime.now)",
     "File": "the frozen prefix reads a file (",
     "Environment": "the frozen prefix reads the system (posix.listdir)",
-    "OwnGenerator": "a forward pass of the frozen prefix, or the task, keeps state",
-    "Counting": "a forward pass of the frozen prefix, or the task, keeps state",
-    "GlobalCounting": "a forward pass of the frozen prefix, or the task, keeps state",
+    "OwnGenerator": KEEPS_STATE,
+    "Counting": KEEPS_STATE,
+    "GlobalCounting": KEEPS_STATE,
     "Buffer": "",
+    "AfterTheBoundary": KEEPS_STATE,
+    "FirstCall": KEEPS_STATE,
+    "EnvironmentVariable": "the frozen prefix reads the system (os.",
+    "ContainsItself": "a list or dict that contains itself",
     "UsesTheHead": "",
 }
 
@@ -89,4 +94,51 @@ def test_a_write_in_the_forward_pass_is_noticed_and_the_run_is_what_it_is_alone(
 def test_a_prefix_that_thaws_is_shared_only_while_it_is_frozen(cli):
     overrides = (*FROZEN, f"model.build._target_={TARGET}.Net", "schedule=gradual", "optimizer.lr=0.1,0.01")
     assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert_equal_to_runs_alone(cli, *overrides)
+
+
+@pytest.mark.parametrize("begin", [2, 9, 21])
+def test_a_write_without_a_trace_that_is_taken_back_is_noticed(begin, cli):
+    optimizer = (
+        "optimizer=custom",
+        f"optimizer._target_={TARGET}.Perturbs",
+        "++optimizer.lr=0.1",
+        f"++optimizer.begin={begin}",
+    )
+    overrides = (*FROZEN, f"model.build._target_={TARGET}.Net", *optimizer, "clip=1,2")
+    assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert_equal_to_runs_alone(cli, *overrides)
+
+
+def test_a_task_that_changes_itself_is_not_shared(cli, monkeypatch):
+    monkeypatch.setattr(impure.annealed, "scale", 1.0)
+    sweep(cli, f"model.build._target_={TARGET}.Net", "task=custom", f"task._target_={TARGET}.annealed")
+    assert {each["batches_stored"] for each in shared()} == {0}
+
+
+@pytest.mark.parametrize("name", ["SometimesDivides", "SometimesRandom", "Net"])
+def test_layers_that_do_for_some_batches_what_others_do_not_show_change_no_bit(name, cli):
+    data = ("data=dataset", f"data.dataset._target_={TARGET}.Shuffled", "data.batch_size=4", "data.epochs=9", "seed=0,1,2")
+    overrides = (*CUSTOM, "freeze=backbone", "freeze.buffers=frozen", *data, f"model.build._target_={TARGET}.{name}")
+    overrides += ("optimizer.lr=0.1,0.01",)
+    assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert_equal_to_runs_alone(cli, *overrides)
+
+
+def test_a_model_whose_copy_cannot_run_is_trained_and_not_shared(cli):
+    sweep(cli, f"model.build._target_={TARGET}.RaisesInACopy", "cost=off")
+    assert all("KeyError" in each["reason"] for each in shared())
+
+
+def test_attributes_that_cannot_be_told_apart_do_not_end_a_run(cli):
+    sweep(cli, f"model.build._target_={TARGET}.HasDates")
+    assert sorted(each["batches_stored"] for each in shared()) == [0, 4]
+
+
+def test_batches_in_another_memory_format_share_nothing(cli):
+    data = ("data=custom", f"data._target_={TARGET}.Pictures", "++data.channels_last=false,true", "data.epochs=12")
+    overrides = (*CUSTOM[:1], *CUSTOM[2:], "model.input=[3,6,6]", f"model.build._target_={TARGET}.Conv", *data)
+    overrides += ("freeze=backbone", "freeze.buffers=frozen")
+    assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert [each["batches_stored"] for each in shared()] == [4, 4]
     assert_equal_to_runs_alone(cli, *overrides)
