@@ -14,6 +14,7 @@ LEAST = 2**12  # elements of a tensor whose numbers are copied; fewer are drawn 
 FILLS = tuple(  # each replaces all elements of a tensor by numbers that depend on the generator's state alone
     getattr(torch.ops.aten, name).default for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_")
 )
+MOST_BYTES = 2**31  # of the numbers that are kept
 Key = tuple[Any, ...]  # what determines the numbers: operator, arguments, form of the tensor, state of the generator
 Numbers = dict[Key, tuple[Tensor, Tensor]]  # the numbers, and the state of the generator after they were drawn
 
@@ -48,6 +49,7 @@ class _Copying(TorchDispatchMode):
     Attributes:
         used: the numbers that were drawn or copied.
         first: the key of the first ones.
+        size: how many bytes the numbers take.
     """
 
     supports_higher_order_operators = True
@@ -56,6 +58,7 @@ class _Copying(TorchDispatchMode):
         super().__init__()
         self.used: Numbers = {}
         self.first: Key | None = None
+        self.size = 0
         self._kept, self._first_of_last, self._is_other = kept, first_of_last, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -72,9 +75,11 @@ class _Copying(TorchDispatchMode):
             torch.set_rng_state(known[1])
         else:
             func(*args, **kwargs)
-            known = None if self._is_other else (target.clone(), torch.get_rng_state())
+            fits = target.numel() * target.element_size() + self.size <= MOST_BYTES
+            known = (target.clone(), torch.get_rng_state()) if fits and not self._is_other else None
         if known is not None:
             self.used[key] = known
+            self.size += known[0].numel() * known[0].element_size()
         return target
 
 

@@ -27,8 +27,8 @@ def sharing_text(runs: Sequence[Run]) -> str:
     saved = sum(_number(entry.get("flops_not_run")) for entry in readers)
     layers = listed([shortened(name, MAX_CELL) for name in dict.fromkeys(str(entry.get("layer")) for entry in readers)], 3)
     text = (
-        f"Outputs of the frozen layers up to {layers} were shared: {len(readers):,} of {counted(len(runs), 'run')} trained on "
-        f"stored outputs in {read:,} batches, and those of {stored:,} batches were stored."
+        f"Outputs of the frozen layers up to {layers} were shared: {len(readers):,} of {counted(len(runs), 'run')} trained "
+        f"on stored outputs in {read:,} batches, and those of {stored:,} batches were stored."
     )
     text += f" That saved {flops_text(saved)}, which the costs of the runs do not show." if saved else ""
     reasons = Counter(str(entry.get("reason")) for entry in entries if entry.get("reason"))

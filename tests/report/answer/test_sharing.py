@@ -26,9 +26,9 @@ def test_nothing_is_said_of_runs_that_shared_nothing():
 def test_what_was_read_stored_and_saved_is_added_up_and_reasons_are_given():
     text = sharing_text(runs_with(READ, {**READ, "batches_read": 80, "batches_stored": 0}, NOT, {}))
     assert text == (
-        "Outputs of the frozen layers up to avgpool were shared: 2 of 4 runs trained on stored outputs in 144 batches, and those "
-        "of 16 batches were stored. That saved 128 GFLOP, which the costs of the runs do not show. Not shared, or not all, in 1 "
-        "run: nothing is frozen."
+        "Outputs of the frozen layers up to avgpool were shared: 2 of 4 runs trained on stored outputs in 144 batches, and "
+        "those of 16 batches were stored. That saved 128 GFLOP, which the costs of the runs do not show. Not shared, or not "
+        "all, in 1 run: nothing is frozen."
     )
 
 
