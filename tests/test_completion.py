@@ -39,7 +39,7 @@ def environment():
             for more in (
                 ("freeze-runner data=image_folder data.ro", ["data.root="]),
                 ("freeze-runner tim", ["timeout="]),
-                ("freeze-runner plan=true sweep.", ["sweep.max_runs="]),
+                ("freeze-runner plan=true sweep.m", ["sweep.max_runs="]),
                 ("freeze-runner freeze.patterns=[a,b tim", ["timeout="]),  # an argument that is refused in the end
                 ("freeze-runner seed=1,2 -m tim", []),  # an option stands behind an argument
             )

@@ -124,7 +124,7 @@ def remove_marks(runs: list[SweepRun], folder: Path, *, keep_shared: bool) -> No
 
     Also removes what the runs shared, unless `keep_shared`, or a run of another sweep in this folder is in progress.
     """
-    if not any(is_locked(run.folder) for run in runs):
+    if folder.is_dir() and not any(is_locked(run.folder) for run in runs):
         remove_files(folder, STOP, INTERRUPT, BATCHES)
         if not keep_shared and not any(map(is_locked, filter(has_run_name, folder.iterdir()))):
             shutil.rmtree(folder / SHARED, ignore_errors=True)

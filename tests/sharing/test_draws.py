@@ -81,7 +81,9 @@ def same_bits(ones, others):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.long] if each == "vit_b_32" else []) for each in MODELS]
+)
 def test_a_model_has_the_same_bits_whether_its_numbers_are_drawn_or_copied(name):
     draws, build = Draws(), MODELS[name]
 

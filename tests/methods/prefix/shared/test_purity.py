@@ -71,7 +71,10 @@ def test_a_prefix_whose_output_for_a_sample_depends_on_the_others_is_not_shared(
     }
 
 
-@pytest.mark.parametrize("begin", [1, 2, 3, 5, 11, 47, 48])
+LONG = [pytest.param(begin, marks=pytest.mark.long) for begin in (2, 3, 11, 47)]
+
+
+@pytest.mark.parametrize("begin", [1, 5, 48, *LONG])
 def test_a_write_that_leaves_no_trace_is_noticed_and_the_run_is_what_it_is_alone(begin, cli):
     optimizer = (
         "optimizer=custom",
@@ -116,6 +119,7 @@ def test_a_task_that_changes_itself_is_not_shared(cli, monkeypatch):
     assert {each["batches_stored"] for each in shared()} == {0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["SometimesDivides", "SometimesRandom", "Net"])
 def test_layers_that_do_for_some_batches_what_others_do_not_show_change_no_bit(name, cli):
     data = ("data=dataset", f"data.dataset._target_={TARGET}.Shuffled", "data.batch_size=4", "data.epochs=9", "seed=0,1,2")

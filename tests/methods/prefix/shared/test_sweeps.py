@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import read_table
 
 SWEEP, ALONE = Path("sweep"), Path("alone")
-DIGITS = ("model.input=[1,8,8]", "model.classes=10")
+DIGITS = ("data=digits", "data.holdout=0.2", "data.epochs=2", "model.input=[1,8,8]", "model.classes=10")
 FROZEN = ("model=mlp", "freeze=backbone", "freeze.buffers=frozen", "batches=4", "data.batch_size=4", "threads=1")
 
 
@@ -52,11 +52,23 @@ def losses(folder: Path) -> list[str]:
         ("optimizer.lr=0.1,0.01,0.001",),
         ("data.epochs=12", "optimizer.lr=0.1,0.01"),
         ("method=requires_grad,cached_prefix,detach,to_buffer,exclude,zero_lr,none", "data.epochs=12"),
-        ("model=resnet18", "model.input=[3,32,32]", "optimizer.lr=0.1,0.01,0.001"),
-        ("optimizer.lr=0.1,0.01,0.001", "accumulate=2"),
-        ("optimizer.lr=0.1,0.01,0.001", "autocast=true"),
-        ("optimizer=lbfgs", "optimizer.lr=0.1,0.01,0.001", "groups=one"),
-        ("optimizer.lr=0.1,0.01,0.001", "evaluate=epoch", "data=digits", "data.holdout=0.2", "data.epochs=2", *DIGITS),
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in (
+                ("model=resnet18", "model.input=[3,32,32]", "optimizer.lr=0.1,0.01,0.001"),
+                ("optimizer.lr=0.1,0.01,0.001", "accumulate=2"),
+                ("optimizer.lr=0.1,0.01,0.001", "autocast=true"),
+                ("optimizer=lbfgs", "optimizer.lr=0.1,0.01,0.001", "groups=one"),
+                (
+                    "optimizer.lr=0.1,0.01,0.001",
+                    "evaluate=epoch",
+                    "data=digits",
+                    "data.holdout=0.2",
+                    "data.epochs=2",
+                    *DIGITS,
+                ),
+            )
+        ),
     ],
 )
 def test_every_run_has_the_bytes_that_it_has_alone(overrides, cli):
@@ -141,6 +153,7 @@ def test_a_sweep_goes_on_where_nothing_can_be_stored(cli):
     assert_equal_to_runs_alone(cli, *FROZEN, *overrides)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["rows", "index"])
 @pytest.mark.parametrize("damage", ["cut", "a bit"])
 def test_damaged_outputs_are_computed_again(name, damage, cli):
