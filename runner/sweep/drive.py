@@ -63,8 +63,7 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
     the exit code of the sweep is not 0.
     """
     folder = resolve_folder(config)
-    composer = Composer(context.config_loader, config)
-    runs, dropped = compose_runs(composer, override_lists, folder)
+    runs, dropped = compose_runs(Composer(context.config_loader, config), override_lists, folder)
     if not runs:
         raise ConfigError("the sweep has no run: a glob or a range in it is empty")
     if dropped:
@@ -84,7 +83,8 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
             in_order = clear_folders(runs, unfinished)
             live.start()
             checked = {run.folder.name: run.config for run in in_order}
-            worker = Worker.from_this_process(folder, partial(end_with_process, runs, live), checked)
+            before_exit = partial(end_with_process, runs, live, keep_shared=config.sweep.keep)
+            worker = Worker.from_this_process(folder, before_exit, checked)
             launch_runs(config, context, launcher, in_order, worker=worker)
     except KeyboardInterrupt:
         interrupted = True

@@ -52,13 +52,16 @@ WITHOUT_RUNS = (
 )  # written before the first run begins
 
 
-def end_with_process(runs: list[SweepRun], live: LiveReport, reason: str) -> None:
-    """Print why a run ends the sweep's process, write the sweep's tables and page, and print what is left to run."""
+def end_with_process(runs: list[SweepRun], live: LiveReport, reason: str, *, keep_shared: bool) -> None:
+    """Print why a run ends the sweep's process, write the sweep's tables and page, and print what is left to run.
+
+    Also removes what the runs shared, unless `keep_shared`.
+    """
     print(error_line(f"failed: {reason}"), file=sys.stderr)
     live.stop()
     write_sweep_results(live.sweep, live.kept)
     print_what_is_left(runs, live.sweep)
-    remove_files(live.sweep, STOP, INTERRUPT)
+    remove_marks(runs, live.sweep, keep_shared=keep_shared)
     sys.stdout.flush()
 
 

@@ -154,6 +154,7 @@ def test_a_forked_child_writes_and_prints_nothing(leave, inside, cli):
 @pytest.mark.long
 @pytest.mark.parametrize("behavior", [pytest.param("thread_exits", marks=pytest.mark.long), "thread_exits_meanwhile"])
 def test_a_thread_that_calls_exit_ends_a_sweep_with_1_a_table_and_the_command_that_goes_on(behavior, cli_process):
+    Path("sweep/.shared/begun").mkdir(parents=True)  # as the runs of an earlier start left it
     done = cli_process("-m", *MODEL, f"+model.build.behavior={behavior},good", "seed=0,1", "hydra.sweep.dir=sweep")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -162,6 +163,7 @@ def test_a_thread_that_calls_exit_ends_a_sweep_with_1_a_table_and_the_command_th
     assert (row["status"], row["reason"]) == ("failed", "the code of the run called os._exit(0)")
     assert "\n4 of 4 are not done; go on with:\npython -m runner -m model=mlp" in done.stdout
     assert not list(Path("sweep").rglob(".running"))
+    assert not Path("sweep/.shared").exists()
     log = (Path("sweep") / row["run"] / "runner.log").read_text()
     assert ("refuse_exit" in log, " finished" in log) == (True, False)  # the stack trace shows who called os._exit
 

@@ -42,8 +42,9 @@ class PrefixChangedError(Exception):
 class SharedPrefix:
     """Lets the steps of a run use outputs of frozen first layers that a run of the sweep has stored, and store the others.
 
-    The trained weights have the same bits as without it. Outputs are used only for a sample with the same bytes, in a batch
-    of the same form, by the same frozen layers with the same flags and modes, under the same settings.
+    Outputs are used only for a batch with the same bytes and strides, by the same frozen layers with the same flags and
+    modes, under the same settings. The trained weights then have the same bits as without it, unless the layers depend on
+    something that neither the trials nor the fingerprint of the model can see, such as a counter that another library keeps.
 
     `sharing`: what the run shares with others. `is_worth`: returns whether a trial costs less than it may save.
     `reason`: why nothing can be shared.

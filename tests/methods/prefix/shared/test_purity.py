@@ -46,7 +46,7 @@ def test_a_prefix_that_depends_on_more_than_its_weights_and_input_is_never_share
     assert reason
 
 
-@pytest.mark.parametrize("name", ["Random", "NumpyRandom"])
+@pytest.mark.parametrize("name", ["Random", pytest.param("NumpyRandom", marks=pytest.mark.long)])
 def test_layers_before_one_that_draws_random_numbers_are_shared_and_it_is_named(name, cli):
     build = f"model.build._target_={TARGET}.{name}"
     sweep(cli, build)
@@ -71,10 +71,10 @@ def test_a_prefix_whose_output_for_a_sample_depends_on_the_others_is_not_shared(
     }
 
 
-LONG = [pytest.param(begin, marks=pytest.mark.long) for begin in (2, 3, 11, 47)]
+LONG = [pytest.param(begin, marks=pytest.mark.long) for begin in (2, 3, 5, 11, 47)]
 
 
-@pytest.mark.parametrize("begin", [1, 5, 48, *LONG])
+@pytest.mark.parametrize("begin", [1, 48, *LONG])
 def test_a_write_that_leaves_no_trace_is_noticed_and_the_run_is_what_it_is_alone(begin, cli):
     optimizer = (
         "optimizer=custom",
@@ -100,7 +100,7 @@ def test_a_prefix_that_thaws_is_shared_only_while_it_is_frozen(cli):
     assert_equal_to_runs_alone(cli, *overrides)
 
 
-@pytest.mark.parametrize("begin", [2, 9, 21])
+@pytest.mark.parametrize("begin", [9, *(pytest.param(begin, marks=pytest.mark.long) for begin in (2, 21))])
 def test_a_write_without_a_trace_that_is_taken_back_is_noticed(begin, cli):
     optimizer = (
         "optimizer=custom",
