@@ -14,19 +14,6 @@ from runner.sharing.folder import SharedFolder, Sharing
 from runner.sharing.settings import process_settings
 
 WORTH = 30  # a trial takes about as long as the frozen layers for this many batches
-AGREE = (
-    "model",
-    "freeze",
-    "data",
-    "task",
-    "seed",
-    "batches",
-    "accumulate",
-    "device",
-    "threads",
-    "deterministic",
-    "autocast",
-)
 
 _draws = Draws()
 
@@ -51,10 +38,9 @@ def build_shared_prefix(config: Config, sharing: Sharing) -> SharedPrefix:
         return SharedPrefix(Sharing())
     if config.cost is CostLevel.time:
         return SharedPrefix(Sharing(), reason="cost=time measures the seconds of whole steps")
-    agreeing = repr([getattr(config, name) for name in AGREE])
-
-    def is_worth() -> bool:
-        other_has_begun = shared.asked_before("begun", agreeing)
-        return other_has_begun or (config.epochs - 1) * config.steps_a_pass >= WORTH
-
-    return SharedPrefix(sharing, is_worth)
+    again = max((shared.runs - 1) * config.epochs, config.epochs - 1) * config.batches
+    if again < WORTH:
+        return SharedPrefix(
+            Sharing(), reason=f"trials take longer than what they save: {again} batches at most are used again"
+        )
+    return SharedPrefix(sharing)

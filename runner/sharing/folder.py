@@ -28,10 +28,12 @@ class SharedFolder:
     Attributes:
         path: the folder; it is created when a value is first written.
         limit: how many bytes the stored outputs of frozen layers may take in all.
+        runs: how many runs of the sweep, with the one that has this object, begin with the same model and data.
     """
 
     path: Path
     limit: int = 0
+    runs: int = 1
 
     def once(self, what: str, key: str, compute: Callable[[], T]) -> T:
         """Return the value of `compute()`, called by one process of the sweep for each `what` and `key`.
@@ -52,17 +54,6 @@ class SharedFolder:
                 _write(file, content)
         value = json.loads(content)
         return value
-
-    def asked_before(self, what: str, key: str) -> bool:
-        """Return whether a process of the sweep has called this method before with the same `what` and `key`."""
-        try:
-            (self.path / what).mkdir(parents=True, exist_ok=True)
-            (self.path / what / digest_of(key)).touch(exist_ok=False)
-        except FileExistsError:
-            return True
-        except OSError:
-            return False
-        return False
 
     @contextmanager
     def _locked(self, file: Path) -> Iterator[None]:

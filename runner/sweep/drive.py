@@ -41,7 +41,7 @@ from runner.sweep.end import (
     remove_marks,
     write_sweep_results,
 )
-from runner.sweep.grid import SweepRun, compose_runs, has_run_name
+from runner.sweep.grid import SweepRun, compose_runs, has_run_name, runs_alike
 from runner.sweep.launch import DiskFullError, check_reachable, launch
 from runner.sweep.live import LiveReport
 from runner.sweep.lock import check_locks_work, clear_folder, detect_death
@@ -82,9 +82,9 @@ def sweep(config: DictConfig, context: HydraContext, launcher: Launcher, overrid
             prepare_folder(config, runs, folder)
             in_order = clear_folders(runs, unfinished)
             live.start()
-            checked = {run.folder.name: run.config for run in in_order}
             before_exit = partial(end_with_process, runs, live, keep_shared=config.sweep.keep)
-            worker = Worker.from_this_process(folder, before_exit, checked)
+            checked = {run.folder.name: run.config for run in in_order}
+            worker = Worker.from_this_process(folder, before_exit=before_exit, checked=checked, alike=runs_alike(runs))
             launch_runs(config, context, launcher, in_order, worker=worker)
     except KeyboardInterrupt:
         interrupted = True

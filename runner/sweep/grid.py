@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -19,6 +20,11 @@ from runner.errors import ConfigError, is_integer
 from runner.runs.folder import RUN_NAME
 from runner.runs.read import checked_record, read_record, tables_are_complete
 from runner.sweep.composing import Composer
+
+ALIKE = (  # the keys on which the outputs of frozen first layers depend
+    *("model", "freeze", "data", "task", "seed", "batches", "accumulate"),
+    *("device", "threads", "deterministic", "autocast"),
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,13 @@ def compose_runs(composer: Composer, override_lists: Sequence[list[str]], folder
         if run_of_hash and path != run_of_hash.folder and (moved := replace(run_of_hash, folder=path)).finished:
             runs[moved.hash] = moved
     return list(runs.values()), len(override_lists) - len(runs)
+
+
+def runs_alike(runs: Sequence[SweepRun]) -> dict[str, int]:
+    """Return {name of a run's folder: how many runs, with this one, begin with the same model and read the same data}."""
+    of_run = {run.folder.name: repr([getattr(run.config, name) for name in ALIKE]) for run in runs}
+    numbers = Counter(of_run.values())
+    return {name: numbers[of_run[name]] for name in of_run}
 
 
 def has_run_name(path: Path) -> bool:

@@ -39,6 +39,7 @@ class Worker:
         process: (host name, process id) of the process that started the sweep.
         before_exit: called with the reason if a run ends that process; other processes do not have it.
         checked: {name of a run's folder: its config}, of runs that need not be checked again; other processes have none.
+        alike: {name of a run's folder: the number of runs of the sweep that begin with the same model and data}.
     """
 
     sweep: str
@@ -46,11 +47,15 @@ class Worker:
     process: tuple[str, int]
     before_exit: Callable[[str], None] | None = None
     checked: Mapping[str, Config] = field(default_factory=dict)
+    alike: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def from_this_process(cls, sweep: Path, before_exit: Callable[[str], None], checked: Mapping[str, Config]) -> Worker:
-        """Return a Worker for a sweep that this process starts; `sweep` is the absolute path of the sweep's folder."""
-        return cls(str(sweep), os.getcwd(), this_process(), before_exit=before_exit, checked=checked)
+    def from_this_process(cls, sweep: Path, **given: Any) -> Worker:
+        """Return a Worker for a sweep that this process starts; `sweep` is the absolute path of the sweep's folder.
+
+        `given`: the other attributes.
+        """
+        return cls(str(sweep), os.getcwd(), this_process(), **given)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "before_exit": None, "checked": {}}
@@ -88,7 +93,7 @@ class Worker:
                 interrupt_check(sweep / INTERRUPT),
                 on_error,
                 before_exit=before_exit,
-                shared=shared_folder(sweep, composed),
+                shared=shared_folder(sweep, composed, self.alike.get(folder.name, 1)),
                 checked=deepcopy(self.checked.get(folder.name)),
             )
         if result.status == "interrupted" and not elsewhere:
@@ -130,10 +135,14 @@ class Job:
         return status
 
 
-def shared_folder(sweep: Path, composed: DictConfig) -> SharedFolder | None:
-    """Return what the runs of the sweep in the folder `sweep` compute once; None with `sweep.share=none`."""
-    wanted = composed.sweep
-    return SharedFolder(sweep / SHARED, int(wanted.share_mb * 2**20)) if wanted.share != Share.none.name else None
+def shared_folder(sweep: Path, composed: DictConfig, alike: int) -> SharedFolder | None:
+    """Return what the runs of the sweep in the folder `sweep` compute once; None with `sweep.share=none`.
+
+    `alike`: how many of them begin with the same model and data as the run with the config `composed`.
+    """
+    if composed.sweep.share == Share.none.name:
+        return None
+    return SharedFolder(sweep / SHARED, int(composed.sweep.share_mb * 2**20), alike)
 
 
 def error_of(job: JobReturn) -> Exception | None:

@@ -46,12 +46,11 @@ class SharedPrefix:
     modes, under the same settings. The trained weights then have the same bits as without it, unless the layers depend on
     something that neither the trials nor the fingerprint of the model can see, such as a counter that another library keeps.
 
-    `sharing`: what the run shares with others. `is_worth`: returns whether a trial costs less than it may save.
-    `reason`: why nothing can be shared.
+    `sharing`: what the run shares with others. `reason`: why nothing can be shared.
     """
 
-    def __init__(self, sharing: Sharing, is_worth: Callable[[], bool] = lambda: True, *, reason: str = "") -> None:
-        self.sharing, self.is_worth = sharing, is_worth
+    def __init__(self, sharing: Sharing, *, reason: str = "") -> None:
+        self.sharing = sharing
         self.record: SharedRecord = {"layer": "", "batches_read": 0, "batches_stored": 0, "reason": reason}
         self.bypass: Bypass | None = None  # None while nothing is shared
         self.prefix = Prefix("", [])
@@ -107,8 +106,6 @@ class SharedPrefix:
             return "a part of the model is compiled"
         if example is None or why_no_samples(example.batch):
             return "a batch cannot be divided into samples"
-        if not self.is_worth():
-            return "no other run with the same model and data has begun, and this one reads its data too rarely"
         self.trials = Trials.of(self.sharing, model, selection, example.task)
         if self.trials.reason:
             return self.trials.reason

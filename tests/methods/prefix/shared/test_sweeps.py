@@ -14,8 +14,16 @@ import pytest
 from tests.conftest import read_table
 
 SWEEP, ALONE = Path("sweep"), Path("alone")
-DIGITS = ("data=digits", "data.holdout=0.2", "data.epochs=2", "model.input=[1,8,8]", "model.classes=10")
-FROZEN = ("model=mlp", "freeze=backbone", "freeze.buffers=frozen", "batches=4", "data.batch_size=4", "threads=1")
+DIGITS = ("data=digits", "data.holdout=0.2", "data.epochs=4", "model.input=[1,8,8]", "model.classes=10")
+FROZEN = (
+    "model=mlp",
+    "freeze=backbone",
+    "freeze.buffers=frozen",
+    "batches=4",
+    "data.batch_size=4",
+    "data.epochs=4",
+    "threads=1",
+)
 
 
 def records(folder: Path = SWEEP) -> dict[str, dict]:
@@ -62,9 +70,6 @@ def losses(folder: Path) -> list[str]:
                 (
                     "optimizer.lr=0.1,0.01,0.001",
                     "evaluate=epoch",
-                    "data=digits",
-                    "data.holdout=0.2",
-                    "data.epochs=2",
                     *DIGITS,
                 ),
             )
@@ -106,7 +111,7 @@ def test_runs_with_other_weights_other_samples_or_other_modes_share_nothing(cli)
 
 
 def test_methods_under_which_frozen_parameters_get_gradients_say_so(cli):
-    assert cli("-m", *FROZEN, "method=zero_lr", "optimizer.lr=0.1,0.01", f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert cli("-m", *FROZEN, "method=zero_lr", "optimizer.lr=0.1,0.01,0.001", f"hydra.sweep.dir={SWEEP}")[0] == 0
     assert {each["reason"] for each in shared()} == {"frozen parameters require gradients, so every layer must run"}
 
 
@@ -205,3 +210,11 @@ def test_two_sweeps_on_one_folder_at_the_same_time_both_have_the_bytes_of_runs_a
     assert len(records()) == 6
     assert not (SWEEP / ".shared").exists()
     assert_equal_to_runs_alone(cli, *FROZEN, "data.epochs=12", "optimizer.lr=0.1,0.01,0.001,0.2,0.02,0.002")
+
+
+@pytest.mark.parametrize(("epochs", "reason"), [(3, ""), (2, "24 batches at most are used again")])
+def test_whether_sharing_is_worth_its_trials_follows_from_the_grid_not_from_what_has_run(epochs, reason, cli):
+    grid = ("optimizer.lr=0.1,0.01,0.001,0.0001", f"data.epochs={epochs}", f"hydra.sweep.dir={SWEEP}")
+    assert cli("-m", *FROZEN, *grid)[0] == 0
+    assert {each["reason"].rpartition(": ")[2] for each in shared()} == {reason}
+    assert sorted(each["batches_stored"] for each in shared()) == [0, 0, 0, 0 if reason else 4]
