@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.errors import is_installed
+from runner.sharing.bits import digest_of_bits
 from runner.tensors import has_values
 
 HOOKS = ("hooks", "hooks_with_kwargs", "hooks_always_called")  # the ends of the names under which a module has its hooks
@@ -140,8 +141,7 @@ class Fingerprint:
         self._text("tensor", f"{type(tensor).__module__}.{type(tensor).__qualname__}", str(tensor.dtype), str(tensor.device))
         self._text(str(tuple(tensor.shape)), str(tensor.stride()), str(tensor.requires_grad))
         if not self.outline(tensor) and has_values(tensor) and tensor.numel():
-            bits = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().view(-1).view(torch.uint8)
-            self._digest.update(bits.numpy().data)
+            self._digest.update(digest_of_bits(tensor))
 
     def _add_attributes(self, module: nn.Module) -> None:
         """Take in the attributes of a module; its hooks by their order, because each gets a number that no other has."""

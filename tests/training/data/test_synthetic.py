@@ -11,7 +11,7 @@ import torch
 from runner.errors import ConfigError
 from runner.seeding import random_state
 from runner.tensors import same_bits, tensors_in
-from runner.training.data.synthetic import Boxes, Synthetic
+from runner.training.data.synthetic import MOST_BYTES, MOST_PASSES, Boxes, Synthetic, _kept
 
 TOKENS = {"ids": {"shape": [16], "below": 50}, "mask": {"shape": []}, "labels": {"same": "ids"}}
 SOURCES = {
@@ -87,6 +87,39 @@ def test_memory_does_not_grow_with_the_count():
         references.append(weakref.ref(x))
         del x
         assert sum(each() is not None for each in references) <= 1
+
+
+def test_batches_that_are_read_again_have_the_bits_of_batches_that_are_drawn_whatever_was_done_to_the_first():
+    source = Synthetic(64, input=[3, 64, 64], classes=10)
+    count = MOST_BYTES // (64 * (3 * 64 * 64 * 4 + 8)) + 2  # the last two are not kept
+    drawn = [source.draw(generator) for generator in [torch.Generator().manual_seed(5)] for _ in range(count)]
+    for read in (1, count, count):
+        batches = list(source.read(5, 0, read))
+        assert all(same_bits(*pair) for pair in zip(flat(drawn[:read]), flat(batches), strict=True))
+        for tensor in flat(batches):
+            tensor.zero_()
+
+
+def test_another_seed_dtype_or_form_draws_other_batches(monkeypatch):
+    first = next(Synthetic(4, input=[8], classes=3).read(0, 0, 1))
+    assert not same_bits(first[0], next(Synthetic(4, input=[8], classes=3).read(1, 0, 1))[0])
+    assert next(Synthetic(5, input=[8], classes=3).read(0, 0, 1))[0].shape == (5, 8)
+    assert next(Synthetic(4, input=[9], classes=3).read(0, 0, 1))[0].shape == (4, 9)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert next(Synthetic(4, input=[8], classes=3).read(0, 0, 1))[0].dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_what_is_kept_for_later_passes_has_a_limit():
+    for seed in range(2 * MOST_PASSES):
+        list(islice(SOURCES["pairs"].read(seed, 0, 10**12), 3))
+    assert len(_kept) == MOST_PASSES
+    list(islice(Synthetic(64, input=[3, 64, 64], classes=10).read(0, 0, 10**12), 20))
+    assert all(
+        sum(tensor.nbytes for batch, _ in kept for tensor in tensors_in(batch)) <= MOST_BYTES for kept in _kept.values()
+    )
 
 
 REFUSED = {

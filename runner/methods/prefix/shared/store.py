@@ -12,7 +12,8 @@ from torch import Tensor
 
 from runner.methods.prefix.bypass import Recording
 from runner.methods.prefix.output_cache import restore_dim_order
-from runner.methods.prefix.samples import row_bytes, sample_keys
+from runner.methods.prefix.samples import batch_format, named_parts, row_bytes
+from runner.sharing.bits import digest_of_bits
 from runner.sharing.folder import SharedFolder, digest_of
 from runner.sharing.rows import KEY_BYTES, SharedRows
 from runner.tensors import tensors_in
@@ -53,8 +54,9 @@ class Store:
 
         The output for a sample may depend on the others of its batch, for some batches alone.
         """
-        whole = b"".join(sample_keys(batch))
-        return [bytes.fromhex(digest_of(whole, str(place)))[:KEY_BYTES] for place in range(len(tensors_in(batch)[0]))]
+        parts = [part for _, part in named_parts(batch)]
+        whole = b"".join([repr(batch_format(batch)).encode(), *map(digest_of_bits, parts)])
+        return [bytes.fromhex(digest_of(whole, str(place)))[:KEY_BYTES] for place in range(len(parts[0]))]
 
     def load(self, keys: Sequence[bytes], batch: Any) -> Callable[[], Tensor]:
         """Return a function that returns the outputs for the samples of a batch, as a new tensor at each call.
