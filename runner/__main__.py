@@ -6,6 +6,7 @@ from runner.shadowing import refuse_shadowed_libraries
 
 refuse_shadowed_libraries()  # before a library is imported below
 
+import gc
 import os
 import sys
 import traceback
@@ -205,5 +206,12 @@ def print_error(message: str, end: str = "") -> int:
     return EXIT_REFUSED
 
 
+def process() -> int:
+    """Do what `main` does, in a process that then ends; return its exit code."""
+    code = main()
+    gc.freeze()  # the interpreter's last collections would go through all that torch has loaded, to free what ends anyway
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(process())

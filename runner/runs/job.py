@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,7 @@ from runner.errors import ConfigError, Refused, SkippedError
 from runner.proof.verdict import strict_problems
 from runner.runs.exits import crash_dumps_in, end_once, guard_process
 from runner.runs.folder import logging_to, remove_files, write_record
-from runner.runs.interrupts import delay_interrupts, time_limit
+from runner.runs.interrupts import delay_interrupts, import_dependencies, time_limit
 from runner.runs.record import error_line, new_record
 from runner.runs.write import TRAINING_FILES, training_notes, write_tables
 from runner.sharing.folder import SharedFolder
@@ -219,12 +218,6 @@ def initial_record(config: Config, composed: DictConfig, overrides: Sequence[str
         seed=config.seed,
         device=config.device.value,
     )
-
-
-def import_dependencies() -> None:
-    """Import what training needs, such as torch._dynamo, so that a later interrupt cannot stop an import half-way."""
-    import_module("runner.experiment")
-    import_module("torch._dynamo")
 
 
 def record_process_end(result: Result, before_exit: Callable[[str], None] | None, reason: str) -> None:

@@ -25,7 +25,7 @@ from runner.errors import ConfigError
 from runner.runs.console import display_path
 from runner.runs.exits import end_once, guard_process
 from runner.runs.folder import remove_files, write_atomically, write_text
-from runner.runs.interrupts import delay_interrupts, handle_interrupts, time_limit
+from runner.runs.interrupts import delay_interrupts, handle_interrupts, import_dependencies, time_limit
 from runner.runs.read import is_run_folder
 from runner.runs.record import persistent_overrides
 from runner.runs.text import counted, error_line
@@ -165,6 +165,7 @@ def refuse_patterns_that_never_fit(configs: list[Config]) -> None:
     The model is built once, in this process. If that fails, nothing is raised: the runs themselves will fail and say why. If
     it hangs, and no signal ends it after the config's `timeout`, the process is ended.
     """
+    import_dependencies()
     from runner.assemble.objects import check_patterns
 
     def print_end(reason: str) -> None:

@@ -27,8 +27,7 @@ from hydra.core.utils import setup_globals
 from runner.contract import EXIT_FAILED, EXIT_INTERRUPTED, RUNNING, STOP
 from runner.errors import ConfigError
 from runner.runs.exits import exit_process
-from runner.runs.interrupts import GRACE_SECONDS, delay_interrupts
-from runner.runs.job import import_dependencies
+from runner.runs.interrupts import GRACE_SECONDS, delay_interrupts, import_dependencies
 from runner.runs.record import error_line
 from runner.sweep.grid import SweepRun
 from runner.sweep.launch import WorkerDiedError
