@@ -131,7 +131,7 @@ PRIVATE_NAMES = {
         "torch._dynamo.convert_frame.input_codes",
         "torch.optim.optimizer._global_optimizer_pre_hooks",
     },
-    "runner/runs/job.py": {"torch._dynamo"},
+    "runner/runs/interrupts.py": {"torch._dynamo"},
     "runner/cost/slower.py": {
         "_backward_hooks",
         "_backward_pre_hooks",
