@@ -101,7 +101,7 @@ def unknown_key_message(key: str) -> str:
 
     Some keys exist only with some choices of a config group: `optimizer.momentum` exists with `optimizer=sgd`. For such a
     key the message lists these choices. A key within a node of a group can be added. For any other key the message suggests
-    existing keys with similar names.
+    existing keys that end in it, such as `optimizer.lr` for `lr`, or that have similar names.
     """
     keys = _all_keys()
     if key in keys:  # a key of another choice of its group
@@ -116,7 +116,9 @@ def unknown_key_message(key: str) -> str:
     if key.count(".") > 1 and key.rpartition(".")[0] in keys:  # a node of a user's own, or one that is null as yet
         return f"{key}: no such key; to add it, write ++{key}=..."
     advice = f"; an argument of the model's builder is given as ++{key}=..." if key.startswith("model.") else ""
-    return f"{key}: no such key{did_you_mean(key, keys)}{advice}"
+    at_the_end = list(dict.fromkeys(known for known in keys if known.endswith(f".{key}")))[:3]
+    suggestion = f"; did you mean {' or '.join(at_the_end)}?" if at_the_end else did_you_mean(key, keys)
+    return f"{key}: no such key{suggestion}{advice}"
 
 
 def unknown_choice_message(group: str, choice: str, choices: list[str]) -> str:

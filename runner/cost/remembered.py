@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -17,40 +18,40 @@ from runner.sharing.folder import Sharing
 from runner.tensors import tensor_entries
 from runner.training.loop import Task
 
-_counts: dict[tuple[Any, ...], StepCount] = {}
+_counts: dict[str, StepCount] = {}
 
 
 def counting_once(model: ModelCopy, task: Task, depends_on: Any, sharing: Sharing) -> Callable[[Any, Shapes], StepCount]:
     """Return a function (batch, its shapes) -> the count of a step of a copy without values, which counts equal steps once.
 
-    `depends_on`: what the count depends on besides the classes and the structure of the model, the task and the shapes.
+    Equal are the code and the attributes of the model and of the task, and all of the batch but the values of its tensors.
+    Nothing is remembered if one of them cannot be compared. `depends_on`: what the count depends on besides.
     """
-    classes, structure = (type(model.model), type(task)), [depends_on, model.structure]
+    own = {id(entry.tensor) for entry in tensor_entries(model.model).values()}  # which have no values
+    settings = [depends_on, model.structure]
+
+    @cache
+    def objects() -> str:
+        return Fingerprint(lambda part: id(part) in own).add(model.model).add(task).hexdigest()
 
     def count(batch: Any, shapes: Shapes) -> StepCount:
-        text = json.dumps([structure, shapes], sort_keys=True, default=str)
-        if (key := (*classes, text)) not in _counts:
-            _counts[key] = _shared_count(model, task, batch, Sharing(sharing.folder, json.dumps([sharing.settings, text])))
+        try:
+            forms = Fingerprint(lambda part: isinstance(part, Tensor)).add(batch).hexdigest()
+            key = json.dumps([settings, objects(), forms], sort_keys=True, default=str)
+        except NotComparableError:
+            return count_step(model, task, batch)
+        if key not in _counts:
+            _counts[key] = _shared_count(model, task, batch, Sharing(sharing.folder, json.dumps([sharing.settings, key])))
         return _counts[key]
 
     return count
 
 
 def _shared_count(model: ModelCopy, task: Task, batch: Any, sharing: Sharing) -> StepCount:
-    """Return the count of a step that another process of the sweep has counted, if there is one.
-
-    The attributes of the modules and of the task must be the same too. Nothing is shared if one of them cannot be compared.
-    """
+    """Return the count of a step that another process of the sweep has counted, if there is one."""
     if sharing.folder is None:
         return count_step(model, task, batch)
-    own = {id(entry.tensor) for entry in tensor_entries(model.model).values()}  # which have no values
-    try:
-        objects = Fingerprint(lambda part: id(part) in own).add(model.model).add(task)
-        forms = Fingerprint(lambda part: isinstance(part, Tensor)).add(batch)
-    except NotComparableError:
-        return count_step(model, task, batch)
-    key = json.dumps([sharing.settings, objects.hexdigest(), forms.hexdigest()])
-    return _from_json(sharing.folder.once("counts", key, lambda: asdict(count_step(model, task, batch))))
+    return _from_json(sharing.folder.once("counts", sharing.settings, lambda: asdict(count_step(model, task, batch))))
 
 
 def _from_json(fields: dict[str, Any]) -> StepCount:

@@ -89,6 +89,13 @@ def test_a_key_of_the_model_that_is_not_there_yet_is_answered_with_how_to_add_it
     assert unknown_key_message("model.xyzzy").endswith("an argument of the model's builder is given as ++model.xyzzy=...")
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"), [("lr", "groups.lr or optimizer.lr"), ("keep", "freeze.keep or sweep.keep"), ("share", "sweep.share")]
+)
+def test_the_end_of_a_key_leads_to_the_keys_that_end_in_it(key, meant):
+    assert unknown_key_message(key) == f"{key}: no such key; did you mean {meant}?"
+
+
 @pytest.mark.parametrize("model", ["torchvision", "timm", "huggingface"])
 def test_weights_that_are_a_file_are_the_checkpoint_of_the_model_without_weights(model):
     Path("weights.pth").write_bytes(b"")

@@ -57,6 +57,7 @@ OTHERS = {
     "a tensor beside": lambda **_: {"model": Net(scale=torch.ones(2))},
     "the batch's size": lambda **_: {"one": batch(3)},
     "the batch's nesting": lambda one, **_: {"one": list(one)},
+    "a number in the batch": lambda one, **_: {"one": (*one, 3), "task": BatchTask(call="first", target=1)},
     "the task": lambda **_: {"task": BatchTask(call="first")},
     "the method": lambda **_: {"depends_on": "another run"},
     "the settings": lambda sharing, **_: {"sharing": Sharing(sharing.folder, "others")},
@@ -74,6 +75,15 @@ def test_steps_that_may_differ_are_counted_apart(name, tmp_path):
     count(**given)
     count(**(given | OTHERS[name](**given)))
     assert counts_in(tmp_path) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "the settings"])
+def test_steps_that_may_differ_are_counted_apart_in_one_process_too(name):
+    given = {"model": Net(), "one": batch(), "sharing": Sharing()}
+    count(**given)
+    first = list(remembered._counts)
+    count(**(given | OTHERS[name](**given)))
+    assert len({*first, *remembered._counts}) == 2
 
 
 def test_a_model_with_a_part_that_cannot_be_compared_is_counted_in_each_process(tmp_path):
@@ -102,3 +112,18 @@ def test_the_costs_of_a_run_are_the_same_with_and_without_sharing(method, tmp_pa
     assert alone["flops_counted_on"] == "a meta copy"
     assert cost(SharedFolder(tmp_path)) == cost(SharedFolder(tmp_path)) == alone
     assert counts_in(tmp_path) == 2
+
+
+def test_a_step_is_counted_for_each_number_in_the_batch_that_the_model_reads():
+    class Repeating(Net):
+        def forward(self, x, times):
+            for _ in range(times):
+                x = self[0](x)
+            return self[2](x)
+
+    remembered._counts.clear()
+    (x, y), counts = batch(), []
+    for times in (1, 3):
+        count_of = counting_once(ModelCopy.outlined(Repeating()), BatchTask(call="args", target=-1), "", Sharing())
+        counts.append(count_of((x, times, y), shapes_of((x, times, y))).flops_forward)
+    assert counts == [2 * 2 * (64 + 32), 2 * 2 * (3 * 64 + 32)]

@@ -80,13 +80,14 @@ class CostGroup:
 
 
 def costs_section(run_set: RunSet) -> Section | None:
-    """Return the section about costs; None if none were measured."""
+    """Return the section about costs and what the runs computed once; None if none were measured and nothing was shared."""
     settings = [each for each in run_set.settings if any(_number(each.cost, one.key) is not None for one in MEASURES)]
-    if not settings:
+    shared = sharing_text(run_set.runs)
+    if not settings and not shared:
         return None
     groups = cost_groups(settings)
     more = f"Shown are the first {MAX_GROUPS} of {len(groups):,} groups of settings." if len(groups) > MAX_GROUPS else ""
-    data = {"groups": groups[:MAX_GROUPS], "more": more, "shared": sharing_text(run_set.runs)}
+    data = {"groups": groups[:MAX_GROUPS], "more": more, "shared": shared}
     return Section("costs", "What a step costs", "costs", data)
 
 

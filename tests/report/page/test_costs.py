@@ -118,3 +118,11 @@ def test_a_single_run_has_its_bars_and_its_card():
     write_run(SWEEP, "zero_lr", "freeze=fc", cost=DEAR)
     assert len(section().findall(".//tbody/tr")) == 1
     assert "Not measured here." in text_of(section())
+
+
+def test_what_the_runs_shared_is_said_where_no_costs_were_measured():
+    for method in ("zero_lr", "requires_grad"):
+        write_run(SWEEP, method, shared={"layer": "avgpool", "batches_read": 64, "batches_stored": 16, "reason": ""})
+    said = text_of(section())
+    assert "Outputs of the frozen layers up to avgpool were shared: 2 of 2 runs" in said
+    assert "bar" not in said
