@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from tests.conftest import read_table
 
 SWEEP, ALONE = Path("sweep"), Path("alone")
+RATES = "optimizer.lr=0.1,0.01,0.001"
 DIGITS = ("data=digits", "data.holdout=0.2", "data.epochs=4", "model.input=[1,8,8]", "model.classes=10")
 FROZEN = (
     "model=mlp",
@@ -156,6 +159,17 @@ def test_a_sweep_goes_on_where_nothing_can_be_stored(cli):
     assert {each["batches_stored"] for each in shared()} == {0}
     assert all("not all outputs are stored: " in each["reason"] for each in shared())
     assert_equal_to_runs_alone(cli, *FROZEN, *overrides)
+
+
+@pytest.mark.long
+def test_a_sweep_goes_on_where_the_disk_takes_no_more(cli):
+    wide = ("model.build.width=512", "data.batch_size=256")  # an output has 512 KiB
+    command = [sys.executable, "-m", "runner", "-m", *FROZEN, *wide, RATES, f"hydra.sweep.dir={SWEEP}"]
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))  # bytes of a file
+    assert subprocess.run(command, preexec_fn=limit, capture_output=True).returncode == 0
+    assert sorted(each["batches_stored"] for each in shared()) == [0, 0, 2]
+    assert all("not all outputs are stored: [Errno 27] File too large" in each["reason"] for each in shared())
+    assert_equal_to_runs_alone(cli, *FROZEN, *wide, RATES)
 
 
 @pytest.mark.long
