@@ -163,7 +163,7 @@ def training_record(setup: Setup, report: Report, state: TrainingState, losses: 
         "trained_in_phases": len(thawed.trained),
         "idle_in_phases": thawed.idle,
         "nothing_frozen": setup.selection.nothing_frozen,
-        "shared": setup.shared_prefix.record_with(setup.meter.flops_by_module) if setup.shared else {},
+        "shared": setup.shared_prefix.record_with(setup.meter.flops_by_module) if setup.meter.sharing.folder else {},
         "couplings": couplings(setup, state.forecast, state.frozen_gradients),
         "evaluation": state.evaluation.record,
         "cost": cost,

@@ -68,7 +68,6 @@ class Setup:
         undo: a stack of callbacks; closing it closes `phase_undo`, and restores the model (except its values) and the
             process's settings.
         note: reports a message to the user.
-        shared: what the runs of a sweep compute once; None outside a sweep.
         shared_prefix: lets steps use outputs of frozen first layers that other runs of the sweep have computed.
     """
 
@@ -90,7 +89,6 @@ class Setup:
     phase_undo: ExitStack
     undo: ExitStack
     note: Note
-    shared: SharedFolder | None
     shared_prefix: SharedPrefix
 
     @property
@@ -123,7 +121,9 @@ def assembled(
         device = prepare_process(config, undo)
         built = built_with_values(config, device, note, shared) if have_values else build_on_meta(config, note)
         config, built_model = (feed := open_feed(config, device, note, undo)).config, built.model
-        (meter := build_meter(config, device, note, sharing_of(config, shared, device))).on_model_built(built_model)
+        shared_prefix = build_shared_prefix(config, sharing := sharing_of(config, shared, device))
+        meter = build_meter(config, device, note, sharing=sharing, skips_layers=shared_prefix.is_tried)
+        meter.on_model_built(built_model)
         keep_modes(built_model, undo)
         before = snapshot(built_model)
         example = example_for(built_model, (task := build_task(config, device)), feed, note)
@@ -131,7 +131,7 @@ def assembled(
         selection = declared_selection(config, built, note, trial)
         plan = build_plan(config, selection, run_of(config, built_model, feed))
         checked = selections_to_check(plan, selection, built_model)
-        method = build_method(config, example, built_model, checked, sharing=meter.sharing)
+        method = build_method(config, example, built_model, checked, sharing=sharing)
         begun = begin_first_phase(config, plan, method, built_model, selection=selection, undo=undo)
         yield Setup(
             config=config,
@@ -152,8 +152,7 @@ def assembled(
             phase_undo=begun.undo,
             undo=undo,
             note=note,
-            shared=shared,
-            shared_prefix=build_shared_prefix(config, meter.sharing),
+            shared_prefix=shared_prefix,
         )
 
 

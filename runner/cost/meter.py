@@ -52,6 +52,7 @@ class Meter:
         note: a function that shows a message to the user; called with the reason if a cost cannot be measured.
         extra_bytes: memory that a schedule keeps besides, such as a copy of the weights; a part of the peak memory.
         sharing: what the run shares with the others of a sweep.
+        skips_layers: whether steps may run without frozen layers whose outputs are stored, and take less memory then.
         noted: what `note_errors` has told the user.
         flops_by_module: FLOPs of the forward pass of each module in the last phase; empty if they were not counted.
     """
@@ -61,6 +62,7 @@ class Meter:
     note: Note
     extra_bytes: int = 0
     sharing: Sharing = NOT_SHARED
+    skips_layers: bool = False
     noted: set[str] = field(default_factory=set)
     flops_by_module: Mapping[str, int] = field(default_factory=dict)
 
@@ -146,11 +148,6 @@ class CountingMeter(Meter):
     metered: MeteredSet  # of the phase that has begun last
     peak_so_far = 0  # bytes of the device's memory, before the last evaluation
     task: Task
-
-    @property
-    def skips_layers(self) -> bool:
-        """Whether steps may run without frozen layers whose outputs another run has stored, and take less memory then."""
-        return bool(self.sharing.folder and self.sharing.folder.limit)
 
     def on_model_built(self, model: nn.Module) -> None:
         """Keep a copy of the model in which everything can train, to count later what it costs to train all of it.

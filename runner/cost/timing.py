@@ -26,10 +26,6 @@ class TimingMeter(CountingMeter):
     optimizer's step. Each time the clock is read, the meter first waits until the GPU has finished its work.
     """
 
-    @property
-    def skips_layers(self) -> bool:
-        return False  # seconds are those of whole steps
-
     def wrap_task(self, task: Task, optimizer: Optimizer, undo: ExitStack) -> Task:
         """Return a function (model, batch) -> loss that calls `task` and records when the forward pass begins and ends."""
         super().wrap_task(task, optimizer, undo)

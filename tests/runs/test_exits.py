@@ -154,7 +154,7 @@ def test_a_forked_child_writes_and_prints_nothing(leave, inside, cli):
 @pytest.mark.long
 @pytest.mark.parametrize("behavior", [pytest.param("thread_exits", marks=pytest.mark.long), "thread_exits_meanwhile"])
 def test_a_thread_that_calls_exit_ends_a_sweep_with_1_a_table_and_the_command_that_goes_on(behavior, cli_process):
-    Path("sweep/.shared/begun").mkdir(parents=True)  # as the runs of an earlier start left it
+    Path("sweep/.shared/trials").mkdir(parents=True)  # as the runs of an earlier start left it
     done = cli_process("-m", *MODEL, f"+model.build.behavior={behavior},good", "seed=0,1", "hydra.sweep.dir=sweep")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

@@ -61,6 +61,11 @@ class SharedPrefix:
         self.attributes = ""
         self.read = Counter[tuple[str, tuple[str, ...]]]()  # batches by the prefix that did not run
 
+    @property
+    def is_tried(self) -> bool:
+        """Whether steps may use stored outputs, if trials show that they can."""
+        return self.sharing.folder is not None
+
     def feed(
         self,
         batches: Iterable[Any],
@@ -75,7 +80,7 @@ class SharedPrefix:
         `selection`: what is frozen in this phase. Closing `undo` lets all layers run again. Raises PrefixChangedError if
         the frozen layers changed after their stored outputs were used.
         """
-        if self.sharing.folder is not None:
+        if self.is_tried:
             try:
                 self._stop(self._begin(context.model, selection, example, undo))
             except TimeoutError:  # of the run, which may end any line
