@@ -6,7 +6,6 @@ from runner.shadowing import refuse_shadowed_libraries
 
 refuse_shadowed_libraries()  # before a library is imported below
 
-import gc
 import os
 import sys
 import traceback
@@ -20,7 +19,7 @@ from runner.config.help.completion import is_query, readable_line
 from runner.config.typos import refuse_typos
 from runner.contract import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_STRICT, LOG, STATUSES_WITH_TABLES
 from runner.errors import ConfigError, Refused
-from runner.runs.exits import guard_process
+from runner.runs.exits import end_sooner, guard_process
 from runner.runs.interrupts import exit_at_once, handle_interrupts
 from runner.runs.text import error_line
 
@@ -209,7 +208,7 @@ def print_error(message: str, end: str = "") -> int:
 def process() -> int:
     """Do what `main` does, in a process that then ends; return its exit code."""
     code = main()
-    gc.freeze()  # the interpreter's last collections would go through all that torch has loaded, to free what ends anyway
+    end_sooner()
     return code
 
 

@@ -48,7 +48,7 @@ def place_in_user_code(error: BaseException) -> str:
     places = [(frame.f_code.co_filename, line) for frame, line in frames]
     if isinstance(error, SyntaxError) and error.filename:
         places.insert(0, (error.filename, error.lineno or 1))
-    return next((f"{os.path.basename(file)}, line {line}" for file, line in places if _is_users(file)), "")
+    return next((f"{os.path.basename(file)}, line {line}" for file, line in places if is_users(file)), "")
 
 
 def line_in_user_code(until: CodeType) -> str:
@@ -60,7 +60,7 @@ def line_in_user_code(until: CodeType) -> str:
     for frame, line in walk_stack(currentframe()):
         if frame.f_code is until:
             break
-        if _is_users(file := frame.f_code.co_filename):
+        if is_users(file := frame.f_code.co_filename):
             return f"{os.path.basename(file)}, line {line}: {getline(file, line).strip()}"
     return ""
 
@@ -71,7 +71,7 @@ def is_installed(file: str) -> bool:
     return path.startswith(_OWN_FOLDERS) or bool(_LIBRARY_FOLDERS & set(path.split(os.sep)))
 
 
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
     """Return whether a file exists that is neither in this package nor in an installed library."""
     return not is_installed(file) and os.path.isfile(file)
 

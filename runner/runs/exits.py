@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
+import gc
+import io
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from runner.contract import EXIT_DONE, EXIT_FAILED
+from runner.errors import is_users
 
 STDERR = 2  # its file descriptor
 END_SECONDS = 600.0  # how long the files of a run and its sweep may take to write when another thread ends the process
@@ -123,3 +128,23 @@ def crash_dumps_in(log: Path) -> Iterator[None]:
                 faulthandler.enable(STDERR)
             else:
                 faulthandler.disable()
+
+
+def end_sooner() -> None:
+    """Let the interpreter end without its last garbage collections, which go through all that torch has loaded.
+
+    Does nothing if a Python file of the user was imported: an object of it may write a file when it is collected.
+    """
+    ours = ("__main__", "__mp_main__", "hydra_plugins")
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] not in ours]
+    if not any(is_users(file) for module in modules if (file := getattr(module, "__file__", None))):
+        gc.freeze()
+
+
+def run_exit_handlers() -> None:
+    """Do in a forked process what the interpreter does at the end of others: call exit handlers, and write open files."""
+    atexit._run_exitfuncs()
+    for each in gc.get_objects():
+        if issubclass(type(each), (io.TextIOWrapper, io.BufferedWriter)):
+            with suppress(OSError, ValueError):
+                each.flush()

@@ -26,7 +26,7 @@ from hydra.core.utils import setup_globals
 
 from runner.contract import EXIT_FAILED, EXIT_INTERRUPTED, RUNNING, STOP
 from runner.errors import ConfigError
-from runner.runs.exits import exit_process
+from runner.runs.exits import exit_process, run_exit_handlers
 from runner.runs.interrupts import GRACE_SECONDS, delay_interrupts, import_dependencies
 from runner.runs.record import error_line
 from runner.sweep.grid import SweepRun
@@ -207,6 +207,7 @@ def serve(connection: Connection, pickled_job: bytes) -> None:
         while True:
             index, overrides = connection.recv()
             connection.send(error_in(job, overrides, index))
+    run_exit_handlers()
 
 
 def error_in(job: Job, overrides: list[str], index: int) -> Exception | None:
@@ -269,3 +270,4 @@ def answer(connection: Connection, pickled_call: bytes) -> None:
     except ConfigError as error:
         message = str(error)
     connection.send(message)
+    run_exit_handlers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from runner import run
 from runner.runs.exits import exit_process, guard_process
+from runner.runs.interrupts import import_dependencies
 from runner.runs.job import Result, record_process_end
 from tests.conftest import ROOT, read_table
 
@@ -291,3 +293,42 @@ def test_a_crash_after_a_run_is_reported_as_it_was_before(options):
     )
     assert (done.returncode, "Segmentation fault" in done.stderr) == (-11, bool(options))
     assert "Segmentation fault" not in Path("run/runner.log").read_text()
+
+
+WRITER = """
+import atexit
+from torch import nn
+
+LOG = open("log.txt", "a")
+atexit.register(lambda: LOG.write("end\\n"))
+
+
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 10)
+        self.itself, self.log = [self], open("model.txt", "a")
+        LOG.write("begin\\n")
+        self.log.write("built\\n")
+
+    def __deepcopy__(self, memo):
+        return nn.Linear(64, 10)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sweep", [(), ("-m", "launch=joblib", "hydra.launcher.n_jobs=1", "seed=0,1")])
+def test_what_a_users_module_left_to_be_written_at_the_end_is_written(sweep, cli_process):
+    Path("writer.py").write_text(WRITER)
+    net = ("model=custom", "model.build._target_=writer.Net", "model.input=[64]", "model.classes=10")
+    assert cli_process(*sweep, *net, "batches=2", "freeze.patterns=[bias]", "cost=off").returncode == 0
+    built = 3 if sweep else 1  # that of the sweep is built once to check the patterns
+    assert Path("model.txt").read_text() == "built\n" * built
+    assert Path("log.txt").read_text().count("begin") == built
+    assert Path("log.txt").read_text().endswith("end\n")
+
+
+def test_nothing_is_kept_from_garbage_collection_that_is_not_imported():
+    frozen = gc.get_freeze_count()
+    import_dependencies.__wrapped__()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
