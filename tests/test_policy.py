@@ -131,6 +131,7 @@ PRIVATE_NAMES = {
         "torch._dynamo.convert_frame.input_codes",
         "torch.optim.optimizer._global_optimizer_pre_hooks",
     },
+    "runner/runs/exits.py": {"_run_exitfuncs"},
     "runner/runs/interrupts.py": {"torch._dynamo"},
     "runner/cost/slower.py": {
         "_backward_hooks",

@@ -74,8 +74,10 @@ def build_scheduler(config: Config, optimizer: Optimizer) -> Any:
     return scheduler
 
 
-def build_meter(config: Config, device: torch.device, note: Note, *, sharing: Sharing, skips_layers: bool) -> Meter:
-    """Return the object that measures the costs of a step, as `cost` in the config asks for.
+def build_meter(
+    config: Config, device: torch.device, model: nn.Module, note: Note, *, sharing: Sharing, skips_layers: bool
+) -> Meter:
+    """Return the object that measures the costs of a step of a new model, as `cost` in the config asks for.
 
     `off` measures nothing, `count` FLOPs and bytes, `time` seconds too. `note` is called with messages for the user.
     `sharing`: what the run shares with the others of a sweep. `skips_layers`: whether steps may use stored outputs.
@@ -83,4 +85,6 @@ def build_meter(config: Config, device: torch.device, note: Note, *, sharing: Sh
     meter_class = {"off": Meter, "count": CountingMeter, "time": TimingMeter}[config.cost.value]
     settings = ("task", "autocast", "method", "freeze", "schedule")
     values = {"model": config.model.build} | {key: getattr(config, key) for key in settings}
-    return meter_class(values, device, note, sharing=sharing, skips_layers=skips_layers)
+    meter = meter_class(values, device, note, sharing=sharing, skips_layers=skips_layers)
+    meter.on_model_built(model)
+    return meter

@@ -122,8 +122,7 @@ def assembled(
         built = built_with_values(config, device, note, shared) if have_values else build_on_meta(config, note)
         config, built_model = (feed := open_feed(config, device, note, undo)).config, built.model
         shared_prefix = build_shared_prefix(config, sharing := sharing_of(config, shared, device))
-        meter = build_meter(config, device, note, sharing=sharing, skips_layers=shared_prefix.is_tried)
-        meter.on_model_built(built_model)
+        meter = build_meter(config, device, built_model, note, sharing=sharing, skips_layers=shared_prefix.is_tried)
         keep_modes(built_model, undo)
         before = snapshot(built_model)
         example = example_for(built_model, (task := build_task(config, device)), feed, note)

@@ -306,25 +306,19 @@ atexit.register(lambda: LOG.write("end\\n"))
 class Net(nn.Linear):
     def __init__(self):
         super().__init__(64, 10)
-        self.itself, self.log = [self], open("model.txt", "a")
-        LOG.write("begin\\n")
-        self.log.write("built\\n")
-
-    def __deepcopy__(self, memo):
-        return nn.Linear(64, 10)
+        LOG.write("built\\n")
 """
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sweep", [(), ("-m", "launch=joblib", "hydra.launcher.n_jobs=1", "seed=0,1")])
+@pytest.mark.parametrize("sweep", [(), ("-m", "launch=joblib", "hydra.launcher.n_jobs=2", "seed=0,1")])
 def test_what_a_users_module_left_to_be_written_at_the_end_is_written(sweep, cli_process):
     Path("writer.py").write_text(WRITER)
     net = ("model=custom", "model.build._target_=writer.Net", "model.input=[64]", "model.classes=10")
     assert cli_process(*sweep, *net, "batches=2", "freeze.patterns=[bias]", "cost=off").returncode == 0
-    built = 3 if sweep else 1  # that of the sweep is built once to check the patterns
-    assert Path("model.txt").read_text() == "built\n" * built
-    assert Path("log.txt").read_text().count("begin") == built
-    assert Path("log.txt").read_text().endswith("end\n")
+    processes = 3 if sweep else 1  # one of them checks the patterns
+    assert Path("log.txt").read_text().count("built") == (3 if sweep else 1)
+    assert Path("log.txt").read_text().count("end") == processes
 
 
 def test_nothing_is_kept_from_garbage_collection_that_is_not_imported():
