@@ -108,8 +108,9 @@ def experiment(
         state.evaluation.before()
         with audit(setup.model, setup.phases[0].selection, setup.optimizer, **audit_options(setup)) as report:
             try:
-                for step in (steps := training_steps(setup, report, state, warn_of_leaks)):
-                    on_step(step)
+                with setup.shared_prefix.blamed_for_errors():
+                    for step in (steps := training_steps(setup, report, state, warn_of_leaks)):
+                        on_step(step)
             except KeyboardInterrupt:
                 note_interrupt(state, on_note, within_step=getgeneratorstate(steps) == GEN_CLOSED)
         for text in (*report.notes, *idle_phase_notes(report.phases)):

@@ -251,7 +251,7 @@ def train_guarded(
     called if the training hangs in spite of the timeout; None: that is not ended.
     """
     from runner.experiment import experiment
-    from runner.methods.prefix.shared.alone import alone_if_changed
+    from runner.methods.prefix.shared.alone import alone_if_it_differs
 
     with (
         crash_dumps_in(log_file),
@@ -269,7 +269,7 @@ def train_guarded(
             note(text, urgent=urgent)
 
         train = partial(experiment, config, after_step, warn_of_leaks=True)
-        return alone_if_changed(train, note_unless_forked, shared)
+        return alone_if_it_differs(train, note_unless_forked, shared)
 
 
 def write_outcome(result: Result, outcome: Outcome, config: Config, note: Note) -> None:

@@ -49,7 +49,9 @@ class Synthetic:
         elif not fields or isinstance(fields, str) or not isinstance(fields, (Mapping, Sequence)):
             raise ConfigError(f"data.fields is {fields!r}; give a mapping or a list of fields, such as [{{shape: [8]}}]")
         self.fields = dict(fields) if isinstance(fields, Mapping) else dict(enumerate(fields))
-        self.form = repr((batch_size, self.fields)) if type(self) is Synthetic else ""  # on which the drawn values depend
+        self.form = (
+            repr((batch_size, self.is_mapping, self.fields)) if type(self) is Synthetic else ""
+        )  # on which the drawn values depend
         for name, field in self.fields.items():
             self._refuse_malformed(name, field)
 

@@ -100,7 +100,10 @@ def test_batches_that_are_read_again_have_the_bits_of_batches_that_are_drawn_wha
             tensor.zero_()
 
 
-def test_another_seed_dtype_or_form_draws_other_batches(monkeypatch):
+def test_another_seed_dtype_or_form_draws_other_batches():
+    fields = [{"shape": [3]}, {"shape": [], "below": 4}]
+    as_tuple, as_mapping = (next(Synthetic(2, each).read(0, 0, 1)) for each in (fields, dict(enumerate(fields))))
+    assert (type(as_tuple), type(as_mapping)) == (tuple, dict)
     first = next(Synthetic(4, input=[8], classes=3).read(0, 0, 1))
     assert not same_bits(first[0], next(Synthetic(4, input=[8], classes=3).read(1, 0, 1))[0])
     assert next(Synthetic(5, input=[8], classes=3).read(0, 0, 1))[0].shape == (5, 8)

@@ -1,4 +1,4 @@
-"""Make a run anew without the stored outputs of other runs, if its frozen layers turn out to have changed."""
+"""Make a run anew without the stored outputs of other runs, if it may have become another by them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from runner.contract import Note, TrainingRecord
-from runner.methods.prefix.shared.feed import PrefixChangedError
+from runner.methods.prefix.shared.feed import NotAsAloneError
 from runner.sharing.folder import SharedFolder
 
 
@@ -19,8 +19,8 @@ class HasRecord(Protocol):
 T = TypeVar("T", bound=HasRecord)
 
 
-def alone_if_changed(train: Callable[..., T], note: Note, shared: SharedFolder | None) -> T:
-    """Return `train(on_note=note, shared=shared)`; without `shared` if that raises PrefixChangedError.
+def alone_if_it_differs(train: Callable[..., T], note: Note, shared: SharedFolder | None) -> T:
+    """Return `train(on_note=note, shared=shared)`; without `shared` if that raises NotAsAloneError.
 
     `train` must begin with a new model. A note that both give is shown once.
     """
@@ -38,7 +38,7 @@ def alone_if_changed(train: Callable[..., T], note: Note, shared: SharedFolder |
 
     try:
         return train(on_note=note_first, shared=shared)
-    except PrefixChangedError as error:
+    except NotAsAloneError as error:
         record = error.record
     outcome = train(on_note=note_unless_said, shared=None)  # not above, where the error holds the first model
     outcome.record["shared"] = record

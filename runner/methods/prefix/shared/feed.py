@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import Any
 
@@ -16,26 +16,27 @@ from runner.freezing.selection import Selection
 from runner.methods.base import Example, PhaseContext
 from runner.methods.prefix.bypass import Bypass
 from runner.methods.prefix.check import Prefix
-from runner.methods.prefix.samples import named_parts, why_no_samples
+from runner.methods.prefix.samples import why_no_samples
 from runner.methods.prefix.shared.purity import prefix_tensors
 from runner.methods.prefix.shared.store import Store
 from runner.methods.prefix.shared.trials import Trials
 from runner.methods.prefix.unchanged import UnchangedTensors
 from runner.seeding import random_state
+from runner.sharing.fingerprint import Fingerprint, NotComparableError
 from runner.sharing.folder import Sharing
 from runner.sharing.rows import DamagedError, FullError
 from runner.tensors import is_compiled, tensors_in
 
 
-class PrefixChangedError(Exception):
-    """Frozen layers changed after steps had used their stored outputs, so the run is not what it would be by itself.
+class NotAsAloneError(Exception):
+    """Steps have used stored outputs, and the run is not, or may not be, what it would be by itself.
 
-    `record`: the entry `shared` of `run.json` for the run that is then made without stored outputs.
+    `why`: what shows it. `record`: the entry `shared` of `run.json` for the run that is then made without stored outputs.
     """
 
-    def __init__(self) -> None:
-        super().__init__("frozen layers changed after their stored outputs were used")
-        reason = "frozen layers changed in the run, so it was made anew without stored outputs"
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        reason = f"{why}, so the run was made anew without stored outputs"
         self.record: SharedRecord = {"layer": "", "batches_read": 0, "batches_stored": 0, "reason": reason}
 
 
@@ -57,7 +58,7 @@ class SharedPrefix:
         self.trials: Trials
         self.weights = UnchangedTensors([])
         self.stores: dict[str, Store] = {}
-        self.may_store = True
+        self.may_store, self.has_skipped = True, False
         self.attributes = ""
         self.read = Counter[tuple[str, tuple[str, ...]]]()  # batches by the prefix that did not run
 
@@ -65,6 +66,21 @@ class SharedPrefix:
     def is_tried(self) -> bool:
         """Whether steps may use stored outputs, if trials show that they can."""
         return self.sharing.folder is not None
+
+    @contextmanager
+    def blamed_for_errors(self) -> Iterator[None]:
+        """In the block, turn an error after layers were skipped into a NotAsAloneError: they may be what raised it.
+
+        A step whose layers before the stored output go another way than in the trial meets placeholders, for example.
+        """
+        try:
+            yield
+        except (NotAsAloneError, TimeoutError):  # TimeoutError: of the run
+            raise
+        except Exception as error:
+            if self.has_skipped:
+                raise NotAsAloneError(f"a step failed where layers were skipped ({worded(error)})") from error
+            raise
 
     def feed(
         self,
@@ -77,7 +93,7 @@ class SharedPrefix:
     ) -> Iterator[Any]:
         """Yield the batches; while each is trained on, the model skips the frozen first layers if their outputs are stored.
 
-        `selection`: what is frozen in this phase. Closing `undo` lets all layers run again. Raises PrefixChangedError if
+        `selection`: what is frozen in this phase. Closing `undo` lets all layers run again. Raises NotAsAloneError if
         the frozen layers changed after their stored outputs were used.
         """
         if self.is_tried:
@@ -135,10 +151,10 @@ class SharedPrefix:
             self.record["reason"], self.bypass = self.record["reason"] or reason, None
 
     def _refuse_change(self, is_unchanged: bool) -> None:
-        """If the frozen layers changed: raise PrefixChangedError if stored outputs were used, otherwise stop."""
+        """If the frozen layers changed: raise NotAsAloneError if stored outputs were used, otherwise stop."""
         if not is_unchanged:
             if self.record["batches_read"]:
-                raise PrefixChangedError
+                raise NotAsAloneError("frozen layers changed in the run")
             self._stop("the frozen layers changed during the run")
 
     def _fed(self, batch: Any, context: PhaseContext) -> Iterator[Any]:
@@ -151,6 +167,7 @@ class SharedPrefix:
         if self.bypass is None or store is None:
             yield batch
         elif load:
+            self.has_skipped = True
             with self.bypass.replay(store.recording, load):
                 yield batch
         else:
@@ -163,7 +180,12 @@ class SharedPrefix:
         if why_no_samples(batch):
             self._stop("a batch cannot be divided into samples")
             return None
-        form, shared = strided_format(batch), self.trials.shared
+        shared = self.trials.shared
+        try:
+            form = Fingerprint(lambda part: isinstance(part, Tensor)).add(batch).hexdigest()  # of all but the tensors' bits
+        except NotComparableError as error:
+            self._stop(f"it cannot be told whether another run has the same batch: {error}")
+            return None
         if form not in self.stores and shared is not None:
             try:
                 recording, _ = self.trials.recording(self.prefix, Example(context.task, batch), {})
@@ -225,8 +247,3 @@ def worded(error: Exception) -> str:
     """Return the message of an error in one line, with its type unless it says why frozen layers cannot be skipped."""
     message = " ".join(str(error).split())
     return message if isinstance(error, SkippedError) else f"{type(error).__name__}: {message}"
-
-
-def strided_format(batch: Any) -> str:
-    """Return the name, dtype, shape and strides of each tensor of a batch, on which the bits of an output may depend."""
-    return repr([(name, part.dtype, part.shape, part.stride(), part.device) for name, part in named_parts(batch)])

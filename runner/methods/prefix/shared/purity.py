@@ -18,7 +18,7 @@ from runner.methods.prefix.trial import trial_copy
 from runner.methods.prefix.unchanged import tensors_of
 from runner.seeding import preserve_random_state
 from runner.sharing.fingerprint import Fingerprint, NotComparableError
-from runner.tensors import same_bits
+from runner.tensors import same_bits, tensor_entries
 
 OUTSIDE = {  # Python modules in C, without a first underscore, that read what is outside of the model -> what that is
     "time": "the clock",
@@ -87,9 +87,9 @@ def why_not_shared(
 
 
 def _state(model: nn.Module, example: Example, own: set[int]) -> str:
-    """Return a digest of the model and the task, without the bits of tensors whose ids are not in `own`."""
-    outline = Fingerprint(lambda part: isinstance(part, Tensor) and id(part) not in own)
-    return outline.add(model).add(example.task).hexdigest()
+    """Return a digest of the model and the task, without the bits of parameters and buffers whose ids are not in `own`."""
+    others = {id(entry.tensor) for entry in tensor_entries(model).values()} - own
+    return Fingerprint(lambda part: id(part) in others).add(model).add(example.task).hexdigest()
 
 
 def _other_values(tensor: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from runner.methods.prefix.shared.purity import why_not_shared
 from runner.sharing.fingerprint import Fingerprint, NotComparableError
 from runner.sharing.folder import SharedFolder, Sharing, digest_of
 from runner.sharing.settings import process_settings
+from runner.tensors import tensor_entries
 
 T = TypeVar("T")
 WHAT = "trials"  # the name of their folder
@@ -67,9 +68,10 @@ class Trials:
         return cls(model, selection, task, shared=sharing.folder, state=state)
 
     def attributes(self) -> str:
-        """Return a digest of the model and the task without the bits of tensors: of all else that a step may change."""
+        """Return a digest of the model and the task without the bits of parameters and buffers: of all else."""
+        own = {id(entry.tensor) for entry in tensor_entries(self.model).values()}
         with original_forward(self.model):
-            return Fingerprint(lambda part: isinstance(part, torch.Tensor)).add(self.model).add(self.task).hexdigest()
+            return Fingerprint(lambda part: id(part) in own).add(self.model).add(self.task).hexdigest()
 
     def find(self, example: Example) -> FoundPrefix:
         """Return what `find_prefix` returns."""

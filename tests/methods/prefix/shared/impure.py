@@ -197,6 +197,47 @@ class FirstCall(Net):
         return super().forward(x - self.shift)
 
 
+class CooledInBackward(Net):
+    """Multiplies the body's output by a tensor, neither parameter nor buffer, that a backward hook changes in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = torch.ones(())
+        self.head.bias.register_hook(self.cool)
+
+    def cool(self, gradient) -> None:
+        self.temperature.mul_(0.9)
+
+    def forward(self, x):
+        return self.head(self.body(x * self.temperature))
+
+
+class Branching(Net):
+    """Does something between two frozen layers for the second batch, which the first does not show."""
+
+    def make_body(self) -> nn.Module:
+        return nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x):
+        y, dark = self.body[0](x), x[:, 0] < 0
+        if dark.any():
+            y = y * torch.where(dark, 0.5, 1.0)[:, None]
+        return self.head(self.body[1](y))
+
+
+def fails_later(model, batch):
+    """A task that cannot be carried out where the head has been trained for a while."""
+    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+    if model.head.weight.abs().max() > 1:
+        raise ArithmeticError("the head is too large")
+    return loss
+
+
+def doubles_mappings(model, batch):
+    """A task that does with a mapping what it does not with a tuple."""
+    return nn.functional.cross_entropy(model(batch[0] * (2 if isinstance(batch, dict) else 1)), batch[1])
+
+
 class RaisesInACopy(Net):
     """Fails as a copy, because it finds itself by its address."""
 

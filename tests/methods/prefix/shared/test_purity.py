@@ -146,3 +146,40 @@ def test_batches_in_another_memory_format_share_nothing(cli):
     assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
     assert [each["batches_stored"] for each in shared()] == [4, 4]
     assert_equal_to_runs_alone(cli, *overrides)
+
+
+def test_a_tensor_beside_the_parameters_that_changes_in_backward_is_noticed(cli):
+    overrides = (*FROZEN, f"model.build._target_={TARGET}.CooledInBackward", "optimizer.lr=0.1,0.01")
+    code, out, err = cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")
+    assert code == 0, out
+    assert {each["reason"] for each in shared()} == {
+        "frozen layers changed in the run, so the run was made anew without stored outputs"
+    }
+    assert_equal_to_runs_alone(cli, *overrides)
+
+
+def test_a_step_that_cannot_do_without_the_layers_that_are_skipped_is_made_with_them(cli):
+    overrides = (*FROZEN, f"model.build._target_={TARGET}.Branching", "optimizer.lr=0.1,0.01", "data.batch_size=1")
+    assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert all(each["reason"].startswith("a step failed where layers were skipped (RuntimeError: ") for each in shared())
+    assert_equal_to_runs_alone(cli, *overrides)
+
+
+def test_an_error_of_the_run_itself_is_told_as_it_is_alone(cli):
+    overrides = (*FROZEN, f"model.build._target_={TARGET}.Net", "optimizer.lr=10,9")
+    overrides += ("task=custom", f"task._target_={TARGET}.fails_later")
+    for folder, share in ((SWEEP, "prefix"), (Path("alone"), "none")):
+        assert cli("-m", *overrides, f"sweep.share={share}", f"hydra.sweep.dir={folder}")[0] == 1
+    reasons = [{record["reason"] for record in records(folder).values()} for folder in (SWEEP, Path("alone"))]
+    assert reasons[0] == reasons[1]
+
+
+def test_batches_with_the_same_tensors_in_another_container_share_nothing(cli):
+    fields = "{shape: [8]}", "{shape: [], below: 3}"
+    overrides = (*FROZEN, f"model.build._target_={TARGET}.Net", "task=custom", f"task._target_={TARGET}.doubles_mappings")
+    overrides += ("optimizer.lr=0.1,0.01",)
+    for given in (f"[{fields[0]},{fields[1]}]", f"{{0: {fields[0]}, 1: {fields[1]}}}"):
+        code, _, err = cli("-m", *overrides, f"data.fields={given}", "sweep.keep=true", f"hydra.sweep.dir={SWEEP}")
+        assert code == 0, err
+    assert sorted(each["batches_stored"] for each in shared()) == [0, 0, 4, 4]
+    assert len({record["loss_last"] for record in records().values()}) == 4
