@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dis
 import enum
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.util import resolve_name
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -25,6 +28,7 @@ NOT_BEHAVIOUR = (  # names in a class
     *("__dataclass_fields__", "__dataclass_params__", "__match_args__"),
 )
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), range, slice)
+USED: tuple[Any, ...] = (torch, torch.nn.functional, Tensor)  # by modules of libraries, without naming them
 TORCH_PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
@@ -49,6 +53,7 @@ class Fingerprint:
         self._numbers: dict[int, int] = {}  # id of an object that was taken in -> its number
         self._kept_alive: list[Any] = []
         self._open: set[int] = set()  # ids of lists and dicts that are being taken in
+        self._searched: set[int] = set()  # ids of classes and Python modules of libraries, for functions of the user
 
     def hexdigest(self) -> str:
         """Return the digest of what was taken in so far, as 32 hex digits."""
@@ -58,7 +63,7 @@ class Fingerprint:
         """Take in a value, and return this object. Raises NotComparableError for what cannot be compared."""
         try:
             return self._add(value)
-        except (RecursionError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:  # of users' classes
+        except (RecursionError, ValueError, TypeError, RuntimeError, AttributeError, KeyError, ImportError) as error:
             raise NotComparableError(f"an object of type {type(value).__name__}: {error}") from error
 
     def _add(self, value: Any) -> Fingerprint:
@@ -113,6 +118,8 @@ class Fingerprint:
             self.add(type(value))._text(value.name)
         elif isinstance(value, ModuleType):
             self._text("python module", value.__name__, _version_of(value.__name__))
+            if _is_of_library(value.__name__):
+                self._add_patches(value)
         elif isinstance(value, type):
             self._add_class(value)
         elif isinstance(value, FunctionType):
@@ -159,10 +166,15 @@ class Fingerprint:
                 raise NotComparableError(f"{name} of a {type(module).__name__}: {error}") from error
 
     def _add_class(self, value: type) -> None:
-        """Take in a class: its name; one of the user also by what is defined in it and in the classes that it extends."""
+        """Take in a class: its name; one of the user also by what is defined in it and in the classes that it extends.
+
+        Of a library's, what the user has put into it, the classes that it extends, or its Python module.
+        """
         self._text("class", value.__module__, value.__qualname__)
         if _is_of_library(value.__module__):
             self._text(_version_of(value.__module__))
+            for owner in (*USED, *value.__mro__, sys.modules[value.__module__]):
+                self._add_patches(owner)
             return
         for base in value.__mro__[1:]:
             self.add(base)
@@ -184,6 +196,21 @@ class Fingerprint:
             return
         names = _names_in(function.__code__)
         self._add_named(function.__globals__, names)
+        for name in _imported_in(function.__code__, str(function.__globals__.get("__package__") or "")):
+            if name in sys.modules and not _is_of_library(name):
+                self._add_named(vars(sys.modules[name]), names)
+            elif name not in sys.modules and name.partition(".")[0] not in sys.stdlib_module_names:
+                raise NotComparableError(f"{function.__qualname__}, which imports {name} when it is called")
+
+    def _add_patches(self, owner: type | ModuleType) -> None:
+        """Take in those functions of a library's class or Python module that are the user's."""
+        if id(owner) in self._searched:
+            return
+        self._searched.add(id(owner))
+        for name, value in list(vars(owner).items()):
+            function = getattr(value, "__func__", getattr(value, "func", value))  # of a static method or a partial
+            if isinstance(function, FunctionType) and not _is_library_code(function):
+                self.add(name).add(value)
 
     def _add_named(self, values: Mapping[str, Any], names: list[str], depth: int = 0) -> None:
         """Take in those of the values that code names; of a Python module of the user, those of its attributes."""
@@ -196,8 +223,9 @@ class Fingerprint:
 
     def _add_code(self, code: CodeType) -> None:
         """Take in what a function does: its instructions, constants and names."""
-        self._text("code", code.co_name, repr((code.co_names, code.co_varnames, code.co_freevars, code.co_flags)))
-        self._digest.update(code.co_code)
+        arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+        self._text("code", code.co_name, repr((code.co_names, code.co_varnames, code.co_freevars, arguments)))
+        self._digest.update(code.co_code + getattr(code, "co_exceptiontable", b""))  # which Python 3.10 has not
         self.add(code.co_consts)
 
     def _add_by_reduction(self, value: Any) -> None:
@@ -216,6 +244,8 @@ class Fingerprint:
             return
         self._text("object")
         self.add(type(value))
+        if not _is_of_library(type(value).__module__) and hasattr(value, "__dict__"):
+            self.add(vars(value))  # of which its own `__getstate__` may leave out something
         for part in reduced:
             self.add(part if isinstance(part, (tuple, dict, type(None))) or callable(part) else _listed(part))
 
@@ -229,6 +259,28 @@ def _names_in(code: CodeType) -> list[str]:
     """Return the names that a function uses, with those of the functions that are defined in it."""
     inner = [name for each in code.co_consts if isinstance(each, CodeType) for name in _names_in(each)]
     return list(dict.fromkeys([*code.co_names, *inner]))
+
+
+def _imported_in(code: CodeType, package: str) -> list[str]:
+    """Return the full names of the Python modules that a function of a package imports when it is called."""
+    found: list[str] = []
+    level = 0
+    for each in dis.get_instructions(code):
+        if each.opname == "IMPORT_NAME":
+            found.append(resolve_name("." * level + each.argval, package) if level else each.argval)
+        elif each.opname in ("LOAD_CONST", "LOAD_SMALL_INT") and isinstance(each.argval, int):
+            level = each.argval
+    inner = [name for each in code.co_consts if isinstance(each, CodeType) for name in _imported_in(each, package)]
+    return list(dict.fromkeys([*found, *inner]))
+
+
+_is_installed = cache(is_installed)
+
+
+def _is_library_code(function: FunctionType) -> bool:
+    """Return whether a function is of this project, of Python, or of an installed library, by the file of its code."""
+    file = function.__code__.co_filename
+    return _is_of_library(str(function.__module__)) if file.startswith("<") else _is_installed(file)
 
 
 def _is_of_library(module: str) -> bool:

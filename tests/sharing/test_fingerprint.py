@@ -218,3 +218,84 @@ def test_a_dict_that_contains_itself_is_refused_and_one_that_stands_twice_is_not
     table["self"] = table
     with pytest.raises(NotComparableError, match="contains itself"):
         fingerprint(table)
+
+
+def imports_when_called(x):
+    from tests.methods.prefix.shared import impure as one
+
+    return x * one.FACTOR
+
+
+def imports_a_name_when_called(x):
+    from tests.methods.prefix.shared.impure import FACTOR
+
+    return x * FACTOR
+
+
+def imports_of_a_library(x):
+    import math
+    import xml.dom.minidom
+
+    from torch.nn.functional import relu
+
+    return relu(x) * math.pi, xml
+
+
+def imports_what_is_not_loaded(x):
+    import tests.methods.prefix.shared.no_such_module as other
+
+    return other.f(x)
+
+
+@pytest.mark.parametrize("function", [imports_when_called, imports_a_name_when_called])
+def test_what_a_function_imports_when_it_is_called_shows(function, monkeypatch):
+    before = fingerprint(function)
+    monkeypatch.setattr(impure, "FACTOR", 2.0)
+    assert fingerprint(function) != before
+
+
+def test_a_function_that_imports_a_library_can_be_compared_and_one_that_imports_something_unknown_cannot():
+    assert fingerprint(imports_of_a_library) == fingerprint(imports_of_a_library)
+    with pytest.raises(NotComparableError, match="imports_what_is_not_loaded, which imports tests"):
+        fingerprint(imports_what_is_not_loaded)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(nn.ReLU, "forward"), (nn.Module, "__call__"), (nn.functional, "relu"), (torch.Tensor, "mul")]
+)
+@pytest.mark.parametrize("wrapped", [lambda function: function, partial, staticmethod])
+def test_a_function_of_the_user_in_the_place_of_a_librarys_shows(owner, name, wrapped, monkeypatch):
+    before = fingerprint(nn.Sequential(nn.ReLU()))
+    seen = {before}
+    for slope in (0.0, 0.5):
+        monkeypatch.setattr(owner, name, wrapped(lambda x, *_, slope=slope: x * slope))
+        seen.add(fingerprint(nn.Sequential(nn.ReLU())))
+    assert len(seen) == 3
+    monkeypatch.undo()
+    assert fingerprint(nn.Sequential(nn.ReLU())) == before
+
+
+def test_functions_that_differ_in_how_they_take_arguments_or_handle_errors_differ():
+    sources = (
+        *("def f(a, /, b=2): return a", "def f(a, b=2): return a", "def f(a, *, b=2): return a"),
+        "def f(x):\n r = 0\n try:\n  r = g(x)\n  r = h(x)\n except Exception:\n  r = 1\n return r",
+        "def f(x):\n r = 0\n r = g(x)\n try:\n  r = h(x)\n except Exception:\n  r = 1\n return r",
+    )
+    made = []
+    for source in sources:
+        space = {"__name__": "users"}
+        exec(source, space)
+        made.append(fingerprint(space["f"]))
+    assert len(set(made)) == len(made)
+
+
+class HidesState:
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __getstate__(self):
+        return {}
+
+
+def test_what_an_object_leaves_out_when_it_is_pickled_shows():
+    assert fingerprint(HidesState(1.0)) != fingerprint(HidesState(2.0))

@@ -150,7 +150,7 @@ def test_batches_in_another_memory_format_share_nothing(cli):
 
 def test_a_tensor_beside_the_parameters_that_changes_in_backward_is_noticed(cli):
     overrides = (*FROZEN, f"model.build._target_={TARGET}.CooledInBackward", "optimizer.lr=0.1,0.01")
-    code, out, err = cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")
+    code, out, _ = cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")
     assert code == 0, out
     assert {each["reason"] for each in shared()} == {
         "frozen layers changed in the run, so the run was made anew without stored outputs"
