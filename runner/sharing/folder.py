@@ -42,15 +42,15 @@ class SharedFolder:
         texts. `what`: the name of a subfolder. What `compute` raises is passed on, and nothing is stored then.
         """
         file = self.path / what / f"{digest_of(key)}.json"
-        with suppress(OSError, ValueError):
+        with going_on_after(OSError, ValueError):
             value: T = _read(file)
             return value
         with self._locked(file):
-            with suppress(OSError, ValueError):  # another process may have written it meanwhile
+            with going_on_after(OSError, ValueError):  # another process may have written it meanwhile
                 value = _read(file)
                 return value
             content = json.dumps(compute())
-            with suppress(OSError):
+            with going_on_after(OSError):
                 _write(file, content)
         value = json.loads(content)
         return value
@@ -59,7 +59,7 @@ class SharedFolder:
     def _locked(self, file: Path) -> Iterator[None]:
         """Keep the lock of a file inside the block; without it after LONGEST_WAIT, or where files cannot be locked."""
         lock = FileLock(file.with_suffix(".lock"), fallback_to_soft=False)
-        with suppress(OSError, NotImplementedError, Timeout):
+        with going_on_after(OSError, NotImplementedError):
             file.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=LONGEST_WAIT)
         try:
@@ -79,6 +79,19 @@ class Sharing:
 
     folder: SharedFolder | None = None
     settings: str = ""
+
+
+@contextmanager
+def going_on_after(*errors: type[Exception]) -> Iterator[None]:
+    """Suppress errors of files and locks in the block, but not the TimeoutError of the run, which may end any line."""
+    try:
+        yield
+    except Timeout:  # of a lock; it is a TimeoutError too
+        pass
+    except TimeoutError:
+        raise
+    except errors:
+        pass
 
 
 def digest_of(*texts: str | bytes) -> str:

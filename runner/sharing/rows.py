@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 KEY_BYTES = 16
 RECORD_BYTES = KEY_BYTES + 8  # a key, the checksum of its row, and the checksum of both
@@ -80,7 +81,7 @@ class SharedRows:
         Raises FullError if they would take more than the limit, and OSError if they cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder.parent / LOCK, timeout=LONGEST_WAIT, fallback_to_soft=False):
+        with _locked(self.folder.parent / LOCK):
             self._read_index()
             known = self.positions.keys() - self.damaged
             new = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
@@ -116,6 +117,20 @@ class SharedRows:
         first = len(self.checksums)
         self.positions.update(zip(keys, range(first, first + len(keys)), strict=True))
         self.checksums += checksums
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep the lock of a file inside the block. Raises OSError if another process has kept it for LONGEST_WAIT."""
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=LONGEST_WAIT)
+    except Timeout as error:  # a TimeoutError would be taken for that of the run
+        raise OSError(f"another process has locked {path.name} for {LONGEST_WAIT:g} seconds") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _record(key: bytes, checksum: int) -> bytes:

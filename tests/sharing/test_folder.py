@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from runner.sharing.folder import SharedFolder, digest_of
+from tests.sharing.locks import locked_elsewhere
 
 
 def compute_with_a_mark(folder: Path, key: str) -> dict:
@@ -66,3 +69,23 @@ def test_no_file_under_another_name_stays(tmp_path):
 
 def test_texts_that_join_to_the_same_have_other_digests():
     assert len({digest_of("ab", "c"), digest_of("a", "bc"), digest_of("abc"), digest_of("abc", "")}) == 4
+
+
+@pytest.mark.parametrize("end", ["alarm", "wait"])
+def test_waiting_for_a_lock_ends_with_the_run_and_otherwise_after_a_while(end, tmp_path, monkeypatch):
+    monkeypatch.setattr("runner.sharing.folder.LONGEST_WAIT", 30 if end == "alarm" else 0.2)
+    shared, lock = SharedFolder(tmp_path), tmp_path / "x" / f"{digest_of('key')}.lock"
+    lock.parent.mkdir()
+    with locked_elsewhere(lock):
+        if end == "wait":
+            assert shared.once("x", "key", lambda: 3) == 3
+            return
+        before = signal.signal(signal.SIGUSR1, end_the_run)
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(TimeoutError, match="the run is over"):
+            shared.once("x", "key", lambda: 3)
+        signal.signal(signal.SIGUSR1, before)
+
+
+def end_the_run(*_) -> None:
+    raise TimeoutError("the run is over")

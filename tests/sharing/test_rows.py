@@ -12,6 +12,7 @@ import numpy
 import pytest
 
 from runner.sharing.rows import DamagedError, FullError, SharedRows
+from tests.sharing.locks import locked_elsewhere
 
 LENGTH = 40
 
@@ -162,3 +163,10 @@ def test_rows_beyond_the_limit_of_all_folders_are_refused(tmp_path):
     with pytest.raises(FullError):
         first.add([key(3)], rows([3]))
     assert not first.has([key(3)])
+
+
+def test_a_lock_that_another_process_keeps_is_an_error_of_the_file_not_the_end_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("runner.sharing.rows.LONGEST_WAIT", 0.2)
+    with locked_elsewhere(tmp_path / ".lock"), pytest.raises(OSError, match="another process has locked") as caught:
+        SharedRows(tmp_path / "a", LENGTH, 3 * LENGTH).add([key(1)], rows([1]))
+    assert not isinstance(caught.value, TimeoutError)
