@@ -85,7 +85,7 @@ def count_notes(counts: Sequence[StepCount], fed: FedBatches) -> Iterator[str]:
     if unmeasured := sorted({name for counted in counts for name in counted.unmeasured}):
         yield f"saved bytes and peak memory are not known: what {listed(unmeasured)} keeps is only known on real tensors"
     if any(counted.depends_on_values for counted in counts):
-        yield "the step reads values of its tensors: other batches may take other FLOPs than the one it was counted on"
+        yield "the step reads values or draws numbers: other batches may take other FLOPs than the one it was counted on"
     if fed.note:
         yield fed.note
 

@@ -8,7 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from runner.cost.flops import META, REAL, StepCount, run_and_count
 from runner.cost.operators.outline import NotOutlinedError, Outline
-from runner.seeding import preserve_random_state
+from runner.seeding import preserve_random_state, random_state
 from runner.tensors import is_compiled, map_tensors, tensor_entries, tensors_in
 from runner.training.loop import Task
 
@@ -111,12 +111,25 @@ class ModelCopy:
         with preserve_random_state(), _without_fused_attention(), _without_garbage_collection():
             if self.is_outlined:
                 with suppress(Exception):  # outlines do not know every operator; any other error is raised again below
-                    return run_and_count(_copy(self.model, Outline.like), task, map_tensors(batch, Outline.like), META)
+                    outlined = _copy(self.model, Outline.like), task, map_tensors(batch, Outline.like)
+                    return _unless_drawn(lambda: run_and_count(*outlined, META))
                 return ModelCopy.without_values(self.model).count(task, batch)
             if self.mode is None:
                 return run_and_count(self.model, task, map_tensors(batch, Tensor.clone), REAL)
-            with _without_log_of_fake_tensors(), self.mode:
-                return run_and_count(self.model, task, map_tensors(batch, self.mode.from_tensor), META)
+            return _unless_drawn(lambda: self._count_on_fake_tensors(task, batch))
+
+    def _count_on_fake_tensors(self, task: Task, batch: Any) -> StepCount:
+        """Return what `count` does, of a copy on fake tensors."""
+        assert self.mode is not None
+        with _without_log_of_fake_tensors(), self.mode:
+            return run_and_count(self.model, task, map_tensors(batch, self.mode.from_tensor), META)
+
+
+def _unless_drawn(count: Callable[[], StepCount]) -> StepCount:
+    """Return `count()` on tensors without values, which depends on values if the code has drawn random numbers."""
+    before = random_state()
+    counted = count()
+    return counted if random_state() == before else replace(counted, depends_on_values=True)
 
 
 def count_step(model: nn.Module | ModelCopy, task: Task, batch: Any) -> StepCount:

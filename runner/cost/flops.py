@@ -37,7 +37,8 @@ class StepCount:
         backward_through: the names of the modules whose output requires a gradient.
         unpriced: the names of operators that may multiply matrices, but whose FLOPs are not known and not contained.
         unmeasured: the names of operators that keep memory for backward which is not known (on fake tensors) nor contained.
-        depends_on_values: whether values of tensors were read, so that another batch of these shapes may take other FLOPs.
+        depends_on_values: whether values of tensors were read, or random numbers that may decide what runs, so that another
+            batch of these shapes may take other FLOPs.
         counted_on: `a meta copy` (counted on fake tensors, which have no values) or `a real batch`.
     """
 

@@ -28,7 +28,7 @@ def counting_once(model: ModelCopy, task: Task, depends_on: Any, sharing: Sharin
     Nothing is remembered if one of them cannot be compared. `depends_on`: what the count depends on besides.
     """
     own = {id(entry.tensor) for entry in tensor_entries(model.model).values()}  # which have no values
-    settings = [depends_on, model.structure]
+    settings = [sharing.settings, depends_on, model.structure]
 
     @cache
     def objects() -> str:
@@ -40,18 +40,20 @@ def counting_once(model: ModelCopy, task: Task, depends_on: Any, sharing: Sharin
             key = json.dumps([settings, objects(), forms], sort_keys=True, default=str)
         except NotComparableError:
             return count_step(model, task, batch)
-        if key not in _counts:
-            _counts[key] = _shared_count(model, task, batch, Sharing(sharing.folder, json.dumps([sharing.settings, key])))
-        return _counts[key]
+        if key in _counts:
+            return _counts[key]
+        compute = lambda: asdict(count_step(model, task, batch))  # noqa: E731
+        fields = sharing.folder.once("counts", key, compute, keep=_is_general) if sharing.folder else compute()
+        if _is_general(fields):
+            _counts[key] = _from_json(fields)
+        return _from_json(fields)
 
     return count
 
 
-def _shared_count(model: ModelCopy, task: Task, batch: Any, sharing: Sharing) -> StepCount:
-    """Return the count of a step that another process of the sweep has counted, if there is one."""
-    if sharing.folder is None:
-        return count_step(model, task, batch)
-    return _from_json(sharing.folder.once("counts", sharing.settings, lambda: asdict(count_step(model, task, batch))))
+def _is_general(fields: dict[str, Any]) -> bool:
+    """Return whether a count, by its fields, is that of every step which is equal but for values."""
+    return not fields["depends_on_values"]
 
 
 def _from_json(fields: dict[str, Any]) -> StepCount:

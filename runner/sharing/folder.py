@@ -35,11 +35,12 @@ class SharedFolder:
     limit: int = 0
     runs: int = 1
 
-    def once(self, what: str, key: str, compute: Callable[[], T]) -> T:
+    def once(self, what: str, key: str, compute: Callable[[], T], *, keep: Callable[[T], bool] = lambda value: True) -> T:
         """Return the value of `compute()`, called by one process of the sweep for each `what` and `key`.
 
         The value must consist of what JSON knows, and is returned as JSON gives it back: tuples are lists, and keys are
-        texts. `what`: the name of a subfolder. What `compute` raises is passed on, and nothing is stored then.
+        texts. `what`: the name of a subfolder. What `compute` raises is passed on, and nothing is stored then, nor if
+        `keep(value)` is False.
         """
         file = self.path / what / f"{digest_of(key)}.json"
         with going_on_after(OSError, ValueError):
@@ -49,9 +50,10 @@ class SharedFolder:
             with going_on_after(OSError, ValueError):  # another process may have written it meanwhile
                 value = _read(file)
                 return value
-            content = json.dumps(compute())
-            with going_on_after(OSError):
-                _write(file, content)
+            content = json.dumps(value := compute())
+            if keep(value):
+                with going_on_after(OSError):
+                    _write(file, content)
         value = json.loads(content)
         return value
 

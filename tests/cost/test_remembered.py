@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -127,3 +129,27 @@ def test_a_step_is_counted_for_each_number_in_the_batch_that_the_model_reads():
         count_of = counting_once(ModelCopy.outlined(Repeating()), BatchTask(call="args", target=-1), "", Sharing())
         counts.append(count_of((x, times, y), shapes_of((x, times, y))).flops_forward)
     assert counts == [2 * 2 * (64 + 32), 2 * 2 * (3 * 64 + 32)]
+
+
+def test_a_step_that_draws_what_it_runs_is_counted_each_time(tmp_path):
+    class DropsLayers(Net):
+        def forward(self, x):
+            for layer in self:
+                x = x if random.random() < 0.5 and layer is self[0] else layer(x)
+            return x
+
+    remembered._counts.clear()
+    counts = set()
+    for seed in range(8):
+        random.seed(seed)
+        for sharing in (Sharing(), Sharing(SharedFolder(tmp_path), "settings")):
+            count_of = counting_once(ModelCopy.outlined(DropsLayers()), BatchTask(), "", sharing)
+            counts.add(count_of(batch(), shapes_of(batch())).flops_forward)
+    assert counts == {2 * 2 * 32, 2 * 2 * (64 + 32)}
+    assert not remembered._counts
+    assert counts_in(tmp_path) == 0
+
+
+def test_dropout_does_not_decide_what_runs():
+    count_of = counting_once(ModelCopy.outlined(Net()), BatchTask(), "", Sharing())
+    assert not count_of(batch(), shapes_of(batch())).depends_on_values
