@@ -14,7 +14,7 @@ LEAST = 2**12  # elements of a tensor whose numbers are copied; fewer are drawn 
 FILLS = tuple(  # each replaces all elements of a tensor by numbers that depend on the generator's state alone
     getattr(torch.ops.aten, name).default for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_")
 )
-MOST_BYTES = 2**31  # of the numbers that are kept
+MOST_BYTES = 2**28  # of the numbers that are kept
 Key = tuple[Any, ...]  # what determines the numbers: operator, arguments, form of the tensor, state of the generator
 Numbers = dict[Key, tuple[Tensor, Tensor]]  # the numbers, and the state of the generator after they were drawn
 
@@ -70,6 +70,8 @@ class _Copying(TorchDispatchMode):
         key = func, args[1:], target.shape, target.stride(), target.dtype, before.numpy().tobytes()
         if self.first is None:
             self.first, self._is_other = key, key != self._first_of_last
+            if self._is_other:
+                self._kept = {}
         if (known := self._kept.get(key)) is not None:
             target.copy_(known[0])
             torch.set_rng_state(known[1])

@@ -29,6 +29,10 @@ VARIABLES = (  # how the names of environment variables begin that libraries for
         "OPENBLAS_",
     ),
 )
+PRECISIONS = (
+    *("fp32_precision", "allow_tf32", "allow_fp16_accumulation"),
+    *("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"),
+)
 ATTENTION = ("flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled", "cudnn_sdp_enabled")
 
 
@@ -48,6 +52,9 @@ def process_settings(device: torch.device) -> dict[str, Any]:
         "attention": {name: getattr(cuda, name)() for name in ATTENTION if hasattr(cuda, name)},
         "transformers": torch.backends.mha.get_fastpath_enabled(),
         "precisions": _precisions(),
+        "einsum": [getattr(torch.backends.opt_einsum, name) for name in ("enabled", "strategy")],
+        "subnormal": float(torch.full((), 2.0**-149) * 1) > 0,  # or flushed to zero
+        "autocast": [torch.is_autocast_enabled(), torch.is_autocast_enabled("cpu")],
         "mkldnn": torch.backends.mkldnn.is_available() and str(torch.backends.mkldnn.enabled),
         "cudnn": {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")},
         "device": str(device),
@@ -67,7 +74,7 @@ def _precisions() -> dict[str, Any]:
         backend: Any = torch.backends
         for part in name.split("."):
             backend = getattr(backend, part, None)
-        for setting in ("fp32_precision", "allow_tf32", "allow_fp16_reduced_precision_reduction"):
+        for setting in PRECISIONS:
             with suppress(AttributeError, RuntimeError):  # an old name beside a new one may not be read
                 found[f"{name}.{setting}"] = getattr(backend, setting)
     return found

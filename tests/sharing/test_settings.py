@@ -27,6 +27,26 @@ FLIPS = {
         torch.backends.mha.get_fastpath_enabled,
         lambda value: not value,
     ),
+    "einsum": (
+        lambda value: setattr(torch.backends.opt_einsum, "strategy", value),
+        lambda: torch.backends.opt_einsum.strategy,
+        lambda value: "greedy" if value != "greedy" else "optimal",
+    ),
+    "numbers below the normal ones": (
+        torch.set_flush_denormal,
+        lambda: False,
+        lambda value: not value,
+    ),
+    "autocast": (
+        lambda value: torch.set_autocast_enabled("cpu", value),
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda value: not value,
+    ),
+    "reduced precision": (
+        lambda value: setattr(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", value),
+        lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        lambda value: not value,
+    ),
     "mkldnn": (
         lambda value: setattr(torch.backends.mkldnn, "enabled", value),
         lambda: torch.backends.mkldnn.enabled,
