@@ -233,7 +233,7 @@ class Fingerprint:
         try:
             reduced = value.__reduce_ex__(4)
         except Exception as error:
-            raise NotComparableError(f"an object of type {type(value).__name__}: {error}") from error
+            raise NotComparableError(f"it has an object of type {type(value).__name__}") from error
         if isinstance(reduced, str):  # the name of a global
             module = str(getattr(value, "__module__", type(value).__module__))
             self._text("global", module, reduced, _version_of(module))

@@ -14,7 +14,7 @@ MAX_REASONS = 4
 
 
 def sharing_text(runs: Sequence[Run]) -> str:
-    """Return sentences on the stored outputs that the runs used, and why others used none; "" if none could have.
+    """Return sentences on the stored outputs that the runs used, and why others used none; "" if no run used any.
 
     The costs of a run are those of its method as if it ran alone; what was saved is said here alone.
     """

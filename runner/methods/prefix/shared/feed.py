@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import count
+from textwrap import shorten
 from typing import Any
 
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ class SharedPrefix:
         """Find out which outputs can be shared in this phase; return why none can be, or ""."""
         if not selection.parameters:
             return "nothing is frozen"
-        if any(parameter.requires_grad for parameter in selection.parameters.values()):
+        if any(each.requires_grad for name, each in model.named_parameters() if name in selection.parameters):
             return "frozen parameters require gradients, so every layer must run"
         if is_compiled(model):
             return "a part of the model is compiled"
@@ -245,5 +246,5 @@ class SharedPrefix:
 
 def worded(error: Exception) -> str:
     """Return the message of an error in one line, with its type unless it says why frozen layers cannot be skipped."""
-    message = " ".join(str(error).split())
+    message = shorten(str(error), 120, placeholder="...")
     return message if isinstance(error, SkippedError) else f"{type(error).__name__}: {message}"

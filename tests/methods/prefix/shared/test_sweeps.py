@@ -118,6 +118,13 @@ def test_methods_under_which_frozen_parameters_get_gradients_say_so(cli):
     assert {each["reason"] for each in shared()} == {"frozen parameters require gradients, so every layer must run"}
 
 
+def test_parameters_that_a_method_makes_buffers_are_shared_too(cli):
+    grid = (RATES, "method=to_buffer")
+    assert cli("-m", *FROZEN, *grid, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert sorted(each["batches_stored"] for each in shared()) == [0, 0, 4]
+    assert_equal_to_runs_alone(cli, *FROZEN, *grid)
+
+
 def test_a_limit_of_zero_or_none_shares_nothing(cli):
     for name, override in (("zero", "sweep.share_mb=0"), ("none", "sweep.share=none")):
         assert cli("-m", *FROZEN, "optimizer.lr=0.1,0.01", override, f"hydra.sweep.dir={name}")[0] == 0
