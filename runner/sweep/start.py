@@ -27,7 +27,7 @@ SEQUENTIAL, JOBLIB = "basic", "joblib"  # Hydra's names of the launchers that ca
 
 @contextmanager
 def starting(job: Job, launcher: Launcher, runs: list[SweepRun]) -> Iterator[tuple[Start, list[list[SweepRun]]]]:
-    """Yield what starts runs, and the lists of runs that it starts together; no process of ours outlives the block.
+    """Yield what starts runs, and the lists of runs that it starts together; no worker outlives the block.
 
     `job`: what carries out a run. `launcher`: Hydra's. `runs`: all runs. Raises ConfigError if joblib refuses a key of
     `hydra.launcher`.
