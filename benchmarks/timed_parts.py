@@ -202,6 +202,8 @@ def replace_functions(module: ModuleType, clock: Clock) -> None:
                 found = vars(owner)[attribute]
                 bare = found.__func__ if isinstance(found, classmethod) else found
                 new = timed(bare, part or REST, clock, name if name in MARKED else "")
+                place = bare.__code__.co_filename  # a model with functions of the user in torch would not be shared
+                new.__code__ = new.__code__.replace(co_filename=place)  # type: ignore[attr-defined]
                 setattr(owner, attribute, classmethod(new) if isinstance(found, classmethod) else new)
 
 
