@@ -28,6 +28,8 @@ from runner.sharing.folder import Sharing
 from runner.sharing.rows import DamagedError, FullError
 from runner.tensors import is_compiled, tensors_in
 
+NOTHING_FROZEN = "nothing is frozen"
+
 
 class NotAsAloneError(Exception):
     """Steps have used stored outputs, and the run is not, or may not be, what it would be by itself.
@@ -116,12 +118,17 @@ class SharedPrefix:
         for (boundary, modules), batches in self.read.items():
             outermost = [name for name in modules if boundary and not name.startswith(f"{boundary}.")]
             saved += batches * sum(flops_by_module.get(name, 0) for name in (*outermost, boundary))
-        return {**self.record, "flops_not_run": saved if flops_by_module and self.record["layer"] else None}
+        has_shared, reason = bool(self.record["layer"]), self.record["reason"]
+        return {
+            **self.record,
+            "reason": "" if has_shared and reason == NOTHING_FROZEN else reason,  # it was so in other phases alone
+            "flops_not_run": saved if flops_by_module and has_shared else None,
+        }
 
     def _begin(self, model: nn.Module, selection: Selection, example: Example | None, undo: ExitStack) -> str:
         """Find out which outputs can be shared in this phase; return why none can be, or ""."""
         if not selection.parameters:
-            return "nothing is frozen"
+            return NOTHING_FROZEN
         if any(each.requires_grad for name, each in model.named_parameters() if name in selection.parameters):
             return "frozen parameters require gradients, so every layer must run"
         if is_compiled(model):
@@ -149,7 +156,8 @@ class SharedPrefix:
     def _stop(self, reason: str) -> None:
         """Share nothing more in this phase, for a reason; do nothing for the reason ""."""
         if reason:
-            self.record["reason"], self.bypass = self.record["reason"] or reason, None
+            is_first = self.record["reason"] in ("", NOTHING_FROZEN)
+            self.record["reason"], self.bypass = reason if is_first else self.record["reason"], None
 
     def _refuse_change(self, is_unchanged: bool) -> None:
         """If the frozen layers changed: raise NotAsAloneError if stored outputs were used, otherwise stop."""

@@ -94,9 +94,12 @@ def test_a_write_in_the_forward_pass_is_noticed_and_the_run_is_what_it_is_alone(
     assert_equal_to_runs_alone(cli, *overrides)
 
 
-def test_a_prefix_that_thaws_is_shared_only_while_it_is_frozen(cli):
-    overrides = (*FROZEN, f"model.build._target_={TARGET}.Net", "schedule=gradual", "optimizer.lr=0.1,0.01")
+@pytest.mark.parametrize("schedule", [("schedule=gradual",), ("schedule=after", "schedule.step=9")])
+def test_a_prefix_that_thaws_is_shared_only_while_it_is_frozen(schedule, cli):
+    overrides = (*FROZEN, f"model.build._target_={TARGET}.Net", *schedule, "optimizer.lr=0.1,0.01")
     assert cli("-m", *overrides, f"hydra.sweep.dir={SWEEP}")[0] == 0
+    assert sum(each["batches_read"] for each in shared()) > 0
+    assert {each["reason"] for each in shared()} == {""}  # that nothing is frozen in one phase is none
     assert_equal_to_runs_alone(cli, *overrides)
 
 
