@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,10 @@ def _other_values(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def calls_outside() -> Iterator[list[tuple[str, str]]]:
-    """Yield a list; in the block, each call of a function of a module in OUTSIDE is added as (module, name)."""
+    """Yield a list; in the block, each call of a function of a module in OUTSIDE is added as (module, name).
+
+    No garbage is collected meanwhile: what is called then is not called by the code of the block.
+    """
     calls: list[tuple[str, str]] = []
 
     def profile(frame: Any, event: str, function: Any) -> None:
@@ -114,8 +118,12 @@ def calls_outside() -> Iterator[list[tuple[str, str]]]:
             if module in OUTSIDE and function.__name__ not in ("fspath", "allocate_lock", "get_ident"):
                 calls.append((module, function.__name__))
 
+    was_enabled = gc.isenabled()
+    gc.disable()
     sys.setprofile(profile)
     try:
         yield calls
     finally:
         sys.setprofile(None)
+        if was_enabled:
+            gc.enable()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from pathlib import Path
 
 import pytest
 
+from runner.methods.prefix.shared.purity import calls_outside
 from tests.methods.prefix.shared import impure
 from tests.methods.prefix.shared.test_sweeps import SWEEP, assert_equal_to_runs_alone, records, shared
 
@@ -186,3 +189,20 @@ def test_batches_with_the_same_tensors_in_another_container_share_nothing(cli):
         assert code == 0, err
     assert sorted(each["batches_stored"] for each in shared()) == [0, 0, 4, 4]
     assert len({record["loss_last"] for record in records().values()}) == 4
+
+
+def test_what_is_called_when_garbage_is_collected_is_not_what_the_block_calls():
+    def read_the_clock(phase, info) -> None:
+        time.time()
+
+    gc.callbacks.append(read_the_clock)
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        with calls_outside() as calls:
+            kept = [[] for _ in range(1000)]
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(read_the_clock)
+    assert (len(kept), calls) == (1000, [])
