@@ -1,7 +1,8 @@
-"""What a run sets in the process: device, threads, determinism and random state; all but the device are restored."""
+"""What is set in the process: device, threads, determinism, randomness, garbage collection; all but the device is restored."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
@@ -96,6 +97,18 @@ def random_state() -> bytes:
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
     torch_states = b"".join(state.numpy().tobytes() for state in states)
     return torch_states + repr((random.getstate(), position)).encode() + numpy.asarray(keys).tobytes()
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Inside the `with` block, Python looks for no reference cycles: it takes long, and frees memory at any moment."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

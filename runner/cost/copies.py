@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from runner.cost.flops import META, REAL, StepCount, run_and_count
 from runner.cost.operators.outline import NotOutlinedError, Outline
-from runner.seeding import preserve_random_state, random_state
+from runner.seeding import preserve_random_state, random_state, without_garbage_collection
 from runner.tensors import is_compiled, map_tensors, tensor_entries, tensors_in
 from runner.training.loop import Task
 
@@ -77,7 +76,7 @@ class ModelCopy:
     @classmethod
     def of(cls, model: nn.Module, *, may_have_values: bool = True) -> ModelCopy:
         """Return a copy of a model in train mode, as it is trained; with values if it may have them and is small."""
-        with _without_garbage_collection():
+        with without_garbage_collection():
             copied = cls(copy.deepcopy(model)) if may_have_values and is_small(model) else cls.fastest(model)
         copied.model.train()
         return copied
@@ -108,7 +107,7 @@ class ModelCopy:
         are used if the copy has no values. Then an error is raised if the forward pass needs the values of tensors, as
         `tensor.item()` does.
         """
-        with preserve_random_state(), _without_fused_attention(), _without_garbage_collection():
+        with preserve_random_state(), _without_fused_attention(), without_garbage_collection():
             if self.is_outlined:
                 with suppress(Exception):  # outlines do not know every operator; any other error is raised again below
                     outlined = _copy(self.model, Outline.like), task, map_tensors(batch, Outline.like)
@@ -212,18 +211,6 @@ def _without_fused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Inside the `with` block, Python looks for no reference cycles: it takes long, and frees memory at any moment."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextmanager

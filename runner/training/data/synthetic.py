@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,8 +16,19 @@ from runner.training.data.source import HELD_OUT, Source, as_source
 
 KEYS = ("shape", "below", "same")
 MOST_PASSES, MOST_BYTES = 4, 2**25  # passes whose first batches are kept; of the batches of each
-Kept = list[tuple[Any, Tensor]]  # batches, and the generator's state after each
-_kept: dict[tuple[str, str, int], Kept] = {}
+LEAST_BYTES = 2**12  # that a batch counts, for its objects
+
+
+@dataclass
+class _Kept:
+    """The first batches of a pass: their bytes in all, and the generator's state after the last of them."""
+
+    batches: list[Any] = field(default_factory=list)
+    size: int = 0
+    state: Tensor | None = None
+
+
+_kept: dict[tuple[str, str, int], _Kept] = {}
 
 
 class Synthetic:
@@ -49,11 +61,10 @@ class Synthetic:
         elif not fields or isinstance(fields, str) or not isinstance(fields, (Mapping, Sequence)):
             raise ConfigError(f"data.fields is {fields!r}; give a mapping or a list of fields, such as [{{shape: [8]}}]")
         self.fields = dict(fields) if isinstance(fields, Mapping) else dict(enumerate(fields))
-        self.form = (
-            repr((batch_size, self.is_mapping, self.fields)) if type(self) is Synthetic else ""
-        )  # on which the drawn values depend
-        for name, field in self.fields.items():
-            self._refuse_malformed(name, field)
+        depends_on = batch_size, self.is_mapping, self.fields
+        self.form = repr(depends_on) if type(self) is Synthetic else ""  # "": nothing is kept
+        for name, each in self.fields.items():
+            self._refuse_malformed(name, each)
 
     def _refuse_malformed(self, name: Any, field: Any) -> None:
         """Raise ConfigError if a field is none of the forms that the class describes."""
@@ -164,31 +175,34 @@ class Boxes(Synthetic):
         return target
 
 
-def _drawn(draw: Callable[[Generator], Any], seed: int, count: int, kept: Kept | None) -> Iterator[Any]:
+def _drawn(draw: Callable[[Generator], Any], seed: int, count: int, kept: _Kept | None) -> Iterator[Any]:
     """Yield `count` batches of `draw(generator)`, with a generator that begins with the seed.
 
     `kept`: the first batches of such a pass, which are copied, not drawn: that takes a tenth of the time. Those that are
     drawn here are added to it, up to MOST_BYTES. None if nothing is to be kept.
     """
-    generator, size = Generator().manual_seed(seed), 0
+    generator = Generator().manual_seed(seed)
     for number in range(count):
-        if kept is not None and number < len(kept):
-            batch, state = kept[number]
-            generator.set_state(state)
-        else:
-            batch = draw(generator)
-        size += sum(tensor.nbytes for tensor in tensors_in(batch))
-        if kept is None or size > MOST_BYTES:
+        if kept is not None and number < len(kept.batches):
+            yield map_tensors(kept.batches[number], Tensor.clone)
+            continue
+        if kept is not None and number == len(kept.batches) and kept.state is not None:
+            generator.set_state(kept.state)
+        batch = draw(generator)
+        if kept is None or number > len(kept.batches):
             yield batch
             continue
-        if number == len(kept):
-            kept.append((batch, generator.get_state()))
-        yield map_tensors(batch, Tensor.clone)
+        size = max(LEAST_BYTES, sum(tensor.nbytes for tensor in tensors_in(batch)))
+        if kept.size + size <= MOST_BYTES:
+            kept.batches.append(batch)
+            kept.size, kept.state = kept.size + size, generator.get_state()
+            batch = map_tensors(batch, Tensor.clone)
+        yield batch
 
 
-def _kept_batches(key: tuple[str, str, int]) -> Kept:
+def _kept_batches(key: tuple[str, str, int]) -> _Kept:
     """Return what is kept of the passes with a key (form, dtype, seed); it is forgotten after MOST_PASSES others."""
-    kept = _kept.pop(key, [])
+    kept = _kept.pop(key, _Kept())
     _kept[key] = kept  # as the last one
     if len(_kept) > MOST_PASSES:
         del _kept[next(iter(_kept))]

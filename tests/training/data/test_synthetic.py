@@ -11,7 +11,7 @@ import torch
 from runner.errors import ConfigError
 from runner.seeding import random_state
 from runner.tensors import same_bits, tensors_in
-from runner.training.data.synthetic import MOST_BYTES, MOST_PASSES, Boxes, Synthetic, _kept
+from runner.training.data.synthetic import LEAST_BYTES, MOST_BYTES, MOST_PASSES, Boxes, Synthetic, _kept
 
 TOKENS = {"ids": {"shape": [16], "below": 50}, "mask": {"shape": []}, "labels": {"same": "ids"}}
 SOURCES = {
@@ -120,9 +120,23 @@ def test_what_is_kept_for_later_passes_has_a_limit():
         list(islice(SOURCES["pairs"].read(seed, 0, 10**12), 3))
     assert len(_kept) == MOST_PASSES
     list(islice(Synthetic(64, input=[3, 64, 64], classes=10).read(0, 0, 10**12), 20))
-    assert all(
-        sum(tensor.nbytes for batch, _ in kept for tensor in tensors_in(batch)) <= MOST_BYTES for kept in _kept.values()
-    )
+    count = MOST_BYTES // LEAST_BYTES + 9
+    assert sum(1 for _ in Synthetic(1, input=[1], classes=2).read(0, 0, count)) == count
+    for kept in _kept.values():
+        assert sum(tensor.nbytes for tensor in flat(kept.batches)) <= kept.size <= MOST_BYTES
+        assert len(kept.batches) <= MOST_BYTES // LEAST_BYTES
+
+
+def test_readers_that_take_turns_get_the_same_batches():
+    source = Synthetic(3, input=[7], classes=5)
+    generator = torch.Generator().manual_seed(41)
+    drawn = [source.draw(generator) for _ in range(6)]
+    readers, taken = [source.read(41, 0, 6) for _ in range(2)], [0, 0]
+    for turn in (0, 0, 1, 0, 1, 1, 1, 1, 0, 0, 0, 1):
+        batch = next(readers[turn])
+        assert all(same_bits(*pair) for pair in zip(flat([batch]), flat([drawn[taken[turn]]]), strict=True))
+        taken[turn] += 1
+    assert taken == [6, 6]
 
 
 REFUSED = {

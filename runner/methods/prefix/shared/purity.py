@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from runner.methods.base import Example
 from runner.methods.prefix.repeatable import boundary_output
 from runner.methods.prefix.trial import trial_copy
 from runner.methods.prefix.unchanged import tensors_of
-from runner.seeding import preserve_random_state
+from runner.seeding import preserve_random_state, without_garbage_collection
 from runner.sharing.fingerprint import Fingerprint, NotComparableError
 from runner.tensors import same_bits, tensor_entries
 
@@ -118,12 +117,9 @@ def calls_outside() -> Iterator[list[tuple[str, str]]]:
             if module in OUTSIDE and function.__name__ not in ("fspath", "allocate_lock", "get_ident"):
                 calls.append((module, function.__name__))
 
-    was_enabled = gc.isenabled()
-    gc.disable()
-    sys.setprofile(profile)
-    try:
-        yield calls
-    finally:
-        sys.setprofile(None)
-        if was_enabled:
-            gc.enable()
+    with without_garbage_collection():
+        sys.setprofile(profile)
+        try:
+            yield calls
+        finally:
+            sys.setprofile(None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runner.methods.prefix.bypass import Recording
 from runner.methods.prefix.output_cache import restore_dim_order
-from runner.methods.prefix.samples import batch_format, named_parts, row_bytes
+from runner.methods.prefix.samples import row_bytes
 from runner.sharing.bits import digest_of_bits
 from runner.sharing.folder import SharedFolder, digest_of
 from runner.sharing.rows import KEY_BYTES, SharedRows
@@ -50,13 +50,13 @@ class Store:
         return self.recording.last_tensor.shape, self.recording.last_tensor.dtype
 
     def keys(self, batch: Any) -> list[bytes]:
-        """Return a key for each place in a batch; two batches have the same keys only if all their samples are the same.
+        """Return a key for each place in a batch of this form; batches with the same keys have the same samples.
 
         The output for a sample may depend on the others of its batch, for some batches alone.
         """
-        parts = [part for _, part in named_parts(batch)]
-        whole = b"".join([repr(batch_format(batch)).encode(), *map(digest_of_bits, parts)])
-        return [bytes.fromhex(digest_of(whole, str(place)))[:KEY_BYTES] for place in range(len(parts[0]))]
+        tensors = tensors_in(batch)
+        whole = b"".join(map(digest_of_bits, tensors))
+        return [bytes.fromhex(digest_of(whole, str(place)))[:KEY_BYTES] for place in range(len(tensors[0]))]
 
     def load(self, keys: Sequence[bytes], batch: Any) -> Callable[[], Tensor]:
         """Return a function that returns the outputs for the samples of a batch, as a new tensor at each call.
