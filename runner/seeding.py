@@ -1,4 +1,4 @@
-"""What is set in the process: device, threads, determinism, randomness, garbage collection; all but the device is restored."""
+"""What is set in the process: device, threads, determinism, randomness, garbage collection; all but the device for a time."""
 
 from __future__ import annotations
 
