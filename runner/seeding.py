@@ -1,4 +1,4 @@
-"""What is set in the process: device, threads, determinism, randomness, garbage collection; all but the device for a time."""
+"""What is set in the process: device, threads, determinism, random state, garbage collection; only the device stays."""
 
 from __future__ import annotations
 
